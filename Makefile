@@ -1,0 +1,33 @@
+# Everything a newcomer or CI runs. `make demo` and `make test` set up .venv on first use.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test check check-all bench lint clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## fine-tune the embedded model over the embedded fleet and write a report
+	$(BIN)/airtune demo
+
+test: lint  ## the gate: format, lint, types, doctests, tests
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+check-all: lint  ## the gate and the slow tests
+	$(BIN)/python -m pytest -n 2
+
+bench: $(READY)  ## every benchmark that takes under a minute
+	$(BIN)/python -m benchmarks all
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

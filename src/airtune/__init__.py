@@ -1,0 +1,1 @@
+"""airtune: fine-tuning of language models over wireless fleets of unequal devices."""

@@ -1,0 +1,1 @@
+"""The model: families, adapters, slices, importance, aggregation and saving."""

@@ -1,0 +1,45 @@
+"""The vocabulary: dataclasses and protocols that pass between the rooms, and nothing that acts."""
+
+from airtune.plan.assignment import Assignment, Assignments, CodecSpec, whole_model
+from airtune.plan.link import LinkSpec, LinkState, RateModel
+from airtune.plan.method import (
+    AggregateSpec,
+    Decider,
+    Method,
+    Need,
+    RoundPlan,
+    Solution,
+    State,
+    WorkSpec,
+)
+from airtune.plan.observe import Calibration, Observation, Problem, Profiles, Results, Workload
+from airtune.plan.shape import Bools, Floats, Ints, Linear, ModelShape
+
+__all__ = [
+    "AggregateSpec",
+    "Assignment",
+    "Assignments",
+    "Bools",
+    "Calibration",
+    "CodecSpec",
+    "Decider",
+    "Floats",
+    "Ints",
+    "Linear",
+    "LinkSpec",
+    "LinkState",
+    "Method",
+    "ModelShape",
+    "Need",
+    "Observation",
+    "Problem",
+    "Profiles",
+    "RateModel",
+    "Results",
+    "RoundPlan",
+    "Solution",
+    "State",
+    "WorkSpec",
+    "Workload",
+    "whole_model",
+]

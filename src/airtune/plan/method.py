@@ -1,0 +1,130 @@
+"""What a method is: a pure decider, the name of an aggregation and switches of local work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.plan.assignment import Assignments
+from airtune.plan.link import LinkState
+from airtune.plan.observe import Observation, Problem, Results
+from airtune.plan.shape import Floats
+
+Need = Literal["capability", "channel"]
+"""What a method asks to know; the engine hides the rest."""
+
+StateValue = NDArray[np.generic] | int | float | str | bool
+State = Mapping[str, StateValue]
+"""A decider's whole memory: arrays and plain values, saved as such with every round."""
+
+AggregateRule = Literal["average", "norm-weighted", "factored", "stacked"]
+ImportanceKind = Literal[
+    "fluctuation", "magnitude", "random", "lora-gradient", "first-order", "salience"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateSpec:
+    """How updates become the next global adapters; the tensors are handled in `model/aggregate`.
+
+    average: A and B separately by data share, each row and column by those who kept it (FedIT,
+    and zero-padding for unlike ranks) · norm-weighted: the same by the norm of B A (HETLoRA) ·
+    factored: the products B A, refactored by QR and SVD (FlexLoRA) · stacked: exact sum, merged
+    into the base (FLoRA).
+    """
+
+    rule: AggregateRule = "average"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSpec:
+    """The closed set of switches by which methods change the local work."""
+
+    importance: ImportanceKind = "fluctuation"
+    compensate: bool = True
+    """Replace what is removed by its mean, a constant vector a layer."""
+    cumulative: bool = False
+    """Pruned structures never come back (FedSpine); otherwise the dense base is sliced anew."""
+    prune_every: int = 0
+    """Local steps between prunings within a round; 0 = once, at its start."""
+    penalty: Literal["none", "proximal", "tail"] = "none"
+    penalty_weight: float = 0.0
+    labels: Literal["travel", "stay"] = "travel"
+    device_frozen: bool = False
+    server: Literal["shared", "copies", "sequential"] = "shared"
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """How a plan's optimisation ended."""
+
+    status: Literal["optimal", "stalled", "heuristic", "infeasible"]
+    objective: float
+    """The planned round time in seconds, or the form named in `method`."""
+    iterations: int
+    residual: float
+    """Largest violation of a constraint, relative."""
+    gap: float
+    """Certified relative distance to the optimum; NaN where nothing certifies it."""
+    gap_rounded: float = float("nan")
+    """The same after rounding to whole structures."""
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPlan:
+    """The decision for one round, and why."""
+
+    round: int
+    assignments: Assignments
+    reasons: tuple[str, ...]
+    """One line a device, in the order of the assignments."""
+    predicted_s: float = float("nan")
+    """The round time the method expects; NaN where it cannot know."""
+    deadline_s: float | None = None
+    """Updates later than this after the start of the round are dropped."""
+    solution: Solution | None = None
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """Figures for the record, for instance the multiplier or the budget chosen."""
+
+
+class Decider(Protocol):
+    """The rule of a method: pure, replayable, numpy only; sees no engine, file or socket.
+
+    Randomness comes from `airtune.keys.generator(problem.seed, name, round)`.
+    """
+
+    needs: frozenset[Need]
+
+    def init(self, problem: Problem) -> State:
+        """Return the state before the first round."""
+        ...
+
+    def plan(
+        self, problem: Problem, state: State, observation: Observation
+    ) -> tuple[RoundPlan, State]:
+        """Decide what every available device does this round."""
+        ...
+
+    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
+               remaining_bytes: Floats) -> Floats:  # fmt: skip
+        """Return the shares, shape (n,), for the coming slot; `plan.assignments.share` keeps them."""
+        ...
+
+    def learn(self, problem: Problem, state: State, results: Results) -> State:
+        """Return the state after seeing what came back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A decider with the aggregation and the local work it wants."""
+
+    name: str
+    decider: Decider
+    aggregate: AggregateSpec = AggregateSpec()
+    work: WorkSpec = WorkSpec()

@@ -1,0 +1,130 @@
+"""What a method may know: the problem at the start, an observation a round, results after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.plan.link import LinkState
+from airtune.plan.shape import Bools, Floats, Ints, ModelShape
+
+Status = Literal["ok", "late", "refused", "failed", "absent"]
+"""ok: its update counted · late: after the deadline · refused: NaN or malformed update ·
+failed: the device gave up, out of memory for instance · absent: it was not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The training that every device does, as far as it costs anything."""
+
+    batch: int
+    tokens: int
+    """Padded length of a sequence in tokens."""
+    local_steps: int
+    rank: int
+    """LoRA rank of a method that does not choose one."""
+    lora_targets: tuple[str, ...]
+    """Names of the block's linear layers that carry adapters."""
+    dtype_bytes: int = 4
+    base_bits: int = 32
+    """Bits a weight of the frozen base takes in memory (4 for a quantised base)."""
+    checkpointing: bool = False
+    loss_chunk: int = 0
+    """Positions whose logits exist at a time; 0 = all of them."""
+    trains_head: bool = False
+    """A task head is trained, sent and averaged with the adapters."""
+    optimiser_states: int = 2
+    adapter_bytes: int = 4
+    """Bytes of an adapter's number on the wire and in training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profiles:
+    """The devices in columns of shape (devices,); None = hidden from this method."""
+
+    names: tuple[str, ...]
+    weight: Floats
+    """Share of all training data, summing to 1."""
+    samples: Ints
+    link: Ints
+    flops_per_s: Floats | None
+    """Achieved in training, not peak."""
+    memory_bytes: Floats | None
+    power_w: Floats | None
+    """Drawn while computing."""
+    transmit_power_w: Floats | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What pruning costs this model on this data, measured by a short run.
+
+    `rounds_ratio[k]` is how many times the rounds are needed, against no pruning, at a weighted
+    mean pruning rate `budget[k]`; budgets rise from 0, ratios start at 1 and never fall.
+    """
+
+    budget: Floats
+    rounds_ratio: Floats
+    quality_loss: Floats
+    """Relative loss increase at equal rounds, for `quality_budget`."""
+    source: str
+    """One line that says how it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """All that stands before the first round. Hidden parts are None."""
+
+    shape: ModelShape
+    devices: Profiles
+    workload: Workload
+    rounds: int
+    seed: int
+    calibration: Calibration | None = None
+    deadline_s: float | None = None
+    server_flops_per_s: float = 1e13
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What is known when a round is planned."""
+
+    round: int
+    time_s: float
+    links: LinkState | None
+    """None = hidden from this method."""
+    available: Bools
+    """Shape (devices,)."""
+    flops_per_s: Floats | None
+    """This round's achieved speed (devices change mode); None = hidden."""
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What came back, in columns over the devices of the plan: all a method ever learns."""
+
+    device: Ints
+    status: NDArray[np.str_]
+    download_s: Floats
+    compute_s: Floats
+    upload_s: Floats
+    finish_s: Floats
+    """Seconds after the start of the round; NaN where nothing came back."""
+    download_bytes: Floats
+    upload_bytes: Floats
+    flops: Floats
+    loss_first: Floats
+    """Mean training loss of the first local step; NaN where unknown."""
+    loss_last: Floats
+    samples: Ints
+    """Samples trained on this round."""
+    peak_bytes: Floats
+    energy_j: Floats
+    importance: Floats
+    """Sum of the LoRA importance the device reports; NaN where the method asks for none."""

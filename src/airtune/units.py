@@ -1,0 +1,55 @@
+"""Conversions between the units in names, used only where numbers enter or leave.
+
+Inside the package every quantity is in one unit: hertz, watt, second, byte, bit per second, FLOP.
+"""
+
+from __future__ import annotations
+
+BITS_PER_BYTE = 8
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+
+
+def dbm_to_watt(power_dbm: float) -> float:
+    """Return the power in watt of a level in dBm.
+
+    >>> dbm_to_watt(30.0)
+    1.0
+    """
+    return float(10.0 ** ((power_dbm - 30.0) / 10.0))
+
+
+def db_to_ratio(level_db: float) -> float:
+    """Return the linear power ratio of a level in dB.
+
+    >>> db_to_ratio(20.0)
+    100.0
+    """
+    return float(10.0 ** (level_db / 10.0))
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Write a byte count for people, in powers of 1024.
+
+    >>> format_bytes(1536), format_bytes(12)
+    ('1.5 KiB', '12 B')
+    """
+    for unit, scale in (("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if abs(size_bytes) >= scale:
+            return f"{size_bytes / scale:.1f} {unit}"
+    return f"{size_bytes:.0f} B"
+
+
+def format_seconds(duration_s: float) -> str:
+    """Write a duration for people.
+
+    >>> format_seconds(0.0123), format_seconds(75.0), format_seconds(7300.0)
+    ('12.3 ms', '1 min 15 s', '2 h 1 min')
+    """
+    if duration_s < 1.0:
+        return f"{duration_s * 1e3:.1f} ms"
+    if duration_s < 60.0:
+        return f"{duration_s:.1f} s"
+    minutes, seconds = divmod(round(duration_s), 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    return f"{minutes // 60} h {minutes % 60} min"
