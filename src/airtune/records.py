@@ -1,0 +1,432 @@
+"""Records of a run: what happened, as plain JSON and CSV that any tool can read.
+
+    run.json      the header, with the schema number; written once
+    rounds.jsonl  one line a round; the line is written last and makes the round count
+    devices.csv   one row a device and round
+    rounds.csv    the same rounds as a flat table; written when the run ends
+    result.json   what the run ended with; written when the run ends
+
+Rules. Finite floats are written so that they read back bit for bit. A number that is not finite is
+`null` in JSON; in a CSV file NaN is an empty cell. Only the block `measured` of a round holds wall
+time, so two runs of one recipe differ in nothing else. A line of `rounds.jsonl` carries a checksum
+of itself (without `measured`) and of the rows of `devices.csv` that belong to it. What a killed
+process left behind the last whole line is ignored by readers and cut off on resume; damage anywhere
+else is an error that names the file and the line. Versions: a folder of an older schema is upgraded
+while it is read (`_UPGRADES`), one of a newer schema is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from airtune.errors import CheckpointError, RunExistsError, StorageError
+
+SCHEMA = 1
+
+_TEXT = ("name", "status", "codec", "reason")
+_WHOLE = ("round", "device", "rank", "cut", "local_steps", "samples")
+DEVICE_COLUMNS = (
+    "round", "device", "name", "status", "prune_heads", "prune_ffn", "pruned", "rank", "cut",
+    "codec", "share", "bandwidth_hz", "local_steps", "download_s", "compute_s", "upload_s",
+    "finish_s", "download_bytes", "upload_bytes", "flops", "peak_bytes", "memory_bytes",
+    "energy_j", "loss_first", "loss_last", "samples", "reason",
+)  # fmt: skip
+"""Columns of `devices.csv`, in order."""
+
+Json = dict[str, Any]
+Columns = dict[str, NDArray[Any]]
+
+_UPGRADES: dict[int, Callable[[Json], Json]] = {}
+"""Schema number -> function that turns such a header into one of the next schema."""
+
+_HEADER_LINE = (",".join(DEVICE_COLUMNS) + "\n").encode()
+_NAMES = ("run.json", "rounds.jsonl", "devices.csv", "rounds.csv", "result.json")
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as its folder tells it."""
+
+    folder: Path
+    header: Json
+    rounds: list[Json]
+    devices: Columns
+    """Columns of `devices.csv` over all rounds; numbers as float64 or int64, text as objects."""
+    results: Json | None
+    """What the run ended with; None while it has not ended."""
+
+
+class RunWriter:
+    """Appends rounds to a run folder; made by `create` or `resume`, not by hand."""
+
+    def __init__(self, folder: Path, rounds_bytes: int, devices_bytes: int) -> None:
+        self.folder = folder
+        self._rounds_bytes = rounds_bytes
+        self._devices_bytes = devices_bytes
+
+    @classmethod
+    def create(cls, folder: Path | str, header: Mapping[str, Any]) -> Self:
+        """Start the records of a new run.
+
+        Args:
+            folder: the run folder; made where it is missing.
+            header: what is known before the first round; the schema number is added.
+
+        Raises:
+            RunExistsError: if the folder already holds records.
+            StorageError: if it cannot be written.
+        """
+        folder = Path(folder)
+        if present := [name for name in _NAMES if (folder / name).exists()]:
+            raise RunExistsError(
+                f"the run folder {folder} already holds {present[0]}; choose another output or "
+                f"continue with --resume {folder}"
+            )
+        with storage(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "rounds.jsonl").write_bytes(b"")
+            (folder / "devices.csv").write_bytes(_HEADER_LINE)
+        write_atomically(folder / "run.json", _document({**header, "schema": SCHEMA}))
+        return cls(folder, 0, len(_HEADER_LINE))
+
+    @classmethod
+    def resume(cls, folder: Path | str, rounds: int) -> Self:
+        """Continue a run after its first `rounds` rounds; whatever follows them is cut off.
+
+        Raises:
+            CheckpointError: if fewer rounds are recorded, or those that are kept are damaged.
+            StorageError: if the files cannot be written.
+        """
+        folder = Path(folder)
+        _read_header(folder)
+        lines = _read_lines(folder)
+        if len(lines) < rounds:
+            raise CheckpointError(
+                f"{folder / 'rounds.jsonl'} holds {len(lines)} whole rounds, but the checkpoint "
+                f"was taken after {rounds}; restore the file or start the run anew"
+            )
+        kept = [_parse_line(folder, number, line) for number, line in enumerate(lines[:rounds], 1)]
+        rounds_bytes = sum(len(line) + 1 for line in lines[:rounds])
+        devices_bytes = len(_HEADER_LINE) + sum(block["bytes"] for _, block in kept)
+        for _ in _blocks(folder, [block for _, block in kept]):
+            pass
+        # rounds.jsonl says what counts, so a kill between the two cuts leaves a readable run
+        _cut(folder / "rounds.jsonl", rounds_bytes)
+        _cut(folder / "devices.csv", devices_bytes)
+        (folder / "result.json").unlink(missing_ok=True)
+        return cls(folder, rounds_bytes, devices_bytes)
+
+    def append(self, round_record: Mapping[str, Any], devices: Mapping[str, ArrayLike]) -> None:
+        """Add one round; it is on the disk, whole or not at all, when this returns.
+
+        Args:
+            round_record: the round in plain values; must hold `round`.
+            devices: every name of `DEVICE_COLUMNS` but `round`, as columns of shape (n,); a
+                scalar stands for all rows.
+
+        Raises:
+            ValueError: if a column is missing, unknown or of another length.
+            StorageError: if the disk is full; the files are then as before.
+        """
+        table = _format_rows({"round": round_record["round"], **devices})
+        block = {"rows": table.count(b"\n"), "bytes": len(table), "crc32": zlib.crc32(table)}
+        line = _format_line(round_record, block)
+        try:
+            _add(self.folder / "devices.csv", table, self._devices_bytes)
+            _add(self.folder / "rounds.jsonl", line, self._rounds_bytes)
+        except StorageError:
+            _cut(self.folder / "rounds.jsonl", self._rounds_bytes)
+            _cut(self.folder / "devices.csv", self._devices_bytes)
+            raise
+        self._devices_bytes += len(table)
+        self._rounds_bytes += len(line)
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write `rounds.csv` and `result.json`, which mark the run as ended."""
+        write_rounds_csv(read_rounds(self.folder), self.folder / "rounds.csv")
+        write_atomically(self.folder / "result.json", _document(results))
+
+
+def read_run(folder: Path | str) -> RunRecord:
+    """Read a run folder, ended or not.
+
+    Raises:
+        CheckpointError: if it is no run folder, was written by a newer version, or is damaged.
+    """
+    folder = Path(folder)
+    header = _read_header(folder)
+    lines = _read_lines(folder)
+    parsed = [_parse_line(folder, number, line) for number, line in enumerate(lines, 1)]
+    tables = list(_blocks(folder, [block for _, block in parsed]))
+    results = folder / "result.json"
+    return RunRecord(
+        folder=folder,
+        header=header,
+        rounds=[record for record, _ in parsed],
+        devices=_join(tables),
+        results=_read_document(results) if results.exists() else None,
+    )
+
+
+def read_rounds(folder: Path | str) -> list[Json]:
+    """Read the rounds alone, without the rows of the devices; raises as `read_run` does."""
+    folder = Path(folder)
+    _read_header(folder)
+    lines = _read_lines(folder)
+    return [_parse_line(folder, number, line)[0] for number, line in enumerate(lines, 1)]
+
+
+def flatten(record: Mapping[str, Any], prefix: str = "") -> Json:
+    """Return a nested record as one row; `measured` and lists are left out.
+
+    >>> flatten({"round": 1, "counts": {"ok": 4}, "measured": {"wall_s": 2.0}})
+    {'round': 1, 'counts.ok': 4}
+    """
+    row: Json = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            row.update({} if key == "measured" else flatten(value, f"{prefix}{key}."))
+        elif not isinstance(value, list | tuple):
+            row[prefix + key] = value
+    return row
+
+
+def write_rounds_csv(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write rounds as a flat table, one row each, `validation.loss` for a nested value."""
+    rows = [flatten(_plain(record)) for record in rounds]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    # a round without validation holds null where others hold a block of columns
+    names = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
+    write_csv(path, names, ([row.get(name) for name in names] for row in rows))
+
+
+def write_csv(path: Path, names: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
+    """Write a table with a header line at once; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file by new content, whole or not at all.
+
+    Raises:
+        StorageError: if the disk is full or the path cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.partial")
+    with storage(path):
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to write `path` into a StorageError."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"the disk is full, {path} was not written; free some space and resume"
+        else:
+            reason = error.strerror or str(error)
+            message = f"{path} cannot be written ({reason.lower()}); choose another output folder"
+        raise StorageError(message) from error
+
+
+def _add(path: Path, data: bytes, position: int) -> None:
+    with storage(path), path.open("r+b") as file:
+        file.seek(position)
+        file.write(data)
+        file.truncate()
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _cut(path: Path, length: int) -> None:
+    with storage(path):
+        os.truncate(path, length)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON knows it; numbers that are not finite become None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _document(content: Mapping[str, Any]) -> str:
+    return json.dumps(_plain(content), indent=1, ensure_ascii=False) + "\n"
+
+
+def _checksum(record: Mapping[str, Any]) -> int:
+    lasting = {key: value for key, value in record.items() if key != "measured"}
+    return zlib.crc32(json.dumps(lasting, ensure_ascii=False).encode())
+
+
+def _format_line(record: Mapping[str, Any], block: Mapping[str, int]) -> bytes:
+    plain = {**_plain(record), "devices": dict(block)}
+    plain["crc32"] = _checksum(plain)
+    return json.dumps(plain, ensure_ascii=False).encode() + b"\n"
+
+
+def _format_rows(columns: Mapping[str, ArrayLike]) -> bytes:
+    wrong = sorted(set(columns) ^ set(DEVICE_COLUMNS))
+    if wrong:
+        raise ValueError(
+            f"the columns of a round must be exactly {', '.join(DEVICE_COLUMNS)}; "
+            f"missing or unknown: {', '.join(wrong)}"
+        )
+    rows = np.atleast_1d(np.asarray(columns["device"])).shape[0]
+    cells = [_cells(name, columns[name], rows) for name in DEVICE_COLUMNS]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(zip(*cells, strict=True))
+    return text.getvalue().encode()
+
+
+def _cells(name: str, column: ArrayLike, rows: int) -> list[Any]:
+    kind = np.str_ if name in _TEXT else np.int64 if name in _WHOLE else np.float64
+    values = np.asarray(column)
+    if values.shape not in ((), (rows,)):
+        raise ValueError(f"column {name} must have shape ({rows},), got {values.shape}")
+    if kind is np.str_:
+        # a row is one line of the file, so that a torn line can be told from a whole one
+        texts = [_one_line(text) for text in values.reshape(-1).tolist()]
+        return texts if values.shape else texts * rows
+    numbers = np.broadcast_to(values.astype(kind, casting="same_kind"), (rows,))
+    if kind is np.float64 and np.isnan(numbers).any():
+        return [None if math.isnan(number) else number for number in numbers.tolist()]
+    cells: list[Any] = numbers.tolist()
+    return cells
+
+
+def _one_line(text: str) -> str:
+    return text if text.isprintable() else " ".join(text.split())
+
+
+def _read_document(path: Path) -> Json:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path.parent} is not a run folder: it holds no {path.name}; give the folder that "
+            "airtune run printed"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; restore it from a copy") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _read_header(folder: Path) -> Json:
+    header = _read_document(folder / "run.json")
+    schema = header.get("schema")
+    if not isinstance(schema, int) or schema < 1:
+        raise CheckpointError(f"{folder / 'run.json'} must name its schema, got {schema!r}")
+    if schema > SCHEMA:
+        raise CheckpointError(
+            f"{folder} was written with schema {schema}, this version reads up to {SCHEMA}; "
+            "install a newer airtune"
+        )
+    for step in range(schema, SCHEMA):
+        header = _UPGRADES[step](header)
+    return header
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CheckpointError(f"{path} cannot be read ({reason}); restore it") from error
+
+
+def _read_lines(folder: Path) -> list[bytes]:
+    """Return the whole lines of `rounds.jsonl`; what follows the last line end was torn off."""
+    return _read_file(folder / "rounds.jsonl").split(b"\n")[:-1]
+
+
+def _parse_line(folder: Path, number: int, line: bytes) -> tuple[Json, dict[str, int]]:
+    place = f"{folder / 'rounds.jsonl'}, line {number},"
+    try:
+        record = json.loads(line)
+        stated = record.pop("crc32")
+        found = _checksum(record)
+        block: dict[str, int] = record.pop("devices")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{place} is damaged: it is not a round's record") from error
+    if stated != found:
+        raise CheckpointError(
+            f"{place} is damaged: its checksum is {stated}, its content gives {found}"
+        )
+    return record, block
+
+
+def _blocks(folder: Path, blocks: Sequence[Mapping[str, int]]) -> Iterator[Columns]:
+    """Yield each round's rows of `devices.csv` as columns, after checking them."""
+    path = folder / "devices.csv"
+    content = memoryview(_read_file(path))
+    if bytes(content[: len(_HEADER_LINE)]) != _HEADER_LINE:
+        raise CheckpointError(f"{path}, line 1, is damaged: the names of the columns are not there")
+    position, line = len(_HEADER_LINE), 2
+    for block in blocks:
+        table = bytes(content[position : position + block["bytes"]])
+        if zlib.crc32(table) != block["crc32"]:
+            raise CheckpointError(
+                f"{path} is damaged in the {block['rows']} lines from line {line} on: their "
+                "checksum differs from the one in rounds.jsonl"
+            )
+        yield _parse_rows(table)
+        position += len(table)
+        line += block["rows"]
+
+
+def _parse_rows(table: bytes) -> Columns:
+    rows = list(csv.reader(io.StringIO(table.decode(), newline="")))
+    cells = zip(*rows, strict=True) if rows else ((),) * len(DEVICE_COLUMNS)
+    return {name: _column(name, cell) for name, cell in zip(DEVICE_COLUMNS, cells, strict=True)}
+
+
+def _column(name: str, cells: Sequence[str]) -> NDArray[Any]:
+    if name in _TEXT:
+        return np.array(cells, dtype=object)
+    if name in _WHOLE:
+        return np.array([int(cell) for cell in cells], dtype=np.int64)
+    return np.array([float(cell) if cell else math.nan for cell in cells], dtype=np.float64)
+
+
+def _join(tables: Sequence[Columns]) -> Columns:
+    empty = _parse_rows(b"")
+    return {name: np.concatenate([empty[name], *(t[name] for t in tables)]) for name in empty}
