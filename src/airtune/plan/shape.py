@@ -67,6 +67,9 @@ class ModelShape:
     """What comes after the blocks: final norm, untied output layer or pooler and classifier."""
     head_macs: int
     """Multiply-adds of the head for one scored position (a token, or a sentence)."""
+    trained_head_parameters: int = 0
+    """Parameters of the task head that are trained and sent where a recipe trains it: the
+    classifier, without final norm or pooler; 0 for a language model."""
 
     @property
     def group_width(self) -> int:
