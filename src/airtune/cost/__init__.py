@@ -1,5 +1,38 @@
 """What an assignment costs on a device: FLOPs, bytes, seconds, memory and joules; numpy only."""
 
+from airtune.cost.flops import forward_flops, train_flops
+from airtune.cost.levels import Ladder, ladder
+from airtune.cost.memory import Memory, peak_memory, saved_bytes
+from airtune.cost.payload import (
+    base_bytes,
+    download_bytes,
+    lora_parameters,
+    trained_parameters,
+    upload_bytes,
+)
+from airtune.cost.prediction import Prediction, energy_j, predict, transfer_s
+from airtune.cost.presets import known_shapes
 from airtune.cost.shapes import bert_like, gpt2_like, llama_like
 
-__all__ = ["bert_like", "gpt2_like", "llama_like"]
+__all__ = [
+    "Ladder",
+    "Memory",
+    "Prediction",
+    "base_bytes",
+    "bert_like",
+    "download_bytes",
+    "energy_j",
+    "forward_flops",
+    "gpt2_like",
+    "known_shapes",
+    "ladder",
+    "llama_like",
+    "lora_parameters",
+    "peak_memory",
+    "predict",
+    "saved_bytes",
+    "train_flops",
+    "trained_parameters",
+    "transfer_s",
+    "upload_bytes",
+]

@@ -34,6 +34,8 @@ class Workload:
     checkpointing: bool = False
     loss_chunk: int = 0
     """Positions whose logits exist at a time; 0 = all of them."""
+    scored: float = 1.0
+    """Fraction of a language model's positions whose loss counts; the head computes no other."""
     trains_head: bool = False
     """A task head is trained, sent and averaged with the adapters."""
     optimiser_states: int = 2

@@ -1,0 +1,101 @@
+"""Bytes of weights and adapters: what is stored, what is sent and what is broadcast.
+
+Only the adapters of kept structures travel, and the trained head with them. Removing an output
+channel of W deletes a row of B, removing an input channel a column of A; the side of a layer that
+faces the residual stream is never pruned, so payloads fall more slowly than the pruned fraction.
+Counts are exact: they equal the tensors of peft's adapters. A cut device sends the adapters of
+its own blocks. Codecs are not priced here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from airtune.cost.graph import Kept, kept, sizes, targets
+from airtune.plan import Assignments, Floats, Ints, ModelShape, Workload
+from airtune.units import BITS_PER_BYTE
+
+SCALE_BITS = 32 / 64
+"""A 4-bit weight's share of its block's scale: one fp32 for 64 weights (NF4, not nested)."""
+
+
+def lora_parameters(shape: ModelShape, workload: Workload, assignments: Assignments) -> Ints:
+    """Return the numbers in a device's adapters: `rank * (in + out)` over layers and blocks.
+
+    Returns:
+        Counts, shape (n,), without the trained head.
+
+    Raises:
+        ModelError: if a LoRA target is no layer of this family.
+    """
+    left = kept(shape, assignments)
+    count = left.blocks * left.rank * _block_sides(shape, workload, left)
+    return np.rint(count).astype(np.int64)
+
+
+def trained_parameters(shape: ModelShape, workload: Workload, assignments: Assignments) -> Ints:
+    """Return all numbers a device trains: its adapters and, where trained, the task head, (n,)."""
+    head = np.where(assignments.cut == 0, _head(shape, workload), 0)
+    return lora_parameters(shape, workload, assignments) + head.astype(np.int64)
+
+
+def upload_bytes(shape: ModelShape, workload: Workload, assignments: Assignments) -> Floats:
+    """Return the bytes of a device's update, shape (n,): exact tensor bytes, no framing."""
+    numbers = trained_parameters(shape, workload, assignments)
+    return numbers.astype(np.float64) * workload.adapter_bytes
+
+
+def download_bytes(shape: ModelShape, workload: Workload, rank: int) -> float:
+    """Return the bytes of the broadcast global adapters, on the full grid at `rank`, and head."""
+    sides = sum(
+        int(columns) + int(rows)
+        for columns, rows in (
+            shape.linear_sizes(linear, shape.kv_groups, shape.ffn)
+            for linear in targets(shape, workload)
+        )
+    )
+    return float(shape.blocks * rank * sides + _head(shape, workload)) * workload.adapter_bytes
+
+
+def base_bytes(shape: ModelShape, workload: Workload) -> float:
+    """Return the bytes of the unpruned frozen base, as stored and as first transferred."""
+    linears = shape.blocks * sum(
+        int(columns) * int(rows)
+        for columns, rows in (
+            shape.linear_sizes(linear, shape.kv_groups, shape.ffn) for linear in shape.linears
+        )
+    )
+    quantised, plain = _weight_bytes(workload)
+    return linears * quantised + (shape.parameters - linears) * plain
+
+
+def held_bytes(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+    """Return the bytes of the sliced base in a device's memory, shape (n,).
+
+    A cut device holds the embedding and its blocks; the server holds the rest and the head.
+    """
+    pairs = [sizes(shape, linear, left) for linear in shape.linears]
+    linears = sum((columns * rows for columns, rows in pairs), start=np.zeros(len(left.rank)))
+    block = shape.block_parameters(left.groups, left.channels) - linears
+    outside = shape.embedding_parameters + left.whole * shape.head_parameters
+    quantised, plain = _weight_bytes(workload)
+    return np.asarray(
+        left.blocks * linears * quantised + (left.blocks * block + outside) * plain, np.float64
+    )
+
+
+def _weight_bytes(workload: Workload) -> tuple[float, float]:
+    """Bytes a weight of (a block's linear layers, everything else)."""
+    if workload.base_bits < 16:
+        scale = SCALE_BITS if workload.base_bits == 4 else 0.0
+        return (workload.base_bits + scale) / BITS_PER_BYTE, float(workload.dtype_bytes)
+    return workload.base_bits / BITS_PER_BYTE, workload.base_bits / BITS_PER_BYTE
+
+
+def _block_sides(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+    pairs = [sizes(shape, linear, left) for linear in targets(shape, workload)]
+    return sum((columns + rows for columns, rows in pairs), start=np.zeros(len(left.rank)))
+
+
+def _head(shape: ModelShape, workload: Workload) -> int:
+    return shape.trained_head_parameters if workload.trains_head else 0

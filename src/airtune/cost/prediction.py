@@ -1,0 +1,123 @@
+"""Seconds, bytes and joules of a round: one function for planner, deciders and virtual clock.
+
+    finish = download + compute + upload,    round = the last finish
+
+The global adapters are broadcast, so every device receives the whole link's downlink rate; the
+uplink is divided by the plan's shares. A device computes at its achieved training speed. Server
+time is not in it. Energy is that of computing and sending; receiving is not charged.
+
+Expected error: FLOPs and bytes are exact, seconds are as good as the speeds and links given:
+step time on a shape not probed is within 10 % (`python -m benchmarks predict`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from airtune.cost.flops import train_flops
+from airtune.cost.memory import peak_memory
+from airtune.cost.payload import download_bytes, upload_bytes
+from airtune.errors import MethodError
+from airtune.fleet.rates import downlink_bps, uplink_bps
+from airtune.plan import Assignments, Floats, Ints, LinkState, Problem
+from airtune.units import BITS_PER_BYTE
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a round costs each device of a plan, in columns of shape (n,).
+
+    A device without any rate has infinite seconds.
+    """
+
+    download_s: Floats
+    compute_s: Floats
+    upload_s: Floats
+    finish_s: Floats
+    """Seconds from the start of the round to the arrival of the update."""
+    download_bytes: Floats
+    upload_bytes: Floats
+    flops: Floats
+    peak_bytes: Floats
+    energy_j: Floats
+    """NaN where the powers are hidden."""
+
+    @property
+    def round_s(self) -> float:
+        """Seconds until the last device's update has arrived; 0 for an empty plan."""
+        return float(np.max(self.finish_s, initial=0.0))
+
+
+def predict(
+    problem: Problem, assignments: Assignments, *, links: LinkState, flops_per_s: Floats
+) -> Prediction:
+    """Return what each device of a plan will take in a round that starts with these links.
+
+    Args:
+        problem: Model, workload and devices.
+        assignments: The plan, n devices.
+        links: Links of the whole fleet.
+        flops_per_s: Achieved training speeds of the whole fleet, shape (devices,).
+
+    Returns:
+        Columns of shape (n,), in the order of the plan.
+
+    Raises:
+        MethodError: if the speeds do not cover the fleet.
+        ModelError: if a LoRA target is no layer of this family.
+    """
+    shape, workload, device = problem.shape, problem.workload, assignments.device
+    if flops_per_s.shape != (len(problem.devices),):
+        raise MethodError(
+            f"speeds must have one value a device of the fleet, got shape {flops_per_s.shape} "
+            f"for {len(problem.devices)} devices"
+        )
+    rank = int(np.max(assignments.rank, initial=1))
+    down = np.full(len(assignments), download_bytes(shape, workload, rank))
+    up = upload_bytes(shape, workload, assignments)
+    flops = train_flops(shape, workload, assignments)
+    download_s = transfer_s(down, downlink_bps(links, device))
+    compute_s = flops / flops_per_s[device]
+    upload_s = transfer_s(up, uplink_bps(links, assignments.share, device))
+    return Prediction(
+        download_s=download_s,
+        compute_s=compute_s,
+        upload_s=upload_s,
+        finish_s=download_s + compute_s + upload_s,
+        download_bytes=down,
+        upload_bytes=up,
+        flops=flops,
+        peak_bytes=peak_memory(shape, workload, assignments).total,
+        energy_j=energy_j(problem, device, compute_s=compute_s, upload_s=upload_s),
+    )
+
+
+def transfer_s(size_bytes: Floats, rate_bps: Floats) -> Floats:
+    """Return the seconds of a transfer; infinite where there is something to send and no rate.
+
+    >>> transfer_s(np.array([10.0, 10.0, 0.0]), np.array([80.0, 0.0, 0.0])).tolist()
+    [1.0, inf, 0.0]
+    """
+    seconds = np.where(size_bytes > 0.0, np.inf, 0.0)
+    bits = size_bytes * BITS_PER_BYTE
+    return np.asarray(np.divide(bits, rate_bps, out=seconds, where=rate_bps > 0.0), np.float64)
+
+
+def energy_j(problem: Problem, device: Ints, *, compute_s: Floats, upload_s: Floats) -> Floats:
+    """Return the joules of computing and sending, `P_compute t_compute + P_transmit t_upload`.
+
+    Args:
+        problem: Its profiles hold the powers in watt.
+        device: Indices of n devices of the fleet.
+        compute_s: Seconds of computing, shape (n,).
+        upload_s: Seconds of sending, shape (n,).
+
+    Returns:
+        Joules, shape (n,); NaN where a power is hidden.
+    """
+    compute, transmit = problem.devices.power_w, problem.devices.transmit_power_w
+    if compute is None or transmit is None:
+        return np.full(device.shape, np.nan)
+    return np.asarray(compute[device] * compute_s + transmit[device] * upload_s, np.float64)
