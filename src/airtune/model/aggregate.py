@@ -1,0 +1,315 @@
+"""From the devices' updates to the next global adapters, for unlike slices and ranks.
+
+With P_i the slice of device i, w_i its weight and dW_i = B_i A_i, only one side of a linear layer
+is ever pruned, so a row (or column) is averaged over the devices that kept it:
+
+    row j of dW = sum_i w_i [i keeps j] (B_i A_i)_j / sum_i w_i [i keeps j]
+
+which is a diagonal scaling of stacked factors; no (out, in) matrix is made. What no device kept
+stays as it was: a structure is never lost while it may come back.
+
+average      A and B separately (FedIT, arXiv 2305.05644); unlike ranks are padded with zeros
+norm-weighted  the same with weights |B_i A_i|_F (HETLoRA, arXiv 2401.06432)
+factored     the products, refactored by QR and SVD (FlexLoRA, arXiv 2402.11505)
+stacked      the exact sum, merged into the base, adapters start afresh (FLoRA, arXiv 2409.05976)
+
+Coverage over unlike slices is ours; the papers have none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from airtune.errors import ModelError, TrainingError
+from airtune.keys import derive_seed
+from airtune.model.importance import Importance, pool
+from airtune.model.kept import check_kept, linear_index
+from airtune.model.lora import Adapters, Head, layer_names
+from airtune.model.state import GlobalState, Update
+from airtune.plan import AggregateSpec, Floats, Ints, Linear, ModelShape
+
+A_ROW_NORM = 1.0 / math.sqrt(3.0)
+"""Norm of a row of a fresh A; refactored rows get the same, so that learning rates keep their
+meaning from round to round."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One device's share of one layer."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    columns: Ints | None
+    rows: Ints | None
+    weight: float
+
+
+def aggregate(
+    spec: AggregateSpec,
+    state: GlobalState,
+    updates: Sequence[Update],
+    weights: ArrayLike,
+    *,
+    shape: ModelShape,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> GlobalState:
+    """Return the state after a round.
+
+    Args:
+        spec: Which rule.
+        state: The state the devices started from.
+        updates: What came back in time, at least one.
+        weights: One a device, positive; only their ratios count.
+        shape: The unpruned model.
+        scale: alpha / rank; used by the stacked rule, which merges.
+        seed: Of the run; used by the stacked rule, which draws fresh adapters.
+
+    Raises:
+        TrainingError: if there is no update.
+        ModelError: if an update or the weights are malformed; the message names the device.
+    """
+    if not updates:
+        raise TrainingError("no device returned a usable update, so the round changed nothing")
+    data_weights = _weights(weights, len(updates))
+    for update in updates:
+        check_update(update, state, shape)
+    used = _norm_weights(updates, data_weights) if spec.rule == "norm-weighted" else data_weights
+    linears = {linear.name: linear for linear in shape.linears}
+    adapters: Adapters = {}
+    merged = dict(state.merged)
+    for name in layer_names(state.adapters):
+        linear = linears[name.partition(".")[2]]
+        parts = _parts(name, linear, updates, used, shape)
+        previous = state.adapters[f"{name}.A"], state.adapters[f"{name}.B"]
+        if spec.rule == "stacked":
+            delta = scale * _product(previous, parts)
+            merged[name] = merged[name] + delta if name in merged else delta
+            stream = torch.Generator().manual_seed(derive_seed(seed, name, state.round + 1))
+            fresh = torch.empty_like(previous[0]).uniform_(-1.0, 1.0, generator=stream)
+            a, b = fresh / math.sqrt(fresh.shape[1]), torch.zeros_like(previous[1])
+        elif spec.rule == "factored":
+            a, b = _factored(previous, parts)
+        else:
+            a, b = _averaged(previous, parts)
+        adapters[f"{name}.A"], adapters[f"{name}.B"] = a, b
+    return replace(
+        state,
+        round=state.round + 1,
+        adapters=adapters,
+        head=_head(state.head, updates, used),
+        importance=_importance(state, updates, data_weights),
+        merged=merged,
+    )
+
+
+def check_update(update: Update, state: GlobalState, shape: ModelShape) -> None:
+    """Refuse an update that lies about itself.
+
+    Raises:
+        ModelError: if its slice, its tensors' names or shapes or its rank do not fit, or a number
+            is not finite.
+    """
+    try:
+        check_kept(update.kept, shape)
+    except ModelError as error:
+        raise ModelError(f"update of device {update.device}: {error}") from error
+    wanted = _wanted_shapes(update, state, shape)
+    given = {name: tuple(tensor.shape) for name, tensor in (update.adapters | update.head).items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise ModelError(
+                f"update of device {update.device}: {name} must be {wanted.get(name, 'absent')} "
+                f"for its slice and rank {update.rank}, got {given.get(name, 'nothing')}"
+            )
+    for name, tensor in (update.adapters | update.head).items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelError(
+                f"update of device {update.device}: {name} holds NaN or infinity; it is refused"
+            )
+
+
+def _wanted_shapes(
+    update: Update, state: GlobalState, shape: ModelShape
+) -> dict[str, tuple[int, ...]]:
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.head.items()}
+    linears = {linear.name: linear for linear in shape.linears}
+    for name in layer_names(state.adapters):
+        if not 1 <= update.rank <= state.adapters[f"{name}.A"].shape[0]:
+            raise ModelError(
+                f"update of device {update.device}: rank must be between 1 and "
+                f"{state.adapters[f'{name}.A'].shape[0]}, got {update.rank}"
+            )
+        block, _, linear = name.partition(".")
+        columns, rows = shape.linear_sizes(
+            linears[linear],
+            len(update.kept.groups[int(block)]),
+            len(update.kept.channels[int(block)]),
+        )
+        wanted |= {f"{name}.A": (update.rank, int(columns)), f"{name}.B": (int(rows), update.rank)}
+    return wanted
+
+
+def _weights(weights: ArrayLike, count: int) -> Floats:
+    values = np.asarray(weights, np.float64)
+    if values.shape != (count,) or not np.all(np.isfinite(values)) or np.any(values <= 0):
+        raise ModelError(
+            f"aggregation needs one positive weight for each of {count} updates, got "
+            f"{values.tolist()}"
+        )
+    return np.asarray(values / values.sum())
+
+
+def _norm_weights(updates: Sequence[Update], data_weights: Floats) -> Floats:
+    """Return HETLoRA's weights; the data's where every product is still zero."""
+    squares = np.zeros(len(updates))
+    for place, update in enumerate(updates):
+        for name in layer_names(update.adapters):
+            a, b = update.adapters[f"{name}.A"].double(), update.adapters[f"{name}.B"].double()
+            # |B A|_F^2 = <B'B, AA'>, which needs no (out, in) matrix.
+            squares[place] += max(float(((b.T @ b) * (a @ a.T)).sum()), 0.0)
+    norms = np.sqrt(squares)
+    return np.asarray(norms / norms.sum()) if norms.sum() > 0 else data_weights
+
+
+def _parts(
+    name: str, linear: Linear, updates: Sequence[Update], weights: Floats, shape: ModelShape
+) -> list[_Part]:
+    parts = []
+    for update, weight in zip(updates, weights, strict=True):
+        columns, rows = linear_index(shape, linear, update.kept, int(name.partition(".")[0]))
+        a, b = update.adapters[f"{name}.A"], update.adapters[f"{name}.B"]
+        parts.append(_Part(a, b, columns, rows, float(weight)))
+    return parts
+
+
+def _averaged(
+    previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Average the factors separately; B is handled as its transpose."""
+    a = _mean(previous[0], [(part.a, part.columns, part.weight) for part in parts])
+    b = _mean(previous[1].T, [(part.b.T, part.rows, part.weight) for part in parts])
+    return a, b.T.contiguous()
+
+
+def _mean(
+    previous: torch.Tensor, pieces: Sequence[tuple[torch.Tensor, Ints | None, float]]
+) -> torch.Tensor:
+    """Return the mean of (rank_i, kept_i) pieces on the (rank, size) grid, column by column."""
+    total = torch.zeros(previous.shape, dtype=torch.float64)
+    cover = torch.zeros(previous.shape[1], dtype=torch.float64)
+    for piece, index, weight in pieces:
+        place = slice(None) if index is None else torch.from_numpy(index)
+        total[: piece.shape[0], place] += weight * piece.cpu().double()
+        cover[place] += weight
+    mean = total / cover.clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(cover > 0, mean.to(previous.dtype), previous.cpu())
+
+
+def _stack(
+    previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return stacked factors whose product is the covered mean, B (out, R) and A (R, in).
+
+    The previous factors close the stack: they stand for what no device kept, and where every
+    structure is covered they add nothing to the product but directions to a rank it lacks.
+    """
+    rows, columns = previous[1].shape[0], previous[0].shape[1]
+    tall, wide = [], []
+    row_cover = torch.zeros(rows, dtype=torch.float64)
+    column_cover = torch.zeros(columns, dtype=torch.float64)
+    for part in parts:
+        b = torch.zeros(rows, part.b.shape[1], dtype=torch.float64)
+        a = torch.zeros(part.a.shape[0], columns, dtype=torch.float64)
+        row_place = slice(None) if part.rows is None else torch.from_numpy(part.rows)
+        column_place = slice(None) if part.columns is None else torch.from_numpy(part.columns)
+        b[row_place] = part.weight * part.b.cpu().double()
+        a[:, column_place] = part.a.cpu().double()
+        row_cover[row_place] += part.weight
+        column_cover[column_place] += part.weight
+        tall.append(b)
+        wide.append(a)
+    # One axis at most is pruned; along the other every device counts, so its cover is 1.
+    is_row_pruned = any(part.rows is not None for part in parts)
+    is_column_pruned = any(part.columns is not None for part in parts)
+    stacked_b, stacked_a = torch.cat(tall, 1), torch.cat(wide, 0)
+    old_a, old_b = previous[0].cpu().double(), previous[1].cpu().double()
+    if is_row_pruned:
+        stacked_b = stacked_b / row_cover.clamp_min(1e-300)[:, None]
+        old_b = old_b * (row_cover == 0)[:, None]
+    elif is_column_pruned:
+        stacked_a = stacked_a / column_cover.clamp_min(1e-300)
+        return _with_uncovered_columns(stacked_b, stacked_a, (old_a, old_b), column_cover)
+    else:
+        old_b = torch.zeros_like(old_b)
+    return torch.cat([stacked_b, old_b], 1), torch.cat([stacked_a, old_a], 0)
+
+
+def _with_uncovered_columns(
+    stacked_b: torch.Tensor,
+    stacked_a: torch.Tensor,
+    previous: tuple[torch.Tensor, torch.Tensor],
+    cover: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Close a stack whose columns are pruned: the previous product where nobody kept a column."""
+    old_a, old_b = previous
+    lost = cover == 0
+    closing_a = torch.cat([old_a * lost, old_a], 0)
+    closing_b = torch.cat([old_b, torch.zeros_like(old_b)], 1)
+    return torch.cat([stacked_b, closing_b], 1), torch.cat([stacked_a, closing_a], 0)
+
+
+def _product(previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part]) -> torch.Tensor:
+    """Return the covered mean of the products, (out, in), as the stacked rule merges it."""
+    b, a = _stack(previous, parts)
+    return (b @ a).to(previous[0].dtype)
+
+
+def _factored(
+    previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the best factors of the global rank, B A closest to the covered mean.
+
+    B_s = Q_b R_b and A_s' = Q_a R_a; the SVD of the small core R_b R_a' = U S V' gives
+    B = Q_b U S / c and A = c V' Q_a', c the row norm of a fresh A. A keeps full rank where the
+    product has less, so no direction dies.
+    """
+    rank = previous[0].shape[0]
+    stacked_b, stacked_a = _stack(previous, parts)
+    left, left_core = torch.linalg.qr(stacked_b)
+    right, right_core = torch.linalg.qr(stacked_a.T)
+    u, values, v = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
+    b = left @ (u[:, :rank] * (values[:rank] / A_ROW_NORM))
+    a = A_ROW_NORM * (v[:rank] @ right.T)
+    dtype = previous[0].dtype
+    return a.to(dtype).contiguous(), b.to(dtype).contiguous()
+
+
+def _head(previous: Mapping[str, torch.Tensor], updates: Sequence[Update], weights: Floats) -> Head:
+    """Average the task heads; every rule does it the same way."""
+    head: Head = {}
+    for name, old in previous.items():
+        total = torch.zeros(old.shape, dtype=torch.float64)
+        for update, weight in zip(updates, weights, strict=True):
+            total += float(weight) * update.head[name].cpu().double()
+        head[name] = total.to(old.dtype)
+    return head
+
+
+def _importance(
+    state: GlobalState, updates: Sequence[Update], weights: Floats
+) -> Importance | None:
+    measured = [
+        (update.importance, float(weight))
+        for update, weight in zip(updates, weights, strict=True)
+        if update.importance is not None
+    ]
+    if not measured:
+        return state.importance
+    return pool([item for item, _ in measured], [weight for _, weight in measured])

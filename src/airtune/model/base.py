@@ -1,0 +1,211 @@
+"""Loading a base model from the hub or a folder, frozen and ready to be sliced and adapted.
+
+The Hugging Face environment (`HF_HOME`, `HF_TOKEN`, `HF_HUB_OFFLINE`) is obeyed because its own
+loaders are used. The base's own dropout is switched off, so that what a device learns does not
+depend on whom it is batched with; LoRA's dropout is the one that regularises.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from airtune.errors import ModelError
+from airtune.model.families import Config, Family, family_of, shape_from_config
+from airtune.model.quantised import require_bitsandbytes
+from airtune.plan import ModelShape
+
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SAMPLED = 4096
+"""Numbers of a tensor that enter the fingerprint."""
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A frozen network and what is known of it."""
+
+    network: PreTrainedModel
+    shape: ModelShape
+    family: Family
+    tokenizer: Tokenizer | None
+    """None only for a network that was made in memory."""
+    source: str
+    """Hub id or folder it came from."""
+    fingerprint: str
+    """Hash that server and device compare: names, shapes and a sample of every weight."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return torch.device(self.network.device)
+
+
+def load_base(
+    source: str | Path,
+    *,
+    labels: int = 0,
+    dtype: str = "float32",
+    device: str = "auto",
+    load_in_4bit: bool = False,
+    revision: str | None = None,
+) -> BaseModel:
+    """Load a base model with its tokenizer.
+
+    Args:
+        source: Hub id or local folder.
+        labels: Number of classes; 0 = a language model. A classification head that the weights do
+            not hold is drawn anew, always the same one.
+        dtype: "float32", "bfloat16" or "float16".
+        device: "cpu", "cuda" (or "cuda:1"), or "auto" = cuda where there is one.
+        load_in_4bit: Hold the linear layers of the base in 4 bits (NF4, by bitsandbytes).
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        ModelError: if the model cannot be found or read, is of no supported family, or the dtype
+            or the device is not there.
+        MissingExtraError: if 4 bits are asked for and bitsandbytes is not installed.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(
+            f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}; set model.dtype"
+        )
+    place = _device(device)
+    config = _config(source, revision)
+    shape_from_config(config, labels=labels)  # refuses what cannot be loaded before the weights are
+    quantisation = _quantisation(DTYPES[dtype]) if load_in_4bit else None
+    loader = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
+    choices: dict[str, object] = {"num_labels": labels} if labels else {}
+    if quantisation is not None:
+        choices |= {"quantization_config": quantisation, "device_map": {"": place}}
+    with _reading(source), torch.random.fork_rng(devices=[]), _quiet():
+        torch.manual_seed(0)
+        network, report = loader.from_pretrained(
+            source, revision=revision, dtype=DTYPES[dtype], output_loading_info=True, **choices
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    _check_complete(report["missing_keys"], family_of(config), source)
+    if quantisation is None:
+        network = network.to(place)
+    return base_of(network, tokenizer=tokenizer, source=str(source))
+
+
+def base_of(
+    network: PreTrainedModel, *, tokenizer: Tokenizer | None = None, source: str = "memory"
+) -> BaseModel:
+    """Freeze a network, switch its dropout off and describe it; changes the network.
+
+    Raises:
+        ModelError: if its family is not supported.
+    """
+    family = family_of(network.config)
+    is_classifier = hasattr(network, family.head)
+    shape = shape_from_config(
+        network.config, labels=int(network.config.num_labels) if is_classifier else 0
+    )
+    network.requires_grad_(requires_grad=False)
+    network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return BaseModel(network, shape, family, tokenizer, source, fingerprint(network))
+
+
+def load_shape(source: str | Path, *, labels: int = 0, revision: str | None = None) -> ModelShape:
+    """Return the shape of a model from its config alone; no weight is read.
+
+    Raises:
+        ModelError: if the config cannot be found or read, or is of no supported family.
+    """
+    return shape_from_config(_config(source, revision), labels=labels)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return a hash of every weight's name, shape, type and up to 4096 of its numbers.
+
+    A sample, evenly spread, keeps it under a second for billions of weights; two models trained
+    apart differ in it, a single altered number may not.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].cpu().contiguous()
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _config(source: str | Path, revision: str | None) -> Config:
+    with _reading(source):
+        return AutoConfig.from_pretrained(source, revision=revision)
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and name.partition(":")[0] != "cuda":
+        raise ModelError(f"device must be auto, cpu or cuda, got {name!r}; set model.device")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise ModelError(f"device {name!r} asks for a GPU and torch sees none; use cpu or auto")
+    return name
+
+
+def _quantisation(compute: torch.dtype) -> BitsAndBytesConfig:
+    require_bitsandbytes()
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute
+    )
+
+
+def _check_complete(missing: set[str], family: Family, source: str | Path) -> None:
+    lost = sorted(name for name in missing if not name.startswith((family.head, "lm_head")))
+    # A checkpoint of the bare encoder may lack the pooler, which is then drawn like the head.
+    lost = [name for name in lost if ".pooler." not in name]
+    if lost:
+        raise ModelError(
+            f"the weights of {str(source)!r} lack {len(lost)} tensors of a {family.name} model, "
+            f"{lost[0]} for one; the files are damaged or of another architecture"
+        )
+
+
+@contextmanager
+def _reading(source: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"cannot load model {str(source)!r}: {reason}; give a hub id or a folder with "
+            "config.json, weights and tokenizer (HF_HUB_OFFLINE and HF_HOME are obeyed)"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loader's report of a new head off the screen; what is missing is checked here."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

@@ -1,0 +1,53 @@
+"""What the server holds between rounds, and what a device sends back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from airtune.model.base import BaseModel
+from airtune.model.importance import Importance
+from airtune.model.kept import Kept
+from airtune.model.lora import Adapters, Head, head_of, init_adapters
+from airtune.plan import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalState:
+    """The server's model: adapters on the full grid of the frozen base, and what goes with them."""
+
+    round: int
+    """The round whose devices will start from it; 0 before the first."""
+    adapters: Adapters
+    """Of the largest rank."""
+    head: Head
+    """Trained task head; {} for a language model."""
+    importance: Importance | None = None
+    """Pooled over the devices that measured it."""
+    kept: Kept | None = None
+    """What a cumulative pruning has left; None = everything."""
+    merged: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """`"{block}.{linear}"` -> (out, in): what the stacked rule has added to the base so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one device sends after its local work."""
+
+    device: int
+    round: int
+    kept: Kept
+    rank: int
+    adapters: Adapters
+    """Of its own slice and rank."""
+    head: Head
+    samples: int
+    importance: Importance | None = None
+
+
+def initial_state(base: BaseModel, workload: Workload, seed: int) -> GlobalState:
+    """Return the state before the first round: fresh adapters and the head as loaded."""
+    head = head_of(base.network, base.family) if workload.trains_head else {}
+    return GlobalState(0, init_adapters(base.shape, workload, seed), head)
