@@ -1,0 +1,18 @@
+"""Where the shipped base model lies, and the names of the shipped data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+EMBEDDED_MODEL: Final = Path(__file__).resolve().parent.parent / "assets" / "model"
+"""Folder of the small Llama made by `scripts/train_base.py`; transformers loads it as it is."""
+
+ARITHMETIC: Final = "embedded:arithmetic"
+"""Word problems with worked steps (causal-lm); columns question, answer, topic."""
+
+TOPICS: Final = "embedded:topics"
+"""Short texts on eight topics (classification); columns text, label."""
+
+EMBEDDED_SOURCES: Final = (ARITHMETIC, TOPICS)
+EMBEDDED_PREFIX: Final = "embedded:"

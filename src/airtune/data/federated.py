@@ -1,0 +1,263 @@
+"""From a data spec to what every device holds: read, tokenised once, dealt out, held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from airtune.data.answers import answer_of
+from airtune.data.columns import resolve_columns
+from airtune.data.labels import class_ids, label_keys, label_map
+from airtune.data.packing import pack
+from airtune.data.partition import (
+    Parts,
+    cluster_by_first_word,
+    cluster_by_length,
+    partition,
+)
+from airtune.data.read import read_rows, set_aside
+from airtune.data.spec import DataSpec
+from airtune.data.table import Table
+from airtune.data.template import render, render_texts
+from airtune.data.tokenise import Tokenised, tokenise_causal, tokenise_classes
+from airtune.errors import DataError
+from airtune.keys import generator
+from airtune.model.batch import Sequences
+from airtune.plan import Ints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Count = int | str | list[int] | list[list[int]] | list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceData:
+    """What one device holds."""
+
+    train: Sequences
+    validation: Sequences
+    """Its held-out share; empty where `held_out` is 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class FederatedData:
+    """The data of a run, tokenised."""
+
+    devices: tuple[DeviceData, ...]
+    test: Sequences
+    labels: tuple[str, ...]
+    """Class names in the order of their ids; empty for causal-lm."""
+    columns: Mapping[str, str]
+    """The column that was used for every role."""
+    counts: Mapping[str, Count]
+    """Figures for the record, plain values: rows, truncated, dropped, blank, moved, ..."""
+    test_prompts: tuple[tuple[Ints, str], ...] = ()
+    """Prompt tokens and final answer of every test row whose completion has a `#### answer`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A table and its tokens, without the rows that have nothing to learn from."""
+
+    table: Table
+    tokenised: Tokenised
+    completions: tuple[str, ...]
+    blank: int
+    dropped: int
+
+
+def load_federated(
+    spec: DataSpec, *, tokenizer: PreTrainedTokenizerBase, devices: int, seed: int
+) -> FederatedData:
+    """Read the data, tokenise it, and deal it out to the devices.
+
+    The same spec, tokenizer, number of devices and seed give the same result. Rows with blank
+    text are left out (`blank`), and so are rows of which the length limit leaves nothing to
+    score (`dropped`); rows that were merely cut are counted as `truncated`.
+
+    Args:
+        spec: what to load.
+        tokenizer: a fast tokenizer of transformers.
+        devices: how many devices, at least 1.
+        seed: decides limits, partition and held-out rows.
+
+    Raises:
+        DataError: if data is missing or malformed, or too little for the devices.
+    """
+    if devices < 1:
+        raise DataError(f"data needs at least 1 device to go to, got {devices}")
+    train, test = read_rows(spec, seed=seed)
+    if test is None:
+        train, test = set_aside(train, spec.test_share, generator(seed, "test-share"))
+    columns = resolve_columns(spec, train)
+    classes = _classes(spec, train, columns)
+    ready = _prepare(train, spec, columns, classes, tokenizer)
+    ready_test = _prepare(test, spec, columns, classes, tokenizer)
+    groups, names = _groups(ready, spec, columns, classes)
+    parts = partition(groups, devices, spec=spec, random=generator(seed, "partition"))
+    held = tuple(
+        _device(ready.tokenised, rows, spec, generator(seed, "held-out", device))
+        for device, rows in enumerate(parts.rows)
+    )
+    test_rows = np.arange(len(ready_test.table))
+    return FederatedData(
+        devices=held,
+        test=ready_test.tokenised.sequences(test_rows),
+        labels=tuple(classes.values()),
+        columns=columns,
+        counts=_counts(ready, ready_test, parts, groups, names),
+        test_prompts=_prompts(ready_test),
+    )
+
+
+def _classes(spec: DataSpec, train: Table, columns: Mapping[str, str]) -> dict[str, str]:
+    if spec.task != "classification":
+        return {}
+    return label_map(
+        train, columns["label"], name_column=columns.get("label_name"), labels=spec.labels
+    )
+
+
+def _prepare(
+    table: Table,
+    spec: DataSpec,
+    columns: Mapping[str, str],
+    classes: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+) -> _Prepared:
+    """Leave out blank rows, tokenise, leave out rows with nothing to score."""
+    wanted = [columns[role] for role in ("prompt", "completion", "text") if role in columns]
+    texts = [table.texts(name) for name in wanted]
+    filled = np.array([all(map(str.strip, row)) for row in zip(*texts, strict=True)], np.bool_)
+    kept = table.take(np.flatnonzero(filled))
+    blank = len(table) - len(kept)
+    if not len(kept):
+        raise DataError(f"every row of {table.source} is blank in {' or '.join(wanted)}")
+    tokenised = _tokenise(kept, spec, columns, classes, tokenizer)
+    rows = np.flatnonzero(tokenised.scored)
+    if not len(rows):
+        raise DataError(
+            f"no row of {table.source} has anything to score within {spec.max_length} tokens; "
+            "raise `data.max_length`"
+        )
+    completions = kept.texts(columns["completion"]) if "completion" in columns else []
+    return _Prepared(
+        table=kept.take(rows),
+        tokenised=_choose(tokenised, rows),
+        completions=tuple(completions[row] for row in rows.tolist()) if completions else (),
+        blank=blank,
+        dropped=len(kept) - len(rows),
+    )
+
+
+def _tokenise(
+    table: Table,
+    spec: DataSpec,
+    columns: Mapping[str, str],
+    classes: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+) -> Tokenised:
+    if spec.task == "classification":
+        return tokenise_classes(
+            table.texts(columns["text"]),
+            table.texts(columns["text_pair"]) if "text_pair" in columns else None,
+            class_ids(table, columns["label"], classes),
+            tokenizer=tokenizer,
+            max_length=spec.max_length,
+        )
+    if "text" in columns:
+        rendered = render_texts(table.texts(columns["text"]))
+    else:
+        rendered = render(
+            _with_context(table, columns),
+            table.texts(columns["completion"]),
+            tokenizer=tokenizer,
+            template=spec.template,
+        )
+    return tokenise_causal(rendered, tokenizer=tokenizer, max_length=spec.max_length)
+
+
+def _with_context(table: Table, columns: Mapping[str, str]) -> list[str]:
+    """Return the prompts, each with its context, where it has one, after an empty line."""
+    prompts = table.texts(columns["prompt"])
+    if "context" not in columns:
+        return prompts
+    contexts = ("" if value is None else str(value) for value in table.column(columns["context"]))
+    return [
+        f"{prompt}\n\n{context}" if context.strip() else prompt
+        for prompt, context in zip(prompts, contexts, strict=True)
+    ]
+
+
+def _choose(tokenised: Tokenised, rows: Ints) -> Tokenised:
+    chosen = tokenised.sequences(rows)
+    return Tokenised(
+        chosen.tokens,
+        chosen.targets,
+        tokenised.truncated[rows],
+        tokenised.prompt[rows],
+        tokenised.scored[rows],
+    )
+
+
+def _groups(
+    ready: _Prepared, spec: DataSpec, columns: Mapping[str, str], classes: Mapping[str, str]
+) -> tuple[Ints, tuple[str, ...]]:
+    """Return what the partition groups rows by: a mapped column, the label, or a cluster."""
+    if "group" in columns:
+        keys = label_keys(ready.table, columns["group"])
+        names, groups = np.unique(np.array(keys), return_inverse=True)
+        return groups.astype(np.int64), tuple(names.tolist())
+    targets = ready.tokenised.targets
+    if isinstance(targets, np.ndarray):
+        return targets, tuple(classes.values())
+    if spec.clusters == "length":
+        return cluster_by_length(np.array([len(row) for row in ready.tokenised.tokens]))
+    column = columns["text"] if "text" in columns else columns["prompt"]
+    return cluster_by_first_word(ready.table.texts(column))
+
+
+def _device(
+    tokenised: Tokenised, rows: Ints, spec: DataSpec, random: np.random.Generator
+) -> DeviceData:
+    """Hold out a share of a device's rows, at least one of them and never all."""
+    count = min(max(round(spec.held_out * len(rows)), 1), len(rows) - 1) if spec.held_out else 0
+    order = random.permutation(rows)
+    train = tokenised.sequences(np.sort(order[count:]))
+    if spec.packing:
+        train = pack(train, max_length=spec.max_length)
+    return DeviceData(train=train, validation=tokenised.sequences(np.sort(order[:count])))
+
+
+def _prompts(ready: _Prepared) -> tuple[tuple[Ints, str], ...]:
+    tokens, starts = ready.tokenised.tokens, ready.tokenised.prompt.tolist()
+    answers = [answer_of(text) for text in ready.completions]
+    return tuple(
+        (tokens[row][: starts[row]], answer)
+        for row, answer in enumerate(answers)
+        if answer is not None
+    )
+
+
+def _counts(
+    ready: _Prepared, test: _Prepared, parts: Parts, groups: Ints, names: tuple[str, ...]
+) -> dict[str, Count]:
+    by_group = [np.bincount(groups[rows], minlength=len(names)).tolist() for rows in parts.rows]
+    return {
+        "source": ready.table.source,
+        "rows": len(ready.table),
+        "test_rows": len(test.table),
+        "device_rows": [len(rows) for rows in parts.rows],
+        "groups": list(names),
+        "device_groups": by_group,
+        "truncated": int(ready.tokenised.truncated.sum()),
+        "test_truncated": int(test.tokenised.truncated.sum()),
+        "dropped": ready.dropped + test.dropped,
+        "blank": ready.blank + test.blank,
+        "moved": parts.moved,
+        "tokens": sum(len(row) for row in ready.tokenised.tokens),
+    }

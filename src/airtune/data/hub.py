@@ -1,0 +1,85 @@
+"""Data sets from the hub, and folders that `datasets` saved; the only importer of `datasets`.
+
+`HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` are obeyed by the library itself. Code that comes with
+a data set is never run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airtune.data.table import Table, table_from_rows
+from airtune.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def read_hub(
+    source: str, *, split: str, subset: str | None = None, revision: str | None = None
+) -> Table:
+    """Return the rows of one split of a hub id.
+
+    Raises:
+        DataError: if there is no such data set, configuration or split, or no way to reach it.
+    """
+    import datasets  # slow to import, and local files do without
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows = datasets.load_dataset(source, subset, split=split, revision=revision)
+    except (DatasetsError, ValueError, OSError) as error:
+        raise DataError(
+            f"{source!r} is neither a file nor a folder here, and as a hub id its split {split!r} "
+            f"could not be loaded: {_first_line(error)}; check the name, `data.subset` and "
+            "`data.split`, the network and HF_TOKEN"
+        ) from error
+    return _table(rows, source)
+
+
+def is_saved(folder: Path) -> bool:
+    """Say whether a folder was made by `save_to_disk` of the `datasets` library."""
+    return any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+
+
+def read_saved(folder: Path, *, split: str) -> Table:
+    """Return the rows of one split of a folder made by `save_to_disk`.
+
+    Raises:
+        DataError: if the folder is damaged or has no such split.
+    """
+    import datasets  # slow to import, and local files do without
+
+    try:
+        rows = datasets.load_from_disk(str(folder))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{folder} cannot be read: {_first_line(error)}") from error
+    if isinstance(rows, datasets.DatasetDict):
+        if split not in rows:
+            raise DataError(f"{folder} has no split {split!r}; it has {', '.join(rows)}")
+        rows = rows[split]
+    return _table(rows, str(folder))
+
+
+def _table(rows: Dataset, source: str) -> Table:
+    from datasets import ClassLabel
+
+    columns = {name: list(rows[name]) for name in rows.column_names}
+    for name, feature in rows.features.items():
+        if isinstance(feature, ClassLabel):
+            # -1 stands for a label that is not given
+            columns[name] = [None if v is None or v < 0 else v for v in columns[name]]
+            columns.setdefault(
+                "label_name",
+                [None if value is None else feature.int2str(value) for value in columns[name]],
+            )
+    length = len(rows)
+    if not length:
+        raise DataError(f"{source} holds no rows")
+    table = table_from_rows([{}] * length, source=source)
+    return Table(columns, source, table.file, table.line, table.files)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,119 @@
+"""Rows as they were read, in columns, each row knowing its file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from airtune.errors import DataError
+from airtune.plan import Ints
+
+FAULTS_SHOWN = 5
+"""Faulty rows named in one message; more are only counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Columns of equal length. A value that a row lacks is None."""
+
+    columns: Mapping[str, Sequence[object]]
+    source: str
+    file: Ints
+    """Index into `files`, shape (rows,)."""
+    line: Ints
+    """Line in the file, or row of it where the format has no lines, from 1, shape (rows,)."""
+    files: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return int(self.line.shape[0])
+
+    def place(self, row: int) -> str:
+        """Return where a row came from, for an error message."""
+        return f"{self.files[int(self.file[row])]}:{int(self.line[row])}"
+
+    def take(self, rows: Ints) -> Table:
+        """Return the chosen rows in the given order."""
+        chosen = rows.tolist()
+        columns = {name: [column[row] for row in chosen] for name, column in self.columns.items()}
+        return Table(columns, self.source, self.file[rows], self.line[rows], self.files)
+
+    def column(self, name: str) -> Sequence[object]:
+        """Return one column.
+
+        Raises:
+            DataError: if there is none of that name.
+        """
+        if name not in self.columns:
+            has = ", ".join(self.columns) or "none"
+            raise DataError(
+                f"{self.source} has no column {name!r}; it has {has}; map it with `data.columns`"
+            )
+        return self.columns[name]
+
+    def texts(self, name: str) -> list[str]:
+        """Return a column of text; blank text is allowed.
+
+        Raises:
+            DataError: if a value is no text; the first few are named with file and line.
+        """
+        values = self.column(name)
+        self.refuse(name, [not isinstance(value, str) for value in values], "must be text")
+        return [str(value) for value in values]
+
+    def refuse(
+        self,
+        name: str,
+        wrong: Sequence[bool],
+        rule: str,
+        show: Callable[[object], str] = lambda value: type(value).__name__,
+    ) -> None:
+        """Raise a DataError that names the first wrong rows of a column, if there are any."""
+        rows = np.flatnonzero(np.asarray(wrong, bool)).tolist()
+        if not rows:
+            return
+        values = self.columns[name]
+        named = [
+            f"{self.place(row)} has {'no value' if values[row] is None else show(values[row])}"
+            for row in rows[:FAULTS_SHOWN]
+        ]
+        more = f", and {len(rows) - FAULTS_SHOWN} more" if len(rows) > FAULTS_SHOWN else ""
+        raise DataError(f"column {name!r} {rule}: {', '.join(named)}{more}")
+
+
+def table_from_rows(
+    rows: Sequence[Mapping[str, object]], *, source: str, lines: Sequence[int] | None = None
+) -> Table:
+    """Return the rows of one source as columns; keys are kept in the order first seen.
+
+    >>> table_from_rows([{"a": 1}, {"a": 2, "b": 3}], source="x").columns
+    {'a': [1, 2], 'b': [None, 3]}
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    line = np.arange(1, len(rows) + 1) if lines is None else np.asarray(lines, np.int64)
+    return Table(columns, source, np.zeros(len(rows), np.int64), line.astype(np.int64), (source,))
+
+
+def join_tables(tables: Sequence[Table], *, source: str) -> Table:
+    """Return the rows of several files of one source, one after the other.
+
+    Raises:
+        DataError: if a file has other columns than the first.
+    """
+    first = tables[0]
+    for table in tables[1:]:
+        if set(table.columns) != set(first.columns):
+            raise DataError(
+                f"{table.source} has the columns {', '.join(table.columns)} but {first.source} has "
+                f"{', '.join(first.columns)}; name one file as `data.source`"
+            )
+    columns = {name: [v for table in tables for v in table.columns[name]] for name in first.columns}
+    return Table(
+        columns,
+        source,
+        np.repeat(np.arange(len(tables)), [len(table) for table in tables]),
+        np.concatenate([table.line for table in tables]),
+        tuple(table.source for table in tables),
+    )

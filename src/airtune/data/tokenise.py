@@ -1,0 +1,135 @@
+"""Texts to tokens, all at once, with what was cut and what was left out counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from airtune.data.template import Rendered
+from airtune.errors import ModelError
+from airtune.model.batch import IGNORED, Sequences
+from airtune.plan import Bools, Ints
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenised:
+    """All rows of a table as tokens; one entry a row."""
+
+    tokens: tuple[Ints, ...]
+    targets: tuple[Ints, ...] | Ints
+    truncated: Bools
+    """The text was longer than the limit and was cut."""
+    prompt: Ints
+    """Tokens before the first scored one; 0 for classification and plain text."""
+    scored: Bools
+    """At least one token can be scored; the cut may have left the prompt alone."""
+
+    def sequences(self, rows: Ints) -> Sequences:
+        """Return the chosen rows as training examples."""
+        if isinstance(self.targets, np.ndarray):
+            targets: tuple[Ints, ...] | Ints = self.targets[rows]
+        else:
+            targets = tuple(self.targets[row] for row in rows.tolist())
+        tokens = tuple(self.tokens[row] for row in rows.tolist())
+        return Sequences(tokens, targets, truncated=int(self.truncated[rows].sum()))
+
+
+def tokenise_causal(
+    rendered: Rendered, *, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Tokenised:
+    """Return tokens and targets; a target is the token itself, or IGNORED before the completion.
+
+    The whole text is tokenised at once, so that the boundary between prompt and completion is
+    where generation meets it too. A token that holds both belongs to the completion.
+
+    Raises:
+        ModelError: if the tokenizer cannot say which characters a token covers.
+    """
+    _require_fast(tokenizer)
+    encoded = tokenizer(
+        list(rendered.texts), add_special_tokens=rendered.special, return_attention_mask=False,
+        return_token_type_ids=False, verbose=False,
+    )  # fmt: skip
+    end = tokenizer.eos_token_id if rendered.end else None
+    prompt = np.array(
+        [
+            _first_scored(encoded, row, start, len(rendered.texts[row]))
+            for row, start in enumerate(rendered.starts)
+        ],
+        np.int64,
+    )
+    whole = [_with_end(ids, end) for ids in encoded["input_ids"]]
+    tokens = tuple(row[:max_length] for row in whole)
+    targets = tuple(_mask(row, count) for row, count in zip(tokens, prompt.tolist(), strict=True))
+    lengths = np.array([len(row) for row in whole], np.int64)
+    # The first token has nothing before it that could predict it.
+    scored = np.minimum(lengths, max_length) > np.maximum(prompt, 1)
+    return Tokenised(tokens, targets, lengths > max_length, prompt, scored)
+
+
+def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"{type(tokenizer).__name__} cannot map tokens to characters; use a model with a "
+            "tokenizer.json"
+        )
+
+
+def _first_scored(encoded: BatchEncoding, row: int, start: int, length: int) -> int:
+    """Return the first token that covers a character from `start` on; blanks may be in none."""
+    if start == 0:
+        return 0
+    for place in range(start, length):
+        token = encoded.char_to_token(row, place)
+        if token is not None:
+            return int(token)
+    return len(encoded["input_ids"][row])
+
+
+def _with_end(ids: Sequence[int], end: int | None) -> Ints:
+    ended = end is None or (len(ids) > 0 and ids[-1] == end)
+    return np.array(ids if ended else [*ids, end], np.int64)
+
+
+def _mask(tokens: Ints, count: int) -> Ints:
+    targets = tokens.copy()
+    targets[:count] = IGNORED
+    return targets
+
+
+def tokenise_classes(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    classes: Ints,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> Tokenised:
+    """Return the tokens of texts, or of pairs of texts, with one class each.
+
+    Texts that are too long are cut by the tokenizer, which keeps its end marks and, of a pair,
+    cuts the longer one.
+    """
+    options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
+    second = None if pairs is None else list(pairs)
+    encoded = tokenizer(list(texts), second, **options)["input_ids"]
+    long = [row for row, ids in enumerate(encoded) if len(ids) > max_length]
+    if long:
+        again = tokenizer(
+            [texts[row] for row in long],
+            None if pairs is None else [pairs[row] for row in long],
+            truncation="longest_first", max_length=max_length, **options,
+        )["input_ids"]  # fmt: skip
+        for row, ids in zip(long, again, strict=True):
+            encoded[row] = ids
+    tokens = tuple(np.array(ids, np.int64) for ids in encoded)
+    truncated = np.zeros(len(tokens), np.bool_)
+    truncated[long] = True
+    scored = np.array([len(row) > 0 for row in tokens], np.bool_)
+    return Tokenised(tokens, classes, truncated, np.zeros(len(tokens), np.int64), scored)
