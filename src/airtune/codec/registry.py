@@ -1,0 +1,91 @@
+"""The codecs by name, and the two functions everyone calls."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.codec import deadzone, frame, plain, topk
+from airtune.errors import CodecError
+from airtune.plan import CodecSpec
+
+CODECS: dict[str, int] = {"identity": 0, "fp16": 1, "topk": 2, "deadzone": 3}
+"""Name of a codec and the number that stands for it in a payload."""
+
+
+def encode(
+    tensor: NDArray[np.float32],
+    spec: CodecSpec,
+    generator: np.random.Generator,
+    *,
+    mask: NDArray[np.bool_] | None = None,
+) -> bytes:
+    """Return the payload of a float32 tensor of any shape with at least one entry.
+
+    Args:
+        tensor: finite values.
+        spec: the codec and its settings.
+        generator: drives stochastic rounding; untouched by the deterministic codecs.
+        mask: for `topk`, positions that both ends already know (a gradient may reuse those of
+            the activation); the same shape.
+
+    Raises:
+        CodecError: if the tensor is empty or not finite, or a setting is out of range.
+    """
+    _check(tensor, spec, mask)
+    kind = CODECS[spec.kind]
+    if spec.kind == "topk":
+        made = topk.to_frame(tensor, spec, generator, kind=kind, mask=mask)
+    elif spec.kind == "deadzone":
+        made = deadzone.to_frame(tensor, spec, kind=kind)
+    else:
+        made = plain.to_frame(tensor, np.float16 if spec.kind == "fp16" else np.float32, kind=kind)
+    return frame.pack(made)
+
+
+def decode(
+    payload: bytes, *, max_elements: int, mask: NDArray[np.bool_] | None = None
+) -> NDArray[np.float32]:
+    """Return the tensor of a payload, checking all it declares before memory is taken.
+
+    Raises:
+        CodecError: if the payload is truncated, altered, too large, or lies about itself.
+    """
+    envelope = frame.unpack(payload, max_elements=max_elements)
+    kind = envelope.frame.kind
+    if kind == CODECS["topk"]:
+        return topk.from_envelope(envelope, mask=mask)
+    if kind == CODECS["deadzone"]:
+        return deadzone.from_envelope(envelope)
+    if kind in (CODECS["identity"], CODECS["fp16"]):
+        return plain.from_envelope(envelope, np.float16 if kind == CODECS["fp16"] else np.float32)
+    raise CodecError(
+        f"the payload's codec must be one of {sorted(CODECS.values())}, got {kind}; update the older end"
+    )
+
+
+def _check(tensor: NDArray[np.float32], spec: CodecSpec, mask: NDArray[np.bool_] | None) -> None:
+    if spec.kind not in CODECS:
+        raise CodecError(f"codec must be one of {', '.join(CODECS)}, got {spec.kind!r}")
+    if spec.predict:
+        raise CodecError(
+            "predict needs the memory of earlier reconstructions; code the difference instead"
+        )
+    if tensor.dtype != np.float32 or tensor.size == 0:
+        raise CodecError(
+            f"a codec takes a float32 tensor with entries, got {tensor.dtype} of shape {tensor.shape}"
+        )
+    if not np.all(np.isfinite(tensor)):
+        raise CodecError("the tensor holds NaN or infinity; refuse the batch that made it")
+    if spec.kind == "topk" and not (0.0 < spec.keep <= 1.0 and 2 <= spec.bits <= 8):
+        raise CodecError(
+            f"topk needs keep in (0, 1] and bits in [2, 8], got keep {spec.keep:g} and bits {spec.bits}"
+        )
+    if spec.kind == "deadzone" and not 0.0 < spec.step <= 100.0:
+        raise CodecError(
+            f"deadzone needs a step in (0, 100] standard deviations, got {spec.step:g}"
+        )
+    if mask is not None and (spec.kind != "topk" or mask.shape != tensor.shape):
+        raise CodecError(
+            f"a mask is for topk and of the tensor's shape {tensor.shape}, got {spec.kind} and {mask.shape}"
+        )
