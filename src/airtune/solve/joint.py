@@ -1,0 +1,216 @@
+"""Joint pruning and bandwidth, solved to its global optimum with a certificate.
+
+For a fixed finish time T the least pruning that meets T is convex in the shares, so the best
+weighted kept fraction V(T) has a dual in one price a link; the least T with `V(T) >= Q` is the
+optimum. T and the prices are found together by Newton's method on
+
+    sum of shares on link l = budget_l   and   dual(T, prices) = Q,
+
+whose Jacobian is an arrow: the first step in T is Newton's on the dual function alone. Where that
+fails (everything clipped, a link that cannot bind) the nested search of `nested.py` takes over.
+
+The certificate does not trust either search. The shares found are scaled to their budgets and the
+pruning block solved exactly for them: that is a feasible answer with finish time T. At a slightly
+smaller T' the dual is evaluated afresh; where it is below Q no answer can finish by T'.
+
+Source: the problem is arXiv 2602.01024's; the published algorithm is in `bcd.py`. The global
+solution and its certificate are this project's (docs/solvers.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from airtune.plan import Floats
+from airtune.solve.bandwidth import Division, divide_min_max
+from airtune.solve.nested import nested_search
+from airtune.solve.problem import SLACK, JointProblem, JointSolution
+from airtune.solve.pruning import prune_min_max
+from airtune.solve.response import Columns, Response, first_price, first_ratio, prepare, respond
+
+_MOST_STEPS = 30
+_TOLERANCE = 1e-10
+_OPTIMAL_GAP = 1e-8
+_LONGEST_PRICE_STEP = 2.0
+"""In ln(price); longer steps leave the range where the first derivatives say anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Where a search ended."""
+
+    finish_s: float
+    price: Floats
+    response: Response
+    converged: bool
+    iterations: int
+
+
+def solve_joint(problem: JointProblem, *, force_nested: bool = False) -> JointSolution:
+    """Return the kept fractions and shares with the least finish time, and a proof of how least.
+
+    Args:
+        problem: the joint problem, n devices on any number of links.
+        force_nested: skip the two-dimensional Newton search; for tests and benchmarks.
+
+    Returns:
+        The solution; `gap` is at most 1e-8 where `status` is "optimal", else "stalled".
+
+    Raises:
+        InfeasibleError: if the problem is out of range; see `JointProblem`.
+    """
+    total = float(np.sum(problem.weight))
+    if problem.least_value >= float(np.sum(problem.weight * problem.most_kept)) - SLACK * total:
+        return _only_bandwidth(problem, problem.most_kept)
+    if problem.least_value <= float(np.sum(problem.weight * problem.least_kept)):
+        return _only_bandwidth(problem, problem.least_kept)
+    blocks = prepare(problem)
+    if not blocks:
+        share = np.ones(len(problem))
+        kept, finish_s = prune_min_max(problem, share)
+        return JointSolution(
+            kept=kept, share=share, round_s=finish_s, bound_s=finish_s, status="optimal",
+            price=np.zeros(problem.curves.budget.shape[0]), iterations=0,
+            residual=problem.violation(kept, share), method="exact",
+        )  # fmt: skip
+    point = None if force_nested else _newton(problem, blocks)
+    if point is not None and point.converged:
+        solution = _certify(problem, blocks, point, method="exact, Newton")
+        if solution.status == "optimal":
+            return solution
+    tried = 0 if point is None else point.iterations
+    return _nested(problem, blocks, tried)
+
+
+def _only_bandwidth(problem: JointProblem, kept: Floats) -> JointSolution:
+    """Solve the ends of the range, where the kept fractions are known and only shares are open."""
+    division: Division = divide_min_max(
+        problem.curves,
+        problem.fixed_s + kept * problem.compute_s,
+        problem.fixed_bits + kept * problem.bits,
+    )
+    kept, finish_s = _keep_more(problem, kept, division)
+    return JointSolution(
+        kept=kept, share=division.share, round_s=finish_s, bound_s=division.bound_s,
+        price=np.zeros(problem.curves.budget.shape[0]), status=division.status,
+        iterations=division.iterations, residual=problem.violation(kept, division.share),
+        method="exact, bandwidth only",
+    )  # fmt: skip
+
+
+def _keep_more(problem: JointProblem, kept: Floats, division: Division) -> tuple[Floats, float]:
+    """Prune no device more than the finish time asks, at no cost in time."""
+    rate = problem.curves.rate(division.share)
+    spare = division.round_s - problem.fixed_s - problem.fixed_bits / rate
+    free = spare / np.maximum(problem.compute_s + problem.bits / rate, np.finfo(float).tiny)
+    return np.clip(free, kept, problem.most_kept), division.round_s
+
+
+def _newton(problem: JointProblem, blocks: list[Columns]) -> _Point:
+    """Search T and the prices together from equal shares; may fail and say so."""
+    budget, needed = problem.curves.budget, problem.least_value
+    used = np.bincount(problem.curves.link, ~problem.curves.dedicated, budget.shape[0]) > 0
+    low, high = _bracket(problem)
+    finish_s = high
+    price, ratio = first_price(problem, finish_s), first_ratio(problem)
+    converged, step = False, 0
+    while step < _MOST_STEPS:
+        step += 1
+        answer = respond(problem, blocks, finish_s, price, ratio)
+        ratio = answer.log_ratio
+        binding = used & (answer.unmet | (answer.load > budget))
+        excess = np.where(binding, answer.load - budget, 0.0)
+        short = (answer.value - needed - float(price @ excess)) / needed
+        if short < 0.0:
+            low = max(low, finish_s)
+        off = max(float(np.max(np.abs(excess) / budget)), abs(short))
+        if off <= _TOLERANCE:
+            converged = True
+            break
+        if not np.isfinite(off) or np.any(binding & ~(answer.load_by_price < 0.0)):
+            break
+        move = -short * needed / answer.value_by_time if answer.value_by_time > 0.0 else 0.0
+        fresh = finish_s * float(np.exp(np.clip(move, -1.0, 1.0)))
+        if not low <= fresh <= high:
+            fresh = float(np.sqrt(max(low, 1e-300) * finish_s)) if fresh < low else high
+        move = float(np.log(fresh / finish_s))
+        price = price * np.exp(_price_step(answer, budget, binding, move))
+        finish_s = fresh
+    return _Point(finish_s, np.where(binding, price, 0.0), answer, converged, step)
+
+
+def _price_step(answer: Response, budget: Floats, binding: np.ndarray, move: float) -> Floats:
+    """Return the change of ln(price) on every link: Newton on ln(load / budget)."""
+    by_price = np.where(binding, answer.load_by_price, -1.0)
+    load = np.where(binding, answer.load, budget)
+    ahead = np.log(load / budget) + np.where(binding, answer.load_by_time, 0.0) / load * move
+    return np.clip(-ahead * load / by_price, -_LONGEST_PRICE_STEP, _LONGEST_PRICE_STEP)
+
+
+def _bracket(problem: JointProblem) -> tuple[float, float]:
+    """Return a finish time nobody can beat and one that equal shares reach."""
+    fastest = problem.finish_s(problem.least_kept, problem.curves.most())
+    _, equal_s = prune_min_max(problem, problem.curves.equal_shares())
+    return float(np.max(fastest)), equal_s
+
+
+def _nested(problem: JointProblem, blocks: list[Columns], tried: int) -> JointSolution:
+    """Search by the slow and safe way, T outside and one price a link inside."""
+    division = divide_min_max(
+        problem.curves,
+        problem.fixed_s + problem.least_kept * problem.compute_s,
+        problem.fixed_bits + problem.least_kept * problem.bits,
+    )
+    _, equal_s = prune_min_max(problem, problem.curves.equal_shares())
+    found = nested_search(problem, blocks, division, equal_s)
+    point = _Point(found.finish_s, found.price, found.response, True, found.iterations + tried)
+    return _certify(problem, blocks, point, method="exact, nested", floor_s=division.bound_s)
+
+
+def _certify(
+    problem: JointProblem, blocks: list[Columns], point: _Point, *, method: str,
+    floor_s: float = 0.0,
+) -> JointSolution:  # fmt: skip
+    """Turn the end of a search into a feasible answer and a proved bound."""
+    share = _fill(problem, point.response.share)
+    kept, round_s = prune_min_max(problem, share)
+    bound_s = max(floor_s, _dual_bound(problem, blocks, point, round_s))
+    gap = round_s / bound_s - 1.0 if bound_s > 0.0 else np.inf
+    return JointSolution(
+        kept=kept, share=share, round_s=round_s, bound_s=bound_s, price=point.price,
+        status="optimal" if gap <= _OPTIMAL_GAP else "stalled", iterations=point.iterations,
+        residual=problem.violation(kept, share), method=method,
+    )  # fmt: skip
+
+
+def _fill(problem: JointProblem, share: Floats) -> Floats:
+    """Scale the shares of every shared link to sum to its budget."""
+    load = problem.curves.load(share)
+    ratio = problem.curves.budget / np.where(load > 0.0, load, 1.0)
+    return np.where(problem.curves.dedicated, 1.0, share * ratio[problem.curves.link])
+
+
+def _dual_bound(
+    problem: JointProblem, blocks: list[Columns], point: _Point, round_s: float
+) -> float:
+    """Return the largest finish time tried at which the dual proves that nobody can meet it."""
+    budget, needed = problem.curves.budget, problem.least_value
+    # A link that does not bind has price 0; its devices answer to any price alike.
+    asked = np.where(point.price > 0.0, point.price, float(np.max(point.price, initial=1e-12)))
+    slope = max(point.response.value_by_time, 1e-12 * needed)
+    spill = float(point.price @ (point.response.load - budget))
+    ahead = (point.response.value - spill - needed) / slope + np.log(round_s / point.finish_s)
+    step = max(1.02 * ahead, 0.0) + 2e-11
+    floor_s = float(np.max(problem.finish_s(problem.least_kept, problem.curves.most())))
+    for _ in range(8):
+        trial_s = round_s * float(np.exp(-step))
+        if trial_s <= floor_s:
+            return floor_s
+        answer = respond(problem, blocks, trial_s, asked, point.response.log_ratio)
+        dual = answer.value - float(point.price @ (answer.load - budget))
+        if dual < needed * (1.0 - 4.0 * np.finfo(float).eps):
+            return trial_s
+        step *= 6.0
+    return floor_s

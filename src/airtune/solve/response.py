@@ -1,0 +1,262 @@
+"""What every device would do at a given finish time T and given prices of the links.
+
+At price `lambda` a share, device i takes the share that maximises `w_i x_i - lambda z_i`, where
+`x_i(z) = (s_i R_i(z) - E_i) / (t_i R_i(z) + D_i)` is the most it can keep and still finish at T
+(`s = T - fixed_s`, `t = compute_s`, `E = fixed_bits`, `D = bits`), concave in z. In the interior
+
+    R'(z) / (t R + D)^2 = lambda / (w (s D + t E)),
+
+one equation in the signal-to-noise ratio `u = signal / z`, solved by Newton's method in log-log
+scale from the last answer. A device at its least or most kept fraction takes just the share that
+needs (Lambert's W). The sum `w x - lambda (z - budget)` bounds the best weighted kept fraction
+from above: it is the dual function, and where it falls short of the budget T is proved too soon.
+
+Source: interior stationarity and the dual are this project's; see docs/solvers.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from airtune.plan import Bools, Floats, Ints
+from airtune.solve.problem import JointProblem
+from airtune.solve.rates import BLOCK, LN2, Curves, log_slope
+
+_LOG_RATIO = (-27.6, 69.0)
+"""Range of ln u: from 1e-12 (rate within 5e-13 of its limit) to 1e30 (no bandwidth at all)."""
+_RATIO_STEPS = 40
+_RATIO_TOLERANCE = 1e-6
+"""Step in ln u after which Newton's next error is below 1e-11."""
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The shared-link devices of one block of a problem, prepared; every column has shape (n,)."""
+
+    rows: Ints
+    curves: Curves
+    fixed_s: Floats
+    compute_s: Floats
+    fixed_bits: Floats
+    bits: Floats
+    weight: Floats
+    least_kept: Floats
+    most_kept: Floats
+    top_rate: Floats
+    """Shannon rate as the bandwidth grows without bound, in bit/s."""
+    gain: Floats
+    """`D^2 ln 2 / scale`: turns the right-hand side into a function of u alone."""
+    burden: Floats
+    """`t * top_rate / D`: computation against transmission."""
+    kink: Floats | None
+    """Share up to which the cap binds; None where no device has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The answers, and the sums and derivatives that the search for T and prices needs."""
+
+    share: Floats
+    kept: Floats
+    log_ratio: Floats
+    load: Floats
+    """Sum of shares on each link, shape (links,)."""
+    load_by_price: Floats
+    """Derivative of the load by ln(price), at most 0; 0 = nobody on that link is in the interior."""
+    load_by_time: Floats
+    """Derivative of the load by ln(T)."""
+    unmet: Bools
+    """Links with a device below the most it may keep, shape (links,)."""
+    value: float
+    """Weighted sum of kept fractions."""
+    value_by_time: float
+    """Derivative of the dual function by ln(T), at least 0."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Running totals over the blocks of one response."""
+
+    load: Floats
+    by_price: Floats
+    by_time: Floats
+    unmet: Floats
+    value: float = 0.0
+    value_by_time: float = 0.0
+
+
+def prepare(problem: JointProblem) -> list[Columns]:
+    """Split the devices on shared links into blocks that fit the cache and prepare their columns."""
+    shared = np.flatnonzero(~problem.curves.dedicated)
+    starts = range(0, shared.shape[0], BLOCK)
+    return [_columns(problem, shared[start : start + BLOCK]) for start in starts]
+
+
+def _columns(problem: JointProblem, rows: Ints) -> Columns:
+    curves = problem.curves.take(rows)
+    # An air-time link has no Shannon branch; the stand-in is computed and never chosen.
+    scale = np.where(np.isfinite(curves.scale), curves.scale, 1.0)
+    bits, compute_s = problem.bits[rows], problem.compute_s[rows]
+    top_rate = scale * curves.signal / LN2
+    return Columns(
+        rows=rows, curves=curves, fixed_s=problem.fixed_s[rows], compute_s=compute_s,
+        fixed_bits=problem.fixed_bits[rows], bits=bits,
+        # A device without data would make every price wrong for it; this weight changes nothing.
+        weight=np.maximum(problem.weight[rows], 1e-15),
+        least_kept=problem.least_kept[rows], most_kept=problem.most_kept[rows],
+        top_rate=top_rate, gain=bits * bits * LN2 / scale, burden=compute_s * top_rate / bits,
+        kink=curves.kink() if np.isfinite(curves.cap).any() else None,
+    )  # fmt: skip
+
+
+def first_ratio(problem: JointProblem) -> Floats:
+    """Return ln u at equal shares, shape (n,): where the first response starts."""
+    ratio = problem.curves.signal / problem.curves.equal_shares()
+    return np.clip(np.log(ratio), *_LOG_RATIO)
+
+
+def first_price(problem: JointProblem, finish_s: float) -> Floats:
+    """Return the geometric mean over each link of what a share is worth when shares are equal."""
+    curves, share = problem.curves, problem.curves.equal_shares()
+    slack = finish_s - problem.fixed_s
+    worth = problem.weight * (slack * problem.bits + problem.compute_s * problem.fixed_bits)
+    cost = problem.compute_s * curves.rate(share) + problem.bits
+    log_worth = np.log(np.maximum(worth * curves.slope(share) / cost**2, 1e-300))
+    counted = ~curves.dedicated & (problem.weight > 0.0)
+    links = curves.budget.shape[0]
+    count = np.bincount(curves.link, counted, minlength=links)
+    total = np.bincount(curves.link, np.where(counted, log_worth, 0.0), minlength=links)
+    return np.exp(total / np.maximum(count, 1.0))
+
+
+def respond(
+    problem: JointProblem, blocks: list[Columns], finish_s: float, price: Floats, log_ratio: Floats
+) -> Response:
+    """Return every device's best answer to a finish time and prices.
+
+    Args:
+        problem: the joint problem.
+        blocks: `prepare(problem)`.
+        finish_s: T in seconds; every device must be able to meet it with a whole link.
+        price: weighted kept fraction per share, shape (links,), positive.
+        log_ratio: ln u of the last response, shape (n,): the warm start.
+    """
+    links = price.shape[0]
+    share, kept = np.ones(len(problem)), np.ones(len(problem))
+    ratio = log_ratio.copy()
+    sums = _Sums(*(np.zeros(links) for _ in range(4)))
+    for block in blocks:
+        z, x, v = _block_response(block, finish_s, price, ratio[block.rows], sums)
+        share[block.rows], kept[block.rows], ratio[block.rows] = z, x, v
+    _dedicated_response(problem, finish_s, kept, sums)
+    return Response(
+        share=share, kept=kept, log_ratio=ratio, load=sums.load, load_by_price=sums.by_price,
+        load_by_time=sums.by_time, unmet=sums.unmet > 0, value=sums.value,
+        value_by_time=sums.value_by_time,
+    )  # fmt: skip
+
+
+def _block_response(
+    block: Columns, finish_s: float, price: Floats, log_ratio: Floats, sums: _Sums
+) -> tuple[Floats, Floats, Floats]:
+    """Answer for one block; adds to `sums` and returns (share, kept, ln u)."""
+    slack = finish_s - block.fixed_s
+    worth = block.weight * (slack * block.bits + block.compute_s * block.fixed_bits)
+    link_price = price[block.curves.link] if price.shape[0] > 1 else price[0]
+    target = link_price / worth
+    log_ratio, bend = _solve_ratio(target * block.gain, block.burden, log_ratio)
+    ratio = np.exp(log_ratio)
+    share = block.curves.signal / ratio
+    rate = block.top_rate * np.log1p(ratio) / ratio
+    by_price = -share / bend
+    if block.kink is not None:
+        share, by_price = _with_cap(block, block.kink, target, share, by_price)
+        rate = block.curves.rate(share)
+    cost = block.compute_s * rate + block.bits
+    kept = (slack * rate - block.fixed_bits) / cost
+    by_time = by_price * (-finish_s * block.weight * block.bits / worth)
+    value_by_time = block.weight * finish_s * rate / cost
+    clipped = np.flatnonzero((kept >= block.most_kept) | (kept <= block.least_kept))
+    if clipped.size:
+        kept = np.clip(kept, block.least_kept, block.most_kept)
+        need, change = _needed_share(block, clipped, finish_s, kept[clipped])
+        share[clipped], by_time[clipped], by_price[clipped] = need, change, 0.0
+        paid = link_price[clipped] if isinstance(link_price, np.ndarray) else link_price
+        value_by_time[clipped] = -paid * change
+    _add(sums, block, (share, by_price, by_time, kept < block.most_kept))
+    sums.value += float(np.sum(block.weight * kept))
+    sums.value_by_time += float(np.sum(value_by_time))
+    return share, kept, log_ratio
+
+
+def _add(sums: _Sums, block: Columns, columns: tuple[Floats, Floats, Floats, Bools]) -> None:
+    totals = (sums.load, sums.by_price, sums.by_time, sums.unmet)
+    for total, column in zip(totals, columns, strict=True):
+        if total.shape[0] == 1:
+            total += np.sum(column)
+        else:
+            total += np.bincount(block.curves.link, column, minlength=total.shape[0])
+
+
+def _solve_ratio(target: Floats, burden: Floats, log_ratio: Floats) -> tuple[Floats, Floats]:
+    """Solve `q(u) / (1 + burden ln(1+u)/u)^2 = target`; return ln u and the slope in log-log scale."""
+    goal = np.log(target)
+    for _ in range(_RATIO_STEPS):
+        u = np.exp(log_ratio)
+        log_u1 = np.log1p(u)
+        q = log_slope(u, log_u1)
+        spread = u + burden * log_u1
+        bend = u * u / ((1.0 + u) ** 2 * q) + 2.0 * burden * q / spread
+        error = goal - np.log(q * (u / spread) ** 2)
+        fresh = np.clip(log_ratio + error / bend, *_LOG_RATIO)
+        moved = float(np.max(np.abs(fresh - log_ratio)))
+        log_ratio = fresh
+        if moved <= _RATIO_TOLERANCE:
+            break
+    return log_ratio, bend
+
+
+def _with_cap(
+    block: Columns, kink: Floats, target: Floats, share: Floats, by_price: Floats
+) -> tuple[Floats, Floats]:
+    """Put the capped branch below the kink: there the rate is a line and the answer closed."""
+    cap, time = block.curves.cap, np.maximum(block.compute_s, 1e-12 * block.bits / block.curves.cap)
+    root = np.sqrt(cap / target)
+    line = np.maximum((root - block.bits) / (time * cap), 0.0)
+    on_line = line < kink
+    at_kink = ~on_line & (share <= kink)
+    share = np.where(on_line, line, np.maximum(share, np.minimum(kink, 1e300)))
+    slope = np.where(on_line, -0.5 * root / (time * cap), by_price)
+    return share, np.where(at_kink | (on_line & (line <= 0.0)), 0.0, slope)
+
+
+def _needed_share(
+    block: Columns, rows: Ints, finish_s: float, kept: Floats
+) -> tuple[Floats, Floats]:
+    """Return the share that just meets T at a fixed kept fraction, and its derivative by ln T."""
+    curves = block.curves.take(rows)
+    left_s = finish_s - block.fixed_s[rows] - block.compute_s[rows] * kept
+    rate = (block.fixed_bits[rows] + block.bits[rows] * kept) / left_s
+    share = curves.share_for(rate)
+    return share, -finish_s * rate / left_s / curves.slope(share)
+
+
+def _dedicated_response(
+    problem: JointProblem, finish_s: float, kept: Floats, sums: _Sums
+) -> None:
+    """Add the devices that have a link to themselves: they keep what T allows, at no price."""
+    rows = np.flatnonzero(problem.curves.dedicated)
+    if not rows.size:
+        return
+    curves = problem.curves.take(rows)
+    rate = curves.rate(np.ones(rows.shape[0]))
+    growth = problem.compute_s[rows] + problem.bits[rows] / rate
+    start = problem.fixed_s[rows] + problem.fixed_bits[rows] / rate
+    free = (finish_s - start) / growth
+    kept[rows] = np.clip(free, problem.least_kept[rows], problem.most_kept[rows])
+    inside = (free < problem.most_kept[rows]) & (free > problem.least_kept[rows])
+    weight = problem.weight[rows]
+    sums.value += float(np.sum(weight * kept[rows]))
+    sums.value_by_time += float(np.sum(np.where(inside, weight * finish_s / growth, 0.0)))
