@@ -8,17 +8,26 @@ checkpointing repeats the forward pass of every block; a chunked loss repeats no
 computes scored positions only.
 
 Not counted: norms, activations, softmax, rotary embedding, loss and optimiser, as in torch's FLOP
-counter, with which these figures agree exactly (eager attention; the rotary table's product of
-`tokens * head_dim` FLOPs, once a step, aside). Kernels for causal attention that skip half of the
-square do less. Checkpointing may stop repeating a block at its last saved tensor: up to one FFN
-projection a block too many is counted, under 10 % of a step.
+counter, with which these figures agree to the last one (eager attention). Kernels
+for causal attention that skip half of the square do less. Checkpointing stops repeating a block at
+its last saved tensor: up to one adapter product a block too many is counted, under 1 % of a step.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from airtune.cost.graph import Flow, Kept, flows, kept, reads, scored_positions, sizes, targets
+from airtune.cost.graph import (
+    ENCODERS,
+    Flow,
+    Kept,
+    flows,
+    kept,
+    reads,
+    scored_positions,
+    sizes,
+    targets,
+)
 from airtune.plan import Assignments, Floats, ModelShape, Workload
 
 
@@ -91,6 +100,7 @@ def _head_macs(shape: ModelShape, workload: Workload, flow: Flow) -> float:
     """Multiply-adds of the head for one batch: forward, input gradient and trained weights."""
     macs = (1.0 + flow.output) * shape.head_macs
     if workload.trains_head:
-        # the classifier's biases are no products, hence the smaller of the two
-        macs += min(shape.trained_head_parameters, shape.head_macs)
+        # an encoder's classifier has biases, and RoBERTa's dense layer too: no products
+        biases = shape.labels if shape.family in ENCODERS else 0
+        macs += min(shape.trained_head_parameters - biases, shape.head_macs)
     return scored_positions(shape, workload) * macs

@@ -170,9 +170,9 @@ def _tail_bytes(shape: ModelShape, workload: Workload, flow: Flow) -> float:
     """What the final norm, pooler, classifier and loss keep of one batch."""
     rows = scored_positions(shape, workload) * shape.width * workload.dtype_bytes
     if shape.family in ENCODERS:
-        # tanh keeps its output, a trained layer its input
+        # tanh keeps its output; RoBERTa's trained dense layer the hidden states it reads from
         trained = workload.trains_head and shape.family == "roberta"
-        return rows * (1 + trained)
+        return rows + trained * rows * workload.tokens
     norm = flow.output * workload.batch * workload.tokens * _one_norm_bytes(shape, workload)
     # a language model's loss keeps the gradient of its rows, a trained classifier its input
     return rows * (shape.task == "causal-lm" or workload.trains_head) + norm
