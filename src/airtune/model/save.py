@@ -1,0 +1,315 @@
+"""Writing what was trained so that other tools load it: adapters, merged and pruned models.
+
+Pruned models become plain configs of their family, or of a neighbour that can say what is left:
+
+| family | heads | FFN channels |
+|---|---|---|
+| Mistral, Qwen2, Qwen3 | any count | any count |
+| Llama | any count; as Mistral where the heads left do not divide the width | any count |
+| GPT-2, BERT, RoBERTa | all of them | any count |
+
+with the same counts in every block. A folder appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    MistralConfig,
+    PreTrainedModel,
+)
+
+from airtune.errors import ModelError, RunExistsError, StorageError
+from airtune.model.base import BaseModel
+from airtune.model.families import Config, Family
+from airtune.model.importance import Means
+from airtune.model.kept import Kept, check_kept, keep_all
+from airtune.model.lora import Adapters, Head, layer_names, merged
+from airtune.model.slicing import slice_network
+from airtune.model.weights import bias_of
+from airtune.plan import ModelShape
+
+
+def save_adapter(
+    folder: str | Path,
+    base: BaseModel,
+    adapters: Adapters,
+    *,
+    scale: float,
+    head: Head | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write full-grid adapters as PEFT does; `PeftModel.from_pretrained` loads them.
+
+    Args:
+        folder: Where to; appears whole or not at all.
+        base: The model they belong to.
+        adapters: On the full grid.
+        scale: alpha / rank.
+        head: The trained task head, saved as one of PEFT's `modules_to_save`.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        ModelError: if there are no adapters.
+        RunExistsError: if the folder is there and must not be replaced.
+        StorageError: if it cannot be written.
+    """
+    names = layer_names(adapters)
+    if not names:
+        raise ModelError("there are no adapters to save; train first")
+    tensors = {
+        f"base_model.model.{base.family.path(*_split(name))}.lora_{part}.weight": adapters[
+            f"{name}.{part}"
+        ].contiguous()
+        for name in names
+        for part in ("A", "B")
+    }
+    tensors |= {f"base_model.model.{name}": value for name, value in (head or {}).items()}
+    config = _adapter_config(base, adapters, scale, has_head=bool(head))
+    with _whole_folder(Path(folder), overwrite) as place:
+        config.save_pretrained(str(place))
+        save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
+        _save_tokenizer(base, place)
+
+
+def save_merged(
+    folder: str | Path,
+    base: BaseModel,
+    adapters: Adapters,
+    *,
+    scale: float,
+    head: Head | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the dense model with the adapters in its weights; plain transformers loads it.
+
+    Args:
+        folder: Where to; appears whole or not at all.
+        base: The model the adapters belong to.
+        adapters: On the full grid.
+        scale: alpha / rank.
+        head: The trained task head, or None.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        ModelError: if the base is held in 4 bits, whose merged weights have no plain form.
+        RunExistsError: if the folder is there and must not be replaced.
+        StorageError: if it cannot be written.
+    """
+    save_pruned(
+        folder, base, keep_all(base.shape), adapters, scale=scale, head=head, overwrite=overwrite
+    )
+
+
+def save_pruned(
+    folder: str | Path,
+    base: BaseModel,
+    kept: Kept,
+    adapters: Adapters,
+    *,
+    scale: float,
+    head: Head | None = None,
+    means: Means | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a smaller model with the adapters in its weights; plain transformers loads it.
+
+    Args:
+        folder: Where to; appears whole or not at all.
+        base: The unpruned model.
+        kept: The same number of groups, and of channels, in every block.
+        adapters: Of that slice.
+        scale: alpha / rank.
+        head: The trained task head, or None.
+        means: Replace what is removed by its mean, where the layer has a bias to fold it into.
+        overwrite: Replace a folder that is there.
+
+    Raises:
+        ModelError: if no plain config can say what is left, or the base is held in 4 bits.
+        RunExistsError: if the folder is there and must not be replaced.
+        StorageError: if it cannot be written.
+    """
+    config = plain_config(base, kept)
+    if means is not None:
+        _check_foldable(base, kept)
+    sliced = slice_network(base, kept, means=means)
+    network = _plain_network(
+        merged(sliced, base.family, adapters, scale=scale, head=head), config, base.shape
+    )
+    with _whole_folder(Path(folder), overwrite) as place:
+        network.save_pretrained(str(place))
+        _save_tokenizer(base, place)
+
+
+def plain_config(base: BaseModel, kept: Kept) -> Config:
+    """Return the config under which plain transformers loads a slice.
+
+    Raises:
+        ModelError: if there is none: counts differ over blocks, the family cannot have fewer
+            heads, or the base is held in 4 bits.
+    """
+    check_kept(kept, base.shape)
+    groups, channels = _uniform("groups", kept.groups), _uniform("channels", kept.channels)
+    if getattr(base.network, "is_quantized", False):
+        raise ModelError(
+            "a 4-bit base cannot be saved merged or pruned; save the adapter, or load the base "
+            "with load_in_4bit: false"
+        )
+    config = type(base.network.config).from_dict(base.network.config.to_dict())
+    setattr(config, _ffn_field(base.family), channels)
+    if groups == base.shape.kv_groups:
+        return config
+    if not base.family.any_head_count:
+        raise ModelError(
+            f"a plain {base.family.name} config cannot have fewer heads, got {groups} of "
+            f"{base.shape.kv_groups}; prune FFN channels only for an export, or save the adapter"
+        )
+    heads = groups * (base.shape.heads // base.shape.kv_groups)
+    if base.family.name == "llama" and base.shape.width % heads:
+        return _as_mistral(config, base.shape, heads, groups)
+    config.head_dim = base.shape.head_dim
+    config.num_attention_heads, config.num_key_value_heads = heads, groups
+    return config
+
+
+def _as_mistral(config: Config, shape: ModelShape, heads: int, groups: int) -> Config:
+    """Return Llama's config as a Mistral without a window, which computes the same."""
+    if any(linear.bias for linear in shape.linears):
+        raise ModelError(
+            f"{heads} heads do not divide a width of {shape.width}, which Llama's config demands, "
+            "and Mistral, which does not, drops the biases this model has; keep a number of "
+            "groups whose heads divide the width"
+        )
+    settings = config.to_dict()
+    own = ("model_type", "architectures", "num_attention_heads", "num_key_value_heads", "head_dim",
+           "attention_bias", "mlp_bias", "pretraining_tp", "sliding_window")  # fmt: skip
+    return MistralConfig(
+        **{name: value for name, value in settings.items() if name not in own},
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=shape.head_dim,
+        sliding_window=None,
+    )
+
+
+def _plain_network(network: nn.Module, config: Config, shape: ModelShape) -> PreTrainedModel:
+    """Return the class that plain transformers would make, holding the network's tensors."""
+    auto = AutoModelForSequenceClassification if shape.labels else AutoModelForCausalLM
+    with torch.device("meta"):
+        plain = auto.from_config(config)
+    plain.load_state_dict(network.state_dict(), assign=True)
+    plain.tie_weights()
+    generation = getattr(network, "generation_config", None)
+    if generation is not None:
+        plain.generation_config = generation
+    return plain.eval()
+
+
+def _check_foldable(base: BaseModel, kept: Kept) -> None:
+    for name, counts, full in (
+        (base.family.attention_output, kept.groups, base.shape.kv_groups),
+        (base.family.ffn_output, kept.channels, base.shape.ffn),
+    ):
+        if len(counts[0]) < full and bias_of(base.family.linear(base.network, 0, name)) is None:
+            raise ModelError(
+                f"{name} of a {base.family.name} model has no bias to hold the mean of what was "
+                "removed; tune and save it without means"
+            )
+
+
+def _uniform(name: str, rows: tuple[Sized, ...]) -> int:
+    counts = sorted({len(row) for row in rows})
+    if len(counts) > 1:
+        raise ModelError(
+            f"a plain config has one number of {name} for all blocks, got {counts}; "
+            "prune uniformly over the blocks for an export"
+        )
+    return counts[0]
+
+
+def _ffn_field(family: Family) -> str:
+    return "n_inner" if family.name == "gpt2" else "intermediate_size"
+
+
+def _adapter_config(
+    base: BaseModel, adapters: Adapters, scale: float, *, has_head: bool
+) -> LoraConfig:
+    names = layer_names(adapters)
+    rank = adapters[f"{names[0]}.A"].shape[0]
+    alpha = scale * rank
+    return LoraConfig(
+        base_model_name_or_path=base.source,
+        task_type="SEQ_CLS" if base.shape.labels else "CAUSAL_LM",
+        inference_mode=True,
+        r=rank,
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        target_modules=_target_modules(base, names),
+        modules_to_save=[base.family.head] if has_head else None,
+        fan_in_fan_out=base.family.name == "gpt2",
+    )
+
+
+def _target_modules(base: BaseModel, names: list[str]) -> list[str] | str:
+    """Return the layers' names, or a pattern where one name is the end of an untouched one's."""
+    chosen = {_split(name)[1] for name in names}
+    paths = base.family.linears
+    ambiguous = any(
+        paths[other].endswith(f".{name}")
+        for name in chosen
+        for other in paths
+        if other not in chosen
+    )
+    if ambiguous:
+        pattern = "|".join(sorted(re.escape(paths[name]) for name in chosen))
+        return rf".*\.\d+\.({pattern})"
+    return sorted(chosen)
+
+
+def _split(name: str) -> tuple[int, str]:
+    block, _, linear = name.partition(".")
+    return int(block), linear
+
+
+def _save_tokenizer(base: BaseModel, place: Path) -> None:
+    if base.tokenizer is not None:
+        base.tokenizer.save_pretrained(str(place))
+
+
+@contextmanager
+def _whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+    """Hand out an empty folder that takes its final name only when all is written."""
+    if folder.exists() and not overwrite:
+        raise RunExistsError(f"{folder} is already there; choose another name or overwrite it")
+    place = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        place.chmod(0o755)
+        yield place
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(place, folder)
+    except (OSError, SafetensorError) as error:
+        is_full = getattr(error, "errno", None) == errno.ENOSPC or "StorageFull" in str(error)
+        reason = "the disk is full" if is_full else str(error)
+        raise StorageError(
+            f"cannot write {folder}: {reason}; free space or choose another folder"
+        ) from error
+    finally:
+        if place is not None and place.exists():
+            shutil.rmtree(place, ignore_errors=True)
