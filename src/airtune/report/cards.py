@@ -1,0 +1,190 @@
+"""The headline cards and the table of a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from airtune.report.curves import colour_index
+from airtune.report.figure import palette_place
+from airtune.report.stats import Change
+from airtune.report.study import Study
+from airtune.report.summary import Cost, Row, Summary
+from airtune.report.wording import (
+    FORMS,
+    count_misses,
+    count_seeds,
+    format_change,
+    format_gap,
+    format_interval,
+    format_quality,
+    format_reached,
+    mean_of,
+)
+from airtune.units import format_bytes
+
+Tone = Literal["better", "worse", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One number that matters, with what it is compared with."""
+
+    title: str
+    value: str
+    against: str
+    note: str
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A cell of the table: a main line and a smaller one."""
+
+    main: str
+    small: str = ""
+    tone: Tone = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A method's line of the table."""
+
+    method: str
+    key: int
+    """Palette index of its curve."""
+    is_baseline: bool
+    cells: list[Cell] = field(default_factory=list)
+
+
+TITLES = ("Time to target", "Bytes to target", "Energy to target", "Best quality", "Worst tenth",
+          "Test")  # fmt: skip
+
+
+def cards(study: Study, summary: Summary) -> list[Card]:
+    """Return the headline cards of the study's focus."""
+    row = summary.rows[study.focus]
+    shown = [
+        _cost_card(study, summary, "time", "Time"),
+        _cost_card(study, summary, "bytes", "Bytes"),
+        _cost_card(study, summary, "energy", "Energy"),
+    ]
+    name = study.metric.name
+    for title, values, kind in (
+        (f"Best {study.metric.label}", row.best, "best"),
+        ("Worst tenth of devices", row.worst, "worst"),
+    ):
+        value = mean_of(values)
+        if math.isnan(value):
+            continue
+        against, note = "", _seeds_note(row)
+        tone: Tone = "plain"
+        if study.baseline is not None:
+            change = getattr(summary.against[study.focus], kind)
+            base = mean_of(getattr(summary.rows[study.baseline], kind))
+            against = f"{study.baseline}: {format_quality(base, name)}"
+            note = f"difference {format_gap(change, name)}"
+            tone = _tone(change, higher=study.metric.higher)
+        shown.append(Card(title, format_quality(value, name), against, note, tone))
+    return shown
+
+
+def table(study: Study, summary: Summary) -> list[Line]:
+    """Return a line a method, in the order of the study."""
+    keys = {
+        name: palette_place(colour_index(study, place)) for place, name in enumerate(study.methods)
+    }
+    return [
+        Line(
+            method=name,
+            key=keys[name],
+            is_baseline=name == study.baseline,
+            cells=[
+                *(_cost_cell(study, summary, row, kind) for kind in ("time", "bytes", "energy")),
+                *(_quality_cell(study, summary, row, kind) for kind in ("best", "worst", "test")),
+            ],
+        )
+        for name, row in summary.rows.items()
+    ]
+
+
+def _cost_card(study: Study, summary: Summary, kind: Cost, title: str) -> Card:
+    row = summary.rows[study.focus]
+    spent = format_reached(row.cost(kind), FORMS[kind])
+    if study.metric.target is None:
+        return Card(f"{title} in all", spent.removeprefix("> "), "", "no target was set")
+    if study.baseline is None:
+        missed = count_misses(row.cost(kind))
+        return Card(f"{title} to target", spent, "", missed or _rounds_note(row, kind))
+    change = getattr(summary.against[study.focus], kind)
+    base = format_reached(summary.rows[study.baseline].cost(kind), FORMS[kind])
+    if change.bound == "unknown":
+        return Card(f"{title} to target", spent, f"{study.baseline}: {base}",
+                    format_interval(change))  # fmt: skip
+    return Card(
+        title=f"{title} to target",
+        value=format_change(change),
+        against=f"{spent} against {base} ({study.baseline})",
+        note=format_interval(change),
+        tone=_tone(change, higher=False),
+    )
+
+
+def _cost_cell(study: Study, summary: Summary, row: Row, kind: Cost) -> Cell:
+    if study.metric.target is None:
+        return Cell(format_reached(row.cost(kind), FORMS[kind]).removeprefix("> "), "in all")
+    main = format_reached(row.cost(kind), FORMS[kind])
+    small = [count_misses(row.cost(kind))]
+    tone: Tone = "plain"
+    if row.method in summary.against:
+        change: Change = getattr(summary.against[row.method], kind)
+        if change.bound != "unknown":
+            spread = "" if math.isnan(change.low) else f" ({_range(change)})"
+            small.append(f"{format_change(change)}{spread}")
+            tone = _tone(change, higher=False)
+    if kind == "bytes":
+        small.append(_rounds_note(row, kind))
+    return Cell(main, "; ".join(part for part in small if part), tone)
+
+
+def _quality_cell(study: Study, summary: Summary, row: Row, kind: str) -> Cell:
+    name = study.metric.name
+    main = format_quality(mean_of(getattr(row, kind)), name)
+    if row.method not in summary.against:
+        return Cell(main)
+    change: Change = getattr(summary.against[row.method], kind)
+    if change.bound == "unknown":
+        return Cell(main)
+    return Cell(main, format_gap(change, name), _tone(change, higher=study.metric.higher))
+
+
+def _rounds_note(row: Row, kind: Cost) -> str:
+    """Split bytes into rounds times bytes a round; name the rounds for another cost."""
+    rounds = mean_of_costs([cost.value for cost in row.rounds])
+    if not rounds:
+        return ""
+    if kind != "bytes":
+        return f"in {rounds:.0f} rounds, {count_seeds(len(row.seeds))}"
+    spent = mean_of_costs([cost.value for cost in row.bytes])
+    return f"{rounds:.0f} rounds × {format_bytes(spent / rounds)}"
+
+
+def mean_of_costs(values: Sequence[float]) -> float:
+    """Return the mean, 0 of nothing."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def _seeds_note(row: Row) -> str:
+    return f"mean of {count_seeds(len(row.seeds))}" if len(row.seeds) > 1 else ""
+
+
+def _range(change: Change) -> str:
+    return format_interval(change).removeprefix("95 % interval ").split(",")[0]
+
+
+def _tone(change: Change, *, higher: bool) -> Tone:
+    if not change.is_resolved:
+        return "plain"
+    return "better" if change.is_more == higher else "worse"

@@ -1,0 +1,147 @@
+"""Quality against time and against bytes: one line a method, its band the spread of the seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from airtune.plan import Floats
+from airtune.report.figure import Figure, axis, colour_of, dash_of, layout
+from airtune.report.study import Run, Study
+from airtune.report.summary import Row, Summary
+from airtune.report.wording import bytes_scale, format_quality, seconds_scale
+
+Kind = Literal["time", "bytes"]
+_POINTS = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A method's quality over what it spent, averaged over seeds; columns of shape (points,)."""
+
+    method: str
+    spent: Floats
+    mean: Floats
+    low: Floats
+    """Lowest seed."""
+    high: Floats
+    reached: float | None
+    """Mean cost to the target; None where a seed missed it."""
+    colour: int
+    """Index into the palette; 0 is the baseline's neutral grey."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A set of curves with its axes, drawn by plotly in the page and as a plain SVG beside it."""
+
+    kind: Kind
+    curves: tuple[Curve, ...]
+    x_title: str
+    y_title: str
+    target: float | None
+    metric: str
+
+
+def quality_chart(study: Study, summary: Summary, kind: Kind) -> Chart:
+    """Return the curves of a study against virtual wall-clock or against bytes on the air."""
+    most = max((run.total(_spent(run, kind)) for run in study.runs), default=1.0)
+    scale, unit = seconds_scale(most) if kind == "time" else bytes_scale(most)
+    curves = []
+    for place, method in enumerate(study.methods):
+        runs = [run for run in study.of(method) if run.quality.size]
+        if runs:
+            colour = colour_index(study, place)
+            curves.append(_curve(runs, summary.rows[method], kind, scale, colour))
+    titles = {"time": "virtual wall-clock", "bytes": "bytes up and down"}
+    return Chart(
+        kind=kind,
+        curves=tuple(curves),
+        x_title=f"{titles[kind]} ({unit})",
+        y_title=study.metric.label,
+        target=study.metric.target,
+        metric=study.metric.name,
+    )
+
+
+def colour_index(study: Study, place: int) -> int:
+    """Return the palette index of the method at a place; the baseline takes the neutral 0."""
+    others = [name for name in study.methods if name != study.baseline]
+    name = study.methods[place]
+    return 0 if name == study.baseline else 1 + others.index(name)
+
+
+def draw(chart: Chart) -> Figure:
+    """Return the chart as a plotly figure."""
+    traces = [trace for curve in chart.curves for trace in _traces(curve, chart)]
+    figure = layout(x=axis(chart.x_title, from_zero=True), y=axis(chart.y_title), height=400)
+    if chart.metric in ("accuracy", "exact_match"):
+        figure["yaxis"]["tickformat"] = ".0%"
+    if chart.target is not None:
+        figure["shapes"] = [{
+            "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": chart.target,
+            "y1": chart.target, "line": {"color": "var(--muted)", "width": 1, "dash": "dot"},
+        }]  # fmt: skip
+        figure["annotations"] = [{
+            "text": f"target {format_quality(chart.target, chart.metric)}", "xref": "paper",
+            "x": 1, "y": chart.target, "xanchor": "right", "yanchor": "bottom",
+            "showarrow": False, "font": {"color": "var(--muted)", "size": 12},
+        }]  # fmt: skip
+    figure["showlegend"] = len(chart.curves) > 1
+    return {"data": traces, "layout": figure}
+
+
+def _traces(curve: Curve, chart: Chart) -> list[Figure]:
+    colour = colour_of(curve.colour)
+    band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
+            "legendgroup": curve.method, "x": curve.spent.tolist()}  # fmt: skip
+    shown = ":.1%" if chart.metric in ("accuracy", "exact_match") else ":.4g"
+    traces: list[Figure] = [
+        {**band, "y": curve.low.tolist()},
+        {**band, "y": curve.high.tolist(), "fill": "tonexty", "fillcolor": f"{colour} 16%"},
+        {
+            "mode": "lines", "name": curve.method, "legendgroup": curve.method,
+            "x": curve.spent.tolist(), "y": curve.mean.tolist(),
+            "line": {"color": colour, "width": 2.25, "dash": dash_of(curve.colour)},
+            "hovertemplate": f"%{{y{shown}}} at %{{x:.4g}}",
+        },
+    ]  # fmt: skip
+    if curve.reached is not None and chart.target is not None:
+        traces.append({
+            "mode": "markers", "x": [curve.reached], "y": [chart.target], "showlegend": False,
+            "legendgroup": curve.method, "name": f"{curve.method} at the target",
+            "marker": {"size": 10, "color": colour, "line": {"width": 2, "color": "var(--paper)"}},
+            "hovertemplate": "target reached at %{x:.4g}",
+        })  # fmt: skip
+    return traces
+
+
+def _spent(run: Run, kind: Kind) -> Floats:
+    return run.end_s if kind == "time" else run.traffic_bytes
+
+
+def _curve(runs: Sequence[Run], row: Row, kind: Kind, scale: float, colour: int) -> Curve:
+    """Average the seeds on a common axis, from where all have begun to where the first ends."""
+    spent = [_spent(run, kind)[run.evaluated] / scale for run in runs]
+    start, end = max(column[0] for column in spent), min(column[-1] for column in spent)
+    points = np.unique(np.concatenate([column[(column >= start) & (column <= end)]
+                                       for column in spent]))  # fmt: skip
+    if points.size > _POINTS or points.size < 2:
+        points = np.linspace(start, max(end, start), _POINTS)
+    seeds = np.array(
+        [np.interp(points, column, run.smoothed) for column, run in zip(spent, runs, strict=True)]
+    )
+    costs = row.cost(kind)
+    hit = bool(costs) and all(cost.hit for cost in costs)
+    return Curve(
+        method=runs[0].method,
+        spent=points,
+        mean=seeds.mean(axis=0),
+        low=seeds.min(axis=0),
+        high=seeds.max(axis=0),
+        reached=sum(cost.value for cost in costs) / len(costs) / scale if hit else None,
+        colour=colour,
+    )

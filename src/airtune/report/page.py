@@ -1,0 +1,276 @@
+"""The page: one HTML file that holds its figures, its styles and plotly, and asks no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from airtune.plan import Ints
+from airtune.report import curves, decisions, memory, rounds, solver, svg, verdict
+from airtune.report.cards import TITLES, cards, table
+from airtune.report.figure import Figure
+from airtune.report.study import Run, Study
+from airtune.report.summary import Summary
+from airtune.report.wording import count_seeds, format_quality
+from airtune.units import format_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A figure of the page with the words around it."""
+
+    key: str
+    """Name of the figure in the page's data."""
+    title: str
+    caption: str
+    fallback: str = ""
+    """An SVG for readers without scripts."""
+
+
+def render_page(study: Study, summary: Summary) -> str:
+    """Return the whole page."""
+    environment = Environment(
+        loader=PackageLoader("airtune", "report"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    figures: dict[str, Figure] = {}
+    runs = _inspected(study)
+    context: dict[str, Any] = {
+        "title": title_of(study),
+        "subtitle": _subtitle(study),
+        "headline": verdict.headline(study, summary),
+        "cards": cards(study, summary),
+        "table": table(study, summary),
+        "quality": _quality(study, summary, figures),
+        "inspected": [_inspect(run, figures) for run in runs],
+        "limits": verdict.limits(study, summary),
+        "methods": _method_lines(study),
+        "recipe": _recipe(study),
+        "assumptions": _assumptions(study.first),
+        "provenance": _provenance(study),
+        "assumed": assumption_line(study),
+        "titles": TITLES,
+    }
+    page = environment.get_template("page.html")
+    return page.render(
+        **context,
+        style=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        plotly=Markup(_plotly_source()),
+        data=_embedded({"figures": figures, "runs": [_data(run) for run in runs]}),
+    )
+
+
+def title_of(study: Study) -> str:
+    """Return the page's title."""
+    name = str(study.first.record.header.get("name") or "run")
+    if study.baseline is None:
+        return f"{name}: {study.focus}"
+    return f"{name}: {len(study.methods)} methods compared"
+
+
+def assumption_line(study: Study) -> str:
+    """Return what every figure must say of the fleet and the clock behind it."""
+    fleet = study.first.record.header.get("fleet") or {}
+    said = [str(line) for line in fleet.get("assumptions") or []]
+    clock = "simulated on a virtual clock; times, bytes and energy come from the cost model"
+    first = f" {said[0].rstrip('.')}." if said else ""
+    return f"Fleet {fleet.get('name', 'unnamed')}, {clock}.{first}"
+
+
+def quality_svg(study: Study, summary: Summary, kind: curves.Kind) -> str:
+    """Return the quality curves as an SVG document."""
+    what = {"time": "virtual wall-clock", "bytes": "bytes on the air"}[kind]
+    title = f"{study.metric.label} against {what}"
+    chart = curves.quality_chart(study, summary, kind)
+    return svg.write_chart(chart, title[0].upper() + title[1:], assumption_line(study))
+
+
+def _quality(study: Study, summary: Summary, figures: dict[str, Figure]) -> list[Plot]:
+    plots = []
+    seeds = len(study.seeds)
+    spread = f"mean over {count_seeds(seeds)}, band from the lowest to the highest seed; " if (
+        seeds > 1) else ""  # fmt: skip
+    for kind, what in (("time", "virtual wall-clock"), ("bytes", "bytes on the air")):
+        chart = curves.quality_chart(study, summary, "time" if kind == "time" else "bytes")
+        if not chart.curves:
+            continue
+        key = f"quality-{kind}"
+        figures[key] = curves.draw(chart)
+        better = "higher" if study.metric.higher else "lower"
+        caption = (
+            f"{spread}smoothed over 3 evaluations; {better} is better. A dot marks the target."
+        )
+        drawn = quality_svg(study, summary, "time" if kind == "time" else "bytes")
+        plots.append(Plot(key, f"Against {what}", caption[0].upper() + caption[1:], Markup(drawn)))
+    return plots
+
+
+def _inspected(study: Study) -> list[Run]:
+    """Return the runs whose rounds can be looked into: each method's first seed, focus first."""
+    order = [study.focus, *(name for name in study.methods if name != study.focus)]
+    return [run for name in order if (run := study.of(name)[0]).record.rounds]
+
+
+def _inspect(run: Run, figures: dict[str, Figure]) -> dict[str, Any]:
+    shown = rounds.shown_devices(run)
+    name = f"{run.method}-s{run.seed}"
+    maps, constant = decisions.heatmaps(run, shown)
+    knobs = []
+    for title, figure in maps.items():
+        figures[f"{name}-{title}"] = figure
+        knobs.append(Plot(f"{name}-{title}", title, ""))
+    return {
+        "name": name,
+        "method": run.method,
+        "seed": run.seed,
+        "knobs": knobs,
+        "constant": constant,
+        "sampled": _sampled(run, shown),
+        "memory": _memory(run, shown, name, figures),
+        "solver": _solver(run, name, figures),
+        "solver_sentence": solver.solver_sentence(run),
+    }
+
+
+def _memory(run: Run, shown: Ints, name: str, figures: dict[str, Figure]) -> list[Plot]:
+    plots = []
+    if parts := memory.waterfall(run):
+        figures[f"{name}-waterfall"] = parts[0]
+        plots.append(Plot(f"{name}-waterfall", "The tightest device", parts[1]))
+    if limits := memory.limits_figure(run, shown):
+        figures[f"{name}-memory"] = limits
+        caption = "Highest peak of each device over all rounds, and what the device has."
+        plots.append(Plot(f"{name}-memory", "Every device against its limit", caption))
+    return plots
+
+
+def _solver(run: Run, name: str, figures: dict[str, Figure]) -> list[Plot]:
+    plots = []
+    if gap := solver.gap_figure(run):
+        figures[f"{name}-gap"] = gap
+        caption = "Certified distance of each plan from its optimum; drawn from 1e-12 up."
+        plots.append(Plot(f"{name}-gap", "Gap to the optimum", caption))
+    if forecast := solver.forecast_figure(run):
+        figures[f"{name}-forecast"] = forecast
+        plots.append(Plot(f"{name}-forecast", "Round time, planned and real",
+                          "What the plan expected of a round, and what it took."))  # fmt: skip
+    return plots
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """Return a run's rounds for the timeline and the table of reasons."""
+    shown = rounds.shown_devices(run)
+    names = rounds.device_names(run, shown)
+    return {
+        "name": f"{run.method}-s{run.seed}",
+        "total": len(run.record.rounds),
+        "devices": [[index, name] for index, name in names.items()],
+        "rounds": [rounds.round_data(run, place, shown) for place in rounds.shown_rounds(run)],
+    }
+
+
+def _sampled(run: Run, shown: Ints) -> str:
+    """Say which part of the run the page shows, where it is not all."""
+    count = len(set(run.record.devices["device"].tolist()))
+    total = len(run.record.rounds)
+    parts = []
+    if shown.size < count:
+        parts.append(f"{shown.size} of {count:,} devices: the slowest and an even sample")
+    if total > rounds.ROUNDS:
+        parts.append(f"{len(rounds.shown_rounds(run))} of {total} rounds, the slowest among them")
+    return f"Shown are {' and '.join(parts)}; all are in devices.csv." if parts else ""
+
+
+def _subtitle(study: Study) -> str:
+    header = study.first.record.header
+    model, fleet = header.get("model") or {}, header.get("fleet") or {}
+    data = header.get("data") or {}
+    parts = [str(model.get("source", "")), str(data.get("source") or data.get("name") or "")]
+    if fleet:
+        parts.append(f"{fleet.get('devices', '?')} devices ({fleet.get('name', 'fleet')})")
+    longest = max(len(run.record.rounds) for run in study.runs)
+    parts.append(f"{longest} rounds, {count_seeds(len(study.seeds))}")
+    return " · ".join(part for part in parts if part)
+
+
+def _method_lines(study: Study) -> list[dict[str, Any]]:
+    lines = []
+    for name in study.methods:
+        method = study.of(name)[0].record.header["method"]
+        settings = method.get("settings") or {}
+        lines.append({
+            "name": name,
+            "summary": str(method.get("summary") or ""),
+            "reconstructed": bool(method.get("reconstructed")),
+            "baseline": name == study.baseline,
+            "settings": ", ".join(f"{key} = {value}" for key, value in settings.items()),
+        })  # fmt: skip
+    return lines
+
+
+def _recipe(study: Study) -> str:
+    if study.recipe:
+        return study.recipe
+    path = study.first.record.folder / "recipe.yaml"
+    return path.read_text() if path.exists() else ""
+
+
+def _assumptions(run: Run) -> list[str]:
+    header = run.record.header
+    said = [str(line) for line in (header.get("fleet") or {}).get("assumptions") or []]
+    calibration = header.get("calibration") or {}
+    if isinstance(calibration, Mapping) and calibration.get("source"):
+        said.append(f"Pruning budget: {calibration['source']}")
+    cut = (header.get("data") or {}).get("truncated")
+    if cut:
+        said.append(f"{cut} texts were longer than max_length and were cut.")
+    return said
+
+
+def _provenance(study: Study) -> list[str]:
+    metric = study.metric
+    lines = []
+    if metric.target is not None:
+        when = (
+            "set after the runs, from the end of the baseline"
+            if study.target_is_posterior
+            else "fixed before the runs"
+        )
+        lines.append(
+            f"Target: {metric.label} {format_quality(metric.target, metric.name)}, {when}. A run "
+            "reaches it when the mean of its last three evaluations does."
+        )
+    lines.append(
+        "Intervals are 95 % percentile bootstraps over paired seeds; with few seeds they are "
+        "narrower than their name. A win is called from five seeds on."
+    )
+    wall = [
+        row.get("measured", {}).get("wall_s") for run in study.runs for row in run.record.rounds
+    ]
+    known = [float(value) for value in wall if value is not None]
+    if known:
+        lines.append(f"All runs together took {format_seconds(sum(known))} of real time.")
+    return lines
+
+
+def _embedded(data: Mapping[str, Any]) -> Markup:
+    """Return JSON that cannot end its script element."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
+
+
+def _asset(name: str) -> str:
+    return resources.files("airtune.report").joinpath(name).read_text()
+
+
+def _plotly_source() -> str:
+    """Return the library as plotly ships it; importing plotly for it would cost 70 ms."""
+    source = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
+    return source.replace("</script", "<\\/script")

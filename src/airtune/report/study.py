@@ -1,0 +1,229 @@
+"""What a report is about: one run, or several methods over several seeds.
+
+A comparison folder holds `compare.json` (recipe, methods, seeds, baseline) and a run folder for
+each method and seed under `runs/`. Run folders given by hand make a comparison too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from airtune.errors import CheckpointError
+from airtune.plan import Floats
+from airtune.records import RunRecord, read_run
+from airtune.report.stats import smooth
+
+HIGHER_IS_BETTER = frozenset({"accuracy", "exact_match"})
+_PLAIN_BASELINE = "fedavg-lora"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """The quality that the report is about."""
+
+    name: str
+    target: float | None
+    """None = no target was set before the run."""
+
+    @property
+    def higher(self) -> bool:
+        """More is better."""
+        return self.name in HIGHER_IS_BETTER
+
+    @property
+    def label(self) -> str:
+        """The metric in words."""
+        return f"validation {self.name.replace('_', ' ')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run with the series that a report needs."""
+
+    method: str
+    seed: int
+    record: RunRecord
+    end_s: Floats
+    """Cumulative at the end of every round, shape (rounds,), as the next two."""
+    traffic_bytes: Floats
+    energy_j: Floats
+    evaluated: list[int]
+    """Positions of the rounds with a validation."""
+    quality: Floats
+    """The metric at these rounds, shape (evaluated,)."""
+    worst_tenth: Floats
+
+    @property
+    def smoothed(self) -> Floats:
+        """The metric as it is compared with a target, shape (evaluated,)."""
+        return smooth(self.quality)
+
+    @property
+    def is_finished(self) -> bool:
+        """The run came to its end."""
+        return self.record.results is not None
+
+    def total(self, column: Floats) -> float:
+        """Return what the whole run spent of a cumulative column."""
+        return float(column[-1]) if column.size else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """The runs of a report, by method in the order in which they are shown."""
+
+    metric: Metric
+    methods: tuple[str, ...]
+    runs: tuple[Run, ...]
+    baseline: str | None
+    """The method that others are compared with; None for a single method."""
+    missing: tuple[str, ...] = ()
+    """Runs that the comparison asks for and that are not there yet."""
+    recipe: str = ""
+    target_is_posterior: bool = False
+    """The target was not fixed before the runs but taken from the baseline's end."""
+
+    def of(self, method: str) -> list[Run]:
+        """Return a method's runs, by seed."""
+        return sorted((r for r in self.runs if r.method == method), key=lambda run: run.seed)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed that occurs."""
+        return sorted({run.seed for run in self.runs})
+
+    @property
+    def focus(self) -> str:
+        """The method that the headline is about: the first that is not the baseline."""
+        return next((name for name in self.methods if name != self.baseline), self.methods[0])
+
+    @property
+    def first(self) -> Run:
+        """The run whose header describes model, fleet and data."""
+        return self.of(self.focus)[0]
+
+
+def load_study(folders: Sequence[Path]) -> Study:
+    """Read run folders and comparison folders into one study.
+
+    Raises:
+        CheckpointError: if a folder is neither, holds no run, or its records are damaged.
+    """
+    plans: list[dict[str, Any]] = []
+    records: list[RunRecord] = []
+    for folder in folders:
+        if (folder / "compare.json").exists():
+            plans.append(_read_plan(folder / "compare.json"))
+            found = sorted(path.parent for path in (folder / "runs").glob("*/run.json"))
+            records.extend(read_run(path) for path in found)
+        else:
+            records.append(read_run(folder))
+    if not records:
+        names = ", ".join(map(str, folders)) or "no folder"
+        raise CheckpointError(f"there is no run to report on in {names}; run the recipe first")
+    return _assemble(plans[0] if plans else {}, records)
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; restore it from a copy") from error
+    if not isinstance(plan, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(plan).__name__}")
+    return plan
+
+
+def _assemble(plan: Mapping[str, Any], records: Sequence[RunRecord]) -> Study:
+    metric = _metric(records)
+    runs = tuple(_run(record, label, metric) for record, label in _labelled(records))
+    asked = [str(name) for name in plan.get("methods", [])]
+    present = list(dict.fromkeys(run.method for run in runs))
+    methods = tuple([name for name in asked if name in present]
+                    + [name for name in present if name not in asked])  # fmt: skip
+    done = {(run.method, run.seed) for run in runs}
+    missing = [f"{name} with seed {seed}" for name in asked for seed in plan.get("seeds", [])
+               if (name, seed) not in done]  # fmt: skip
+    baseline = _baseline(plan.get("baseline"), methods)
+    posterior = metric.target is None and baseline is not None
+    if posterior:
+        metric = Metric(metric.name, _final_quality([r for r in runs if r.method == baseline]))
+    recipe = plan.get("recipe", "")
+    return Study(
+        metric=metric,
+        methods=methods,
+        runs=runs,
+        baseline=baseline,
+        missing=tuple(missing),
+        recipe=recipe if isinstance(recipe, str) else json.dumps(recipe, indent=2),
+        target_is_posterior=posterior and metric.target is not None,
+    )
+
+
+def _baseline(asked: object, methods: Sequence[str]) -> str | None:
+    if len(methods) < 2:
+        return None
+    if isinstance(asked, str) and asked in methods:
+        return asked
+    return _PLAIN_BASELINE if _PLAIN_BASELINE in methods else methods[0]
+
+
+def _final_quality(runs: Sequence[Run]) -> float | None:
+    ends = [float(run.smoothed[-1]) for run in runs if run.quality.size]
+    return sum(ends) / len(ends) if ends else None
+
+
+def _labelled(records: Iterable[RunRecord]) -> list[tuple[RunRecord, str]]:
+    """Name each record after its method, and after its folder too where that is not enough."""
+    labelled: list[tuple[RunRecord, str]] = []
+    taken: set[tuple[str, int]] = set()
+    for record in records:
+        name, seed = str(record.header["method"]["name"]), int(record.header["seed"])
+        label = name if (name, seed) not in taken else f"{name} ({record.folder.name})"
+        taken.add((label, seed))
+        labelled.append((record, label))
+    return labelled
+
+
+def _metric(records: Sequence[RunRecord]) -> Metric:
+    target = records[0].header.get("target") or {}
+    seen = {key for record in records for row in record.rounds for key in row["validation"] or {}}
+    fallback = "accuracy" if "accuracy" in seen else "loss"
+    value = target.get("value")
+    return Metric(target.get("metric") or fallback, None if value is None else float(value))
+
+
+def _run(record: RunRecord, label: str, metric: Metric) -> Run:
+    rounds = record.rounds
+    evaluated = [place for place, row in enumerate(rounds) if _number(row, metric.name) is not None]
+    return Run(
+        method=label,
+        seed=int(record.header["seed"]),
+        record=record,
+        end_s=column(rounds, "end_s"),
+        traffic_bytes=np.nancumsum(
+            column(rounds, "upload_bytes") + column(rounds, "download_bytes")
+        ),
+        energy_j=np.nancumsum(column(rounds, "energy_j")),
+        evaluated=evaluated,
+        quality=np.array([_number(rounds[place], metric.name) for place in evaluated], float),
+        worst_tenth=np.array([_number(rounds[place], "worst_tenth") for place in evaluated], float),
+    )
+
+
+def column(rounds: Sequence[Mapping[str, Any]], name: str) -> Floats:
+    """Return a field of every round, shape (rounds,); NaN where it is null or not there."""
+    values = [row.get(name) for row in rounds]
+    return np.array([math.nan if value is None else value for value in values], float)
+
+
+def _number(row: Mapping[str, Any], name: str) -> float | None:
+    value = (row.get("validation") or {}).get(name)
+    return None if value is None else float(value)

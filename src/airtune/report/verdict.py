@@ -1,0 +1,230 @@
+"""Plain sentences computed from the records: what was gained, and where the method does not help."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from airtune.report.stats import SEEDS_FOR_CLAIM, SEEDS_FOR_INTERVAL, Change
+from airtune.report.study import Run, Study, column
+from airtune.report.summary import Against, Row, Summary, compare
+from airtune.report.wording import (
+    FORMS,
+    count_misses,
+    count_seeds,
+    format_change,
+    format_interval,
+    format_quality,
+    format_reached,
+    mean_of,
+)
+from airtune.units import format_seconds
+
+_SMALL_PART = 0.15
+"""A phase below this part of the straggler's round is called small."""
+
+
+def headline(study: Study, summary: Summary) -> str:
+    """Say in one or two sentences what the report shows."""
+    row = summary.rows[study.focus]
+    if study.baseline is None:
+        return _alone(study, row)
+    change = summary.against[study.focus].time
+    pair = f"{study.focus} and {study.baseline}"
+    if study.metric.target is None:
+        return f"No target could be set, so {pair} are compared by their curves only."
+    if change.bound == "unknown":
+        return f"The target was missed by {pair} in the same seed, so no saving can be stated."
+    seeds = count_seeds(change.pairs)
+    saving = f"{_less_or_more(change)} time to the target than {study.baseline}"
+    if change.pairs < SEEDS_FOR_INTERVAL:
+        return (
+            f"{study.focus} needed {saving}. With {seeds} there is no interval, so this is one "
+            "observation and no claim."
+        )
+    if not change.is_resolved:
+        return (
+            f"{pair} cannot be told apart by the time they need to the target "
+            f"({format_change(change)}, {format_interval(change)})."
+        )
+    if not change.is_claim:
+        return (
+            f"{study.focus} needed {saving} ({format_interval(change)}). A claim takes "
+            f"{SEEDS_FOR_CLAIM} seeds; with {seeds} read it as an indication."
+        )
+    return f"{study.focus} needs {saving} ({format_interval(change)})."
+
+
+def limits(study: Study, summary: Summary) -> list[str]:
+    """Return where the method does not help, or what its limits were, as sentences."""
+    sentences = list(_missing(study))
+    for name, against in summary.against.items():
+        sentences.extend(_against(name, str(study.baseline), against))
+    sentences.extend(_best_control(study, summary))
+    sentences.extend(_limits_of_run(study.first, study, summary.rows[study.focus]))
+    return sentences
+
+
+def _alone(study: Study, row: Row) -> str:
+    metric = study.metric
+    run = study.first
+    whole = f"{len(run.record.rounds)} rounds took {format_seconds(run.total(run.end_s))}"
+    if metric.target is None:
+        return f"{study.focus}: {whole} on the virtual clock. No target was set."
+    goal = f"the target ({metric.label} {format_quality(metric.target, metric.name)})"
+    seeds = "" if len(row.seeds) == 1 else f" on average over {count_seeds(len(row.seeds))}"
+    if not all(cost.hit for cost in row.time):
+        return f"{study.focus} missed {goal}: {whole}{seeds}, {count_misses(row.time)}."
+    spent = format_reached(row.time, FORMS["time"])
+    rounds = format_reached(row.rounds, FORMS["rounds"])
+    return f"{study.focus} reached {goal} after {spent} and {rounds} rounds{seeds}."
+
+
+def _less_or_more(change: Change) -> str:
+    size = f"{100 * abs(change.mean):.0f} %"
+    least = "" if change.bound == "equal" else "at least "
+    return f"{least}{size} {'less' if change.mean < 0 else 'more'}"
+
+
+def _missing(study: Study) -> Iterator[str]:
+    if study.missing:
+        shown = ", ".join(study.missing[:6]) + (", …" if len(study.missing) > 6 else "")
+        yield f"The comparison is not complete: {shown} not there yet."
+    for run in study.runs:
+        if not run.is_finished:
+            yield (
+                f"{run.method} with seed {run.seed} has not ended: {len(run.record.rounds)} of "
+                f"{run.record.header.get('rounds', '?')} rounds are recorded."
+            )
+
+
+def _against(name: str, base: str, against: Against) -> Iterator[str]:
+    costs = (("time", against.time), ("traffic", against.bytes), ("energy", against.energy))
+    unresolved = []
+    for what, change in costs:
+        if change.is_more:
+            yield (
+                f"{name} needs more {what} to the target than {base}: {format_change(change)} "
+                f"({format_interval(change)})."
+            )
+        elif change.bound != "unknown" and not math.isnan(change.low) and not change.is_less:
+            unresolved.append(f"{what} ({format_change(change)})")
+    if unresolved:
+        yield f"{name} is not resolved from {base} in {' or '.join(unresolved)}."
+    if against.time.bound == "unknown":
+        yield f"{name} and {base}: no time to the target can be compared, for both missed it."
+
+
+def _best_control(study: Study, summary: Summary) -> Iterator[str]:
+    """Compare the focus with the fastest of the others, which may be a cheap control."""
+    rows = summary.rows
+    others = [row for name, row in rows.items() if name not in (study.focus, study.baseline)]
+    arrived = [row for row in others if row.time and all(cost.hit for cost in row.time)]
+    if not arrived:
+        return
+    rival = min(arrived, key=lambda row: sum(cost.value for cost in row.time) / len(row.time))
+    change = compare(rows[study.focus], rival).time
+    if change.bound == "unknown" or change.is_less:
+        return
+    verb = "is slower than" if change.is_more else "is not resolved from"
+    yield (
+        f"{study.focus} {verb} the fastest of the other methods, {rival.method}: "
+        f"{format_change(change)} time to the target ({format_interval(change)})."
+    )
+
+
+def _limits_of_run(run: Run, study: Study, row: Row) -> Iterator[str]:
+    if not run.record.rounds:
+        yield f"{run.method} recorded no round."
+        return
+    checks: tuple[Callable[[Run], Iterator[str]], ...] = (
+        _pruning, _phases, _losses, _forecast, _memory,
+    )  # fmt: skip
+    for check in checks:
+        yield from check(run)
+    metric = study.metric
+    worst, best = mean_of(row.worst), mean_of(row.final)
+    if math.isfinite(worst) and math.isfinite(best):
+        shown = format_quality(worst, metric.name), format_quality(best, metric.name)
+        yield (
+            f"The worst tenth of the devices ended at {shown[0]} {metric.name.replace('_', ' ')}, "
+            f"the weighted mean of all at {shown[1]}."
+        )
+
+
+def _pruning(run: Run) -> Iterator[str]:
+    devices = run.record.devices
+    if devices["pruned"].size and not devices["pruned"].any():
+        yield f"{run.method} pruned nothing in any round, so pruning had no part in what it gained."
+
+
+def _phases(run: Run) -> Iterator[str]:
+    """Say which phase cannot save time because the stragglers hardly spend any on it."""
+    devices = run.record.devices
+    lasts = straggler_rows(run)
+    phases = {name: float(np.nansum(devices[f"{name}_s"][lasts])) for name in
+              ("download", "compute", "upload")}  # fmt: skip
+    total = sum(phases.values())
+    if total <= 0.0:
+        return
+    advice = {
+        "compute": "pruning for speed can save little more here",
+        "upload": "dividing the link or compressing the upload can save little more here",
+    }
+    for name, sentence in advice.items():
+        part = phases[name] / total
+        if part < _SMALL_PART:
+            yield f"The {name} is {100 * part:.0f} % of the stragglers' time: {sentence}."
+    if phases["download"] / total > 0.5:
+        part = 100 * phases["download"] / total
+        yield f"The download is {part:.0f} % of the stragglers' time, which no decision here shortens."
+
+
+def straggler_rows(run: Run) -> list[int]:
+    """Return the row of `devices.csv` that finished last in each round."""
+    devices = run.record.devices
+    finish = np.where(devices["status"] == "ok", devices["finish_s"], np.nan)
+    rows = []
+    for number in np.unique(devices["round"]):
+        places = np.flatnonzero((devices["round"] == number) & np.isfinite(finish))
+        if places.size:
+            rows.append(int(places[np.argmax(finish[places])]))
+    return rows
+
+
+def _losses(run: Run) -> Iterator[str]:
+    status = run.record.devices["status"]
+    words = {
+        "late": "came after the deadline",
+        "refused": "were refused as unusable",
+        "failed": "failed on the device",
+        "absent": "never came, for the device was away",
+    }
+    for name, what in words.items():
+        count = int(np.count_nonzero(status == name))
+        if count:
+            part = 100 * count / status.size
+            yield f"{count} of {status.size} updates ({part:.1f} %) {what}."
+
+
+def _forecast(run: Run) -> Iterator[str]:
+    planned = column(run.record.rounds, "predicted_s")
+    took = column(run.record.rounds, "round_s")
+    known = np.isfinite(planned) & (took > 0.0)
+    if known.any():
+        error = float(np.median(np.abs(planned[known] / took[known] - 1.0)))
+        if error > 0.1:
+            yield (
+                f"Planned and real round time differ by {100 * error:.0f} % (median), so the plan "
+                "was made for a link that then changed."
+            )
+
+
+def _memory(run: Run) -> Iterator[str]:
+    devices = run.record.devices
+    over = devices["peak_bytes"] > devices["memory_bytes"]
+    if over.any():
+        count = len(set(devices["device"][over].tolist()))
+        yield f"{count} devices went over their memory limit in some round."

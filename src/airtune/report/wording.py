@@ -1,0 +1,152 @@
+"""How numbers are written for people: short, with units, misses as "> T"."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from airtune.plan import Floats
+from airtune.report.stats import Change, Reached
+from airtune.units import format_bytes, format_seconds
+
+Form = Callable[[float], str]
+
+
+def format_joules(energy_j: float) -> str:
+    """Write an energy.
+
+    >>> format_joules(0.25), format_joules(5400.0)
+    ('0.25 J', '5.4 kJ')
+    """
+    if abs(energy_j) >= 1e6:
+        return f"{energy_j / 1e6:.3g} MJ"
+    if abs(energy_j) >= 1e3:
+        return f"{energy_j / 1e3:.3g} kJ"
+    return f"{energy_j:.3g} J"
+
+
+def format_quality(value: float, metric: str) -> str:
+    """Write a quality: a share of right answers as percent, anything else as a number.
+
+    >>> format_quality(0.5, "accuracy"), format_quality(1.23456, "loss")
+    ('50.0 %', '1.235')
+    """
+    if math.isnan(value):
+        return "–"
+    return f"{100 * value:.1f} %" if metric in ("accuracy", "exact_match") else f"{value:.4g}"
+
+
+def format_reached(costs: Sequence[Reached], form: Form) -> str:
+    """Write the mean cost to target over seeds; "> T" where a seed missed it.
+
+    >>> format_reached([Reached(2.0, True), Reached(4.0, False)], format_seconds)
+    '> 3.0 s'
+    """
+    if not costs:
+        return "–"
+    mean = form(sum(cost.value for cost in costs) / len(costs))
+    return mean if all(cost.hit for cost in costs) else f"> {mean}"
+
+
+def count_misses(costs: Sequence[Reached]) -> str:
+    """Say how many seeds missed the target, or nothing.
+
+    >>> count_misses([Reached(2.0, True), Reached(4.0, False)])
+    '1 of 2 seeds missed it'
+    """
+    missed = sum(not cost.hit for cost in costs)
+    if not missed:
+        return ""
+    return "missed" if len(costs) == 1 else f"{missed} of {len(costs)} seeds missed it"
+
+
+def format_change(change: Change) -> str:
+    """Write a relative change with a sign: "−43 %", "at least −43 %", or "unknown".
+
+    >>> format_change(Change(-0.43, -0.5, -0.4, 5))
+    '−43 %'
+    """
+    if change.bound == "unknown":
+        return "unknown"
+    lead = {"equal": "", "at_most": "≤ ", "at_least": "≥ "}[change.bound]
+    return lead + _percent(change.mean)
+
+
+def format_interval(change: Change) -> str:
+    """Write the interval of a relative change, or say why there is none.
+
+    >>> format_interval(Change(-0.43, -0.5, -0.4, 5))
+    '95 % interval −50 … −40 %, 5 seeds'
+    """
+    if change.bound == "unknown":
+        return "no value: the target was missed on both sides"
+    if math.isnan(change.low):
+        return f"{count_seeds(change.pairs)}: no interval"
+    low, high = _percent(change.low).removesuffix(" %"), _percent(change.high)
+    return f"95 % interval {low} … {high}, {count_seeds(change.pairs)}"
+
+
+def format_gap(change: Change, metric: str) -> str:
+    """Write an absolute difference of a quality with its interval.
+
+    >>> format_gap(Change(-0.02, -0.03, -0.01, 5), "loss")
+    '−0.02 (−0.03 … −0.01)'
+    """
+    if change.bound == "unknown":
+        return "–"
+    mean, low, high = (_signed(value, metric) for value in (change.mean, change.low, change.high))
+    return mean if math.isnan(change.low) else f"{mean} ({low} … {high})"
+
+
+def count_seeds(count: int) -> str:
+    """Write a number of seeds.
+
+    >>> count_seeds(1)
+    '1 seed'
+    """
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def mean_of(values: Floats) -> float:
+    """Return the mean over the seeds that have a value; NaN where none has."""
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def seconds_scale(longest_s: float) -> tuple[float, str]:
+    """Return divisor and unit in which a time axis reads well."""
+    if longest_s >= 3 * 3600:
+        return 3600.0, "h"
+    if longest_s >= 600:
+        return 60.0, "min"
+    return (1.0, "s") if longest_s >= 1.0 else (1e-3, "ms")
+
+
+def bytes_scale(most_bytes: float) -> tuple[float, str]:
+    """Return divisor and unit in which an axis of bytes reads well."""
+    for power, unit in ((4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if most_bytes >= 2 * 1024**power:
+            return float(1024**power), unit
+    return 1.0, "B"
+
+
+def _percent(value: float) -> str:
+    text = f"{100 * value:+.0f} %" if abs(value) >= 0.095 else f"{100 * value:+.1f} %"
+    return text.replace("-", "−")
+
+
+def _signed(value: float, metric: str) -> str:
+    if metric in ("accuracy", "exact_match"):
+        return f"{100 * value:+.1f} pt".replace("-", "−")
+    return f"{value:+.2g}".replace("-", "−")
+
+
+FORMS: dict[str, Form] = {
+    "time": format_seconds,
+    "bytes": format_bytes,
+    "energy": format_joules,
+    "rounds": lambda rounds: f"{rounds:.0f}",
+}
+"""How each cost of `airtune.report.summary` is written."""
