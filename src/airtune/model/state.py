@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from airtune.model.base import BaseModel
 from airtune.model.importance import Importance
 from airtune.model.kept import Kept
+from airtune.model.families import replace_module_
 from airtune.model.lora import Adapters, Head, head_of, init_adapters
+from airtune.model.weights import bias_of, rebuilt, twin_of, weight_of
 from airtune.plan import Workload
 
 
@@ -51,3 +53,21 @@ def initial_state(base: BaseModel, workload: Workload, seed: int) -> GlobalState
     """Return the state before the first round: fresh adapters and the head as loaded."""
     head = head_of(base.network, base.family) if workload.trains_head else {}
     return GlobalState(0, init_adapters(base.shape, workload, seed), head)
+
+
+def current_base(base: BaseModel, state: GlobalState) -> BaseModel:
+    """Return the base that this round's adapters belong to: with what has been merged into it.
+
+    It is the base itself unless the stacked rule has merged something.
+    """
+    if not state.merged:
+        return base
+    network = twin_of(base.network)
+    for name, delta in state.merged.items():
+        block, _, linear = name.partition(".")
+        path = base.family.path(int(block), linear)
+        module = network.get_submodule(path)
+        weight = weight_of(module)
+        total = (weight.float() + delta.to(weight.device)).to(weight.dtype)
+        replace_module_(network, path, rebuilt(module, total, bias_of(module)))
+    return replace(base, network=network)

@@ -1,0 +1,222 @@
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from airtune.errors import ModelError, RunExistsError, StorageError
+from airtune.model.base import base_of, load_base
+from airtune.model.importance import measure
+from airtune.model.kept import Kept
+from airtune.model.lora import attach, head_of, init_adapters, take
+from airtune.model.loss import class_logits
+from airtune.model.save import save_adapter, save_merged, save_pruned
+from airtune.model.slicing import slice_network
+
+SCALE = 2.0
+ANY_HEADS = ["llama", "mistral", "qwen2", "qwen3"]
+
+
+def logits(network, batch, *, labels):
+    if labels:
+        return class_logits(network, batch)
+    return network(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+
+
+def trained(base, workload_of, targets=()):
+    stream = torch.Generator().manual_seed(0)
+    adapters = init_adapters(base.shape, workload_of(base.shape, targets=targets), 0)
+    noisy = {k: v + 0.1 * torch.randn(v.shape, generator=stream) for k, v in adapters.items()}
+    head = head_of(base.network, base.family)
+    return noisy, {k: v + 0.1 * torch.randn(v.shape, generator=stream) for k, v in head.items()}
+
+
+def kept_of(shape, groups, channels):
+    return Kept(
+        (np.arange(groups),) * shape.blocks, (np.arange(0, shape.ffn)[-channels:],) * shape.blocks
+    )
+
+
+def auto(base):
+    return AutoModelForSequenceClassification if base.shape.labels else AutoModelForCausalLM
+
+
+def close(one, other):
+    torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("labels", [0, 3])
+def test_peft_loads_the_adapter_with_equal_logits(
+    make_base, family_name, make_batch, workload_of, tmp_path, labels
+):
+    base = make_base(family_name, labels=labels)
+    adapters, head = trained(base, workload_of)
+    base.network.save_pretrained(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base, adapters, scale=SCALE, head=head)
+    plain = auto(base).from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(plain, tmp_path / "adapter").base_model.model.eval()
+    heads = [head] if head else []
+    ours = attach(base.network, base.family, [adapters], scale=SCALE, heads=heads)
+    batch = make_batch(base)
+    close(
+        logits(loaded, batch, labels=base.shape.labels),
+        logits(ours.network, batch, labels=base.shape.labels),
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_an_adapter_on_one_of_two_layers_of_like_name_stays_there(
+    make_base, make_batch, workload_of, tmp_path
+):
+    base = make_base("bert")
+    adapters, head = trained(base, workload_of, targets=("output.dense",))
+    base.network.save_pretrained(tmp_path / "base")
+    save_adapter(tmp_path / "adapter", base, adapters, scale=SCALE, head=head)
+    plain = auto(base).from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(plain, tmp_path / "adapter").base_model.model.eval()
+    wrapped = [name for name, module in loaded.named_modules() if hasattr(module, "lora_A")]
+    assert wrapped == [f"bert.encoder.layer.{block}.output.dense" for block in range(2)]
+
+
+def test_a_merged_model_is_loaded_by_plain_transformers(base, make_batch, workload_of, tmp_path):
+    adapters, head = trained(base, workload_of)
+    save_merged(tmp_path / "m", base, adapters, scale=SCALE, head=head)
+    loaded = auto(base).from_pretrained(tmp_path / "m").eval()
+    heads = [head] if head else []
+    ours = attach(base.network, base.family, [adapters], scale=SCALE, heads=heads)
+    batch = make_batch(base)
+    close(*(logits(n, batch, labels=base.shape.labels) for n in (loaded, ours.network)))
+    assert type(loaded) is type(base.network)
+
+
+def check_pruned(base, kept, batch, workload_of, folder, means=None):
+    adapters, head = trained(base, workload_of)
+    mine = take(adapters, base.shape, kept, 4)
+    save_pruned(folder, base, kept, mine, scale=SCALE, head=head, means=means)
+    loaded = auto(base).from_pretrained(folder).eval()
+    sliced = slice_network(base, kept, means=means)
+    ours = attach(sliced, base.family, [mine], scale=SCALE, heads=[head] if head else [])
+    close(*(logits(n, batch, labels=base.shape.labels) for n in (loaded, ours.network)))
+    assert loaded.num_parameters() < base.network.num_parameters()
+    return loaded
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("labels", [0, 3])
+@pytest.mark.parametrize("name", ANY_HEADS)
+def test_any_number_of_heads_is_loaded_by_plain_transformers(
+    make_base, make_batch, workload_of, tmp_path, name, labels, groups
+):
+    base = make_base(name, labels=labels, num_key_value_heads=4)
+    kept = kept_of(base.shape, groups, 17)
+    loaded = check_pruned(base, kept, make_batch(base), workload_of, tmp_path / "m")
+    as_mistral = name == "llama" and groups == 3
+    assert loaded.config.model_type == ("mistral" if as_mistral else name)
+
+
+def test_rope_scaling_survives_the_change_to_mistral(make_base, make_batch, workload_of, tmp_path):
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
+    base = make_base("llama", num_key_value_heads=4, rope_parameters=rope)
+    kept = kept_of(base.shape, 3, 17)
+    loaded = check_pruned(base, kept, make_batch(base), workload_of, tmp_path / "m")
+    assert loaded.config.rope_parameters["factor"] == 4.0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta"])
+def test_fewer_channels_fold_their_mean_into_the_bias(
+    make_base, make_batch, workload_of, tmp_path, name
+):
+    base = make_base(name)
+    batch = make_batch(base)
+    means = measure(base.network, base.shape, [batch]).means
+    kept = kept_of(base.shape, base.shape.kv_groups, 5)
+    check_pruned(base, kept, batch, workload_of, tmp_path / "with", means=means)
+    check_pruned(base, kept, batch, workload_of, tmp_path / "without")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta"])
+def test_families_that_cannot_have_fewer_heads_say_so(make_base, workload_of, tmp_path, name):
+    base = make_base(name)
+    kept = kept_of(base.shape, 2, 5)
+    mine = take(trained(base, workload_of)[0], base.shape, kept, 4)
+    with pytest.raises(
+        ModelError, match=f"a plain {name} config cannot have fewer heads, got 2 of"
+    ):
+        save_pruned(tmp_path / "m", base, kept, mine, scale=SCALE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_biases_that_mistral_would_drop_are_refused(make_base, workload_of, tmp_path):
+    base = make_base("llama", num_key_value_heads=4, attention_bias=True)
+    kept = kept_of(base.shape, 3, 5)
+    mine = take(trained(base, workload_of)[0], base.shape, kept, 4)
+    with pytest.raises(ModelError, match=r"3 heads do not divide a width of 32.*drops the biases"):
+        save_pruned(tmp_path / "m", base, kept, mine, scale=SCALE)
+
+
+def test_means_without_a_bias_to_fold_into_are_refused(
+    make_base, make_batch, workload_of, tmp_path
+):
+    base = make_base("qwen2")
+    means = measure(base.network, base.shape, [make_batch(base)]).means
+    kept = kept_of(base.shape, 2, 5)
+    mine = take(trained(base, workload_of)[0], base.shape, kept, 4)
+    with pytest.raises(ModelError, match="down_proj of a qwen2 model has no bias"):
+        save_pruned(tmp_path / "m", base, kept, mine, scale=SCALE, means=means)
+
+
+def test_counts_that_differ_over_blocks_are_refused(base, workload_of, uneven_kept, tmp_path):
+    kept = uneven_kept(base.shape)
+    mine = take(trained(base, workload_of)[0], base.shape, kept, 4)
+    with pytest.raises(ModelError, match="a plain config has one number of groups for all blocks"):
+        save_pruned(tmp_path / "m", base, kept, mine, scale=SCALE)
+
+
+def test_an_existing_folder_is_replaced_only_on_request(make_base, workload_of, tmp_path):
+    base = make_base("llama")
+    adapters, _ = trained(base, workload_of)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "old").write_text("precious")
+    with pytest.raises(RunExistsError, match="adapter is already there"):
+        save_adapter(folder, base, adapters, scale=SCALE)
+    assert (folder / "old").exists()
+    save_adapter(folder, base, adapters, scale=SCALE, overwrite=True)
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert "old" not in names
+
+
+def test_a_full_disk_leaves_nothing_half_written(make_base, workload_of, tmp_path, monkeypatch):
+    base = make_base("llama")
+    adapters, _ = trained(base, workload_of)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("airtune.model.save.save_file", full)
+    with pytest.raises(StorageError, match="the disk is full; free space"):
+        save_adapter(tmp_path / "adapter", base, adapters, scale=SCALE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tokenizer_travels_with_the_model(make_base, workload_of, tmp_path):
+    words = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    base = base_of(make_base("llama").network, tokenizer=tokenizer)
+    save_merged(tmp_path / "m", base, trained(base, workload_of)[0], scale=SCALE)
+    assert AutoTokenizer.from_pretrained(tmp_path / "m")("a")["input_ids"] == [0]
+    assert load_base(tmp_path / "m", device="cpu").shape == base.shape
+
+
+def test_nothing_to_save_is_said(make_base, tmp_path):
+    with pytest.raises(ModelError, match="there are no adapters to save"):
+        save_adapter(tmp_path / "a", make_base("llama"), {}, scale=SCALE)
