@@ -1,6 +1,6 @@
 """Devices and the wireless links they are on: who is there, how fast, and what a link carries now."""
 
-from airtune.fleet.catalogue import DEVICE_KINDS, DeviceKind, device_kinds
+from airtune.fleet.catalogue import DEVICE_KINDS, DeviceKind
 from airtune.fleet.fleet import Fleet, ServerSpec
 from airtune.fleet.load import load_fleet, preset_names, preset_summaries
 from airtune.fleet.rates import NR, SHANNON, downlink_bps, rate_bps, uplink_bps
@@ -12,7 +12,6 @@ __all__ = [
     "DeviceKind",
     "Fleet",
     "ServerSpec",
-    "device_kinds",
     "downlink_bps",
     "load_fleet",
     "preset_names",

@@ -49,12 +49,3 @@ DEVICE_KINDS: Mapping[str, DeviceKind] = MappingProxyType(
         "phone-low-4gb": _kind(0.06, _CPU, 1.5, 4),
     }
 )
-
-
-def device_kinds() -> tuple[str, ...]:
-    """Return the names a fleet file may use for `device`.
-
-    >>> "orin-nano-8gb" in device_kinds()
-    True
-    """
-    return tuple(DEVICE_KINDS)

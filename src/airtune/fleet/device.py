@@ -83,8 +83,8 @@ def _usual(kind: DeviceKind | None) -> tuple[Spread, Spread, Spread] | tuple[Non
 
 
 def _read_links(section: Section, links: Sequence[str]) -> tuple[str, ...]:
-    if not section.has("link") and len(links) == 1:
-        return (links[0],)
+    if not section.has("link") and len(links) <= 1:
+        return tuple(links)
     named = section.texts("link")
     if not named:
         section.fault("link", f"is missing; name one or more of {', '.join(links)}")

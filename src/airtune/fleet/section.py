@@ -192,7 +192,7 @@ def _range(low: float, high: float, above: float) -> str:
     if math.isfinite(low) and math.isfinite(high):
         return f"in [{low:g}, {high:g}]"
     words = [f"above {above:g}"] if math.isfinite(above) else []
-    words += [f"of at least {low:g}"] if math.isfinite(low) else []
+    words += [f"of at least {low:g}"] if math.isfinite(low) and low > above else []
     words += [f"of at most {high:g}"] if math.isfinite(high) else []
     return " and ".join(words) or "that is finite"
 

@@ -98,15 +98,11 @@ def read_trace(path: Path) -> Trace:
     if len(rows) < 2:
         raise FleetError(f"trace {path} needs at least two rows of numbers, got {len(rows)}")
     table = np.array(rows, np.float64)
-    steps = np.diff(table[:, 0])
-    if np.any(steps <= 0):
-        line = int(np.flatnonzero(steps <= 0)[0]) + 3
-        raise FleetError(f"trace {path}, line {line}: time_s must rise; sort the rows, each once")
     if not np.any(table[:, 1] > 0):
         raise FleetError(f"trace {path} never carries a bit: every down_mbps is 0")
     time_s = table[:, 0] - table[0, 0]
     up = table[:, 2] * 1e6 if table.shape[1] == 3 else None
-    period = float(time_s[-1] + np.median(steps))
+    period = float(time_s[-1] + np.median(np.diff(time_s)))
     return Trace(path.name, time_s, table[:, 1] * 1e6, up, period)
 
 
@@ -116,6 +112,7 @@ def _rows(path: Path, header: list[str], lines: Iterator[list[str]]) -> Iterator
             f"trace {path} must start with the row time_s,down_mbps or "
             f"time_s,down_mbps,up_mbps, got {','.join(header)!r}"
         )
+    before = -np.inf
     for number, line in enumerate(lines, start=2):
         if not line:
             continue
@@ -128,4 +125,10 @@ def _rows(path: Path, header: list[str], lines: Iterator[list[str]]) -> Iterator
         if min(values[1:]) < 0:
             raise FleetError(f"trace {path}, line {number}: a rate must be at least 0, got "
                              f"{min(values[1:]):g}")  # fmt: skip
+        if values[0] <= before:
+            raise FleetError(
+                f"trace {path}, line {number}: time_s must rise, got {values[0]:g} after "
+                f"{before:g}; sort the rows, each once"
+            )
+        before = values[0]
         yield values
