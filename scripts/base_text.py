@@ -1,9 +1,9 @@
 """The text that the embedded base model is pretrained on, all of it made here.
 
-Four kinds of document, none of which looks like the data that ships for fine-tuning: short
-stories, statements about the words of several trades, plain sums, and one-line chats. The base
-thus knows the words, the numbers and the chat marks, but has never seen a word problem worked out
-or a text sorted by topic.
+Five kinds of document, none of which looks like the data that ships for fine-tuning: short
+stories, sentences of daily life, statements about the words of several trades, plain sums, and
+one-line chats. The base thus knows the words, the numbers and the chat marks, but has never seen
+a word problem worked out or a text sorted by topic.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from airtune.data.topics import LEXICONS, Lexicon
 USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|end|>"
 
 ANIMALS = ("fox", "owl", "bear", "hen", "duck", "goat", "cow", "mouse", "frog", "sheep")
+BEASTS = ("cows", "goats", "sheep", "hens", "ducks", "geese", "foxes", "owls")
 MOODS = ("happy", "sad", "tired", "proud", "brave", "shy", "calm", "cross")
 SIZES = ("small", "big", "old", "young", "clever", "quiet", "lazy", "kind")
 SPOTS = ("by the river", "in the wood", "on a hill", "in a small town", "near the sea", "on a farm")
@@ -38,7 +39,9 @@ DAYS = ("Monday", "Tuesday", "Friday", "Sunday")
 
 def document(random: np.random.Generator) -> str:
     """Return one document without its end mark."""
-    kinds: tuple[Callable[[np.random.Generator], str], ...] = (story, trade, sums, sums, chat)
+    kinds: tuple[Callable[[np.random.Generator], str], ...] = (
+        story, daily, daily, trade, sums, sums, chat, chat,
+    )  # fmt: skip
     return kinds[int(random.integers(len(kinds)))](random)
 
 
@@ -67,6 +70,33 @@ def story(random: np.random.Generator) -> str:
     keep = random.random(len(lines)) < 0.9
     keep[0] = True
     return " ".join(line for line, kept in zip(lines, keep, strict=True) if kept)
+
+
+def daily(random: np.random.Generator) -> str:
+    """Return three sentences of daily life, with numbers that nothing is done with."""
+    return " ".join(_remark(random) for _ in range(3))
+
+
+def _remark(random: np.random.Generator) -> str:
+    name, goods, other = _one(random, NAMES), _one(random, GOODS), _one(random, GOODS)
+    beast, mood, day = _one(random, BEASTS), _one(random, MOODS), _one(random, DAYS)
+    few, many = int(random.integers(2, 10)), int(random.integers(10, 100))
+    forms = (
+        f"The price of the {goods} makes {name} {mood}: {few} coins for one piece.",
+        f"{name} pays {many} coins and does not wait for the change that is due.",
+        f"There are {many} miles between the farm and the sea, and {name} walks the whole way.",
+        f"In {few} hours {name} rides or sails further than most do in two days.",
+        f"Every book has pages that {name} reads on {day} and pages that are left for later.",
+        f"The {beast} have legs and use them; the {other} have none and still stand there.",
+        f"Each friend gets what {name} divides, the rest is kept for {day}.",
+        f"How long is the row of {goods}? Nobody in the garden knows, said {name}.",
+        f"A worker packs {goods} and {other} into full boxes, {few} boxes an hour.",
+        f"That storm breaks {goods}, and now {many} of them do not fit together.",
+        f"With the {other} it is the same: {name} takes {few} more and buys {many} more after that.",
+        f"Then {name} has no {goods}. How many were there? {many}, they say.",
+        f"Together the {beast} cost {many} coins, which {name} keeps at home.",
+    )
+    return forms[int(random.integers(len(forms)))]
 
 
 def trade(random: np.random.Generator) -> str:
@@ -116,9 +146,10 @@ def chat(random: np.random.Generator) -> str:
     """Return one question and its answer between chat marks."""
     name = _one(random, NAMES)
     if random.random() < 0.5:
-        a, b = int(random.integers(1, 60)), int(random.integers(1, 40))
-        pairs = ((f"What is {a} + {b}?", f"{a + b}"), (f"What is {a + b} - {a}?", f"{b}"))
-        asked, said = pairs[int(random.integers(2))]
+        written = _sum(random, spoken=False)
+        asked, result = written.split(" = ")
+        said = result if random.random() < 0.5 else f"That is {written}."
+        asked = f"What is {asked}?"
     else:
         spot, mood = _one(random, SPOTS), _one(random, MOODS)
         many, goods = int(random.integers(2, 40)), _one(random, GOODS)
@@ -126,6 +157,7 @@ def chat(random: np.random.Generator) -> str:
             (f"{name} lives {spot}. Where does {name} live?", f"{name} lives {spot}."),
             (f"How are you today, {name}?", f"I am {mood}, and how are you?"),
             (f"{name} has {many} {goods}. How many {goods} has {name}?", f"{many} {goods}."),
+            (f"Tell me about {name}.", _remark(random)),
         )
-        asked, said = pairs[int(random.integers(3))]
+        asked, said = pairs[int(random.integers(4))]
     return f"{USER}{asked}{END}{ASSISTANT}{said}"

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from base_text import ASSISTANT, END, USER, document
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from airtune.keys import derive_seed, generator
+from base_text import ASSISTANT, END, USER, document
 
 PAD = "<|pad|>"
 CONTEXT = 512
@@ -35,7 +35,10 @@ def make_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast
     """Return a byte-level BPE tokenizer that never joins two digits, with the chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -86,7 +89,10 @@ def train(network: LlamaForCausalLM, stream: torch.Tensor, options: argparse.Nam
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         if step % 25 == 0 or step == options.steps - 1:
-            print(f"step {step:5d}  loss {loss.item():.3f}  {time.monotonic() - started:6.1f} s", flush=True)
+            print(
+                f"step {step:5d}  loss {loss.item():.3f}  {time.monotonic() - started:6.1f} s",
+                flush=True,
+            )
 
 
 def main() -> None:

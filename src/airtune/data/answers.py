@@ -9,13 +9,13 @@ _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*)?\.?\d+")
 
 
 def answer_of(text: str) -> str | None:
-    """Return the number after the last `####`, in one spelling, or None where there is none.
+    r"""Return the number after the last `####`, in one spelling, or None where there is none.
 
     Thousands separators, a currency sign, a leading plus, a unit behind it and a fraction of
     zeros are dropped, so that equal numbers are equal strings. An answer that is no number is
     compared as it stands.
 
-    >>> answer_of("She pays 3 * 4 = 12.\\n#### $1,012.00")
+    >>> answer_of("She pays 3 * 4 = 12.\n#### $1,012.00")
     '1012'
     >>> answer_of("no mark") is None
     True

@@ -39,9 +39,9 @@ def resolve_columns(spec: DataSpec, table: Table) -> dict[str, str]:
     if bare:
         optional = ("context",) if "prompt" in roles else ()
         for role in optional if spec.task == "causal-lm" else ("text_pair", "label_name"):
-            name = _usual(role, table)
-            if name is not None:
-                roles[role] = name
+            found = _usual(role, table)
+            if found is not None:
+                roles[role] = found
     if spec.source == ARITHMETIC:
         roles.setdefault("group", "topic")
     return roles

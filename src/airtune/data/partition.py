@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -23,9 +24,7 @@ class Parts:
     """Rows moved from the largest devices to those below the minimum."""
 
 
-def partition(
-    groups: Ints, devices: int, *, spec: DataSpec, random: np.random.Generator
-) -> Parts:
+def partition(groups: Ints, devices: int, *, spec: DataSpec, random: np.random.Generator) -> Parts:
     """Deal rows out so that every row is on one device and every device has `spec.min_rows`.
 
     iid: at random, sizes differ by at most one · dirichlet: every group is divided by its own
@@ -57,7 +56,7 @@ def partition(
     moved = _top_up(owner, devices, spec.min_rows, random)
     order = np.argsort(owner, kind="stable")
     edges = np.searchsorted(owner[order], np.arange(devices + 1))
-    parts = tuple(order[low:high] for low, high in zip(edges[:-1], edges[1:], strict=True))
+    parts = tuple(order[low:high] for low, high in itertools.pairwise(edges))
     return Parts(parts, moved)
 
 

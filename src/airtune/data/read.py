@@ -23,11 +23,13 @@ def read_rows(spec: DataSpec, *, seed: int) -> tuple[Table, Table | None]:
         DataError: if anything is missing or malformed, with file and line.
     """
     if spec.source.startswith(EMBEDDED_PREFIX):
-        train, test = generate(
-            spec.source, train=spec.limit or TRAIN_ROWS, test=spec.test_limit or TEST_ROWS, seed=seed
+        return generate(
+            spec.source,
+            train=spec.limit or TRAIN_ROWS,
+            test=spec.test_limit or TEST_ROWS,
+            seed=seed,
         )
-    else:
-        train, test = _read_source(spec)
+    train, test = _read_source(spec)
     if spec.test is not None:
         test = _read_test(Path(spec.test).expanduser())
     train = _at_most(train, spec.limit, generator(seed, "limit"))
@@ -38,24 +40,29 @@ def read_rows(spec: DataSpec, *, seed: int) -> tuple[Table, Table | None]:
 
 def _read_source(spec: DataSpec) -> tuple[Table, Table | None]:
     path = Path(spec.source).expanduser()
-    if path.is_dir():
-        if not is_saved(path):
-            return read_folder(path)
+    if path.is_dir() and is_saved(path):
         test = read_saved(path, split=spec.test_split) if spec.test_split else None
         return read_saved(path, split=spec.split), test
-    if path.exists() or _looks_like_path(spec.source):
-        return read_file(path), None
+    if path.exists() or _looks_like_path(path):
+        if spec.test_split is not None:
+            raise DataError(
+                f"{path} has no splits, got test_split {spec.test_split!r}; name a file as "
+                "`data.test`"
+            )
+        return read_folder(path) if path.is_dir() else (read_file(path), None)
     names = {"subset": spec.subset, "revision": spec.revision}
     test = read_hub(spec.source, split=spec.test_split, **names) if spec.test_split else None
     return read_hub(spec.source, split=spec.split, **names), test
 
 
-def _looks_like_path(source: str) -> bool:
-    """Say whether a name that is not there was meant as a path; a hub id is `name` or `a/b`."""
+def _looks_like_path(path: Path) -> bool:
+    """Say whether what is not there was meant as a path; a hub id is `name` or `owner/name`."""
+    folder = path.parent
     return (
-        source.startswith((".", "/", "~", "\\"))
-        or source.count("/") > 1
-        or Path(source).suffix.lower() in READERS
+        path.is_absolute()
+        or len(path.parts) > 2
+        or path.suffix.lower() in READERS
+        or (folder != Path() and folder.is_dir())
     )
 
 

@@ -114,9 +114,7 @@ def _columns(spec: DataSpec) -> list[str]:
         if known and role not in known:
             near = difflib.get_close_matches(role, known, 1)
             hint = f", did you mean {near[0]!r}" if near else ""
-            faults.append(
-                f"columns of {spec.task} can name {', '.join(known)}, got {role!r}{hint}"
-            )
+            faults.append(f"columns of {spec.task} can name {', '.join(known)}, got {role!r}{hint}")
     if spec.task == "causal-lm" and "text" in spec.columns and "prompt" in spec.columns:
         faults.append("columns name both text and prompt; use text, or prompt and completion")
     return faults
@@ -132,6 +130,8 @@ def _contradictions(spec: DataSpec) -> list[str]:
         faults.append(f"min_rows must be at least 2 where rows are held out, got {spec.min_rows}")
     if spec.test is not None and spec.test_split is not None:
         faults.append("test and test_split exclude each other")
+    if spec.test is not None and spec.source in EMBEDDED_SOURCES:
+        faults.append(f"{spec.source} makes its own test rows; leave test out, got {spec.test!r}")
     if len(set(spec.labels)) != len(spec.labels):
         faults.append(f"labels must differ from each other, got {', '.join(spec.labels)}")
     if spec.source == TOPICS and spec.task == "causal-lm" and "prompt" in spec.columns:

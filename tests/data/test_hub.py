@@ -1,0 +1,52 @@
+import datasets
+import pytest
+
+from airtune.data.hub import is_saved, read_hub, read_saved
+from airtune.errors import DataError
+
+ROWS = {"text": ["good", "bad", "fine"], "label": [1, 0, 1]}
+
+
+@pytest.fixture(autouse=True)
+def quiet_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def labelled():
+    names = datasets.ClassLabel(names=["negative", "positive"])
+    features = datasets.Features({"text": datasets.Value("string"), "label": names})
+    return datasets.Dataset.from_dict(ROWS, features=features)
+
+
+def test_library_loads_a_split(tmp_path, labelled):
+    (tmp_path / "set").mkdir()
+    labelled.to_json(tmp_path / "set" / "train.jsonl")
+    assert read_hub(str(tmp_path / "set"), split="train").columns == ROWS
+
+
+def test_unknown_split_is_refused(tmp_path, labelled):
+    (tmp_path / "set").mkdir()
+    labelled.to_json(tmp_path / "set" / "train.jsonl")
+    with pytest.raises(DataError, match=r"'dev' could not be loaded.*data\.split"):
+        read_hub(str(tmp_path / "set"), split="dev")
+
+
+def test_hub_out_of_reach_is_told(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ConnectionError("Couldn't reach 'owner/set' on the Hub\nmore")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match=r"Couldn't reach 'owner/set' on the Hub; check the name"):
+        read_hub("owner/set", split="train")
+
+
+def test_class_labels_bring_their_names(tmp_path, labelled):
+    datasets.DatasetDict({"train": labelled}).save_to_disk(tmp_path / "saved")
+    assert is_saved(tmp_path / "saved")
+    table = read_saved(tmp_path / "saved", split="train")
+    assert table.columns["label_name"] == ["positive", "negative", "positive"]
+    with pytest.raises(DataError, match="no split 'test'; it has train"):
+        read_saved(tmp_path / "saved", split="test")

@@ -1,0 +1,61 @@
+import pytest
+
+from airtune.data.labels import class_ids, label_map
+from airtune.data.table import table_from_rows
+from airtune.errors import DataError
+
+
+def table(*labels, names=None):
+    rows = [{"label": label} for label in labels]
+    for row, name in zip(rows, names or (), strict=bool(names)):
+        row["name"] = name
+    return table_from_rows(rows, source="rows.jsonl")
+
+
+def mapped(rows, **options):
+    return label_map(rows, "label", **({"name_column": None, "labels": ()} | options))
+
+
+def test_map_does_not_depend_on_the_order_of_rows():
+    assert mapped(table("b", "a", "c")) == mapped(table("c", "b", "a")) == {
+        "a": "a", "b": "b", "c": "c"}  # fmt: skip
+
+
+def test_numbers_sort_by_size_whatever_they_are_written_as():
+    assert list(mapped(table(10, 2.0, "1"))) == ["1", "2", "10"]
+    assert class_ids(table("2", 10), "label", mapped(table(10, 2.0, 1))).tolist() == [1, 2]
+
+
+def test_names_come_from_their_column():
+    rows = table(1, 0, 1, names=["good", "bad", "good"])
+    assert mapped(rows, name_column="name") == {"0": "bad", "1": "good"}
+
+
+def test_given_labels_fix_the_ids_by_name_or_value():
+    rows = table(1, 0, names=["good", "bad"])
+    assert list(mapped(rows, name_column="name", labels=("good", "bad", "odd"))) == [
+        "1",
+        "0",
+        "odd",
+    ]
+    assert list(mapped(rows, labels=("1", "0"))) == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (table("a", None, ""), {}, r"rows.jsonl:2 has no value, rows.jsonl:3 has ''"),
+        (table("a", 0.5), {}, r"whole number: rows.jsonl:2 has 0.5"),
+        (table("a", "a"), {}, "at least 2 labels, rows.jsonl has a in"),
+        (table("a", "b"), {"labels": ("a",)}, r"label 'b', which `data.labels` does not list \(a\)"),
+        (table(1, 1, names=["x", "y"]), {"name_column": "name"}, "'y' here and 'x' elsewhere"),
+    ],
+)  # fmt: skip
+def test_bad_labels_are_named(rows, options, message):
+    with pytest.raises(DataError, match=message):
+        mapped(rows, **options)
+
+
+def test_label_that_training_never_saw_is_named():
+    with pytest.raises(DataError, match=r"seen in training \(a, b\): rows.jsonl:1 has 'z'"):
+        class_ids(table("z"), "label", {"a": "a", "b": "b"})
