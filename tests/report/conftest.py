@@ -125,8 +125,14 @@ def make_comparison(folder: Path, methods, seeds, **settings) -> Path:
         for seed in seeds:
             make_run(folder / "runs" / f"{method}-s{seed}", method, seed, **settings)
     (folder / "compare.json").write_text(
-        json.dumps({"recipe": "name: synthetic\n", "methods": list(methods), "seeds": list(seeds),
-                    "baseline": "fedavg-lora"})  # fmt: skip
+        json.dumps(
+            {
+                "recipe": "name: synthetic\n",
+                "methods": list(methods),
+                "seeds": list(seeds),
+                "baseline": "fedavg-lora",
+            }
+        )
     )
     return folder
 

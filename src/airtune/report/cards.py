@@ -20,7 +20,9 @@ from airtune.report.wording import (
     format_gap,
     format_interval,
     format_quality,
+    format_range,
     format_reached,
+    hold,
     mean_of,
 )
 from airtune.units import format_bytes
@@ -41,10 +43,10 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of the table: a main line and a smaller one."""
+    """A cell of the table: a main line and smaller ones."""
 
     main: str
-    small: str = ""
+    small: tuple[str, ...] = ()
     tone: Tone = "plain"
 
 
@@ -134,19 +136,20 @@ def _cost_card(study: Study, summary: Summary, kind: Cost, title: str) -> Card:
 
 def _cost_cell(study: Study, summary: Summary, row: Row, kind: Cost) -> Cell:
     if study.metric.target is None:
-        return Cell(format_reached(row.cost(kind), FORMS[kind]).removeprefix("> "), "in all")
-    main = format_reached(row.cost(kind), FORMS[kind])
-    small = [count_misses(row.cost(kind))]
+        return Cell(format_reached(row.cost(kind), FORMS[kind]).removeprefix("> "), ("in all",))
+    small = []
     tone: Tone = "plain"
     if row.method in summary.against:
         change: Change = getattr(summary.against[row.method], kind)
         if change.bound != "unknown":
-            spread = "" if math.isnan(change.low) else f" ({_range(change)})"
-            small.append(f"{format_change(change)}{spread}")
+            spread = format_range(change)
+            small.append(format_change(change) + (f" ({spread})" if spread else ""))
             tone = _tone(change, higher=False)
+    small.append(count_misses(row.cost(kind)))
     if kind == "bytes":
         small.append(_rounds_note(row, kind))
-    return Cell(main, "; ".join(part for part in small if part), tone)
+    main = format_reached(row.cost(kind), FORMS[kind])
+    return Cell(main, tuple(part for part in small if part), tone)
 
 
 def _quality_cell(study: Study, summary: Summary, row: Row, kind: str) -> Cell:
@@ -157,7 +160,7 @@ def _quality_cell(study: Study, summary: Summary, row: Row, kind: str) -> Cell:
     change: Change = getattr(summary.against[row.method], kind)
     if change.bound == "unknown":
         return Cell(main)
-    return Cell(main, format_gap(change, name), _tone(change, higher=study.metric.higher))
+    return Cell(main, (format_gap(change, name),), _tone(change, higher=study.metric.higher))
 
 
 def _rounds_note(row: Row, kind: Cost) -> str:
@@ -168,7 +171,7 @@ def _rounds_note(row: Row, kind: Cost) -> str:
     if kind != "bytes":
         return f"in {rounds:.0f} rounds, {count_seeds(len(row.seeds))}"
     spent = mean_of_costs([cost.value for cost in row.bytes])
-    return f"{rounds:.0f} rounds × {format_bytes(spent / rounds)}"
+    return f"{rounds:.0f} rounds × {hold(format_bytes(spent / rounds))}"
 
 
 def mean_of_costs(values: Sequence[float]) -> float:
@@ -178,10 +181,6 @@ def mean_of_costs(values: Sequence[float]) -> float:
 
 def _seeds_note(row: Row) -> str:
     return f"mean of {count_seeds(len(row.seeds))}" if len(row.seeds) > 1 else ""
-
-
-def _range(change: Change) -> str:
-    return format_interval(change).removeprefix("95 % interval ").split(",")[0]
 
 
 def _tone(change: Change, *, higher: bool) -> Tone:

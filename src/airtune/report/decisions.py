@@ -33,8 +33,8 @@ KNOBS = (
 )
 
 
-def heatmaps(run: Run, shown: Ints) -> tuple[dict[str, Figure], list[str]]:
-    """Return a figure for each knob that varies, by title, and a sentence for each that does not."""
+def heatmaps(run: Run, shown: Ints) -> tuple[dict[str, Figure], str]:
+    """Return a figure for each knob that varies, by title, and a sentence on those that do not."""
     figures: dict[str, Figure] = {}
     constant: list[str] = []
     for knob in KNOBS:
@@ -45,14 +45,17 @@ def heatmaps(run: Run, shown: Ints) -> tuple[dict[str, Figure], list[str]]:
             constant.append(_constant(knob, float(values[0])))
         else:
             figures[knob.title] = _heatmap(run, knob, shown)
-    return figures, constant
+    same = f"The same on every device in every round: {', '.join(constant)}." if constant else ""
+    return figures, same
 
 
 def _constant(knob: Knob, value: float) -> str:
     if knob.name == "cut" and value == 0:
-        return "Blocks on the device: all, nothing was split."
+        return "nothing split"
+    if knob.name == "pruned" and value == 0:
+        return "nothing pruned"
     shown = f"{100 * value:.3g} %" if knob.percent else f"{value:g}"
-    return f"{knob.title}: {shown} on every device in every round."
+    return f"{knob.title[0].lower() if knob.name != 'rank' else 'L'}{knob.title[1:]} {shown}"
 
 
 def _heatmap(run: Run, knob: Knob, shown: Ints) -> Figure:

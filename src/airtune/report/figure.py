@@ -47,7 +47,7 @@ def label(text: str) -> str:
 def axis(title: str, *, from_zero: bool = False) -> Figure:
     """Return a quiet axis."""
     return {
-        "title": {"text": title, "standoff": 12},
+        "title": {"text": title, "standoff": 12, "font": {"size": 12, "color": "var(--muted)"}},
         "gridcolor": "var(--grid)",
         "linecolor": "var(--line)",
         "zeroline": False,
@@ -63,7 +63,7 @@ def layout(*, x: Figure, y: Figure, height: int) -> Figure:
         "height": height,
         "xaxis": x,
         "yaxis": y,
-        "margin": {"l": 8, "r": 14, "t": 28, "b": 8},
+        "margin": {"l": 8, "r": 14, "t": 20, "b": 8},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "var(--sans)", "size": 13, "color": "var(--ink-soft)"},

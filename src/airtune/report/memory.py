@@ -17,6 +17,7 @@ from airtune.report.figure import Figure, axis, label, layout
 from airtune.report.rounds import device_names
 from airtune.report.study import Run
 from airtune.report.wording import bytes_scale
+from airtune.units import format_bytes
 
 _PARTS = ("weights", "adapters", "gradients", "optimiser", "activations", "logits")
 _TOLERANCE = 0.01
@@ -95,32 +96,31 @@ def waterfall(run: Run) -> tuple[Figure, str] | None:
 def _draw(parts: Mapping[str, float], *, saved: float, limit: float) -> Figure:
     total = sum(parts.values())
     scale, unit = bytes_scale(max(total, limit))
-    values = [*parts.values(), total]
-    texts = [f"{value / scale:.3g}" for value in values]
-    names = [*parts, "peak"]
+    steps = [(name, start, value, "var(--c6)") for (name, value), start in
+             zip(parts.items(), np.cumsum([0.0, *parts.values()]).tolist(), strict=False)]  # fmt: skip
+    steps.append(("peak", 0.0, total, "var(--compute)"))
     if saved > 0.0:
-        names.append("saved by<br>pruning")
-        values.append(saved)
-        texts.append(f"−{saved / scale:.3g}")
-    starts = [*np.cumsum([0.0, *list(parts.values())[:-1]]).tolist(), 0.0, total][: len(values)]
-    colours = ["var(--c6)"] * len(parts) + ["var(--compute)", "var(--saved)"]
+        steps.append(("saved by pruning", total, saved, "var(--saved)"))
+    names, starts, values, colours = zip(*steps, strict=True)
     bar = {
-        "type": "bar", "x": names, "y": [value / scale for value in values],
-        "base": [start / scale for start in starts], "text": texts, "textposition": "outside",
-        "cliponaxis": False, "marker": {"color": colours[: len(values)]},
-        "hovertemplate": f"%{{x}}: %{{text}} {unit}<extra></extra>",
+        "type": "bar", "orientation": "h", "y": names, "x": [value / scale for value in values],
+        "base": [start / scale for start in starts], "text": [format_bytes(v) for v in values],
+        "textposition": "outside", "cliponaxis": False, "marker": {"color": colours},
+        "hovertemplate": "%{y}: %{text}<extra></extra>",
     }  # fmt: skip
-    figure = layout(x=axis(""), y=axis(f"memory ({unit})", from_zero=True), height=360)
+    furthest = max(total + max(saved, 0.0), limit) / scale
+    figure = layout(x=axis(f"memory ({unit})"), y=axis(""), height=110 + 34 * len(steps))
     figure["bargap"] = 0.3
     figure["showlegend"] = False
-    figure["xaxis"] |= {"showgrid": False, "tickfont": {"size": 11}}
+    figure["xaxis"] |= {"range": [0, 1.22 * furthest]}
+    figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False}
     figure["shapes"] = [{
-        "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": limit / scale,
-        "y1": limit / scale, "line": {"color": "var(--warn)", "width": 1.5, "dash": "dash"},
+        "type": "line", "layer": "below", "yref": "paper", "y0": 0, "y1": 1, "x0": limit / scale,
+        "x1": limit / scale, "line": {"color": "var(--warn)", "width": 1.5, "dash": "dash"},
     }]  # fmt: skip
     figure["annotations"] = [{
-        "text": f"limit {limit / scale:.3g} {unit}", "xref": "paper", "x": 0, "y": limit / scale,
-        "xanchor": "left", "yanchor": "bottom", "showarrow": False,
+        "text": f"limit {format_bytes(limit)}", "yref": "paper", "y": 1, "x": limit / scale,
+        "xanchor": "center", "yanchor": "bottom", "showarrow": False,
         "font": {"color": "var(--warn)", "size": 12},
     }]  # fmt: skip
     return {"data": [bar], "layout": figure}

@@ -73,11 +73,11 @@
     return { data, layout: {
       height: 100 + Math.max(16, Math.min(26, 900 / run.devices.length)) * run.devices.length,
       barmode: "overlay", bargap: 0.28, annotations: notes,
-      margin: { l: 8, r: 14, t: 28, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      margin: { l: 8, r: 14, t: 20, b: 8 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "var(--sans)", size: 13, color: "var(--ink-soft)" },
       hoverlabel: { bgcolor: "var(--paper)", bordercolor: "var(--line)", font: { color: "var(--ink)" } },
       legend: { orientation: "h", x: 0, y: 1.01, yanchor: "bottom", traceorder: "normal" },
-      xaxis: { title: { text: `time since the round began (${unit})`, standoff: 10 }, range: [0, 1.14 * longest / scale],
+      xaxis: { title: { text: `time since the round began (${unit})`, standoff: 12, font: { size: 12, color: "var(--muted)" } }, range: [0, 1.14 * longest / scale],
         gridcolor: "var(--grid)", zeroline: false, automargin: true },
       yaxis: { type: "category", categoryorder: "array", categoryarray: [...names.values()], range: [run.devices.length - 0.5, -0.5],
         automargin: true, showgrid: false, tickfont: { size: 11 } },

@@ -168,23 +168,24 @@ def _data(run: Run) -> dict[str, Any]:
     """Return a run's rounds for the timeline and the table of reasons."""
     shown = rounds.shown_devices(run)
     names = rounds.device_names(run, shown)
+    places = rounds.shown_rounds(run, shown.size)
     return {
         "name": f"{run.method}-s{run.seed}",
         "total": len(run.record.rounds),
         "devices": [[index, name] for index, name in names.items()],
-        "rounds": [rounds.round_data(run, place, shown) for place in rounds.shown_rounds(run)],
+        "rounds": [rounds.round_data(run, place, shown) for place in places],
     }
 
 
 def _sampled(run: Run, shown: Ints) -> str:
     """Say which part of the run the page shows, where it is not all."""
     count = len(set(run.record.devices["device"].tolist()))
-    total = len(run.record.rounds)
+    total, kept = len(run.record.rounds), len(rounds.shown_rounds(run, shown.size))
     parts = []
     if shown.size < count:
         parts.append(f"{shown.size} of {count:,} devices: the slowest and an even sample")
-    if total > rounds.ROUNDS:
-        parts.append(f"{len(rounds.shown_rounds(run))} of {total} rounds, the slowest among them")
+    if kept < total:
+        parts.append(f"{kept} of {total} rounds, the slowest among them")
     return f"Shown are {' and '.join(parts)}; all are in devices.csv." if parts else ""
 
 

@@ -1,6 +1,6 @@
 """Which rounds and devices of a run a page can show, and what each device did in them.
 
-A page holds at most `ROUNDS` rounds of `DEVICES` devices, whatever the run's size; the rest is in
+A page holds a bounded number of rounds and devices, whatever the run's size; the rest is in
 `devices.csv`. Rounds: the first, the last, the slowest, and evenly spaced ones. Devices: those that
 were slowest on average, and evenly spaced ones of the others.
 """
@@ -17,19 +17,22 @@ from airtune.plan import Ints
 from airtune.records import Columns
 from airtune.report.study import Run, column
 
-ROUNDS = 24
 DEVICES = 40
+_ROWS = 1600
+"""Rows of `devices.csv` that a page shows of a run, about."""
+_FEWEST, _MOST = 24, 120
 
 PHASES = ("download", "compute", "upload")
 
 
-def shown_rounds(run: Run) -> list[int]:
-    """Return positions in the list of rounds, rising."""
+def shown_rounds(run: Run, devices: int) -> list[int]:
+    """Return positions in the list of rounds, rising, when so many devices are shown."""
     count = len(run.record.rounds)
-    if count <= ROUNDS:
+    room = min(max(_ROWS // max(devices, 1), _FEWEST), _MOST)
+    if count <= room:
         return list(range(count))
     took = np.nan_to_num(column(run.record.rounds, "round_s"))
-    spaced = np.linspace(0, count - 1, ROUNDS - 1).round().astype(int)
+    spaced = np.linspace(0, count - 1, room - 1).round().astype(int)
     return sorted({*spaced.tolist(), int(np.argmax(took))})
 
 

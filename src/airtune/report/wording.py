@@ -14,6 +14,11 @@ from airtune.units import format_bytes, format_seconds
 Form = Callable[[float], str]
 
 
+def hold(text: str) -> str:
+    """Return a text that is not broken over two lines."""
+    return text.replace(" ", "\u00a0")
+
+
 def format_joules(energy_j: float) -> str:
     """Write an energy.
 
@@ -30,24 +35,28 @@ def format_joules(energy_j: float) -> str:
 def format_quality(value: float, metric: str) -> str:
     """Write a quality: a share of right answers as percent, anything else as a number.
 
-    >>> format_quality(0.5, "accuracy"), format_quality(1.23456, "loss")
-    ('50.0 %', '1.235')
+    >>> format_quality(0.5, "accuracy"), format_quality(1.2, "loss")
+    ('50.0 %', '1.200')
     """
     if math.isnan(value):
         return "–"
-    return f"{100 * value:.1f} %" if metric in ("accuracy", "exact_match") else f"{value:.4g}"
+    return (
+        f"{100 * value:.1f} %"
+        if metric in ("accuracy", "exact_match")
+        else f"{value:#.4g}".rstrip(".")
+    )
 
 
 def format_reached(costs: Sequence[Reached], form: Form) -> str:
-    """Write the mean cost to target over seeds; "> T" where a seed missed it.
+    r"""Write the mean cost to target over seeds; "> T" where a seed missed it.
 
     >>> format_reached([Reached(2.0, True), Reached(4.0, False)], format_seconds)
-    '> 3.0 s'
+    '>\xa03.0\xa0s'
     """
     if not costs:
         return "–"
     mean = form(sum(cost.value for cost in costs) / len(costs))
-    return mean if all(cost.hit for cost in costs) else f"> {mean}"
+    return hold(mean if all(cost.hit for cost in costs) else f"> {mean}")
 
 
 def count_misses(costs: Sequence[Reached]) -> str:
@@ -63,41 +72,51 @@ def count_misses(costs: Sequence[Reached]) -> str:
 
 
 def format_change(change: Change) -> str:
-    """Write a relative change with a sign: "−43 %", "at least −43 %", or "unknown".
+    r"""Write a relative change with a sign: "−43 %", "at least −43 %", or "unknown".
 
     >>> format_change(Change(-0.43, -0.5, -0.4, 5))
-    '−43 %'
+    '−43\xa0%'
     """
     if change.bound == "unknown":
         return "unknown"
     lead = {"equal": "", "at_most": "≤ ", "at_least": "≥ "}[change.bound]
-    return lead + _percent(change.mean)
+    return hold(lead + _percent(change.mean))
 
 
 def format_interval(change: Change) -> str:
-    """Write the interval of a relative change, or say why there is none.
+    r"""Write the interval of a relative change, or say why there is none.
 
     >>> format_interval(Change(-0.43, -0.5, -0.4, 5))
-    '95 % interval −50 … −40 %, 5 seeds'
+    '95\xa0% interval −50\xa0…\xa0−40\xa0%, 5\xa0seeds'
     """
     if change.bound == "unknown":
         return "no value: the target was missed on both sides"
     if math.isnan(change.low):
         return f"{count_seeds(change.pairs)}: no interval"
-    low, high = _percent(change.low).removesuffix(" %"), _percent(change.high)
-    return f"95 % interval {low} … {high}, {count_seeds(change.pairs)}"
+    return f"{hold('95 %')} interval {format_range(change)}, {hold(count_seeds(change.pairs))}"
+
+
+def format_range(change: Change) -> str:
+    r"""Write the ends of a relative interval, nothing where there is none.
+
+    >>> format_range(Change(-0.43, -0.5, -0.4, 5))
+    '−50\xa0…\xa0−40\xa0%'
+    """
+    if math.isnan(change.low):
+        return ""
+    return hold(f"{_percent(change.low).removesuffix(' %')} … {_percent(change.high)}")
 
 
 def format_gap(change: Change, metric: str) -> str:
-    """Write an absolute difference of a quality with its interval.
+    r"""Write an absolute difference of a quality with its interval.
 
     >>> format_gap(Change(-0.02, -0.03, -0.01, 5), "loss")
-    '−0.02 (−0.03 … −0.01)'
+    '−0.020 (−0.030\xa0…\xa0−0.010)'
     """
     if change.bound == "unknown":
         return "–"
     mean, low, high = (_signed(value, metric) for value in (change.mean, change.low, change.high))
-    return mean if math.isnan(change.low) else f"{mean} ({low} … {high})"
+    return mean if math.isnan(change.low) else f"{mean} {hold(f'({low} … {high})')}"
 
 
 def count_seeds(count: int) -> str:
@@ -140,7 +159,8 @@ def _percent(value: float) -> str:
 def _signed(value: float, metric: str) -> str:
     if metric in ("accuracy", "exact_match"):
         return f"{100 * value:+.1f} pt".replace("-", "−")
-    return f"{value:+.2g}".replace("-", "−")
+    text = f"{value:+#.2g}" if abs(value) < 10.0 else f"{value:+.1f}"
+    return text.rstrip(".").replace("-", "−")
 
 
 FORMS: dict[str, Form] = {
