@@ -1,0 +1,1 @@
+"""The engines: they execute a round's plan, and only they know time."""

@@ -1,0 +1,87 @@
+"""What an engine is: it executes a round's plan, and it alone knows time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+from airtune.engine.checks import Divide
+from airtune.model.state import GlobalState, Update
+from airtune.plan import Floats, Need, Observation, Problem, Results, RoundPlan
+
+Split = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What had to happen once before the devices could begin, for instance measuring importance."""
+
+    duration_s: float = 0.0
+    upload_bytes: float = 0.0
+    download_bytes: float = 0.0
+    energy_j: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """What came of a plan. Columns follow the devices of the plan, shape (n,)."""
+
+    results: Results
+    updates: tuple[Update, ...]
+    """Of the devices whose status is ok, in the order of the plan."""
+    state: GlobalState
+    """The state that the devices worked from, with whatever `setup` added to it."""
+    start_s: float
+    """When the devices began, after the setup."""
+    end_s: float
+    bandwidth_hz: Floats
+    """Hertz of the uplink at the start of the round; NaN on a link of measured capacity."""
+    memory_bytes: Floats
+    faults: tuple[str, ...]
+    """Why a device's update does not count; empty where it does."""
+    setup: Setup = field(default_factory=Setup)
+
+
+class Engine(Protocol):
+    """Executes plans; the rounds it is given follow one another."""
+
+    def observe(self, round: int, time_s: float) -> Observation:
+        """Return what the method may know before it plans, masked by its needs."""
+        ...
+
+    def execute(
+        self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
+    ) -> Execution:
+        """Have the devices do their work and wait for it, or for the deadline."""
+        ...
+
+    def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
+        """Return loss, perplexity or accuracy, and the worst tenth; off the clock."""
+        ...
+
+    def close(self) -> None:
+        """Give back whatever is held."""
+        ...
+
+
+def mask_problem(problem: Problem, needs: frozenset[Need]) -> Problem:
+    """Return the problem without what the method did not ask to know.
+
+    `capability` covers speed, memory and power of devices; `channel` covers transmit power.
+    """
+    devices = problem.devices
+    if "capability" not in needs:
+        devices = replace(devices, flops_per_s=None, memory_bytes=None, power_w=None)
+    if "channel" not in needs:
+        devices = replace(devices, transmit_power_w=None)
+    return replace(problem, devices=devices)
+
+
+def mask_observation(observation: Observation, needs: frozenset[Need]) -> Observation:
+    """Return the observation without what the method did not ask to know."""
+    return replace(
+        observation,
+        links=observation.links if "channel" in needs else None,
+        flops_per_s=observation.flops_per_s if "capability" in needs else None,
+    )

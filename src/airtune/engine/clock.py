@@ -1,0 +1,95 @@
+"""The virtual clock's transfers: how long bytes take over links that change from slot to slot.
+
+A round is cut into slots that start with it; slot k spans `[k * slot_s, (k + 1) * slot_s)`. Within
+a slot every rate is constant, so a transfer is an exact piecewise-linear integral, with no time step
+to choose. A rate of zero (an outage) only lets time pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from airtune.plan import Floats
+from airtune.units import BITS_PER_BYTE
+
+RatesAt = Callable[[int, Floats], Floats]
+"""(slot, remaining bytes of each device (n,)) -> rates in bit/s (n,)."""
+
+MAX_SLOTS = 100_000
+"""Slots after which a transfer counts as never ending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Transfers of n devices within a round; every column has shape (n,)."""
+
+    finish_s: Floats
+    """Seconds after the start of the round; inf where it did not end in time."""
+    sent_bytes: Floats
+    """Bytes that crossed the air by then, or until the transfer was given up."""
+
+
+def transfer(
+    rates_at: RatesAt,
+    *,
+    start_s: Floats,
+    size_bytes: Floats,
+    slot_s: float | None,
+    until_s: float = float("inf"),
+) -> Transfer:
+    """Integrate transfers over slots.
+
+    `finish` solves `integral from start to finish of rate(t) dt = 8 * size`.
+
+    Args:
+        rates_at: called once for each slot in which anybody may send, in order.
+        start_s: when each device begins, seconds after the start of the round, shape (n,); inf
+            for one that never does.
+        size_bytes: what each device sends, shape (n,).
+        slot_s: length of a slot in seconds; None = one slot without end.
+        until_s: nothing is sent after this.
+
+    Returns:
+        When each transfer ends and what it sent.
+
+    >>> rates = lambda slot, remaining: np.array([8.0 if slot % 2 else 0.0])
+    >>> done = transfer(rates, start_s=np.zeros(1), size_bytes=np.array([1.5]), slot_s=1.0)
+    >>> float(done.finish_s[0])
+    3.5
+    """
+    finish = np.where(size_bytes > 0, np.inf, start_s).astype(np.float64)
+    remaining = np.where(np.isfinite(start_s), size_bytes, 0.0).astype(np.float64)
+    waiting = remaining > 0
+    if not np.any(waiting):
+        return Transfer(finish, size_bytes - remaining)
+    first = 0 if slot_s is None else int(np.min(start_s[waiting]) // slot_s)
+    for slot in range(first, first + MAX_SLOTS):
+        begin = 0.0 if slot_s is None else slot * slot_s
+        end = until_s if slot_s is None else min(begin + slot_s, until_s)
+        if begin >= until_s or not np.any(waiting):
+            break
+        rate = rates_at(slot, remaining) / BITS_PER_BYTE
+        _advance(finish, remaining, rate=rate, begin_s=np.maximum(start_s, begin), end_s=end)
+        waiting = remaining > 0
+        if slot_s is None:
+            break
+    sent = np.where(np.isfinite(start_s), size_bytes - remaining, 0.0)
+    return Transfer(finish, sent)
+
+
+def _advance(
+    finish: Floats, remaining: Floats, *, rate: Floats, begin_s: Floats, end_s: float
+) -> None:
+    """Let one slot pass; writes into `finish` and `remaining`."""
+    active = (remaining > 0) & (begin_s < end_s) & (rate > 0)
+    room = np.zeros(rate.shape)
+    np.multiply(rate, end_s - begin_s, out=room, where=active)
+    # this comparison decides both ways, so that what is left over is never rounded to nothing
+    done = active & (remaining <= room)
+    finish[done] = begin_s[done] + remaining[done] / rate[done]
+    remaining[done] = 0.0
+    partly = active & ~done
+    remaining[partly] -= room[partly]

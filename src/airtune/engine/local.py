@@ -1,0 +1,317 @@
+"""The local engine: one process, real training, virtual time.
+
+Devices truly train on their own data; what a round costs in seconds, bytes and joules comes from the
+cost model and the links (`timing`). The same seed gives the same run, bit for bit, as long as the
+number of threads is the same, which the engine therefore pins. Wall time plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from airtune.cost import energy_j, forward_flops
+from airtune.data.federated import FederatedData
+from airtune.engine.base import Execution, Setup, Split, mask_observation
+from airtune.engine.checks import Divide
+from airtune.engine.clock import transfer
+from airtune.engine.timing import Timing, time_round
+from airtune.errors import FleetError, RecipeError
+from airtune.fleet.fleet import Fleet
+from airtune.fleet.rates import uplink_bps
+from airtune.keys import generator
+from airtune.model.base import BaseModel
+from airtune.model.importance import Importance, measure, pool
+from airtune.model.state import GlobalState, Update
+from airtune.plan import (
+    Assignments,
+    Bools,
+    Floats,
+    Need,
+    Observation,
+    Problem,
+    Results,
+    RoundPlan,
+    WorkSpec,
+    whole_model,
+)
+from airtune.work.evaluate import evaluate, evaluate_devices, exact_match
+from airtune.work.importance import MEASURED_BATCHES, importance_bytes, measure_importance
+from airtune.work.network import current_base, tuned_network
+from airtune.work.train import Job, Outcome, TrainSettings, train
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSettings:
+    """How the local engine runs a fleet."""
+
+    train: TrainSettings = field(default_factory=TrainSettings)
+    participation: float = 1.0
+    """Fraction of the available devices that are asked each round, in (0, 1]."""
+    dropout: float = 0.0
+    """Probability that a device vanishes after it was given its assignment, in [0, 1)."""
+    threads: int = 1
+    """Threads of torch; another number gives other last bits."""
+    answer_of: Callable[[str], str | None] | None = None
+    """Finds the answer in a generated text; None = exact match is not measured on the test set."""
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.participation <= 1.0:
+            raise RecipeError(
+                f"participation must be above 0 and at most 1, got {self.participation:g}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise RecipeError(f"dropout must be at least 0 and below 1, got {self.dropout:g}")
+        if self.threads < 1:
+            raise RecipeError(f"threads must be at least 1, got {self.threads}")
+
+
+class LocalEngine:
+    """Runs a fleet in this process; see `airtune.engine.base.Engine`."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        problem: Problem,
+        base: BaseModel,
+        data: FederatedData,
+        *,
+        needs: frozenset[Need] = frozenset(),
+        work: WorkSpec | None = None,
+        settings: LocalSettings | None = None,
+    ) -> None:
+        """Hold the fleet and pin the threads until `close`.
+
+        Args:
+            fleet: devices and links.
+            problem: unmasked: with speeds, memory and powers.
+            base: the frozen dense model.
+            data: of as many devices as the fleet has.
+            needs: what the method asks to know; the rest is hidden from it.
+            work: switches of the method's local work.
+            settings: participation, dropouts, learning rate and the like.
+
+        Raises:
+            FleetError: if fleet, problem and data differ in their number of devices.
+        """
+        if not len(fleet) == len(problem.devices) == len(data.devices):
+            raise FleetError(
+                f"the fleet has {len(fleet)} devices, the problem {len(problem.devices)} and the "
+                f"data {len(data.devices)}; set fleet.devices so that they agree"
+            )
+        self._fleet, self._problem, self._base, self._data = fleet, problem, base, data
+        self._needs = needs
+        self._work = WorkSpec() if work is None else work
+        self._settings = LocalSettings() if settings is None else settings
+        self._threads_before = torch.get_num_threads()
+        torch.set_num_threads(self._settings.threads)
+
+    def close(self) -> None:
+        """Give the threads back."""
+        torch.set_num_threads(self._threads_before)
+
+    def observe(self, round: int, time_s: float) -> Observation:
+        """Return what the method may know: links at the start, speeds, and who is asked."""
+        links = self._fleet.links_at(round, 0, time_s)
+        observation = Observation(
+            round=round,
+            time_s=time_s,
+            links=links,
+            available=self._asked(round, links.available),
+            flops_per_s=self._fleet.flops_at(round),
+        )
+        return mask_observation(observation, self._needs)
+
+    def execute(
+        self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
+    ) -> Execution:
+        """Let the devices train and the virtual clock run.
+
+        Raises:
+            MethodError: if the plan gives out more of a link than there is, or asks for work that
+                does not exist.
+        """
+        if _prunes(plan.assignments, self._problem) and state.importance is None:
+            state, setup = self._measure(plan, state, start_s)
+        else:
+            setup = Setup()
+        begin_s = start_s + setup.duration_s
+        timing = time_round(
+            self._problem, self._fleet, plan, divide,
+            start_s=begin_s, dropped=self._dropped(plan),
+        )  # fmt: skip
+        outcomes = self._train(plan, state, timing)
+        status = timing.status.copy()
+        for place, outcome in outcomes.items():
+            status[place] = outcome.status
+        return Execution(
+            results=_results(plan, timing, status, outcomes),
+            updates=_updates(outcomes),
+            state=state,
+            start_s=begin_s,
+            end_s=begin_s + timing.end_s,
+            bandwidth_hz=timing.bandwidth_hz,
+            memory_bytes=self._fleet.memory_bytes[plan.assignments.device],
+            faults=_faults(timing, outcomes),
+            setup=setup,
+        )
+
+    def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
+        """Return the quality of the dense base with the global adapters; off the clock.
+
+        Raises:
+            DataError: if there is nothing to evaluate on.
+        """
+        lora = tuned_network(self._base, state, scale=self._settings.train.scale)
+        chunk = self._problem.workload.loss_chunk
+        if split == "validation":
+            held = [device.validation for device in self._data.devices]
+            return evaluate_devices(lora.network, held, self._problem.devices.weight, chunk=chunk)
+        quality = evaluate(lora.network, self._data.test, chunk=chunk)
+        figures = {"loss": quality.loss, "perplexity": quality.perplexity,
+                   "accuracy": quality.accuracy}  # fmt: skip
+        answer_of, tokenizer = self._settings.answer_of, self._base.tokenizer
+        if answer_of is not None and tokenizer is not None and self._data.test_prompts:
+            figures["exact_match"] = exact_match(
+                lora.network,
+                self._data.test_prompts,
+                tokenizer=tokenizer,
+                answer_of=answer_of,
+                max_new_tokens=self._settings.max_new_tokens,
+            )
+        return {name: value for name, value in figures.items() if value is not None}
+
+    def _asked(self, round: int, available: Bools) -> Bools:
+        """Return who takes part: a sample of those that are there, at least one of them."""
+        there = np.flatnonzero(available)
+        if self._settings.participation == 1.0 or len(there) == 0:
+            return available
+        count = max(1, round_half(self._settings.participation * len(there)))
+        stream = generator(self._problem.seed, "participation", round)
+        asked = np.zeros(available.shape, np.bool_)
+        asked[stream.choice(there, size=count, replace=False)] = True
+        return asked
+
+    def _dropped(self, plan: RoundPlan) -> Bools:
+        """Return which devices of the plan will vanish, shape (n,)."""
+        draws = generator(self._problem.seed, "dropout", plan.round).random(len(self._fleet))
+        return np.asarray(draws[plan.assignments.device] < self._settings.dropout)
+
+    def _train(self, plan: RoundPlan, state: GlobalState, timing: Timing) -> dict[int, Outcome]:
+        """Train the devices whose update will be in time; returns by row of the plan."""
+        places = np.flatnonzero(timing.status == "ok").tolist()
+        rows = [plan.assignments.row(place) for place in places]
+        jobs = [
+            Job(row.device, row, self._data.devices[row.device].train,
+                float(self._problem.devices.weight[row.device]))
+            for row in rows
+        ]  # fmt: skip
+        outcomes = train(
+            self._base, state, jobs, settings=self._settings.train, work=self._work,
+            workload=self._problem.workload, seed=self._problem.seed, round=plan.round,
+        )  # fmt: skip
+        return dict(zip(places, outcomes, strict=True))
+
+    def _measure(
+        self, plan: RoundPlan, state: GlobalState, start_s: float
+    ) -> tuple[GlobalState, Setup]:
+        """Have the devices of the plan measure importance, and pool what they report."""
+        criterion = self._work.importance
+        base = current_base(self._base, state)
+        if criterion not in ("fluctuation", "magnitude", "random"):
+            return state, Setup()
+        if criterion != "fluctuation" and not self._work.compensate:
+            known = measure(
+                base.network, base.shape, [], criterion=criterion, seed=self._problem.seed
+            )
+            return replace(state, importance=known), Setup()
+        devices = [
+            int(device)
+            for device in plan.assignments.device
+            if len(self._data.devices[int(device)].train)
+        ]
+        reports = [
+            measure_importance(
+                base, self._data.devices[device].train, criterion=criterion,
+                batch=self._problem.workload.batch, seed=self._problem.seed, device=device,
+            )
+            for device in devices
+        ]  # fmt: skip
+        weights = self._problem.devices.weight[devices].tolist()
+        pooled = pool(reports, weights)
+        return replace(state, importance=pooled), self._measuring(plan, reports[0], start_s)
+
+    def _measuring(self, plan: RoundPlan, report: Importance, start_s: float) -> Setup:
+        """Price it: four forward passes, and the report over the plan's share of the link."""
+        device, slot_s = plan.assignments.device, self._fleet.slot_s
+        dense = whole_model(
+            device, rank=1, local_steps=MEASURED_BATCHES, share=plan.assignments.share
+        )
+        flops = MEASURED_BATCHES * forward_flops(self._problem.shape, self._problem.workload, dense)
+        compute_s = flops / self._fleet.flops_at(plan.round)[device]
+
+        def rates(slot: int, remaining: Floats) -> Floats:
+            links = self._fleet.links_at(plan.round, slot, start_s + slot * (slot_s or 0.0))
+            return uplink_bps(links, plan.assignments.share, device)
+
+        sizes = np.full(len(device), importance_bytes(report))
+        sent = transfer(rates, start_s=compute_s, size_bytes=sizes, slot_s=slot_s)
+        finish_s = np.where(np.isfinite(sent.finish_s), sent.finish_s, compute_s)
+        energy = energy_j(self._problem, device, compute_s=compute_s, upload_s=finish_s - compute_s)
+        return Setup(
+            duration_s=float(np.max(finish_s, initial=0.0)),
+            upload_bytes=float(sent.sent_bytes.sum()),
+            energy_j=float(energy.sum()),
+        )
+
+
+def round_half(value: float) -> int:
+    """Return the nearest whole number, halves up; Python's own rounds halves to even.
+
+    >>> round_half(2.5), round_half(3.4)
+    (3, 3)
+    """
+    return int(np.floor(value + 0.5))
+
+
+def _prunes(assignments: Assignments, problem: Problem) -> bool:
+    return bool(
+        np.any(problem.shape.kept_groups(assignments.prune_heads) < problem.shape.kv_groups)
+        or np.any(problem.shape.kept_channels(assignments.prune_ffn) < problem.shape.ffn)
+    )
+
+
+def _results(
+    plan: RoundPlan, timing: Timing, status: NDArray[np.str_], outcomes: Mapping[int, Outcome]
+) -> Results:
+    count = len(plan.assignments)
+    first, last = np.full(count, np.nan), np.full(count, np.nan)
+    samples = np.zeros(count, np.int64)
+    for place, outcome in outcomes.items():
+        first[place], last[place] = outcome.loss_first, outcome.loss_last
+        samples[place] = outcome.samples
+    return Results(
+        device=plan.assignments.device, status=status,
+        download_s=timing.download_s, compute_s=timing.compute_s, upload_s=timing.upload_s,
+        finish_s=timing.finish_s, download_bytes=timing.download_bytes,
+        upload_bytes=timing.upload_bytes, flops=timing.flops, loss_first=first, loss_last=last,
+        samples=samples, peak_bytes=timing.peak_bytes, energy_j=timing.energy_j,
+        importance=np.full(count, np.nan),
+    )  # fmt: skip
+
+
+def _updates(outcomes: Mapping[int, Outcome]) -> tuple[Update, ...]:
+    updates = (outcome.update for outcome in outcomes.values())
+    return tuple(update for update in updates if update is not None)
+
+
+def _faults(timing: Timing, outcomes: Mapping[int, Outcome]) -> tuple[str, ...]:
+    faults: Sequence[str] = timing.faults
+    return tuple(
+        outcomes[place].reason if place in outcomes else fault for place, fault in enumerate(faults)
+    )

@@ -1,0 +1,201 @@
+"""What a round costs in virtual time, before anybody trains: numpy only, 10,000 devices at once.
+
+    download (broadcast) -> compute -> upload (the link is divided, anew at each slot edge)
+
+Bytes, FLOPs and peak memory are the cost model's; transfers are integrated over the links' slots.
+A device whose predicted peak exceeds its memory, or that holds no data, gives up at once. One that
+drops out is missed when its update would have begun. Later than the deadline is late: such a
+device stops there, and what it had spent by then is charged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.cost import energy_j, predict
+from airtune.engine.checks import Divide, check_shares
+from airtune.engine.clock import Transfer, transfer
+from airtune.fleet.fleet import Fleet
+from airtune.fleet.rates import downlink_bps, uplink_bps
+from airtune.plan import Bools, Floats, LinkState, Problem, RoundPlan
+from airtune.units import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """A round on the virtual clock; columns follow the devices of the plan, shape (n,)."""
+
+    status: NDArray[np.str_]
+    """Ok, late, failed or absent."""
+    faults: tuple[str, ...]
+    """Why a device's update does not come; empty where it does."""
+    download_s: Floats
+    compute_s: Floats
+    upload_s: Floats
+    finish_s: Floats
+    """Seconds after the start of the round; NaN where nothing came back."""
+    download_bytes: Floats
+    upload_bytes: Floats
+    flops: Floats
+    peak_bytes: Floats
+    energy_j: Floats
+    bandwidth_hz: Floats
+    """Hertz of the uplink at the start; NaN on a link of measured capacity."""
+    end_s: float
+    """Seconds after which the round is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Phases:
+    """When each device did what, if nothing but the deadline stops it."""
+
+    download: Transfer
+    computed_s: Floats
+    """Seconds after the start at which the device has computed; inf where it never does."""
+    upload: Transfer
+
+
+def time_round(
+    problem: Problem,
+    fleet: Fleet,
+    plan: RoundPlan,
+    divide: Divide,
+    *,
+    start_s: float,
+    dropped: Bools,
+) -> Timing:
+    """Let a round pass on the virtual clock.
+
+    Args:
+        problem: unmasked: with speeds, memory and powers.
+        fleet: devices and links.
+        plan: the method's decision.
+        divide: called at each slot edge after the first, for the shares of the coming slot.
+        start_s: virtual time at which the round begins.
+        dropped: devices that will vanish before they answer, shape (n,).
+
+    Raises:
+        MethodError: if shares, of the plan or of `divide`, give out more than a link has.
+    """
+    device = plan.assignments.device
+    links = fleet.links_at(plan.round, 0, start_s)
+    check_shares(plan.assignments.share, plan.assignments, links)
+    cost = predict(problem, plan.assignments, links=links, flops_per_s=fleet.flops_at(plan.round))
+    faults = _refusals(problem, fleet, plan, cost.peak_bytes)
+    able = np.array([not fault for fault in faults], np.bool_)
+    deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
+    until_s = np.inf if deadline_s is None else deadline_s
+    phases = _phases(
+        fleet, plan, divide, start_s=start_s, until_s=until_s,
+        compute_s=np.where(able, cost.compute_s, 0.0),
+        sizes=(np.where(able, cost.download_bytes, 0.0),
+               np.where(able & ~dropped, cost.upload_bytes, 0.0)),
+    )  # fmt: skip
+    status, reasons = _statuses(phases, faults, able=able, dropped=dropped, deadline_s=deadline_s)
+    download_s, compute_s, upload_s = _spent(phases, until_s)
+    return Timing(
+        status=status, faults=reasons,
+        download_s=download_s, compute_s=compute_s, upload_s=upload_s,
+        finish_s=np.where(status == "ok", phases.upload.finish_s, np.nan),
+        download_bytes=phases.download.sent_bytes, upload_bytes=phases.upload.sent_bytes,
+        flops=np.where(able, cost.flops, 0.0), peak_bytes=cost.peak_bytes,
+        energy_j=energy_j(problem, device, compute_s=np.nan_to_num(compute_s),
+                          upload_s=np.nan_to_num(upload_s)),
+        bandwidth_hz=_bandwidth(links, plan),
+        end_s=_end(phases, status, able=able, dropped=dropped, deadline_s=deadline_s),
+    )  # fmt: skip
+
+
+def _spent(phases: _Phases, until_s: float) -> tuple[Floats, Floats, Floats]:
+    """Return seconds of download, computing and upload until the deadline; NaN = without end."""
+    ends = (phases.download.finish_s, phases.computed_s, phases.upload.finish_s)
+    known = [np.where(np.isfinite(end), end, np.nan) for end in ends]
+    if np.isfinite(until_s):
+        known = [np.minimum(end, until_s) for end in ends]
+    return known[0], known[1] - known[0], known[2] - known[1]
+
+
+def _bandwidth(links: LinkState, plan: RoundPlan) -> Floats:
+    """Return the hertz of each device's uplink; NaN on a link of measured capacity."""
+    device = plan.assignments.device
+    band = np.array([spec.up_bandwidth_hz for spec in links.specs])[links.link[device]]
+    is_radio = np.isfinite(links.up_signal_hz[device])
+    return np.where(is_radio, plan.assignments.share * band, np.nan)
+
+
+def _refusals(problem: Problem, fleet: Fleet, plan: RoundPlan, peak_bytes: Floats) -> list[str]:
+    """Return why a device does not even begin; empty where it does."""
+    device = plan.assignments.device
+    faults = [""] * len(device)
+    for place in np.flatnonzero(peak_bytes > fleet.memory_bytes[device]):
+        faults[place] = (
+            f"out of memory: needs {format_bytes(peak_bytes[place])}, "
+            f"has {format_bytes(fleet.memory_bytes[device[place]])}"
+        )
+    for place in np.flatnonzero(problem.devices.samples[device] == 0):
+        faults[place] = "holds no training data"
+    return faults
+
+
+def _phases(
+    fleet: Fleet, plan: RoundPlan, divide: Divide, *, start_s: float, until_s: float,
+    sizes: tuple[Floats, Floats], compute_s: Floats,
+) -> _Phases:  # fmt: skip
+    """Let downloads, computing and uploads pass."""
+    slot_s, assignments = fleet.slot_s, plan.assignments
+
+    def links_in(slot: int) -> LinkState:
+        return fleet.links_at(plan.round, slot, start_s + slot * (slot_s or 0.0))
+
+    def down(slot: int, remaining: Floats) -> Floats:
+        return downlink_bps(links_in(slot), assignments.device)
+
+    def up(slot: int, remaining: Floats) -> Floats:
+        links, share = links_in(slot), assignments.share
+        if slot > 0:
+            share = check_shares(divide(links, remaining), assignments, links)
+        return uplink_bps(links, share, assignments.device)
+
+    nothing = np.zeros(len(assignments))
+    download = transfer(down, start_s=nothing, size_bytes=sizes[0], slot_s=slot_s, until_s=until_s)
+    computed_s = download.finish_s + compute_s
+    upload = transfer(up, start_s=computed_s, size_bytes=sizes[1], slot_s=slot_s, until_s=until_s)
+    return _Phases(download, computed_s, upload)
+
+
+def _statuses(
+    phases: _Phases, faults: list[str], *, able: Bools, dropped: Bools, deadline_s: float | None
+) -> tuple[NDArray[np.str_], tuple[str, ...]]:
+    finish = phases.upload.finish_s
+    status = np.full(len(faults), "ok", "<U7")
+    late = finish > (np.inf if deadline_s is None else deadline_s)
+    status[late] = "late"
+    # without a deadline nothing is late, but a link without any rate never delivers
+    stuck = ~np.isfinite(finish) & (deadline_s is None)
+    status[stuck] = "failed"
+    status[dropped] = "absent"
+    status[~able] = "failed"
+    texts = {
+        "late": f"not back by the deadline of {deadline_s or 0.0:.4g} s",
+        "absent": "dropped out before it answered",
+        "failed": "its link carried nothing in this round",
+        "ok": "",
+    }
+    return status, tuple(
+        fault or texts[str(kind)] for fault, kind in zip(faults, status, strict=True)
+    )
+
+
+def _end(
+    phases: _Phases, status: NDArray[np.str_], *, able: Bools, dropped: Bools,
+    deadline_s: float | None,
+) -> float:  # fmt: skip
+    """Return how long the server waits."""
+    if deadline_s is not None and np.any(np.isin(status, ("late", "absent"))):
+        return deadline_s
+    came = phases.upload.finish_s[status == "ok"]
+    missed = phases.computed_s[able & dropped]
+    return float(np.max(np.concatenate([came, missed[np.isfinite(missed)]]), initial=0.0))

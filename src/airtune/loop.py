@@ -1,0 +1,358 @@
+"""The round loop: observe -> plan -> execute -> aggregate -> learn -> record -> checkpoint.
+
+It knows no method and no engine by name. After a round is recorded its checkpoint is saved; a run
+that is killed at any moment goes on from the last checkpoint, and what was recorded after it is cut
+off, so records and weights are those of a run that was never interrupted. Wall time appears only in
+the block `measured` of a round.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.engine.base import Engine, Execution, mask_problem
+from airtune.engine.checkpoint import Checkpoint, save_checkpoint
+from airtune.engine.checks import Divide, check_plan
+from airtune.errors import RecipeError, RunInterruptedError, TrainingError
+from airtune.model.aggregate import aggregate
+from airtune.model.state import GlobalState
+from airtune.plan import Floats, LinkState, Method, Problem, RoundPlan, State
+from airtune.records import DEVICE_COLUMNS, RunWriter
+
+Metric = Literal["loss", "perplexity", "accuracy"]
+Record = dict[str, Any]
+OnRound = Callable[[Mapping[str, Any]], None]
+
+STATUSES = ("ok", "late", "refused", "failed", "absent")
+MAX_REASONS = 10
+"""Distinct reasons in a round's record; every device's own stands in `devices.csv`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The quality that a run is timed to."""
+
+    metric: Metric
+    value: float
+    window: int = 1
+    """Evaluations that are averaged before they are compared."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("loss", "perplexity", "accuracy"):
+            raise RecipeError(
+                f"target.metric must be loss, perplexity or accuracy, got {self.metric!r}"
+            )
+        if not math.isfinite(self.value) or self.window < 1:
+            raise RecipeError(
+                f"target.value must be finite and target.window at least 1, got {self.value} "
+                f"and {self.window}"
+            )
+
+    def is_reached(self, history: list[float]) -> bool:
+        """Return whether the mean of the last `window` evaluations is good enough.
+
+        >>> Target("loss", 2.0, window=2).is_reached([9.0, 2.5, 1.5])
+        True
+        """
+        if len(history) < self.window:
+            return False
+        mean = sum(history[-self.window :]) / self.window
+        return mean >= self.value if self.metric == "accuracy" else mean <= self.value
+
+
+@dataclass(frozen=True, slots=True)
+class LoopSettings:
+    """How the loop watches a run."""
+
+    evaluate_every: int = 1
+    """Rounds between evaluations on the devices' validation data; 0 = never."""
+    target: Target | None = None
+    stop_at_target: bool = False
+    patience: int = 5
+    """Rounds without a single usable update after which the run is given up."""
+    idle_s: float = 60.0
+    """Virtual seconds the server waits when no device is there."""
+    scale: float = 2.0
+    """alpha / rank of the adapters; used by the aggregation that merges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that a run is made of."""
+
+    method: Method
+    problem: Problem
+    """Unmasked; the method sees it through `mask_problem`."""
+    engine: Engine
+    writer: RunWriter
+    identity: str
+    """A hash of recipe, data and model: only such a run may go on from its checkpoints."""
+    settings: LoopSettings = LoopSettings()
+
+    @property
+    def known(self) -> Problem:
+        """What the method may know."""
+        return mask_problem(self.problem, self.method.decider.needs)
+
+
+@dataclass(frozen=True, slots=True)
+class LoopResult:
+    """What a run ended with."""
+
+    state: GlobalState
+    rounds: int
+    time_s: float
+    results: Mapping[str, Any]
+    """As written to `result.json`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """One round, done."""
+
+    plan: RoundPlan | None
+    """None where no device was there."""
+    execution: Execution | None
+    state: GlobalState
+    method: State
+    start_s: float
+    end_s: float
+
+
+def begin(run: Run, state: GlobalState) -> Checkpoint:
+    """Return the start of a new run: the method's first state, and the quality before tuning.
+
+    Args:
+        run: what the run is made of.
+        state: fresh adapters and head.
+    """
+    method = run.method.decider.init(run.known)
+    progress: Record = {"history": [], "best": None, "reached": None, "empty": 0, "initial": None}
+    if run.settings.evaluate_every:
+        progress["initial"] = dict(run.engine.evaluate(state, "validation"))
+    return Checkpoint(0, 0.0, state, method, progress)
+
+
+def run_rounds(run: Run, start: Checkpoint, *, on_round: OnRound | None = None) -> LoopResult:
+    """Run to the last round, or to the target, and test once.
+
+    Args:
+        run: what the run is made of; its writer stands after `start.rounds` rounds.
+        start: from `begin`, or the checkpoint to go on from.
+        on_round: told each round's record, for a progress display.
+
+    Raises:
+        MethodError: if the method broke its contract.
+        TrainingError: if `patience` rounds in a row gave no usable update.
+        StorageError: if the disk is full; the last checkpoint stands.
+        RunInterruptedError: on Ctrl-C; the last finished round is saved.
+    """
+    now = start
+    try:
+        for finished in _rounds(run, start, on_round):
+            now = finished
+        results = _results(run, now)
+        run.writer.finish(results)
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError(
+            f"interrupted after {now.rounds} of {run.problem.rounds} rounds, which are saved; go on "
+            f"with: airtune run --resume {run.writer.folder}"
+        ) from error
+    return LoopResult(now.state, now.rounds, now.time_s, results)
+
+
+def _rounds(run: Run, start: Checkpoint, on_round: OnRound | None) -> Iterator[Checkpoint]:
+    """Yield the checkpoint after each round, once it is saved."""
+    now = start
+    while now.rounds < run.problem.rounds and not _is_over(run, now):
+        began = time.perf_counter()
+        done = _execute(run, now)
+        validation = _validate(run, now.rounds, done)
+        progress = _progress(run, now, done, validation)
+        record = _record(run, now, done, validation)
+        record["measured"] = {"wall_s": time.perf_counter() - began}
+        run.writer.append(record, _device_columns(run.problem, done))
+        now = Checkpoint(now.rounds + 1, done.end_s, done.state, done.method, progress)
+        save_checkpoint(run.writer.folder / "checkpoint", now, identity=run.identity)
+        if on_round is not None:
+            on_round(record)
+        yield now
+
+
+def _is_over(run: Run, now: Checkpoint) -> bool:
+    if now.progress["empty"] >= run.settings.patience:
+        raise TrainingError(
+            f"no device returned a usable update in {now.progress['empty']} rounds in a row; "
+            f"devices.csv in {run.writer.folder} says why for each; loosen the deadline, lower the "
+            "learning rate or give the devices more memory"
+        )
+    return run.settings.stop_at_target and now.progress["reached"] is not None
+
+
+def _execute(run: Run, now: Checkpoint) -> _Round:
+    """Observe, plan, execute, aggregate and learn."""
+    decider, known = run.method.decider, run.known
+    observation = run.engine.observe(now.rounds, now.time_s)
+    if not np.any(observation.available):
+        idle = replace(now.state, round=now.state.round + 1)
+        return _Round(None, None, idle, now.method, now.time_s, now.time_s + run.settings.idle_s)
+    plan, method = decider.plan(known, now.method, observation)
+    check_plan(plan, observation)
+    divide = _divide(run, method, plan)
+    execution = run.engine.execute(plan, now.state, divide, start_s=now.time_s)
+    state = _aggregate(run, execution)
+    method = decider.learn(known, method, execution.results)
+    return _Round(plan, execution, state, method, execution.start_s, execution.end_s)
+
+
+def _divide(run: Run, method: State, plan: RoundPlan) -> Divide:
+    """Return how the link is divided in later slots; a method blind to the channel cannot."""
+    decider, known = run.method.decider, run.known
+
+    def keep(links: LinkState, remaining_bytes: Floats) -> Floats:
+        return plan.assignments.share
+
+    def ask(links: LinkState, remaining_bytes: Floats) -> Floats:
+        return decider.divide(known, method, plan, links, remaining_bytes)
+
+    return ask if "channel" in decider.needs else keep
+
+
+def _aggregate(run: Run, execution: Execution) -> GlobalState:
+    if not execution.updates:
+        return replace(execution.state, round=execution.state.round + 1)
+    devices = [update.device for update in execution.updates]
+    return aggregate(
+        run.method.aggregate,
+        execution.state,
+        execution.updates,
+        run.problem.devices.weight[devices],
+        shape=run.problem.shape,
+        scale=run.settings.scale,
+        seed=run.problem.seed,
+    )
+
+
+def _validate(run: Run, round: int, done: _Round) -> dict[str, float] | None:
+    every = run.settings.evaluate_every
+    is_last = round + 1 == run.problem.rounds
+    if not every or not (is_last or (round + 1) % every == 0):
+        return None
+    return dict(run.engine.evaluate(done.state, "validation"))
+
+
+def _progress(
+    run: Run, now: Checkpoint, done: _Round, validation: Mapping[str, float] | None
+) -> Record:
+    """Return what the loop remembers after a round; plain values, saved with the checkpoint."""
+    progress = dict(now.progress)
+    came = done.execution is not None and len(done.execution.updates) > 0
+    progress["empty"] = 0 if came else progress["empty"] + 1
+    if validation is None:
+        return progress
+    here = {"round": now.rounds, "time_s": done.end_s, **validation}
+    best = progress["best"]
+    if best is None or validation["loss"] < best["loss"]:
+        progress["best"] = here
+    target = run.settings.target
+    if target is not None:
+        if target.metric not in validation:
+            raise RecipeError(
+                f"target.metric {target.metric!r} is not measured on this task; "
+                f"use one of {', '.join(sorted(validation))}"
+            )
+        progress["history"] = [*progress["history"], validation[target.metric]][-target.window :]
+        if progress["reached"] is None and target.is_reached(progress["history"]):
+            progress["reached"] = here
+    return progress
+
+
+def _record(
+    run: Run, now: Checkpoint, done: _Round, validation: Mapping[str, float] | None
+) -> Record:
+    record: Record = {
+        "round": now.rounds, "start_s": done.start_s, "end_s": done.end_s,
+        "round_s": done.end_s - done.start_s, "predicted_s": None, "upload_bytes": 0.0,
+        "download_bytes": 0.0, "energy_j": 0.0, "train_loss": None,
+        "counts": dict.fromkeys(STATUSES, 0), "validation": validation, "solution": None,
+        "notes": {}, "reasons": [],
+    }  # fmt: skip
+    if now.rounds == 0:
+        record["initial"] = now.progress["initial"]
+    if done.plan is None or done.execution is None:
+        record["reasons"] = ["no device was available"]
+        return record
+    results, setup = done.execution.results, done.execution.setup
+    record |= {
+        "predicted_s": done.plan.predicted_s,
+        "upload_bytes": float(results.upload_bytes.sum()) + setup.upload_bytes,
+        "download_bytes": float(results.download_bytes.sum()) + setup.download_bytes,
+        "energy_j": float(np.nansum(results.energy_j)) + setup.energy_j,
+        "train_loss": _train_loss(run.problem, done.execution),
+        "counts": {name: int(np.sum(results.status == name)) for name in STATUSES},
+        "solution": None if done.plan.solution is None else asdict(done.plan.solution),
+        "notes": dict(done.plan.notes),
+        "reasons": list(dict.fromkeys(done.plan.reasons))[:MAX_REASONS],
+    }
+    if setup.duration_s:
+        record["setup"] = asdict(setup)
+    return record
+
+
+def _train_loss(problem: Problem, execution: Execution) -> float:
+    """Return the last local loss, weighted over the devices whose update counts."""
+    results = execution.results
+    counted = (results.status == "ok") & np.isfinite(results.loss_last)
+    weight = problem.devices.weight[results.device[counted]]
+    return float(results.loss_last[counted] @ weight / weight.sum()) if weight.sum() else math.nan
+
+
+def _device_columns(problem: Problem, done: _Round) -> Mapping[str, NDArray[Any]]:
+    """Return a round's rows of `devices.csv`: what each device was told and what came of it."""
+    if done.plan is None or done.execution is None:
+        return _no_devices()
+    told, execution = done.plan.assignments, done.execution
+    results = execution.results
+    shared = ("device", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
+              "upload_bytes", "flops", "peak_bytes", "energy_j", "loss_first", "loss_last",
+              "samples", "status")  # fmt: skip
+    columns: dict[str, NDArray[Any]] = {name: getattr(results, name) for name in shared}
+    pairs = zip(execution.faults, done.plan.reasons, strict=True)
+    return columns | {
+        "name": np.array([problem.devices.names[device] for device in told.device], object),
+        "prune_heads": told.prune_heads,
+        "prune_ffn": told.prune_ffn,
+        "pruned": problem.shape.pruned_fraction(told.prune_heads, told.prune_ffn),
+        "rank": told.rank,
+        "cut": told.cut,
+        "codec": np.array([told.codecs[index].kind for index in told.codec_index], object),
+        "share": told.share,
+        "bandwidth_hz": execution.bandwidth_hz,
+        "local_steps": told.local_steps,
+        "memory_bytes": execution.memory_bytes,
+        "reason": np.array([fault or reason for fault, reason in pairs], object),
+    }
+
+
+def _no_devices() -> Mapping[str, NDArray[Any]]:
+    return {name: np.empty(0, np.int64) for name in DEVICE_COLUMNS if name != "round"}
+
+
+def _results(run: Run, now: Checkpoint) -> Record:
+    """Return what the run ended with; this is the one time that the test data are used."""
+    progress = now.progress
+    return {
+        "rounds": now.rounds,
+        "time_s": now.time_s,
+        "test": dict(run.engine.evaluate(now.state, "test")),
+        "initial": progress["initial"],
+        "validation_best": progress["best"],
+        "target_reached": progress["reached"],
+    }

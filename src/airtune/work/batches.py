@@ -1,0 +1,61 @@
+"""Which examples a device trains on in a round, and how several devices share one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from airtune.errors import DataError
+from airtune.keys import generator
+from airtune.model.batch import Sequences
+from airtune.plan import Ints
+
+
+def draw_batches(examples: int, *, steps: int, batch: int, stream: np.random.Generator) -> Ints:
+    """Draw examples epoch by epoch: each is used once before any is used again.
+
+    Args:
+        examples: how many the device has, at least 1.
+        steps: batches to draw.
+        batch: examples in each; more than the device has is filled by further epochs.
+        stream: where the randomness comes from.
+
+    Returns:
+        Indices, shape (steps, batch).
+
+    Raises:
+        DataError: if there is no example.
+
+    >>> drawn = draw_batches(4, steps=2, batch=2, stream=np.random.default_rng(0))
+    >>> sorted(drawn.ravel().tolist())
+    [0, 1, 2, 3]
+    """
+    if examples < 1:
+        raise DataError("a device needs at least one training example, got none")
+    epochs = -(-steps * batch // examples)
+    order = np.concatenate([stream.permutation(examples) for _ in range(epochs)])
+    return np.asarray(order[: steps * batch].reshape(steps, batch), np.int64)
+
+
+def round_batches(
+    examples: int, *, steps: int, batch: int, seed: int, round: int, device: int
+) -> Ints:
+    """Return the batches of one device in one round; nothing else decides them."""
+    stream = generator(seed, "batch", round, device)
+    return draw_batches(examples, steps=steps, batch=batch, stream=stream)
+
+
+def join(parts: Iterable[tuple[Sequences, Sequence[int] | Ints]]) -> Sequences:
+    """Return chosen examples of several devices as one, in the order given."""
+    tokens: list[Ints] = []
+    labels: list[Ints] = []
+    classes: list[int] = []
+    for sequences, indices in parts:
+        for index in indices:
+            tokens.append(sequences.tokens[int(index)])
+            if isinstance(sequences.targets, np.ndarray):
+                classes.append(int(sequences.targets[int(index)]))
+            else:
+                labels.append(sequences.targets[int(index)])
+    return Sequences(tuple(tokens), np.array(classes, np.int64) if classes else tuple(labels))

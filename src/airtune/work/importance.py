@@ -1,0 +1,56 @@
+"""What a device reports so that the server knows which structures matter: once, before pruning."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from airtune.keys import generator
+from airtune.model.base import BaseModel
+from airtune.model.batch import Sequences, collate
+from airtune.model.importance import Criterion, Importance, measure
+from airtune.work.batches import draw_batches
+
+MEASURED_BATCHES = 4
+"""As in methods of this kind; more changes the ranking little."""
+
+
+def measure_importance(
+    base: BaseModel,
+    sequences: Sequences,
+    *,
+    criterion: Criterion = "fluctuation",
+    batch: int = 8,
+    seed: int = 0,
+    device: int = 0,
+) -> Importance:
+    """Score the structures of the dense base on a device's own data.
+
+    Args:
+        base: the dense model, without adapters.
+        sequences: the device's training data; four batches are drawn from it.
+        criterion: what a structure's worth is.
+        batch: examples in a batch.
+        seed: of the run.
+        device: whose draw it is.
+
+    Returns:
+        Scores and mean activations, to be pooled over devices by weight.
+
+    Raises:
+        DataError: if the device has no example.
+    """
+    steps = min(MEASURED_BATCHES, -(-len(sequences) // batch))
+    drawn = draw_batches(
+        len(sequences), steps=max(steps, 1), batch=min(batch, max(len(sequences), 1)),
+        stream=generator(seed, "importance", device),
+    )  # fmt: skip
+    batches = [collate(sequences, rows, device=base.device) for rows in drawn]
+    return measure(base.network, base.shape, batches, criterion=criterion, seed=seed)
+
+
+def importance_bytes(importance: Importance) -> float:
+    """Return what a device sends to report it: single-precision scores and means."""
+    count = importance.groups.size + importance.channels.size
+    if importance.means is not None:
+        count += importance.means.attention.size + importance.means.ffn.size
+    return float(count * np.dtype(np.float32).itemsize)

@@ -1,0 +1,318 @@
+"""The local work of a round: slice the model, attach LoRA, train, report.
+
+Written once for every method and engine. Each round a device starts from the global adapters with
+fresh AdamW moments (a slice may change from round to round, and moments of another slice mean
+nothing); that, the clipping of gradients and the trained task head are the same for every method.
+
+Devices with equal slice, rank and steps are trained in one batched pass: their adapters are stacked
+on one frozen network. Nothing of one device reaches another: losses are separate means, gradients
+fall into separate factors, clipping is by device, AdamW is elementwise and dropout has a stream a
+device (how far its batch is padded, which shifts a mask, is all that company decides). A device
+whose loss, gradient or tensors stop being finite is refused; the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from airtune.errors import MethodError
+from airtune.keys import derive_seed
+from airtune.model.base import BaseModel
+from airtune.model.batch import Batch, Sequences, collate
+from airtune.model.kept import Kept
+from airtune.model.lora import LoraNetwork, attach, take
+from airtune.model.loss import batch_losses, scored
+from airtune.model.slicing import slice_network
+from airtune.model.state import GlobalState, Update
+from airtune.plan import Assignment, Bools, Floats, Ints, ModelShape, Workload, WorkSpec
+from airtune.work.batches import join, round_batches
+from airtune.work.network import current_base, kept_by
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """How a device trains, beyond what its cost depends on (that is in `Workload`)."""
+
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    """Largest gradient norm of a device's step; 0 = no clipping."""
+    scale: float = 2.0
+    """alpha / rank, one constant for all ranks."""
+    dropout: float = 0.0
+    pass_tokens: int = 4096
+    """Padded tokens that devices may put into one batched pass together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One device's work of a round."""
+
+    device: int
+    row: Assignment
+    sequences: Sequences
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a job."""
+
+    device: int
+    status: Literal["ok", "refused"]
+    update: Update | None
+    """None where the status is refused."""
+    loss_first: float
+    """Mean loss of the first local step; NaN where nothing was scored."""
+    loss_last: float
+    samples: int
+    reason: str = ""
+    """Why it was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    """What all jobs of a round share."""
+
+    base: BaseModel
+    state: GlobalState
+    settings: TrainSettings
+    work: WorkSpec
+    workload: Workload
+    seed: int
+    round: int
+
+    @property
+    def shape(self) -> ModelShape:
+        """The unpruned model."""
+        return self.base.shape
+
+
+def train(
+    base: BaseModel,
+    state: GlobalState,
+    jobs: Sequence[Job],
+    *,
+    settings: TrainSettings,
+    work: WorkSpec,
+    workload: Workload,
+    seed: int,
+    round: int,
+) -> list[Outcome]:
+    """Do the local work of several devices.
+
+    Args:
+        base: the frozen dense model.
+        state: the server's model, which every device starts from.
+        jobs: the devices, with what each is told and its data.
+        settings: learning rate and the like.
+        work: switches of the method.
+        workload: batch, length and memory-saving switches.
+        seed: of the run; batches and dropout are drawn by (seed, round, device).
+        round: counted from 0.
+
+    Returns:
+        One outcome a job, in the order of the jobs; tensors are on the CPU.
+
+    Raises:
+        MethodError: if the method asks for local work that does not exist.
+        ModelError: if a job prunes and no importance was measured, or its rank is too large.
+        DataError: if a device has no example.
+    """
+    _check_work(work, jobs)
+    here = _Round(current_base(base, state), state, settings, work, workload, seed, round)
+    outcomes: dict[int, Outcome] = {}
+    for kept, group in _passes(here, jobs):
+        outcomes |= {outcome.device: outcome for outcome in _train_pass(here, kept, group)}
+    return [outcomes[job.device] for job in jobs]
+
+
+def _check_work(work: WorkSpec, jobs: Sequence[Job]) -> None:
+    if work.penalty not in ("none", "proximal"):
+        raise MethodError(
+            f"penalty {work.penalty!r} is not available in local work; use none or proximal"
+        )
+    if work.cumulative or work.prune_every:
+        raise MethodError(
+            "cumulative pruning and pruning within a round are not available in local work; "
+            "set work.cumulative to false and work.prune_every to 0"
+        )
+    for job in jobs:
+        if job.row.cut is not None:
+            raise MethodError(
+                f"device {job.device} is told to cut at block {job.row.cut}, but split training "
+                "is not available in local work; leave the model whole"
+            )
+
+
+def _passes(here: _Round, jobs: Sequence[Job]) -> Iterator[tuple[Kept, list[Job]]]:
+    """Yield groups that one pass can train, none above the cap on tokens."""
+    groups: dict[tuple[bytes, int, int], tuple[Kept, list[Job]]] = {}
+    for job in jobs:
+        kept = kept_by(job.row, here.state, here.shape)
+        key = (kept.key(), job.row.rank, job.row.local_steps)
+        groups.setdefault(key, (kept, []))[1].append(job)
+    for kept, group in groups.values():
+        longest = max(max(map(len, job.sequences.tokens), default=1) for job in group)
+        tokens = here.workload.batch * min(longest, here.workload.tokens)
+        together = max(1, here.settings.pass_tokens // tokens)
+        for start in range(0, len(group), together):
+            yield kept, group[start : start + together]
+
+
+def _train_pass(here: _Round, kept: Kept, jobs: Sequence[Job]) -> list[Outcome]:
+    """Train devices of one slice, rank and number of steps together."""
+    lora = _network(here, kept, jobs)
+    steps = jobs[0].row.local_steps
+    drawn = [_draw(here, job, steps) for job in jobs]
+    finite = torch.ones(len(jobs), dtype=torch.bool, device=here.base.device)
+    losses = []
+    optimiser = torch.optim.AdamW(
+        lora.parameters(),
+        lr=here.settings.learning_rate,
+        weight_decay=here.settings.weight_decay,
+    )
+    start = [parameter.detach().clone() for parameter in lora.parameters()]
+    for step in range(steps):
+        lora.set_step(step)
+        batch = _batch(
+            here, [(job.sequences, rows[step]) for job, rows in zip(jobs, drawn, strict=True)]
+        )
+        optimiser.zero_grad(set_to_none=True)
+        loss = _losses(here, lora, batch)
+        torch.autograd.backward(loss.sum())
+        if here.work.penalty == "proximal":
+            _pull_back_(lora.parameters(), start, weight=here.work.penalty_weight)
+        norms = _clip_(lora.parameters(), limit=here.settings.max_grad_norm)
+        finite &= torch.isfinite(loss.detach()) & torch.isfinite(norms)
+        losses.append(torch.where(_any_scored(batch, len(jobs)), loss.detach(), torch.nan))
+        optimiser.step()
+    table = torch.stack(losses).double().cpu().numpy()  # (steps, devices)
+    return _outcomes(here, kept, jobs, lora=lora, losses=table, finite=finite.cpu().numpy())
+
+
+def _network(here: _Round, kept: Kept, jobs: Sequence[Job]) -> LoraNetwork:
+    importance, rank = here.state.importance, jobs[0].row.rank
+    means = importance.means if here.work.compensate and importance is not None else None
+    sliced = slice_network(here.base, kept, means=means)
+    lora = attach(
+        sliced,
+        here.base.family,
+        [take(here.state.adapters, here.shape, kept, rank)] * len(jobs),
+        scale=here.settings.scale,
+        dropout=here.settings.dropout,
+        heads=[here.state.head] * len(jobs) if here.state.head else (),
+        seeds=[derive_seed(here.seed, "train", here.round, job.device) for job in jobs],
+    )
+    if here.workload.checkpointing:
+        _checkpoint_(lora.network)
+    return lora.train()
+
+
+def _checkpoint_(network: nn.Module) -> None:
+    """Keep only the blocks' inputs for the backward pass; the base it was made from is left alone."""
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    # transformers renamed it in 5.23 and warns about the older name
+    enable = next(getattr(network, name) for name in names if hasattr(network, name))
+    enable()
+
+
+def _draw(here: _Round, job: Job, steps: int) -> Ints:
+    return round_batches(
+        len(job.sequences), steps=steps, batch=here.workload.batch,
+        seed=here.seed, round=here.round, device=job.device,
+    )  # fmt: skip
+
+
+def _batch(here: _Round, parts: Sequence[tuple[Sequences, Ints]]) -> Batch:
+    """Return one padded batch of all devices, one after the other."""
+    joined = join(parts)
+    longest = min(max(map(len, joined.tokens)), here.workload.tokens)
+    return collate(joined, range(len(joined)), padding=longest, device=here.base.device)
+
+
+def _any_scored(batch: Batch, devices: int) -> torch.Tensor:
+    """Return which devices have something to learn from in this batch, (devices,)."""
+    if batch.labels.dim() == 1:
+        return torch.ones(devices, dtype=torch.bool, device=batch.labels.device)
+    return scored(batch).reshape(devices, -1).any(1)
+
+
+def _losses(here: _Round, lora: LoraNetwork, batch: Batch) -> torch.Tensor:
+    """Return the mean loss of each device, (devices,); zero where nothing is scored.
+
+    A batch may hold only prompts that fill the whole length; there is nothing to learn from it,
+    which is no reason to refuse the device.
+    """
+    losses = batch_losses(lora.network, batch, devices=lora.devices, chunk=here.workload.loss_chunk)
+    return torch.where(_any_scored(batch, lora.devices), losses, 0.0)
+
+
+def _pull_back_(
+    parameters: Sequence[nn.Parameter], start: Sequence[torch.Tensor], *, weight: float
+) -> None:
+    """Add the gradient of FedProx's `weight / 2 * |p - start|^2` (arXiv 1812.06127)."""
+    for parameter, origin in zip(parameters, start, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - origin, alpha=weight)
+
+
+def _clip_(parameters: Sequence[nn.Parameter], *, limit: float) -> torch.Tensor:
+    """Scale each device's gradient to at most the limit; return the norms before, (devices,)."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    norms = squares.sum(0).sqrt()
+    if limit > 0:
+        factor = (limit / (norms + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor.reshape(-1, *[1] * (gradient.dim() - 1)))
+    return norms
+
+
+def _outcomes(
+    here: _Round,
+    kept: Kept,
+    jobs: Sequence[Job],
+    *,
+    lora: LoraNetwork,
+    losses: Floats,
+    finite: Bools,
+) -> list[Outcome]:
+    adapters, heads = lora.adapters(), lora.heads()
+    outcomes = []
+    for place, job in enumerate(jobs):
+        tensors = {name: tensor.cpu() for name, tensor in adapters[place].items()}
+        head = {name: tensor.cpu() for name, tensor in heads[place].items()}
+        whole = all(bool(tensor.isfinite().all()) for tensor in (*tensors.values(), *head.values()))
+        samples = here.workload.batch * len(losses)
+        update = Update(
+            device=job.device, round=here.round, kept=kept, rank=job.row.rank,
+            adapters=tensors, head=head, samples=samples,
+        )  # fmt: skip
+        good = bool(finite[place]) and whole
+        outcomes.append(
+            Outcome(
+                device=job.device,
+                status="ok" if good else "refused",
+                update=update if good else None,
+                loss_first=float(losses[0, place]),
+                loss_last=float(losses[-1, place]),
+                samples=samples,
+                reason="" if good else _refusal(losses[:, place]),
+            )
+        )
+    return outcomes
+
+
+def _refusal(losses: Floats) -> str:
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    what = f"the loss was {losses[wrong[0]]} in step {wrong[0]}" if len(wrong) else (
+        "a gradient or a tensor was not finite"
+    )  # fmt: skip
+    return f"update refused: {what}; lower train.learning_rate"
