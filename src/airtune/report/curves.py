@@ -10,7 +10,7 @@ import numpy as np
 
 from airtune.plan import Floats
 from airtune.report.figure import Figure, axis, colour_of, dash_of, layout
-from airtune.report.study import Run, Study
+from airtune.report.study import HIGHER_IS_BETTER, Run, Study
 from airtune.report.summary import Row, Summary
 from airtune.report.wording import bytes_scale, format_quality, seconds_scale
 
@@ -45,6 +45,11 @@ class Chart:
     target: float | None
     metric: str
 
+    @property
+    def is_share(self) -> bool:
+        """The quality is a share of right answers, shown in percent."""
+        return self.metric in HIGHER_IS_BETTER
+
 
 def quality_chart(study: Study, summary: Summary, kind: Kind) -> Chart:
     """Return the curves of a study against virtual wall-clock or against bytes on the air."""
@@ -78,7 +83,7 @@ def draw(chart: Chart) -> Figure:
     """Return the chart as a plotly figure."""
     traces = [trace for curve in chart.curves for trace in _traces(curve, chart)]
     figure = layout(x=axis(chart.x_title, from_zero=True), y=axis(chart.y_title), height=400)
-    if chart.metric in ("accuracy", "exact_match"):
+    if chart.is_share:
         figure["yaxis"]["tickformat"] = ".0%"
     if chart.target is not None:
         figure["shapes"] = [{
@@ -98,7 +103,7 @@ def _traces(curve: Curve, chart: Chart) -> list[Figure]:
     colour = colour_of(curve.colour)
     band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
             "legendgroup": curve.method, "x": curve.spent.tolist()}  # fmt: skip
-    shown = ":.1%" if chart.metric in ("accuracy", "exact_match") else ":.4g"
+    shown = ":.1%" if chart.is_share else ":.4g"
     traces: list[Figure] = [
         {**band, "y": curve.low.tolist()},
         {**band, "y": curve.high.tolist(), "fill": "tonexty", "fillcolor": f"{colour} 16%"},

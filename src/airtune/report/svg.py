@@ -14,8 +14,8 @@ from airtune.report.curves import Chart, Curve
 from airtune.report.figure import COLOURS, palette_place
 from airtune.report.wording import format_quality
 
-_WIDTH, _HEIGHT = 760, 420
-_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 22, 52, 78
+_WIDTH, _HEIGHT = 760, 430
+_LEFT, _RIGHT, _TOP, _BOTTOM = 66, 22, 70, 78
 
 _LIGHT = ("#6b7280", "#0b6bb0", "#c8500a", "#007d5b", "#a8447f", "#9a6a00", "#2f8fc4", "#7a2048",
           "#5b6b16")  # fmt: skip
@@ -111,7 +111,7 @@ def _grid(scale: _Scale, chart: Chart) -> Iterator[str]:
     for value in ticks(scale.low, scale.high):
         place = scale.y(value)
         yield f'<path class="grid" d="M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"/>'
-        text = format_quality(value, chart.metric)
+        text = f"{100 * value:g} %" if chart.is_share else f"{value:g}"
         yield (f'<text class="soft" x="{_LEFT - 8}" y="{place + 4:.1f}" '
                f'text-anchor="end">{text}</text>')  # fmt: skip
     for value in ticks(0.0, scale.right):
@@ -120,8 +120,6 @@ def _grid(scale: _Scale, chart: Chart) -> Iterator[str]:
     yield f'<path class="rule" d="M{_LEFT} {base}H{_WIDTH - _RIGHT}"/>'
     yield (f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{base + 40}" text-anchor="end">'
            f"{html.escape(chart.x_title)}</text>")  # fmt: skip
-    yield (f'<text class="soft" x="{_LEFT}" y="{base + 40}">'
-           f"vertical: {html.escape(chart.y_title)}</text>")  # fmt: skip
 
 
 def _points(scale: _Scale, spent: Floats, values: Floats) -> str:
@@ -164,14 +162,17 @@ def _marker(curve: Curve, chart: Chart, scale: _Scale) -> str:
 
 
 def _legend(curves: Sequence[Curve]) -> Iterator[str]:
-    left = float(_LEFT)
+    left, base = float(_LEFT), 42
     for curve in curves if len(curves) > 1 else ():
+        width = 46 + 7.2 * len(curve.method)
+        if left + width > _WIDTH:
+            left, base = float(_LEFT), base + 17
         dash = "7 4" if curve.colour == 0 else ""
         yield (f'<path class="c{palette_place(curve.colour)}" stroke-width="2.5" '
-               f'stroke-dasharray="{dash}" d="M{left:.0f} 38h22"/>')  # fmt: skip
-        yield (f'<text class="soft" x="{left + 28:.0f}" y="42">'
+               f'stroke-dasharray="{dash}" d="M{left:.0f} {base - 4}h22"/>')  # fmt: skip
+        yield (f'<text class="soft" x="{left + 28:.0f}" y="{base}">'
                f"{html.escape(curve.method)}</text>")  # fmt: skip
-        left += 46 + 7.2 * len(curve.method)
+        left += width
 
 
 def _note(note: str) -> Iterator[str]:
