@@ -53,7 +53,9 @@ class Division:
         return self.round_s / self.bound_s - 1.0 if self.bound_s > 0.0 else 0.0
 
 
-def divide_min_max(curves: Curves, fixed_s: Floats, bits: Floats) -> Division:
+def divide_min_max(
+    curves: Curves, fixed_s: Floats, bits: Floats, *, tolerance: float = _TOLERANCE
+) -> Division:
     """Divide every shared link so that its slowest device finishes as soon as possible.
 
     Each link gets its own optimum: devices on a link that is not the bottleneck finish sooner.
@@ -62,9 +64,10 @@ def divide_min_max(curves: Curves, fixed_s: Floats, bits: Floats) -> Division:
         curves: rate curves of n devices.
         fixed_s: time before the upload starts, in seconds, shape (n,).
         bits: payload to upload, in bit, positive, shape (n,).
+        tolerance: how exactly the shares asked for must sum to the budget before they are scaled.
 
     Returns:
-        The division, `gap` at most about 1e-9.
+        The division; at the default tolerance `gap` is at most about 1e-9.
 
     Raises:
         InfeasibleError: if a payload or a fixed time is not a finite positive number.
@@ -82,7 +85,9 @@ def divide_min_max(curves: Curves, fixed_s: Floats, bits: Floats) -> Division:
     bound_s, steps, excess = np.zeros(links), 0, 0.0
     if shared.size:
         part = curves.take(shared)
-        finish, bound_s, steps = _search(part, fixed_s[shared], bits[shared], floor_s[shared])
+        finish, bound_s, steps = _search(
+            part, (fixed_s[shared], bits[shared], floor_s[shared]), tolerance
+        )
         need = part.share_for(bits[shared] / (finish[part.link] - fixed_s[shared]))
         load = part.load(need)
         # Handing out what is left, or taking back the last digit, keeps the sum exact.
@@ -110,9 +115,10 @@ def _check(fixed_s: Floats, bits: Floats) -> None:
 
 
 def _search(
-    curves: Curves, fixed_s: Floats, bits: Floats, floor_s: Floats
+    curves: Curves, load: tuple[Floats, Floats, Floats], tolerance: float
 ) -> tuple[Floats, Floats, int]:
     """Return (finish time, certified lower bound) of every link, shape (links,), and the steps."""
+    fixed_s, bits, floor_s = load
     link, budget, links = curves.link, curves.budget, curves.budget.shape[0]
     used = np.bincount(link, minlength=links) > 0
     low = np.zeros(links)
@@ -121,20 +127,20 @@ def _search(
     even_s = fixed_s + bits / curves.rate(curves.equal_shares())
     np.maximum.at(high, link, even_s)
     bound, finish = low.copy(), low.copy()
-    open_links = used & (high > low * (1.0 + _TOLERANCE))
+    open_links = used & (high > low * (1.0 + tolerance))
     steps = 0
     while open_links.any() and steps < _MOST_STEPS:
         steps += 1
-        load, slope = _load(curves, fixed_s, bits, finish)
+        total, slope = _load(curves, fixed_s, bits, finish)
         with np.errstate(invalid="ignore", divide="ignore"):
-            over = load - budget
+            over = total - budget
             tangent = finish - over / slope
-            reciprocal = finish - over * load / (budget * slope)
+            reciprocal = finish - over * total / (budget * slope)
         bound = np.where(open_links, np.maximum(bound, np.minimum(tangent, high)), bound)
         low = np.where(over > 0.0, np.maximum(low, finish), low)
         high = np.where(over <= 0.0, np.minimum(high, finish), high)
         low = np.maximum(low, np.where(open_links, bound, low))
-        settled = (np.abs(over) <= budget * _TOLERANCE) | (high <= low * (1.0 + _TOLERANCE))
+        settled = (np.abs(over) <= budget * tolerance) | (high <= low * (1.0 + _LAST_DIGITS))
         inside = np.isfinite(reciprocal) & (reciprocal < high)
         # Left of the tangent's root there is nothing: that root itself is the better guess.
         fresh = np.where(inside, np.maximum(reciprocal, low), 0.5 * (low + high))

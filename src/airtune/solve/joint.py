@@ -33,6 +33,10 @@ from airtune.solve.response import Columns, Response, first_price, first_ratio, 
 _MOST_STEPS = 30
 _TOLERANCE = 1e-10
 _OPTIMAL_GAP = 1e-8
+_ROUGH = 1e-2
+_LAST_DIGITS = 1e-14
+_STEEP = 1e-5
+_GOOD_GAP = 2e-9
 _LONGEST_PRICE_STEP = 2.0
 """In ln(price); longer steps leave the range where the first derivatives say anything."""
 
@@ -112,9 +116,10 @@ def _newton(problem: JointProblem, blocks: list[Columns]) -> _Point:
     """Search T and the prices together from equal shares; may fail and say so."""
     budget, needed = problem.curves.budget, problem.least_value
     used = np.bincount(problem.curves.link, ~problem.curves.dedicated, budget.shape[0]) > 0
-    low, high = _bracket(problem)
+    share, kept, high = _start(problem)
+    low = float(np.max(problem.finish_s(problem.least_kept, problem.curves.most())))
     finish_s = high
-    price, ratio = first_price(problem, finish_s), first_ratio(problem)
+    price, ratio = first_price(problem, share, kept, high), first_ratio(problem, share)
     converged, step = False, 0
     while step < _MOST_STEPS:
         step += 1
@@ -129,13 +134,17 @@ def _newton(problem: JointProblem, blocks: list[Columns]) -> _Point:
         if off <= _TOLERANCE:
             converged = True
             break
-        if not np.isfinite(off) or np.any(binding & ~(answer.load_by_price < 0.0)):
+        if not np.isfinite(off):
             break
         move = -short * needed / answer.value_by_time if answer.value_by_time > 0.0 else 0.0
         fresh = finish_s * float(np.exp(np.clip(move, -1.0, 1.0)))
         if not low <= fresh <= high:
             fresh = float(np.sqrt(max(low, 1e-300) * finish_s)) if fresh < low else high
         move = float(np.log(fresh / finish_s))
+        if abs(move) <= _LAST_DIGITS and off <= _STEEP:
+            # Next to a weak device's limit T runs out of digits before the sums do.
+            converged = True
+            break
         price = price * np.exp(_price_step(answer, budget, binding, move))
         finish_s = fresh
     return _Point(finish_s, np.where(binding, price, 0.0), answer, converged, step)
@@ -143,17 +152,27 @@ def _newton(problem: JointProblem, blocks: list[Columns]) -> _Point:
 
 def _price_step(answer: Response, budget: Floats, binding: np.ndarray, move: float) -> Floats:
     """Return the change of ln(price) on every link: Newton on ln(load / budget)."""
-    by_price = np.where(binding, answer.load_by_price, -1.0)
     load = np.where(binding, answer.load, budget)
+    # With nobody in the interior the load does not answer; move on as if it did, until it does.
+    by_price = np.minimum(np.where(binding, answer.load_by_price, -1.0), -1e-3 * load)
     ahead = np.log(load / budget) + np.where(binding, answer.load_by_time, 0.0) / load * move
     return np.clip(-ahead * load / by_price, -_LONGEST_PRICE_STEP, _LONGEST_PRICE_STEP)
 
 
-def _bracket(problem: JointProblem) -> tuple[float, float]:
-    """Return a finish time nobody can beat and one that equal shares reach."""
-    fastest = problem.finish_s(problem.least_kept, problem.curves.most())
-    _, equal_s = prune_min_max(problem, problem.curves.equal_shares())
-    return float(np.max(fastest)), equal_s
+def _start(problem: JointProblem) -> tuple[Floats, Floats, float]:
+    """Return shares, kept fractions and finish time after one sweep of the published algorithm.
+
+    Next to the limit of a weak device the optimum is far nearer to this than to equal shares.
+    """
+    kept, _ = prune_min_max(problem, problem.curves.equal_shares())
+    division = divide_min_max(
+        problem.curves,
+        problem.fixed_s + kept * problem.compute_s,
+        problem.fixed_bits + kept * problem.bits,
+        tolerance=_ROUGH,
+    )
+    kept, finish_s = prune_min_max(problem, division.share)
+    return division.share, kept, finish_s
 
 
 def _nested(problem: JointProblem, blocks: list[Columns], tried: int) -> JointSolution:
@@ -163,8 +182,7 @@ def _nested(problem: JointProblem, blocks: list[Columns], tried: int) -> JointSo
         problem.fixed_s + problem.least_kept * problem.compute_s,
         problem.fixed_bits + problem.least_kept * problem.bits,
     )
-    _, equal_s = prune_min_max(problem, problem.curves.equal_shares())
-    found = nested_search(problem, blocks, division, equal_s)
+    found = nested_search(problem, blocks, division, _start(problem))
     point = _Point(found.finish_s, found.price, found.response, True, found.iterations + tried)
     return _certify(problem, blocks, point, method="exact, nested", floor_s=division.bound_s)
 
@@ -177,12 +195,46 @@ def _certify(
     share = _fill(problem, point.response.share)
     kept, round_s = prune_min_max(problem, share)
     bound_s = max(floor_s, _dual_bound(problem, blocks, point, round_s))
+    if round_s > bound_s * (1.0 + _GOOD_GAP):
+        kept, share, round_s = _relax(problem, blocks, point, (kept, share, round_s))
+        bound_s = max(bound_s, _dual_bound(problem, blocks, point, round_s))
     gap = round_s / bound_s - 1.0 if bound_s > 0.0 else np.inf
     return JointSolution(
         kept=kept, share=share, round_s=round_s, bound_s=bound_s, price=point.price,
         status="optimal" if gap <= _OPTIMAL_GAP else "stalled", iterations=point.iterations,
         residual=problem.violation(kept, share), method=method,
     )  # fmt: skip
+
+
+def _relax(
+    problem: JointProblem, blocks: list[Columns], point: _Point,
+    best: tuple[Floats, Floats, float],
+) -> tuple[Floats, Floats, float]:  # fmt: skip
+    """Return a feasible answer at a finish time hardly later, where shares alone do not give one.
+
+    Next to a weak device's limit the last digits of T are worth more than those of all shares: a
+    slightly later T frees enough of the link to meet both the budgets and the pruning budget.
+    """
+    asked = _asked(point.price)
+    for step in (1e-12, 1e-11, 1e-10, 1e-9, 4e-9):
+        trial_s = point.finish_s * (1.0 + step)
+        if trial_s >= best[2]:
+            break
+        price, ratio = asked, point.response.log_ratio
+        for _ in range(3):
+            answer = respond(problem, blocks, trial_s, price, ratio)
+            over = answer.load - problem.curves.budget
+            if np.all(over <= 0.0) and answer.value >= problem.least_value:
+                return answer.kept, _fill(problem, answer.share), trial_s
+            binding = answer.unmet | (over > 0.0)
+            price = price * np.exp(_price_step(answer, problem.curves.budget, binding, 0.0))
+            ratio = answer.log_ratio
+    return best
+
+
+def _asked(price: Floats) -> Floats:
+    """Return prices with a stand-in for links that do not bind: their devices heed no price."""
+    return np.where(price > 0.0, price, float(np.max(price, initial=1e-12)))
 
 
 def _fill(problem: JointProblem, share: Floats) -> Floats:
@@ -197,8 +249,7 @@ def _dual_bound(
 ) -> float:
     """Return the largest finish time tried at which the dual proves that nobody can meet it."""
     budget, needed = problem.curves.budget, problem.least_value
-    # A link that does not bind has price 0; its devices answer to any price alike.
-    asked = np.where(point.price > 0.0, point.price, float(np.max(point.price, initial=1e-12)))
+    asked = _asked(point.price)
     slope = max(point.response.value_by_time, 1e-12 * needed)
     spill = float(point.price @ (point.response.load - budget))
     ahead = (point.response.value - spill - needed) / slope + np.log(round_s / point.finish_s)

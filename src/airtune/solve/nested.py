@@ -34,7 +34,10 @@ class Found:
 
 
 def nested_search(
-    problem: JointProblem, blocks: list[Columns], least: Division, high_s: float
+    problem: JointProblem,
+    blocks: list[Columns],
+    least: Division,
+    start: tuple[Floats, Floats, float],
 ) -> Found:
     """Return the least finish time whose best weighted kept fraction meets the budget.
 
@@ -42,11 +45,13 @@ def nested_search(
         problem: the joint problem.
         blocks: its prepared columns.
         least: the division with every device at its least kept fraction; no T below it is possible.
-        high_s: a finish time that is known to be feasible.
+        start: shares, kept fractions and finish time of a feasible answer.
     """
     needed = problem.least_value
-    low, high = least.round_s * (1.0 + 1e-12), max(high_s, least.round_s * (1.0 + 2e-12))
-    price, ratio = first_price(problem, high), first_ratio(problem)
+    share, kept, high = start
+    low = least.round_s * (1.0 + 1e-12)
+    high = max(high, low * (1.0 + 1e-12))
+    price, ratio = first_price(problem, share, kept, high), first_ratio(problem, share)
     steps, finish_s = 0, low
     for _ in range(_MOST_OUTER):
         price, answer, inner = _prices(problem, blocks, finish_s, price, ratio)
@@ -58,7 +63,7 @@ def nested_search(
             high = min(high, finish_s)
         else:
             low = max(low, finish_s)
-        if abs(short) <= _TOLERANCE * needed or high <= low * (1.0 + 1e-13):
+        if abs(short) <= _TOLERANCE * needed or high <= low * (1.0 + 1e-14):
             break
         guess = finish_s * float(np.exp(-short / max(answer.value_by_time, 1e-300)))
         finish_s = guess if low < guess < high else 0.5 * (low + high)

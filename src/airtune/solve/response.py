@@ -111,21 +111,29 @@ def _columns(problem: JointProblem, rows: Ints) -> Columns:
     )  # fmt: skip
 
 
-def first_ratio(problem: JointProblem) -> Floats:
-    """Return ln u at equal shares, shape (n,): where the first response starts."""
-    ratio = problem.curves.signal / problem.curves.equal_shares()
-    return np.clip(np.log(ratio), *_LOG_RATIO)
+def first_ratio(problem: JointProblem, share: Floats) -> Floats:
+    """Return ln u at these shares, shape (n,): where the first response starts."""
+    return np.clip(np.log(problem.curves.signal / share), *_LOG_RATIO)
 
 
-def first_price(problem: JointProblem, finish_s: float) -> Floats:
-    """Return the geometric mean over each link of what a share is worth when shares are equal."""
-    curves, share = problem.curves, problem.curves.equal_shares()
-    slack = finish_s - problem.fixed_s
-    worth = problem.weight * (slack * problem.bits + problem.compute_s * problem.fixed_bits)
+def first_price(problem: JointProblem, share: Floats, kept: Floats, finish_s: float) -> Floats:
+    """Return a guess of every link's price, shape (links,), from an answer near the optimum.
+
+    At the optimum devices in the interior all value a share at the price, those that keep the most
+    value it higher and those that keep the least lower. The guess is the geometric mean over the
+    interior, or over everybody on a link where nobody is.
+    """
+    curves = problem.curves
+    worth = problem.weight * (
+        (finish_s - problem.fixed_s) * problem.bits + problem.compute_s * problem.fixed_bits
+    )
     cost = problem.compute_s * curves.rate(share) + problem.bits
     log_worth = np.log(np.maximum(worth * curves.slope(share) / cost**2, 1e-300))
     counted = ~curves.dedicated & (problem.weight > 0.0)
+    inside = counted & (kept > problem.least_kept) & (kept < problem.most_kept)
     links = curves.budget.shape[0]
+    has_inside = np.bincount(curves.link, inside, minlength=links) > 0
+    counted = np.where(has_inside[curves.link], inside, counted)
     count = np.bincount(curves.link, counted, minlength=links)
     total = np.bincount(curves.link, np.where(counted, log_worth, 0.0), minlength=links)
     return np.exp(total / np.maximum(count, 1.0))
