@@ -1,0 +1,139 @@
+"""The multiple-choice knapsack: every device picks one line of its menu, links have a capacity.
+
+    minimise sum_i cost[i, c_i]    subject to    sum over group g of load[i, c_i] <= capacity_g
+
+For any multipliers `m >= 0` the sum of `min_c (cost + m load)` less `m . capacity` is a bound that
+no choice beats; bisection on ln m finds the best one for every group at once, and with it a choice
+within the capacity that is near the bound. A greedy repair then spends what is left. Costs and
+loads are any numbers: pruning against bandwidth here, bandwidth against distortion for a split.
+
+Source: Lagrangian relaxation of the multiple-choice knapsack (Sinha and Zoltners, 1979).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from airtune.plan import Floats, Ints
+
+_STEPS = 48
+_MOST_REPAIRS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class MenuChoice:
+    """One line for every device, and how good any choice could be."""
+
+    index: Ints
+    """Chosen line of each device, shape (n,)."""
+    cost: float
+    """Sum of chosen costs; inf where no choice fits."""
+    bound: float
+    """No choice within the capacity costs less; inf proves that none fits."""
+    multiplier: Floats
+    """Cost per unit of load at the margin, shape (groups,)."""
+
+
+def choose(
+    cost: Floats, load: Floats, capacity: Floats, group: Ints, *, wanted: float = -np.inf
+) -> MenuChoice:
+    """Choose one line a device at the least cost that the capacities allow, within a stated bound.
+
+    Args:
+        cost: shape (n, k); the same unit for all.
+        load: shape (n, k), at least 0; inf = this line cannot be had.
+        capacity: shape (groups,).
+        group: the group of each device, shape (n,).
+        wanted: a cost that decides the matter: the search stops when a choice reaches it or when
+            the bound proves that none can; -inf = go on to the best.
+
+    Returns:
+        The choice; `cost - bound` is what it can be away from the optimum.
+
+    >>> menu = np.array([[0.0, 1.0], [0.0, 1.0]])
+    >>> choose(menu, 1.0 - menu, np.array([1.0]), np.array([0, 0])).cost
+    1.0
+    """
+    groups = capacity.shape[0]
+    lightest = np.argmin(load, axis=1)
+    floor = _sums(load, lightest, group, groups)
+    if np.any(~(floor <= capacity)):
+        return MenuChoice(lightest, np.inf, np.inf, np.zeros(groups))
+    usable = np.where(np.isfinite(load), load, 0.0)
+    price = np.where(np.isfinite(load), cost, np.inf)
+    index, multiplier, bound = _bisect(price, usable, (capacity, group, wanted), lightest)
+    if bound <= wanted or not np.isfinite(wanted):
+        index = _repair(cost, load, capacity, group, index, wanted)
+    rows = np.arange(index.shape[0])
+    return MenuChoice(index, float(np.sum(cost[rows, index])), bound, multiplier)
+
+
+def lagrangian(
+    cost: Floats, load: Floats, capacity: Floats, group: Ints, multiplier: Floats
+) -> float:
+    """Return the bound that these multipliers prove; inf where a device has no line at all."""
+    usable = np.where(np.isfinite(load), load, 0.0)
+    price = np.where(np.isfinite(load), cost, np.inf)
+    best = np.min(price + multiplier[group][:, None] * usable, axis=1)
+    return float(np.sum(best) - multiplier @ capacity)
+
+
+def _sums(table: Floats, index: Ints, group: Ints, groups: int) -> Floats:
+    chosen = table[np.arange(index.shape[0]), index]
+    return np.bincount(group, chosen, minlength=groups)
+
+
+def _bisect(
+    price: Floats, usable: Floats, limits: tuple[Floats, Ints, float], lightest: Ints
+) -> tuple[Ints, Floats, float]:
+    """Return (a choice within capacity, multipliers, the best bound) by bisection on ln m."""
+    capacity, group, wanted = limits
+    groups = capacity.shape[0]
+    free = np.argmin(price, axis=1)
+    slack = _sums(usable, free, group, groups) <= capacity
+    finite = np.where(np.isfinite(price), np.abs(price), 0.0)
+    scale = max(float(np.max(finite)), 1e-300) / max(float(np.max(usable)), 1e-300)
+    low = np.full(groups, np.log(scale) - 40.0)
+    high = low + 100.0
+    index, multiplier, bound = lightest, np.exp(high), -np.inf
+    index = np.where(slack[group], free, index)
+    for _ in range(_STEPS):
+        middle = 0.5 * (low + high)
+        trial = np.where(slack, 0.0, np.exp(middle))
+        total = price + trial[group][:, None] * usable
+        pick = np.argmin(total, axis=1)
+        rows = np.arange(pick.shape[0])
+        value = float(np.sum(total[rows, pick]) - trial @ capacity)
+        if value > bound:
+            bound, multiplier = value, trial
+        fits = _sums(usable, pick, group, groups) <= capacity
+        index = np.where(fits[group], pick, index)
+        low, high = np.where(fits, low, middle), np.where(fits, middle, high)
+        if bound > wanted or (fits.all() and np.sum(price[rows, index]) <= wanted):
+            break
+    return index, multiplier, bound
+
+
+def _repair(
+    cost: Floats, load: Floats, capacity: Floats, group: Ints, index: Ints, wanted: float
+) -> Ints:
+    """Spend what is left of the capacities on the moves that save most cost for their load."""
+    rows, groups = np.arange(index.shape[0]), capacity.shape[0]
+    index = index.copy()
+    total = float(np.sum(cost[rows, index]))
+    for _ in range(_MOST_REPAIRS):
+        if total <= wanted:
+            break
+        left = capacity - _sums(load, index, group, groups)
+        saved = cost[rows, index][:, None] - cost
+        extra = load - load[rows, index][:, None]
+        fits = (saved > 0.0) & (extra <= left[group][:, None])
+        if not fits.any():
+            break
+        worth = np.where(fits, saved / np.maximum(extra, 1e-300), -np.inf)
+        row, line = np.unravel_index(int(np.argmax(worth)), worth.shape)
+        total -= float(saved[row, line])
+        index[row] = line
+    return index
