@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,8 +20,13 @@ SPEED = {"fedavg-lora": 1.0, "jcpba": 0.58, "uniform": 0.8, "random": 1.02, "fed
 
 
 def make_run(folder: Path, method="jcpba", seed=0, *, rounds=30, devices=12, target=2.6,
-             ends=True) -> Path:  # fmt: skip
+             ends=True, prefix="jetson") -> Path:  # fmt: skip
     """Write a run whose rounds last `SPEED[method]` of the plain method's."""
+    with mock.patch("os.fsync"):  # made-up records need not survive a power cut
+        return _write(folder, method, seed, rounds, devices, target, ends, prefix)
+
+
+def _write(folder, method, seed, rounds, devices, target, ends, prefix):
     shape = known_shapes()["qwen2.5-0.5b"]
     rng = np.random.default_rng([seed, len(method)])
     channel = np.random.default_rng([seed, 7])
@@ -62,9 +68,9 @@ def make_run(folder: Path, method="jcpba", seed=0, *, rounds=30, devices=12, tar
         download = np.full(devices, 0.25)
         finish = download + compute + upload
         status = np.full(devices, "ok", object)
-        if number % 7 == 3:
-            status[int(rng.integers(devices))] = "late"
-        if number == 5:
+        if number % 7 == 3 and devices > 1:
+            status[int(rng.integers(1, devices))] = "late"
+        if number == 5 and devices > 1:
             status[0] = "refused"
         told = Assignments(
             device=np.arange(devices), prune_heads=pruned * 0, prune_ffn=pruned,
@@ -91,7 +97,7 @@ def make_run(folder: Path, method="jcpba", seed=0, *, rounds=30, devices=12, tar
                 "notes": {}, "reasons": [], "measured": {"wall_s": 0.4},
             },
             {
-                "device": np.arange(devices), "name": [f"jetson-{i:02}" for i in range(devices)],
+                "device": np.arange(devices), "name": [f"{prefix}-{i:02}" for i in range(devices)],
                 "status": status, "prune_heads": 0.0 * pruned, "prune_ffn": pruned,
                 "pruned": pruned * 0.7, "rank": 8, "cut": 0, "codec": "identity", "share": share,
                 "bandwidth_hz": share * 10e6, "local_steps": 8, "download_s": download,
@@ -141,4 +147,16 @@ def make_comparison(folder: Path, methods, seeds, **settings) -> Path:
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a made-up comparison of three methods over five seeds."""
     folder = tmp_path_factory.mktemp("comparison")
-    return make_comparison(folder, ("jcpba", "fedavg-lora", "uniform"), range(5), devices=8)
+    return make_comparison(
+        folder, ("jcpba", "fedavg-lora", "uniform"), range(5), devices=8, rounds=24
+    )
+
+
+@pytest.fixture(scope="session")
+def small_comparison(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that writes a comparison of given methods and seeds."""
+
+    def build(methods, seeds, **settings) -> Path:
+        return make_comparison(tmp_path_factory.mktemp("compare"), methods, seeds, **settings)
+
+    return build

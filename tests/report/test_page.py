@@ -1,0 +1,68 @@
+import re
+import subprocess
+import sys
+
+import pytest
+
+from airtune.errors import StorageError
+from airtune.report import write_report
+
+
+def test_a_run_gets_its_page_tables_and_pictures(build_run, tmp_path):
+    page = write_report([build_run()], tmp_path / "out")
+    assert page == tmp_path / "out" / "report.html"
+    assert {path.name for path in page.parent.iterdir()} == {
+        "report.html", "rounds.csv", "devices.csv", "quality-vs-time.svg", "quality-vs-bytes.svg",
+    }  # fmt: skip
+
+
+def test_a_page_inside_its_run_folder_leaves_the_records_alone(build_run):
+    folder = build_run()
+    before = (folder / "devices.csv").read_bytes()
+    assert write_report([folder], folder / "report.html") == folder / "report.html"
+    assert (folder / "devices.csv").read_bytes() == before
+
+
+def test_a_comparison_gets_a_combined_table(comparison, tmp_path):
+    page = write_report([comparison], tmp_path)
+    assert (tmp_path / "comparison.csv").exists()
+    text = page.read_text()
+    for words in ("3 methods compared", "baseline", "reconstructed", "Where it does not help"):
+        assert words in text
+
+
+def test_the_page_asks_no_network(build_run, tmp_path):
+    text = write_report([build_run()], tmp_path).read_text()
+    outside = text.split("plotly.js v")[0] + text.rsplit("</script>", 2)[1]
+    assert not re.findall(r"""(?:src|href)=["'](?!#|data:)""", outside)
+    assert "default-src 'none'" in text
+
+
+def test_every_figure_says_its_assumptions(build_run, tmp_path):
+    text = write_report([build_run()], tmp_path).read_text()
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text, re.DOTALL)
+    assert len(captions) == 8
+    assert all("Fleet cell-10, simulated on a virtual clock" in caption for caption in captions)
+
+
+def test_names_from_the_records_stay_text(build_run, tmp_path):
+    text = write_report([build_run(prefix="</script><img src=x>")], tmp_path).read_text()
+    assert "<img" not in text
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rounds": 0}, {"rounds": 1}, {"ends": False}, {"devices": 1}]
+)
+def test_runs_at_the_edge_get_a_page_too(build_run, tmp_path, settings):
+    assert write_report([build_run(**settings)], tmp_path / "out").exists()
+
+
+def test_an_output_that_cannot_be_written_is_an_error(build_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="choose another output folder"):
+        write_report([build_run()], tmp_path / "file" / "report.html")
+
+
+def test_the_report_runs_without_torch():
+    code = "import airtune.report, sys; sys.exit(bool({'torch', 'plotly'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from airtune.report import summarise
+from airtune.report.study import load_study
+from airtune.report.verdict import headline, limits, straggler_rows
+
+
+def said(folder):
+    study = load_study([folder])
+    return headline(study, summarise(study)), " ".join(limits(study, summarise(study)))
+
+
+def test_five_seeds_make_a_claim(comparison):
+    text, _ = said(comparison)
+    assert text.startswith("jcpba needs ")
+    assert "less time to the target than fedavg-lora (95" in text
+
+
+def test_three_seeds_make_an_indication(small_comparison):
+    text, _ = said(small_comparison(("jcpba", "fedavg-lora"), range(3), rounds=20))
+    assert "A claim takes 5 seeds; with 3 seeds read it as an indication." in text
+
+
+def test_one_seed_makes_an_observation(small_comparison):
+    text, _ = said(small_comparison(("jcpba", "fedavg-lora"), (0,), rounds=20))
+    assert text.endswith("so this is one observation and no claim.")
+
+
+def test_methods_that_are_alike_are_not_told_apart(small_comparison):
+    text, where = said(small_comparison(("fedprox", "fedavg-lora"), range(5), rounds=20))
+    assert text.startswith("fedprox and fedavg-lora cannot be told apart")
+    assert "fedprox is not resolved from fedavg-lora in time" in where
+
+
+def test_a_control_that_is_as_fast_is_named(small_comparison):
+    _, where = said(small_comparison(("uniform", "fedavg-lora", "jcpba"), range(5), rounds=20))
+    assert "uniform is slower than the fastest of the other methods, jcpba: +" in where
+
+
+def test_a_slower_method_is_said_to_need_more(small_comparison):
+    folder = small_comparison(("fedavg-lora", "jcpba"), range(5), rounds=20)
+    plan = json.loads((folder / "compare.json").read_text())
+    (folder / "compare.json").write_text(json.dumps({**plan, "baseline": "jcpba"}))
+    _, where = said(folder)
+    assert "fedavg-lora needs more time to the target than jcpba: +" in where
+
+
+@pytest.mark.parametrize("target", [0.5, None])
+def test_a_run_that_did_not_arrive_says_so(build_run, target):
+    text, _ = said(build_run(target=target))
+    assert ("missed the target" in text) == (target == 0.5)
+    assert ("No target was set." in text) == (target is None)
+
+
+def test_lost_updates_are_counted(build_run):
+    _, where = said(build_run(rounds=10))
+    assert "1 of 120 updates (0.8 %) came after the deadline." in where
+    assert "1 of 120 updates (0.8 %) were refused as unusable." in where
+
+
+def test_a_method_that_prunes_nothing_says_so(build_run):
+    _, where = said(build_run(method="fedavg-lora"))
+    assert "fedavg-lora pruned nothing in any round" in where
+
+
+def test_a_run_that_has_not_ended_says_so(build_run):
+    _, where = said(build_run(ends=False))
+    assert "jcpba with seed 0 has not ended: 30 of 30 rounds are recorded." in where
+
+
+def test_a_run_without_rounds_says_so(build_run):
+    text, where = said(build_run(rounds=0))
+    assert "jcpba recorded no round." in where
+    assert "missed" in text
+
+
+def test_the_straggler_is_the_last_whose_update_counts(build_run):
+    run = load_study([build_run()]).first
+    devices = run.record.devices
+    rows = straggler_rows(run)
+    assert len(rows) == 30
+    for row in rows:
+        same = (devices["round"] == devices["round"][row]) & (devices["status"] == "ok")
+        assert devices["finish_s"][row] == devices["finish_s"][same].max()
