@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +43,8 @@ def test_contradiction_is_refused(settings, message):
 
 def test_embedded_default_needs_no_setting():
     assert DataSpec().source == "embedded:arithmetic"
+
+
+def test_describing_data_needs_no_torch():
+    code = "import sys, airtune.data as d; d.DataSpec(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

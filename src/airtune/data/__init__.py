@@ -1,9 +1,20 @@
-"""Training data: reading, templates, tasks, tokens, and which device holds what."""
+"""Training data: reading, templates, tasks, tokens, and which device holds what.
+
+What makes tokens needs torch and is loaded when it is first asked for; a recipe that only
+describes data does without.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from airtune.data.answers import answer_of
 from airtune.data.embedded import ARITHMETIC, EMBEDDED_MODEL, EMBEDDED_SOURCES, TOPICS
-from airtune.data.federated import DeviceData, FederatedData, load_federated
 from airtune.data.spec import DataSpec
+
+if TYPE_CHECKING:
+    from airtune.data.federated import DeviceData, FederatedData, load_federated
 
 __all__ = [
     "ARITHMETIC",
@@ -16,3 +27,11 @@ __all__ = [
     "answer_of",
     "load_federated",
 ]
+
+_NEEDS_TORCH = frozenset({"DeviceData", "FederatedData", "load_federated"})
+
+
+def __getattr__(name: str) -> object:
+    if name in _NEEDS_TORCH:
+        return getattr(import_module("airtune.data.federated"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
