@@ -120,7 +120,8 @@ def load_checkpoint(folder: Path, *, identity: str) -> Checkpoint | None:
         tensors = load_tensors(contents["tensors.safetensors"])
         with np.load(io.BytesIO(contents["arrays.npz"]), allow_pickle=False) as archive:
             arrays: Arrays = dict(archive)
-        return _decode(document, tensors, arrays)
+        ordered = {name: tensors[name] for name in document["tensors"]}
+        return _decode(document, ordered, arrays)
     except (SafetensorError, zipfile.BadZipFile, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{newest} is damaged: {error}; restore it{older}") from error
 
@@ -140,6 +141,8 @@ def _encode(checkpoint: Checkpoint, identity: str) -> dict[str, bytes]:
         "schema": SCHEMA, "identity": identity, "rounds": checkpoint.rounds,
         "time_s": checkpoint.time_s, "state_round": state.round, "method": plain,
         "progress": checkpoint.progress,
+        # the order of adapters decides sums and dropout masks; safetensors sorts
+        "tensors": list(tensors),
         "checksums": {name: zlib.crc32(content) for name, content in files.items()},
     }  # fmt: skip
     document["crc32"] = zlib.crc32(_canonical(document))

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airtune.engine import clock
+from airtune.engine.clock import transfer
+
+
+def table(rates):
+    """Rates (slots, devices) in bit/s, repeated for ever."""
+    return lambda slot, remaining: np.asarray(rates, np.float64)[slot % len(rates)]
+
+
+def stepped(rates, start, size, slot_s, step_s=1e-3):
+    """Finish time by small steps of time: independent, and off by at most a step."""
+    left, now = size * 8.0, start
+    while left > 0:
+        left -= rates[int(now / slot_s + 1e-9) % len(rates)] * step_s
+        now += step_s
+    return now
+
+
+@given(
+    rates=st.lists(st.sampled_from([0.0, 5.0, 40.0, 300.0]), min_size=1, max_size=5).filter(any),
+    start=st.floats(0.0, 3.0),
+    size=st.floats(0.1, 60.0),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_transfer_ends_when_the_integral_of_its_rate_reaches_its_size(rates, start, size):
+    done = transfer(
+        table([[rate] for rate in rates]), start_s=np.array([start]), size_bytes=np.array([size]),
+        slot_s=0.5,
+    )  # fmt: skip
+    assert done.finish_s[0] == pytest.approx(stepped(rates, start, size, 0.5), abs=2.5e-3)
+    assert done.sent_bytes[0] == size
+
+
+@given(
+    rates=st.lists(st.lists(st.floats(0.0, 1e6), min_size=3, max_size=3), min_size=1, max_size=6),
+    sizes=st.lists(st.floats(0.0, 1e6), min_size=3, max_size=3),
+    until=st.floats(0.1, 20.0),
+)
+@settings(max_examples=60, deadline=None)
+def test_bytes_sent_by_a_deadline_are_the_integral_of_the_rate(rates, sizes, until):
+    slot_s, sizes = 0.25, np.array(sizes)
+    done = transfer(
+        table(rates), start_s=np.zeros(3), size_bytes=sizes, slot_s=slot_s, until_s=until
+    )
+    edges = np.arange(0.0, until + slot_s, slot_s)
+    lengths = np.diff(np.minimum(edges, until))
+    room = sum(
+        length * np.asarray(rates[slot % len(rates)]) / 8 for slot, length in enumerate(lengths)
+    )
+    assert done.sent_bytes == pytest.approx(np.minimum(room, sizes), rel=1e-9, abs=1e-9)
+    assert np.all(np.isfinite(done.finish_s) == (done.sent_bytes >= sizes))
+
+
+def test_an_outage_only_lets_time_pass():
+    done = transfer(
+        table([[80.0], [0.0], [0.0], [80.0]]), start_s=np.zeros(1), size_bytes=np.array([15.0]),
+        slot_s=1.0,
+    )  # fmt: skip
+    assert done.finish_s[0] == 3.5
+
+
+def test_a_link_that_stands_still_needs_one_question():
+    asked = []
+
+    def rates(slot, remaining):
+        asked.append(slot)
+        return np.array([8.0, 0.0])
+
+    done = transfer(rates, start_s=np.array([2.0, 0.0]), size_bytes=np.full(2, 3.0), slot_s=None)
+    assert done.finish_s.tolist() == [5.0, np.inf]
+    assert done.sent_bytes.tolist() == [3.0, 0.0]
+    assert asked == [0]
+
+
+def test_slots_before_the_first_start_and_after_the_last_end_are_not_asked_about():
+    asked = []
+
+    def rates(slot, remaining):
+        asked.append((slot, remaining.tolist()))
+        return np.full(2, 8.0)
+
+    transfer(rates, start_s=np.array([2.5, np.inf]), size_bytes=np.full(2, 1.0), slot_s=1.0)
+    assert asked == [(2, [1.0, 0.0]), (3, [0.5, 0.0])]
+
+
+def test_a_link_that_never_carries_anything_is_given_up(monkeypatch):
+    monkeypatch.setattr(clock, "MAX_SLOTS", 50)
+    done = transfer(table([[0.0]]), start_s=np.zeros(1), size_bytes=np.ones(1), slot_s=1.0)
+    assert done.finish_s[0] == np.inf

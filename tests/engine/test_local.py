@@ -1,0 +1,162 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.errors import FleetError, RecipeError
+from airtune.fleet import load_fleet
+from airtune.model.state import initial_state
+from airtune.plan import WorkSpec
+from airtune.work import train as train_module
+from airtune.work.evaluate import evaluate
+
+
+@pytest.fixture
+def state(base, problem_of, cell):
+    return initial_state(base, problem_of(load_fleet(cell)).workload, 0)
+
+
+def execute(engine, plan, state, keep, start_s=0.0):
+    return engine.execute(plan, state, keep(plan), start_s=start_s)
+
+
+def test_devices_train_and_every_column_follows_the_plan(engine_of, plan_of, keep, state):
+    engine, plan = engine_of(), plan_of(5)
+    done = execute(engine, plan, state, keep, start_s=10.0)
+    results = done.results
+    assert results.status.tolist() == ["ok"] * 5
+    assert [update.device for update in done.updates] == [0, 1, 2, 3, 4]
+    assert np.all(np.isfinite(results.loss_last))
+    assert results.samples.tolist() == [4] * 5
+    assert done.end_s == pytest.approx(10.0 + results.finish_s.max())
+    assert done.faults == ("",) * 5
+
+
+@pytest.mark.parametrize(
+    ("needs", "hidden"),
+    [
+        (frozenset(), {"links", "flops_per_s"}),
+        (frozenset({"channel"}), {"flops_per_s"}),
+        (frozenset({"capability"}), {"links"}),
+        (frozenset({"capability", "channel"}), set()),
+    ],
+)
+def test_what_a_method_does_not_need_is_hidden(engine_of, needs, hidden):
+    seen = engine_of(engine={"needs": needs}).observe(0, 0.0)
+    assert {name for name in ("links", "flops_per_s") if getattr(seen, name) is None} == hidden
+
+
+def test_participation_asks_a_fraction_and_others_in_other_rounds(engine_of):
+    engine = engine_of(participation=0.5)
+    asked = [engine.observe(round, 0.0).available for round in range(8)]
+    assert {int(row.sum()) for row in asked} == {3}
+    assert len({row.tobytes() for row in asked}) > 1
+    assert np.array_equal(asked[2], engine.observe(2, 99.0).available)
+
+
+def test_absent_devices_are_not_asked(engine_of, cell):
+    cell["devices"][0]["availability"] = 0.0
+    assert not engine_of(participation=0.5).observe(0, 0.0).available.any()
+
+
+def test_dropouts_are_absent_and_the_rest_counts(engine_of, plan_of, keep, state):
+    engine = engine_of(dropout=0.5)
+    rounds = [execute(engine, plan_of(round=round), state, keep) for round in range(4)]
+    gone = np.array([done.results.status == "absent" for done in rounds])
+    assert 0 < gone.sum() < gone.size
+    for done, row in zip(rounds, gone, strict=True):
+        assert [update.device for update in done.updates] == np.flatnonzero(~row).tolist()
+
+
+def test_late_devices_do_not_train(engine_of, plan_of, keep, state, monkeypatch):
+    done = execute(engine_of(), plan_of(deadline_s=1e-3), state, keep)
+    assert done.updates == ()
+    assert done.results.status.tolist() == ["late"] * 6
+    assert np.all(np.isnan(done.results.loss_first))
+
+
+def test_a_refused_update_is_recorded_and_the_round_goes_on(
+    engine_of, plan_of, keep, state, monkeypatch
+):
+    honest = train_module._losses
+    monkeypatch.setattr(
+        train_module, "_losses",
+        lambda here, lora, batch: honest(here, lora, batch)
+        * torch.where(torch.arange(lora.devices) == 2, torch.nan, 1.0),
+    )  # fmt: skip
+    done = execute(engine_of(), plan_of(), state, keep)
+    assert done.results.status.tolist() == ["ok", "ok", "refused", "ok", "ok", "ok"]
+    assert done.faults[2].startswith("update refused: the loss was nan")
+    assert [update.device for update in done.updates] == [0, 1, 3, 4, 5]
+    assert done.results.upload_bytes[2] > 0
+
+
+def test_importance_is_measured_once_before_the_first_round_that_prunes(
+    engine_of, plan_of, keep, state
+):
+    engine = engine_of()
+    dense = execute(engine, plan_of(), state, keep)
+    assert dense.state.importance is None
+    assert dense.setup.duration_s == 0.0
+    first = execute(engine, plan_of(prune=0.5), dense.state, keep, start_s=5.0)
+    assert first.state.importance is not None
+    assert first.setup.duration_s > 0
+    assert first.setup.upload_bytes > 0
+    assert first.start_s == 5.0 + first.setup.duration_s
+    second = execute(engine, plan_of(prune=0.5), first.state, keep)
+    assert second.setup.duration_s == 0.0
+    assert second.state.importance is first.state.importance
+
+
+def test_importance_without_data_costs_nothing(engine_of, plan_of, keep, state):
+    work = WorkSpec(importance="magnitude", compensate=False)
+    done = execute(engine_of(engine={"work": work}), plan_of(prune=0.5), state, keep)
+    assert done.state.importance is not None
+    assert done.setup.duration_s == 0.0
+
+
+def test_the_same_round_gives_the_same_bits(engine_of, plan_of, keep, state):
+    first, again = (execute(engine_of(), plan_of(prune=0.5), state, keep) for _ in range(2))
+    for one, other in zip(first.updates, again.updates, strict=True):
+        assert all(torch.equal(one.adapters[name], other.adapters[name]) for name in one.adapters)
+    assert first.end_s == again.end_s
+
+
+def test_quality_is_that_of_the_dense_base_with_the_global_adapters(engine_of, state, data, base):
+    engine = engine_of()
+    validation, test = engine.evaluate(state, "validation"), engine.evaluate(state, "test")
+    assert set(validation) == {"loss", "worst_tenth", "perplexity"}
+    assert set(test) == {"loss", "perplexity"}
+    assert test["loss"] == evaluate(base.network, data.test).loss  # fresh adapters add nothing
+    moved = replace(state, adapters={name: t + 0.1 for name, t in state.adapters.items()})
+    assert engine.evaluate(moved, "test")["loss"] != test["loss"]
+
+
+def test_threads_are_pinned_until_the_engine_is_closed(engine_of):
+    before = torch.get_num_threads()
+    engine = engine_of(threads=before + 1)
+    assert torch.get_num_threads() == before + 1
+    engine.close()
+    assert torch.get_num_threads() == before
+
+
+def test_a_fleet_of_another_size_than_the_data_is_refused(cell, problem_of, base, data):
+    fleet = load_fleet(cell)
+    fewer = replace(data, devices=data.devices[:5])
+    with pytest.raises(FleetError, match="fleet has 6 devices, the problem 6 and the data 5"):
+        LocalEngine(fleet, problem_of(fleet), base, fewer)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"participation": 0.0}, "participation must be above 0"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1, got 1"),
+        ({"threads": 0}, "threads must be at least 1, got 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, message):
+    with pytest.raises(RecipeError, match=message):
+        LocalSettings(**setting)
