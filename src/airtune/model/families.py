@@ -13,7 +13,7 @@ from typing import TypeAlias
 from torch import nn
 from transformers import PreTrainedConfig
 
-from airtune.cost.shapes import bert_like, gpt2_like, llama_like
+from airtune.cost.shapes import bert_like, gpt2_like, llama_like, vit_like
 from airtune.errors import ModelError
 from airtune.plan import ModelShape
 
@@ -157,6 +157,25 @@ def _bert_like_shape(config: Config, labels: int) -> ModelShape:
     )
 
 
+def _vit_shape(config: Config, labels: int) -> ModelShape:
+    for name in ("image_size", "patch_size"):
+        if not isinstance(size := getattr(config, name), int):
+            raise ModelError(f"{name} of a vit model must be one number, got {size}")
+    return vit_like(
+        blocks=config.num_hidden_layers,
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads,
+        ffn=config.intermediate_size,
+        image=config.image_size,
+        patch=config.patch_size,
+        channels=config.num_channels,
+        labels=labels,
+        qkv_bias=bool(config.qkv_bias),
+    )
+
+
 def _llama_like(name: str) -> Family:
     return Family(
         name=name,
@@ -226,5 +245,23 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "bert": _bert_like("bert"),
     "roberta": _bert_like("roberta"),
+    "vit": Family(
+        name="vit",
+        causal=False,
+        backbone="vit",
+        blocks="layers",
+        linears={
+            "q_proj": "attention.q_proj",
+            "k_proj": "attention.k_proj",
+            "v_proj": "attention.v_proj",
+            "o_proj": "attention.o_proj",
+            "fc1": "mlp.fc1",
+            "fc2": "mlp.fc2",
+        },
+        attention_output="o_proj",
+        ffn_output="fc2",
+        head="classifier",
+        shape=_vit_shape,
+    ),
 }
 """The supported `model_type`s."""

@@ -22,6 +22,7 @@ from airtune.errors import ModelError
 from airtune.keys import derive_seed
 from airtune.model.families import Family, replace_module_
 from airtune.model.kept import Kept, linear_index
+from airtune.model.stacked import StackedHead, StackedLora
 from airtune.model.weights import bias_of, rebuilt, shape_of, twin_of, weight_of
 from airtune.plan import Ints, Linear, ModelShape, Workload
 
@@ -29,66 +30,6 @@ Adapters: TypeAlias = dict[str, torch.Tensor]
 """`"{block}.{linear}.A"` -> (rank, in), `"{block}.{linear}.B"` -> (out, rank)."""
 Head: TypeAlias = dict[str, torch.Tensor]
 """The trained task head: name in the network's state dict -> tensor; {} for a language model."""
-
-
-class StackedLora(nn.Module):
-    """A frozen linear layer with the adapters of n devices."""
-
-    def __init__(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor, scale: float) -> None:
-        """Wrap `base`; a (n, rank, in), b (n, out, rank)."""
-        super().__init__()
-        self.base = base
-        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
-        self.scale = scale
-        self.dropout = 0.0
-        self.seeds: tuple[int, ...] = ()
-        """One a device for the next forward pass; masks depend on nothing else."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (n * batch, ..., in) to (n * batch, ..., out), devices one after the other."""
-        plain = self.base(x)
-        count = self.a.shape[0]
-        rows = x.reshape(count, -1, x.shape[-1]).to(self.a.dtype)
-        if self.training and self.dropout > 0.0:
-            rows = rows * self._mask(rows)
-        narrow = torch.bmm(rows, self.a.transpose(1, 2))
-        flat = plain.reshape(count, -1, plain.shape[-1])
-        if flat.dtype == narrow.dtype:
-            wide = torch.baddbmm(flat, narrow, self.b.transpose(1, 2), alpha=self.scale)
-        else:
-            wide = flat + (self.scale * torch.bmm(narrow, self.b.transpose(1, 2))).to(flat.dtype)
-        return wide.reshape(plain.shape)
-
-    def _mask(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return dropout factors (n, rows, in); each device's own stream, so company is no matter.
-
-        Drawn from a seed and not from a running stream: a recomputed forward pass (gradient
-        checkpointing) gets the same mask.
-        """
-        mask = torch.empty_like(rows)
-        for place, seed in enumerate(self.seeds):
-            stream = torch.Generator(rows.device).manual_seed(seed)
-            mask[place].bernoulli_(1.0 - self.dropout, generator=stream)
-        return mask.div_(1.0 - self.dropout)
-
-
-class StackedHead(nn.Module):
-    """The trained linear layer of n devices' task heads."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        """Hold weight (n, out, in) and bias (n, out)."""
-        super().__init__()
-        self.weight = nn.Parameter(weight)
-        self.bias = None if bias is None else nn.Parameter(bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (n * batch, ..., in) to (n * batch, ..., out)."""
-        count, width, _ = self.weight.shape
-        rows = x.reshape(count, -1, x.shape[-1]).to(self.weight.dtype)
-        wide = torch.bmm(rows, self.weight.transpose(1, 2))
-        if self.bias is not None:
-            wide = wide + self.bias[:, None, :]
-        return wide.reshape(*x.shape[:-1], width)
 
 
 class LoraNetwork:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from airtune.model.base import BaseModel
+from airtune.model.families import replace_module_
 from airtune.model.importance import Importance
 from airtune.model.kept import Kept
-from airtune.model.families import replace_module_
 from airtune.model.lora import Adapters, Head, head_of, init_adapters
 from airtune.model.weights import bias_of, rebuilt, twin_of, weight_of
 from airtune.plan import Workload

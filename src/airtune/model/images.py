@@ -1,0 +1,137 @@
+"""Images for a vision transformer, in the batch that everything else already takes.
+
+A `Batch` of images holds the pixel values (batch, channels, height, width) where a text's token ids
+are, and an attention mask of ones over the patches and the class token. The networks made here read
+them under that name, so loss, importance, adapters, slices and cuts need not know what an image is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+
+from airtune.errors import DataError, ModelError
+from airtune.model.base import DTYPES, BaseModel, base_of
+from airtune.model.batch import Batch
+from airtune.model.families import family_of
+from airtune.plan import Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Labelled images of one device or one test set."""
+
+    pixels: NDArray[np.uint8]
+    """(images, channels, height, width)."""
+    targets: Ints
+    """One class per image."""
+    mean: float = 0.5
+    """Subtracted from pixel values in [0, 1] ..."""
+    deviation: float = 0.5
+    """... which are then divided by this; ViT's own preprocessing by default."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def collate_images(
+    images: Images,
+    indices: Sequence[int] | Ints,
+    *,
+    tokens: int,
+    device: str | torch.device = "cpu",
+) -> Batch:
+    """Return the chosen images as a batch.
+
+    Args:
+        images: Where from.
+        indices: Which.
+        tokens: Patches of an image and its class token, see `image_tokens`.
+        device: Where to.
+
+    Raises:
+        DataError: if no image is chosen.
+    """
+    chosen = np.asarray(indices, np.int64)
+    if len(chosen) == 0:
+        raise DataError("a batch needs at least one image, got none")
+    pixels = torch.from_numpy(images.pixels[chosen]).to(device).float() / 255.0
+    labels = torch.from_numpy(images.targets[chosen].astype(np.int64)).to(device)
+    mask = torch.ones((len(chosen), tokens), dtype=torch.int64, device=device)
+    return Batch((pixels - images.mean) / images.deviation, mask, labels)
+
+
+def image_tokens(network: nn.Module) -> int:
+    """Return how many tokens an image is: its patches and the class token."""
+    config = network.config
+    return (int(config.image_size) // int(config.patch_size)) ** 2 + 1
+
+
+def load_image_base(
+    source: str | Path,
+    *,
+    labels: int,
+    dtype: str = "float32",
+    device: str = "cpu",
+    revision: str | None = None,
+) -> BaseModel:
+    """Load a vision transformer as a base model; a head of another size is drawn anew.
+
+    Raises:
+        ModelError: if it cannot be found or read, is no vision transformer, or the dtype is unknown.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(
+            f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}; set model.dtype"
+        )
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        if family_of(config).name != "vit":
+            raise ModelError(
+                f"{str(source)!r} is a {config.model_type} model and reads no images; use a vit"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = AutoModelForImageClassification.from_pretrained(
+                source, revision=revision, dtype=DTYPES[dtype], num_labels=labels,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"cannot load model {str(source)!r}: {error}; give a hub id or a folder with "
+            "config.json and weights"
+        ) from error
+    return image_base_of(network.to(device), source=str(source))
+
+
+def image_base_of(network: PreTrainedModel, *, source: str = "memory") -> BaseModel:
+    """Freeze a vision transformer and make it read batches as every base does; changes it.
+
+    Raises:
+        ModelError: if it is no vision transformer.
+    """
+    family = family_of(network.config)
+    if family.name != "vit":
+        raise ModelError(f"a {family.name} model reads no images; use a vit")
+    backbone: nn.Module = network.get_submodule(family.backbone)
+    backbone.register_forward_pre_hook(_as_pixels, with_kwargs=True)
+    return base_of(network, source=source)
+
+
+def _as_pixels(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Hand the ids of a batch to a vision transformer as the pixel values they are."""
+    if "input_ids" not in kwargs:
+        return args, kwargs
+    rest = {name: value for name, value in kwargs.items() if name not in ("input_ids", "use_cache")}
+    return (), rest | {"pixel_values": kwargs["input_ids"]}
