@@ -120,4 +120,5 @@ class Fleet:
             memory_bytes=self.memory_bytes,
             power_w=self.power_w,
             transmit_power_w=self.transmit_power_w,
+            dedicated=np.array([spec.kind == "dedicated" for spec in self.specs])[self.link],
         )

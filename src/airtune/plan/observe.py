@@ -58,6 +58,8 @@ class Profiles:
     power_w: Floats | None
     """Drawn while computing."""
     transmit_power_w: Floats | None
+    dedicated: Bools | None = None
+    """Devices that have a link to themselves and so all of it; None = not known, none has."""
 
     def __len__(self) -> int:
         return len(self.names)

@@ -1,0 +1,35 @@
+"""Solvers: min-max division of links, joint pruning and bandwidth, menus, rounding; numpy only."""
+
+from airtune.solve.bandwidth import Division, divide_min_max
+from airtune.solve.bcd import BcdStart, solve_bcd, uniform_kept
+from airtune.solve.joint import solve_joint
+from airtune.solve.menu import MenuChoice, choose, lagrangian
+from airtune.solve.problem import JointProblem, JointSolution
+from airtune.solve.pruning import prune_min_max
+from airtune.solve.rates import Curves, curves_of, signal_ratio, silent
+from airtune.solve.rounding import LadderProblem, Rounded, round_to_ladder
+from airtune.solve.rounds import best_budget, rounds_ratio
+
+__all__ = [
+    "BcdStart",
+    "Curves",
+    "Division",
+    "JointProblem",
+    "JointSolution",
+    "LadderProblem",
+    "MenuChoice",
+    "Rounded",
+    "best_budget",
+    "choose",
+    "curves_of",
+    "divide_min_max",
+    "lagrangian",
+    "prune_min_max",
+    "round_to_ladder",
+    "rounds_ratio",
+    "signal_ratio",
+    "silent",
+    "solve_bcd",
+    "solve_joint",
+    "uniform_kept",
+]

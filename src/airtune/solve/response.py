@@ -230,7 +230,9 @@ def _with_cap(
     block: Columns, kink: Floats, target: Floats, share: Floats, by_price: Floats
 ) -> tuple[Floats, Floats]:
     """Put the capped branch below the kink: there the rate is a line and the answer closed."""
-    cap, time = block.curves.cap, np.maximum(block.compute_s, 1e-12 * block.bits / block.curves.cap)
+    # Without a cap the kink is at 0 and the stand-in is never chosen.
+    cap = np.where(np.isfinite(block.curves.cap), block.curves.cap, 1.0)
+    time = np.maximum(block.compute_s, 1e-12 * block.bits / cap)
     root = np.sqrt(cap / target)
     line = np.maximum((root - block.bits) / (time * cap), 0.0)
     on_line = line < kink

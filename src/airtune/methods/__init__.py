@@ -1,0 +1,22 @@
+"""Methods: one decider a file, one registry, and the contract that each of them keeps."""
+
+from airtune.methods.contract import check_method, sample_problem
+from airtune.methods.registry import (
+    METHODS,
+    MethodRow,
+    build_method,
+    list_methods,
+    method_row,
+    settings_faults,
+)
+
+__all__ = [
+    "METHODS",
+    "MethodRow",
+    "build_method",
+    "check_method",
+    "list_methods",
+    "method_row",
+    "sample_problem",
+    "settings_faults",
+]

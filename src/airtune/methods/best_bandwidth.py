@@ -1,0 +1,69 @@
+"""The control without pruning: the whole model for everybody, links divided as well as can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from airtune.methods.assemble import level_plan, spread
+from airtune.methods.levels import allowed_levels, exact_problem, lightest
+from airtune.methods.seen import see
+from airtune.plan import (
+    Floats,
+    LinkState,
+    Need,
+    Observation,
+    Problem,
+    Results,
+    RoundPlan,
+    Solution,
+    State,
+)
+from airtune.solve import divide_min_max
+
+
+@dataclass(frozen=True, slots=True)
+class BestBandwidth:
+    """Min-max division of the links; pruning only where memory forces it."""
+
+    max_prune: float = 0.7
+    """Largest pruning rate that memory may force on a device."""
+    needs: frozenset[Need] = frozenset({"capability", "channel"})
+
+    def init(self, problem: Problem) -> State:
+        """Return no state."""
+        return {}
+
+    def plan(
+        self, problem: Problem, state: State, observation: Observation
+    ) -> tuple[RoundPlan, State]:
+        """Divide the links for the lightest level that each device can hold."""
+        seen = see(problem, observation)
+        allowed = allowed_levels(problem, seen, self.max_prune)
+        level, share, solution = lightest(allowed), seen.idle_share, None
+        if seen.able.size:
+            exact = exact_problem(problem, seen, allowed, 1.0)
+            chosen = level[seen.able]
+            rows = np.arange(chosen.shape[0])
+            found = divide_min_max(
+                seen.curves, exact.fixed_s + exact.compute_s[rows, chosen], exact.bits[chosen]
+            )
+            level, share = spread(seen, chosen, found.share, level)
+            solution = Solution(
+                found.status, found.round_s, found.iterations, found.residual, found.gap,
+                method="min-max division",
+            )  # fmt: skip
+        return level_plan(
+            problem, observation, seen, level, share, why="best division of the link",
+            solution=solution,
+        ), state  # fmt: skip
+
+    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
+               remaining_bytes: Floats) -> Floats:  # fmt: skip
+        """Keep the shares of the plan."""
+        return plan.assignments.share
+
+    def learn(self, problem: Problem, state: State, results: Results) -> State:
+        """Learn nothing."""
+        return state

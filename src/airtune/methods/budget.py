@@ -1,0 +1,90 @@
+"""Which weighted mean pruning rate a method may spend: fixed, by quality, or the best of a calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+
+from airtune.errors import RecipeError
+from airtune.plan import Bools, Calibration, Floats
+from airtune.solve import best_budget, rounds_ratio
+
+Budget = Literal["auto"] | float
+
+
+def check_budget(budget: Budget, quality_budget: float, max_prune: float) -> None:
+    """Refuse settings that mean nothing.
+
+    Raises:
+        RecipeError: naming the setting, its value and its range.
+    """
+    if budget != "auto" and not (isinstance(budget, int | float) and 0.0 <= budget < 1.0):
+        raise RecipeError(f"budget must be auto or in [0, 1), got {budget!r}")
+    if not 0.0 <= quality_budget < 1.0:
+        raise RecipeError(
+            f"quality_budget is a relative loss increase in [0, 1), 0.02 for 2 %, got "
+            f"{quality_budget:g}"
+        )
+    if not 0.0 <= max_prune < 1.0:
+        raise RecipeError(f"max_prune must be in [0, 1), got {max_prune:g}")
+
+
+def least_budget(weight: Floats, pruned: Floats, allowed: Bools) -> float:
+    """Return the weighted mean pruning rate that memory alone forces."""
+    return float(np.sum(weight * pruned[np.argmax(allowed, axis=1)]))
+
+
+def choose_budget(
+    budget: Budget, quality_budget: float, calibration: Calibration | None,
+    *, least: float, most: float, round_s: Callable[[float], float],
+) -> tuple[float, str]:  # fmt: skip
+    """Return the budget of this round and, in a few words, where it came from.
+
+    Args:
+        budget: a fixed rate, or "auto".
+        quality_budget: relative loss increase allowed at equal rounds; 0 = not used.
+        calibration: what pruning was measured to cost; None = nothing was measured.
+        least: the rate that memory forces, below which no budget can be.
+        most: the method's largest rate.
+        round_s: least round time within a budget.
+
+    Raises:
+        RecipeError: if a quality budget is asked for and nothing was measured.
+    """
+    if quality_budget > 0.0:
+        if calibration is None:
+            raise RecipeError(
+                f"quality_budget {quality_budget:g} needs a calibration; run one, or set budget"
+            )
+        rate = within_quality(calibration, quality_budget)
+        return min(max(rate, least), max(most, least)), f"quality budget {quality_budget:.1%}"
+    if budget != "auto":
+        return max(float(budget), least), "fixed budget"
+    if calibration is None:
+        return least, "nothing measured what pruning costs, so none beyond what memory forces"
+    rate = best_budget(calibration, round_s, least=least, most=most)
+    ratio = rounds_ratio(calibration, rate) / rounds_ratio(calibration, 0.0)
+    return rate, f"calibrated, {ratio:.2f} times the rounds"
+
+
+def within_quality(calibration: Calibration, quality_budget: float) -> float:
+    """Return the largest pruning rate whose measured loss increase stays within the budget.
+
+    >>> import numpy as np
+    >>> rates = np.array([0.0, 0.2, 0.4])
+    >>> measured = Calibration(rates, 1 + rates, rates / 10, "an example")
+    >>> round(within_quality(measured, 0.03), 6)
+    0.3
+    """
+    loss, rate = calibration.quality_loss, calibration.budget
+    over = np.flatnonzero(loss > quality_budget)
+    if not over.size:
+        return float(rate[-1])
+    place = int(over[0])
+    if place == 0:
+        return 0.0
+    span = loss[place] - loss[place - 1]
+    part = (quality_budget - loss[place - 1]) / span
+    return float(rate[place - 1] + part * (rate[place] - rate[place - 1]))

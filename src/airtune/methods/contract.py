@@ -1,0 +1,293 @@
+"""What every method must keep, as one check that a method's author can run.
+
+    from airtune.methods import build_method, check_method
+    check_method(build_method("./mine.py:Mine"))
+
+The check plans a few rounds of a small made-up fleet (shared radio, measured air time, a dedicated
+link; a device that comes and goes, one that is silent, one with little memory) with everything
+hidden that the method did not ask for, and looks at what comes back.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from airtune.cost import llama_like, peak_memory, predict
+from airtune.errors import MethodError
+from airtune.keys import generator
+from airtune.plan import (
+    Assignments,
+    Calibration,
+    Floats,
+    LinkSpec,
+    LinkState,
+    Method,
+    Observation,
+    Problem,
+    Profiles,
+    RateModel,
+    Results,
+    RoundPlan,
+    State,
+    Workload,
+)
+
+_DEVICES = 9
+_ROUNDS = 3
+_TIGHT = 5
+"""The device whose memory does not hold the whole model."""
+_SILENT = 7
+"""The device whose link is out in round 1."""
+
+
+def check_method(method: Method, problem: Problem | None = None) -> None:
+    """Run a method through a few made-up rounds and check everything a method promises.
+
+    It is pure and repeatable; covers every available device once, with a reason; its shares fit
+    every shared link, in the plan and in `divide`; it fits the memory it was told; its state
+    survives being saved and loaded; it works with whatever it did not ask for hidden.
+
+    Args:
+        method: the method, for instance from `build_method`.
+        problem: another problem to try it on, with nine devices on three links as in
+            `sample_problem`; None = that one.
+
+    Raises:
+        MethodError: at the first promise that is broken; the message names it.
+    """
+    full = sample_problem() if problem is None else problem
+    known = _masked(full, method)
+    state = method.decider.init(known)
+    for number in range(_ROUNDS):
+        seen = sample_observation(full, number)
+        hidden = _hide(seen, method)
+        plan, after = method.decider.plan(known, state, hidden)
+        _check_repeatable(method, known, state, hidden, plan)
+        _check_plan(method, full, seen, plan)
+        _check_shares(method, known, after, plan, seen)
+        results = sample_results(full, seen, plan)
+        state = method.decider.learn(known, after, results)
+        saved = _saved_and_loaded(method, state)
+        _check_equal_next(method, known, (state, saved), _hide(sample_observation(full, number + 1),
+                                                               method))  # fmt: skip
+        state = saved
+
+
+def sample_problem(*, devices: int = _DEVICES, seed: int = 0) -> Problem:
+    """Return a made-up problem: a small model, unlike devices on three links.
+
+    Args:
+        devices: how many; device 5 holds less memory than the whole model needs.
+        seed: of everything drawn.
+    """
+    shape = llama_like(
+        "llama", blocks=4, width=64, heads=8, kv_groups=4, head_dim=8, ffn=172, vocab=512, tied=True
+    )  # fmt: skip
+    workload = Workload(
+        batch=4, tokens=64, local_steps=5, rank=8,
+        lora_targets=tuple(linear.name for linear in shape.linears),
+    )  # fmt: skip
+    draws = generator(seed, "sample", devices)
+    whole = float(peak_memory(shape, workload, _dense(devices, workload)).total[0])
+    memory = np.full(devices, 2.0 * whole)
+    memory[_TIGHT % devices] = 0.8 * whole
+    samples = draws.integers(20, 200, devices)
+    profiles = Profiles(
+        names=tuple(f"sample-{index}" for index in range(devices)),
+        weight=samples / samples.sum(), samples=samples, link=_links_of(devices),
+        flops_per_s=10.0 ** draws.uniform(8.5, 10.0, devices), memory_bytes=memory,
+        power_w=draws.uniform(2.0, 15.0, devices), transmit_power_w=draws.uniform(0.1, 0.3, devices),
+        dedicated=_links_of(devices) == 2,
+    )  # fmt: skip
+    calibration = Calibration(
+        budget=np.array([0.0, 0.15, 0.3, 0.5]), rounds_ratio=np.array([1.0, 1.02, 1.1, 1.6]),
+        quality_loss=np.array([0.0, 0.005, 0.02, 0.1]), source="made up",
+    )  # fmt: skip
+    return Problem(shape, profiles, workload, rounds=10, seed=seed, calibration=calibration)
+
+
+def sample_observation(problem: Problem, number: int) -> Observation:
+    """Return a made-up observation of a round, with nothing hidden."""
+    count = len(problem.devices)
+    draws = generator(problem.seed, "sample-round", number)
+    link = problem.devices.link
+    radio = link == 0
+    signal = 10.0 ** draws.uniform(5.0, 8.0, count)
+    capacity = 10.0 ** draws.uniform(5.5, 7.0, count)
+    if number == 1:
+        capacity[_SILENT % count] = 0.0
+    available = np.ones(count, np.bool_)
+    available[number % count] = number == 0
+    specs = (
+        LinkSpec("cell", "shared", 2e6, 2e6, RateModel(), None),
+        LinkSpec("air", "shared", 0.0, 0.0, RateModel(), None),
+        LinkSpec("line", "dedicated", 0.0, 0.0, RateModel(), None),
+    )
+    links = LinkState(
+        specs=specs, link=link, up_signal_hz=np.where(radio, signal, np.nan),
+        down_signal_hz=np.where(radio, signal * 4.0, np.nan),
+        up_capacity_bps=np.where(radio, np.nan, capacity),
+        down_capacity_bps=np.where(radio, np.nan, capacity * 2.0), available=available,
+    )  # fmt: skip
+    speed = problem.devices.flops_per_s
+    return Observation(
+        number, 10.0 * number, links, available,
+        None if speed is None else speed * draws.uniform(0.7, 1.0, count),
+    )  # fmt: skip
+
+
+def sample_results(problem: Problem, seen: Observation, plan: RoundPlan) -> Results:
+    """Return made-up results of a plan: its predicted times, the first device failing."""
+    assert_links, speed = _unmasked(seen)
+    told = plan.assignments
+    cost = predict(problem, told, links=assert_links, flops_per_s=speed)
+    count = len(told)
+    status = np.full(count, "ok", dtype="<U8")
+    status[:1] = "failed"
+    loss = np.linspace(3.0, 2.0, count)
+    late = np.where(np.isfinite(cost.finish_s), cost.finish_s, np.nan)
+    return Results(
+        device=told.device, status=status, download_s=cost.download_s, compute_s=cost.compute_s,
+        upload_s=cost.upload_s, finish_s=late, download_bytes=cost.download_bytes,
+        upload_bytes=cost.upload_bytes, flops=cost.flops, loss_first=loss, loss_last=0.9 * loss,
+        samples=np.full(count, 20, np.int64), peak_bytes=cost.peak_bytes,
+        energy_j=cost.energy_j, importance=np.full(count, np.nan),
+    )  # fmt: skip
+
+
+def _unmasked(seen: Observation) -> tuple[LinkState, Floats]:
+    if seen.links is None or seen.flops_per_s is None:
+        raise MethodError("the made-up observation must hide nothing; hide it after, not before")
+    return seen.links, seen.flops_per_s
+
+
+def _links_of(devices: int) -> np.ndarray:
+    return np.arange(devices, dtype=np.int64) % 3
+
+
+def _dense(count: int, workload: Workload) -> Assignments:
+    zeros = np.zeros(count)
+    return Assignments(
+        device=np.arange(count), prune_heads=zeros, prune_ffn=zeros,
+        rank=np.full(count, workload.rank), share=np.full(count, 1.0 / count),
+        local_steps=np.full(count, workload.local_steps), cut=np.zeros(count, np.int64),
+        codec_index=np.zeros(count, np.int64),
+    )  # fmt: skip
+
+
+def _masked(problem: Problem, method: Method) -> Problem:
+    devices = problem.devices
+    if "capability" not in method.decider.needs:
+        devices = replace(devices, flops_per_s=None, memory_bytes=None, power_w=None)
+    if "channel" not in method.decider.needs:
+        devices = replace(devices, transmit_power_w=None)
+    return replace(problem, devices=devices)
+
+
+def _hide(seen: Observation, method: Method) -> Observation:
+    needs = method.decider.needs
+    return replace(
+        seen,
+        links=seen.links if "channel" in needs else None,
+        flops_per_s=seen.flops_per_s if "capability" in needs else None,
+    )
+
+
+def _check_repeatable(
+    method: Method, problem: Problem, state: State, seen: Observation, plan: RoundPlan
+) -> None:
+    before = _bytes(state)
+    again, _ = method.decider.plan(problem, state, seen)
+    if _bytes(state) != before:
+        raise MethodError(f"{method.name}: plan changed the state it was given")
+    if not _same(plan, again):
+        raise MethodError(
+            f"{method.name}: the same state and observation gave two different plans; draw with "
+            "airtune.keys.generator(problem.seed, name, round)"
+        )
+
+
+def _check_plan(method: Method, problem: Problem, seen: Observation, plan: RoundPlan) -> None:
+    told, name = plan.assignments, method.name
+    expected = np.flatnonzero(seen.available)
+    if plan.round != seen.round:
+        raise MethodError(f"{name}: the plan is for round {plan.round}, not {seen.round}")
+    if not np.array_equal(told.device, expected):
+        raise MethodError(
+            f"{name}: the plan covers devices {told.device.tolist()}, available are "
+            f"{expected.tolist()}"
+        )
+    if len(plan.reasons) != len(told) or not all(plan.reasons):
+        raise MethodError(f"{name}: every device needs a reason, got {len(plan.reasons)}")
+    peak = peak_memory(problem.shape, problem.workload, told).total
+    memory = problem.devices.memory_bytes
+    if "capability" in method.decider.needs and memory is not None:
+        over = np.flatnonzero(peak > memory[told.device])
+        if over.size:
+            device = problem.devices.names[told.device[over[0]]]
+            raise MethodError(f"{name}: {device} is told more than its memory holds")
+
+
+def _check_shares(
+    method: Method, problem: Problem, state: State, plan: RoundPlan, seen: Observation
+) -> None:
+    links, _ = _unmasked(seen)
+    remaining = np.full(len(plan.assignments), 1e5)
+    later = method.decider.divide(problem, state, plan, links, remaining)
+    for source, share in (("plan", plan.assignments.share), ("divide", later)):
+        if share.shape != plan.assignments.device.shape or not np.all((share > 0) & (share <= 1)):
+            raise MethodError(f"{method.name}: shares of {source} must be in (0, 1], one a device")
+        link = links.link[plan.assignments.device]
+        total = np.bincount(link, share, minlength=len(links.specs))
+        for index, spec in enumerate(links.specs):
+            if spec.kind == "shared" and total[index] > 1.0 + 1e-6:
+                raise MethodError(
+                    f"{method.name}: shares of link {spec.name} from {source} sum to "
+                    f"{total[index]:.6f}, more than 1"
+                )
+
+
+def _saved_and_loaded(method: Method, state: State) -> dict[str, object]:
+    """Return the state after a trip through a file of arrays."""
+    try:
+        arrays = {key: np.asarray(value) for key, value in state.items()}
+        buffer = io.BytesIO()
+        writer: Callable[..., None] = np.savez
+        writer(buffer, **arrays)
+        buffer.seek(0)
+        with np.load(buffer, allow_pickle=False) as file:
+            return {
+                key: file[key] if isinstance(value, np.ndarray) else file[key].item()
+                for key, value in state.items()
+            }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MethodError(
+            f"{method.name}: the state must hold arrays, numbers and text only: {error}"
+        ) from error
+
+
+def _check_equal_next(
+    method: Method, problem: Problem, states: tuple[State, State], seen: Observation
+) -> None:
+    plans = [method.decider.plan(problem, state, seen)[0] for state in states]
+    if not _same(*plans):
+        raise MethodError(f"{method.name}: a saved and loaded state plans differently")
+
+
+def _same(one: RoundPlan, other: RoundPlan) -> bool:
+    columns = ("device", "prune_heads", "prune_ffn", "rank", "share", "local_steps", "cut",
+               "codec_index")  # fmt: skip
+    return one.reasons == other.reasons and all(
+        np.array_equal(getattr(one.assignments, name), getattr(other.assignments, name))
+        for name in columns
+    )
+
+
+def _bytes(state: State) -> bytes:
+    return b"".join(
+        key.encode() + np.asarray(value).tobytes() for key, value in sorted(state.items())
+    )

@@ -1,0 +1,112 @@
+"""The pruning levels that each device may use, and what they cost it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from airtune.cost import Ladder, ladder
+from airtune.errors import InfeasibleError
+from airtune.methods.seen import Seen
+from airtune.plan import Bools, Floats, Ints, ModelShape, Problem, Workload
+from airtune.solve import JointProblem, LadderProblem
+from airtune.units import BITS_PER_BYTE, format_bytes
+
+_SLACK = 1e-9
+
+
+@lru_cache(maxsize=16)
+def ladder_of(shape: ModelShape, workload: Workload) -> Ladder:
+    """Return the model's ladder; the same shape and workload are priced once."""
+    return ladder(shape, workload)
+
+
+def allowed_levels(problem: Problem, seen: Seen, max_prune: float) -> Bools:
+    """Return which levels fit a device's memory and the method's limit, shape (n, levels).
+
+    Raises:
+        InfeasibleError: if a device cannot hold even the heaviest level; the message names it.
+    """
+    steps = ladder_of(problem.shape, problem.workload)
+    fits = steps.peak_bytes <= seen.memory_bytes[:, None]
+    allowed = fits & (steps.pruned <= max_prune + _SLACK)
+    none = ~allowed.any(axis=1)
+    if none.any():
+        row = int(np.flatnonzero(none)[0])
+        reach = np.flatnonzero(steps.pruned <= max_prune + _SLACK)
+        least = float(steps.peak_bytes[reach[-1]])
+        raise InfeasibleError(
+            f"device {seen.names[row]} has {format_bytes(seen.memory_bytes[row])} of memory, but "
+            f"training needs {format_bytes(least)} even with {steps.pruned[reach[-1]]:.0%} pruned "
+            f"(max_prune {max_prune:g}); shorten the sequences, lower the batch, turn on gradient "
+            "checkpointing or leave the device out"
+        )
+    return allowed
+
+
+def lightest(allowed: Bools) -> Ints:
+    """Return the lightest pruning level that each device may use, shape (n,)."""
+    return np.argmax(allowed, axis=1).astype(np.int64)
+
+
+def finish_table(problem: Problem, seen: Seen, share: Floats) -> Floats:
+    """Return when each able device would finish at each level at given shares, shape (n, levels)."""
+    steps = ladder_of(problem.shape, problem.workload)
+    upload_s = steps.upload_bytes * BITS_PER_BYTE / seen.curves.rate(share)[:, None]
+    return seen.of(seen.download_s)[:, None] + _compute_s(steps, seen) + upload_s
+
+
+def exact_problem(problem: Problem, seen: Seen, allowed: Bools, budget: float) -> LadderProblem:
+    """Return the joint problem of the able devices at the ladder's exact costs."""
+    steps = ladder_of(problem.shape, problem.workload)
+    return LadderProblem(
+        curves=seen.curves, fixed_s=seen.of(seen.download_s), compute_s=_compute_s(steps, seen),
+        bits=steps.upload_bytes * BITS_PER_BYTE, pruned=steps.pruned,
+        allowed=allowed[seen.able], weight=_able_weight(seen), prune_budget=budget,
+        names=seen.able_names,
+    )  # fmt: skip
+
+
+def smooth_problem(problem: Problem, seen: Seen, allowed: Bools, budget: float) -> JointProblem:
+    """Return the joint problem with costs affine in the kept fraction x.
+
+    Bytes and FLOPs of the ladder are put on the line through its dense level and the heaviest one
+    allowed; what the line leaves at x = 0 is the fixed part. Groups and channels each enter bytes
+    and FLOPs linearly, so the line is off only where whole groups keep heads and channels out of
+    balance. Rounding works with the exact costs again.
+    """
+    steps = ladder_of(problem.shape, problem.workload)
+    rows = allowed[seen.able]
+    last = int(np.max(np.flatnonzero(rows.any(axis=0))))
+    flops, flops_fixed = _line(steps.pruned, steps.flops, last)
+    size, size_fixed = _line(steps.pruned, steps.upload_bytes, last)
+    speed = seen.of(seen.flops_per_s)
+    count = speed.shape[0]
+    heaviest = steps.pruned[rows.shape[1] - 1 - np.argmax(rows[:, ::-1], axis=1)]
+    return JointProblem(
+        curves=seen.curves, fixed_s=seen.of(seen.download_s) + flops_fixed / speed,
+        compute_s=flops / speed, fixed_bits=np.full(count, size_fixed * BITS_PER_BYTE),
+        bits=np.full(count, size * BITS_PER_BYTE), weight=_able_weight(seen),
+        least_kept=1.0 - heaviest, most_kept=1.0 - steps.pruned[lightest(rows)],
+        prune_budget=budget, names=seen.able_names,
+    )  # fmt: skip
+
+
+def _line(pruned: Floats, cost: Floats, last: int) -> tuple[float, float]:
+    """Return (slope in the kept fraction, value at nothing kept) through the first and last level."""
+    if last == 0:
+        return float(cost[0]), 0.0
+    slope = float((cost[0] - cost[last]) / (pruned[last] - pruned[0]))
+    slope = min(max(slope, 1e-9 * float(cost[0])), float(cost[0]))
+    return slope, float(cost[0]) - slope
+
+
+def _compute_s(steps: Ladder, seen: Seen) -> Floats:
+    return np.asarray(steps.flops / seen.of(seen.flops_per_s)[:, None], np.float64)
+
+
+def _able_weight(seen: Seen) -> Floats:
+    weight = seen.of(seen.weight)
+    total = float(np.sum(weight))
+    return weight / total if total > 0.0 else np.full(weight.shape, 1.0 / max(weight.size, 1))

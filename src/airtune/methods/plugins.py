@@ -1,0 +1,113 @@
+"""Methods from outside: a file and a name, `./mine.py:Mine`, or an entry point.
+
+What stands there is called with the recipe's settings and returns a `Method`, or a decider, which
+is then wrapped; a decider may carry `aggregate` and `work` to ask for other than the defaults.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from airtune.errors import MethodError
+from airtune.plan import AggregateSpec, Decider, Method, WorkSpec
+
+GROUP = "airtune.methods"
+_PARTS = ("init", "plan", "divide", "learn")
+
+
+def is_path(name: str) -> bool:
+    """Return whether a method's name is a file and a name in it.
+
+    >>> is_path("./mine.py:Mine"), is_path("jcpba")
+    (True, False)
+    """
+    return ".py:" in name or name.endswith(".py")
+
+
+def load_path(name: str) -> Callable[..., object]:
+    """Return what `./mine.py:Mine` names.
+
+    Raises:
+        MethodError: if the file or the name is not there, or the file cannot be run.
+    """
+    place, colon, attribute = name.rpartition(":")
+    if not colon:
+        raise MethodError(f"{name} names no class; write {name}:Mine")
+    path = Path(place).expanduser()
+    if not path.is_file():
+        raise MethodError(f"there is no file {place}; a method is given as ./mine.py:Mine")
+    return _maker(_module(path.resolve()), attribute, name)
+
+
+def load_entry(entry: EntryPoint) -> Callable[..., object]:
+    """Return what an entry point names.
+
+    Raises:
+        MethodError: if it cannot be imported.
+    """
+    try:
+        found = entry.load()
+    except Exception as error:  # a stranger's package can raise anything
+        raise MethodError(f"the plug-in {entry.name} ({entry.value}) fails: {error!r}") from error
+    if not callable(found):
+        raise MethodError(f"the plug-in {entry.name} ({entry.value}) is not callable")
+    return cast("Callable[..., object]", found)
+
+
+def entry_points_of() -> Mapping[str, EntryPoint]:
+    """Return the installed plug-ins by name, not loaded."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def as_method(name: str, made: object) -> Method:
+    """Return a method from what a builder made: a method, or a decider to wrap.
+
+    Raises:
+        MethodError: if it is neither; the message says what is missing.
+    """
+    if isinstance(made, Method):
+        return made
+    missing = [part for part in _PARTS if not callable(getattr(made, part, None))]
+    if not isinstance(getattr(made, "needs", None), frozenset):
+        missing.append("needs (a frozenset)")
+    if missing:
+        raise MethodError(
+            f"{name} made a {type(made).__name__}, which is no method: it lacks "
+            f"{', '.join(missing)}"
+        )
+    return Method(
+        name,
+        cast("Decider", made),
+        aggregate=getattr(made, "aggregate", AggregateSpec()),
+        work=getattr(made, "work", WorkSpec()),
+    )
+
+
+@lru_cache(maxsize=32)
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"airtune_plugin_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise MethodError(f"{path} cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # a stranger's file can raise anything
+        raise MethodError(f"{path} fails when it is run: {error!r}") from error
+    return module
+
+
+def _maker(module: ModuleType, attribute: str, name: str) -> Callable[..., object]:
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        offered = [key for key, value in vars(module).items()
+                   if isinstance(value, type) and value.__module__ == module.__name__]  # fmt: skip
+        raise MethodError(
+            f"{name}: the file has no class {attribute}; it has {', '.join(offered) or 'none'}"
+        )
+    return cast("Callable[..., object]", found)

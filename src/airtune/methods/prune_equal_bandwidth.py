@@ -1,0 +1,107 @@
+"""The control that prunes each device by itself but divides the links equally."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from airtune.methods.assemble import level_plan, spread
+from airtune.methods.budget import Budget, check_budget, choose_budget, least_budget
+from airtune.methods.levels import allowed_levels, exact_problem, finish_table, lightest
+from airtune.methods.seen import see
+from airtune.plan import (
+    Floats,
+    Ints,
+    LinkState,
+    Need,
+    Observation,
+    Problem,
+    Results,
+    RoundPlan,
+    State,
+)
+from airtune.solve import LadderProblem
+
+
+@dataclass(frozen=True, slots=True)
+class PruneEqualBandwidth:
+    """Client-specific pruning at equal shares: the least finish time within the budget."""
+
+    budget: Budget = "auto"
+    """Weighted mean pruning rate; auto = what reaches the target soonest by the calibration."""
+    quality_budget: float = 0.0
+    """Instead: the relative loss increase allowed; 0 = off."""
+    max_prune: float = 0.7
+    """Largest pruning rate of a device."""
+    needs: frozenset[Need] = frozenset({"capability", "channel"})
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget, self.quality_budget, self.max_prune)
+
+    def init(self, problem: Problem) -> State:
+        """Return no state."""
+        return {}
+
+    def plan(
+        self, problem: Problem, state: State, observation: Observation
+    ) -> tuple[RoundPlan, State]:
+        """Prune the slow devices until the budget is spent."""
+        seen = see(problem, observation)
+        allowed = allowed_levels(problem, seen, self.max_prune)
+        if not seen.able.size:
+            return level_plan(
+                problem, observation, seen, lightest(allowed), seen.idle_share, why="waits"
+            ), state
+        exact = exact_problem(problem, seen, allowed, 1.0)
+        share = seen.curves.equal_shares()
+        finish = np.where(exact.allowed, finish_table(problem, seen, share), np.inf)
+        moments = np.unique(finish[np.isfinite(finish)])
+        budget, why = choose_budget(
+            self.budget, self.quality_budget, problem.calibration,
+            least=least_budget(exact.weight, exact.pruned, exact.allowed), most=self.max_prune,
+            round_s=lambda rate: levels_in_time(exact, finish, moments, rate)[1],
+        )  # fmt: skip
+        level, _ = levels_in_time(exact, finish, moments, budget)
+        level, share = spread(seen, level, share, lightest(allowed))
+        return level_plan(
+            problem, observation, seen, level, share,
+            why=f"equal shares, budget {budget:.1%}, {why}", notes={"budget": budget},
+        ), state  # fmt: skip
+
+    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
+               remaining_bytes: Floats) -> Floats:  # fmt: skip
+        """Keep the equal shares."""
+        return plan.assignments.share
+
+    def learn(self, problem: Problem, state: State, results: Results) -> State:
+        """Learn nothing."""
+        return state
+
+
+def levels_in_time(
+    exact: LadderProblem, finish: Floats, moments: Floats, budget: float
+) -> tuple[Ints, float]:
+    """Return the lightest levels that meet the least finish time within a budget, and that time.
+
+    Args:
+        exact: the devices' costs.
+        finish: when each device finishes at each level, inf where not allowed, shape (n, levels).
+        moments: the finite values of `finish`, rising: the optimum is one of them.
+        budget: weighted mean pruning rate.
+    """
+    low, high = 0, moments.shape[0] - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _fits(exact, finish, moments[middle], budget) else (
+            middle + 1, high)  # fmt: skip
+    level = np.argmax(finish <= moments[low], axis=1)
+    return level.astype(np.int64), float(moments[low])
+
+
+def _fits(exact: LadderProblem, finish: Floats, moment: float, budget: float) -> bool:
+    in_time = finish <= moment
+    if not in_time.any(axis=1).all():
+        return False
+    level = np.argmax(in_time, axis=1)
+    return float(np.sum(exact.weight * exact.pruned[level])) <= budget + 1e-12

@@ -1,0 +1,182 @@
+"""Every method by name: what builds it, what it is, where it comes from.
+
+A new method is one file with its decider and one row here, or no row at all: a recipe may name
+`./mine.py:Mine` or an entry point of the group `airtune.methods`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from types import MappingProxyType
+from typing import Literal
+
+from airtune.errors import MethodError, RecipeError
+from airtune.methods.best_bandwidth import BestBandwidth
+from airtune.methods.jcpba import Jcpba
+from airtune.methods.plugins import as_method, entry_points_of, is_path, load_entry, load_path
+from airtune.methods.prune_equal_bandwidth import PruneEqualBandwidth
+from airtune.methods.random_choice import RandomChoice
+from airtune.methods.settings import Settings, faults_of, typed
+from airtune.methods.uniform_prune import UniformPrune
+from airtune.methods.whole_equal import WholeEqual
+from airtune.plan import Method, WorkSpec
+
+Kind = Literal["method", "baseline", "control"]
+
+
+@dataclass(frozen=True, slots=True)
+class FedProx:
+    """Settings of FedProx: federated averaging with a pull towards the global adapters."""
+
+    penalty_weight: float = 0.01
+    """mu of the proximal term `mu / 2 * ||adapters - global||^2`."""
+
+    def __post_init__(self) -> None:
+        if not self.penalty_weight >= 0.0:
+            raise RecipeError(f"penalty_weight must be at least 0, got {self.penalty_weight:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class MethodRow:
+    """One method of the list."""
+
+    kind: Kind
+    settings: Callable[..., object] | None
+    """Dataclass of what a recipe may set; None for a control that the run itself carries out."""
+    summary: str
+    source: str
+    reconstructed: bool = False
+    """The source gave the idea; the equations are this project's reading of it."""
+    make: Callable[[str, object], Method] | None = None
+    """From name and settings to the method; None = the settings are the decider."""
+
+    def build(self, name: str, settings: Settings) -> Method:
+        """Return the method with these settings.
+
+        Raises:
+            RecipeError: naming every setting that is wrong.
+            MethodError: if it is a control of the run, or the plug-in is no method.
+        """
+        if self.settings is None:
+            raise MethodError(f"{name} is a control that only a run carries out, not a method")
+        faults = faults_of(self.settings, settings)
+        if faults:
+            raise RecipeError("; ".join(f"method.{fault}" for fault in faults))
+        made = self.settings(**typed(self.settings, settings))
+        return self.make(name, made) if self.make else as_method(name, made)
+
+
+def _fedprox(name: str, settings: object) -> Method:
+    weight = float(getattr(settings, "penalty_weight", 0.0))
+    return Method(name, WholeEqual(), work=WorkSpec(penalty="proximal", penalty_weight=weight))
+
+
+_JCPBA_PAPER = "Low-latency Federated LLM Fine-tuning Over Wireless Networks, arXiv 2602.01024"
+_PAPER_BASELINE = f"baseline of {_JCPBA_PAPER}"
+
+METHODS: Mapping[str, MethodRow] = MappingProxyType({
+    "jcpba": MethodRow(
+        "method", Jcpba, "pruning and bandwidth of each device chosen together, round by round",
+        _JCPBA_PAPER, reconstructed=True,
+    ),
+    "fedavg-lora": MethodRow(
+        "baseline", WholeEqual, "the whole model for everybody, links divided equally (FedIT)",
+        "Towards Building the Federated GPT: Federated Instruction Tuning, arXiv 2305.05644",
+    ),
+    "fedprox": MethodRow(
+        "baseline", FedProx, "fedavg-lora with a pull towards the global adapters",
+        "Federated Optimization in Heterogeneous Networks, arXiv 1812.06127", make=_fedprox,
+    ),
+    "best-bandwidth": MethodRow(
+        "control", BestBandwidth, "no pruning, links divided so that the slowest finishes soonest",
+        _PAPER_BASELINE, reconstructed=True,
+    ),
+    "uniform-prune": MethodRow(
+        "control", partial(UniformPrune, division="equal"),
+        "one pruning rate for all, links divided equally", _PAPER_BASELINE, reconstructed=True,
+    ),
+    "uniform-prune-bandwidth": MethodRow(
+        "control", partial(UniformPrune, division="best"),
+        "one pruning rate for all, links divided as well as can be", _PAPER_BASELINE,
+        reconstructed=True,
+    ),
+    "prune-equal-bandwidth": MethodRow(
+        "control", PruneEqualBandwidth, "each device pruned by itself, links divided equally",
+        _PAPER_BASELINE, reconstructed=True,
+    ),
+    "random": MethodRow(
+        "control", RandomChoice, "random pruning within the budget, random shares",
+        _PAPER_BASELINE, reconstructed=True,
+    ),
+    "untuned": MethodRow("control", None, "the base model as it is", "control"),
+    "local-only": MethodRow(
+        "control", None, "every device trains alone and nothing is shared", "control"
+    ),
+    "pooled": MethodRow(
+        "control", None, "all data in one place; needs central data", "control"
+    ),
+})  # fmt: skip
+"""The methods that come with airtune, in the order of `airtune list methods`."""
+
+
+def list_methods() -> Mapping[str, MethodRow]:
+    """Return the built-in methods and those of installed plug-ins, by name.
+
+    Plug-ins are listed without being loaded; a built-in name cannot be taken over.
+    """
+    rows = dict(METHODS)
+    for name, entry in entry_points_of().items():
+        if name not in rows:
+            rows[name] = MethodRow("method", None, f"plug-in {entry.value}", entry.value)
+    return MappingProxyType(rows)
+
+
+def method_row(name: str) -> MethodRow:
+    """Return the row of a name of the list, of an entry point or of `./mine.py:Mine`.
+
+    Raises:
+        RecipeError: if there is no such method; the message names the nearest.
+        MethodError: if a plug-in cannot be loaded.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if is_path(name):
+        return MethodRow("method", load_path(name), f"from {name}", name)
+    entries = entry_points_of()
+    if name in entries:
+        return MethodRow("method", load_entry(entries[name]), f"plug-in {name}", name)
+    known = [*METHODS, *entries]
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    raise RecipeError(f"there is no method {name!r}; {hint} A file is given as ./mine.py:Mine")
+
+
+def build_method(name: str, settings: Settings | None = None) -> Method:
+    """Return a method by name with settings from a recipe.
+
+    Raises:
+        RecipeError: if the name or a setting is wrong.
+        MethodError: if a plug-in cannot be loaded or is no method.
+
+    >>> build_method("jcpba", {"solver": "bcd"}).name
+    'jcpba'
+    """
+    return method_row(name).build(name, settings or {})
+
+
+def settings_faults(name: str, settings: Settings) -> list[str]:
+    """Return all faults of a method's name and settings, each beginning with the key; [] = none.
+
+    >>> settings_faults("jcpba", {"solvr": "exact"})
+    ['solvr: jcpba has no such setting; did you mean solver?']
+    """
+    try:
+        row = method_row(name)
+    except (RecipeError, MethodError) as error:
+        return [f"name: {error}"]
+    if row.settings is None:
+        return [f"{key}: {name} has no settings" for key in settings]
+    return faults_of(row.settings, settings, name=name)

@@ -1,0 +1,102 @@
+"""What a decider sees of the devices that are there this round, in columns of shape (n,)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from airtune.cost import download_bytes, transfer_s
+from airtune.errors import MethodError
+from airtune.fleet.rates import downlink_bps
+from airtune.plan import Bools, Floats, Ints, LinkState, Observation, Problem, Profiles
+from airtune.solve import Curves, curves_of, silent
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The available devices with everything a method that needs capability and channel may know."""
+
+    device: Ints
+    """Indices into the fleet, rising."""
+    names: tuple[str, ...]
+    weight: Floats
+    """Share of the data among those here, summing to 1."""
+    flops_per_s: Floats
+    memory_bytes: Floats
+    """Inf where it is not known."""
+    download_s: Floats
+    """Of the broadcast adapters; 0 where nothing comes down in this slot."""
+    links: LinkState
+    curves: Curves
+    """Uplinks of `able`, with what the silent devices hold taken off the budgets."""
+    able: Ints
+    """Rows that have an uplink and a downlink in this slot."""
+    idle_share: Floats
+    """Even share of each device's link: what the silent ones hold meanwhile."""
+
+    def of(self, column: Floats) -> Floats:
+        """Return a column's rows for the devices that are able."""
+        return column[self.able]
+
+    @property
+    def able_names(self) -> tuple[str, ...]:
+        """Names of the devices that are able."""
+        return tuple(self.names[row] for row in self.able)
+
+
+def available(observation: Observation) -> Ints:
+    """Return the indices of the devices that are there, rising."""
+    return np.flatnonzero(observation.available).astype(np.int64)
+
+
+def see(problem: Problem, observation: Observation) -> Seen:
+    """Return the available devices in columns.
+
+    Raises:
+        MethodError: if speeds or links are hidden: the method forgot to ask for them in `needs`.
+    """
+    links, speed = observation.links, observation.flops_per_s
+    if links is None or speed is None:
+        missing = "channel" if links is None else "capability"
+        raise MethodError(
+            f"this rule decides by the {missing} of devices, which is hidden from it; "
+            f"add {missing!r} to its needs"
+        )
+    device = available(observation)
+    size = np.full(
+        device.shape, download_bytes(problem.shape, problem.workload, problem.workload.rank)
+    )
+    down_s = transfer_s(size, downlink_bps(links, device))
+    mute: Bools = silent(links, device) | ~np.isfinite(down_s)
+    able = np.flatnonzero(~mute)
+    curves = curves_of(links, device[able])
+    dedicated = np.array([spec.kind == "dedicated" for spec in links.specs])[links.link[device]]
+    even = even_shares(links.link[device], dedicated)
+    held = np.bincount(
+        links.link[device], np.where(mute & ~dedicated, even, 0.0), minlength=len(links.specs)
+    )
+    memory = problem.devices.memory_bytes
+    return Seen(
+        device=device, names=tuple(problem.devices.names[index] for index in device),
+        weight=share_of_data(problem.devices, device), flops_per_s=speed[device],
+        memory_bytes=np.full(device.shape, np.inf) if memory is None else memory[device],
+        download_s=np.where(np.isfinite(down_s), down_s, 0.0), links=links,
+        curves=replace(curves, budget=curves.budget - held), able=able, idle_share=even,
+    )  # fmt: skip
+
+
+def even_shares(link: Ints, dedicated: Bools | None) -> Floats:
+    """Return an equal share of every link for its devices, 1 where a device has it to itself."""
+    if not link.size:
+        return np.zeros(0)
+    crowd = np.bincount(link)[link]
+    alone = np.zeros(link.shape, np.bool_) if dedicated is None else dedicated
+    return np.where(alone, 1.0, 1.0 / crowd)
+
+
+def share_of_data(devices: Profiles, device: Ints) -> Floats:
+    """Return the devices' shares of the data among themselves; equal where none has any."""
+    weight = devices.weight[device]
+    total = float(np.sum(weight))
+    return weight / total if total > 0.0 else np.full(device.shape, 1.0 / max(device.size, 1))

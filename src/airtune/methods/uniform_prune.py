@@ -1,0 +1,125 @@
+"""Controls with one pruning rate for all, on equal shares or on the best division of the links."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from airtune.errors import RecipeError
+from airtune.methods.assemble import level_plan, spread
+from airtune.methods.budget import Budget, check_budget, choose_budget, least_budget
+from airtune.methods.levels import (
+    allowed_levels,
+    exact_problem,
+    finish_table,
+    ladder_of,
+    lightest,
+)
+from airtune.methods.seen import Seen, see
+from airtune.plan import (
+    Bools,
+    Floats,
+    Ints,
+    LinkState,
+    Need,
+    Observation,
+    Problem,
+    Results,
+    RoundPlan,
+    State,
+)
+from airtune.solve import LadderProblem, divide_min_max
+
+
+@dataclass(frozen=True, slots=True)
+class UniformPrune:
+    """Everybody prunes alike, as far as the budget goes; memory may force more on some."""
+
+    division: Literal["equal", "best"] = "equal"
+    """How links are divided: equally, or so that the slowest finishes soonest."""
+    budget: Budget = "auto"
+    """Weighted mean pruning rate; auto = what reaches the target soonest by the calibration."""
+    quality_budget: float = 0.0
+    """Instead: the relative loss increase allowed; 0 = off."""
+    max_prune: float = 0.7
+    """Largest pruning rate of a device."""
+    needs: frozenset[Need] = frozenset({"capability", "channel"})
+
+    def __post_init__(self) -> None:
+        if self.division not in ("equal", "best"):
+            raise RecipeError(f"division must be equal or best, got {self.division!r}")
+        check_budget(self.budget, self.quality_budget, self.max_prune)
+
+    def init(self, problem: Problem) -> State:
+        """Return no state."""
+        return {}
+
+    def plan(
+        self, problem: Problem, state: State, observation: Observation
+    ) -> tuple[RoundPlan, State]:
+        """Put everybody on the heaviest common level within the budget."""
+        seen = see(problem, observation)
+        allowed = allowed_levels(problem, seen, self.max_prune)
+        if not seen.able.size:
+            return level_plan(
+                problem, observation, seen, lightest(allowed), seen.idle_share, why="waits"
+            ), state
+        exact = exact_problem(problem, seen, allowed, 1.0)
+        pruned = ladder_of(problem.shape, problem.workload).pruned
+        budget, why = choose_budget(
+            self.budget, self.quality_budget, problem.calibration,
+            least=least_budget(exact.weight, pruned, exact.allowed), most=self.max_prune,
+            round_s=lambda rate: self._divide(problem, seen, exact, rate)[2],
+        )  # fmt: skip
+        level, share, _ = self._divide(problem, seen, exact, budget)
+        level, share = spread(seen, level, share, lightest(allowed))
+        return level_plan(
+            problem, observation, seen, level, share,
+            why=f"the same for all, budget {budget:.1%}, {why}", notes={"budget": budget},
+        ), state  # fmt: skip
+
+    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
+               remaining_bytes: Floats) -> Floats:  # fmt: skip
+        """Keep the shares of the plan."""
+        return plan.assignments.share
+
+    def learn(self, problem: Problem, state: State, results: Results) -> State:
+        """Learn nothing."""
+        return state
+
+    def _divide(
+        self, problem: Problem, seen: Seen, exact: LadderProblem, budget: float
+    ) -> tuple[Ints, Floats, float]:
+        """Return levels, shares and the round time at a budget."""
+        level = common_level(exact.pruned, exact.allowed, exact.weight, budget)
+        rows = np.arange(level.shape[0])
+        if self.division == "best":
+            found = divide_min_max(
+                exact.curves, exact.fixed_s + exact.compute_s[rows, level], exact.bits[level]
+            )
+            return level, found.share, found.round_s
+        share = exact.curves.equal_shares()
+        finish = finish_table(problem, seen, share)[rows, level]
+        return level, share, float(np.max(finish))
+
+
+def common_level(pruned: Floats, allowed: Bools, weight: Floats, budget: float) -> Ints:
+    """Return the heaviest level that all can share within a budget, shape (n,).
+
+    Devices whose memory forces more prune more, at the expense of the others' rate.
+
+    >>> levels = np.array([0.0, 0.2, 0.4])
+    >>> common_level(levels, np.ones((2, 3), bool), np.array([0.5, 0.5]), 0.3).tolist()
+    [1, 1]
+    """
+    floor = np.argmax(allowed, axis=1)
+    top = allowed.shape[1] - 1 - np.argmax(allowed[:, ::-1], axis=1)
+    best = floor
+    for step in range(pruned.shape[0]):
+        level = np.clip(step, floor, top)
+        if float(np.sum(weight * pruned[level])) > budget + 1e-12:
+            break
+        best = level
+    return best.astype(np.int64)
