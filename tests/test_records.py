@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from airtune import records
 from airtune.errors import CheckpointError, RunExistsError, StorageError
 from airtune.records import DEVICE_COLUMNS, RunWriter, flatten, read_run, write_atomically
+from airtune.records import run as run_records
 
 HEADER = {"name": "test", "seed": 0, "method": {"name": "jcpba"}}
 
@@ -177,8 +178,8 @@ def test_a_header_that_cannot_be_read_says_why(tmp_path, content, message):
 
 
 def test_an_older_schema_is_upgraded_step_by_step(run, monkeypatch):
-    monkeypatch.setattr(records, "SCHEMA", 3)
-    monkeypatch.setattr(records, "_UPGRADES", {
+    monkeypatch.setattr(run_records, "SCHEMA", 3)
+    monkeypatch.setattr(run_records, "_UPGRADES", {
         1: lambda header: {**header, "schema": 2, "fleet": {}},
         2: lambda header: {**header, "schema": 3, "kind": "local"},
     })  # fmt: skip

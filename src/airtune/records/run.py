@@ -1,59 +1,29 @@
-"""Records of a run: what happened, as plain JSON and CSV that any tool can read.
-
-    run.json      the header, with the schema number; written once
-    rounds.jsonl  one line a round; the line is written last and makes the round count
-    devices.csv   one row a device and round
-    rounds.csv    the same rounds as a flat table; written when the run ends
-    result.json   what the run ended with; written when the run ends
-
-Rules. Finite floats are written so that they read back bit for bit. A number that is not finite is
-`null` in JSON; in a CSV file NaN is an empty cell. Only the block `measured` of a round holds wall
-time, so two runs of one recipe differ in nothing else. A line of `rounds.jsonl` carries a checksum
-of itself (without `measured`) and of the rows of `devices.csv` that belong to it. What a killed
-process left behind the last whole line is ignored by readers and cut off on resume; damage anywhere
-else is an error that names the file and the line. Versions: a folder of an older schema is upgraded
-while it is read (`_UPGRADES`), one of a newer schema is refused.
-"""
+"""Writing and reading a run folder; the rules are in the package's docstring."""
 
 from __future__ import annotations
 
-import csv
-import errno
-import io
 import json
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from airtune.errors import CheckpointError, RunExistsError, StorageError
+from airtune.records.files import add, cut, storage, write_atomically, write_csv
+from airtune.records.table import HEADER_LINE, Columns, format_rows, join, parse_rows
 
 SCHEMA = 1
 
-_TEXT = ("name", "status", "codec", "reason")
-_WHOLE = ("round", "device", "rank", "cut", "local_steps", "samples")
-DEVICE_COLUMNS = (
-    "round", "device", "name", "status", "prune_heads", "prune_ffn", "pruned", "rank", "cut",
-    "codec", "share", "bandwidth_hz", "local_steps", "download_s", "compute_s", "upload_s",
-    "finish_s", "download_bytes", "upload_bytes", "flops", "peak_bytes", "memory_bytes",
-    "energy_j", "loss_first", "loss_last", "samples", "reason",
-)  # fmt: skip
-"""Columns of `devices.csv`, in order."""
-
 Json = dict[str, Any]
-Columns = dict[str, NDArray[Any]]
 
 _UPGRADES: dict[int, Callable[[Json], Json]] = {}
 """Schema number -> function that turns such a header into one of the next schema."""
 
-_HEADER_LINE = (",".join(DEVICE_COLUMNS) + "\n").encode()
 _NAMES = ("run.json", "rounds.jsonl", "devices.csv", "rounds.csv", "result.json")
 
 
@@ -99,9 +69,9 @@ class RunWriter:
         with storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "rounds.jsonl").write_bytes(b"")
-            (folder / "devices.csv").write_bytes(_HEADER_LINE)
+            (folder / "devices.csv").write_bytes(HEADER_LINE)
         write_atomically(folder / "run.json", _document({**header, "schema": SCHEMA}))
-        return cls(folder, 0, len(_HEADER_LINE))
+        return cls(folder, 0, len(HEADER_LINE))
 
     @classmethod
     def resume(cls, folder: Path | str, rounds: int) -> Self:
@@ -121,12 +91,12 @@ class RunWriter:
             )
         kept = [_parse_line(folder, number, line) for number, line in enumerate(lines[:rounds], 1)]
         rounds_bytes = sum(len(line) + 1 for line in lines[:rounds])
-        devices_bytes = len(_HEADER_LINE) + sum(block["bytes"] for _, block in kept)
+        devices_bytes = len(HEADER_LINE) + sum(block["bytes"] for _, block in kept)
         for _ in _blocks(folder, [block for _, block in kept]):
             pass
         # rounds.jsonl says what counts, so a kill between the two cuts leaves a readable run
-        _cut(folder / "rounds.jsonl", rounds_bytes)
-        _cut(folder / "devices.csv", devices_bytes)
+        cut(folder / "rounds.jsonl", rounds_bytes)
+        cut(folder / "devices.csv", devices_bytes)
         (folder / "result.json").unlink(missing_ok=True)
         return cls(folder, rounds_bytes, devices_bytes)
 
@@ -142,15 +112,15 @@ class RunWriter:
             ValueError: if a column is missing, unknown or of another length.
             StorageError: if the disk is full; the files are then as before.
         """
-        table = _format_rows({"round": round_record["round"], **devices})
+        table = format_rows({"round": round_record["round"], **devices})
         block = {"rows": table.count(b"\n"), "bytes": len(table), "crc32": zlib.crc32(table)}
         line = _format_line(round_record, block)
         try:
-            _add(self.folder / "devices.csv", table, self._devices_bytes)
-            _add(self.folder / "rounds.jsonl", line, self._rounds_bytes)
+            add(self.folder / "devices.csv", table, self._devices_bytes)
+            add(self.folder / "rounds.jsonl", line, self._rounds_bytes)
         except StorageError:
-            _cut(self.folder / "rounds.jsonl", self._rounds_bytes)
-            _cut(self.folder / "devices.csv", self._devices_bytes)
+            cut(self.folder / "rounds.jsonl", self._rounds_bytes)
+            cut(self.folder / "devices.csv", self._devices_bytes)
             raise
         self._devices_bytes += len(table)
         self._rounds_bytes += len(line)
@@ -177,7 +147,7 @@ def read_run(folder: Path | str) -> RunRecord:
         folder=folder,
         header=header,
         rounds=[record for record, _ in parsed],
-        devices=_join(tables),
+        devices=join(tables),
         results=_read_document(results) if results.exists() else None,
     )
 
@@ -214,65 +184,6 @@ def write_rounds_csv(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
     write_csv(path, names, ([row.get(name) for name in names] for row in rows))
 
 
-def write_csv(path: Path, names: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
-    """Write a table with a header line at once; None is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file by new content, whole or not at all.
-
-    Raises:
-        StorageError: if the disk is full or the path cannot be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.partial")
-    with storage(path):
-        try:
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def storage(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write `path` into a StorageError."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"the disk is full, {path} was not written; free some space and resume"
-        else:
-            reason = error.strerror or str(error)
-            message = f"{path} cannot be written ({reason.lower()}); choose another output folder"
-        raise StorageError(message) from error
-
-
-def _add(path: Path, data: bytes, position: int) -> None:
-    with storage(path), path.open("r+b") as file:
-        file.seek(position)
-        file.write(data)
-        file.truncate()
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _cut(path: Path, length: int) -> None:
-    with storage(path):
-        os.truncate(path, length)
-
-
 def _plain(value: Any) -> Any:
     """Return a value as JSON knows it; numbers that are not finite become None."""
     if isinstance(value, Mapping):
@@ -299,41 +210,6 @@ def _format_line(record: Mapping[str, Any], block: Mapping[str, int]) -> bytes:
     plain = {**_plain(record), "devices": dict(block)}
     plain["crc32"] = _checksum(plain)
     return json.dumps(plain, ensure_ascii=False).encode() + b"\n"
-
-
-def _format_rows(columns: Mapping[str, ArrayLike]) -> bytes:
-    wrong = sorted(set(columns) ^ set(DEVICE_COLUMNS))
-    if wrong:
-        raise ValueError(
-            f"the columns of a round must be exactly {', '.join(DEVICE_COLUMNS)}; "
-            f"missing or unknown: {', '.join(wrong)}"
-        )
-    rows = np.atleast_1d(np.asarray(columns["device"])).shape[0]
-    cells = [_cells(name, columns[name], rows) for name in DEVICE_COLUMNS]
-    lines = map(",".join, zip(*cells, strict=True))
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def _cells(name: str, column: ArrayLike, rows: int) -> list[str]:
-    """Return a column as the cells of a CSV file; joining them is twice as fast as csv.writer."""
-    kind = np.str_ if name in _TEXT else np.int64 if name in _WHOLE else np.float64
-    values = np.asarray(column)
-    if values.shape not in ((), (rows,)):
-        raise ValueError(f"column {name} must have shape ({rows},), got {values.shape}")
-    if kind is np.str_:
-        cells = [_text_cell(text) for text in values.reshape(-1).tolist()]
-    else:
-        numbers = values.reshape(-1).astype(kind, casting="same_kind")
-        cells = list(map(repr, numbers.tolist()))
-        if kind is np.float64 and np.isnan(numbers).any():
-            cells = ["" if cell == "nan" else cell for cell in cells]
-    return cells if values.shape else cells * rows
-
-
-def _text_cell(text: str) -> str:
-    # a row is one line of the file, so that a torn line can be told from a whole one
-    text = text if text.isprintable() else " ".join(text.split())
-    return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
 
 
 def _read_document(path: Path) -> Json:
@@ -399,9 +275,9 @@ def _blocks(folder: Path, blocks: Sequence[Mapping[str, int]]) -> Iterator[Colum
     """Yield each round's rows of `devices.csv` as columns, after checking them."""
     path = folder / "devices.csv"
     content = memoryview(_read_file(path))
-    if bytes(content[: len(_HEADER_LINE)]) != _HEADER_LINE:
+    if bytes(content[: len(HEADER_LINE)]) != HEADER_LINE:
         raise CheckpointError(f"{path}, line 1, is damaged: the names of the columns are not there")
-    position, line = len(_HEADER_LINE), 2
+    position, line = len(HEADER_LINE), 2
     for block in blocks:
         table = bytes(content[position : position + block["bytes"]])
         if zlib.crc32(table) != block["crc32"]:
@@ -409,25 +285,6 @@ def _blocks(folder: Path, blocks: Sequence[Mapping[str, int]]) -> Iterator[Colum
                 f"{path} is damaged in the {block['rows']} lines from line {line} on: their "
                 "checksum differs from the one in rounds.jsonl"
             )
-        yield _parse_rows(table)
+        yield parse_rows(table)
         position += len(table)
         line += block["rows"]
-
-
-def _parse_rows(table: bytes) -> Columns:
-    rows = list(csv.reader(io.StringIO(table.decode(), newline="")))
-    cells = zip(*rows, strict=True) if rows else ((),) * len(DEVICE_COLUMNS)
-    return {name: _column(name, cell) for name, cell in zip(DEVICE_COLUMNS, cells, strict=True)}
-
-
-def _column(name: str, cells: Sequence[str]) -> NDArray[Any]:
-    if name in _TEXT:
-        return np.array(cells, dtype=object)
-    if name in _WHOLE:
-        return np.array([int(cell) for cell in cells], dtype=np.int64)
-    return np.array([float(cell) if cell else math.nan for cell in cells], dtype=np.float64)
-
-
-def _join(tables: Sequence[Columns]) -> Columns:
-    empty = _parse_rows(b"")
-    return {name: np.concatenate([empty[name], *(t[name] for t in tables)]) for name in empty}
