@@ -22,6 +22,7 @@ def test_a_curve_is_the_mean_between_the_seeds(comparison):
         assert (curve.low <= curve.mean).all()
         assert (curve.mean <= curve.high).all()
         assert curve.reached is not None
+        assert (curve.spent[0], curve.mean[0]) == (0.0, 4.6)
 
 
 def test_a_figure_is_strict_json_without_fixed_colours(comparison):

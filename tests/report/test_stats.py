@@ -24,9 +24,15 @@ def test_smoothing_is_the_mean_of_the_last_values(values, window):
 
 
 def test_the_first_crossing_counts():
-    spent, quality = np.array([1.0, 2.0, 3.0]), np.array([0.4, 0.9, 0.7])
-    assert cost_to_target(spent, quality, 0.6, higher=True, total=9.0) == Reached(2.0, True)
+    spent, quality = np.arange(1.0, 6.0), np.array([0.4, 0.5, 0.5, 0.9, 0.7])
+    assert cost_to_target(spent, quality, 0.6, higher=True, total=9.0) == Reached(4.0, True)
     assert cost_to_target(spent, quality, 0.3, higher=False, total=9.0) == Reached(9.0, False)
+
+
+def test_a_mean_that_is_not_full_reaches_nothing():
+    spent, quality = np.arange(1.0, 4.0), np.array([0.9, 0.9, 0.9])
+    assert cost_to_target(spent, quality, 0.6, higher=True, total=9.0) == Reached(3.0, True)
+    assert not cost_to_target(spent[:2], quality[:2], 0.6, higher=True, total=9.0).hit
 
 
 def test_the_interval_of_few_seeds_uses_every_resample():

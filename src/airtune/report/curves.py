@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -131,13 +132,17 @@ def _spent(run: Run, kind: Kind) -> Floats:
 def _curve(runs: Sequence[Run], row: Row, kind: Kind, scale: float, colour: int) -> Curve:
     """Average the seeds on a common axis, from where all have begun to where the first ends."""
     spent = [_spent(run, kind)[run.evaluated] / scale for run in runs]
+    quality = [run.smoothed for run in runs]
+    if all(math.isfinite(run.initial) for run in runs):
+        spent = [np.concatenate([[0.0], column]) for column in spent]
+        quality = [np.concatenate([[run.initial], run.smoothed]) for run in runs]
     start, end = max(column[0] for column in spent), min(column[-1] for column in spent)
     points = np.unique(np.concatenate([column[(column >= start) & (column <= end)]
                                        for column in spent]))  # fmt: skip
     if points.size > _POINTS or points.size < 2:
         points = np.linspace(start, max(end, start), _POINTS)
     seeds = np.array(
-        [np.interp(points, column, run.smoothed) for column, run in zip(spent, runs, strict=True)]
+        [np.interp(points, column, values) for column, values in zip(spent, quality, strict=True)]
     )
     costs = row.cost(kind)
     hit = bool(costs) and all(cost.hit for cost in costs)

@@ -119,10 +119,9 @@
   function drawRound() {
     const round = chosen();
     draw(one("timeline"), timeline(round));
-    const names = new Map(run.devices);
     const parts = [`Round ${round.round}`, `took ${seconds(round.took)}`];
     if (round.planned !== null) parts.push(`planned ${seconds(round.planned)}`);
-    if (names.has(round.straggler)) parts.push(`straggler ${names.get(round.straggler)}`);
+    if (round.straggler_name) parts.push(`straggler ${round.straggler_name}`);
     one("round-label").textContent = parts.join(" · ");
     slider.setAttribute("aria-valuetext", `round ${round.round}`);
     reasons();

@@ -69,10 +69,9 @@ def render_page(study: Study, summary: Summary) -> str:
 
 def title_of(study: Study) -> str:
     """Return the page's title."""
-    name = str(study.first.record.header.get("name") or "run")
     if study.baseline is None:
-        return f"{name}: {study.focus}"
-    return f"{name}: {len(study.methods)} methods compared"
+        return f"{study.name}: {study.focus}"
+    return f"{study.name}: {len(study.methods)} methods compared"
 
 
 def assumption_line(study: Study) -> str:

@@ -64,12 +64,13 @@ def round_data(run: Run, place: int, shown: Ints) -> dict[str, Any]:
     every = np.flatnonzero(devices["round"] == record["round"])
     finish = np.where(devices["status"][every] == "ok", devices["finish_s"][every], np.nan)
     known = np.isfinite(finish)
-    slowest = int(devices["device"][every[np.nanargmax(finish)]]) if known.any() else -1
+    slowest = int(every[np.nanargmax(finish)]) if known.any() else None
     return {
         "round": int(record["round"]),
         "took": _rounded([record.get("round_s")])[0],
         "planned": _rounded([record.get("predicted_s")])[0],
-        "straggler": slowest,
+        "straggler": -1 if slowest is None else int(devices["device"][slowest]),
+        "straggler_name": "" if slowest is None else devices["name"][slowest],
         "device": devices["device"][rows].tolist(),
         "status": devices["status"][rows].tolist(),
         **{phase: _rounded(devices[f"{phase}_s"][rows].tolist()) for phase in PHASES},

@@ -1,7 +1,7 @@
 """Statistics of a comparison: cost to a target, and paired intervals over seeds.
 
 Rules. A quality series is smoothed by a trailing mean of `SMOOTHING` evaluations. A run reaches the
-target at its first evaluation whose smoothed quality meets it; a run that never does costs more
+target at the first evaluation at which a full such mean meets it; a run that never does costs more
 than it spent, "> T". Methods are compared seed by seed, since a seed fixes data, fleet and channel:
 the interval is a percentile bootstrap of the mean over seeds, exact (every resample) for up to six
 seeds. With few seeds such an interval is narrower than its nominal 95 %, which is why a result is
@@ -88,7 +88,7 @@ def smooth(values: Floats, window: int = SMOOTHING) -> Floats:
 def cost_to_target(
     spent: Floats, quality: Floats, target: float, *, higher: bool, total: float
 ) -> Reached:
-    """Return what was spent when the quality first met the target.
+    """Return what was spent when a full mean of the quality first met the target.
 
     Args:
         spent: cumulative cost at each evaluation, shape (n,).
@@ -99,9 +99,10 @@ def cost_to_target(
 
     >>> cost_to_target(np.array([1.0, 2.0, 3.0]), np.array([0.9, 0.7, 0.6]), 0.7, higher=False,
     ...                total=3.0)
-    Reached(value=2.0, hit=True)
+    Reached(value=3.0, hit=True)
     """
     meets = quality >= target if higher else quality <= target
+    meets[: SMOOTHING - 1] = False
     if not meets.any():
         return Reached(total, hit=False)
     return Reached(float(spent[int(np.argmax(meets))]), hit=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from airtune.errors import CheckpointError
 from airtune.plan import Floats
@@ -56,6 +57,8 @@ class Run:
     energy_j: Floats
     evaluated: list[int]
     """Positions of the rounds with a validation."""
+    initial: float
+    """The metric before the first round; NaN where it was not measured."""
     quality: Floats
     """The metric at these rounds, shape (evaluated,)."""
     worst_tenth: Floats
@@ -79,6 +82,7 @@ class Run:
 class Study:
     """The runs of a report, by method in the order in which they are shown."""
 
+    name: str
     metric: Metric
     methods: tuple[str, ...]
     runs: tuple[Run, ...]
@@ -155,14 +159,15 @@ def _assemble(plan: Mapping[str, Any], records: Sequence[RunRecord]) -> Study:
     posterior = metric.target is None and baseline is not None
     if posterior:
         metric = Metric(metric.name, _final_quality([r for r in runs if r.method == baseline]))
-    recipe = plan.get("recipe", "")
+    recipe = plan.get("recipe") or ""
     return Study(
         metric=metric,
         methods=methods,
         runs=runs,
         baseline=baseline,
         missing=tuple(missing),
-        recipe=recipe if isinstance(recipe, str) else json.dumps(recipe, indent=2),
+        name=str(plan.get("name") or records[0].header.get("name") or "run"),
+        recipe=recipe if isinstance(recipe, str) else yaml.safe_dump(recipe, sort_keys=False),
         target_is_posterior=posterior and metric.target is not None,
     )
 
@@ -213,9 +218,15 @@ def _run(record: RunRecord, label: str, metric: Metric) -> Run:
         ),
         energy_j=np.nancumsum(column(rounds, "energy_j")),
         evaluated=evaluated,
+        initial=_initial(rounds, metric.name),
         quality=np.array([_number(rounds[place], metric.name) for place in evaluated], float),
         worst_tenth=np.array([_number(rounds[place], "worst_tenth") for place in evaluated], float),
     )
+
+
+def _initial(rounds: Sequence[Mapping[str, Any]], name: str) -> float:
+    value = ((rounds[0].get("initial") if rounds else None) or {}).get(name)
+    return math.nan if value is None else float(value)
 
 
 def column(rounds: Sequence[Mapping[str, Any]], name: str) -> Floats:
