@@ -53,9 +53,9 @@ _CONFIGS = {
 Make = Callable[..., BaseModel]
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=sorted(FAMILIES.keys() - {"vit"}))
 def family_name(request: pytest.FixtureRequest) -> str:
-    """Every supported family: the contract suite runs on each."""
+    """Every family that reads text: the contract suite runs on each; see `test_images` for ViT."""
     return request.param
 
 

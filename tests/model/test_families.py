@@ -1,5 +1,5 @@
 import pytest
-from transformers import BertConfig, OPTConfig, ViTConfig
+from transformers import BertConfig, DeiTConfig, OPTConfig
 
 from airtune.errors import ModelError
 from airtune.model.families import FAMILIES, family_of, shape_from_config
@@ -34,7 +34,7 @@ def test_biases_are_where_the_shape_says(base):
         assert (bias is not None) == linear.bias
 
 
-@pytest.mark.parametrize("config", [OPTConfig(), ViTConfig()])
+@pytest.mark.parametrize("config", [OPTConfig(), DeiTConfig()])
 def test_an_unknown_family_names_the_supported_ones(config):
     with pytest.raises(ModelError, match="supported are bert, gpt2, llama"):
         family_of(config)

@@ -78,17 +78,10 @@ class DeviceHalf:
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        family: Family,
-        stacks: Sequence[Mapping[str, torch.Tensor]],
-        *,
-        cut: int,
-        scale: float,
-        dropout: float = 0.0,
-        seeds: Sequence[int] = (),
+        self, network: nn.Module, family: Family, stacks: Sequence[Mapping[str, torch.Tensor]], *,
+        cut: int, scale: float, dropout: float = 0.0, seeds: Sequence[int] = (),
         heads: Sequence[Mapping[str, torch.Tensor]] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Take the device's part of a network, which stays as it is.
 
         Args:
@@ -173,18 +166,10 @@ class ServerHalf:
     """The blocks after the cuts, norm and head, with one set of adapters for all devices."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        family: Family,
-        adapters: Mapping[str, torch.Tensor],
-        *,
-        first: int,
-        scale: float,
-        dropout: float = 0.0,
-        seed: int = 0,
-        head: Mapping[str, torch.Tensor] | None = None,
-        trains_from: int = 0,
-    ) -> None:
+        self, network: nn.Module, family: Family, adapters: Mapping[str, torch.Tensor], *,
+        first: int, scale: float, dropout: float = 0.0, seed: int = 0,
+        head: Mapping[str, torch.Tensor] | None = None, trains_from: int = 0,
+    ) -> None:  # fmt: skip
         """Take the server's part of a network, which stays as it is.
 
         Args:
@@ -259,7 +244,7 @@ class ServerHalf:
         )
         hidden = torch.as_tensor(output.last_hidden_state)
         self._waiting = (hidden, leaves, [arrived[place] for place in order])
-        pieces = hidden.detach().split([len(leaf) for leaf in leaves])
+        pieces = hidden.detach().split_with_sizes([len(leaf) for leaf in leaves])
         back = sorted(range(len(order)), key=order.__getitem__)
         return [pieces[place][:, : leaves[place].shape[1]] for place in back]
 
@@ -344,18 +329,18 @@ def device_losses(
     if batch.labels.dim() == 1:
         logits = class_logits(network, batch).float()
         losses = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
-        return torch.stack([part.mean() for part in losses.split(list(rows))])
+        return torch.stack([part.mean() for part in losses.split_with_sizes(list(rows))])
     sums = token_losses(network, batch, chunk=chunk).sum(1)
     counts = scored(batch).sum(1)
-    pairs = zip(sums.split(list(rows)), counts.split(list(rows)), strict=True)
-    return torch.stack([part.sum() / count.sum() for part, count in pairs])
+    parts = zip(*(item.split_with_sizes(list(rows)) for item in (sums, counts)), strict=True)
+    return torch.stack([part.sum() / count.sum() for part, count in parts])
 
 
 def scored_devices(batch: Batch, rows: Sequence[int]) -> torch.Tensor:
     """Return which devices have something to learn from, (devices,)."""
     if batch.labels.dim() == 1:
         return torch.ones(len(rows), dtype=torch.bool, device=batch.labels.device)
-    return torch.stack([part.any() for part in scored(batch).split(list(rows))])
+    return torch.stack([part.any() for part in scored(batch).split_with_sizes(list(rows))])
 
 
 def _longer(tensor: torch.Tensor, tokens: int, fill: float) -> torch.Tensor:

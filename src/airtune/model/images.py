@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from airtune.errors import DataError, ModelError
 from airtune.model.base import DTYPES, BaseModel, base_of
 from airtune.model.batch import Batch
-from airtune.model.families import family_of
+from airtune.model.families import Config, family_of
 from airtune.plan import Ints
 
 
@@ -68,9 +68,13 @@ def collate_images(
     return Batch((pixels - images.mean) / images.deviation, mask, labels)
 
 
-def image_tokens(network: nn.Module) -> int:
-    """Return how many tokens an image is: its patches and the class token."""
-    config = network.config
+def image_tokens(config: Config) -> int:
+    """Return how many tokens an image is: its patches and the class token.
+
+    >>> from transformers import ViTConfig
+    >>> image_tokens(ViTConfig())
+    197
+    """
     return (int(config.image_size) // int(config.patch_size)) ** 2 + 1
 
 

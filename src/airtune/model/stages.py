@@ -52,6 +52,7 @@ class Arrival(nn.Module):
         self.patch_embeddings = getattr(embedding, "patch_embeddings", None)
 
     def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """Return what came, whatever it is asked for."""
         return self.activation
 
 
@@ -59,6 +60,7 @@ class Nothing(nn.Module):
     """Stands where the position embedding was; positions are in the activation already."""
 
     def forward(self, *args: object, **kwargs: object) -> torch.Tensor:
+        """Return zero."""
         return torch.zeros(())
 
 
@@ -94,6 +96,7 @@ class Given(nn.Module):
         self.hidden = torch.empty(0)
 
     def forward(self, *args: object, **kwargs: object) -> BaseModelOutputWithPooling:
+        """Return what came as a backbone would."""
         pooled = None if self.pooler is None else self.pooler(self.hidden)
         return BaseModelOutputWithPooling(last_hidden_state=self.hidden, pooler_output=pooled)
 
@@ -141,6 +144,11 @@ def head_positions(family: Family, mask: torch.Tensor, *, classifies: bool) -> t
 
 
 def ends_of(family: Family) -> Ends:
+    """Return what surrounds a family's blocks.
+
+    Raises:
+        ModelError: if it is not known, so that the family cannot be cut.
+    """
     if family.name not in _ENDS:
         raise ModelError(f"a {family.name} model cannot be cut; {', '.join(sorted(_ENDS))} can be")
     return _ENDS[family.name]
