@@ -24,7 +24,7 @@ def write_csv(path: Path, names: Sequence[str], rows: Iterator[Sequence[Any]]) -
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file by new content, whole or not at all.
+    """Replace a file by new content, whole or not at all; its folder is made if need be.
 
     Raises:
         StorageError: if the disk is full or the path cannot be written.
@@ -32,6 +32,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     partial = path.with_name(f".{path.name}.partial")
     with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
                 file.write(data)
