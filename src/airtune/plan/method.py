@@ -38,6 +38,11 @@ class AggregateSpec:
     """
 
     rule: AggregateRule = "average"
+    shrinks: bool = False
+    """Pruning is cumulative: the global model keeps as much as the least pruned update, by pooled
+    importance, and the state remembers what each device has left."""
+    memory: float = 0.0
+    """Share of the old scores when the devices' importance is pooled anew, in [0, 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +54,15 @@ class WorkSpec:
     """Replace what is removed by its mean, a constant vector a layer."""
     cumulative: bool = False
     """Pruned structures never come back (FedSpine); otherwise the dense base is sliced anew."""
-    prune_every: int = 0
-    """Local steps between prunings within a round; 0 = once, at its start."""
+    over: Literal["layers", "model"] = "layers"
+    """Where structures compete: within each block, so that all blocks keep the same number and plain
+    tools can load the result, or over the whole model."""
+    own_importance: float = 0.0
+    """Weight of a device's own scores against the pooled ones when it prunes, in [0, 1]."""
     penalty: Literal["none", "proximal", "tail"] = "none"
     penalty_weight: float = 0.0
+    tail: float = 0.99
+    """Share of the rank that a tail penalty leaves alone."""
     labels: Literal["travel", "stay"] = "travel"
     device_frozen: bool = False
     server: Literal["shared", "copies", "sequential"] = "shared"
@@ -98,7 +108,10 @@ class Decider(Protocol):
     Randomness comes from `airtune.keys.generator(problem.seed, name, round)`.
     """
 
-    needs: frozenset[Need]
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it asks to know; a field of a frozen dataclass will do."""
+        ...
 
     def init(self, problem: Problem) -> State:
         """Return the state before the first round."""

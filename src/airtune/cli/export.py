@@ -1,0 +1,35 @@
+"""`airtune export`: files that ordinary tools load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from airtune.cli.console import print_json, print_line
+from airtune.cli.folders import find_run
+from airtune.cli.options import AsJson
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run folder, or latest.")],
+    *,
+    format: Annotated[Literal["adapter", "merged", "pruned", "gguf"], typer.Option("--format", help="What to write.")] = "adapter",
+    output: Annotated[Path | None, typer.Option(help="Folder to write; default: in the run folder.")] = None,
+    prune: Annotated[float | None, typer.Option(help="With pruned: fraction to remove.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Write what a run learned: a PEFT adapter, the merged model, or a pruned one.
+
+    Example: airtune export latest --format adapter --output my-adapter
+    """
+    from airtune.run import export_run
+
+    folder = find_run(run, mark="run.json")
+    place = export_run(folder, format, output=output, prune=prune, overwrite=force)
+    if as_json:
+        print_json({"format": format, "folder": str(place)})
+    else:
+        print_line(f"wrote {place}")

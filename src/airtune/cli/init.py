@@ -1,0 +1,47 @@
+"""`airtune init`: write a commented recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airtune.cli.console import print_json, print_line
+from airtune.cli.options import AsJson
+from airtune.errors import DataError, RunExistsError
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="File to write.")] = Path("recipe.yaml"),
+    *,
+    model: Annotated[str | None, typer.Option(help="Hub id or folder; default: the shipped model.")] = None,
+    data: Annotated[str | None, typer.Option(help="File, folder or hub id; default: shipped data.")] = None,
+    task: Annotated[str, typer.Option(help="causal-lm or classification.")] = "causal-lm",
+    method: Annotated[str, typer.Option(help="See airtune list methods.")] = "jcpba",
+    fleet: Annotated[str | None, typer.Option(help="See airtune list fleets.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Write a commented recipe, ready to run.
+
+    Example: airtune init --model Qwen/Qwen2.5-0.5B --data ./logs.jsonl
+    """
+    from airtune.data.embedded import ARITHMETIC, TOPICS
+    from airtune.recipe import check_recipe, commented_recipe, parse_yaml
+    from airtune.records import write_atomically
+
+    if path.exists() and not force:
+        raise RunExistsError(f"{path} is already there; choose another name or add --force")
+    if data is not None and data.startswith((".", "/")) and not Path(data).exists():
+        raise DataError(f"there is no data at {data!r}; give a file, a folder or a hub id")
+    shipped = TOPICS if task == "classification" else ARITHMETIC
+    text = commented_recipe(
+        file=str(path), model=model, data=data or shipped, task=task, method=method, fleet=fleet
+    )
+    check_recipe(parse_yaml(text, where=str(path)), name="the recipe asked for")
+    write_atomically(path, text)
+    if as_json:
+        print_json({"recipe": str(path)})
+    else:
+        print_line(f"wrote {path}\ncheck it: airtune plan {path}\nrun it:   airtune run {path}")

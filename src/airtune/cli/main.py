@@ -1,0 +1,71 @@
+"""The `airtune` command: its verbs, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+import typer
+
+from airtune.cli import compare, demo, export, init, listing, plan, report, run
+from airtune.cli.console import print_error, print_note
+from airtune.errors import AirtuneError, RunInterruptedError, StorageError
+
+app = typer.Typer(
+    name="airtune",
+    help="Fine-tune a language model across weak, unequal devices that share wireless links.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes are listed in docs/exit-codes.md. --debug shows where an error came from.",
+)
+for verb in (init.init, run.run, plan.plan, compare.compare, report.report, export.export,
+             demo.demo):  # fmt: skip
+    app.command(no_args_is_help=False)(verb)
+app.command("list")(listing.list_)
+
+
+def main() -> None:
+    """Run the command line and leave the process with its exit code."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def invoke(words: Sequence[str]) -> int:
+    """Run one command and return its exit code; see `airtune.errors` for the codes.
+
+    Args:
+        words: the command line without the program's name. `--debug`, anywhere, adds the
+            traceback to an error.
+    """
+    is_debug = "--debug" in words
+    arguments = [word for word in words if word != "--debug"]
+    try:
+        code = app(arguments, prog_name="airtune", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except AirtuneError as error:
+        return _fail(error, arguments, is_debug=is_debug)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail(RunInterruptedError("interrupted"), arguments, is_debug=is_debug)
+    except OSError as error:
+        mapped = StorageError(f"{error.filename or 'the system'}: {error.strerror or error}")
+        return _fail(mapped, arguments, is_debug=is_debug)
+    except Exception as error:  # the outermost loop of the process: nothing is above it
+        if is_debug:
+            traceback.print_exc()
+        print_note(
+            f"error: unexpected {type(error).__name__}: {error}\n"
+            "this is a fault of airtune, not of yours; run it again with --debug and report it"
+        )
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def _fail(error: AirtuneError, arguments: Sequence[str], *, is_debug: bool) -> int:
+    if is_debug:
+        traceback.print_exc()
+    print_error(error, as_json="--json" in arguments)
+    return error.exit_code

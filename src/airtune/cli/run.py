@@ -1,0 +1,98 @@
+"""`airtune run`: fine-tune by a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from airtune.cli.console import print_json, print_line, print_note, print_table
+from airtune.cli.folders import find_run
+from airtune.cli.options import AsJson, Settings, Words, split_words
+from airtune.errors import RecipeError
+from airtune.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from airtune.run import RunResult
+
+
+def run(
+    words: Words = None,
+    *,
+    settings: Settings = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run folder, or with latest.")] = None,
+    name: Annotated[str | None, typer.Option(help="End of the run folder's name.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="The run folder itself.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard.")] = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Fine-tune by a recipe; without one, the embedded default (no download).
+
+    Examples: airtune run · airtune run recipe.yaml --set train.rounds=5 lora.r=4 ·
+    airtune run --resume latest
+    """
+    from airtune.cli.progress import progress, watch_run, with_tensorboard
+    from airtune.recipe import load_recipe
+    from airtune.run import resume_run, run_recipe
+
+    source, changes = split_words(words, settings)
+    if resume is not None and (source or changes or name or folder):
+        raise RecipeError("--resume goes on with the recipe of the run; give nothing else with it")
+    changes += [f"name={name}"] if name else []
+    place = None if resume is None else find_run(resume, mark="run.json")
+    recipe = load_recipe(place / "recipe.yaml" if place else source, overrides=changes)
+    with progress(is_quiet=as_json) as display:
+        watch = watch_run(display, recipe.label, recipe.train.rounds, _announce(as_json))
+        watch = with_tensorboard(watch) if tensorboard else watch
+        if place is not None:
+            result = resume_run(place, watch=watch)
+        else:
+            result = run_recipe(recipe, folder=folder, watch=watch)
+    if as_json:
+        print_json(as_document(result))
+    else:
+        _print(result)
+
+
+def as_document(result: RunResult) -> dict[str, Any]:
+    """Return a result in plain values."""
+    values = asdict(result)
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+
+
+def _announce(as_json: bool) -> Any:
+    def on_folder(folder: Path) -> None:
+        if not as_json:
+            print_note(f"records: {folder}")
+
+    return on_folder
+
+
+def _print(result: RunResult) -> None:
+    rows = [
+        [split, *(_figure(result.results.get(key), name) for name in _names(result))]
+        for split, key in (("before", "initial"), ("best validation", "validation_best"),
+                           ("test", "test"))
+    ]  # fmt: skip
+    print_table("", ["quality", *_names(result)], rows)
+    print_line(
+        f"{result.rounds} rounds took {format_seconds(result.time_s)} on the fleet's clock; "
+        f"{format_bytes(result.upload_bytes)} up, {format_bytes(result.download_bytes)} down"
+    )
+    reached = result.results.get("target_reached")
+    if reached:
+        print_line(f"target reached after {format_seconds(float(reached['time_s']))}")
+    print_line(f"report: {result.report}")
+
+
+def _names(result: RunResult) -> list[str]:
+    known = ("loss", "perplexity", "accuracy", "exact_match", "worst_tenth")
+    seen = {name for part in result.results.values() if isinstance(part, dict) for name in part}
+    return [name for name in known if name in seen]
+
+
+def _figure(part: Any, name: str) -> str:
+    value = part.get(name) if isinstance(part, dict) else None
+    return "-" if value is None else f"{value:.4f}"

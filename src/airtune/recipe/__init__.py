@@ -1,0 +1,16 @@
+"""Recipes: one YAML that says all of a run."""
+
+from airtune.recipe.read import check_recipe, dump_recipe, load_recipe, override, parse_yaml
+from airtune.recipe.schema import EMBEDDED, Recipe
+from airtune.recipe.template import commented_recipe
+
+__all__ = [
+    "EMBEDDED",
+    "Recipe",
+    "check_recipe",
+    "commented_recipe",
+    "dump_recipe",
+    "load_recipe",
+    "override",
+    "parse_yaml",
+]

@@ -1,0 +1,246 @@
+"""The sections and keys of a recipe, their defaults and their ranges.
+
+Keys are called what peft and transformers call them. The data section is `airtune.data.DataSpec`
+itself. Sections hold values only; `airtune.run` is where they become objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from airtune.data.embedded import ARITHMETIC
+from airtune.data.spec import DataSpec
+
+EMBEDDED = "embedded"
+"""`model.source` of the small model that is shipped."""
+
+Metric = Literal["loss", "perplexity", "accuracy"]
+
+_UNHASHED = frozenset({"name", "output", "compare", "threads"})
+"""What does not change a run's numbers, or is checked apart."""
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError(f"must be auto, cpu, cuda or cuda:1, got {value!r}")
+    return value
+
+
+def _plain_name(value: str) -> str:
+    if not re.fullmatch(r"[\w.+-]*", value):
+        raise ValueError(f"may have letters, digits and . _ + -, got {value!r}")
+    return value
+
+
+def _percent(value: object) -> object:
+    """Turn "2%" into 0.02 and leave numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value.strip().removesuffix("%")) / (100.0 if "%" in value else 1.0)
+    except ValueError as error:
+        raise ValueError(f"must be a share such as 2% or 0.02, got {value!r}") from error
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values are not bent to fit."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    source: str = Field(default=EMBEDDED, min_length=1)
+    """Hub id, local folder, or `embedded` for the small model that is shipped."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the base in memory and in the arithmetic."""
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    """Where this machine computes: auto, cpu, cuda or cuda:1."""
+    load_in_4bit: bool = False
+    """Hold the base in 4 bits (CUDA, extra `quantised`)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+
+
+class LoraSection(Section):
+    """The adapters."""
+
+    r: int = Field(default=8, ge=1, le=1024)
+    """Rank, for methods that do not choose one."""
+    lora_alpha: float = Field(default=16.0, gt=0)
+    """The scale is alpha over r, one constant for all ranks."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the blocks' linear layers that carry adapters."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapters."""
+
+
+class TrainSection(Section):
+    """What every device does in a round, and how many rounds there are."""
+
+    rounds: int = Field(default=20, ge=1)
+    """Rounds of the run."""
+    local_steps: int = Field(default=5, ge=1)
+    """Optimiser steps of a device in a round."""
+    per_device_train_batch_size: int = Field(default=8, ge=1)
+    """Sequences in a step."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Of AdamW, constant."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of AdamW, on the adapters."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 = never."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more FLOPs."""
+    loss_chunk: int = Field(default=0, ge=0)
+    """Positions whose logits exist at a time; 0 = all of them."""
+
+
+class FleetSection(Section):
+    """The devices and their links."""
+
+    source: str | dict[str, Any] = "pocket"
+    """Name of a preset, a YAML file, or the fleet itself; see `airtune list fleets`."""
+    devices: int | None = Field(default=None, ge=1)
+    """How many devices are drawn; none = as many as the fleet says."""
+    seed: int | None = Field(default=None, ge=0)
+    """Draws the devices; none = the recipe's seed."""
+    participation: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of the available devices that are asked in a round."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a device vanishes after it was told what to do."""
+
+
+class MethodSection(BaseModel):
+    """The method; its settings are the keys beside `name`."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    name: str = Field(default="jcpba", min_length=1)
+    """A name of `airtune list methods`, or `./mine.py:Mine`."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What stands beside the name."""
+        return dict(self.model_extra or {})
+
+
+class TargetSection(Section):
+    """The quality that is to be reached, fixed before the run."""
+
+    metric: Metric
+    """Measured on the validation share of the devices, smoothed over three evaluations."""
+    value: float = Field(gt=0)
+    """Loss and perplexity are to fall to it, accuracy to rise to it."""
+    stop: bool = False
+    """End the run when it is reached."""
+
+
+class EvaluationSection(Section):
+    """How quality is measured; off the clock for every method."""
+
+    every: int = Field(default=1, ge=1)
+    """Rounds between validations; the last round always has one."""
+    exact_match: bool = False
+    """Generate answers of the test set and compare what follows `####`."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Longest generated answer."""
+
+
+class CalibrationSection(Section):
+    """The short measurement of what pruning costs this model on this data."""
+
+    rounds: int = Field(default=8, ge=2)
+    """Rounds of each short run."""
+    devices: int = Field(default=6, ge=1)
+    """Devices of each short run, at most."""
+    budgets: tuple[Annotated[float, Field(gt=0, lt=0.5)], ...] = Field(
+        default=(0.15, 0.35), min_length=1
+    )
+    """Mean pruning rates that are tried beside no pruning, rising."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> CalibrationSection:
+        if any(right <= left for left, right in zip(self.budgets, self.budgets[1:], strict=False)):
+            raise ValueError(f"budgets must rise, got {', '.join(map(str, self.budgets))}")
+        return self
+
+
+class CompareSection(Section):
+    """What `airtune compare` runs unless the command line says otherwise."""
+
+    methods: tuple[str | dict[str, Any], ...] = ("jcpba", "fedavg-lora", "best-bandwidth")
+    """Names, or mappings of `name`, settings and perhaps a `label`."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    """Each seed draws fleet, channels, partition and batches anew, the same for every method."""
+    baseline: str | None = None
+    """The method that the others are compared with; none = fedavg-lora, or the first."""
+
+
+class Recipe(Section):
+    """One run, said in full."""
+
+    name: Annotated[str, AfterValidator(_plain_name)] = ""
+    """End of the run folder's name; none = the method's."""
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Decides every draw: fleet, channels, partition, batches, adapters."""
+    model: ModelSection = ModelSection()
+    lora: LoraSection = LoraSection()
+    data: DataSpec = DataSpec(source=ARITHMETIC)
+    train: TrainSection = TrainSection()
+    fleet: FleetSection = FleetSection()
+    method: MethodSection = MethodSection()
+    target: TargetSection | None = None
+    evaluation: EvaluationSection = EvaluationSection()
+    calibration: CalibrationSection = CalibrationSection()
+    quality_budget: Annotated[float | None, BeforeValidator(_percent), Field(ge=0, lt=1)] = None
+    """Loss that pruning may cost at equal rounds, `2%` for instance; none = time decides."""
+    deadline_s: float | None = Field(default=None, gt=0)
+    """Seconds after which a round ends; later updates are dropped. none = it waits for all."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads, 0 = torch's choice; a run repeats bit for bit at the same number."""
+    output: str = Field(default="runs", min_length=1)
+    """Folder in which run folders are made."""
+    compare: CompareSection = CompareSection()
+
+    @model_validator(mode="after")
+    def _metric_fits_task(self) -> Recipe:
+        if self.target is None:
+            return self
+        fits = (
+            {"loss", "accuracy"} if self.data.task == "classification" else {"loss", "perplexity"}
+        )
+        if self.target.metric not in fits:
+            raise ValueError(
+                f"target.metric of {self.data.task} must be {' or '.join(sorted(fits))}, "
+                f"got {self.target.metric!r}"
+            )
+        return self
+
+    @property
+    def fleet_seed(self) -> int:
+        """The seed that draws the devices."""
+        return self.seed if self.fleet.seed is None else self.fleet.seed
+
+    @property
+    def label(self) -> str:
+        """The run's name, or the method's."""
+        return self.name or self.method.name.rpartition(":")[2]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the recipe in plain values, as it is saved with the run."""
+        values: dict[str, Any] = json.loads(self.model_dump_json())
+        return values
+
+    def digest(self) -> str:
+        """Return a hash of everything that decides the run's numbers."""
+        values = {key: value for key, value in self.plain().items() if key not in _UNHASHED}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,144 @@
+"""The commented recipe that `airtune init` writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import yaml
+
+_TEMPLATE = """\
+# A recipe says all of a run. Check it:  airtune plan {file}      (no weights, no training)
+#                             Run it:    airtune run {file}
+#                             Compare:   airtune compare {file} --methods jcpba,fedavg-lora --seeds 0,1,2
+# Any key can be set for once:           airtune run {file} --set train.rounds=5 lora.r=4
+# What is left out has the value shown in the comment. Paths start where the command is typed.
+
+# name: ""               # end of the run folder's name; default: the method's
+seed: 0                  # decides every draw: fleet, channels, partition, batches, adapters
+
+model:
+  source: {model}
+  # revision: null       # branch, tag or commit of a hub id
+  dtype: float32         # float32, bfloat16, float16
+  device: auto           # where this machine computes: auto, cpu, cuda
+  load_in_4bit: false    # hold the base in 4 bits (CUDA; pip install 'airtune[quantised]')
+
+lora:
+  r: 8                   # rank, for methods that do not choose one
+  lora_alpha: 16         # the scale is lora_alpha / r
+  target_modules: all-linear   # or a list: [q_proj, v_proj]
+  lora_dropout: 0.0
+
+data:
+  source: {data}
+  task: {task}           # causal-lm (loss on the completion only) or classification
+  # columns: {columns}
+  # test: null           # file with test data; default: test_share of the source
+  # test_share: 0.1
+  # limit: null          # most training rows; test_limit likewise
+  # test_limit: null
+  # subset: null         # of a hub id; likewise split, test_split, revision
+  # split: train
+  # test_split: null
+  # revision: null
+  max_length: {max_length}        # tokens; longer texts are cut, and counted
+  # template: null       # text with {{prompt}} and {{completion}}; default: the tokenizer's
+  # packing: false       # join short texts up to max_length (causal-lm)
+  # labels: []           # classes in the order of their ids; default: sorted
+  partition: dirichlet   # how rows are dealt to devices: iid, dirichlet, shards
+  alpha: 0.5             # of dirichlet; smaller = devices more unlike
+  # shards: 2            # of shards: label shards a device gets
+  # clusters: length     # stands for a label where there is none: length, first-word
+  # min_rows: 2          # rows every device gets at the least
+  held_out: 0.1          # share of a device's rows kept for validation
+
+train:
+  rounds: 20
+  local_steps: 5         # optimiser steps of a device in a round
+  per_device_train_batch_size: 8
+  learning_rate: {learning_rate}   # AdamW
+  # weight_decay: 0.0
+  # max_grad_norm: 1.0   # 0 = never scaled down
+  gradient_checkpointing: {checkpointing}   # less memory, more FLOPs
+  loss_chunk: {loss_chunk}          # positions whose logits exist at a time; 0 = all
+
+fleet:
+  source: {fleet}        # airtune list fleets; or a YAML file of your own
+  # devices: null        # how many; default: as the fleet says
+  # seed: null           # draws the devices; default: the recipe's seed
+  # participation: 1.0   # fraction of the available devices asked in a round
+  # dropout: 0.0         # probability that a device vanishes within a round
+
+method:
+  name: {method}         # airtune list methods; settings of the method follow as keys here
+
+# target:                # fixed before the run; reports say when it was reached
+#   metric: loss         # loss, perplexity (causal-lm); loss, accuracy (classification)
+#   value: 1.0
+#   stop: false          # end the run when it is reached
+
+# quality_budget: null   # 2% for instance: loss that pruning may cost; default: time decides
+# deadline_s: null       # a round ends then; later updates are dropped
+
+evaluation:
+  every: 1               # rounds between validations
+  # exact_match: false   # generate answers of the test set and compare what follows ####
+  # max_new_tokens: 128
+
+# calibration:           # the short measurement of what pruning costs, before the run, then stored
+#   rounds: 8
+#   devices: 6
+#   budgets: [0.15, 0.35]
+
+# compare:               # what airtune compare runs unless told otherwise
+#   methods: [jcpba, fedavg-lora, best-bandwidth]
+#   seeds: [0]
+#   baseline: fedavg-lora
+
+# threads: 0             # CPU threads, 0 = torch's choice
+# output: runs           # where run folders are made
+"""
+
+_SMALL = {
+    "max_length": "256", "learning_rate": "0.003", "checkpointing": "false", "loss_chunk": "0",
+    "fleet": "pocket",
+}  # fmt: skip
+_LARGE = {
+    "max_length": "512", "learning_rate": "0.0003", "checkpointing": "true", "loss_chunk": "256",
+    "fleet": "orin-6-sites",
+}  # fmt: skip
+
+
+def commented_recipe(*, file: str, model: str | None, data: str, task: str, method: str,
+                     fleet: str | None) -> str:  # fmt: skip
+    """Return a recipe with a comment on every key.
+
+    Args:
+        file: what the recipe is called, for the commands in its first lines.
+        model: hub id or folder; None = the shipped model, with settings that suit its size.
+        data: `data.source`.
+        task: "causal-lm" or "classification".
+        method: `method.name`.
+        fleet: `fleet.source`; None = one that suits the model.
+    """
+    values: Mapping[str, str] = dict(_SMALL if model is None else _LARGE)
+    roles = "{text: text, label: label}" if task == "classification" else (
+        "{prompt: question, completion: answer}"
+    )  # fmt: skip
+    return _TEMPLATE.format(
+        file=file,
+        columns=f"{roles}   # role: column; usual names are found without it",
+        **{
+            **values,
+            "model": _scalar(model or "embedded"),
+            "data": _scalar(data),
+            "task": task,
+            "method": _scalar(method),
+            "fleet": _scalar(fleet or values["fleet"]),
+        },
+    )
+
+
+def _scalar(text: str) -> str:
+    """Return text as YAML would have it, quoted where it must be."""
+    return yaml.safe_dump(text, default_flow_style=True, width=10_000).splitlines()[0]

@@ -1,0 +1,31 @@
+"""The composition root: a recipe becomes objects here and nowhere else, and they are run."""
+
+from airtune.run.build import Assets, Pieces, build, check_memory, load_assets, workload_of
+from airtune.run.execute import (
+    RunResult,
+    Watch,
+    new_folder,
+    resume_run,
+    run_recipe,
+    stored_calibration,
+)
+from airtune.run.export import export_run
+from airtune.run.method import Chosen, choose_method
+
+__all__ = [
+    "Assets",
+    "Chosen",
+    "Pieces",
+    "RunResult",
+    "Watch",
+    "build",
+    "check_memory",
+    "choose_method",
+    "export_run",
+    "load_assets",
+    "new_folder",
+    "resume_run",
+    "run_recipe",
+    "stored_calibration",
+    "workload_of",
+]

@@ -1,0 +1,222 @@
+"""From a checked recipe to model, data, fleet, problem and method."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from airtune.cost import ladder
+from airtune.data import EMBEDDED_MODEL, FederatedData, answer_of, load_federated
+from airtune.engine.local import LocalSettings
+from airtune.errors import InfeasibleError, ModelError, RecipeError
+from airtune.fleet import Fleet, load_fleet
+from airtune.model.base import BaseModel, load_base
+from airtune.plan import ModelShape, Problem, Workload
+from airtune.recipe import EMBEDDED, Recipe
+from airtune.units import format_bytes
+from airtune.work.train import TrainSettings
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Assets:
+    """What all methods of a comparison share at one seed."""
+
+    base: BaseModel
+    data: FederatedData
+    fleet: Fleet
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """All that a run is made of, before a method is chosen."""
+
+    recipe: Recipe
+    assets: Assets
+    problem: Problem
+    """Without calibration."""
+    engine: LocalSettings
+
+
+def build(recipe: Recipe, assets: Assets | None = None) -> Pieces:
+    """Turn a recipe into objects.
+
+    Args:
+        recipe: checked.
+        assets: what another run of the same model, data, fleet and seed has loaded; None = load.
+
+    Raises:
+        RecipeError: if a value does not fit the model.
+        DataError: if the data are missing, malformed or too few.
+        ModelError: if the model cannot be loaded.
+        FleetError: if the fleet is wrong.
+        InfeasibleError: if no device has the memory for any pruning of the model.
+    """
+    assets = load_assets(recipe) if assets is None else assets
+    workload = _workload(recipe, assets)
+    samples = np.array([len(device.train) for device in assets.data.devices])
+    problem = Problem(
+        shape=assets.base.shape,
+        devices=assets.fleet.profiles(samples),
+        workload=workload,
+        rounds=recipe.train.rounds,
+        seed=recipe.seed,
+        deadline_s=recipe.deadline_s,
+        server_flops_per_s=assets.fleet.server.flops_per_s,
+    )
+    check_memory(problem, assets.fleet)
+    return Pieces(recipe, assets, problem, engine_settings(recipe))
+
+
+def load_assets(recipe: Recipe) -> Assets:
+    """Load model, data and fleet of a recipe.
+
+    Raises:
+        DataError: if the data are missing, malformed or too few.
+        ModelError: if the model cannot be loaded.
+        FleetError: if the fleet is wrong.
+        RecipeError: if texts may be longer than the model reads.
+    """
+    source = model_source(recipe)
+    fleet = load_fleet(recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed)
+    tokenizer = _tokenizer(source, recipe.model.revision)
+    data = load_federated(recipe.data, tokenizer=tokenizer, devices=len(fleet), seed=recipe.seed)
+    base = load_base(
+        source,
+        labels=len(data.labels),
+        dtype=recipe.model.dtype,
+        device=recipe.model.device,
+        load_in_4bit=recipe.model.load_in_4bit,
+        revision=recipe.model.revision,
+    )
+    check_length(recipe, base)
+    return Assets(base, data, fleet)
+
+
+def model_source(recipe: Recipe) -> str:
+    """Return the folder or hub id of the model."""
+    return str(EMBEDDED_MODEL) if recipe.model.source == EMBEDDED else recipe.model.source
+
+
+def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int) -> Workload:
+    """Return what the training costs depend on.
+
+    Args:
+        recipe: checked.
+        shape: of the model.
+        tokens: padded length of a sequence.
+
+    Raises:
+        RecipeError: if a target module or the rank does not fit the model.
+    """
+    known = tuple(linear.name for linear in shape.linears)
+    targets = recipe.lora.target_modules
+    names = known if targets == "all-linear" else tuple(targets)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"this model has {', '.join(known)}"
+            raise RecipeError(f"lora.target_modules: no layer {name!r}, {hint}")
+    if recipe.lora.r > shape.width:
+        raise RecipeError(
+            f"lora.r must be at most the model's width of {shape.width}, got {recipe.lora.r}"
+        )
+    base_bytes = _BYTES[recipe.model.dtype]
+    return Workload(
+        batch=recipe.train.per_device_train_batch_size,
+        tokens=tokens,
+        local_steps=recipe.train.local_steps,
+        rank=recipe.lora.r,
+        lora_targets=names,
+        dtype_bytes=base_bytes,
+        base_bits=4 if recipe.model.load_in_4bit else 8 * base_bytes,
+        checkpointing=recipe.train.gradient_checkpointing,
+        loss_chunk=recipe.train.loss_chunk,
+        trains_head=recipe.data.task == "classification",
+    )
+
+
+def engine_settings(recipe: Recipe) -> LocalSettings:
+    """Return how the local engine runs this recipe."""
+    train = TrainSettings(
+        learning_rate=recipe.train.learning_rate,
+        weight_decay=recipe.train.weight_decay,
+        max_grad_norm=recipe.train.max_grad_norm,
+        scale=recipe.lora.lora_alpha / recipe.lora.r,
+        dropout=recipe.lora.lora_dropout,
+    )
+    return LocalSettings(
+        train=train,
+        participation=recipe.fleet.participation,
+        dropout=recipe.fleet.dropout,
+        threads=recipe.threads or torch.get_num_threads(),
+        answer_of=answer_of if recipe.evaluation.exact_match else None,
+        max_new_tokens=recipe.evaluation.max_new_tokens,
+    )
+
+
+def check_memory(problem: Problem, fleet: Fleet) -> None:
+    """Refuse a fleet on which nothing can train.
+
+    Raises:
+        InfeasibleError: if the heaviest pruning fits on no device.
+    """
+    levels = ladder(problem.shape, problem.workload)
+    least = float(levels.peak_bytes.min())
+    most = int(np.argmax(fleet.memory_bytes))
+    if least > fleet.memory_bytes[most]:
+        raise InfeasibleError(
+            f"no device of fleet {fleet.name!r} has the memory: the heaviest pruning still needs "
+            f"{format_bytes(least)}, and {fleet.names[most]}, which has most, has "
+            f"{format_bytes(float(fleet.memory_bytes[most]))}; lower "
+            "train.per_device_train_batch_size or data.max_length, set "
+            "train.gradient_checkpointing or train.loss_chunk, or take a smaller model"
+        )
+
+
+def check_length(recipe: Recipe, base: BaseModel) -> None:
+    """Refuse texts longer than the model has positions.
+
+    Raises:
+        RecipeError: if `data.max_length` exceeds them.
+    """
+    positions = int(getattr(base.network.config, "max_position_embeddings", 0) or 0)
+    if base.shape.family == "roberta":
+        positions -= 2  # its first two positions stand for padding
+    if positions and recipe.data.max_length > positions:
+        raise RecipeError(
+            f"data.max_length must be at most {positions}, the positions of this model, "
+            f"got {recipe.data.max_length}"
+        )
+
+
+def pinned(recipe: Recipe) -> Recipe:
+    """Return the recipe with the number of threads filled in, so that a run repeats exactly."""
+    return recipe.model_copy(update={"threads": recipe.threads or torch.get_num_threads()})
+
+
+def _workload(recipe: Recipe, assets: Assets) -> Workload:
+    """Price a sequence at the longest that any device trains on."""
+    longest = max(
+        (len(row) for device in assets.data.devices for row in device.train.tokens), default=2
+    )
+    return workload_of(recipe, assets.base.shape, tokens=longest)
+
+
+def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, revision=revision
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"cannot load model {source!r}: {reason}; give a hub id or a folder with config.json, "
+            "weights and tokenizer (HF_HUB_OFFLINE and HF_HOME are obeyed)"
+        ) from error
+    return tokenizer

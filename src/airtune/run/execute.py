@@ -1,0 +1,303 @@
+"""Running a recipe, and going on with a run that was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from airtune import calibrate
+from airtune.engine.checkpoint import load_checkpoint
+from airtune.engine.local import LocalEngine
+from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
+from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
+from airtune.model.state import initial_state
+from airtune.plan import Calibration, Method
+from airtune.recipe import Recipe, dump_recipe, load_recipe
+from airtune.records import RunWriter, read_run, storage, write_atomically
+from airtune.report import write_report
+from airtune.run import controls
+from airtune.run.build import Assets, Pieces, build, pinned
+from airtune.run.header import header
+from airtune.run.method import Chosen, choose_method, wants_calibration
+
+RECIPE_FILE = "recipe.yaml"
+_WINDOW = 3
+"""Validations whose mean is compared with the target, as in reports."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told how a run gets on; the default is nobody."""
+
+    on_stage: Callable[[str], None] = lambda stage: None
+    """Told what begins: loading, calibrating, running, reporting."""
+    on_round: Callable[[Mapping[str, Any]], None] = lambda record: None
+    """Told each round's record."""
+    on_folder: Callable[[Path], None] = lambda folder: None
+    """Told where the records are."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run ended with."""
+
+    folder: Path
+    report: Path | None
+    rounds: int
+    time_s: float
+    """On the virtual clock."""
+    upload_bytes: float
+    download_bytes: float
+    results: Mapping[str, Any] = field(default_factory=dict)
+    """As in `result.json`: test, initial, validation_best, target_reached."""
+
+
+def run_recipe(
+    recipe: Recipe,
+    *,
+    folder: Path | None = None,
+    label: str | None = None,
+    assets: Assets | None = None,
+    watch: Watch | None = None,
+    reports: bool = True,
+) -> RunResult:
+    """Run a recipe from its first round to its report.
+
+    Args:
+        recipe: checked.
+        folder: where the records go; None = `<output>/<time>-<name>`.
+        label: what the method is called in reports; None = its name.
+        assets: model, data and fleet that another run has loaded; None = load them.
+        watch: told how it gets on.
+        reports: write the page at the end.
+
+    Raises:
+        RunExistsError: if the folder is there.
+        RunInterruptedError: on Ctrl-C; the message says how to go on.
+        AirtuneError: one of its kinds, for whatever is wrong with recipe, data, model or fleet.
+    """
+    watch, recipe = watch or Watch(), pinned(recipe)
+    place = folder or new_folder(recipe)
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise RunExistsError(
+            f"the run folder {place} is already there; choose another name, or continue with "
+            f"airtune run --resume {place}"
+        )
+    try:
+        watch.on_stage("loading model and data")
+        pieces = build(recipe, assets)
+        chosen = choose_method(recipe, label=label)
+        measured = _measure(pieces, chosen, watch)
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError(
+            "interrupted before the first round; nothing was written, start the run again"
+        ) from error
+    document = header(
+        pieces, chosen.method, label=chosen.label, summary=chosen.summary,
+        reconstructed=chosen.reconstructed, measured=measured,
+    )  # fmt: skip
+    document["identity"] = identity(pieces)
+    write_atomically(_made(place) / RECIPE_FILE, dump_recipe(recipe))
+    writer = RunWriter.create(place, document)
+    watch.on_folder(place)
+    return _finish(pieces, chosen, writer, measured, watch=watch, reports=reports)
+
+
+def resume_run(
+    folder: Path, *, assets: Assets | None = None, watch: Watch | None = None, reports: bool = True
+) -> RunResult:
+    """Go on with a run from its last checkpoint; the outcome is that of a run never stopped.
+
+    Raises:
+        CheckpointError: if the folder is no run, is damaged, or does not belong to its recipe.
+        RunInterruptedError: on Ctrl-C.
+    """
+    watch = watch or Watch()
+    record = read_run(folder)
+    recipe = _saved_recipe(folder, record.header)
+    watch.on_folder(folder)
+    if record.results is not None:
+        page = write_report([folder], folder) if reports else None
+        return _result(folder, page)
+    watch.on_stage("loading model and data")
+    pieces = build(recipe, assets)
+    _check_same(folder, record.header, pieces)
+    chosen = choose_method(recipe, label=str(record.header["method"]["name"]))
+    stored = record.header.get("calibration")
+    measured = None if stored is None else calibrate.from_document(stored)
+    checkpoint = load_checkpoint(folder / "checkpoint", identity=identity(pieces))
+    writer = RunWriter.resume(folder, 0 if checkpoint is None else checkpoint.rounds)
+    for round_record in record.rounds[: 0 if checkpoint is None else checkpoint.rounds]:
+        watch.on_round(round_record)
+    return _finish(pieces, chosen, writer, measured, watch=watch, reports=reports)
+
+
+def new_folder(recipe: Recipe, suffix: str | None = None) -> Path:
+    """Return the folder of a run that begins now, `<output>/<time>-<name>`."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return Path(recipe.output) / f"{stamp}-{suffix or recipe.label}"
+
+
+def identity(pieces: Pieces) -> str:
+    """Return a hash of recipe, data and model: only such a run may use a checkpoint."""
+    parts = [pieces.recipe.digest(), pieces.assets.base.fingerprint,
+             repr(sorted(pieces.assets.data.counts.items()))]  # fmt: skip
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _finish(
+    pieces: Pieces, chosen: Chosen, writer: RunWriter, measured: calibrate.Measured | None, *,
+    watch: Watch, reports: bool,
+) -> RunResult:  # fmt: skip
+    """Run the rounds that are left, then write the page."""
+    watch.on_stage("running")
+    try:
+        if chosen.is_control:
+            _run_control(pieces, chosen.method.name, writer, watch)
+        else:
+            _run_method(pieces, chosen.method, writer, measured, watch)
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError(
+            f"interrupted; go on with: airtune run --resume {writer.folder}"
+        ) from error
+    watch.on_stage("writing the report")
+    page = write_report([writer.folder], writer.folder) if reports else None
+    return _result(writer.folder, page)
+
+
+def _run_method(
+    pieces: Pieces, method: Method, writer: RunWriter, measured: calibrate.Measured | None,
+    watch: Watch,
+) -> None:  # fmt: skip
+    problem = replace(pieces.problem, calibration=measured.calibration if measured else None)
+    assets = pieces.assets
+    engine = LocalEngine(
+        assets.fleet, problem, assets.base, assets.data,
+        needs=method.decider.needs, work=method.work, settings=pieces.engine,
+    )  # fmt: skip
+    run = Run(method, problem, engine, writer, identity(pieces), loop_settings(pieces))
+    _run_loop(run, pieces, watch)
+
+
+def _run_control(pieces: Pieces, name: str, writer: RunWriter, watch: Watch) -> None:
+    method, problem, engine = controls.control(name, pieces)
+    # A control gives the server no update, so nothing is to be given up for the lack of one.
+    settings = replace(loop_settings(pieces), patience=problem.rounds + 1, idle_s=0.0)
+    _run_loop(Run(method, problem, engine, writer, identity(pieces), settings), pieces, watch)
+
+
+def _run_loop(run: Run, pieces: Pieces, watch: Watch) -> None:
+    """Run what is left of the rounds, from the last checkpoint where there is one."""
+    base, problem = pieces.assets.base, run.problem
+    try:
+        saved = load_checkpoint(run.writer.folder / "checkpoint", identity=run.identity)
+        start = saved or begin(run, initial_state(base, problem.workload, problem.seed))
+        run_rounds(run, start, on_round=watch.on_round)
+    finally:
+        run.engine.close()
+
+
+def loop_settings(pieces: Pieces) -> LoopSettings:
+    """Return how the loop watches this run."""
+    recipe = pieces.recipe
+    asked = recipe.target
+    return LoopSettings(
+        evaluate_every=recipe.evaluation.every,
+        target=None if asked is None else Target(asked.metric, asked.value, window=_WINDOW),
+        stop_at_target=asked is not None and asked.stop,
+        scale=pieces.engine.train.scale,
+    )
+
+
+def _measure(pieces: Pieces, chosen: Chosen, watch: Watch) -> calibrate.Measured | None:
+    """Return what pruning costs, measured now or before, where the method asks for it."""
+    if not wants_calibration(chosen):
+        return None
+    recipe = pieces.recipe
+    setting = calibrate.Setting(
+        base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem,
+        work=chosen.method.work, engine=pieces.engine, rounds=recipe.calibration.rounds,
+        devices=recipe.calibration.devices, budgets=recipe.calibration.budgets,
+    )  # fmt: skip
+    path = calibration_path(recipe, chosen)
+    stored = calibrate.load(path)
+    if stored is not None and stored.fingerprint == pieces.assets.base.fingerprint:
+        return stored
+    watch.on_stage("calibrating: what does pruning cost here?")
+    measured = calibrate.calibrate(setting)
+    calibrate.store(path, measured)
+    return measured
+
+
+def stored_calibration(recipe: Recipe, chosen: Chosen) -> Calibration | None:
+    """Return the calibration that an earlier run of this setting has stored, or None.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    if not wants_calibration(chosen):
+        return None
+    stored = calibrate.load(calibration_path(recipe, chosen))
+    return None if stored is None else stored.calibration
+
+
+def calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
+    """Return where the calibration of this model, data, training and criterion is stored.
+
+    The key needs no weights, so that the planner finds it too; the weights' fingerprint is in the
+    file and is checked before it is used.
+    """
+    values = recipe.plain()
+    parts = {name: values[name] for name in ("seed", "model", "lora", "data", "calibration")}
+    parts["train"] = {key: value for key, value in values["train"].items() if key != "rounds"}
+    parts["fleet"] = [values["fleet"]["source"], values["fleet"]["devices"], recipe.fleet_seed]
+    parts["work"] = asdict(chosen.method.work)
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(recipe.output) / "cache" / f"calibration-{key}.json"
+
+
+def _made(folder: Path) -> Path:
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _saved_recipe(folder: Path, saved: Mapping[str, Any]) -> Recipe:
+    try:
+        recipe = load_recipe(folder / RECIPE_FILE)
+    except RecipeError as error:
+        raise CheckpointError(f"the recipe saved with {folder} is damaged: {error}") from error
+    if recipe.digest() != saved.get("recipe_hash"):
+        raise CheckpointError(
+            f"{folder / RECIPE_FILE} is not the recipe that the run was started with; restore it, "
+            "or start a new run with the changed recipe"
+        )
+    return recipe
+
+
+def _check_same(folder: Path, saved: Mapping[str, Any], pieces: Pieces) -> None:
+    model = saved["model"]
+    if model["fingerprint"] != pieces.assets.base.fingerprint:
+        raise CheckpointError(
+            f"the model {model['source']!r} has other weights than when {folder} was started; "
+            "restore them or start a new run"
+        )
+
+
+def _result(folder: Path, report: Path | None) -> RunResult:
+    record = read_run(folder)
+    results = record.results or {}
+    return RunResult(
+        folder=folder,
+        report=report,
+        rounds=len(record.rounds),
+        time_s=float(record.rounds[-1]["end_s"]) if record.rounds else 0.0,
+        upload_bytes=sum(float(row["upload_bytes"]) for row in record.rounds),
+        download_bytes=sum(float(row["download_bytes"]) for row in record.rounds),
+        results=results,
+    )

@@ -1,0 +1,91 @@
+"""The header of a run's records: what was run, on what, in plain values."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+from airtune.calibrate import Measured
+from airtune.plan import Method
+from airtune.run.build import Pieces
+
+
+def header(
+    pieces: Pieces, method: Method, *, label: str, summary: str, reconstructed: bool,
+    measured: Measured | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the header.
+
+    Args:
+        pieces: what the run is made of.
+        method: the method as built.
+        label: what the method is called in reports.
+        summary: one line on the method.
+        reconstructed: the paper gave only the idea.
+        measured: the calibration, or None where the method takes none.
+    """
+    recipe, assets, problem = pieces.recipe, pieces.assets, pieces.problem
+    document: dict[str, Any] = {
+        "name": recipe.label,
+        "seed": recipe.seed,
+        "recipe_hash": recipe.digest(),
+        "method": {
+            "name": label, "registered": method.name, "settings": settings_of(method),
+            "summary": summary, "reconstructed": reconstructed, "aggregate": method.aggregate.rule,
+            "importance": method.work.importance,
+        },
+        "model": {
+            "source": recipe.model.source, "parameters": problem.shape.parameters,
+            "fingerprint": assets.base.fingerprint, "shape": asdict(problem.shape),
+            "dtype": recipe.model.dtype, "device": str(assets.base.device),
+        },
+        "fleet": {
+            "name": assets.fleet.name, "devices": len(assets.fleet),
+            "assumptions": [*assets.fleet.assumptions, *_assumptions(pieces)],
+            "links": [_link(pieces, index) for index in range(len(assets.fleet.specs))],
+        },
+        "data": {"source": recipe.data.source, "task": recipe.data.task,
+                 "partition": recipe.data.partition, "labels": list(assets.data.labels),
+                 **assets.data.counts},
+        "workload": asdict(problem.workload),
+        "target": None if recipe.target is None else recipe.target.model_dump(),
+        "rounds": recipe.train.rounds,
+        "threads": pieces.engine.threads,
+    }  # fmt: skip
+    if measured is not None:
+        document["calibration"] = measured.as_document()
+    return document
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """Return the settings of a method's decider in plain values; {} where it has none."""
+    decider: object = method.decider
+    if not is_dataclass(decider) or isinstance(decider, type):
+        return {}
+    found = {entry.name: getattr(decider, entry.name) for entry in fields(decider) if entry.init}
+    return {name: value for name, value in found.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _assumptions(pieces: Pieces) -> list[str]:
+    workload = pieces.problem.workload
+    return [
+        f"the clock charges the FLOPs and bytes of the model that is trained, every sequence at "
+        f"{workload.tokens} tokens",
+        "evaluation and aggregation are off the clock, and so is the first transfer of the base, "
+        "for every method alike",
+    ]
+
+
+def _link(pieces: Pieces, index: int) -> dict[str, Any]:
+    spec = pieces.assets.fleet.specs[index]
+    return {
+        "name": spec.name,
+        "kind": spec.kind,
+        "rate": spec.rate.kind,
+        "up_bandwidth_hz": spec.up_bandwidth_hz,
+        "devices": int((pieces.assets.fleet.link == index).sum()),
+    }

@@ -1,0 +1,61 @@
+"""Which method a recipe asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from airtune.methods import build_method, method_row, settings_faults
+from airtune.plan import Method
+from airtune.recipe import Recipe
+from airtune.run.controls import CONTROLS, WholeModel
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A method with what a report says of it."""
+
+    method: Method
+    label: str
+    summary: str
+    reconstructed: bool
+    is_control: bool = False
+    """Carried out by the run itself, without a federation."""
+
+
+def choose_method(recipe: Recipe, *, label: str | None = None) -> Chosen:
+    """Return the method, or the control, that a recipe names.
+
+    Args:
+        recipe: checked.
+        label: what it is called in reports; None = its name.
+
+    Raises:
+        RecipeError: if there is no such method or a setting is wrong.
+        MethodError: if a method from outside cannot be loaded.
+    """
+    name = recipe.method.name
+    row = method_row(name)
+    if name in CONTROLS:
+        method = Method(name, WholeModel())
+    else:
+        method = build_method(name, _settings(recipe))
+    shown = label or name.rpartition(":")[2]
+    return Chosen(method, shown, row.summary, row.reconstructed, is_control=name in CONTROLS)
+
+
+def wants_calibration(chosen: Chosen) -> bool:
+    """Return whether the method decides its pruning by what pruning costs."""
+    decider = chosen.method.decider
+    quality = getattr(decider, "quality_budget", 0.0)
+    is_auto = getattr(decider, "budget", None) == "auto"
+    return is_auto or (isinstance(quality, float) and quality > 0.0)
+
+
+def _settings(recipe: Recipe) -> dict[str, object]:
+    """Return the method's settings, with the recipe's quality budget where the method has one."""
+    settings: dict[str, object] = recipe.method.settings
+    budget = recipe.quality_budget
+    if budget is None or "quality_budget" in settings:
+        return settings
+    asked = {**settings, "quality_budget": budget}
+    return settings if settings_faults(recipe.method.name, asked) else asked

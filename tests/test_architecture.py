@@ -1,0 +1,137 @@
+"""Imports between the rooms point down only, and the numeric rooms stay numeric."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "airtune"
+
+ROOMS = (
+    "errors", "units", "keys", "plan", "records", "fleet", "cost", "solve", "codec", "model",
+    "work", "methods", "data", "report", "engine", "loop", "recipe", "planner", "calibrate", "run",
+    "compare", "cli",
+)  # fmt: skip
+"""From the lowest to the highest; a room may import those before it."""
+
+NUMERIC = ("plan", "records", "fleet", "cost", "solve", "methods", "report")
+HEAVY = {"torch", "transformers", "peft", "datasets", "safetensors"}
+
+
+def modules():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """Every module named by an import statement of a file, wherever it stands."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 or node.module is not None or node.names
+            if node.level:
+                yield f"airtune.{room_of(path)}"
+            elif node.module == "airtune":
+                yield from (f"airtune.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def edges():
+    for path in modules():
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "airtune" and len(parts) > 1 and room_of(path) != parts[1]:
+                yield room_of(path), parts[1], path.relative_to(PACKAGE)
+
+
+def test_every_module_is_in_a_known_room():
+    rooms = {room_of(path) for path in modules()} - {"__init__"}
+    assert rooms <= set(ROOMS), f"rooms without a place: {rooms - set(ROOMS)}"
+
+
+def test_imports_point_down():
+    rank = {room: place for place, room in enumerate(ROOMS)}
+    upward = [
+        f"{path}: {room} imports {target}"
+        for room, target, path in edges()
+        if room != "__init__" and rank[target] >= rank[room]
+    ]
+    assert not upward, "\n".join(upward)
+
+
+@pytest.mark.parametrize("room", [*NUMERIC, "recipe", "errors", "units", "keys"])
+def test_numeric_rooms_import_no_torch(room):
+    found = [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in modules()
+        if room_of(path) == room
+        for name in imports(path)
+        if name.split(".")[0] in HEAVY
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("room", NUMERIC)
+def test_importing_a_numeric_room_loads_no_torch(room):
+    code = f"import sys, airtune.{room}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("package", ["flwr", "grpc", "ray"])
+def test_distribution_stays_in_its_folder(package):
+    users = {
+        path.relative_to(PACKAGE).parts[:2]
+        for path in modules()
+        if any(name.split(".")[0] == package for name in imports(path))
+    }
+    allowed = {
+        ("engine", "flower"),
+        ("engine", "flower.py"),
+        ("engine", "stream"),
+        ("engine", "stream.py"),
+    }
+    assert users <= allowed
+
+
+def test_only_the_registry_names_methods_to_the_loop():
+    names = {"loop", "engine"}
+    found = [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in modules()
+        if room_of(path) in names
+        for name in imports(path)
+        if name.startswith("airtune.methods")
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_nothing_is_unpickled():
+    forbidden = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}
+    found = [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in modules()
+        for name in imports(path)
+        if name.split(".")[0] in forbidden
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_files_and_functions_stay_small():
+    long = []
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 450:
+            long.append(f"{path.relative_to(PACKAGE)}: {text.count(chr(10))} lines")
+        long += [
+            f"{path.relative_to(PACKAGE)}:{node.name} {node.end_lineno - node.lineno} lines"
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno > 90
+        ]
+    assert not long, "\n".join(long)
