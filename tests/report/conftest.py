@@ -11,7 +11,7 @@ import pytest
 
 from airtune.cost import known_shapes, peak_memory
 from airtune.plan import Assignments, Workload
-from airtune.records import RunWriter
+from airtune.records import DEVICE_COLUMNS, RunWriter
 
 WORKLOAD = Workload(
     batch=4, tokens=128, local_steps=8, rank=8, lora_targets=("q_proj", "v_proj", "up_proj")
@@ -24,6 +24,20 @@ def make_run(folder: Path, method="jcpba", seed=0, *, rounds=30, devices=12, tar
     """Write a run whose rounds last `SPEED[method]` of the plain method's."""
     with mock.patch("os.fsync"):  # made-up records need not survive a power cut
         return _write(folder, method, seed, rounds, devices, target, ends, prefix)
+
+
+def make_untuned(folder: Path, seed: int) -> Path:
+    """Write the control that trains nothing: one round in which nobody is there."""
+    header = {"name": "synthetic", "seed": seed, "method": {"name": "untuned"}, "rounds": 30,
+              "target": {"metric": "loss", "value": 2.6}}  # fmt: skip
+    writer = RunWriter.create(folder, header)
+    spent = dict.fromkeys(("round_s", "end_s", "upload_bytes", "download_bytes", "energy_j"), 0.0)
+    writer.append(
+        {"round": 0, **spent, "validation": {"loss": 4.6, "worst_tenth": 5.0}},
+        {name: np.empty(0, np.int64) for name in DEVICE_COLUMNS if name != "round"},
+    )
+    writer.finish({"test": {"loss": 4.7}})
+    return folder
 
 
 def _write(folder, method, seed, rounds, devices, target, ends, prefix):
@@ -130,7 +144,11 @@ def build_run(tmp_path: Path) -> Callable[..., Path]:
 def make_comparison(folder: Path, methods, seeds, **settings) -> Path:
     for method in methods:
         for seed in seeds:
-            make_run(folder / "runs" / f"{method}-s{seed}", method, seed, **settings)
+            place = folder / "runs" / f"{method}-s{seed}"
+            if method == "untuned":
+                make_untuned(place, seed)
+            else:
+                make_run(place, method, seed, **settings)
     (folder / "compare.json").write_text(
         json.dumps(
             {

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from airtune.errors import StorageError
-from airtune.report import write_report
+from airtune.report import load_study, summarise, write_report
+from airtune.report.curves import quality_chart
 
 
 def test_a_run_gets_its_page_tables_and_pictures(build_run, tmp_path):
@@ -55,6 +56,16 @@ def test_names_from_the_records_stay_text(build_run, tmp_path):
 )
 def test_runs_at_the_edge_get_a_page_too(build_run, tmp_path, settings):
     assert write_report([build_run(**settings)], tmp_path / "out").exists()
+
+
+def test_a_control_that_trains_nothing_is_a_level_to_compare_with(small_comparison, tmp_path):
+    folder = small_comparison(("jcpba", "fedavg-lora", "untuned"), (0, 1), rounds=6)
+    study = load_study([folder])
+    level = quality_chart(study, summarise(study), "time").curves[2]
+    assert (level.mean == 4.6).all()
+    assert level.spent[-1] >= max(run.end_s[-1] for run in study.of("fedavg-lora"))
+    text = write_report([folder], tmp_path).read_text()
+    assert 'value="untuned' not in text
 
 
 def test_an_output_that_cannot_be_written_is_an_error(build_run, tmp_path):

@@ -54,6 +54,12 @@ def test_a_run_that_did_not_arrive_says_so(build_run, target):
     assert ("No target was set." in text) == (target is None)
 
 
+def test_a_target_that_nobody_reaches_gives_no_saving(small_comparison):
+    text, where = said(small_comparison(("jcpba", "fedavg-lora"), range(3), rounds=6))
+    assert text.startswith("No saving can be stated for jcpba and fedavg-lora")
+    assert "jcpba never reached the target." in where
+
+
 def test_lost_updates_are_counted(build_run):
     _, where = said(build_run(rounds=10))
     assert "1 of 120 updates (0.8 %) came after the deadline." in where

@@ -15,6 +15,7 @@ from airtune.report.summary import Cost, Row, Summary
 from airtune.report.wording import (
     FORMS,
     count_misses,
+    count_rounds,
     count_seeds,
     format_change,
     format_gap,
@@ -22,6 +23,7 @@ from airtune.report.wording import (
     format_quality,
     format_range,
     format_reached,
+    format_total,
     hold,
     mean_of,
 )
@@ -114,9 +116,10 @@ def table(study: Study, summary: Summary) -> list[Line]:
 
 def _cost_card(study: Study, summary: Summary, kind: Cost, title: str) -> Card:
     row = summary.rows[study.focus]
-    spent = format_reached(row.cost(kind), FORMS[kind])
     if study.metric.target is None:
-        return Card(f"{title} in all", spent.removeprefix("> "), "", "no target was set")
+        total = format_total(row.cost(kind), FORMS[kind])
+        return Card(f"{title} in all", total, "", "no target was set")
+    spent = format_reached(row.cost(kind), FORMS[kind])
     if study.baseline is None:
         missed = count_misses(row.cost(kind))
         return Card(f"{title} to target", spent, "", missed or _rounds_note(row, kind))
@@ -136,7 +139,7 @@ def _cost_card(study: Study, summary: Summary, kind: Cost, title: str) -> Card:
 
 def _cost_cell(study: Study, summary: Summary, row: Row, kind: Cost) -> Cell:
     if study.metric.target is None:
-        return Cell(format_reached(row.cost(kind), FORMS[kind]).removeprefix("> "), ("in all",))
+        return Cell(format_total(row.cost(kind), FORMS[kind]), ("in all",))
     small = []
     tone: Tone = "plain"
     if row.method in summary.against:
@@ -169,9 +172,11 @@ def _rounds_note(row: Row, kind: Cost) -> str:
     if not rounds:
         return ""
     if kind != "bytes":
-        return f"in {rounds:.0f} rounds, {count_seeds(len(row.seeds))}"
+        return f"in {count_rounds(rounds)}, {count_seeds(len(row.seeds))}"
     spent = mean_of_costs([cost.value for cost in row.bytes])
-    return f"{rounds:.0f} rounds × {hold(format_bytes(spent / rounds))}"
+    if not spent:
+        return ""
+    return f"{count_rounds(rounds)} × {hold(format_bytes(spent / rounds))}"
 
 
 def mean_of_costs(values: Sequence[float]) -> float:

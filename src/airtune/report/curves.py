@@ -61,7 +61,7 @@ def quality_chart(study: Study, summary: Summary, kind: Kind) -> Chart:
         runs = [run for run in study.of(method) if run.quality.size]
         if runs:
             colour = colour_index(study, place)
-            curves.append(_curve(runs, summary.rows[method], kind, scale, colour))
+            curves.append(_curve(runs, summary.rows[method], (kind, scale, most / scale), colour))
     titles = {"time": "virtual wall-clock", "bytes": "bytes up and down"}
     return Chart(
         kind=kind,
@@ -129,13 +129,21 @@ def _spent(run: Run, kind: Kind) -> Floats:
     return run.end_s if kind == "time" else run.traffic_bytes
 
 
-def _curve(runs: Sequence[Run], row: Row, kind: Kind, scale: float, colour: int) -> Curve:
-    """Average the seeds on a common axis, from where all have begun to where the first ends."""
+def _curve(runs: Sequence[Run], row: Row, chart: tuple[Kind, float, float], colour: int) -> Curve:
+    """Average the seeds on a common axis, from where all have begun to where the first ends.
+
+    `chart` holds the kind, the divisor of its axis and, after division, the axis' end.
+    """
+    kind, scale, most = chart
     spent = [_spent(run, kind)[run.evaluated] / scale for run in runs]
     quality = [run.smoothed for run in runs]
     if all(math.isfinite(run.initial) for run in runs):
         spent = [np.concatenate([[0.0], column]) for column in spent]
         quality = [np.concatenate([[run.initial], run.smoothed]) for run in runs]
+    if max(column[-1] for column in spent) <= 0.0:
+        # a control that spends nothing here is a level to compare with
+        spent = [np.array([0.0, most]) for _ in runs]
+        quality = [run.smoothed[[-1, -1]] for run in runs]
     start, end = max(column[0] for column in spent), min(column[-1] for column in spent)
     points = np.unique(np.concatenate([column[(column >= start) & (column <= end)]
                                        for column in spent]))  # fmt: skip

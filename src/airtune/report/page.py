@@ -17,7 +17,7 @@ from airtune.report.cards import TITLES, cards, table
 from airtune.report.figure import Figure
 from airtune.report.study import Run, Study
 from airtune.report.summary import Summary
-from airtune.report.wording import count_seeds, format_quality
+from airtune.report.wording import count_rounds, count_seeds, format_quality
 from airtune.units import format_seconds
 
 
@@ -79,8 +79,9 @@ def assumption_line(study: Study) -> str:
     fleet = study.first.record.header.get("fleet") or {}
     said = [str(line) for line in fleet.get("assumptions") or []]
     clock = "simulated on a virtual clock; times, bytes and energy come from the cost model"
-    first = f" {said[0].rstrip('.')}." if said else ""
-    return f"Fleet {fleet.get('name', 'unnamed')}, {clock}.{first}"
+    name = str(fleet.get("name") or "unnamed")
+    first = said[0].removeprefix(f"{name}: ").rstrip(".") if said else ""
+    return f"Fleet {name}, {clock}. {first[:1].upper()}{first[1:]}{'.' if first else ''}".rstrip()
 
 
 def quality_svg(study: Study, summary: Summary, kind: curves.Kind) -> str:
@@ -112,9 +113,9 @@ def _quality(study: Study, summary: Summary, figures: dict[str, Figure]) -> list
 
 
 def _inspected(study: Study) -> list[Run]:
-    """Return the runs whose rounds can be looked into: each method's first seed, focus first."""
+    """Return the runs with something to look into: each method's first seed, focus first."""
     order = [study.focus, *(name for name in study.methods if name != study.focus)]
-    return [run for name in order if (run := study.of(name)[0]).record.rounds]
+    return [run for name in order if (run := study.of(name)[0]).record.devices["round"].size]
 
 
 def _inspect(run: Run, figures: dict[str, Figure]) -> dict[str, Any]:
@@ -196,7 +197,7 @@ def _subtitle(study: Study) -> str:
     if fleet:
         parts.append(f"{fleet.get('devices', '?')} devices ({fleet.get('name', 'fleet')})")
     longest = max(len(run.record.rounds) for run in study.runs)
-    parts.append(f"{longest} rounds, {count_seeds(len(study.seeds))}")
+    parts.append(f"{count_rounds(longest)}, {count_seeds(len(study.seeds))}")
     return " · ".join(part for part in parts if part)
 
 

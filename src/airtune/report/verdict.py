@@ -12,7 +12,7 @@ from airtune.report.study import Run, Study, column
 from airtune.report.summary import Against, Row, Summary, compare
 from airtune.report.wording import (
     FORMS,
-    count_misses,
+    count_rounds,
     count_seeds,
     format_change,
     format_interval,
@@ -36,7 +36,10 @@ def headline(study: Study, summary: Summary) -> str:
     if study.metric.target is None:
         return f"No target could be set, so {pair} are compared by their curves only."
     if change.bound == "unknown":
-        return f"The target was missed by {pair} in the same seed, so no saving can be stated."
+        return (
+            f"No saving can be stated for {pair}: in some seed both missed the target, or one "
+            "spent nothing at all."
+        )
     seeds = count_seeds(change.pairs)
     saving = f"{_less_or_more(change)} time to the target than {study.baseline}"
     if change.pairs < SEEDS_FOR_INTERVAL:
@@ -61,7 +64,7 @@ def limits(study: Study, summary: Summary) -> list[str]:
     """Return where the method does not help, or what its limits were, as sentences."""
     sentences = list(_missing(study))
     for name, against in summary.against.items():
-        sentences.extend(_against(name, str(study.baseline), against))
+        sentences.extend(_against(summary.rows[name], str(study.baseline), against))
     sentences.extend(_best_control(study, summary))
     sentences.extend(_limits_of_run(study.first, study, summary.rows[study.focus]))
     return sentences
@@ -70,16 +73,18 @@ def limits(study: Study, summary: Summary) -> list[str]:
 def _alone(study: Study, row: Row) -> str:
     metric = study.metric
     run = study.first
-    whole = f"{len(run.record.rounds)} rounds took {format_seconds(run.total(run.end_s))}"
+    whole = f"{count_rounds(len(run.record.rounds))} took {format_seconds(run.total(run.end_s))}"
     if metric.target is None:
         return f"{study.focus}: {whole} on the virtual clock. No target was set."
     goal = f"the target ({metric.label} {format_quality(metric.target, metric.name)})"
     seeds = "" if len(row.seeds) == 1 else f" on average over {count_seeds(len(row.seeds))}"
     if not all(cost.hit for cost in row.time):
-        return f"{study.focus} missed {goal}: {whole}{seeds}, {count_misses(row.time)}."
+        missed = sum(not cost.hit for cost in row.time)
+        where = "" if len(row.time) == 1 else f" in {missed} of {count_seeds(len(row.time))}"
+        return f"{study.focus} missed {goal}{where}: {whole} (seed {run.seed})."
     spent = format_reached(row.time, FORMS["time"])
-    rounds = format_reached(row.rounds, FORMS["rounds"])
-    return f"{study.focus} reached {goal} after {spent} and {rounds} rounds{seeds}."
+    rounds = count_rounds(sum(cost.value for cost in row.rounds) / len(row.rounds))
+    return f"{study.focus} reached {goal} after {spent} and {rounds}{seeds}."
 
 
 def _less_or_more(change: Change) -> str:
@@ -100,7 +105,8 @@ def _missing(study: Study) -> Iterator[str]:
             )
 
 
-def _against(name: str, base: str, against: Against) -> Iterator[str]:
+def _against(row: Row, base: str, against: Against) -> Iterator[str]:
+    name = row.method
     costs = (("time", against.time), ("traffic", against.bytes), ("energy", against.energy))
     unresolved = []
     for what, change in costs:
@@ -113,8 +119,8 @@ def _against(name: str, base: str, against: Against) -> Iterator[str]:
             unresolved.append(f"{what} ({format_change(change)})")
     if unresolved:
         yield f"{name} is not resolved from {base} in {' or '.join(unresolved)}."
-    if against.time.bound == "unknown":
-        yield f"{name} and {base}: no time to the target can be compared, for both missed it."
+    if row.time and not any(cost.hit for cost in row.time):
+        yield f"{name} never reached the target."
 
 
 def _best_control(study: Study, summary: Summary) -> Iterator[str]:

@@ -53,22 +53,27 @@ def format_reached(costs: Sequence[Reached], form: Form) -> str:
     >>> format_reached([Reached(2.0, True), Reached(4.0, False)], format_seconds)
     '>\xa03.0\xa0s'
     """
-    if not costs:
+    if not any(cost.hit or cost.value for cost in costs):
         return "–"
     mean = form(sum(cost.value for cost in costs) / len(costs))
     return hold(mean if all(cost.hit for cost in costs) else f"> {mean}")
+
+
+def format_total(costs: Sequence[Reached], form: Form) -> str:
+    """Write the mean of what whole runs spent, where no target was set."""
+    return hold(form(sum(cost.value for cost in costs) / len(costs)))
 
 
 def count_misses(costs: Sequence[Reached]) -> str:
     """Say how many seeds missed the target, or nothing.
 
     >>> count_misses([Reached(2.0, True), Reached(4.0, False)])
-    '1 of 2 seeds missed it'
+    'missed by 1 of 2 seeds'
     """
     missed = sum(not cost.hit for cost in costs)
     if not missed:
         return ""
-    return "missed" if len(costs) == 1 else f"{missed} of {len(costs)} seeds missed it"
+    return "missed" if missed == len(costs) else f"missed by {missed} of {len(costs)} seeds"
 
 
 def format_change(change: Change) -> str:
@@ -126,6 +131,15 @@ def count_seeds(count: int) -> str:
     '1 seed'
     """
     return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def count_rounds(count: float) -> str:
+    """Write a number of rounds.
+
+    >>> count_rounds(12.0)
+    '12 rounds'
+    """
+    return "1 round" if count == 1 else f"{count:.0f} rounds"
 
 
 def mean_of(values: Floats) -> float:
