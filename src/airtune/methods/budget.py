@@ -9,7 +9,7 @@ import numpy as np
 
 from airtune.errors import RecipeError
 from airtune.plan import Bools, Calibration, Floats
-from airtune.solve import best_budget, rounds_ratio
+from airtune.solve import rounds_ratio
 
 Budget = Literal["auto"] | float
 
@@ -38,7 +38,7 @@ def least_budget(weight: Floats, pruned: Floats, allowed: Bools) -> float:
 
 def choose_budget(
     budget: Budget, quality_budget: float, calibration: Calibration | None,
-    *, least: float, most: float, round_s: Callable[[float], float],
+    *, least: float, search: Callable[[Calibration], float],
 ) -> tuple[float, str]:  # fmt: skip
     """Return the budget of this round and, in a few words, where it came from.
 
@@ -47,8 +47,7 @@ def choose_budget(
         quality_budget: relative loss increase allowed at equal rounds; 0 = not used.
         calibration: what pruning was measured to cost; None = nothing was measured.
         least: the rate that memory forces, below which no budget can be.
-        most: the method's largest rate.
-        round_s: least round time within a budget.
+        search: finds the rate that reaches the target soonest by a calibration.
 
     Raises:
         RecipeError: if a quality budget is asked for and nothing was measured.
@@ -59,12 +58,12 @@ def choose_budget(
                 f"quality_budget {quality_budget:g} needs a calibration; run one, or set budget"
             )
         rate = within_quality(calibration, quality_budget)
-        return min(max(rate, least), max(most, least)), f"quality budget {quality_budget:.1%}"
+        return max(rate, least), f"quality budget {quality_budget:.1%}"
     if budget != "auto":
         return max(float(budget), least), "fixed budget"
     if calibration is None:
         return least, "nothing measured what pruning costs, so none beyond what memory forces"
-    rate = best_budget(calibration, round_s, least=least, most=most)
+    rate = search(calibration)
     ratio = rounds_ratio(calibration, rate) / rounds_ratio(calibration, 0.0)
     return rate, f"calibrated, {ratio:.2f} times the rounds"
 

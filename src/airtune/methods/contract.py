@@ -251,7 +251,7 @@ def _check_shares(
                 )
 
 
-def _saved_and_loaded(method: Method, state: State) -> dict[str, object]:
+def _saved_and_loaded(method: Method, state: State) -> State:
     """Return the state after a trip through a file of arrays."""
     try:
         arrays = {key: np.asarray(value) for key, value in state.items()}

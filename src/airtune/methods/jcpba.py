@@ -18,11 +18,10 @@ import numpy as np
 
 from airtune.errors import RecipeError
 from airtune.methods.assemble import level_plan, spread
-from airtune.methods.budget import Budget, check_budget, choose_budget, least_budget
+from airtune.methods.budget import Budget, check_budget, choose_budget
 from airtune.methods.levels import (
     allowed_levels,
     exact_problem,
-    ladder_of,
     lightest,
     smooth_problem,
 )
@@ -45,6 +44,7 @@ from airtune.solve import (
     JointSolution,
     LadderProblem,
     Rounded,
+    best_joint_budget,
     divide_min_max,
     round_to_ladder,
     rounds_ratio,
@@ -103,7 +103,10 @@ class Jcpba:
         relaxed, rounded = self._solve(problem, seen, allowed, budget)
         if self.budget == "auto" and self.quality_budget == 0.0 and problem.calibration is not None:
             dense = _least_pruned(problem, seen, allowed)
-            if _rounds(problem, dense) * dense.round_s <= _rounds(problem, rounded) * rounded.round_s:
+            if (
+                _rounds(problem, dense) * dense.round_s
+                <= _rounds(problem, rounded) * rounded.round_s
+            ):
                 rounded, why = dense, "calibrated: pruning does not pay this round"
         level, share = spread(seen, rounded.level, rounded.share, lightest(allowed))
         return level_plan(
@@ -122,18 +125,11 @@ class Jcpba:
         return state
 
     def _budget(self, problem: Problem, seen: Seen, allowed: Bools) -> tuple[float, str]:
-        steps = ladder_of(problem.shape, problem.workload)
-        rows = allowed[seen.able]
         smooth = smooth_problem(problem, seen, allowed, 1.0)
-        most = float(np.sum(smooth.weight * (1.0 - smooth.least_kept)))
-        least = least_budget(smooth.weight, steps.pruned, rows)
-
-        def round_s(budget: float) -> float:
-            return solve_joint(replace(smooth, prune_budget=budget)).round_s
-
         return choose_budget(
             self.budget, self.quality_budget, problem.calibration,
-            least=least, most=most, round_s=round_s,
+            least=float(np.sum(smooth.weight * (1.0 - smooth.most_kept))),
+            search=lambda calibration: best_joint_budget(calibration, smooth),
         )  # fmt: skip
 
     def _solve(
@@ -171,7 +167,7 @@ def _round_down(problem: LadderProblem, kept: Floats) -> Ints:
         if usable[row] and 0.0 < price[row] <= left:
             left -= price[row]
             level[row] = above[row]
-    return level
+    return np.asarray(level, np.int64)
 
 
 def _divided(problem: LadderProblem, level: Ints, bound_s: float, iterations: int) -> Rounded:

@@ -47,7 +47,7 @@ def allowed_levels(problem: Problem, seen: Seen, max_prune: float) -> Bools:
 
 def lightest(allowed: Bools) -> Ints:
     """Return the lightest pruning level that each device may use, shape (n,)."""
-    return np.argmax(allowed, axis=1).astype(np.int64)
+    return np.asarray(np.argmax(allowed, axis=1), np.int64)
 
 
 def finish_table(problem: Problem, seen: Seen, share: Floats) -> Floats:

@@ -21,7 +21,7 @@ from airtune.plan import (
     RoundPlan,
     State,
 )
-from airtune.solve import LadderProblem
+from airtune.solve import LadderProblem, best_budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,13 @@ class PruneEqualBandwidth:
         share = seen.curves.equal_shares()
         finish = np.where(exact.allowed, finish_table(problem, seen, share), np.inf)
         moments = np.unique(finish[np.isfinite(finish)])
+        least = least_budget(exact.weight, exact.pruned, exact.allowed)
         budget, why = choose_budget(
-            self.budget, self.quality_budget, problem.calibration,
-            least=least_budget(exact.weight, exact.pruned, exact.allowed), most=self.max_prune,
-            round_s=lambda rate: levels_in_time(exact, finish, moments, rate)[1],
+            self.budget, self.quality_budget, problem.calibration, least=least,
+            search=lambda measured: best_budget(
+                measured, lambda rate: levels_in_time(exact, finish, moments, rate)[1],
+                least=least, most=self.max_prune,
+            ),
         )  # fmt: skip
         level, _ = levels_in_time(exact, finish, moments, budget)
         level, share = spread(seen, level, share, lightest(allowed))

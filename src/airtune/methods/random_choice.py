@@ -22,7 +22,7 @@ from airtune.plan import (
     RoundPlan,
     State,
 )
-from airtune.solve import Curves, LadderProblem, divide_min_max
+from airtune.solve import Curves, LadderProblem, best_budget, divide_min_max
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +61,13 @@ class RandomChoice:
             ), state
         exact = exact_problem(problem, seen, allowed, 1.0)
         draws = generator(problem.seed, "random", observation.round)
+        least = least_budget(exact.weight, exact.pruned, exact.allowed)
         budget, why = choose_budget(
-            self.budget, self.quality_budget, problem.calibration,
-            least=least_budget(exact.weight, exact.pruned, exact.allowed), most=self.max_prune,
-            round_s=lambda rate: _mean_round_s(exact, rate),
+            self.budget, self.quality_budget, problem.calibration, least=least,
+            search=lambda measured: best_budget(
+                measured, lambda rate: _mean_round_s(exact, rate),
+                least=least, most=self.max_prune,
+            ),
         )  # fmt: skip
         level = draw_levels(draws, exact, budget)
         share = draw_shares(draws, seen.curves)
@@ -107,7 +110,7 @@ def draw_levels(draws: np.random.Generator, exact: LadderProblem, budget: float)
     # Devices in random order fall back to their floor until the rest fits.
     fallen = np.concatenate([[0.0], np.cumsum(saved[order])[:-1]]) < over - 1e-12
     level[order[fallen]] = floor[order[fallen]]
-    return level
+    return np.asarray(level, np.int64)
 
 
 def draw_shares(draws: np.random.Generator, curves: Curves) -> Floats:

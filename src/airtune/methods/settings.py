@@ -61,12 +61,17 @@ def _known(maker: Callable[..., object]) -> dict[str, object]:
     """Return the settings of a dataclass or callable with their types."""
     fixed = set(maker.keywords) if isinstance(maker, partial) else set()
     target = maker.func if isinstance(maker, partial) else maker
-    hints = get_type_hints(target.__init__ if isinstance(target, type) else target)
     if isinstance(target, type) and is_dataclass(target):
-        hints = get_type_hints(target)
+        hints: dict[str, object] = dict(get_type_hints(target))
         names = [entry.name for entry in fields(target) if entry.init]
     else:
-        names = list(inspect.signature(target).parameters)
+        parameters = inspect.signature(target, eval_str=True).parameters
+        names = list(parameters)
+        hints = {
+            key: entry.annotation
+            for key, entry in parameters.items()
+            if entry.annotation is not inspect.Parameter.empty
+        }
     skip = _NOT_SETTINGS | fixed | {"self"}
     return {name: hints.get(name, object) for name in names if name not in skip}
 

@@ -14,7 +14,6 @@ from airtune.methods.levels import (
     allowed_levels,
     exact_problem,
     finish_table,
-    ladder_of,
     lightest,
 )
 from airtune.methods.seen import Seen, see
@@ -30,7 +29,7 @@ from airtune.plan import (
     RoundPlan,
     State,
 )
-from airtune.solve import LadderProblem, divide_min_max
+from airtune.solve import LadderProblem, best_budget, divide_min_max
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +66,13 @@ class UniformPrune:
                 problem, observation, seen, lightest(allowed), seen.idle_share, why="waits"
             ), state
         exact = exact_problem(problem, seen, allowed, 1.0)
-        pruned = ladder_of(problem.shape, problem.workload).pruned
+        least = least_budget(exact.weight, exact.pruned, exact.allowed)
         budget, why = choose_budget(
-            self.budget, self.quality_budget, problem.calibration,
-            least=least_budget(exact.weight, pruned, exact.allowed), most=self.max_prune,
-            round_s=lambda rate: self._divide(problem, seen, exact, rate)[2],
+            self.budget, self.quality_budget, problem.calibration, least=least,
+            search=lambda measured: best_budget(
+                measured, lambda rate: self._divide(problem, seen, exact, rate)[2],
+                least=least, most=self.max_prune,
+            ),
         )  # fmt: skip
         level, share, _ = self._divide(problem, seen, exact, budget)
         level, share = spread(seen, level, share, lightest(allowed))
@@ -122,4 +123,4 @@ def common_level(pruned: Floats, allowed: Bools, weight: Floats, budget: float) 
         if float(np.sum(weight * pruned[level])) > budget + 1e-12:
             break
         best = level
-    return best.astype(np.int64)
+    return np.asarray(best, np.int64)

@@ -8,7 +8,7 @@ from airtune.solve.problem import JointProblem, JointSolution
 from airtune.solve.pruning import prune_min_max
 from airtune.solve.rates import Curves, curves_of, signal_ratio, silent
 from airtune.solve.rounding import LadderProblem, Rounded, round_to_ladder
-from airtune.solve.rounds import best_budget, rounds_ratio
+from airtune.solve.rounds import best_budget, best_joint_budget, rounds_ratio
 
 __all__ = [
     "BcdStart",
@@ -20,6 +20,7 @@ __all__ = [
     "MenuChoice",
     "Rounded",
     "best_budget",
+    "best_joint_budget",
     "choose",
     "curves_of",
     "divide_min_max",

@@ -150,9 +150,7 @@ def _search(
     return np.where(used, finish, 1.0), bound, steps
 
 
-def _load(
-    curves: Curves, fixed_s: Floats, bits: Floats, finish: Floats
-) -> tuple[Floats, Floats]:
+def _load(curves: Curves, fixed_s: Floats, bits: Floats, finish: Floats) -> tuple[Floats, Floats]:
     """Return the sum of shares each link needs for its finish time, and its derivative."""
     left_s = finish[curves.link] - fixed_s
     rate = bits / left_s

@@ -79,7 +79,7 @@ def uniform_kept(problem: JointProblem) -> Floats:
         level = 0.5 * (low + high)
         value = float(np.sum(weight * np.clip(level, problem.least_kept, most)))
         low, high = (level, high) if value < problem.least_value else (low, level)
-    return np.clip(high, problem.least_kept, most)
+    return np.asarray(np.clip(high, problem.least_kept, most), np.float64)
 
 
 def _bandwidth_block(problem: JointProblem, kept: Floats) -> tuple[Floats, float]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from airtune.plan import Floats
 from airtune.solve.bandwidth import Division, divide_min_max
-from airtune.solve.nested import nested_search
+from airtune.solve.nested import binding_links, full_links, nested_search, prices_at
 from airtune.solve.problem import SLACK, JointProblem, JointSolution
 from airtune.solve.pruning import prune_min_max
 from airtune.solve.response import Columns, Response, first_price, first_ratio, prepare, respond
@@ -79,6 +79,10 @@ def solve_joint(problem: JointProblem, *, force_nested: bool = False) -> JointSo
             price=np.zeros(problem.curves.budget.shape[0]), iterations=0,
             residual=problem.violation(kept, share), method="exact",
         )  # fmt: skip
+    if not force_nested and (problem.curves.budget.shape[0] > 1 or problem.curves.dedicated.any()):
+        solution = _at_bottleneck(problem, blocks)
+        if solution is not None:
+            return solution
     point = None if force_nested else _newton(problem, blocks)
     if point is not None and point.converged:
         solution = _certify(problem, blocks, point, method="exact, Newton")
@@ -175,13 +179,38 @@ def _start(problem: JointProblem) -> tuple[Floats, Floats, float]:
     return division.share, kept, finish_s
 
 
-def _nested(problem: JointProblem, blocks: list[Columns], tried: int) -> JointSolution:
-    """Search by the slow and safe way, T outside and one price a link inside."""
-    division = divide_min_max(
+def _least_division(problem: JointProblem) -> Division:
+    """Divide the links with every device at its least kept fraction: nobody finishes sooner."""
+    return divide_min_max(
         problem.curves,
         problem.fixed_s + problem.least_kept * problem.compute_s,
         problem.fixed_bits + problem.least_kept * problem.bits,
     )
+
+
+def _at_bottleneck(problem: JointProblem, blocks: list[Columns]) -> JointSolution | None:
+    """Return the optimum where one link alone sets it, with everybody on it pruned to the limit.
+
+    That is so when, at the least finish time of all, the other links leave enough unpruned to meet
+    the pruning budget. It cannot be so on a single shared link.
+    """
+    division = _least_division(problem)
+    finish_s = division.round_s * (1.0 + 1e-12)
+    price = first_price(problem, division.share, problem.least_kept, finish_s)
+    ratio = first_ratio(problem, division.share)
+    price, answer, steps = prices_at(problem, blocks, finish_s, price, ratio)
+    if answer.value < problem.least_value:
+        return None
+    binding = binding_links(problem, answer) & ~full_links(problem, finish_s)
+    point = _Point(finish_s, np.where(binding, price, 0.0), answer, True, steps)
+    solution = _certify(problem, blocks, point, method="exact, bottleneck",
+                        floor_s=division.bound_s)  # fmt: skip
+    return solution if solution.status == "optimal" else None
+
+
+def _nested(problem: JointProblem, blocks: list[Columns], tried: int) -> JointSolution:
+    """Search by the slow and safe way, T outside and one price a link inside."""
+    division = _least_division(problem)
     found = nested_search(problem, blocks, division, _start(problem))
     point = _Point(found.finish_s, found.price, found.response, True, found.iterations + tried)
     return _certify(problem, blocks, point, method="exact, nested", floor_s=division.bound_s)
@@ -194,7 +223,9 @@ def _certify(
     """Turn the end of a search into a feasible answer and a proved bound."""
     share = _fill(problem, point.response.share)
     kept, round_s = prune_min_max(problem, share)
-    bound_s = max(floor_s, _dual_bound(problem, blocks, point, round_s))
+    bound_s = floor_s
+    if round_s > floor_s * (1.0 + _GOOD_GAP):
+        bound_s = max(floor_s, _dual_bound(problem, blocks, point, round_s))
     if round_s > bound_s * (1.0 + _GOOD_GAP):
         kept, share, round_s = _relax(problem, blocks, point, (kept, share, round_s))
         bound_s = max(bound_s, _dual_bound(problem, blocks, point, round_s))

@@ -65,7 +65,7 @@ def choose(
     price = np.where(np.isfinite(load), cost, np.inf)
     index, multiplier, bound = _bisect(price, usable, (capacity, group, wanted), lightest)
     if bound <= wanted or not np.isfinite(wanted):
-        index = _repair(cost, load, capacity, group, index, wanted)
+        index = _repair(cost, load, (capacity, group, wanted), index)
     rows = np.arange(index.shape[0])
     return MenuChoice(index, float(np.sum(cost[rows, index])), bound, multiplier)
 
@@ -82,7 +82,7 @@ def lagrangian(
 
 def _sums(table: Floats, index: Ints, group: Ints, groups: int) -> Floats:
     chosen = table[np.arange(index.shape[0]), index]
-    return np.bincount(group, chosen, minlength=groups)
+    return np.bincount(group, chosen, minlength=groups).astype(np.float64)
 
 
 def _bisect(
@@ -116,10 +116,9 @@ def _bisect(
     return index, multiplier, bound
 
 
-def _repair(
-    cost: Floats, load: Floats, capacity: Floats, group: Ints, index: Ints, wanted: float
-) -> Ints:
+def _repair(cost: Floats, load: Floats, limits: tuple[Floats, Ints, float], index: Ints) -> Ints:
     """Spend what is left of the capacities on the moves that save most cost for their load."""
+    capacity, group, wanted = limits
     rows, groups = np.arange(index.shape[0]), capacity.shape[0]
     index = index.copy()
     total = float(np.sum(cost[rows, index]))

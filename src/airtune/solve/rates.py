@@ -67,7 +67,8 @@ class Curves:
     def load(self, shares: Floats) -> Floats:
         """Return the sum of shares on each link, shape (links,); dedicated links count zero."""
         counted = np.where(self.dedicated, 0.0, shares)
-        return np.bincount(self.link, counted, minlength=self.budget.shape[0])
+        load = np.bincount(self.link, counted, minlength=self.budget.shape[0])
+        return load.astype(np.float64)
 
     def most(self) -> Floats:
         """Return the largest share a device could get: its link's budget, 1 where dedicated."""

@@ -154,7 +154,7 @@ def respond(
     links = price.shape[0]
     share, kept = np.ones(len(problem)), np.ones(len(problem))
     ratio = log_ratio.copy()
-    sums = _Sums(*(np.zeros(links) for _ in range(4)))
+    sums = _Sums(np.zeros(links), np.zeros(links), np.zeros(links), np.zeros(links))
     for block in blocks:
         z, x, v = _block_response(block, finish_s, price, ratio[block.rows], sums)
         share[block.rows], kept[block.rows], ratio[block.rows] = z, x, v
@@ -253,9 +253,7 @@ def _needed_share(
     return share, -finish_s * rate / left_s / curves.slope(share)
 
 
-def _dedicated_response(
-    problem: JointProblem, finish_s: float, kept: Floats, sums: _Sums
-) -> None:
+def _dedicated_response(problem: JointProblem, finish_s: float, kept: Floats, sums: _Sums) -> None:
     """Add the devices that have a link to themselves: they keep what T allows, at no price."""
     rows = np.flatnonzero(problem.curves.dedicated)
     if not rows.size:

@@ -15,13 +15,20 @@ instead of assuming a constant is this project's.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 
-from airtune.plan import Calibration
+from airtune.plan import Calibration, Floats
+from airtune.solve.bandwidth import divide_min_max
+from airtune.solve.nested import prices_at
+from airtune.solve.problem import JointProblem
+from airtune.solve.response import first_price, first_ratio, prepare
 
 _GRID = 9
-_REFINE = 4
+_REFINE = 3
+_LOAD_TOLERANCE = 1e-4
+"""How exactly links are filled while budgets are compared; K is not known better than this."""
 
 
 def rounds_ratio(calibration: Calibration, pruned: float) -> float:
@@ -51,18 +58,78 @@ def best_budget(
         A budget in [least, max(least, min(most, the largest budget measured))].
     """
     top = max(least, min(most, float(calibration.budget[-1])))
+    grid = np.union1d(np.linspace(least, top, _GRID), calibration.budget)
+    return _least_between(
+        [float(point) for point in grid if least <= point <= top],
+        lambda budget: rounds_ratio(calibration, budget) * round_s(budget),
+    )
+
+
+def best_joint_budget(calibration: Calibration, problem: JointProblem) -> float:
+    """Return the budget with the least `K(Gamma) T(Gamma)` for the joint problem.
+
+    The search goes over finish times instead of budgets: the least pruning that meets a T is one
+    inner problem, while the least T within a budget is a whole solution.
+
+    Args:
+        calibration: measured ratios of rounds.
+        problem: the joint problem; its own budget does not count.
+
+    Returns:
+        A budget between what memory forces and the largest one measured.
+    """
+    least = float(np.sum(problem.weight * (1.0 - problem.most_kept)))
+    top = max(least, float(calibration.budget[-1]))
+    low_s, share = _division(problem, problem.least_kept)
+    high_s, _ = _division(problem, problem.most_kept)
+    if high_s <= low_s * (1.0 + _LOAD_TOLERANCE):
+        return least
+    blocks, total = prepare(problem), float(np.sum(problem.weight))
+    price = first_price(problem, share, problem.least_kept, high_s)
+    ratio = first_ratio(problem, share)
+    budgets: dict[float, float] = {high_s: least}
+
+    def budget_for(finish_s: float) -> float:
+        nonlocal price, ratio
+        if finish_s not in budgets:
+            price, answer, _ = prices_at(
+                problem, blocks, finish_s, price, ratio, tolerance=_LOAD_TOLERANCE
+            )
+            ratio = answer.log_ratio
+            budgets[finish_s] = max(total - answer.value, least)
+        return budgets[finish_s]
+
+    def cost(finish_s: float) -> float:
+        budget = budget_for(finish_s)
+        return float("inf") if budget > top else rounds_ratio(calibration, budget) * finish_s
+
+    # Latest first: there the prices are easiest, and each search starts at the last answer.
+    times = np.geomspace(high_s, low_s * (1.0 + 1e-9), _GRID).tolist()
+    return budget_for(_least_between(times, cost))
+
+
+def _division(problem: JointProblem, kept: Floats) -> tuple[float, Floats]:
+    division = divide_min_max(
+        problem.curves,
+        problem.fixed_s + kept * problem.compute_s,
+        problem.fixed_bits + kept * problem.bits,
+    )
+    return division.round_s, division.share
+
+
+def _least_between(points: list[float], total: Callable[[float], float]) -> float:
+    """Return the point with the least total, halving the steps about the best a few times."""
     known: dict[float, float] = {}
 
-    def total(budget: float) -> float:
-        if budget not in known:
-            known[budget] = rounds_ratio(calibration, budget) * round_s(budget)
-        return known[budget]
+    def at(point: float) -> float:
+        if point not in known:
+            known[point] = total(point)
+        return known[point]
 
-    grid = np.union1d(np.linspace(least, top, _GRID), calibration.budget)
-    points = [float(point) for point in grid if least <= point <= top]
     for _ in range(_REFINE):
-        best = min(points, key=total)
+        best = min(points, key=at)
         place = points.index(best)
         beside = points[max(place - 1, 0) : place + 2]
-        points = sorted({*beside, *(0.5 * (a + b) for a, b in zip(beside, beside[1:], strict=False))})
-    return min(points, key=total)
+        halves = [0.5 * (one + other) for one, other in pairwise(beside)]
+        points = sorted([*beside, *halves], reverse=points[0] > points[-1])
+    return min(points, key=at)
