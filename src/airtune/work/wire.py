@@ -1,0 +1,178 @@
+"""What crosses a cut: tensors of real tokens, encoded and decoded, and what both ends remember.
+
+Padding never crosses: the rows of real tokens are packed before they are coded. Every random draw
+of a codec is keyed by round, step, device and direction, so a round can be repeated exactly.
+
+Two ways to send less when a sample is seen again, both of which need a memory on both ends:
+predictive coding codes the difference to the last reconstruction (SplitCom, arXiv 2602.10564, gives
+the idea; reconstructed), and with a frozen device part nothing is sent again (SplitFrozen, arXiv
+2503.18986).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from airtune.codec import decode, encode
+from airtune.errors import CheckpointError
+from airtune.plan import Bools, CodecSpec, Ints
+
+Values = NDArray[np.float32]
+
+INTEGER_BYTES = 4
+"""Of a label, a length or a sample's number beside a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """A tensor as the other end has it."""
+
+    values: Values
+    payload_bytes: int
+    kept: Bools | None = None
+    """Which entries arrived as other than zero, which both ends know."""
+
+
+@dataclass(slots=True)
+class CutMemory:
+    """The last reconstruction of every sample, as both ends of a cut hold it.
+
+    It grows with the samples seen, by `tokens * width` numbers each, on either end; a device whose
+    cut (or, where its part is frozen, whose adapters) changed starts afresh.
+    """
+
+    _stamps: dict[int, str] = field(default_factory=dict)
+    _rows: dict[int, dict[int, Values]] = field(default_factory=dict)
+
+    def of(self, device: int, stamp: str) -> dict[int, Values]:
+        """Return a device's samples, none if they were made under another stamp."""
+        if self._stamps.get(device) != stamp:
+            self._stamps[device], self._rows[device] = stamp, {}
+        return self._rows[device]
+
+    def held_bytes(self, device: int) -> int:
+        """Return what a device holds, and the server for it."""
+        return sum(rows.nbytes for rows in self._rows.get(device, {}).values())
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """Return everything as named arrays, for a checkpoint."""
+        found: dict[str, NDArray[np.generic]] = {}
+        for device, stamp in self._stamps.items():
+            found[f"{device}.stamp"] = np.array(stamp)
+            found |= {f"{device}.{sample}": rows for sample, rows in self._rows[device].items()}
+        return found
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> CutMemory:
+        """Return the memory that `arrays` described.
+
+        Raises:
+            CheckpointError: if an array is not one of a memory.
+        """
+        memory = cls()
+        for name, value in arrays.items():
+            device, _, what = name.partition(".")
+            if not device.isdecimal() or not (what == "stamp" or what.isdecimal()):
+                raise CheckpointError(f"{name!r} is no part of a memory of cut activations")
+            rows = memory._rows.setdefault(int(device), {})
+            if what == "stamp":
+                memory._stamps[int(device)] = str(value)
+            else:
+                rows[int(what)] = np.asarray(value, np.float32)
+        return memory
+
+
+def cross(
+    values: Values,
+    spec: CodecSpec,
+    stream: np.random.Generator,
+    *,
+    kept: Bools | None = None,
+) -> Crossed:
+    """Encode, count, decode.
+
+    Args:
+        values: Finite, with entries, any shape.
+        spec: The codec; `predict` is the caller's business.
+        stream: For stochastic rounding.
+        kept: For `topk`, the positions both ends know already; they are used and not sent.
+
+    Raises:
+        CodecError: if a value is not finite.
+    """
+    spec = replace(spec, predict=False)
+    known = kept if spec.kind == "topk" else None
+    payload = encode(values, spec, stream, mask=known)
+    decoded = decode(payload, max_elements=values.size, mask=known)
+    return Crossed(decoded, len(payload), decoded != 0 if spec.kind == "topk" else None)
+
+
+def cross_samples(
+    rows: Sequence[Values],
+    samples: Ints,
+    spec: CodecSpec,
+    stream: np.random.Generator,
+    *,
+    held: dict[int, Values],
+    again: bool,
+) -> tuple[list[Values], int]:
+    """Send what the other end does not know of each sample; `held` is brought up to date.
+
+    Args:
+        rows: Each sample's activation at real tokens, (tokens, width).
+        samples: Each sample's number on its device.
+        spec: The codec.
+        stream: For stochastic rounding.
+        held: The last reconstructions.
+        again: A sample that is known is sent as its difference; otherwise it is not sent.
+
+    Returns:
+        The reconstructions, in order, and the bytes of the payloads.
+
+    Raises:
+        CodecError: if a value is not finite.
+    """
+    known = [
+        held.get(int(sample), np.empty(0)).shape == row.shape
+        for row, sample in zip(rows, samples, strict=True)
+    ]
+    total = 0
+    result = [
+        held[int(sample)] if is_known else row
+        for row, sample, is_known in zip(rows, samples, known, strict=True)
+    ]
+    for is_difference in (False, True) if again else (False,):
+        places = [place for place, is_known in enumerate(known) if is_known == is_difference]
+        if not places:
+            continue
+        parts = [rows[i] - result[i] if is_difference else rows[i] for i in places]
+        crossed = cross(np.concatenate(parts), spec, stream)
+        total += crossed.payload_bytes
+        ends = np.cumsum([len(part) for part in parts])[:-1]
+        for place, piece in zip(places, np.split(crossed.values, ends), strict=True):
+            result[place] = result[place] + piece if is_difference else piece
+    held.update({int(sample): row for sample, row in zip(samples, result, strict=True)})
+    return result, total
+
+
+def packed(tensor: torch.Tensor, mask: torch.Tensor) -> Values:
+    """Return the rows (marked, width) of a tensor (batch, tokens, width) in single precision."""
+    return np.asarray(tensor[mask.bool()].float().cpu().numpy(), np.float32)
+
+
+def unpacked(values: Values, mask: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Put rows back in their places, zero elsewhere.
+
+    Args:
+        values: (marked, width).
+        mask: (batch, tokens).
+        like: Gives type and torch device.
+    """
+    full = torch.zeros((*mask.shape, values.shape[-1]), dtype=like.dtype, device=like.device)
+    full[mask.bool()] = torch.from_numpy(values).to(full)
+    return full
