@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airtune.cost import known_shapes, peak_memory, saved_bytes
+from airtune.model.base import base_of
 from airtune.model.batch import Batch
-from airtune.model.families import family_of
-from airtune.model.lora import attach, init_adapters
+from airtune.model.lora import attach, head_of, init_adapters
 from airtune.model.loss import batch_losses
 from airtune.plan import Workload, whole_model
 
@@ -41,20 +41,17 @@ def kept_by_autograd(network, inputs):
 
 
 def trained(sample, workload):
-    network = sample.build("sdpa").requires_grad_(False)
-    adapters = init_adapters(sample.shape, workload, seed=0)
+    base = base_of(sample.build("sdpa"))
+    heads = [head_of(base.network, base.family)] if workload.trains_head else []
     lora = attach(
-        network, family_of(sample.config), [adapters], scale=2.0,
-        checkpointing=workload.checkpointing,
+        base.network, base.family, [init_adapters(sample.shape, workload, seed=0)], scale=2.0,
+        heads=heads, checkpointing=workload.checkpointing,
     )  # fmt: skip
-    # checkpointing is for training mode only, where encoders would drop activations
-    if workload.checkpointing:
-        lora.train()
-    return lora.network
+    return lora.train().network
 
 
 def test_saved_tensors_are_those_of_autograd_within_a_hundredth(sample, workload_of, plan_of):
-    workload = workload_of(sample.shape)
+    workload = workload_of(sample.shape, trains_head=bool(sample.shape.labels))
     seen = kept_by_autograd(trained(sample, workload), batch(sample.shape.labels))
     expected = saved_bytes(sample.shape, workload, plan_of())[0]
     assert expected == pytest.approx(seen, rel=0.01)
@@ -81,13 +78,14 @@ def test_saved_tensors_of_some_adapters_are_those_of_autograd(
     assert expected == pytest.approx(seen, rel=0.01)
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2 classes"])
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2 classes"])
 def test_checkpointing_keeps_the_inputs_of_blocks(name, sample_of, workload_of, plan_of):
     sample = sample_of(name)
     workload = workload_of(sample.shape, checkpointing=True)
     seen = kept_by_autograd(trained(sample, workload), batch(sample.shape.labels))
     expected = saved_bytes(sample.shape, workload, plan_of())[0]
-    assert expected == pytest.approx(seen, rel=0.1)
+    # indices and labels of a few hundred bytes show beside so little
+    assert expected == pytest.approx(seen, rel=0.05)
 
 
 def test_static_parts_are_counted_to_the_byte(sample_of, workload_of, plan_of):

@@ -13,15 +13,20 @@ from airtune.cost.payload import (
 from airtune.cost.prediction import Prediction, energy_j, predict, transfer_s
 from airtune.cost.presets import known_shapes
 from airtune.cost.shapes import bert_like, gpt2_like, llama_like
+from airtune.cost.speed import Probe, SpeedProfile, achieved_flops_per_s, fit_speed
 
 __all__ = [
     "Ladder",
     "Memory",
     "Prediction",
+    "Probe",
+    "SpeedProfile",
+    "achieved_flops_per_s",
     "base_bytes",
     "bert_like",
     "download_bytes",
     "energy_j",
+    "fit_speed",
     "forward_flops",
     "gpt2_like",
     "known_shapes",

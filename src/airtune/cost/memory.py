@@ -30,8 +30,6 @@ from airtune.plan import Assignments, Floats, ModelShape, Workload
 
 SINGLE = 4
 """Bytes of a single-precision number, which norms and losses use whatever the model's."""
-ACTIVATION_COPIES = {"gpt2": 4}
-"""Tensors an activation function keeps: GPT-2's tanh approximation is made of plain operations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +103,16 @@ def saved_bytes(shape: ModelShape, workload: Workload, assignments: Assignments)
     return np.asarray(tokens * blocks + tail + _shared_bytes(shape, workload), np.float64)
 
 
+def activation_copies(shape: ModelShape) -> int:
+    """Return how many tensors of the FFN's width its activation keeps where gradients flow.
+
+    GPT-2's tanh approximation is made of plain operations.
+    """
+    if shape.gated:
+        return 3
+    return 4 if shape.family == "gpt2" else 1
+
+
 def _block_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:
     """Bytes a token that one block keeps for its backward pass, (n,)."""
     return (
@@ -135,11 +143,8 @@ def _norm_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -
 
 
 def _ffn_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:
-    if shape.gated:
-        # the activation keeps its input; the product keeps the other factor for each side
-        copies = 2 * flow.gate + flow.up
-    else:
-        copies = flow.gate * ACTIVATION_COPIES.get(shape.family, 1)
+    # a gate keeps its activation's input, and the product the other factor for each side
+    copies = 2 * flow.gate + flow.up if shape.gated else flow.gate * activation_copies(shape)
     return copies * workload.dtype_bytes * left.channels
 
 

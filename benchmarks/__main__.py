@@ -1,0 +1,56 @@
+"""List the benchmarks, run one by name or all of them; one JSON object a line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+
+from benchmarks.figure import Figure
+
+BENCHMARKS = {
+    "solvers": "the solvers of bandwidth and pruning: gaps, speed, scale",
+    "model": "sliced models, batched adapters, saving and aggregation",
+    "predict": "predicted against measured step time and peak memory",
+    "system": "the engine, the planner and the start of a program",
+    "jcpba": "the JCPBA tables, reduced",
+}
+
+
+def figures(name: str) -> Iterator[Figure]:
+    """Run a benchmark of `BENCHMARKS` and yield its figures as they are measured.
+
+    Raises:
+        SystemExit: if its module is not there, naming it.
+    """
+    module = f"benchmarks.{name}"
+    try:
+        run = importlib.import_module(module).run
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise SystemExit(f"benchmark {name!r} has no module {module}") from error
+    yield from run()
+
+
+def main(arguments: list[str]) -> int:
+    """Run what the command line names; return 0 if every figure holds, else 1."""
+    if not arguments:
+        for name, subject in BENCHMARKS.items():
+            print(f"{name:10} {subject}")
+        return 0
+    names = list(BENCHMARKS) if arguments == ["all"] else arguments
+    if unknown := [name for name in names if name not in BENCHMARKS]:
+        known = ", ".join([*BENCHMARKS, "all"])
+        print(f"unknown benchmark {unknown[0]!r}, known are {known}", file=sys.stderr)
+        return 2
+    holds = True
+    for name in names:
+        for figure in figures(name):
+            print(figure.to_json(), flush=True)
+            holds &= figure.holds
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
