@@ -242,9 +242,7 @@ def test_a_batch_with_nothing_to_score_teaches_nothing_and_refuses_nobody(
 @pytest.mark.parametrize(
     ("work", "cut", "message"),
     [
-        (WorkSpec(penalty="tail"), None, "penalty 'tail' is not available"),
-        (WorkSpec(cumulative=True), None, "cumulative pruning"),
-        (WorkSpec(prune_every=5), None, "pruning within a round"),
+        (WorkSpec(penalty="ridge"), None, "penalty 'ridge' is not available"),
         (WorkSpec(), 1, "told to cut at block 1"),
     ],
 )

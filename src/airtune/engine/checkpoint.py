@@ -2,7 +2,7 @@
 
     checkpoint/round-000012/
         tensors.safetensors   global adapters and trained head
-        arrays.npz            importance and the arrays of the method's state
+        arrays.npz            importance, what is kept, and the arrays of the method's state
         state.json            the rest, with checksums of itself and of the other two; written last
 
 A folder is filled under another name, forced to the disk and renamed, so a kill at any moment leaves
@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from airtune.engine.devices import pack_devices, unpack_devices
 from airtune.errors import CheckpointError, MethodError
 from airtune.model.importance import Importance, Means
 from airtune.model.kept import Kept
@@ -135,6 +136,7 @@ def _encode(checkpoint: Checkpoint, identity: str) -> dict[str, bytes]:
     }
     arrays = {f"method/{k}": v for k, v in checkpoint.method.items() if isinstance(v, np.ndarray)}
     arrays |= _importance_arrays(state.importance) | _kept_arrays(state.kept)
+    arrays |= {f"devices/{k}": v for k, v in pack_devices(state.devices).items()}
     plain = {k: _plain(k, v) for k, v in checkpoint.method.items() if not isinstance(v, np.ndarray)}
     files = {"tensors.safetensors": save_tensors(tensors), "arrays.npz": _pack(arrays)}
     document = {
@@ -159,6 +161,7 @@ def _decode(document: Json, tensors: Mapping[str, torch.Tensor], arrays: Arrays)
         head=_under("head/", tensors),
         importance=_importance(_under("importance/", arrays)),
         kept=_kept(_under("kept/", arrays)),
+        devices=unpack_devices(_under("devices/", arrays)),
         merged=_under("merged/", tensors),
     )
     return Checkpoint(document["rounds"], document["time_s"], state, method, document["progress"])

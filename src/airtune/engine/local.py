@@ -41,7 +41,7 @@ from airtune.plan import (
 )
 from airtune.work.evaluate import evaluate, evaluate_devices, exact_match
 from airtune.work.importance import MEASURED_BATCHES, importance_bytes, measure_importance
-from airtune.work.network import current_base, tuned_network
+from airtune.work.network import can_compensate, current_base, tuned_network
 from airtune.work.train import Job, Outcome, TrainSettings, train
 
 
@@ -136,7 +136,7 @@ class LocalEngine:
             MethodError: if the plan gives out more of a link than there is, or asks for work that
                 does not exist.
         """
-        if _prunes(plan.assignments, self._problem) and state.importance is None:
+        if _prunes(plan.assignments, self._problem) and self._lacks_scores(state):
             state, setup = self._measure(plan, state, start_s)
         else:
             setup = Setup()
@@ -162,12 +162,12 @@ class LocalEngine:
         )
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
-        """Return the quality of the dense base with the global adapters; off the clock.
+        """Return the quality of the model that the user will get; off the clock.
 
         Raises:
             DataError: if there is nothing to evaluate on.
         """
-        lora = tuned_network(self._base, state, scale=self._settings.train.scale)
+        lora = tuned_network(self._base, state, scale=self._settings.train.scale, work=self._work)
         chunk = self._problem.workload.loss_chunk
         if split == "validation":
             held = [device.validation for device in self._data.devices]
@@ -223,12 +223,12 @@ class LocalEngine:
         """Have the devices of the plan measure importance, and pool what they report."""
         criterion = self._work.importance
         base = current_base(self._base, state)
-        if criterion not in ("fluctuation", "magnitude", "random"):
-            return state, Setup()
-        if criterion != "fluctuation" and not self._work.compensate:
+        if criterion in ("magnitude", "random") and not self._wants_means:
             known = measure(
-                base.network, base.shape, [], criterion=criterion, seed=self._problem.seed
-            )
+                base.network, base.shape, [],
+                criterion="random" if criterion == "random" else "magnitude",
+                seed=self._problem.seed,
+            )  # fmt: skip
             return replace(state, importance=known), Setup()
         devices = [
             int(device)
@@ -244,15 +244,37 @@ class LocalEngine:
         ]  # fmt: skip
         weights = self._problem.devices.weight[devices].tolist()
         pooled = pool(reports, weights)
+        if state.importance is not None:
+            pooled = replace(state.importance, means=pooled.means)
         return replace(state, importance=pooled), self._measuring(plan, reports[0], start_s)
 
+    @property
+    def _wants_means(self) -> bool:
+        """Whether what is removed is replaced by its mean."""
+        return self._work.compensate and (not self._work.cumulative or can_compensate(self._base))
+
+    def _lacks_scores(self, state: GlobalState) -> bool:
+        """Whether something has to be measured before anything can be pruned."""
+        known = state.importance
+        return known is None or (
+            self._work.cumulative and self._wants_means and known.means is None
+        )
+
     def _measuring(self, plan: RoundPlan, report: Importance, start_s: float) -> Setup:
-        """Price it: four forward passes, and the report over the plan's share of the link."""
+        """Price it: four forward passes, and the report over the plan's share of the link.
+
+        First-order scores take a backward pass with gradients of all weights as well.
+        """
         device, slot_s = plan.assignments.device, self._fleet.slot_s
         dense = whole_model(
             device, rank=1, local_steps=MEASURED_BATCHES, share=plan.assignments.share
         )
-        flops = MEASURED_BATCHES * forward_flops(self._problem.shape, self._problem.workload, dense)
+        passes = 3 if self._work.importance == "first-order" else 1
+        flops = (
+            passes
+            * MEASURED_BATCHES
+            * forward_flops(self._problem.shape, self._problem.workload, dense)
+        )
         compute_s = flops / self._fleet.flops_at(plan.round)[device]
 
         def rates(slot: int, remaining: Floats) -> Floats:
@@ -291,17 +313,19 @@ def _results(
 ) -> Results:
     count = len(plan.assignments)
     first, last = np.full(count, np.nan), np.full(count, np.nan)
-    samples = np.zeros(count, np.int64)
+    importance, samples = np.full(count, np.nan), np.zeros(count, np.int64)
+    rank_left = plan.assignments.rank.copy()
     for place, outcome in outcomes.items():
         first[place], last[place] = outcome.loss_first, outcome.loss_last
-        samples[place] = outcome.samples
+        samples[place], importance[place] = outcome.samples, outcome.importance
+        rank_left[place] = outcome.rank_left or rank_left[place]
     return Results(
         device=plan.assignments.device, status=status,
         download_s=timing.download_s, compute_s=timing.compute_s, upload_s=timing.upload_s,
         finish_s=timing.finish_s, download_bytes=timing.download_bytes,
         upload_bytes=timing.upload_bytes, flops=timing.flops, loss_first=first, loss_last=last,
         samples=samples, peak_bytes=timing.peak_bytes, energy_j=timing.energy_j,
-        importance=np.full(count, np.nan),
+        importance=importance, rank_left=rank_left,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike
 
 from airtune.errors import ModelError, TrainingError
 from airtune.keys import derive_seed
+from airtune.model.cumulative import global_kept, pooled_scores, remembered
 from airtune.model.importance import Importance, pool
 from airtune.model.kept import check_kept, linear_index
 from airtune.model.lora import Adapters, Head, layer_names
@@ -99,13 +100,32 @@ def aggregate(
         else:
             a, b = _averaged(previous, parts)
         adapters[f"{name}.A"], adapters[f"{name}.B"] = a, b
-    return replace(
+    after = replace(
         state,
         round=state.round + 1,
         adapters=adapters,
         head=_head(state.head, updates, used),
         importance=_importance(state, updates, data_weights),
         merged=merged,
+    )
+    return _shrunk(spec, state, after, updates, data_weights, shape) if spec.shrinks else after
+
+
+def _shrunk(  # noqa: PLR0917 - what a round leaves, in the order it came about
+    spec: AggregateSpec,
+    before: GlobalState,
+    after: GlobalState,
+    updates: Sequence[Update],
+    weights: Floats,
+    shape: ModelShape,
+) -> GlobalState:
+    """Return the state with what cumulative pruning leaves of the model and on the devices."""
+    scores = pooled_scores(before, updates, weights, memory=spec.memory)
+    return replace(
+        after,
+        importance=scores,
+        kept=global_kept(updates, scores, shape),
+        devices=remembered(before, updates),
     )
 
 
@@ -132,6 +152,25 @@ def check_update(update: Update, state: GlobalState, shape: ModelShape) -> None:
         if not bool(torch.isfinite(tensor).all()):
             raise ModelError(
                 f"update of device {update.device}: {name} holds NaN or infinity; it is refused"
+            )
+    if update.importance is not None:
+        _check_importance(update, update.importance, shape)
+
+
+def _check_importance(update: Update, scores: Importance, shape: ModelShape) -> None:
+    for name, rows, kept, size in (
+        ("groups", scores.groups, update.kept.groups, shape.kv_groups),
+        ("channels", scores.channels, update.kept.channels, shape.ffn),
+    ):
+        if rows.shape != (shape.blocks, size):
+            raise ModelError(
+                f"update of device {update.device}: importance of {name} must be "
+                f"{(shape.blocks, size)}, got {rows.shape}"
+            )
+        if not all(np.isfinite(row[index]).all() for row, index in zip(rows, kept, strict=True)):
+            raise ModelError(
+                f"update of device {update.device}: importance of {name} that it kept is not "
+                "finite; it is refused"
             )
 
 

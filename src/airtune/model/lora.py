@@ -49,6 +49,11 @@ class LoraNetwork:
         self._seeds = tuple(seeds)
         self.set_step(0)
 
+    @property
+    def layers(self) -> Mapping[str, StackedLora]:
+        """The adapted layers by `"{block}.{linear}"`, in order."""
+        return self._layers
+
     def parameters(self) -> list[nn.Parameter]:
         """Return the stacked tensors that are trained."""
         modules = (*self._layers.values(), *self._heads.values())

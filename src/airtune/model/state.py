@@ -17,6 +17,16 @@ from airtune.plan import Workload
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceState:
+    """What a device has left and knows, where pruning is cumulative."""
+
+    kept: Kept
+    """What its own pruning has left; removed structures never come back to it."""
+    importance: Importance | None = None
+    """Its own smoothed scores, NaN for what it no longer has."""
+
+
+@dataclass(frozen=True, slots=True)
 class GlobalState:
     """The server's model: adapters on the full grid of the frozen base, and what goes with them."""
 
@@ -29,7 +39,9 @@ class GlobalState:
     importance: Importance | None = None
     """Pooled over the devices that measured it."""
     kept: Kept | None = None
-    """What a cumulative pruning has left; None = everything."""
+    """What a cumulative pruning has left of the model that the user gets; None = everything."""
+    devices: Mapping[int, DeviceState] = field(default_factory=dict)
+    """Where pruning is cumulative: what each device that has answered has left."""
     merged: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """`"{block}.{linear}"` -> (out, in): what the stacked rule has added to the base so far."""
 

@@ -5,6 +5,7 @@ from airtune.plan.link import LinkSpec, LinkState, RateModel
 from airtune.plan.method import (
     AggregateSpec,
     Decider,
+    ImportanceKind,
     Method,
     Need,
     RoundPlan,
@@ -24,6 +25,7 @@ __all__ = [
     "CodecSpec",
     "Decider",
     "Floats",
+    "ImportanceKind",
     "Ints",
     "Linear",
     "LinkSpec",

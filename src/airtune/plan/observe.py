@@ -132,3 +132,5 @@ class Results:
     energy_j: Floats
     importance: Floats
     """Sum of the LoRA importance the device reports; NaN where the method asks for none."""
+    rank_left: Ints | None = None
+    """Rank that each device wants from now on, where it prunes its own; None = as it was told."""

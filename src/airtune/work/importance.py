@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from airtune.keys import generator
 from airtune.model.base import BaseModel
 from airtune.model.batch import Sequences, collate
-from airtune.model.importance import Criterion, Importance, measure
+from airtune.model.importance import Importance, measure
+from airtune.model.sensitivity import first_order
+from airtune.plan import ImportanceKind
 from airtune.work.batches import draw_batches
 
 MEASURED_BATCHES = 4
@@ -18,7 +22,7 @@ def measure_importance(
     base: BaseModel,
     sequences: Sequences,
     *,
-    criterion: Criterion = "fluctuation",
+    criterion: ImportanceKind = "fluctuation",
     batch: int = 8,
     seed: int = 0,
     device: int = 0,
@@ -28,7 +32,8 @@ def measure_importance(
     Args:
         base: the dense model, without adapters.
         sequences: the device's training data; four batches are drawn from it.
-        criterion: what a structure's worth is.
+        criterion: what a structure's worth is. Those measured while training start from
+            fluctuation, which needs no gradient.
         batch: examples in a batch.
         seed: of the run.
         device: whose draw it is.
@@ -45,7 +50,12 @@ def measure_importance(
         stream=generator(seed, "importance", device),
     )  # fmt: skip
     batches = [collate(sequences, rows, device=base.device) for rows in drawn]
-    return measure(base.network, base.shape, batches, criterion=criterion, seed=seed)
+    if criterion == "magnitude" or criterion == "random":
+        return measure(base.network, base.shape, batches, criterion=criterion, seed=seed)
+    start = measure(base.network, base.shape, batches)
+    if criterion == "first-order":
+        return replace(first_order(base, batches), means=start.means)
+    return start
 
 
 def importance_bytes(importance: Importance) -> float:

@@ -1,66 +1,90 @@
-"""The networks of a round: the dense base as it stands, and a device's slice of it."""
+"""The networks of a round: the base as it stands, a device's slice of it, what the user will get."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from transformers import PreTrainedModel
-
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
-from airtune.model.families import replace_module_
+from airtune.model.cumulative import blended, narrowed
+from airtune.model.importance import Means
 from airtune.model.kept import Kept, keep_all
-from airtune.model.lora import LoraNetwork, attach
-from airtune.model.slicing import choose_kept
-from airtune.model.state import GlobalState
-from airtune.model.weights import bias_of, rebuilt, twin_of, weight_of
-from airtune.plan import Assignment, ModelShape
+from airtune.model.lora import LoraNetwork, attach, take
+from airtune.model.slicing import choose_kept, slice_network
+from airtune.model.state import GlobalState, current_base
+from airtune.model.weights import bias_of
+from airtune.plan import Assignment, ModelShape, WorkSpec
+
+__all__ = ["can_compensate", "current_base", "kept_by", "means_of", "tuned_network"]
 
 
-def current_base(base: BaseModel, state: GlobalState) -> BaseModel:
-    """Return the base with what the stacked rule has merged into it so far."""
-    if not state.merged:
-        return base
-    network = twin_of(base.network)
-    if not isinstance(network, PreTrainedModel):
-        raise ModelError(f"a base must be a transformers model, got {type(network).__name__}")
-    for name, delta in state.merged.items():
-        block, _, linear = name.partition(".")
-        path = base.family.path(int(block), linear)
-        module = network.get_submodule(path)
-        weight = weight_of(module)
-        total = (weight.float() + delta.to(weight.device)).to(weight.dtype)
-        replace_module_(network, path, rebuilt(module, total, bias_of(module)))
-    return replace(base, network=network)
-
-
-def kept_by(row: Assignment, state: GlobalState, shape: ModelShape) -> Kept:
+def kept_by(row: Assignment, state: GlobalState, shape: ModelShape, work: WorkSpec) -> Kept:
     """Return what a device keeps under its assignment: the most important structures.
 
+    Of the dense model, or of what the device has left where pruning is cumulative.
+
     Raises:
-        ModelError: if something is to be pruned and no importance was measured.
+        ModelError: if something is to be pruned and no importance was measured, or a structure would
+            have to come back.
     """
     groups, channels = (
         int(shape.kept_groups(row.prune_heads)),
         int(shape.kept_channels(row.prune_ffn)),
     )
-    if groups == shape.kv_groups and channels == shape.ffn:
-        return keep_all(shape)
+    device = state.devices.get(row.device)
+    left = keep_all(shape) if device is None else device.kept
+    if groups == shape.kv_groups and channels == shape.ffn and device is None:
+        return left
     if state.importance is None:
         raise ModelError(
             f"device {row.device} is told to prune, but no importance was measured; "
             "measure it before the first round that prunes"
         )
-    return choose_kept(state.importance, shape, groups, channels)
+    if not work.cumulative:
+        return choose_kept(state.importance, shape, groups, channels)
+    own = None if device is None else device.importance
+    scores = blended(own, state.importance, work.own_importance)
+    try:
+        return narrowed(left, scores, groups=groups, channels=channels, over=work.over)
+    except ModelError as error:
+        raise ModelError(f"device {row.device}: {error}") from error
 
 
-def tuned_network(base: BaseModel, state: GlobalState, *, scale: float) -> LoraNetwork:
-    """Return the model the user will get: the dense base with the global adapters and head."""
-    dense = current_base(base, state)
+def can_compensate(base: BaseModel) -> bool:
+    """Return whether what is removed can be replaced by its mean in a model that is saved.
+
+    The mean goes into the biases of the output projections, which Llama and its like lack.
+    """
+    names = (base.family.attention_output, base.family.ffn_output)
+    return all(bias_of(base.family.linear(base.network, 0, name)) is not None for name in names)
+
+
+def means_of(base: BaseModel, state: GlobalState, work: WorkSpec) -> Means | None:
+    """Return the means that stand for what is removed, or None where zero does.
+
+    A cumulative pruning ends in a model that is saved, so it uses means only where they can be.
+    """
+    if not work.compensate or state.importance is None:
+        return None
+    return None if work.cumulative and not can_compensate(base) else state.importance.means
+
+
+def tuned_network(
+    base: BaseModel, state: GlobalState, *, scale: float, work: WorkSpec | None = None
+) -> LoraNetwork:
+    """Return the model the user will get: the base with the global adapters and head.
+
+    It is sliced where pruning is cumulative, and dense otherwise.
+    """
+    whole = current_base(base, state)
+    network, adapters = whole.network, state.adapters
+    if state.kept is not None:
+        means = means_of(base, state, WorkSpec(cumulative=True) if work is None else work)
+        network = slice_network(whole, state.kept, means=means)
+        rank = next(iter(adapters.values())).shape[0]
+        adapters = take(adapters, base.shape, state.kept, rank)
     return attach(
-        dense.network,
-        dense.family,
-        [state.adapters],
+        network,
+        base.family,
+        [adapters],
         scale=scale,
         heads=[state.head] if state.head else (),
     ).train(False)

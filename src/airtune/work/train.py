@@ -28,11 +28,13 @@ from airtune.model.batch import Batch, Sequences, collate
 from airtune.model.kept import Kept
 from airtune.model.lora import LoraNetwork, attach, take
 from airtune.model.loss import batch_losses, scored
+from airtune.model.sensitivity import Reading, Tracker, tracker
 from airtune.model.slicing import slice_network
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, Bools, Floats, Ints, ModelShape, Workload, WorkSpec
 from airtune.work.batches import join, round_batches
-from airtune.work.network import current_base, kept_by
+from airtune.work.gradients import clip_, left_of_tail, pull_back_, shrink_tail_, tail_norms
+from airtune.work.network import current_base, kept_by, means_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,10 @@ class Outcome:
     """Mean loss of the first local step; NaN where nothing was scored."""
     loss_last: float
     samples: int
+    importance: float = float("nan")
+    """Mean over the steps of the summed importance, before it is normalised; NaN = not measured."""
+    rank_left: int = 0
+    """The rank that the device wants from now on; 0 = none, it was refused."""
     reason: str = ""
     """Why it was refused."""
 
@@ -134,14 +140,9 @@ def train(
 
 
 def _check_work(work: WorkSpec, jobs: Sequence[Job]) -> None:
-    if work.penalty not in ("none", "proximal"):
+    if work.penalty not in ("none", "proximal", "tail"):
         raise MethodError(
-            f"penalty {work.penalty!r} is not available in local work; use none or proximal"
-        )
-    if work.cumulative or work.prune_every:
-        raise MethodError(
-            "cumulative pruning and pruning within a round are not available in local work; "
-            "set work.cumulative to false and work.prune_every to 0"
+            f"penalty {work.penalty!r} is not available in local work; use none, proximal or tail"
         )
     for job in jobs:
         if job.row.cut is not None:
@@ -155,7 +156,7 @@ def _passes(here: _Round, jobs: Sequence[Job]) -> Iterator[tuple[Kept, list[Job]
     """Yield groups that one pass can train, none above the cap on tokens."""
     groups: dict[tuple[bytes, int, int], tuple[Kept, list[Job]]] = {}
     for job in jobs:
-        kept = kept_by(job.row, here.state, here.shape)
+        kept = kept_by(job.row, here.state, here.shape, here.work)
         key = (kept.key(), job.row.rank, job.row.local_steps)
         groups.setdefault(key, (kept, []))[1].append(job)
     for kept, group in groups.values():
@@ -178,29 +179,72 @@ def _train_pass(here: _Round, kept: Kept, jobs: Sequence[Job]) -> list[Outcome]:
         lr=here.settings.learning_rate,
         weight_decay=here.settings.weight_decay,
     )
-    start = [parameter.detach().clone() for parameter in lora.parameters()]
+    watch = _Watch(here, kept, jobs, lora)
     for step in range(steps):
         lora.set_step(step)
         batch = _batch(
             here, [(job.sequences, rows[step]) for job, rows in zip(jobs, drawn, strict=True)]
         )
         optimiser.zero_grad(set_to_none=True)
+        watch.before(batch)
         loss = _losses(here, lora, batch)
         torch.autograd.backward(loss.sum())
-        if here.work.penalty == "proximal":
-            _pull_back_(lora.parameters(), start, weight=here.work.penalty_weight)
-        norms = _clip_(lora.parameters(), limit=here.settings.max_grad_norm)
+        watch.after(loss.detach())
+        norms = clip_(lora.parameters(), limit=here.settings.max_grad_norm)
         finite &= torch.isfinite(loss.detach()) & torch.isfinite(norms)
         losses.append(torch.where(_any_scored(batch, len(jobs)), loss.detach(), torch.nan))
         optimiser.step()
     table = torch.stack(losses).double().cpu().numpy()  # (steps, devices)
-    return _outcomes(here, kept, jobs, lora=lora, losses=table, finite=finite.cpu().numpy())
+    return _outcomes(here, jobs, watch, losses=table, finite=finite.cpu().numpy())
+
+
+class _Watch:
+    """What a method wants of a pass beside training: penalties, importance, a rank that shrinks."""
+
+    def __init__(self, here: _Round, kept: Kept, jobs: Sequence[Job], lora: LoraNetwork) -> None:
+        self.kept, self.lora, self._work = kept, lora, here.work
+        self._start: list[torch.Tensor] = []
+        if here.work.penalty == "proximal":
+            self._start = [parameter.detach().clone() for parameter in lora.parameters()]
+        if here.work.penalty == "tail":
+            self._tail = tail_norms(lora, share=here.work.tail)
+        known = [here.state.devices.get(job.device) for job in jobs]
+        self._tracker: Tracker | None = tracker(
+            here.work.importance, lora, here.shape, kept,
+            [None if one is None else one.importance for one in known],
+        )  # fmt: skip
+
+    def before(self, batch: Batch) -> None:
+        """Get ready for a step."""
+        if self._tracker is not None:
+            self._tracker.before(batch)
+
+    def after(self, loss: torch.Tensor) -> None:
+        """Read the gradients of the loss (devices,), then add those of the penalty."""
+        if self._tracker is not None:
+            self._tracker.after(torch.isfinite(loss))
+        if self._work.penalty == "proximal":
+            pull_back_(self.lora.parameters(), self._start, weight=self._work.penalty_weight)
+        elif self._work.penalty == "tail":
+            shrink_tail_(self.lora, weight=self._work.penalty_weight, share=self._work.tail)
+
+    def readings(self) -> Sequence[Reading | None]:
+        """Return what each device measured, None where the method measures nothing."""
+        if self._tracker is None:
+            return [None] * self.lora.devices
+        return self._tracker.readings()
+
+    def ranks_left(self, rank: int) -> list[int]:
+        """Return the rank of each device from now on; less where the tail has lost weight."""
+        if self._work.penalty != "tail":
+            return [rank] * self.lora.devices
+        lost = (tail_norms(self.lora, share=self._work.tail) < self._tail).tolist()
+        return [left_of_tail(rank, self._work.tail) if less else rank for less in lost]
 
 
 def _network(here: _Round, kept: Kept, jobs: Sequence[Job]) -> LoraNetwork:
-    importance, rank = here.state.importance, jobs[0].row.rank
-    means = importance.means if here.work.compensate and importance is not None else None
-    sliced = slice_network(here.base, kept, means=means)
+    rank = jobs[0].row.rank
+    sliced = slice_network(here.base, kept, means=means_of(here.base, here.state, here.work))
     lora = attach(
         sliced,
         here.base.family,
@@ -254,46 +298,23 @@ def _losses(here: _Round, lora: LoraNetwork, batch: Batch) -> torch.Tensor:
     return torch.where(_any_scored(batch, lora.devices), losses, 0.0)
 
 
-def _pull_back_(
-    parameters: Sequence[nn.Parameter], start: Sequence[torch.Tensor], *, weight: float
-) -> None:
-    """Add the gradient of FedProx's `weight / 2 * |p - start|^2` (arXiv 1812.06127)."""
-    for parameter, origin in zip(parameters, start, strict=True):
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - origin, alpha=weight)
-
-
-def _clip_(parameters: Sequence[nn.Parameter], *, limit: float) -> torch.Tensor:
-    """Scale each device's gradient to at most the limit; return the norms before, (devices,)."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
-    norms = squares.sum(0).sqrt()
-    if limit > 0:
-        factor = (limit / (norms + 1e-6)).clamp(max=1.0)
-        for gradient in gradients:
-            gradient.mul_(factor.reshape(-1, *[1] * (gradient.dim() - 1)))
-    return norms
-
-
 def _outcomes(
-    here: _Round,
-    kept: Kept,
-    jobs: Sequence[Job],
-    *,
-    lora: LoraNetwork,
-    losses: Floats,
-    finite: Bools,
+    here: _Round, jobs: Sequence[Job], watch: _Watch, *, losses: Floats, finite: Bools
 ) -> list[Outcome]:
-    adapters, heads = lora.adapters(), lora.heads()
+    rows = zip(
+        jobs, watch.lora.adapters(), watch.lora.heads(), watch.readings(),
+        watch.ranks_left(jobs[0].row.rank), strict=True,
+    )  # fmt: skip
     outcomes = []
-    for place, job in enumerate(jobs):
-        tensors = {name: tensor.cpu() for name, tensor in adapters[place].items()}
-        head = {name: tensor.cpu() for name, tensor in heads[place].items()}
+    for place, (job, adapters, heads, reading, rank_left) in enumerate(rows):
+        tensors = {name: tensor.cpu() for name, tensor in adapters.items()}
+        head = {name: tensor.cpu() for name, tensor in heads.items()}
         whole = all(bool(tensor.isfinite().all()) for tensor in (*tensors.values(), *head.values()))
         samples = here.workload.batch * len(losses)
         update = Update(
-            device=job.device, round=here.round, kept=kept, rank=job.row.rank,
+            device=job.device, round=here.round, kept=watch.kept, rank=job.row.rank,
             adapters=tensors, head=head, samples=samples,
+            importance=None if reading is None else reading.importance,
         )  # fmt: skip
         good = bool(finite[place]) and whole
         outcomes.append(
@@ -304,6 +325,8 @@ def _outcomes(
                 loss_first=float(losses[0, place]),
                 loss_last=float(losses[-1, place]),
                 samples=samples,
+                importance=float("nan") if reading is None or not good else reading.total,
+                rank_left=rank_left if good else 0,
                 reason="" if good else _refusal(losses[:, place]),
             )
         )

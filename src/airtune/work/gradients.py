@@ -1,0 +1,78 @@
+"""What is done to the gradients of a step before the optimiser: penalties and clipping, by device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from airtune.model.lora import LoraNetwork
+
+SMALLEST = 1e-12
+"""Norm below which a factor's tail counts as zero."""
+
+
+def clip_(parameters: Sequence[nn.Parameter], *, limit: float) -> torch.Tensor:
+    """Scale each device's gradient to at most the limit; return the norms before, (devices,)."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
+    norms = squares.sum(0).sqrt()
+    if limit > 0:
+        factor = (limit / (norms + 1e-6)).clamp(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(factor.reshape(-1, *[1] * (gradient.dim() - 1)))
+    return norms
+
+
+def pull_back_(
+    parameters: Sequence[nn.Parameter], start: Sequence[torch.Tensor], *, weight: float
+) -> None:
+    """Add the gradient of FedProx's `weight / 2 * |p - start|^2` (arXiv 1812.06127)."""
+    for parameter, origin in zip(parameters, start, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - origin, alpha=weight)
+
+
+def left_of_tail(rank: int, share: float) -> int:
+    """Return the directions before the tail: `floor(share * rank)`, at least one.
+
+    >>> left_of_tail(8, 0.99), left_of_tail(1, 0.99)
+    (7, 1)
+    """
+    return max(1, math.floor(share * rank))
+
+
+@torch.no_grad()
+def shrink_tail_(lora: LoraNetwork, *, weight: float, share: float) -> None:
+    """Add the gradient of HETLoRA's `weight * |B[:, k:]| |A[k:]|` of each layer, k before the tail.
+
+    Where a factor's tail is zero its own part of the gradient is taken as zero.
+
+    Source: HETLoRA (arXiv 2401.06432), rank self-pruning.
+    """
+    for layer in lora.layers.values():
+        if layer.a.grad is None or layer.b.grad is None:
+            continue
+        first = left_of_tail(layer.a.shape[1], share)
+        tail_a, tail_b = layer.a[:, first:], layer.b[:, :, first:]
+        size_a, size_b = _norms(tail_a), _norms(tail_b)
+        pull_a = weight * size_b / size_a.clamp_min(SMALLEST)
+        pull_b = weight * size_a / size_b.clamp_min(SMALLEST)
+        layer.a.grad[:, first:] += tail_a * pull_a[:, None, None]
+        layer.b.grad[:, :, first:] += tail_b * pull_b[:, None, None]
+
+
+@torch.no_grad()
+def tail_norms(lora: LoraNetwork, *, share: float) -> torch.Tensor:
+    """Return `sum |B[:, k:]| |A[k:]|` over layers for each device, (devices,)."""
+    total = torch.zeros(lora.devices)
+    for layer in lora.layers.values():
+        first = left_of_tail(layer.a.shape[1], share)
+        total += (_norms(layer.a[:, first:]) * _norms(layer.b[:, :, first:])).cpu()
+    return total
+
+
+def _norms(stack: torch.Tensor) -> torch.Tensor:
+    return stack.flatten(1).square().sum(1).sqrt()
