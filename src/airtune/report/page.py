@@ -70,7 +70,7 @@ def render_page(study: Study, summary: Summary) -> str:
 def title_of(study: Study) -> str:
     """Return the page's title."""
     if study.baseline is None:
-        return f"{study.name}: {study.focus}"
+        return study.name if study.name == study.focus else f"{study.name}: {study.focus}"
     return f"{study.name}: {len(study.methods)} methods compared"
 
 

@@ -78,7 +78,10 @@ def round_data(run: Run, place: int, shown: Ints) -> dict[str, Any]:
         "pruned": _rounded(devices["pruned"][rows].tolist()),
         "rank": devices["rank"][rows].tolist(),
         "share": _rounded(devices["share"][rows].tolist()),
-        "reason": devices["reason"][rows].tolist(),
+        "reason": [
+            reason.removeprefix(f"{name}: ")
+            for reason, name in zip(devices["reason"][rows], devices["name"][rows], strict=True)
+        ],
     }
 
 

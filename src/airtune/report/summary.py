@@ -12,7 +12,14 @@ import numpy as np
 
 from airtune.plan import Floats
 from airtune.records import write_csv
-from airtune.report.stats import Change, Reached, cost_to_target, difference, relative_change
+from airtune.report.stats import (
+    Change,
+    Reached,
+    cost_to_target,
+    difference,
+    relative_change,
+    smooth,
+)
 from airtune.report.study import Metric, Run, Study
 
 Cost = Literal["time", "bytes", "energy", "rounds"]
@@ -32,7 +39,7 @@ class Row:
     """Best smoothed validation quality, shape (seeds,); NaN where nothing was evaluated."""
     final: Floats
     worst: Floats
-    """The metric of the worst tenth of the devices at the end."""
+    """The smoothed metric of the worst tenth of the devices at the end."""
     test: Floats
 
     def cost(self, kind: Cost) -> tuple[Reached, ...]:
@@ -129,7 +136,9 @@ def _row(runs: Sequence[Run], metric: Metric) -> Row:
         rounds=reached(lambda run: np.arange(1.0, len(run.record.rounds) + 1.0)),
         best=each(lambda run: float(pick(run.smoothed)) if run.quality.size else math.nan),
         final=each(lambda run: float(run.smoothed[-1]) if run.quality.size else math.nan),
-        worst=each(lambda run: float(run.worst_tenth[-1]) if run.quality.size else math.nan),
+        worst=each(
+            lambda run: float(smooth(run.worst_tenth)[-1]) if run.quality.size else math.nan
+        ),
         test=each(lambda run: _test_quality(run, metric)),
     )
 
