@@ -15,12 +15,16 @@ from typing import Literal
 
 from airtune.errors import MethodError, RecipeError
 from airtune.methods.best_bandwidth import BestBandwidth
+from airtune.methods.fedspine import FedSpine
 from airtune.methods.jcpba import Jcpba
 from airtune.methods.plugins import as_method, entry_points_of, is_path, load_entry, load_path
+from airtune.methods.prune_and_tune import PruneAndTune
 from airtune.methods.prune_equal_bandwidth import PruneEqualBandwidth
+from airtune.methods.pruned import HetLora, fedspine, hetlora, pruned_by, unlike_ranks
 from airtune.methods.random_choice import RandomChoice
 from airtune.methods.settings import Settings, faults_of, typed
 from airtune.methods.uniform_prune import UniformPrune
+from airtune.methods.unlike_ranks import UnlikeRanks
 from airtune.methods.whole_equal import WholeEqual
 from airtune.plan import Method, WorkSpec
 
@@ -77,6 +81,11 @@ def _fedprox(name: str, settings: object) -> Method:
 _JCPBA_PAPER = "Low-latency Federated LLM Fine-tuning Over Wireless Networks, arXiv 2602.01024"
 _PAPER_BASELINE = f"baseline of {_JCPBA_PAPER}"
 
+_FEDSPINE_PAPER = (
+    "Efficient Deployment of Large Language Models on Resource-constrained Devices, arXiv "
+    "2501.02438"
+)
+
 METHODS: Mapping[str, MethodRow] = MappingProxyType({
     "jcpba": MethodRow(
         "method", Jcpba, "pruning and bandwidth of each device chosen together, round by round",
@@ -110,6 +119,56 @@ METHODS: Mapping[str, MethodRow] = MappingProxyType({
     "random": MethodRow(
         "control", RandomChoice, "random pruning within the budget, random shares",
         _PAPER_BASELINE, reconstructed=True,
+    ),
+    "fedspine": MethodRow(
+        "method", FedSpine, "pruning and rank of each device found by a bandit, pruned for good",
+        _FEDSPINE_PAPER, reconstructed=True, make=fedspine,
+    ),
+    "hetlora": MethodRow(
+        "baseline", HetLora, "unlike ranks that prune themselves, averaged by norm",
+        "Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models, "
+        "arXiv 2401.06432", make=hetlora,
+    ),
+    "flexlora": MethodRow(
+        "baseline", UnlikeRanks, "unlike ranks, the products averaged and factored anew",
+        "Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client "
+        "Resources, arXiv 2402.11505", make=unlike_ranks("factored"),
+    ),
+    "flora": MethodRow(
+        "baseline", UnlikeRanks, "unlike ranks, stacked and merged into the base every round",
+        "FLoRA: Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank "
+        "Adaptations, arXiv 2409.05976", make=unlike_ranks("stacked"),
+    ),
+    "loraprune": MethodRow(
+        "baseline", partial(PruneAndTune, prune_every=10),
+        "prune-and-tune by gradients of the LoRA factors, the same for all",
+        "LoRAPrune, arXiv 2305.18403, federated; no layer is left out, as a plain config has like "
+        "layers", reconstructed=True, make=pruned_by("lora-gradient"),
+    ),
+    "apt": MethodRow(
+        "baseline", partial(PruneAndTune, cooldown=0.0, prune_every=1),
+        "prune-and-tune by activation salience; with min_rank, ranks that grow",
+        "APT, arXiv 2401.12200, federated; all adapters grow alike", reconstructed=True,
+        make=pruned_by("salience"),
+    ),
+    "llm-pruner": MethodRow(
+        "baseline", partial(PruneAndTune, pace="once"),
+        "pruned at once by weight times gradient, then tuned",
+        "LLM-Pruner, arXiv 2305.11627, federated", make=pruned_by("first-order"),
+    ),
+    "fluctuation-prune": MethodRow(
+        "control", partial(PruneAndTune, pace="once"),
+        "pruned at once by fluctuation, then tuned: uniform pruning chosen beforehand",
+        "FLAP, arXiv 2312.11983, federated", make=pruned_by("fluctuation"),
+    ),
+    "magnitude-prune": MethodRow(
+        "control", partial(PruneAndTune, pace="once"),
+        "pruned at once by the size of weights, then tuned", f"baseline of {_FEDSPINE_PAPER}",
+        reconstructed=True, make=pruned_by("magnitude"),
+    ),
+    "random-prune": MethodRow(
+        "control", partial(PruneAndTune, pace="once"), "pruned at once at random, then tuned",
+        f"baseline of {_FEDSPINE_PAPER}", reconstructed=True, make=pruned_by("random"),
     ),
     "untuned": MethodRow("control", None, "the base model as it is", "control"),
     "local-only": MethodRow(

@@ -1,0 +1,310 @@
+"""FedSpine: each device's pruning and rank, found by a bandit that knows nothing of devices.
+
+An arm is a point (ratio, log2 rank) of the unit square. The ratio is how much of the pruning that
+a device still has before it is done now; a device is never below the cubic schedule, so that all
+end exactly at the same sparsity, and never comes back from where it is. What a round was worth
+(`reward`) teaches a smooth upper confidence bound over a square that refines itself
+(`airtune.solve.bandit`); devices that behave alike, by the seconds they took for each FLOP, learn
+together. The method asks for neither capability nor channel.
+
+Source: Efficient Deployment of Large Language Models on Resource-constrained Devices, arXiv
+2501.02438; the reward, the bound and the grouping are reconstructed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+from airtune.errors import MethodError, RecipeError
+from airtune.keys import generator
+from airtune.methods.blind import equal_links
+from airtune.methods.reward import RewardWeights, rewards
+from airtune.methods.seen import available
+from airtune.methods.sparsity import (
+    LEVELS,
+    Schedule,
+    Structures,
+    check_ranks,
+    check_sparsity,
+    levels_of,
+    ranks_between,
+    schedule_of,
+)
+from airtune.methods.unlike_ranks import seconds_a_flop
+from airtune.plan import (
+    Bools,
+    Floats,
+    Ints,
+    LinkState,
+    Need,
+    Observation,
+    Problem,
+    Results,
+    RoundPlan,
+    State,
+)
+from airtune.solve.bandit import Bandit, BanditSettings, behave_alike, choose, learn, start
+
+Form = Literal["pooled", "private", "random", "fixed", "ratio-only", "rank-only"]
+
+_NOTHING = -1
+"""Box of a device that plays none."""
+
+
+@dataclass(frozen=True, slots=True)
+class FedSpine:
+    """The decider of FedSpine; the other forms are its controls."""
+
+    sparsity: float = 0.5
+    """Fraction of the blocks' weights that is gone at the end, exactly on every device."""
+    structures: Structures = "auto"
+    """What is removed; auto = heads too where the family's plain config can say so."""
+    form: Form = "pooled"
+    """Who learns: devices that behave alike together, each alone, or nobody (random, fixed); or only
+    the ratio, or only the rank, is learnt."""
+    groups: int = 3
+    """How many kinds of behaviour are told apart."""
+    min_rank: int = 2
+    """Smallest rank; the largest is lora.r."""
+    fixed_ratio: float = 0.5
+    """Ratio of the forms that do not choose one."""
+    fixed_rank: int = 0
+    """Rank of the forms that do not choose one; 0 = lora.r."""
+    warmup: float = 0.0
+    """Part of the rounds before the first pruning."""
+    cooldown: float = 0.25
+    """Part of the rounds that only tune at the end."""
+    prune_every: int = 20
+    """Local iterations between prunings."""
+    explore: float = 0.05
+    """Scale of the confidence bound."""
+    discount: float = 0.98
+    """What a trial counts a round later."""
+    over: Literal["layers", "model"] = "layers"
+    """Where structures compete: in each block, which plain tools can load, or over the model."""
+    own_importance: float = 0.0
+    """Weight of a device's own scores against the pooled ones when it prunes."""
+    needs: frozenset[Need] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity, self.warmup, self.cooldown, self.prune_every)
+        for name, low, high in (("fixed_ratio", 0.0, 1.0), ("own_importance", 0.0, 1.0)):
+            if not low <= getattr(self, name) <= high:
+                raise RecipeError(
+                    f"{name} must be in [{low:g}, {high:g}], got {getattr(self, name):g}"
+                )
+        if self.groups < 1:
+            raise RecipeError(f"groups must be at least 1, got {self.groups}")
+        if not self.explore >= 0.0:
+            raise RecipeError(f"explore must be at least 0, got {self.explore:g}")
+        if not 0.0 < self.discount <= 1.0:
+            raise RecipeError(f"discount must be above 0 and at most 1, got {self.discount:g}")
+
+    def init(self, problem: Problem) -> State:
+        """Return the state that knows nothing.
+
+        Raises:
+            RecipeError: if the sparsity or a rank is outside what the model or lora.r allows.
+        """
+        levels_of(problem.shape, self.sparsity, self.structures)
+        most = problem.workload.rank
+        check_ranks(self.min_rank, most)
+        if self.fixed_rank and not self.min_rank <= self.fixed_rank <= most:
+            raise RecipeError(
+                f"fixed_rank must be 0 or between min_rank {self.min_rank} and lora.r {most}, got "
+                f"{self.fixed_rank}"
+            )
+        count = len(problem.devices)
+        bandit = start(count if self.form == "private" else self.groups)
+        return {
+            **_arrays(bandit),
+            "level": np.zeros(count, np.int64), "told": np.zeros(count, np.int64),
+            "unit_s": np.full(count, np.nan), "point": np.full((count, 2), np.nan),
+            "box": np.full(count, _NOTHING, np.int64), "group": np.zeros(count, np.int64),
+            "done": np.ones(count), "reward_mean": float("nan"),
+        }  # fmt: skip
+
+    def plan(
+        self, problem: Problem, state: State, observation: Observation
+    ) -> tuple[RoundPlan, State]:
+        """Have every available device play a point, and tell it where that leads."""
+        _check_fleet(problem, state)
+        device, schedule = available(observation), self._schedule(problem)
+        group = self._groups(np.asarray(state["unit_s"]))
+        box, point = self._points(problem, state, group, device, observation.round)
+        level, floor = np.asarray(state["level"])[device], schedule.floor(observation.round)
+        going_on = np.floor(point[:, 0] * (LEVELS - level) + 0.5).astype(np.int64)
+        step = going_on if schedule.is_due(observation.round) else np.zeros_like(level)
+        told = np.clip(np.maximum(level + step, floor), level, LEVELS)
+        left = LEVELS - level
+        done = np.where(left > 0, (told - level) / np.maximum(left, 1), 1.0)
+        after = dict(state)
+        after |= {
+            "told": _put(state["told"], device, told), "group": group,
+            "done": _put(state["done"], device, done), "point": _put(state["point"], device, point),
+            "box": _put(np.full(len(problem.devices), _NOTHING, np.int64), device, box),
+        }  # fmt: skip
+        rank = self._ranks(problem, point[:, 1])
+        return self._assembled(problem, observation, after, told=told, rank=rank), after
+
+    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
+               remaining_bytes: Floats) -> Floats:  # fmt: skip
+        """Keep the equal shares: the method does not see the channel."""
+        return plan.assignments.share
+
+    def learn(self, problem: Problem, state: State, results: Results) -> State:
+        """Credit the points that were played; what never answered says nothing."""
+        _check_fleet(problem, state)
+        who = results.device
+        came = (results.status == "ok") & np.isfinite(results.finish_s)
+        level, unit_s = np.array(state["level"]), np.array(state["unit_s"])
+        level[who[came]] = np.asarray(state["told"])[who[came]]
+        unit_s[who[came]] = seconds_a_flop(unit_s[who[came]], results, came)
+        gained = np.zeros(len(results.device))
+        gained[came] = rewards(results, came, np.asarray(state["done"])[who], RewardWeights())
+        box, reward = np.asarray(state["box"]).copy(), np.zeros(len(problem.devices))
+        reward[who] = gained
+        box[who[results.status == "absent"]] = _NOTHING
+        bandit = learn(
+            _bandit(state), np.asarray(state["group"]), self._dials, box=box, reward=reward
+        )
+        return {
+            **state, **_arrays(bandit), "level": level, "unit_s": unit_s,
+            "reward_mean": float(np.mean(gained[came])) if came.any() else float("nan"),
+        }  # fmt: skip
+
+    @property
+    def _dials(self) -> BanditSettings:
+        return BanditSettings(explore=self.explore, discount=self.discount)
+
+    def _schedule(self, problem: Problem) -> Schedule:
+        return schedule_of(
+            problem, warmup=self.warmup, cooldown=self.cooldown, prune_every=self.prune_every
+        )
+
+    def _groups(self, unit_s: Floats) -> Ints:
+        """Return whose statistics each device shares."""
+        if self.form == "private":
+            return np.arange(unit_s.size, dtype=np.int64)
+        return behave_alike(unit_s, self.groups)
+
+    def _points(
+        self, problem: Problem, state: State, group: Ints, device: Ints, round: int
+    ) -> tuple[Ints, Floats]:
+        """Return box and point of each available device."""
+        draws = generator(problem.seed, "fedspine", round)
+        fixed = np.array([self.fixed_ratio, self._fixed_part(problem)])
+        if self.form == "random":
+            return np.full(device.shape, _NOTHING), draws.random((device.size, 2))
+        if self.form == "fixed":
+            return np.full(device.shape, _NOTHING), np.tile(fixed, (device.size, 1))
+        bandit = _bandit(state)
+        box = choose(
+            bandit, group[device], self._dials, generator=draws,
+            allowed=np.tile(self._boxes(bandit, fixed), (device.size, 1)),
+        )  # fmt: skip
+        point = bandit.centre[box].copy()
+        if self.form == "ratio-only":
+            point[:, 1] = fixed[1]
+        elif self.form == "rank-only":
+            point[:, 0] = fixed[0]
+        return box, point
+
+    def _boxes(self, bandit: Bandit, fixed: Floats) -> Bools:
+        """Return which boxes may be played: those that hold what the form does not choose."""
+        if self.form not in ("ratio-only", "rank-only"):
+            return np.ones(bandit.depth.size, np.bool_)
+        axis = 1 if self.form == "ratio-only" else 0
+        value = min(fixed[axis], 1.0 - 1e-9)
+        return np.asarray((bandit.low[:, axis] <= value) & (value < bandit.high[:, axis]))
+
+    def _fixed_part(self, problem: Problem) -> float:
+        """Return where the fixed rank is between the smallest and the largest, in [0, 1]."""
+        most = problem.workload.rank
+        if most == self.min_rank:
+            return 1.0
+        return float(
+            np.log2((self.fixed_rank or most) / self.min_rank) / np.log2(most / self.min_rank)
+        )
+
+    def _ranks(self, problem: Problem, part: Floats) -> Ints:
+        if self.form in ("fixed", "ratio-only"):
+            return np.full(part.shape, self.fixed_rank or problem.workload.rank, np.int64)
+        return ranks_between(self.min_rank, problem.workload.rank, part)
+
+    def _assembled(
+        self, problem: Problem, observation: Observation, state: State, *, told: Ints, rank: Ints
+    ) -> RoundPlan:
+        levels = levels_of(problem.shape, self.sparsity, self.structures)
+        device, pruned = available(observation), levels.pruned[told]
+        floor = self._schedule(problem).floor(observation.round)
+        notes = {
+            "mean_pruned": float(np.mean(pruned)), "mean_rank": float(np.mean(rank)),
+            "least_pruned": float(levels.pruned[floor]),
+        }  # fmt: skip
+        if self.form not in ("random", "fixed"):
+            notes["boxes"] = float(np.asarray(state["depth"]).size)
+        before = float(np.asarray(state["reward_mean"]))
+        if np.isfinite(before):
+            notes["reward_before"] = before
+        assignments = equal_links(
+            problem, device, prune_heads=levels.prune_heads[told],
+            prune_ffn=levels.prune_ffn[told], rank=rank,
+        )  # fmt: skip
+        return RoundPlan(
+            observation.round, assignments,
+            self._reasons(problem, state, device, pruned=pruned, rank=rank),
+            deadline_s=problem.deadline_s, notes=notes,
+        )  # fmt: skip
+
+    def _reasons(
+        self, problem: Problem, state: State, device: Ints, *, pruned: Floats, rank: Ints
+    ) -> tuple[str, ...]:
+        """Return one line a device: where it stands and what the choice rests on."""
+        bandit, group = _bandit(state), np.asarray(state["group"])
+        box, done = np.asarray(state["box"]), np.asarray(state["done"])
+        lines = []
+        for index, part, size in zip(device, pruned, rank, strict=True):
+            what = f"{problem.devices.names[index]}: prunes {part:.1%}"
+            what += f" ({done[index]:.0%} of what was left)" if done[index] < 1.0 else ""
+            lines.append(f"{what}, rank {size}; {self._why(bandit, group[index], box[index])}")
+        return tuple(lines)
+
+    def _why(self, bandit: Bandit, group: int, box: int) -> str:
+        if box == _NOTHING:
+            return f"{self.form}, nothing is learnt"
+        tried = float(bandit.trials[group, box])
+        who = "alone" if self.form == "private" else f"group {group}"
+        low, high = bandit.low[box], bandit.high[box]
+        place = f"ratio {low[0]:.2f}-{high[0]:.2f}, rank {low[1]:.2f}-{high[1]:.2f}"
+        if tried < 1e-9:
+            return f"{who} tries {place} for the first time"
+        mean = float(bandit.reward[group, box]) / tried
+        return f"{who}, {place} paid {mean:.2f} in {tried:.1f} trials"
+
+
+def _arrays(bandit: Bandit) -> dict[str, Floats | Ints]:
+    return {entry.name: getattr(bandit, entry.name) for entry in fields(Bandit)}
+
+
+def _bandit(state: State) -> Bandit:
+    low, high, depth, trials, reward = (np.asarray(state[entry.name]) for entry in fields(Bandit))
+    return Bandit(low, high, depth, trials, reward)
+
+
+def _put(column: object, device: Ints, values: Floats | Ints) -> Floats | Ints:
+    filled = np.array(column)
+    filled[device] = values
+    return filled
+
+
+def _check_fleet(problem: Problem, state: State) -> None:
+    known = np.asarray(state["level"]).shape[0]
+    if known != len(problem.devices):
+        raise MethodError(
+            f"the bandit's state is of a fleet of {known} devices, this one has "
+            f"{len(problem.devices)}; resume with the fleet the run was started with"
+        )

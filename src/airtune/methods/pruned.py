@@ -1,0 +1,80 @@
+"""FedSpine and its baselines as methods: decider, aggregation and local work put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from airtune.errors import MethodError, RecipeError
+from airtune.methods.fedspine import FedSpine
+from airtune.methods.prune_and_tune import PruneAndTune
+from airtune.methods.unlike_ranks import UnlikeRanks
+from airtune.plan import AggregateSpec, ImportanceKind, Method, WorkSpec
+from airtune.plan.method import AggregateRule
+
+Chosen = TypeVar("Chosen")
+
+MEMORY = 0.5
+"""Share of the old scores when scores of a round are pooled: a round asks few of the devices."""
+
+
+@dataclass(frozen=True, slots=True)
+class HetLora:
+    """Settings of HETLoRA: unlike ranks that prune themselves."""
+
+    min_rank: int = 2
+    """Smallest rank to begin with; the largest is lora.r."""
+    penalty_weight: float = 0.005
+    """lambda of `lambda |B[:, g r:]| |A[g r:]|`."""
+    keep: float = 0.99
+    """g, the share of the rank that is not the tail."""
+
+    def __post_init__(self) -> None:
+        if not self.penalty_weight >= 0.0:
+            raise RecipeError(f"penalty_weight must be at least 0, got {self.penalty_weight:g}")
+        if not 0.0 < self.keep < 1.0:
+            raise RecipeError(f"keep must be above 0 and below 1, got {self.keep:g}")
+
+
+def fedspine(name: str, settings: object) -> Method:
+    """Return FedSpine, or one of its forms, with its decider's settings."""
+    decider = _of(settings, FedSpine)
+    work = WorkSpec(
+        importance="lora-gradient", cumulative=True, over=decider.over,
+        own_importance=decider.own_importance,
+    )  # fmt: skip
+    return Method(name, decider, AggregateSpec("factored", shrinks=True, memory=MEMORY), work)
+
+
+def hetlora(name: str, settings: object) -> Method:
+    """Return HETLoRA."""
+    chosen = _of(settings, HetLora)
+    work = WorkSpec(penalty="tail", penalty_weight=chosen.penalty_weight, tail=chosen.keep)
+    return Method(name, UnlikeRanks(chosen.min_rank), AggregateSpec("norm-weighted"), work)
+
+
+def unlike_ranks(rule: AggregateRule) -> Callable[[str, object], Method]:
+    """Return what makes a method of unlike ranks with this aggregation."""
+
+    def make(name: str, settings: object) -> Method:
+        return Method(name, _of(settings, UnlikeRanks), AggregateSpec(rule))
+
+    return make
+
+
+def pruned_by(importance: ImportanceKind) -> Callable[[str, object], Method]:
+    """Return what makes prune-and-tune by this importance."""
+
+    def make(name: str, settings: object) -> Method:
+        work = WorkSpec(importance=importance, cumulative=True)
+        spec = AggregateSpec("average", shrinks=True, memory=MEMORY)
+        return Method(name, _of(settings, PruneAndTune), spec, work)
+
+    return make
+
+
+def _of(settings: object, kind: type[Chosen]) -> Chosen:
+    if not isinstance(settings, kind):
+        raise MethodError(f"settings must be {kind.__name__}, got {type(settings).__name__}")
+    return settings
