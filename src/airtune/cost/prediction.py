@@ -6,8 +6,8 @@ The global adapters are broadcast, so every device receives the whole link's dow
 uplink is divided by the plan's shares. A device computes at its achieved training speed. Server
 time is not in it. Energy is that of computing and sending; receiving is not charged.
 
-Expected error: FLOPs and bytes are exact, seconds are as good as the speeds and links given:
-step time on a shape not probed is within 10 % (`python -m benchmarks predict`).
+Expected error: FLOPs and bytes are exact, seconds are as good as the speeds and links given; step
+time with a speed from `airtune.cost.speed` is within 10 % (`python -m benchmarks predict`).
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ the speed of memory, so narrow models reach fewer FLOP/s than wide ones on the s
     step = FLOPs / product rate + bytes touched / traffic rate
 
 Bytes touched are taken as those that autograd would save, and the logits; how often each is read
-and written is part of the fitted rate. The FFN's activation counts as three inner tensors in every
-family: a fused GELU keeps one and computes longer, GPT-2's plain operations keep more. Two probes
-of different width fix both rates.
+and written is part of the fitted rate. The FFN's activation counts as three inner tensors where it
+is gated and as two where it is not, whatever it saves: a fused GELU keeps one and computes longer,
+GPT-2's plain operations keep four. Two probes of different width fix both rates.
 
 Expected error: within 10 % for models between the widths probed (`python -m benchmarks predict`).
 """
@@ -89,7 +89,8 @@ def _work(shape: ModelShape, workload: Workload) -> tuple[float, float]:
     plan = whole_model(np.arange(1), rank=workload.rank, local_steps=1, share=np.ones(1))
     plain = replace(workload, checkpointing=False, loss_chunk=0)
     inner = workload.batch * workload.tokens * shape.blocks * shape.ffn * workload.dtype_bytes
-    saved = float(saved_bytes(shape, plain, plan)[0]) + (3 - activation_copies(shape)) * inner
+    touched = (3 if shape.gated else 2) - activation_copies(shape)
+    saved = float(saved_bytes(shape, plain, plan)[0]) + touched * inner
     # a block's forward pass is about a third of the traffic, and checkpointing repeats it
     repeated = saved / 3.0 if workload.checkpointing else 0.0
     logits = float(peak_memory(shape, plain, plan).logits[0])
