@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import nnls
 
 from airtune.cost.flops import train_flops
 from airtune.cost.memory import activation_copies, peak_memory, saved_bytes
@@ -61,7 +60,10 @@ def fit_speed(probes: Sequence[Probe]) -> SpeedProfile:
             f"a speed profile needs two probes with times above 0 s, got {seconds.tolist()}"
         )
     work = np.array([_work(probe.shape, probe.workload) for probe in probes])  # (probes, 2)
-    inverse, _ = nnls(work / seconds[:, None], np.ones(len(probes)))
+    relative, ones = work / seconds[:, None], np.ones(len(probes))
+    inverse = np.linalg.lstsq(relative, ones)[0]
+    if inverse[1] < 0.0:
+        inverse = np.array([np.linalg.lstsq(relative[:, :1], ones)[0][0], 0.0])
     if inverse[0] <= 0.0:
         raise FleetError(
             f"the probes' times {seconds.tolist()} s do not rise with their FLOPs "
