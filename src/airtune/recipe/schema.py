@@ -201,7 +201,9 @@ class Recipe(Section):
     target: TargetSection | None = None
     evaluation: EvaluationSection = EvaluationSection()
     calibration: CalibrationSection = CalibrationSection()
-    quality_budget: Annotated[float | None, BeforeValidator(_percent), Field(ge=0, lt=1)] = None
+    quality_budget: Annotated[
+        Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(_percent)
+    ] = None
     """Loss that pruning may cost at equal rounds, `2%` for instance; none = time decides."""
     deadline_s: float | None = Field(default=None, gt=0)
     """Seconds after which a round ends; later updates are dropped. none = it waits for all."""
