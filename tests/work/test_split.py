@@ -1,6 +1,8 @@
 """Rounds of split training: equal to whole training where they should be, cheaper where not."""
 
+import doctest
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,20 @@ def base():
         for parameter in network.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
     return base_of(network)
+
+
+@pytest.fixture(scope="module")
+def state_of(workload_of):
+    """A state whose adapters are not zero."""
+
+    def make(base):
+        state = initial_state(base, workload_of(base), 0)
+        stream = torch.Generator().manual_seed(1)
+        noisy = {k: v + 0.05 * torch.randn(v.shape, generator=stream)
+                 for k, v in state.adapters.items()}  # fmt: skip
+        return replace(state, adapters=noisy)
+
+    return make
 
 
 @pytest.fixture
@@ -249,11 +265,11 @@ def test_a_frozen_part_whose_adapters_changed_sends_again(go, base, jobs_of, sta
 def test_predictive_coding_sends_less_and_errs_less_when_samples_return(go, base, jobs_of):
     spec = CodecSpec("deadzone", step=0.75)
     slow = replace(SETTINGS, learning_rate=1e-5)
-    exact = go(base, jobs_of(base, 2), settings=slow, round=3)
+    exact = go(base, jobs_of(base, 2), settings=slow, round=2)
     errors = {}
     for predict in (False, True):
         memory, jobs = CutMemory(), jobs_of(base, 2, codec=replace(spec, predict=predict))
-        for round in range(4):
+        for round in range(3):
             found = go(base, jobs, settings=slow, round=round, memory=memory)
         errors[predict] = np.abs(found.losses - exact.losses).max()
     assert errors[True] < 0.3 * errors[False]
@@ -323,3 +339,10 @@ def test_what_split_training_cannot_do_is_refused(go, base, jobs_of):
         go(base, [job], work=WorkSpec(penalty="proximal"))
     with pytest.raises(MethodError, match=r"one cut for all; got a shared server and cuts \[1\]"):
         go(base, [job], options=SplitOptions(hand_over=True))
+
+
+def test_the_example_of_the_page_runs():
+    page = Path(__file__).resolve().parents[2] / "docs" / "split.md"
+    result = doctest.testfile(str(page), module_relative=False)
+    assert result.attempted > 10
+    assert result.failed == 0
