@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from airtune.engine.base import Engine, Execution, mask_problem
 from airtune.engine.checkpoint import Checkpoint, save_checkpoint
 from airtune.engine.checks import Divide, check_plan
+from airtune.engine.refusals import refuse_malformed
 from airtune.errors import RecipeError, RunInterruptedError, TrainingError
 from airtune.model.aggregate import aggregate
 from airtune.model.state import GlobalState
@@ -207,6 +208,7 @@ def _execute(run: Run, now: Checkpoint) -> _Round:
     check_plan(plan, observation)
     divide = _divide(run, method, plan)
     execution = run.engine.execute(plan, now.state, divide, start_s=now.time_s)
+    execution = refuse_malformed(execution, run.problem.shape)
     state = _aggregate(run, execution)
     method = decider.learn(known, method, execution.results)
     return _Round(plan, execution, state, method, execution.start_s, execution.end_s)
@@ -322,7 +324,7 @@ def _device_columns(problem: Problem, done: _Round) -> Mapping[str, NDArray[Any]
     results = execution.results
     shared = ("device", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
               "upload_bytes", "flops", "peak_bytes", "energy_j", "loss_first", "loss_last",
-              "samples", "status")  # fmt: skip
+              "samples", "importance", "status")  # fmt: skip
     columns: dict[str, NDArray[Any]] = {name: getattr(results, name) for name in shared}
     pairs = zip(execution.faults, done.plan.reasons, strict=True)
     return columns | {
@@ -331,6 +333,7 @@ def _device_columns(problem: Problem, done: _Round) -> Mapping[str, NDArray[Any]
         "prune_ffn": told.prune_ffn,
         "pruned": problem.shape.pruned_fraction(told.prune_heads, told.prune_ffn),
         "rank": told.rank,
+        "rank_left": told.rank if results.rank_left is None else results.rank_left,
         "cut": told.cut,
         "codec": np.array([told.codecs[index].kind for index in told.codec_index], object),
         "share": told.share,

@@ -121,6 +121,7 @@ def _write(folder, method, seed, rounds, devices, target, ends, prefix):
                 "download_bytes": 2.2e6, "upload_bytes": upload_bytes, "flops": 1e12 * (1 - pruned),
                 "peak_bytes": peak, "memory_bytes": peak.max() * np.linspace(4, 1.05, devices),
                 "energy_j": 30 * finish, "loss_first": loss + 0.2, "loss_last": loss, "samples": 32,
+                "importance": np.nan, "rank_left": 8,
                 "reason": [f"pruned {100 * p:.0f} % so that it meets the common finish time" if p
                            else "fast enough as it is" for p in pruned],
             },

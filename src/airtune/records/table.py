@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 _TEXT = ("name", "status", "codec", "reason")
-_WHOLE = ("round", "device", "rank", "cut", "local_steps", "samples")
+_WHOLE = ("round", "device", "rank", "cut", "local_steps", "samples", "rank_left")
 DEVICE_COLUMNS = (
     "round", "device", "name", "status", "prune_heads", "prune_ffn", "pruned", "rank", "cut",
     "codec", "share", "bandwidth_hz", "local_steps", "download_s", "compute_s", "upload_s",
     "finish_s", "download_bytes", "upload_bytes", "flops", "peak_bytes", "memory_bytes",
-    "energy_j", "loss_first", "loss_last", "samples", "reason",
+    "energy_j", "loss_first", "loss_last", "samples", "importance", "rank_left", "reason",
 )  # fmt: skip
 """Columns of `devices.csv`, in order."""
 
