@@ -37,6 +37,9 @@ _ROUGH = 1e-2
 _LAST_DIGITS = 1e-14
 _STEEP = 1e-5
 _GOOD_GAP = 2e-9
+_NESTED_TOLERANCE = 1e-9
+_FIRST_STEP = 1e-10
+"""Below the answer by this, in ln(T), the dual is first asked for its proof."""
 _LONGEST_PRICE_STEP = 2.0
 """In ln(price); longer steps leave the range where the first derivatives say anything."""
 
@@ -140,7 +143,8 @@ def _newton(problem: JointProblem, blocks: list[Columns]) -> _Point:
             break
         if not np.isfinite(off):
             break
-        move = -short * needed / answer.value_by_time if answer.value_by_time > 0.0 else 0.0
+        slope = answer.dual_by_time(np.where(binding, price, 0.0))
+        move = -short * needed / slope if slope > 0.0 else 0.0
         fresh = finish_s * float(np.exp(np.clip(move, -1.0, 1.0)))
         if not low <= fresh <= high:
             fresh = float(np.sqrt(max(low, 1e-300) * finish_s)) if fresh < low else high
@@ -211,9 +215,16 @@ def _at_bottleneck(problem: JointProblem, blocks: list[Columns]) -> JointSolutio
 def _nested(problem: JointProblem, blocks: list[Columns], tried: int) -> JointSolution:
     """Search by the slow and safe way, T outside and one price a link inside."""
     division = _least_division(problem)
-    found = nested_search(problem, blocks, division, _start(problem))
-    point = _Point(found.finish_s, found.price, found.response, True, found.iterations + tried)
-    return _certify(problem, blocks, point, method="exact, nested", floor_s=division.bound_s)
+    start = _start(problem)
+    for tolerance in (_NESTED_TOLERANCE, _NESTED_TOLERANCE * 1e-2):
+        found = nested_search(problem, blocks, division, start, tolerance=tolerance)
+        tried += found.iterations
+        point = _Point(found.finish_s, found.price, found.response, True, tried)
+        solution = _certify(problem, blocks, point, method="exact, nested",
+                            floor_s=division.bound_s)  # fmt: skip
+        if solution.status == "optimal":
+            break
+    return solution
 
 
 def _certify(
@@ -247,7 +258,7 @@ def _relax(
     slightly later T frees enough of the link to meet both the budgets and the pruning budget.
     """
     asked = _asked(point.price)
-    for step in (1e-12, 1e-11, 1e-10, 1e-9, 4e-9):
+    for step in (3e-10, 1e-9, 4e-9):
         trial_s = point.finish_s * (1.0 + step)
         if trial_s >= best[2]:
             break
@@ -281,10 +292,10 @@ def _dual_bound(
     """Return the largest finish time tried at which the dual proves that nobody can meet it."""
     budget, needed = problem.curves.budget, problem.least_value
     asked = _asked(point.price)
-    slope = max(point.response.value_by_time, 1e-12 * needed)
+    slope = max(point.response.dual_by_time(point.price), 1e-12 * needed)
     spill = float(point.price @ (point.response.load - budget))
     ahead = (point.response.value - spill - needed) / slope + np.log(round_s / point.finish_s)
-    step = max(1.02 * ahead, 0.0) + 2e-11
+    step = max(1.02 * ahead, 0.0) + _FIRST_STEP
     floor_s = float(np.max(problem.finish_s(problem.least_kept, problem.curves.most())))
     for _ in range(8):
         trial_s = round_s * float(np.exp(-step))

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from airtune.plan import Floats, Ints
+from airtune.plan import Bools, Floats, Ints
 
 _STEPS = 48
-_MOST_REPAIRS = 128
+_MOST_REPAIRS = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,8 @@ def _bisect(
     free = np.argmin(price, axis=1)
     slack = _sums(usable, free, group, groups) <= capacity
     finite = np.where(np.isfinite(price), np.abs(price), 0.0)
-    scale = max(float(np.max(finite)), 1e-300) / max(float(np.max(usable)), 1e-300)
+    heaviest = float(np.max(usable))
+    scale = max(float(np.max(finite)), 1e-300) / (heaviest if heaviest > 0.0 else 1.0)
     low = np.full(groups, np.log(scale) - 40.0)
     high = low + 100.0
     index, multiplier, bound = lightest, np.exp(high), -np.inf
@@ -111,28 +112,43 @@ def _bisect(
         fits = _sums(usable, pick, group, groups) <= capacity
         index = np.where(fits[group], pick, index)
         low, high = np.where(fits, low, middle), np.where(fits, middle, high)
-        if bound > wanted or (fits.all() and np.sum(price[rows, index]) <= wanted):
+        decided = bound > wanted or (fits.all() and np.sum(price[rows, index]) <= wanted)
+        if decided and np.isfinite(wanted):
             break
     return index, multiplier, bound
 
 
 def _repair(cost: Floats, load: Floats, limits: tuple[Floats, Ints, float], index: Ints) -> Ints:
-    """Spend what is left of the capacities on the moves that save most cost for their load."""
+    """Spend what is left of the capacities on the moves that save most cost for their load.
+
+    In each pass every device names its best move that fits; the best of these are made until a
+    group is full.
+    """
     capacity, group, wanted = limits
     rows, groups = np.arange(index.shape[0]), capacity.shape[0]
     index = index.copy()
-    total = float(np.sum(cost[rows, index]))
     for _ in range(_MOST_REPAIRS):
-        if total <= wanted:
-            break
         left = capacity - _sums(load, index, group, groups)
         saved = cost[rows, index][:, None] - cost
         extra = load - load[rows, index][:, None]
         fits = (saved > 0.0) & (extra <= left[group][:, None])
-        if not fits.any():
+        if np.sum(cost[rows, index]) <= wanted or not fits.any():
             break
         worth = np.where(fits, saved / np.maximum(extra, 1e-300), -np.inf)
-        row, line = np.unravel_index(int(np.argmax(worth)), worth.shape)
-        total -= float(saved[row, line])
-        index[row] = line
+        line = np.argmax(worth, axis=1)
+        order = np.argsort(-worth[rows, line], kind="stable")
+        can_move = np.isfinite(worth[rows, line])
+        order = order[can_move[order]]
+        taken = _prefix(np.maximum(extra[order, line[order]], 0.0), group[order], left)
+        index[order[taken]] = line[order[taken]]
     return index
+
+
+def _prefix(extra: Floats, group: Ints, left: Floats) -> Bools:
+    """Return which of the ordered moves come before their group is full; the first always does."""
+    total, first = np.zeros(extra.shape[0]), np.zeros(extra.shape[0])
+    for place in np.unique(group):
+        members = np.flatnonzero(group == place)
+        total[members] = np.cumsum(extra[members])
+        first[members[0]] = 1.0
+    return np.asarray((total <= left[group]) | (first > 0.0))

@@ -41,6 +41,8 @@ def nested_search(
     blocks: list[Columns],
     least: Division,
     start: tuple[Floats, Floats, float],
+    *,
+    tolerance: float = _TOLERANCE,
 ) -> Found:
     """Return the least finish time whose best weighted kept fraction meets the budget.
 
@@ -49,35 +51,37 @@ def nested_search(
         blocks: its prepared columns.
         least: the division with every device at its least kept fraction; no T below it is possible.
         start: shares, kept fractions and finish time of a feasible answer.
+        tolerance: how exactly the links and the pruning budget are met in the end, relative.
     """
     needed = problem.least_value
     share, kept, high = start
     low = least.round_s * (1.0 + 1e-12)
     high = max(high, low * (1.0 + 1e-12))
     price, ratio = first_price(problem, share, kept, high), first_ratio(problem, share)
-    steps, finish_s, tolerance = 0, high, _ROUGH
+    steps, finish_s, rough, width = 0, high, _ROUGH, np.inf
     for _ in range(_MOST_OUTER):
-        price, answer, inner = prices_at(
-            problem, blocks, finish_s, price, ratio, tolerance=tolerance
-        )
+        price, answer, inner = prices_at(problem, blocks, finish_s, price, ratio, tolerance=rough)
         steps, ratio = steps + inner, answer.log_ratio
         binding = binding_links(problem, answer) & ~full_links(problem, finish_s)
         excess = np.where(binding, answer.load - problem.curves.budget, 0.0)
         doubt = float(price @ np.abs(excess))
         short = answer.value - float(price @ excess) - needed
-        exact = tolerance <= _TOLERANCE
+        exact = rough <= tolerance
         if short < 0.0:
             low = max(low, finish_s)  # the dual proves it whatever the prices
         elif exact or short > 20.0 * doubt:
             high = min(high, finish_s)
-        closed = abs(short) <= _TOLERANCE * needed or high <= low * (1.0 + 1e-14)
+        closed = abs(short) <= tolerance * needed or high <= low * (1.0 + 1e-14)
         if closed and exact:
             break
-        tolerance = _TOLERANCE if closed else float(
-            np.clip(0.05 * abs(short) / needed, _TOLERANCE, max(0.1 * tolerance, _TOLERANCE))
-        )  # fmt: skip
-        guess = finish_s * float(np.exp(-short / max(answer.value_by_time, 1e-300)))
-        finish_s = guess if low < guess < high else 0.5 * (low + high)
+        next_rough = 0.05 * abs(short) / needed
+        rough = tolerance if closed else max(tolerance, min(next_rough, 0.1 * rough))
+        slope = max(answer.dual_by_time(np.where(binding, price, 0.0)), 1e-300)
+        guess = finish_s * float(np.exp(max(-short / slope, -600.0)))
+        # Newton's step is kept while it shrinks the bracket; a stale price can make it crawl.
+        crawling = high - low > 0.5 * width and abs(guess - finish_s) < 0.01 * (high - low)
+        width = high - low
+        finish_s = guess if low < guess < high and not crawling else 0.5 * (low + high)
     return Found(finish_s, np.where(binding, price, 0.0), answer, steps)
 
 

@@ -85,6 +85,8 @@ class Curves:
         ratio = self.signal / shares
         with np.errstate(invalid="ignore"):
             shannon = self.scale * log_slope(ratio) / LN2
+        if not np.isfinite(self.cap).any():
+            return shannon
         return np.where(shares < self.kink(), self.cap, shannon)
 
     def kink(self) -> Floats:
@@ -145,15 +147,17 @@ def _signal_ratio(fraction: Floats) -> Floats:
     u = w / k - 1.0
     near = np.flatnonzero(k > _POLISH_ABOVE)
     if near.size:
-        u[near] = _polish(u[near], k[near])
+        u[near] = _polish(k[near])
     if all_inside:
         return u
     return np.where(inside, u, np.where(fraction <= 0.0, np.inf, 0.0))
 
 
-def _polish(u: Floats, k: Floats) -> Floats:
-    u = np.maximum(u, 1e-300)
-    for _ in range(2):
+def _polish(k: Floats) -> Floats:
+    """Solve near k = 1 by Newton's method on u itself, from the expansion in `1 - k`."""
+    short = 1.0 - k
+    u = short * (2.0 + short * (8.0 / 3.0 + short * (28.0 / 9.0)))
+    for _ in range(3):
         u = u - (np.log1p(u) - k * u) / (1.0 / (1.0 + u) - k - 1e-300)
         u = np.maximum(u, 1e-300)
     return u

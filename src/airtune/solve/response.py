@@ -72,7 +72,13 @@ class Response:
     value: float
     """Weighted sum of kept fractions."""
     value_by_time: float
-    """Derivative of the dual function by ln(T), at least 0."""
+    """Derivative of the value by ln(T) at the same shares, over the interior."""
+    clipped_by_time: Floats
+    """Derivative by ln(T) of the shares of those at their least or most, shape (links,), <= 0."""
+
+    def dual_by_time(self, price: Floats) -> float:
+        """Return the derivative of the dual function by ln(T) at these prices, at least 0."""
+        return self.value_by_time - float(price @ self.clipped_by_time)
 
 
 @dataclass(slots=True)
@@ -83,6 +89,7 @@ class _Sums:
     by_price: Floats
     by_time: Floats
     unmet: Floats
+    clipped: Floats
     value: float = 0.0
     value_by_time: float = 0.0
 
@@ -154,7 +161,7 @@ def respond(
     links = price.shape[0]
     share, kept = np.ones(len(problem)), np.ones(len(problem))
     ratio = log_ratio.copy()
-    sums = _Sums(np.zeros(links), np.zeros(links), np.zeros(links), np.zeros(links))
+    sums = _Sums(*np.zeros((5, links)))
     for block in blocks:
         z, x, v = _block_response(block, finish_s, price, ratio[block.rows], sums)
         share[block.rows], kept[block.rows], ratio[block.rows] = z, x, v
@@ -162,7 +169,7 @@ def respond(
     return Response(
         share=share, kept=kept, log_ratio=ratio, load=sums.load, load_by_price=sums.by_price,
         load_by_time=sums.by_time, unmet=sums.unmet > 0, value=sums.value,
-        value_by_time=sums.value_by_time,
+        value_by_time=sums.value_by_time, clipped_by_time=sums.clipped,
     )  # fmt: skip
 
 
@@ -191,21 +198,25 @@ def _block_response(
         kept = np.clip(kept, block.least_kept, block.most_kept)
         need, change = _needed_share(block, clipped, finish_s, kept[clipped])
         share[clipped], by_time[clipped], by_price[clipped] = need, change, 0.0
-        paid = link_price[clipped] if isinstance(link_price, np.ndarray) else link_price
-        value_by_time[clipped] = -paid * change
-    _add(sums, block, (share, by_price, by_time, kept < block.most_kept))
+        value_by_time[clipped] = 0.0
+        spent = np.zeros(share.shape)
+        spent[clipped] = change
+        _add(sums.clipped, block, spent)
+    columns = (share, by_price, by_time, (kept < block.most_kept).astype(np.float64))
+    totals = (sums.load, sums.by_price, sums.by_time, sums.unmet)
+    for total, column in zip(totals, columns, strict=True):
+        _add(total, block, column)
     sums.value += float(np.sum(block.weight * kept))
     sums.value_by_time += float(np.sum(value_by_time))
     return share, kept, log_ratio
 
 
-def _add(sums: _Sums, block: Columns, columns: tuple[Floats, Floats, Floats, Bools]) -> None:
-    totals = (sums.load, sums.by_price, sums.by_time, sums.unmet)
-    for total, column in zip(totals, columns, strict=True):
-        if total.shape[0] == 1:
-            total += np.sum(column)
-        else:
-            total += np.bincount(block.curves.link, column, minlength=total.shape[0])
+def _add(total: Floats, block: Columns, column: Floats) -> None:
+    """Add a column's sums on every link to a running total, which it changes."""
+    if total.shape[0] == 1:
+        total += np.sum(column)
+    else:
+        total += np.bincount(block.curves.link, column, minlength=total.shape[0])
 
 
 def _solve_ratio(target: Floats, burden: Floats, log_ratio: Floats) -> tuple[Floats, Floats]:

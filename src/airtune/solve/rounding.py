@@ -25,7 +25,7 @@ from airtune.solve.rates import Curves
 
 _FULL_MENU = 40_000
 """Devices times levels up to which the search looks at every level."""
-_WINDOW = 9
+_WINDOW = 7
 _PRECISION = 1e-5
 """Relative precision of the search for T, far below a step of the ladder."""
 
@@ -133,7 +133,7 @@ class _Search:
 
     problem: LadderProblem
     window: Ints
-    """Shape (n, k): levels, rising."""
+    """Shape (n, k): levels of the ladder."""
 
     @classmethod
     def about(cls, problem: LadderProblem, kept: Floats) -> _Search:
@@ -142,8 +142,11 @@ class _Search:
             return cls(problem, np.broadcast_to(np.arange(levels), (count, levels)))
         nearest = np.searchsorted(problem.pruned, 1.0 - kept)
         lightest = np.argmax(problem.allowed, axis=1)
-        first = np.clip(nearest - _WINDOW // 2, lightest, levels - _WINDOW)
-        return cls(problem, first[:, None] + np.arange(_WINDOW))
+        heaviest = levels - 1 - np.argmax(problem.allowed[:, ::-1], axis=1)
+        first = np.clip(nearest - _WINDOW // 2, 0, levels - _WINDOW)
+        near = first[:, None] + np.arange(_WINDOW)
+        # Links in air time push devices from one end to the other, so both ends are always there.
+        return cls(problem, np.column_stack([lightest, near, heaviest]))
 
     def levels(self, index: Ints) -> Ints:
         """Return the ladder's levels of the chosen lines."""

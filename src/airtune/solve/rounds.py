@@ -25,9 +25,9 @@ from airtune.solve.nested import prices_at
 from airtune.solve.problem import JointProblem
 from airtune.solve.response import first_price, first_ratio, prepare
 
-_GRID = 9
-_REFINE = 3
-_LOAD_TOLERANCE = 1e-4
+_GRID = 8
+_REFINE = 5
+_LOAD_TOLERANCE = 1e-3
 """How exactly links are filled while budgets are compared; K is not known better than this."""
 
 
