@@ -112,7 +112,15 @@ def _print(done: Comparison) -> None:
     ]  # fmt: skip
     print_table(
         "",
-        ["method", "time to target", "bytes to target", "best", "test", "time", "bytes"],
+        [
+            "method",
+            "time to target",
+            "bytes to target",
+            "best",
+            "test",
+            "time vs base",
+            "bytes vs base",
+        ],
         rows,
     )
     print_line("time and bytes to the target, mean over seeds ('>' = missed in some); the last two "

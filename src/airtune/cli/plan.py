@@ -33,15 +33,14 @@ def plan(
 
     Examples: airtune plan recipe.yaml · airtune plan Qwen/Qwen2.5-0.5B --device orin-nano-8gb
     """
-    from airtune.planner import plan_model, plan_recipe
-    from airtune.recipe import load_recipe
-
     source, changes = split_words(words, settings)
     if device is not None:
         if source is None or changes:
             raise RecipeError(
                 "--device plans a model: airtune plan Qwen/Qwen2.5-0.5B --device orin-nano-8gb"
             )
+        from airtune.planner import plan_model
+
         model = plan_model(source, device, batch=batch, tokens=tokens, rank=rank)
         print_json(model.as_document()) if as_json else _print_model(model)
         return
@@ -54,7 +53,12 @@ def plan(
             f"there is no recipe {source!r}; to plan a model, add --device (airtune list fleets "
             "shows the kinds)"
         )
-    found = plan_recipe(load_recipe(source, overrides=changes))
+    from airtune.recipe import load_recipe
+
+    recipe = load_recipe(source, overrides=changes)
+    from airtune.planner import plan_recipe
+
+    found = plan_recipe(recipe)
     print_json(found.as_document()) if as_json else _print_plan(found)
 
 

@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from airtune.errors import MissingExtraError
 from airtune.run import Watch
@@ -30,6 +31,7 @@ OnRound = Callable[[Mapping[str, Any]], None]
 @contextmanager
 def progress(*, is_quiet: bool) -> Iterator[Progress]:
     """Show progress while the block runs; nothing is shown where nobody looks."""
+    disable_progress_bar()  # one display at a time: transformers would draw its own
     console = Console(stderr=True)
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),

@@ -33,18 +33,26 @@ def run(
     Examples: airtune run · airtune run recipe.yaml --set train.rounds=5 lora.r=4 ·
     airtune run --resume latest
     """
-    from airtune.cli.progress import progress, watch_run, with_tensorboard
     from airtune.recipe import load_recipe
-    from airtune.run import resume_run, run_recipe
+    from airtune.records import read_run
 
     source, changes = split_words(words, settings)
     if resume is not None and (source or changes or name or folder):
         raise RecipeError("--resume goes on with the recipe of the run; give nothing else with it")
     changes += [f"name={name}"] if name else []
     place = None if resume is None else find_run(resume, mark="run.json")
-    recipe = load_recipe(place / "recipe.yaml" if place else source, overrides=changes)
+    if place is not None:
+        header = read_run(place).header
+        title, rounds = str(header.get("name")), int(header.get("rounds") or 0)
+    else:
+        recipe = load_recipe(source, overrides=changes)
+        title, rounds = recipe.label, recipe.train.rounds
+    # Torch is loaded once the recipe is known to be right.
+    from airtune.cli.progress import progress, watch_run, with_tensorboard
+    from airtune.run import resume_run, run_recipe
+
     with progress(is_quiet=as_json) as display:
-        watch = watch_run(display, recipe.label, recipe.train.rounds, _announce(as_json))
+        watch = watch_run(display, title, rounds, _announce(as_json))
         watch = with_tensorboard(watch) if tensorboard else watch
         if place is not None:
             result = resume_run(place, watch=watch)
@@ -84,6 +92,8 @@ def _print(result: RunResult) -> None:
     reached = result.results.get("target_reached")
     if reached:
         print_line(f"target reached after {format_seconds(float(reached['time_s']))}")
+    for note in result.notes:
+        print_line(f"note: {note}")
     print_line(f"report: {result.report}")
 
 

@@ -16,10 +16,10 @@ Wording = Callable[[Mapping[str, Any]], str]
 
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 _WORDING: Mapping[str, Wording] = {
-    "greater_than": lambda c: f"must be above {c['gt']}",
-    "greater_than_equal": lambda c: f"must be at least {c['ge']}",
-    "less_than": lambda c: f"must be below {c['lt']}",
-    "less_than_equal": lambda c: f"must be at most {c['le']}",
+    "greater_than": lambda c: f"must be above {c['gt']:g}",
+    "greater_than_equal": lambda c: f"must be at least {c['ge']:g}",
+    "less_than": lambda c: f"must be below {c['lt']:g}",
+    "less_than_equal": lambda c: f"must be at most {c['le']:g}",
     "int_type": lambda c: "must be a whole number",
     "int_from_float": lambda c: "must be a whole number",
     "float_type": lambda c: "must be a number",

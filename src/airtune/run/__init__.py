@@ -1,6 +1,6 @@
 """The composition root: a recipe becomes objects here and nowhere else, and they are run."""
 
-from airtune.run.build import Assets, Pieces, build, check_memory, load_assets, workload_of
+from airtune.run.build import Assets, Pieces, build_pieces, check_memory, load_assets, workload_of
 from airtune.run.execute import (
     RunResult,
     Watch,
@@ -18,7 +18,7 @@ __all__ = [
     "Pieces",
     "RunResult",
     "Watch",
-    "build",
+    "build_pieces",
     "check_memory",
     "choose_method",
     "export_run",

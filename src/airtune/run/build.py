@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class Pieces:
     engine: LocalSettings
 
 
-def build(recipe: Recipe, assets: Assets | None = None) -> Pieces:
+def build_pieces(recipe: Recipe, assets: Assets | None = None) -> Pieces:
     """Turn a recipe into objects.
 
     Args:
@@ -99,8 +100,17 @@ def load_assets(recipe: Recipe) -> Assets:
 
 
 def model_source(recipe: Recipe) -> str:
-    """Return the folder or hub id of the model."""
-    return str(EMBEDDED_MODEL) if recipe.model.source == EMBEDDED else recipe.model.source
+    """Return the folder or hub id of the model.
+
+    Raises:
+        ModelError: if it is a path and nothing is there.
+    """
+    source = recipe.model.source
+    if source == EMBEDDED:
+        return str(EMBEDDED_MODEL)
+    if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
+        raise ModelError(f"there is no folder {source!r}; set model.source to a folder or a hub id")
+    return str(Path(source).expanduser()) if source.startswith("~") else source
 
 
 def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int) -> Workload:

@@ -18,10 +18,10 @@ from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.state import initial_state
 from airtune.plan import Calibration, Method
 from airtune.recipe import Recipe, dump_recipe, load_recipe
-from airtune.records import RunWriter, read_run, storage, write_atomically
+from airtune.records import RunRecord, RunWriter, read_run, storage, write_atomically
 from airtune.report import write_report
 from airtune.run import controls
-from airtune.run.build import Assets, Pieces, build, pinned
+from airtune.run.build import Assets, Pieces, build_pieces, pinned
 from airtune.run.header import header
 from airtune.run.method import Chosen, choose_method, wants_calibration
 
@@ -55,6 +55,8 @@ class RunResult:
     download_bytes: float
     results: Mapping[str, Any] = field(default_factory=dict)
     """As in `result.json`: test, initial, validation_best, target_reached."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know: texts that were cut, devices that never took part."""
 
 
 def run_recipe(
@@ -90,7 +92,7 @@ def run_recipe(
         )
     try:
         watch.on_stage("loading model and data")
-        pieces = build(recipe, assets)
+        pieces = build_pieces(recipe, assets)
         chosen = choose_method(recipe, label=label)
         measured = _measure(pieces, chosen, watch)
     except KeyboardInterrupt as error:
@@ -125,7 +127,7 @@ def resume_run(
         page = write_report([folder], folder) if reports else None
         return _result(folder, page)
     watch.on_stage("loading model and data")
-    pieces = build(recipe, assets)
+    pieces = build_pieces(recipe, assets)
     _check_same(folder, record.header, pieces)
     chosen = choose_method(recipe, label=str(record.header["method"]["name"]))
     stored = record.header.get("calibration")
@@ -250,12 +252,13 @@ def calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
     """Return where the calibration of this model, data, training and criterion is stored.
 
     The key needs no weights, so that the planner finds it too; the weights' fingerprint is in the
-    file and is checked before it is used.
+    file and is checked before it is used. Nor does it hold the seed: what pruning costs belongs to
+    the model and the data, and runs that differ in their draws share one measurement.
     """
     values = recipe.plain()
-    parts = {name: values[name] for name in ("seed", "model", "lora", "data", "calibration")}
+    parts = {name: values[name] for name in ("model", "lora", "data", "calibration")}
     parts["train"] = {key: value for key, value in values["train"].items() if key != "rounds"}
-    parts["fleet"] = [values["fleet"]["source"], values["fleet"]["devices"], recipe.fleet_seed]
+    parts["fleet"] = [values["fleet"]["source"], values["fleet"]["devices"]]
     parts["work"] = asdict(chosen.method.work)
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return Path(recipe.output) / "cache" / f"calibration-{key}.json"
@@ -300,4 +303,21 @@ def _result(folder: Path, report: Path | None) -> RunResult:
         upload_bytes=sum(float(row["upload_bytes"]) for row in record.rounds),
         download_bytes=sum(float(row["download_bytes"]) for row in record.rounds),
         results=results,
+        notes=_notes(record),
     )
+
+
+def _notes(record: RunRecord) -> tuple[str, ...]:
+    notes = []
+    cut = int(record.header["data"].get("truncated", 0))
+    if cut:
+        notes.append(f"{cut} training texts were longer than data.max_length and were cut")
+    never = sum(1 for row in record.rounds if not row["counts"]["ok"])
+    lost = {name: sum(int(row["counts"][name]) for row in record.rounds)
+            for name in ("failed", "refused", "late", "absent")}  # fmt: skip
+    for name, count in lost.items():
+        if count:
+            notes.append(f"{count} updates did not count ({name}); devices.csv says why for each")
+    if never and any(lost.values()):
+        notes.append(f"{never} of {len(record.rounds)} rounds gave no usable update")
+    return tuple(notes)

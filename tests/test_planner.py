@@ -1,0 +1,89 @@
+"""Planning: no weights, the cost model's own numbers, and infeasibility said beforehand."""
+
+import numpy as np
+import pytest
+
+from airtune.cost import ladder
+from airtune.errors import InfeasibleError, ModelError
+from airtune.planner import feasible, find_shape, plan_model, plan_recipe, shape_of
+from airtune.recipe import load_recipe
+from airtune.run import workload_of
+
+
+def test_a_plan_has_a_row_a_device_that_adds_up():
+    plan = plan_recipe(load_recipe(overrides=["method.name=best-bandwidth"]))
+    assert len(plan.devices) == 10
+    for row in plan.devices:
+        assert row.fits
+        assert row.pruned == 0.0
+        assert row.finish_s >= max(row.download_s, row.compute_s, row.upload_s)
+    assert plan.total_s == pytest.approx(plan.round_s * plan.rounds)
+    sent = sum(row.upload_bytes for row in plan.devices) * plan.rounds
+    assert plan.total_upload_bytes == pytest.approx(sent)
+    assert any("data.max_length" in line for line in plan.assumptions)
+
+
+def test_better_division_plans_a_shorter_round():
+    equal = plan_recipe(load_recipe(overrides=["method.name=fedavg-lora"]))
+    best = plan_recipe(load_recipe(overrides=["method.name=best-bandwidth"]))
+    pruned = plan_recipe(load_recipe(overrides=["method.budget=0.3"]))
+    assert pruned.round_s < best.round_s < equal.round_s
+
+
+def test_no_weight_is_loaded(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("airtune.run.build.load_base", refuse)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    assert plan_recipe(load_recipe(overrides=["method.name=fedavg-lora"])).parameters > 0
+
+
+def test_ten_thousand_devices_are_planned():
+    plan = plan_recipe(
+        load_recipe(overrides=["fleet.devices=10000", "train.rounds=1", "method.name=fedavg-lora"])
+    )
+    assert len(plan.devices) == 10_000
+
+
+def test_a_fleet_without_the_memory_is_refused():
+    fleet = ("fleet.source={base: pocket, devices: [{name: b, count: 3, link: cell, "
+             "gflops_per_s: 1, memory_gib: 0.001, power_w: 1}]}")  # fmt: skip
+    with pytest.raises(
+        InfeasibleError, match=r"heaviest pruning still needs .* b-\d, which has most"
+    ):
+        plan_recipe(load_recipe(overrides=[fleet]))
+
+
+def test_choices_of_a_model_fall_in_memory():
+    plan = plan_model("Qwen/Qwen2.5-0.5B", "orin-nano-8gb")
+    dense = {choice.precision: choice for choice in plan.choices if choice.pruned == 0.0}
+    peaks = [choice.peak_bytes for choice in dense.values()]
+    assert peaks == sorted(peaks, reverse=True)
+    assert plan.parameters == 494_032_768
+    for name, choice in dense.items():
+        lighter = [c for c in plan.choices if c.precision == name and c.pruned > 0]
+        assert all(
+            c.step_s < choice.step_s and c.upload_bytes < choice.upload_bytes for c in lighter
+        )
+
+
+@pytest.mark.parametrize("model", ["Qwen/Qwen2.5-7B", "meta-llama/Llama-2-7b-hf", "qwen3-0.6b"])
+def test_published_shapes_need_no_network(model):
+    assert find_shape(model).parameters > 5e8
+
+
+def test_an_unknown_model_lists_what_is_known(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError):
+        find_shape(str(tmp_path))
+
+
+def test_feasible_says_what_memory_leaves():
+    recipe = load_recipe()
+    shape = shape_of(recipe)
+    levels = ladder(shape, workload_of(recipe, shape, tokens=64))
+    assert feasible(levels, np.inf).startswith("any, 0-")
+    assert feasible(levels, 0.0) == "nothing fits"
+    middle = float(levels.peak_bytes[len(levels) // 2])
+    assert feasible(levels, middle).endswith("pruned or more")

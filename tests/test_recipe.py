@@ -1,0 +1,186 @@
+"""Recipes: every fault is named, all of them at once, and nothing is bent to fit."""
+
+import pytest
+import yaml
+
+from airtune.data import DataSpec
+from airtune.errors import RecipeError
+from airtune.recipe import (
+    Recipe,
+    check_recipe,
+    commented_recipe,
+    dump_recipe,
+    load_recipe,
+    parse_yaml,
+)
+
+
+def message(values=None, overrides=()):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(values or {}, overrides=overrides)
+    return str(caught.value)
+
+
+def test_the_default_needs_nothing():
+    recipe = load_recipe()
+    assert recipe.model.source == "embedded"
+    assert recipe.data.source == "embedded:arithmetic"
+    assert recipe.fleet.source == "pocket"
+    assert recipe.method.name == "jcpba"
+
+
+def test_all_faults_are_reported_together():
+    text = message({
+        "nmae": "x", "seed": -1, "train": {"rounds": 0, "learning_rat": 1e-3},
+        "lora": {"r": "8"}, "data": {"sorce": "a"}, "method": {"name": "jcpba", "budgt": 1},
+        "model": 5,
+    })  # fmt: skip
+    assert "has 8 faults" in text
+    for line in (
+        "nmae: unknown key, did you mean name?",
+        "seed: must be at least 0, got -1",
+        "train.rounds: must be at least 1, got 0",
+        "train.learning_rat: unknown key, did you mean learning_rate?",
+        "lora.r: must be a whole number, got '8'",
+        "data.sorce: unknown key, did you mean source?",
+        "method.budgt: jcpba has no such setting; did you mean budget?",
+        "model: must be a section with keys of its own, got 5",
+    ):
+        assert line in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.local_steps=2.5"], "train.local_steps: must be a whole number, got 2.5"),
+        (["train.weight_decay=.inf"], "train.weight_decay: must be a finite number, got inf"),
+        (["lora.target_modules=3"], "lora.target_modules: must be all-linear or a list, [a, b], got 3"),
+        (["model.device=gpu"], "model.device: must be auto, cpu, cuda or cuda:1, got 'gpu'"),
+        (["model.dtype=int8"], "model.dtype: must be float32, bfloat16 or float16, got 'int8'"),
+        (["model.load_in_4bit=1"], "model.load_in_4bit: must be true or false, got 1"),
+        (["quality_budget=2x"], "quality_budget: must be a share such as 2% or 0.02, got '2x'"),
+        (["quality_budget=150%"], "quality_budget: must be below 1, got 1.5"),
+        (["data.alpha=-1"], "data: alpha must be above 0, got -1"),
+        (["calibration.budgets=[0.3, 0.1]"], "calibration: budgets must rise, got 0.3, 0.1"),
+        (["compare.seeds=[a]"], "compare.seeds.0: must be a whole number, got 'a'"),
+        (["compare.seeds=[]"], "compare.seeds: needs at least 1 entry, got []"),
+        (["name=a/b"], "name: may have letters, digits and . _ + -, got 'a/b'"),
+        (["fleet.source=5"], "fleet.source: must be text or a mapping, {key: value}, got 5"),
+        (["fleet.participation=0"], "fleet.participation: must be above 0, got 0"),
+        (["target={metric: loss}"], "target.value: is missing"),
+        (["target={metric: accuracy, value: 0.5}"],
+         "target.metric of causal-lm must be loss or perplexity, got 'accuracy'"),
+        (["method.name=jcbpa"], "method.name: there is no method 'jcbpa'; did you mean jcpba?"),
+        (["method.max_prune=1.5"], "method.max_prune: must be in [0, 1), got 1.5"),
+    ],
+)  # fmt: skip
+def test_a_fault_names_key_allowed_and_value(overrides, expected):
+    assert expected in message(overrides=overrides)
+
+
+def test_a_fault_of_a_list_is_said_once():
+    assert "needs at least" not in message(overrides=["compare.seeds=[a]"])
+
+
+def test_overrides_read_yaml():
+    recipe = load_recipe(
+        overrides=["train.learning_rate=3e-4", "data.labels=[a, b]", "quality_budget=2%"]
+    )
+    assert recipe.train.learning_rate == 3e-4
+    assert recipe.data.labels == ("a", "b")
+    assert recipe.quality_budget == pytest.approx(0.02)
+
+
+def test_overrides_of_unknown_keys_are_listed_together():
+    text = message(overrides=["train.ruonds=3", "foo=1", "seed.x=1", "lora.r"])
+    assert "--set has 4 faults" in text
+    assert "train.ruonds: unknown key, did you mean rounds?" in text
+    assert "foo: unknown key, known here: " in text
+    assert "seed.x: seed has no keys below it" in text
+    assert "'lora.r': must read key=value" in text
+
+
+def test_another_method_drops_the_settings_of_the_former():
+    values = {"method": {"name": "jcpba", "solver": "bcd"}}
+    assert load_recipe(values, overrides=["method.name=fedavg-lora"]).method.settings == {}
+    kept = load_recipe(values, overrides=["method.max_prune=0.5"]).method.settings
+    assert kept == {"solver": "bcd", "max_prune": 0.5}
+    order = load_recipe(values, overrides=["method.penalty_weight=0.1", "method.name=fedprox"])
+    assert order.method.settings == {"penalty_weight": 0.1}
+
+
+def test_overriding_leaves_the_given_values_alone():
+    values = {"train": {"rounds": 3}}
+    load_recipe(values, overrides=["train.rounds=5"])
+    assert values == {"train": {"rounds": 3}}
+
+
+def test_yaml_is_read_as_people_mean_it():
+    assert parse_yaml("3e-4", where="x") == 3e-4
+    assert parse_yaml("2026-11-20", where="x") == "2026-11-20"
+    with pytest.raises(RecipeError, match=r"r.yaml: key 'seed' stands twice, .* in line 2"):
+        parse_yaml("seed: 1\nseed: 2", where="r.yaml")
+    with pytest.raises(RecipeError, match=r"r.yaml: not readable as YAML in line 2"):
+        parse_yaml("a: [1\nb: 2", where="r.yaml")
+
+
+def test_files_that_are_no_recipe(tmp_path):
+    with pytest.raises(RecipeError, match=r"there is no recipe .*write one with airtune init"):
+        load_recipe(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(RecipeError, match="a recipe is a mapping of keys to values, got list"):
+        load_recipe(tmp_path / "list.yaml")
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="it is not text in utf-8"):
+        load_recipe(tmp_path / "bytes.yaml")
+
+
+def test_a_saved_recipe_reads_back_the_same(tmp_path):
+    recipe = load_recipe(overrides=["fleet.devices=3", "method.solver=bcd", "data.labels=[x]",
+                                    "target={metric: loss, value: 2}"])  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump_recipe(recipe))
+    assert load_recipe(path) == recipe
+    assert load_recipe(path).digest() == recipe.digest()
+
+
+def test_the_digest_follows_what_decides_the_numbers():
+    base = load_recipe().digest()
+    assert load_recipe(overrides=["seed=1"]).digest() != base
+    assert load_recipe(overrides=["method.solver=bcd"]).digest() != base
+    assert load_recipe(overrides=["name=x", "output=elsewhere"]).digest() == base
+
+
+@pytest.mark.parametrize("model", [None, "Qwen/Qwen2.5-0.5B"])
+@pytest.mark.parametrize("task", ["causal-lm", "classification"])
+def test_the_commented_recipe_is_a_recipe(model, task):
+    text = commented_recipe(file="r.yaml", model=model, data="./my data: x.jsonl", task=task,
+                            method="jcpba", fleet=None)  # fmt: skip
+    recipe = check_recipe(parse_yaml(text, where="r.yaml"))
+    assert recipe.data.source == "./my data: x.jsonl"
+    assert recipe.data.task == task
+    assert recipe.model.source == (model or "embedded")
+
+
+def test_the_commented_recipe_names_every_key():
+    text = commented_recipe(file="r.yaml", model=None, data="d", task="causal-lm", method="jcpba",
+                            fleet=None)  # fmt: skip
+    sections = [field.annotation for field in Recipe.model_fields.values()]
+    names = set(Recipe.model_fields) | set(DataSpec.__dataclass_fields__)
+    names |= {key for section in sections for key in getattr(section, "model_fields", {})}
+    missing = {key for key in names if f"{key}:" not in text and f"{key} likewise" not in text
+               and f", {key}" not in text}  # fmt: skip
+    assert not missing
+
+
+def test_commented_defaults_are_the_defaults():
+    """Uncommenting every line of the template changes nothing but what it says."""
+    text = commented_recipe(file="r.yaml", model=None, data="embedded:arithmetic",
+                            task="causal-lm", method="jcpba", fleet=None)  # fmt: skip
+    shown = check_recipe(yaml.safe_load(text))
+    default = load_recipe()
+    assert shown.train == default.train
+    assert shown.lora == default.lora
+    assert shown.evaluation == default.evaluation
+    assert shown.calibration == default.calibration
+    assert shown.fleet == default.fleet

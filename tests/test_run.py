@@ -1,0 +1,245 @@
+"""The composition root: what is built, that runs repeat and resume exactly, and the controls."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from airtune.compare import compare_methods, entries_of, resume_comparison
+from airtune.errors import CheckpointError, RecipeError, RunExistsError
+from airtune.recipe import load_recipe
+from airtune.records import read_run
+from airtune.run import build_pieces, choose_method, load_assets, resume_run, run_recipe
+from airtune.run.controls import of_device, pooled
+
+TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
+        "train.rounds=2", "train.local_steps=1", "train.per_device_train_batch_size=2",
+        "threads=1", "calibration={rounds: 2, devices: 2, budgets: [0.3]}"]  # fmt: skip
+
+
+def recipe(*overrides):
+    return load_recipe(overrides=[*TINY, *overrides])
+
+
+@pytest.fixture(scope="module")
+def assets():
+    return load_assets(recipe())
+
+
+def rounds_of(folder):
+    rows = read_run(folder).rounds
+    return [{key: value for key, value in row.items() if key != "measured"} for row in rows]
+
+
+def test_a_recipe_becomes_objects(assets):
+    pieces = build_pieces(recipe("lora.r=4", "deadline_s=9"), assets)
+    workload = pieces.problem.workload
+    assert (workload.rank, workload.batch, workload.local_steps) == (4, 2, 1)
+    assert workload.lora_targets == tuple(linear.name for linear in pieces.problem.shape.linears)
+    assert workload.tokens == max(len(r) for d in assets.data.devices for r in d.train.tokens)
+    assert pieces.problem.deadline_s == 9
+    assert pieces.engine.train.scale == 4.0
+    assert pieces.problem.devices.weight.sum() == pytest.approx(1.0)
+
+
+def test_half_precision_and_classification_reach_the_workload():
+    pieces = build_pieces(recipe("data.source=embedded:topics", "data.task=classification",
+                          "model.dtype=bfloat16"))  # fmt: skip
+    assert pieces.problem.workload.trains_head
+    assert pieces.problem.workload.dtype_bytes == 2
+    assert pieces.problem.shape.labels == len(pieces.assets.data.labels) == 8
+
+
+def test_the_same_recipe_gives_the_same_run_and_a_stopped_one_too(assets, tmp_path):
+    asked = recipe("method.name=best-bandwidth")
+    first = run_recipe(asked, folder=tmp_path / "a", assets=assets, reports=False)
+    run_recipe(asked, folder=tmp_path / "b", assets=assets, reports=False)
+    assert rounds_of(tmp_path / "a") == rounds_of(tmp_path / "b")
+    (tmp_path / "b" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "b" / "checkpoint" / "round-000002")
+    again = resume_run(tmp_path / "b", assets=assets, reports=False)
+    assert rounds_of(tmp_path / "a") == rounds_of(tmp_path / "b")
+    assert (tmp_path / "a" / "devices.csv").read_bytes() == (
+        tmp_path / "b" / "devices.csv"
+    ).read_bytes()
+    assert again.results == first.results
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(assets, tmp_path):
+    asked = recipe("method.name=fedavg-lora")
+    run_recipe(asked, folder=tmp_path / "a", assets=assets, reports=False)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "checkpoint")
+    (tmp_path / "b" / "result.json").unlink()
+    resume_run(tmp_path / "b", assets=assets, reports=False)
+    assert rounds_of(tmp_path / "a") == rounds_of(tmp_path / "b")
+
+
+def test_the_header_says_what_was_run(assets, tmp_path):
+    run_recipe(recipe("method.budget=0.2", "target={metric: loss, value: 2}"),
+               folder=tmp_path / "a", assets=assets, reports=False)  # fmt: skip
+    header = read_run(tmp_path / "a").header
+    assert header["method"]["settings"]["budget"] == 0.2
+    assert header["method"]["reconstructed"]
+    assert header["target"] == {"metric": "loss", "value": 2.0, "stop": False}
+    assert header["model"]["shape"]["blocks"] == assets.base.shape.blocks
+    assert "calibration" not in header
+    assert any("the clock charges" in line for line in header["fleet"]["assumptions"])
+    assert "wall_s" not in json.dumps({k: v for k, v in header.items() if k != "calibration"})
+
+
+def test_calibration_is_measured_once_and_used_again(assets, tmp_path):
+    output = f"output={tmp_path}/out"
+    stages = []
+    from airtune.run import Watch
+
+    watch = Watch(on_stage=stages.append)
+    run_recipe(recipe(output), folder=tmp_path / "a", assets=assets, watch=watch, reports=False)
+    assert sum("calibrating" in stage for stage in stages) == 1
+    stages.clear()
+    run_recipe(recipe(output), folder=tmp_path / "b", assets=assets, watch=watch, reports=False)
+    assert not any("calibrating" in stage for stage in stages)
+    first, second = (read_run(tmp_path / name).header["calibration"] for name in "ab")
+    assert first["budget"] == [0.0, 0.3]
+    assert first == second
+    assert first["device_s"] > 0
+
+
+def test_a_quality_budget_goes_to_methods_that_have_one():
+    jcpba = choose_method(recipe("quality_budget=2%"))
+    assert jcpba.method.decider.quality_budget == pytest.approx(0.02)
+    own = choose_method(recipe("quality_budget=2%", "method.quality_budget=0.05"))
+    assert own.method.decider.quality_budget == pytest.approx(0.05)
+    assert (
+        choose_method(recipe("quality_budget=2%", "method.name=fedavg-lora")).label == "fedavg-lora"
+    )
+
+
+def test_a_method_from_a_file_runs(assets, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import dataclass\n"
+        "from airtune.methods.whole_equal import WholeEqual\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(WholeEqual):\n    size: int = 1\n"
+    )
+    result = run_recipe(recipe(f"method.name={path}:Mine", "method.size=3"),
+                        folder=tmp_path / "a", assets=assets, reports=False)  # fmt: skip
+    header = read_run(result.folder).header
+    assert header["method"]["name"] == "Mine"
+    assert header["method"]["settings"] == {"size": 3}
+    with pytest.raises(RecipeError, match="did you mean size"):
+        recipe(f"method.name={path}:Mine", "method.sise=3")
+
+
+def test_other_weights_do_not_resume(assets, tmp_path):
+    run_recipe(
+        recipe("method.name=fedavg-lora"), folder=tmp_path / "a", assets=assets, reports=False
+    )
+    (tmp_path / "a" / "result.json").unlink()
+    path = tmp_path / "a" / "run.json"
+    path.write_text(path.read_text().replace(assets.base.fingerprint, "0" * 64))
+    with pytest.raises(CheckpointError, match="has other weights"):
+        resume_run(tmp_path / "a", assets=assets, reports=False)
+
+
+def test_a_folder_with_anything_in_it_is_refused(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(RunExistsError, match="already there"):
+        run_recipe(recipe(), folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, assets):
+    folder = tmp_path_factory.mktemp("compare") / "c"
+    asked = recipe(f"output={folder.parent}", "train.rounds=1")
+    methods = ["fedavg-lora", "untuned", "local-only", "pooled",
+               {"name": "jcpba", "budget": 0.3, "label": "pruned"}]  # fmt: skip
+    return compare_methods(asked, methods=methods, seeds=[0], folder=folder)
+
+
+def final(compared, label, seed=0):
+    record = read_run(compared.folder / "runs" / f"{label}-s{seed}")
+    return record.rounds[-1]
+
+
+def test_controls_begin_at_the_same_model(compared):
+    rows = [read_run(compared.folder / "runs" / f"{label}-s0").rounds[0]
+            for label in ("fedavg-lora", "untuned", "local-only", "pooled", "pruned")]  # fmt: skip
+    starts = [row["initial"]["loss"] for row in rows]
+    assert np.allclose(starts, starts[0], rtol=1e-5)
+
+
+def test_untuned_spends_nothing_and_learns_nothing(compared):
+    row = final(compared, "untuned")
+    assert row["validation"]["loss"] == row["initial"]["loss"]
+    assert (row["upload_bytes"], row["end_s"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("label", ["local-only", "pooled"])
+def test_controls_learn_without_traffic(compared, label):
+    record = read_run(compared.folder / "runs" / f"{label}-s0")
+    assert record.rounds[-1]["validation"]["loss"] < record.rounds[0]["initial"]["loss"]
+    assert sum(row["upload_bytes"] + row["download_bytes"] for row in record.rounds) == 0.0
+    assert record.rounds[-1]["end_s"] > 0.0
+
+
+def test_pooling_changes_no_example(assets):
+    one = pooled(assets.data).devices[0]
+    assert len(one.train) == sum(len(device.train) for device in assets.data.devices)
+    assert len(one.validation) == sum(len(device.validation) for device in assets.data.devices)
+
+
+def test_labels_and_baseline_reach_the_summary(compared):
+    assert list(compared.summary.rows) == [
+        "fedavg-lora",
+        "untuned",
+        "local-only",
+        "pooled",
+        "pruned",
+    ]
+    assert "fedavg-lora" not in compared.summary.against
+    assert compared.report.is_file()
+
+
+def test_a_finished_comparison_runs_nothing_again(compared):
+    times = {path: path.stat().st_mtime_ns for path in compared.folder.rglob("rounds.jsonl")}
+    again = resume_comparison(compared.folder)
+    assert times == {
+        path: path.stat().st_mtime_ns for path in compared.folder.rglob("rounds.jsonl")
+    }
+    assert list(again.summary.rows) == list(compared.summary.rows)
+
+
+def test_a_damaged_comparison_is_named(tmp_path):
+    (tmp_path / "compare.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"compare\.json is damaged"):
+        resume_comparison(tmp_path)
+
+
+def test_the_recipes_own_settings_go_to_its_own_method():
+    entries = entries_of(recipe("method.solver=bcd"), ["jcpba", "fedavg-lora", "random"])
+    assert [dict(entry.method) for entry in entries] == [
+        {"name": "jcpba", "solver": "bcd"}, {"name": "fedavg-lora"}, {"name": "random"}
+    ]  # fmt: skip
+    labels = [entry.label for entry in entries_of(recipe(), [{"name": "jcpba", "solver": "bcd"}])]
+    assert labels == ["jcpba (solver=bcd)"]
+
+
+def test_all_wrong_methods_of_a_comparison_are_listed():
+    with pytest.raises(RecipeError) as caught:
+        entries_of(recipe(), ["jcbpa", {"name": "random", "x": 1}])
+    assert "did you mean jcpba?" in str(caught.value)
+    assert "x: random has no such setting" in str(caught.value)
+
+
+def test_one_devices_state_is_taken_out_of_the_common_one(assets):
+    from airtune.model.state import GlobalState
+
+    tensors = {"0/a": 1, "1/a": 2}
+    state = GlobalState(0, tensors, {})
+    assert of_device(state, 1).adapters == {"a": 2}
+    fresh = GlobalState(0, {"a": 5}, {})
+    assert of_device(fresh, 1) is fresh
