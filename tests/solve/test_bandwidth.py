@@ -8,7 +8,7 @@ from airtune.errors import InfeasibleError
 from airtune.solve import Curves, divide_min_max
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(2, 40), st.integers(0, 10**6), st.sampled_from([np.inf, 6.0]),
        st.sampled_from([(1, False), (3, False), (3, True)]))  # fmt: skip
 def test_shares_fill_links_and_everybody_on_one_finishes_together(curves, n, seed, cap, kind):

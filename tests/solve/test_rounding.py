@@ -34,7 +34,7 @@ def brute_force_round_s(ladder):
     return best
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_bound_and_answer_enclose_the_true_optimum(joint, seed):
     problem = joint(4, seed)
     ladder = on_ladder(problem, 5)
@@ -46,7 +46,7 @@ def test_bound_and_answer_enclose_the_true_optimum(joint, seed):
     assert found.round_s <= best * 1.12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(2, 60), st.integers(0, 10**6), st.booleans(), st.floats(0.0, 0.6))
 def test_levels_keep_the_budget_and_shares_fit(joint, n, seed, mixed, budget):
     problem = joint(n, seed, links=3, mixed=mixed, budget=budget)
@@ -58,7 +58,7 @@ def test_levels_keep_the_budget_and_shares_fit(joint, n, seed, mixed, budget):
 
 
 def test_windows_of_a_large_fleet_are_checked_against_every_level(joint):
-    problem = joint(1500, 1)
+    problem = joint(1100, 1)
     ladder = on_ladder(problem, 40)
     near = solve_joint(problem)
     found = round_to_ladder(ladder, near.round_s, near.kept)
