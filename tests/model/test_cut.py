@@ -18,6 +18,9 @@ SCALE = 2.0
 BLOCKS = 3
 CASES = [(name, 0) for name in sorted(FAMILIES) if FAMILIES[name].causal]
 CASES += [(name, 3) for name in sorted(FAMILIES)]
+some_families = pytest.mark.parametrize(
+    "base", [("gpt2", 0), ("bert", 3), ("vit", 3)], indirect=True, ids=["gpt2", "bert", "vit"]
+)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
@@ -159,6 +162,7 @@ def test_two_halves_have_the_gradients_of_the_whole_model(base, state, batch_of,
         near(given[name], wanted)
 
 
+@some_families
 def test_devices_that_cut_alike_may_be_stacked(base, batch_of, workload_of):
     stacks = [noisy(init_adapters(base.shape, workload_of(base.shape), 0), seed) for seed in (1, 2)]
     batches = [batch_of(device, alike=True) for device in range(2)]
@@ -175,6 +179,7 @@ def test_devices_that_cut_alike_may_be_stacked(base, batch_of, workload_of):
         assert all(torch.allclose(one[name], other[name], atol=1e-5) for name in one | other)
 
 
+@some_families
 def test_each_half_holds_its_own_blocks_and_the_base_is_untouched(base, state):
     before = {name: item.clone() for name, item in base.network.state_dict().items()}
     (device,), server = halves(base, state, (2,), stay=False)
@@ -188,6 +193,7 @@ def test_each_half_holds_its_own_blocks_and_the_base_is_untouched(base, state):
     assert len(base.family.block_list(base.network)) == BLOCKS
 
 
+@some_families
 def test_one_device_s_broken_activation_leaves_no_trace(base, state, batch_of):
     batches = [batch_of(0), batch_of(1)]
     devices, server = halves(base, state, (1, 2), stay=False)
