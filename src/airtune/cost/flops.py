@@ -51,6 +51,8 @@ def train_flops(shape: ModelShape, workload: Workload, assignments: Assignments)
     blocks = blocks + (left.blocks - 1.0) * _block_macs(shape, workload, left, later)
     tokens = float(workload.batch * workload.tokens)
     step = tokens * blocks + left.whole * _head_macs(shape, workload, later)
+    if workload.scores == "gradient":
+        step = step + left.blocks * _score_macs(shape, workload, left)
     return np.asarray(2.0 * step * assignments.local_steps, np.float64)
 
 
@@ -88,6 +90,15 @@ def _backward_macs(shape: ModelShape, workload: Workload, left: Kept, flow: Flow
         # B's gradient and its input's; A's gradient and, where one is needed, its input's
         macs = macs + left.rank * (2.0 * rows + (1.0 + flow.at(reads(linear))) * columns)
     return np.asarray(macs, np.float64)
+
+
+def _score_macs(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+    """Multiply-adds of one block's scores from the adapters' gradients: 3 products of rank r."""
+    macs = np.zeros(len(left.rank))
+    for linear in targets(shape, workload):
+        columns, rows = sizes(shape, linear, left)
+        macs = macs + 3.0 * left.rank * columns * rows
+    return macs
 
 
 def _block_macs(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:

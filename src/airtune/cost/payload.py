@@ -19,6 +19,10 @@ SCALE_BITS = 32 / 64
 """A 4-bit weight's share of its block's scale: one fp32 for 64 weights (NF4, not nested)."""
 
 
+SCORE_BYTES = 4
+"""Bytes of a structure's score on the wire."""
+
+
 def lora_parameters(shape: ModelShape, workload: Workload, assignments: Assignments) -> Ints:
     """Return the numbers in a device's adapters: `rank * (in + out)` over layers and blocks.
 
@@ -40,9 +44,16 @@ def trained_parameters(shape: ModelShape, workload: Workload, assignments: Assig
 
 
 def upload_bytes(shape: ModelShape, workload: Workload, assignments: Assignments) -> Floats:
-    """Return the bytes of a device's update, shape (n,): exact tensor bytes, no framing."""
-    numbers = trained_parameters(shape, workload, assignments)
-    return numbers.astype(np.float64) * workload.adapter_bytes
+    """Return the bytes of a device's update, shape (n,): exact tensor bytes, no framing.
+
+    Where scores of structures are sent, they are single-precision numbers of what is kept.
+    """
+    numbers = trained_parameters(shape, workload, assignments).astype(np.float64)
+    size = numbers * workload.adapter_bytes
+    if workload.scores != "none":
+        left = kept(shape, assignments)
+        size = size + SCORE_BYTES * left.blocks * (left.groups + left.channels)
+    return np.asarray(size)
 
 
 def download_bytes(shape: ModelShape, workload: Workload, rank: int) -> float:

@@ -104,9 +104,10 @@ class LocalEngine:
                 f"the fleet has {len(fleet)} devices, the problem {len(problem.devices)} and the "
                 f"data {len(data.devices)}; set fleet.devices so that they agree"
             )
-        self._fleet, self._problem, self._base, self._data = fleet, problem, base, data
+        self._fleet, self._base, self._data = fleet, base, data
         self._needs = needs
         self._work = WorkSpec() if work is None else work
+        self._problem = _with_scores(problem, self._work)
         self._settings = LocalSettings() if settings is None else settings
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)
@@ -299,6 +300,15 @@ def round_half(value: float) -> int:
     (3, 3)
     """
     return int(np.floor(value + 0.5))
+
+
+def _with_scores(problem: Problem, work: WorkSpec) -> Problem:
+    """Return the problem whose costs hold what measuring importance while training takes."""
+    if work.importance == "lora-gradient":
+        return replace(problem, workload=replace(problem.workload, scores="gradient"))
+    if work.importance == "salience":
+        return replace(problem, workload=replace(problem.workload, scores="activation"))
+    return problem
 
 
 def _prunes(assignments: Assignments, problem: Problem) -> bool:

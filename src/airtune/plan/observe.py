@@ -38,6 +38,9 @@ class Workload:
     """Fraction of a language model's positions whose loss counts; the head computes no other."""
     trains_head: bool = False
     """A task head is trained, sent and averaged with the adapters."""
+    scores: Literal["none", "activation", "gradient"] = "none"
+    """Scores of structures that are measured while training and sent with the update: from
+    activations, or from the adapters' gradients, which takes products of the weights' size."""
     optimiser_states: int = 2
     adapter_bytes: int = 4
     """Bytes of an adapter's number on the wire and in training."""
