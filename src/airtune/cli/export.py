@@ -18,7 +18,7 @@ def export(
     format: Annotated[Literal["adapter", "merged", "pruned", "gguf"], typer.Option("--format", help="What to write.")] = "adapter",
     output: Annotated[Path | None, typer.Option(help="Folder to write; default: in the run folder.")] = None,
     prune: Annotated[float | None, typer.Option(help="With pruned: fraction to remove.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there, and write even what is worse than the untuned model.")] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Write what a run learned: a PEFT adapter, the merged model, or a pruned one.
@@ -28,7 +28,8 @@ def export(
     from airtune.run import export_run
 
     folder = find_run(run, mark="run.json")
-    place = export_run(folder, format, output=output, prune=prune, overwrite=force)
+    place = export_run(folder, format, output=output, prune=prune, overwrite=force,
+                       accept_worse=force)  # fmt: skip
     if as_json:
         print_json({"format": format, "folder": str(place)})
     else:
