@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,11 @@ def test_every_name_is_the_one_of_its_module():
     assert dir(airtune) == airtune.__all__
 
 
+def test_every_name_is_in_the_documentation():
+    text = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert not [name for name in airtune.__all__ if f"`{name}`" not in text]
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         airtune.nothing  # noqa: B018
@@ -30,8 +36,6 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_no_name_is_hidden_by_a_module():
     """After `import airtune.run` the name `airtune.run` is the module, so no function is called so."""
-    from pathlib import Path
-
     modules = {path.stem for path in Path(airtune.__file__).parent.iterdir()}
     assert not modules & set(airtune.__all__)
 

@@ -30,6 +30,13 @@ def test_better_division_plans_a_shorter_round():
     assert pruned.round_s < best.round_s < equal.round_s
 
 
+def test_a_plan_without_calibration_says_so():
+    text = " ".join(plan_recipe(load_recipe(overrides=["output=none"])).assumptions)
+    assert "no calibration is stored" in text
+    fixed = plan_recipe(load_recipe(overrides=["method.budget=0.3"]))
+    assert "no calibration is stored" not in " ".join(fixed.assumptions)
+
+
 def test_no_weight_is_loaded(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("weights were loaded")

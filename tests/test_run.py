@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from airtune.compare import compare_methods, entries_of, resume_comparison
-from airtune.errors import CheckpointError, RecipeError, RunExistsError
+from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
+from airtune.methods import METHODS
 from airtune.recipe import load_recipe
 from airtune.records import read_run
 from airtune.run import build_pieces, choose_method, load_assets, resume_run, run_recipe
-from airtune.run.controls import of_device, pooled
+from airtune.run.controls import CONTROLS, of_device, pooled
 
 TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
         "train.rounds=2", "train.local_steps=1", "train.per_device_train_batch_size=2",
@@ -184,6 +185,21 @@ def test_controls_learn_without_traffic(compared, label):
     assert record.rounds[-1]["validation"]["loss"] < record.rounds[0]["initial"]["loss"]
     assert sum(row["upload_bytes"] + row["download_bytes"] for row in record.rounds) == 0.0
     assert record.rounds[-1]["end_s"] > 0.0
+
+
+def test_every_control_of_the_registry_is_carried_out():
+    assert {name for name, row in METHODS.items() if row.settings is None} == set(CONTROLS)
+
+
+def test_ctrl_c_before_the_first_round_leaves_nothing(tmp_path, assets, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("airtune.calibrate.calibrate", interrupt)
+    asked = recipe(f"output={tmp_path}")
+    with pytest.raises(RunInterruptedError, match="nothing was written, start the run again"):
+        run_recipe(asked, assets=assets)
+    assert not list(tmp_path.iterdir())
 
 
 def test_pooling_changes_no_example(assets):

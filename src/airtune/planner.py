@@ -31,7 +31,14 @@ from airtune.plan import (
     Workload,
 )
 from airtune.recipe import EMBEDDED, Recipe
-from airtune.run import Chosen, check_memory, choose_method, stored_calibration, workload_of
+from airtune.run import (
+    Chosen,
+    check_memory,
+    choose_method,
+    stored_calibration,
+    wants_calibration,
+    workload_of,
+)
 
 SAMPLED_ROUNDS = 8
 """Rounds whose links are drawn; figures are medians over them."""
@@ -295,6 +302,7 @@ def _summary(
             "every device holds equally many rows",
             f"every sequence is {recipe.data.max_length} tokens long (data.max_length)",
             f"links as drawn in {len(sampled.round_s)} rounds; figures are medians over them",
+            *_unmeasured(problem, chosen),
         ),
     )  # fmt: skip
 
@@ -330,6 +338,16 @@ def _median(column: Floats) -> Floats:
     found = np.full(column.shape[1], np.nan)
     found[seen] = np.nanmedian(column[:, seen], axis=0)
     return found
+
+
+def _unmeasured(problem: Problem, chosen: Chosen) -> list[str]:
+    """Say so where the method would prune by a calibration that no run has made yet."""
+    if problem.calibration is not None or not wants_calibration(chosen):
+        return []
+    return [
+        "no calibration is stored for this model and data, so no pruning is planned beyond what "
+        "memory forces; a first run measures it, or set method.budget"
+    ]
 
 
 def _rounds_source(stored: Calibration | None) -> str:

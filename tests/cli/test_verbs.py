@@ -146,6 +146,8 @@ def test_list_runs(place, airtune, finished):
     rows = json.loads(airtune("list", "runs", "--json")[1])["runs"]
     assert rows == [{"folder": "runs/one", "methods": "fedavg-lora", "rounds": "2",
                      "finished": "1 of 1"}]  # fmt: skip
+    (place / "runs" / "one" / "run.json").write_text("{")
+    assert "damaged" in airtune("list", "runs")[1]
 
 
 def test_report_of_two_runs_stands_where_asked(place, airtune, finished):

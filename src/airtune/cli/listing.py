@@ -10,6 +10,7 @@ import typer
 from airtune.cli.console import print_json, print_table
 from airtune.cli.folders import list_runs
 from airtune.cli.options import AsJson
+from airtune.errors import CheckpointError
 
 Kind = Literal["methods", "fleets", "devices", "models", "runs"]
 Rows = tuple[list[str], list[list[str]]]
@@ -74,14 +75,19 @@ def _models() -> Rows:
 
 
 def _runs(root: Path) -> Rows:
-    from airtune.report.study import load_study
-
-    rows = []
-    for folder in list_runs(root):
-        study = load_study([folder]) if any(folder.rglob("run.json")) else None
-        methods = ", ".join(study.methods) if study else "-"
-        finished = sum(run.is_finished for run in study.runs) if study else 0
-        rounds = sum(len(run.record.rounds) for run in study.runs) if study else 0
-        total = len(study.runs) if study else 0
-        rows.append([str(folder), methods, str(rounds), f"{finished} of {total}"])
+    rows = [_run_row(folder) for folder in list_runs(root)]
     return ["folder", "methods", "rounds", "finished"], rows
+
+
+def _run_row(folder: Path) -> list[str]:
+    from airtune.report import load_study
+
+    if not any(folder.rglob("run.json")):
+        return [str(folder), "-", "0", "nothing yet"]
+    try:
+        study = load_study([folder])
+    except CheckpointError:
+        return [str(folder), "-", "-", "damaged; airtune report says where"]
+    rounds = sum(len(run.record.rounds) for run in study.runs)
+    finished = sum(run.is_finished for run in study.runs)
+    return [str(folder), ", ".join(study.methods), str(rounds), f"{finished} of {len(study.runs)}"]

@@ -10,7 +10,7 @@ from airtune.run.execute import (
     stored_calibration,
 )
 from airtune.run.export import export_run
-from airtune.run.method import Chosen, choose_method
+from airtune.run.method import Chosen, choose_method, wants_calibration
 
 __all__ = [
     "Assets",
@@ -27,5 +27,6 @@ __all__ = [
     "resume_run",
     "run_recipe",
     "stored_calibration",
+    "wants_calibration",
     "workload_of",
 ]
