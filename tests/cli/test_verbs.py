@@ -81,7 +81,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(place, airtune, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(loop, "save_checkpoint", then_interrupt)
-    code, _, err = airtune("run", "tiny.yaml", "--folder", "stopped")
+    # A process started in the background ignores the signal unless told otherwise.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code, _, err = airtune("run", "tiny.yaml", "--folder", "stopped")
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     monkeypatch.chdir(place)
     assert code == 130

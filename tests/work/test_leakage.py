@@ -35,14 +35,14 @@ def test_tokens_are_recovered_at_a_shallow_cut_and_hidden_by_a_coarse_codec(base
 
 def test_activations_without_information_leak_nothing(base):
     network_block = base.family.block_list(base.network)[0]
-    keep = network_block.forward
     network_block.forward = lambda hidden, *args, **kwargs: torch.randn_like(hidden)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             (found,) = measure_leakage(base, texts(60, 0), texts(20, 1), cuts=[1], codecs=[PLAIN])
     finally:
-        network_block.forward = keep
+        # The class's own method shows again; an instance attribute would follow every twin.
+        del network_block.forward
     assert found.explained < 0.0
     assert found.token_recovery < 0.1
 

@@ -90,7 +90,8 @@ def shape_from_config(config: Config, *, labels: int = 0) -> ModelShape:
         ModelError: if the family is not supported, or an encoder is asked to be a language model.
 
     >>> from transformers import Qwen2Config
-    >>> shape_from_config(Qwen2Config(hidden_size=64, num_attention_heads=4)).head_dim
+    >>> config = Qwen2Config(hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
+    >>> shape_from_config(config).head_dim
     16
     """
     family = family_of(config)
