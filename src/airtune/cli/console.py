@@ -14,6 +14,9 @@ from rich.table import Table
 
 from airtune.errors import AirtuneError
 
+_NUMBER_WIDTH = 28
+"""Longer cells are sentences, even where they begin with a digit."""
+
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document; numbers that are not finite become null."""
@@ -60,7 +63,8 @@ def _errors() -> Console:
 
 
 def _starts_numeric(cell: str) -> bool:
-    return cell in {"", "-"} or cell.lstrip("+->~ ")[:1].isdigit()
+    is_short = len(cell) <= _NUMBER_WIDTH
+    return cell in {"", "-"} or (is_short and cell.lstrip("+-<>=~ ")[:1].isdigit())
 
 
 def _finite(value: Any) -> Any:

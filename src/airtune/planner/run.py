@@ -1,36 +1,23 @@
-"""Planning without weights and without training: what a run, or a model on a device, would cost.
-
-Everything comes from the cost model that the virtual clock uses: bytes and FLOPs are exact, seconds
-are as good as the speeds and links of the fleet. Unknown before the data are read, and therefore
-assumed and said so: every device holds equally many rows, and every sequence is as long as
-`data.max_length`.
-"""
+"""What a run of a recipe would cost, device by device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from airtune.cost import Ladder, known_shapes, ladder, peak_memory, predict
-from airtune.data import EMBEDDED_MODEL, TOPICS
+from airtune.cost import Ladder, ladder, predict
 from airtune.engine.base import mask_observation, mask_problem
-from airtune.errors import InfeasibleError, ModelError
 from airtune.fleet import Fleet, load_fleet
-from airtune.model.base import load_shape
 from airtune.plan import (
-    Assignments,
     Calibration,
     Floats,
-    ModelShape,
     Observation,
     Problem,
-    Workload,
 )
-from airtune.recipe import EMBEDDED, Recipe
+from airtune.planner.shape import shape_of
+from airtune.recipe import Recipe
 from airtune.run import (
     Chosen,
     check_memory,
@@ -42,9 +29,6 @@ from airtune.run import (
 
 SAMPLED_ROUNDS = 8
 """Rounds whose links are drawn; figures are medians over them."""
-_CLASSES = 2
-"""Labels assumed where the recipe does not list them."""
-_PRUNED = (0.0, 0.25, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,43 +80,6 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """One way to train a model on a device."""
-
-    precision: str
-    checkpointing: bool
-    pruned: float
-    weights_bytes: float
-    activations_bytes: float
-    logits_bytes: float
-    peak_bytes: float
-    fits: bool
-    step_s: float
-    round_s: float
-    upload_bytes: float
-    energy_j: float
-    """A round."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelPlan:
-    """The ways to train a model on one kind of device, cheapest in memory last."""
-
-    model: str
-    parameters: int
-    device: str
-    memory_bytes: float
-    flops_per_s: float
-    workload: Workload
-    choices: tuple[Choice, ...]
-    assumptions: tuple[str, ...]
-
-    def as_document(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
 class _Sampled:
     """Columns (rounds, devices) over the sampled rounds; NaN where a device took no part."""
 
@@ -163,91 +110,6 @@ def plan_recipe(recipe: Recipe) -> Plan:
     check_memory(problem, fleet)
     sampled = _sample(problem, fleet, chosen)
     return _summary(recipe, fleet, problem, chosen, sampled=sampled)
-
-
-def plan_model(
-    model: str, device: str, *, batch: int = 1, tokens: int = 512, rank: int = 8,
-    local_steps: int = 10,
-) -> ModelPlan:  # fmt: skip
-    """Return the ways to train a model on a kind of device, which fit and what they take.
-
-    Args:
-        model: a published name such as Qwen/Qwen2.5-0.5B, a folder, or a hub id (its config only).
-        device: a kind of device of the catalogue.
-        batch: sequences in a step.
-        tokens: length of a sequence.
-        rank: of the adapters.
-        local_steps: in a round.
-
-    Raises:
-        FleetError: if there is no such device.
-        ModelError: if the model's config cannot be found.
-        InfeasibleError: if nothing fits; the message says what is nearest.
-    """
-    shape = find_shape(model)
-    fleet = load_fleet(device)
-    kind_bytes = float(fleet.memory_bytes[0])
-    base = Workload(
-        batch=batch, tokens=tokens, local_steps=local_steps, rank=rank,
-        lora_targets=tuple(linear.name for linear in shape.linears), loss_chunk=256,
-        trains_head=shape.labels > 0,
-    )  # fmt: skip
-    choices = tuple(
-        _choice(shape, replace(base, **form), name, pruned, fleet)
-        for name, form in _forms()
-        for pruned in _PRUNED
-    )
-    if not any(choice.fits for choice in choices):
-        least = min(choices, key=lambda choice: choice.peak_bytes)
-        raise InfeasibleError(
-            f"nothing fits {model} on {device}: {least.precision} with {least.pruned:.0%} pruned "
-            f"still needs {least.peak_bytes / 2**30:.1f} GiB of {kind_bytes / 2**30:.1f} GiB; take "
-            "a shorter --tokens, a smaller --batch or a smaller model"
-        )
-    return ModelPlan(
-        model=model, parameters=shape.parameters, device=device, memory_bytes=kind_bytes,
-        flops_per_s=float(fleet.flops_per_s[0]), workload=base, choices=choices,
-        assumptions=(
-            *fleet.assumptions,
-            "the loss is computed in chunks of 256 positions, so that logits never exist whole",
-            "framework and kernels come on top of the memory shown, about 0.3-0.5 GiB on a CPU",
-        ),
-    )  # fmt: skip
-
-
-def shape_of(recipe: Recipe) -> ModelShape:
-    """Return the shape of a recipe's model, without a weight.
-
-    Raises:
-        ModelError: if its config cannot be found.
-    """
-    labels = 0
-    if recipe.data.task == "classification":
-        labels = len(recipe.data.labels) or (8 if recipe.data.source == TOPICS else _CLASSES)
-    source = recipe.model.source
-    if source == EMBEDDED:
-        return load_shape(EMBEDDED_MODEL, labels=labels)
-    return find_shape(source, labels=labels, revision=recipe.model.revision)
-
-
-def find_shape(model: str, *, labels: int = 0, revision: str | None = None) -> ModelShape:
-    """Return a shape from a folder, from the published ones, or from a config on the hub.
-
-    Raises:
-        ModelError: if there is none.
-    """
-    if model == EMBEDDED:
-        return load_shape(EMBEDDED_MODEL, labels=labels)
-    if Path(model).is_dir():
-        return load_shape(model, labels=labels, revision=revision)
-    shapes = known_shapes()
-    name = model.rpartition("/")[2].lower().removesuffix("-hf").removesuffix("-instruct")
-    if name in shapes and (labels == shapes[name].labels or not labels):
-        return shapes[name]
-    try:
-        return load_shape(model, labels=labels, revision=revision)
-    except ModelError as error:
-        raise ModelError(f"{error}; known without a download: {', '.join(shapes)}") from error
 
 
 def _sample(problem: Problem, fleet: Fleet, chosen: Chosen) -> _Sampled:
@@ -371,37 +233,3 @@ def _straggler(fleet: Fleet, sampled: _Sampled, middle: dict[str, Floats]) -> st
         f"{fleet.names[index]} finishes last in {times} of {len(sampled.last)} rounds, mostly "
         f"because of its {longest}"
     )
-
-
-def _forms() -> Iterable[tuple[str, dict[str, Any]]]:
-    """Yield precisions and whether activations are recomputed, from plain to frugal."""
-    yield "float32", {"dtype_bytes": 4, "base_bits": 32}
-    yield "bfloat16", {"dtype_bytes": 2, "base_bits": 16}
-    yield "bfloat16 + checkpointing", {"dtype_bytes": 2, "base_bits": 16, "checkpointing": True}
-    yield "4-bit + checkpointing", {"dtype_bytes": 2, "base_bits": 4, "checkpointing": True}
-
-
-def _choice(
-    shape: ModelShape, workload: Workload, precision: str, pruned: float, fleet: Fleet
-) -> Choice:
-    levels = ladder(shape, workload)
-    level = int(np.argmin(np.abs(levels.pruned - pruned)))
-    told = Assignments(
-        device=np.zeros(1, np.int64), prune_heads=levels.prune_heads[[level]],
-        prune_ffn=levels.prune_ffn[[level]], rank=np.array([workload.rank]), share=np.ones(1),
-        local_steps=np.array([workload.local_steps]), cut=np.zeros(1, np.int64),
-        codec_index=np.zeros(1, np.int64),
-    )  # fmt: skip
-    problem = Problem(shape, fleet.profiles(np.ones(1, np.int64)), workload, rounds=1, seed=0)
-    cost = predict(problem, told, links=fleet.links_at(0, 0, 0.0), flops_per_s=fleet.flops_at(0))
-    memory = peak_memory(shape, workload, told)
-    parts = {name: float(np.broadcast_to(getattr(memory, name), (1,))[0])
-             for name in ("weights", "activations", "logits", "total")}  # fmt: skip
-    return Choice(
-        precision=precision, checkpointing=workload.checkpointing,
-        pruned=float(levels.pruned[level]), weights_bytes=parts["weights"],
-        activations_bytes=parts["activations"], logits_bytes=parts["logits"],
-        peak_bytes=parts["total"], fits=parts["total"] <= float(fleet.memory_bytes[0]),
-        step_s=float(cost.compute_s[0]) / workload.local_steps, round_s=cost.round_s,
-        upload_bytes=float(cost.upload_bytes[0]), energy_j=float(cost.energy_j[0]),
-    )  # fmt: skip

@@ -1,0 +1,50 @@
+"""Finding a model's shape without a weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from airtune.cost import known_shapes
+from airtune.data import EMBEDDED_MODEL, TOPICS
+from airtune.errors import ModelError
+from airtune.model.base import load_shape
+from airtune.plan import ModelShape
+from airtune.recipe import EMBEDDED, Recipe
+
+_CLASSES = 2
+"""Labels assumed where the recipe does not list them."""
+
+
+def shape_of(recipe: Recipe) -> ModelShape:
+    """Return the shape of a recipe's model, without a weight.
+
+    Raises:
+        ModelError: if its config cannot be found.
+    """
+    labels = 0
+    if recipe.data.task == "classification":
+        labels = len(recipe.data.labels) or (8 if recipe.data.source == TOPICS else _CLASSES)
+    source = recipe.model.source
+    if source == EMBEDDED:
+        return load_shape(EMBEDDED_MODEL, labels=labels)
+    return find_shape(source, labels=labels, revision=recipe.model.revision)
+
+
+def find_shape(model: str, *, labels: int = 0, revision: str | None = None) -> ModelShape:
+    """Return a shape from a folder, from the published ones, or from a config on the hub.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    if model == EMBEDDED:
+        return load_shape(EMBEDDED_MODEL, labels=labels)
+    if Path(model).is_dir():
+        return load_shape(model, labels=labels, revision=revision)
+    shapes = known_shapes()
+    name = model.rpartition("/")[2].lower().removesuffix("-hf").removesuffix("-instruct")
+    if name in shapes and (labels == shapes[name].labels or not labels):
+        return shapes[name]
+    try:
+        return load_shape(model, labels=labels, revision=revision)
+    except ModelError as error:
+        raise ModelError(f"{error}; known without a download: {', '.join(shapes)}") from error
