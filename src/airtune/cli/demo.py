@@ -9,10 +9,10 @@ DEMO = {
     "name": "demo",
     "data": {"limit": 1000, "test_limit": 200, "max_length": 128, "partition": "dirichlet",
              "alpha": 1.0},
-    "train": {"rounds": 12, "local_steps": 3, "per_device_train_batch_size": 4,
+    "train": {"rounds": 10, "local_steps": 3, "per_device_train_batch_size": 4,
               "learning_rate": 0.005},
-    "target": {"metric": "loss", "value": 1.15},
-    "calibration": {"rounds": 5, "devices": 5, "budgets": [0.35]},
+    "target": {"metric": "loss", "value": 1.3},
+    "calibration": {"rounds": 4, "devices": 4, "budgets": [0.35]},
     "compare": {"methods": ["jcpba", "best-bandwidth", "fedavg-lora"], "seeds": [0]},
 }  # fmt: skip
 """The same as recipes/demo.yaml, which is not installed with the package."""
