@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from airtune.plan import Floats
+from airtune.plan import Bools, Floats
 from airtune.solve.bandwidth import Division, divide_min_max
 from airtune.solve.nested import binding_links, full_links, nested_search, prices_at
 from airtune.solve.problem import SLACK, JointProblem, JointSolution
@@ -34,8 +34,7 @@ _MOST_STEPS = 30
 _TOLERANCE = 1e-10
 _OPTIMAL_GAP = 1e-8
 _ROUGH = 1e-2
-_LAST_DIGITS = 1e-14
-_STEEP = 1e-5
+_FINE = 3e-5
 _GOOD_GAP = 2e-9
 _NESTED_TOLERANCE = 1e-9
 _FIRST_STEP = 1e-10
@@ -127,38 +126,55 @@ def _newton(problem: JointProblem, blocks: list[Columns]) -> _Point:
     low = float(np.max(problem.finish_s(problem.least_kept, problem.curves.most())))
     finish_s = high
     price, ratio = first_price(problem, share, kept, high), first_ratio(problem, share)
-    converged, step = False, 0
+    converged, step, rough = False, 0, _ROUGH
     while step < _MOST_STEPS:
         step += 1
-        answer = respond(problem, blocks, finish_s, price, ratio)
+        answer = respond(problem, blocks, finish_s, price, ratio, tolerance=rough)
         ratio = answer.log_ratio
         binding = used & (answer.unmet | (answer.load > budget))
         excess = np.where(binding, answer.load - budget, 0.0)
         short = (answer.value - needed - float(price @ excess)) / needed
-        if short < 0.0:
+        if short < -rough:
             low = max(low, finish_s)
         off = max(float(np.max(np.abs(excess) / budget)), abs(short))
-        if off <= _TOLERANCE:
+        slope = answer.dual_by_time(np.where(binding, price, 0.0))
+        # The same in ln(T): next to a weak device's limit T runs out of digits before the sums do.
+        off_s = (abs(short) * needed + float(price @ np.abs(excess))) / max(slope, 1e-300)
+        exact = rough <= _FINE
+        if min(off, off_s) <= _TOLERANCE and exact:
             converged = True
             break
         if not np.isfinite(off):
             break
-        slope = answer.dual_by_time(np.where(binding, price, 0.0))
+        rough = _FINE if min(off, off_s) <= 1e-6 else float(np.clip(0.1 * off, _FINE, _ROUGH))
         move = -short * needed / slope if slope > 0.0 else 0.0
         fresh = finish_s * float(np.exp(np.clip(move, -1.0, 1.0)))
-        if not low <= fresh <= high:
-            fresh = float(np.sqrt(max(low, 1e-300) * finish_s)) if fresh < low else high
-        move = float(np.log(fresh / finish_s))
-        if abs(move) <= _LAST_DIGITS and off <= _STEEP:
-            # Next to a weak device's limit T runs out of digits before the sums do.
-            converged = True
-            break
-        price = price * np.exp(_price_step(answer, budget, binding, move))
+        if low <= fresh <= high:
+            move = float(np.log(fresh / finish_s))
+            price = price * np.exp(_price_step(answer, budget, binding, move))
+        elif np.any(excess > 0.0):
+            # T is near enough to fill a link: let its price settle before T moves on.
+            price = price * np.exp(_price_step(answer, budget, binding, 0.0))
+            fresh = finish_s
+        else:
+            fresh = float(np.clip(_filling_s(answer, budget, binding, finish_s), low, high))
         finish_s = fresh
     return _Point(finish_s, np.where(binding, price, 0.0), answer, converged, step)
 
 
-def _price_step(answer: Response, budget: Floats, binding: np.ndarray, move: float) -> Floats:
+def _filling_s(answer: Response, budget: Floats, binding: Bools, finish_s: float) -> float:
+    """Return the finish time at which the first link is full at these prices.
+
+    Newton's method on the reciprocal of the load, which is nearly linear in T: it stands in for the
+    dual's step where that leaves the bracket, next to the limit of a weak device.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        move = (1.0 / budget - 1.0 / answer.load) * answer.load**2 / -answer.load_by_time
+    moves = move[binding & np.isfinite(move)]
+    return finish_s * float(np.exp(np.max(moves, initial=-0.5) if moves.size else -0.5))
+
+
+def _price_step(answer: Response, budget: Floats, binding: Bools, move: float) -> Floats:
     """Return the change of ln(price) on every link: Newton on ln(load / budget)."""
     load = np.where(binding, answer.load, budget)
     # With nobody in the interior the load does not answer; move on as if it did, until it does.
@@ -235,11 +251,10 @@ def _certify(
     share = _fill(problem, point.response.share)
     kept, round_s = prune_min_max(problem, share)
     bound_s = floor_s
+    if round_s > max(point.finish_s, floor_s) * (1.0 + _GOOD_GAP):
+        kept, share, round_s = _relax(problem, blocks, point, (kept, share, round_s))
     if round_s > floor_s * (1.0 + _GOOD_GAP):
         bound_s = max(floor_s, _dual_bound(problem, blocks, point, round_s))
-    if round_s > bound_s * (1.0 + _GOOD_GAP):
-        kept, share, round_s = _relax(problem, blocks, point, (kept, share, round_s))
-        bound_s = max(bound_s, _dual_bound(problem, blocks, point, round_s))
     gap = round_s / bound_s - 1.0 if bound_s > 0.0 else np.inf
     return JointSolution(
         kept=kept, share=share, round_s=round_s, bound_s=bound_s, price=point.price,
@@ -257,20 +272,21 @@ def _relax(
     Next to a weak device's limit the last digits of T are worth more than those of all shares: a
     slightly later T frees enough of the link to meet both the budgets and the pruning budget.
     """
-    asked = _asked(point.price)
-    for step in (3e-10, 1e-9, 4e-9):
+    budget, binding = problem.curves.budget, point.price > 0.0
+    price, answer, last = _asked(point.price), point.response, 0.0
+    for step in (5e-10, 1e-9, 2e-9, 4e-9):
         trial_s = point.finish_s * (1.0 + step)
         if trial_s >= best[2]:
             break
-        price, ratio = asked, point.response.log_ratio
-        for _ in range(3):
-            answer = respond(problem, blocks, trial_s, price, ratio)
-            over = answer.load - problem.curves.budget
-            if np.all(over <= 0.0) and answer.value >= problem.least_value:
-                return answer.kept, _fill(problem, answer.share), trial_s
-            binding = answer.unmet | (over > 0.0)
-            price = price * np.exp(_price_step(answer, problem.curves.budget, binding, 0.0))
-            ratio = answer.log_ratio
+        # Half of what the later T frees is left on the links, the other half is kept unpruned.
+        free = 0.5 * step * answer.dual_by_time(point.price) / max(int(np.sum(binding)), 1)
+        left = np.minimum(free / np.where(binding, price, np.inf), 0.5 * budget)
+        ahead = answer.load + answer.load_by_time * (step - last) - (budget - left)
+        by_price = np.minimum(answer.load_by_price, -1e-9 * budget)
+        price = price * np.exp(np.where(binding, np.clip(-ahead / by_price, -0.5, 0.5), 0.0))
+        answer, last = respond(problem, blocks, trial_s, price, answer.log_ratio), step
+        if np.all(answer.load <= budget) and answer.value >= problem.least_value:
+            return answer.kept, _fill(problem, answer.share), trial_s
     return best
 
 

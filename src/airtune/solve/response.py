@@ -26,9 +26,11 @@ from airtune.solve.rates import BLOCK, LN2, Curves, log_slope
 
 _LOG_RATIO = (-27.6, 69.0)
 """Range of ln u: from 1e-12 (rate within 5e-13 of its limit) to 1e30 (no bandwidth at all)."""
+_LEAST_SHARE = 18.4
+"""ln of an equal share over the least share considered: a hundred-millionth of it."""
 _RATIO_STEPS = 40
-_RATIO_TOLERANCE = 1e-6
-"""Step in ln u after which Newton's next error is below 1e-11."""
+_RATIO_TOLERANCE = 3e-5
+"""Step in ln u after which Newton's next error is about 1e-9; the dual feels its square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Columns:
     """`D^2 ln 2 / scale`: turns the right-hand side into a function of u alone."""
     burden: Floats
     """`t * top_rate / D`: computation against transmission."""
+    most_ratio: Floats
+    """ln u at which a device has next to nothing of its link, and so its least kept fraction."""
     kink: Floats | None
     """Share up to which the cap binds; None where no device has one."""
 
@@ -98,10 +102,11 @@ def prepare(problem: JointProblem) -> list[Columns]:
     """Split the devices on shared links into blocks that fit the cache and prepare their columns."""
     shared = np.flatnonzero(~problem.curves.dedicated)
     starts = range(0, shared.shape[0], BLOCK)
-    return [_columns(problem, shared[start : start + BLOCK]) for start in starts]
+    even = problem.curves.equal_shares()
+    return [_columns(problem, shared[start : start + BLOCK], even) for start in starts]
 
 
-def _columns(problem: JointProblem, rows: Ints) -> Columns:
+def _columns(problem: JointProblem, rows: Ints, even: Floats) -> Columns:
     curves = problem.curves.take(rows)
     # An air-time link has no Shannon branch; the stand-in is computed and never chosen.
     scale = np.where(np.isfinite(curves.scale), curves.scale, 1.0)
@@ -114,6 +119,7 @@ def _columns(problem: JointProblem, rows: Ints) -> Columns:
         weight=np.maximum(problem.weight[rows], 1e-15),
         least_kept=problem.least_kept[rows], most_kept=problem.most_kept[rows],
         top_rate=top_rate, gain=bits * bits * LN2 / scale, burden=compute_s * top_rate / bits,
+        most_ratio=np.log(curves.signal / even[rows]) + _LEAST_SHARE,
         kink=curves.kink() if np.isfinite(curves.cap).any() else None,
     )  # fmt: skip
 
@@ -147,8 +153,9 @@ def first_price(problem: JointProblem, share: Floats, kept: Floats, finish_s: fl
 
 
 def respond(
-    problem: JointProblem, blocks: list[Columns], finish_s: float, price: Floats, log_ratio: Floats
-) -> Response:
+    problem: JointProblem, blocks: list[Columns], finish_s: float, price: Floats, log_ratio: Floats,
+    *, tolerance: float = _RATIO_TOLERANCE,
+) -> Response:  # fmt: skip
     """Return every device's best answer to a finish time and prices.
 
     Args:
@@ -157,13 +164,14 @@ def respond(
         finish_s: T in seconds; every device must be able to meet it with a whole link.
         price: weighted kept fraction per share, shape (links,), positive.
         log_ratio: ln u of the last response, shape (n,): the warm start.
+        tolerance: last step in ln u of the interior's equation; a rough answer proves nothing.
     """
     links = price.shape[0]
     share, kept = np.ones(len(problem)), np.ones(len(problem))
     ratio = log_ratio.copy()
     sums = _Sums(*np.zeros((5, links)))
     for block in blocks:
-        z, x, v = _block_response(block, finish_s, price, ratio[block.rows], sums)
+        z, x, v = _block_response(block, (finish_s, price, tolerance), ratio[block.rows], sums)
         share[block.rows], kept[block.rows], ratio[block.rows] = z, x, v
     _dedicated_response(problem, finish_s, kept, sums)
     return Response(
@@ -174,14 +182,15 @@ def respond(
 
 
 def _block_response(
-    block: Columns, finish_s: float, price: Floats, log_ratio: Floats, sums: _Sums
+    block: Columns, asked: tuple[float, Floats, float], log_ratio: Floats, sums: _Sums
 ) -> tuple[Floats, Floats, Floats]:
     """Answer for one block; adds to `sums` and returns (share, kept, ln u)."""
+    finish_s, price, tolerance = asked
     slack = finish_s - block.fixed_s
     worth = block.weight * (slack * block.bits + block.compute_s * block.fixed_bits)
     link_price = price[block.curves.link] if price.shape[0] > 1 else price[0]
     target = link_price / worth
-    log_ratio, bend = _solve_ratio(target * block.gain, block.burden, log_ratio)
+    log_ratio, bend = _solve_ratio(target * block.gain, block, log_ratio, tolerance)
     ratio = np.exp(log_ratio)
     share = block.curves.signal / ratio
     rate = block.top_rate * np.log1p(ratio) / ratio
@@ -219,20 +228,26 @@ def _add(total: Floats, block: Columns, column: Floats) -> None:
         total += np.bincount(block.curves.link, column, minlength=total.shape[0])
 
 
-def _solve_ratio(target: Floats, burden: Floats, log_ratio: Floats) -> tuple[Floats, Floats]:
+def _solve_ratio(
+    target: Floats, block: Columns, log_ratio: Floats, tolerance: float
+) -> tuple[Floats, Floats]:
     """Solve `q(u) / (1 + burden ln(1+u)/u)^2 = target`; return ln u and the slope in log-log scale."""
-    goal = np.log(target)
+    burden, top = block.burden, block.most_ratio
+    low, high = _LOG_RATIO[0], np.minimum(top, _LOG_RATIO[1])
     for _ in range(_RATIO_STEPS):
         u = np.exp(log_ratio)
         log_u1 = np.log1p(u)
         q = log_slope(u, log_u1)
         spread = u + burden * log_u1
         bend = u * u / ((1.0 + u) ** 2 * q) + 2.0 * burden * q / spread
-        error = goal - np.log(q * (u / spread) ** 2)
-        fresh = np.clip(log_ratio + error / bend, *_LOG_RATIO)
+        value = q * (u / spread) ** 2
+        # The left side goes like u^2 where it is small and like ln(u) where it is large.
+        part = target / value
+        step = np.where(value > 1.0, part - 1.0, np.log(part)) / bend
+        fresh = np.minimum(np.maximum(log_ratio + step, low), high)
         moved = float(np.max(np.abs(fresh - log_ratio)))
         log_ratio = fresh
-        if moved <= _RATIO_TOLERANCE:
+        if moved <= tolerance:
             break
     return log_ratio, bend
 
