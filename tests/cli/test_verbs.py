@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -192,3 +193,19 @@ def test_help_shows_every_verb(place, airtune):
     _, out, _ = airtune("--help")
     for verb in ("init", "run", "plan", "compare", "report", "export", "demo", "list"):
         assert verb in out
+
+
+def test_the_demo_is_the_shipped_recipe():
+    from airtune.cli.demo import DEMO
+    from airtune.recipe import load_recipe
+
+    shipped = Path(__file__).parents[2] / "recipes" / "demo.yaml"
+    assert load_recipe(DEMO) == load_recipe(shipped)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")),
+                         ids=lambda path: path.stem)  # fmt: skip
+def test_every_shipped_recipe_is_right(path):
+    from airtune.recipe import load_recipe
+
+    assert load_recipe(path).label

@@ -7,6 +7,7 @@ from airtune.cli.options import AsJson
 
 DEMO = {
     "name": "demo",
+    "threads": 1,
     "data": {"limit": 1000, "test_limit": 200, "max_length": 128, "partition": "dirichlet",
              "alpha": 1.0},
     "train": {"rounds": 10, "local_steps": 3, "per_device_train_batch_size": 4,
