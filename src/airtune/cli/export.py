@@ -25,9 +25,9 @@ def export(
 
     Example: airtune export latest --format adapter --output my-adapter
     """
+    folder = find_run(run, mark="run.json")
     from airtune.run import export_run
 
-    folder = find_run(run, mark="run.json")
     place = export_run(folder, format, output=output, prune=prune, overwrite=force,
                        accept_worse=force)  # fmt: skip
     if as_json:

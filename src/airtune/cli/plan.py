@@ -50,7 +50,7 @@ def plan(
         and Path(source).suffix not in (".yaml", ".yml")
     ):
         raise RecipeError(
-            f"there is no recipe {source!r}; to plan a model, add --device (airtune list fleets "
+            f"there is no recipe {source!r}; to plan a model, add --device (airtune list devices "
             "shows the kinds)"
         )
     from airtune.recipe import load_recipe
