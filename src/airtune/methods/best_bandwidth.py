@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from airtune.methods.assemble import level_plan, spread
-from airtune.methods.levels import allowed_levels, exact_problem, lightest
+from airtune.methods.levels import allowed_levels, divide_for, exact_problem, lightest
 from airtune.methods.seen import see
 from airtune.plan import (
     Floats,
@@ -20,7 +18,6 @@ from airtune.plan import (
     Solution,
     State,
 )
-from airtune.solve import divide_min_max
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +42,7 @@ class BestBandwidth:
         if seen.able.size:
             exact = exact_problem(problem, seen, allowed, 1.0)
             chosen = level[seen.able]
-            rows = np.arange(chosen.shape[0])
-            found = divide_min_max(
-                seen.curves, exact.fixed_s + exact.compute_s[rows, chosen], exact.bits[chosen]
-            )
+            found = divide_for(exact, chosen)
             level, share = spread(seen, chosen, found.share, level)
             solution = Solution(
                 found.status, found.round_s, found.iterations, found.residual, found.gap,

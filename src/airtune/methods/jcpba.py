@@ -21,6 +21,7 @@ from airtune.methods.assemble import level_plan, spread
 from airtune.methods.budget import Budget, check_budget, choose_budget
 from airtune.methods.levels import (
     allowed_levels,
+    divide_for,
     exact_problem,
     lightest,
     smooth_problem,
@@ -45,7 +46,6 @@ from airtune.solve import (
     LadderProblem,
     Rounded,
     best_joint_budget,
-    divide_min_max,
     round_to_ladder,
     rounds_ratio,
     solve_bcd,
@@ -172,10 +172,7 @@ def _round_down(problem: LadderProblem, kept: Floats) -> Ints:
 
 def _divided(problem: LadderProblem, level: Ints, bound_s: float, iterations: int) -> Rounded:
     """Return the best shares for levels already chosen."""
-    rows = np.arange(level.shape[0])
-    division = divide_min_max(
-        problem.curves, problem.fixed_s + problem.compute_s[rows, level], problem.bits[level]
-    )
+    division = divide_for(problem, level)
     return Rounded(
         level=level, share=division.share, finish_s=division.finish_s, round_s=division.round_s,
         bound_s=min(bound_s, division.round_s),

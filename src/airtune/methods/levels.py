@@ -10,7 +10,7 @@ from airtune.cost import Ladder, ladder
 from airtune.errors import InfeasibleError
 from airtune.methods.seen import Seen
 from airtune.plan import Bools, Floats, Ints, ModelShape, Problem, Workload
-from airtune.solve import JointProblem, LadderProblem
+from airtune.solve import Division, JointProblem, LadderProblem, divide_min_max
 from airtune.units import BITS_PER_BYTE, format_bytes
 
 _SLACK = 1e-9
@@ -66,6 +66,14 @@ def exact_problem(problem: Problem, seen: Seen, allowed: Bools, budget: float) -
         allowed=allowed[seen.able], weight=_able_weight(seen), prune_budget=budget,
         names=seen.able_names,
     )  # fmt: skip
+
+
+def divide_for(exact: LadderProblem, level: Ints) -> Division:
+    """Return the best division of the links for levels already chosen, shape (n,)."""
+    rows = np.arange(level.shape[0])
+    return divide_min_max(
+        exact.curves, exact.fixed_s + exact.compute_s[rows, level], exact.bits[level]
+    )
 
 
 def smooth_problem(problem: Problem, seen: Seen, allowed: Bools, budget: float) -> JointProblem:

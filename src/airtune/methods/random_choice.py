@@ -9,7 +9,7 @@ import numpy as np
 from airtune.keys import generator
 from airtune.methods.assemble import level_plan, spread
 from airtune.methods.budget import Budget, check_budget, choose_budget, least_budget
-from airtune.methods.levels import allowed_levels, exact_problem, lightest
+from airtune.methods.levels import allowed_levels, divide_for, exact_problem, lightest
 from airtune.methods.seen import see
 from airtune.plan import (
     Floats,
@@ -22,7 +22,7 @@ from airtune.plan import (
     RoundPlan,
     State,
 )
-from airtune.solve import Curves, LadderProblem, best_budget, divide_min_max
+from airtune.solve import Curves, LadderProblem, best_budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,7 @@ def _mean_round_s(exact: LadderProblem, budget: float) -> float:
     level = np.maximum(
         np.searchsorted(exact.pruned, budget + 1e-12) - 1, np.argmax(exact.allowed, axis=1)
     )
-    rows = np.arange(level.shape[0])
-    return divide_min_max(
-        exact.curves, exact.fixed_s + exact.compute_s[rows, level], exact.bits[level]
-    ).round_s
+    return divide_for(exact, level).round_s
 
 
 def draw_levels(draws: np.random.Generator, exact: LadderProblem, budget: float) -> Ints:

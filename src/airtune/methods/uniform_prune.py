@@ -12,6 +12,7 @@ from airtune.methods.assemble import level_plan, spread
 from airtune.methods.budget import Budget, check_budget, choose_budget, least_budget
 from airtune.methods.levels import (
     allowed_levels,
+    divide_for,
     exact_problem,
     finish_table,
     lightest,
@@ -29,7 +30,7 @@ from airtune.plan import (
     RoundPlan,
     State,
 )
-from airtune.solve import LadderProblem, best_budget, divide_min_max
+from airtune.solve import LadderProblem, best_budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +96,11 @@ class UniformPrune:
     ) -> tuple[Ints, Floats, float]:
         """Return levels, shares and the round time at a budget."""
         level = common_level(exact.pruned, exact.allowed, exact.weight, budget)
-        rows = np.arange(level.shape[0])
         if self.division == "best":
-            found = divide_min_max(
-                exact.curves, exact.fixed_s + exact.compute_s[rows, level], exact.bits[level]
-            )
+            found = divide_for(exact, level)
             return level, found.share, found.round_s
         share = exact.curves.equal_shares()
-        finish = finish_table(problem, seen, share)[rows, level]
+        finish = finish_table(problem, seen, share)[np.arange(level.shape[0]), level]
         return level, share, float(np.max(finish))
 
 
