@@ -5,16 +5,23 @@ from airtune.plan.link import LinkSpec, LinkState, RateModel
 from airtune.plan.method import (
     AggregateSpec,
     Decider,
-    ImportanceKind,
     Method,
     Need,
     RoundPlan,
     Solution,
     State,
-    WorkSpec,
 )
-from airtune.plan.observe import Calibration, Observation, Problem, Profiles, Results, Workload
+from airtune.plan.observe import (
+    Calibration,
+    Observation,
+    Problem,
+    Profiles,
+    Results,
+    SplitCalibration,
+    Workload,
+)
 from airtune.plan.shape import Bools, Floats, Ints, Linear, ModelShape
+from airtune.plan.work import ImportanceKind, WorkSpec
 
 __all__ = [
     "AggregateSpec",
@@ -40,6 +47,7 @@ __all__ = [
     "Results",
     "RoundPlan",
     "Solution",
+    "SplitCalibration",
     "State",
     "WorkSpec",
     "Workload",

@@ -13,6 +13,7 @@ from airtune.plan.assignment import Assignments
 from airtune.plan.link import LinkState
 from airtune.plan.observe import Observation, Problem, Results
 from airtune.plan.shape import Floats
+from airtune.plan.work import WorkSpec
 
 Need = Literal["capability", "channel"]
 """What a method asks to know; the engine hides the rest."""
@@ -22,9 +23,6 @@ State = Mapping[str, StateValue]
 """A decider's whole memory: arrays and plain values, saved as such with every round."""
 
 AggregateRule = Literal["average", "norm-weighted", "factored", "stacked"]
-ImportanceKind = Literal[
-    "fluctuation", "magnitude", "random", "lora-gradient", "first-order", "salience"
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +41,6 @@ class AggregateSpec:
     importance, and the state remembers what each device has left."""
     memory: float = 0.0
     """Share of the old scores when the devices' importance is pooled anew, in [0, 1)."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkSpec:
-    """The closed set of switches by which methods change the local work."""
-
-    importance: ImportanceKind = "fluctuation"
-    compensate: bool = True
-    """Replace what is removed by its mean, a constant vector a layer."""
-    cumulative: bool = False
-    """Pruned structures never come back (FedSpine); otherwise the dense base is sliced anew."""
-    over: Literal["layers", "model"] = "layers"
-    """Where structures compete: within each block, so that all blocks keep the same number and plain
-    tools can load the result, or over the whole model."""
-    own_importance: float = 0.0
-    """Weight of a device's own scores against the pooled ones when it prunes, in [0, 1]."""
-    penalty: Literal["none", "proximal", "tail"] = "none"
-    penalty_weight: float = 0.0
-    tail: float = 0.99
-    """Share of the rank that a tail penalty leaves alone."""
-    labels: Literal["travel", "stay"] = "travel"
-    device_frozen: bool = False
-    server: Literal["shared", "copies", "sequential"] = "shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,4 +115,4 @@ class Method:
     name: str
     decider: Decider
     aggregate: AggregateSpec = AggregateSpec()
-    work: WorkSpec = WorkSpec()
+    work: WorkSpec = field(default_factory=WorkSpec)

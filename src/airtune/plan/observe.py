@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.plan.assignment import CodecSpec
 from airtune.plan.link import LinkState
 from airtune.plan.shape import Bools, Floats, Ints, ModelShape
+from airtune.plan.work import WorkSpec
 
 Status = Literal["ok", "late", "refused", "failed", "absent"]
 """ok: its update counted · late: after the deadline · refused: NaN or malformed update ·
@@ -43,7 +45,11 @@ class Workload:
     activations, or from the adapters' gradients, which takes products of the weights' size."""
     optimiser_states: int = 2
     adapter_bytes: int = 4
-    """Bytes of an adapter's number on the wire and in training."""
+    """Bytes of an adapter's number, on the wire where `upload` is the identity, and in training."""
+    upload: CodecSpec = field(default_factory=CodecSpec)
+    """How an update is coded on the wire: its difference to the adapters that were broadcast."""
+    upload_feedback: bool = False
+    """What coding lost is added to the device's next update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,22 @@ class Calibration:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitCalibration:
+    """What compressing cut activations costs this model on this data, measured by a short run."""
+
+    codecs: tuple[CodecSpec, ...]
+    """The menu, k codecs."""
+    cuts: Ints
+    """Cuts at which distortion was measured, rising, shape (c,)."""
+    distortion: Floats
+    """Relative mean squared error of an activation, shape (c, k)."""
+    quality_loss: Floats
+    """Relative loss increase after equal rounds against no compression, shape (k,)."""
+    source: str
+    """One line that says how it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """All that stands before the first round. Hidden parts are None."""
 
@@ -96,6 +118,10 @@ class Problem:
     calibration: Calibration | None = None
     deadline_s: float | None = None
     server_flops_per_s: float = 1e13
+    server_memory_bytes: float = float("inf")
+    work: WorkSpec = field(default_factory=WorkSpec)
+    """What the method's local work does beside the knobs, as far as it costs anything."""
+    split: SplitCalibration | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,43 @@
+"""The local work of a method: what may differ between methods beside the five knobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from airtune.plan.assignment import CodecSpec
+
+ImportanceKind = Literal[
+    "fluctuation", "magnitude", "random", "lora-gradient", "first-order", "salience"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkSpec:
+    """The closed set of switches by which methods change the local work."""
+
+    importance: ImportanceKind = "fluctuation"
+    compensate: bool = True
+    """Replace what is removed by its mean, a constant vector a layer."""
+    cumulative: bool = False
+    """Pruned structures never come back (FedSpine); otherwise the dense base is sliced anew."""
+    over: Literal["layers", "model"] = "layers"
+    """Where structures compete: within each block, so that all blocks keep the same number and plain
+    tools can load the result, or over the whole model."""
+    own_importance: float = 0.0
+    """Weight of a device's own scores against the pooled ones when it prunes, in [0, 1]."""
+    penalty: Literal["none", "proximal", "tail"] = "none"
+    penalty_weight: float = 0.0
+    tail: float = 0.99
+    """Share of the rank that a tail penalty leaves alone."""
+    labels: Literal["travel", "stay"] = "travel"
+    device_frozen: bool = False
+    server: Literal["shared", "copies", "sequential"] = "shared"
+    """shared: one server model for all, in one pass · copies: one a device · sequential: one that
+    serves the devices one after the other."""
+    gradient: CodecSpec | None = None
+    """Codec of what the server sends over a cut; None = that of the activation."""
+    reuse_mask: bool = False
+    """A Top-K gradient keeps the positions its activation kept, which both ends know."""
+    hand_over: bool = False
+    """With a sequential server: each device starts from the device part of the one before it."""
