@@ -5,6 +5,7 @@ import yaml
 
 from airtune.data import DataSpec
 from airtune.errors import RecipeError
+from airtune.plan import CodecSpec
 from airtune.recipe import (
     Recipe,
     check_recipe,
@@ -184,3 +185,11 @@ def test_commented_defaults_are_the_defaults():
     assert shown.evaluation == default.evaluation
     assert shown.calibration == default.calibration
     assert shown.fleet == default.fleet
+
+
+def test_an_upload_has_only_what_its_kind_reads():
+    coded = load_recipe(overrides=["upload={kind: deadzone, step: 0.5, keep: 0.2, feedback: true}"])
+    assert coded.upload.spec() == CodecSpec("deadzone", step=0.5)
+    assert coded.upload.feedback
+    assert "upload.keep: must be above 0, got 0" in message(overrides=["upload.keep=0"])
+    assert "split: cuts must rise, got 3, 1" in message(overrides=["split.cuts=[3, 1]"])

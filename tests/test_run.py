@@ -44,6 +44,14 @@ def test_a_recipe_becomes_objects(assets):
     assert pieces.problem.devices.weight.sum() == pytest.approx(1.0)
 
 
+def test_only_completions_are_scored(assets):
+    workload = build_pieces(recipe(), assets).problem.workload
+    targets = [row for device in assets.data.devices for row in device.train.targets]
+    scored = np.mean([np.sum(row[1:] >= 0) for row in targets])
+    assert workload.scored == pytest.approx(scored / workload.tokens)
+    assert 0.0 < workload.scored < 1.0
+
+
 def test_half_precision_and_classification_reach_the_workload():
     pieces = build_pieces(recipe("data.source=embedded:topics", "data.task=classification",
                           "model.dtype=bfloat16"))  # fmt: skip
@@ -242,6 +250,15 @@ def test_the_recipes_own_settings_go_to_its_own_method():
     ]  # fmt: skip
     labels = [entry.label for entry in entries_of(recipe(), [{"name": "jcpba", "solver": "bcd"}])]
     assert labels == ["jcpba (solver=bcd)"]
+
+
+def test_a_method_of_a_comparison_may_code_its_uploads():
+    coded = {"name": "jcpba", "upload": {"kind": "fp16"}}
+    plain, other = entries_of(recipe(), ["jcpba", coded])
+    assert (plain.upload, other.upload) == (None, {"kind": "fp16"})
+    assert plain.label != other.label
+    with pytest.raises(RecipeError, match=r"upload\.kind: must be .* got 'zip'"):
+        entries_of(recipe(), [{"name": "jcpba", "upload": {"kind": "zip"}}])
 
 
 def test_all_wrong_methods_of_a_comparison_are_listed():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class Entry:
     label: str
     method: Mapping[str, Any]
     """The recipe's method section: name and settings."""
+    upload: Mapping[str, Any] | None = None
+    """An upload section of its own; None = the recipe's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def compare_methods(
         "schema": _SCHEMA, "name": recipe.name or "methods", "recipe": recipe.plain(),
         "methods": [entry.label for entry in entries], "seeds": list(chosen),
         "baseline": baseline_of(recipe, entries),
-        "entries": [{"label": entry.label, "method": dict(entry.method)} for entry in entries],
+        "entries": [asdict(entry) for entry in entries],
     }  # fmt: skip
     _claim(place, document)
     return _run_all(recipe, entries, chosen, place, watch or CompareWatch())
@@ -109,7 +111,10 @@ def resume_comparison(folder: Path, *, watch: CompareWatch | None = None) -> Com
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         recipe = check_recipe(document["recipe"], name=str(path))
-        entries = [Entry(entry["label"], entry["method"]) for entry in document["entries"]]
+        entries = [
+            Entry(entry["label"], entry["method"], entry.get("upload"))
+            for entry in document["entries"]
+        ]
         seeds = tuple(int(seed) for seed in document["seeds"])
     except OSError as error:
         raise CheckpointError(f"{folder} is no comparison: {path} cannot be read") from error
@@ -127,11 +132,13 @@ def entries_of(recipe: Recipe, methods: Sequence[str | Mapping[str, Any]]) -> li
     own = {"name": recipe.method.name, **recipe.method.settings}
     entries = []
     for method in methods:
-        values = {"name": method} if isinstance(method, str) else dict(method)
+        values: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
         if not isinstance(values.get("name"), str):
             raise RecipeError(f"compare.methods: every entry needs a name, got {method!r}")
         label = str(values.pop("label", "")) or _label(values)
-        entries.append(Entry(label, own if values == {"name": own["name"]} else values))
+        upload = values.pop("upload", None)
+        mine = own if values == {"name": own["name"]} else values
+        entries.append(Entry(label, mine, upload))
     labels = [entry.label for entry in entries]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
@@ -204,6 +211,8 @@ def _run_one(
 def _recipe_for(recipe: Recipe, entry: Entry, seed: int) -> Recipe:
     values = recipe.plain()
     values |= {"seed": seed, "method": dict(entry.method)}
+    if entry.upload is not None:
+        values["upload"] = entry.upload
     return check_recipe(values, name=f"method {entry.label}")
 
 

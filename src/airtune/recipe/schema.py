@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
+from airtune.plan import CodecSpec
+from airtune.plan.assignment import CodecKind
 
 EMBEDDED = "embedded"
 """`model.source` of the small model that is shipped."""
@@ -144,6 +146,63 @@ class TargetSection(Section):
     """End the run when it is reached."""
 
 
+class CodecSection(Section):
+    """A codec with its settings; which of them count depends on the kind."""
+
+    kind: CodecKind = "identity"
+    """identity, fp16, topk (the largest entries, in few levels), or deadzone."""
+    keep: float = Field(default=0.1, gt=0, le=1)
+    """Fraction of entries kept (topk)."""
+    bits: int = Field(default=4, ge=2, le=8)
+    """Bits of a kept level, sign included (topk)."""
+    step: float = Field(default=0.75, gt=0, le=100)
+    """Quantiser step in standard deviations (deadzone)."""
+
+    def spec(self) -> CodecSpec:
+        """Return the codec; what its kind does not read has the default, so that equals are equal.
+
+        >>> CodecSection(kind="fp16", keep=0.5).spec() == CodecSpec("fp16")
+        True
+        """
+        if self.kind == "topk":
+            return CodecSpec("topk", keep=self.keep, bits=self.bits)
+        return CodecSpec(self.kind, step=self.step if self.kind == "deadzone" else CodecSpec().step)
+
+
+_SPLIT_MENU = (
+    CodecSection(kind="fp16"),
+    *(CodecSection(kind="deadzone", step=step) for step in (0.5, 0.75, 1.25, 2.0, 3.0)),
+    *(CodecSection(kind="topk", keep=keep, bits=4) for keep in (0.3, 0.1, 0.03)),
+)
+"""From lossless in effect to a hundredth of the bytes."""
+
+
+class UploadSection(CodecSection):
+    """How every method's updates are coded on the wire: their difference to what was broadcast."""
+
+    feedback: bool = False
+    """Add what coding lost to the device's next update."""
+
+
+class SplitSection(Section):
+    """The short measurement of what compressing cut activations costs."""
+
+    codecs: tuple[CodecSection, ...] = Field(default=_SPLIT_MENU, min_length=1)
+    """The menu that a split method chooses from."""
+    cuts: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Cuts at which distortion is measured, rising; empty = up to four, spread over the model."""
+    rounds: int = Field(default=4, ge=1)
+    """Rounds of each short run."""
+    devices: int = Field(default=4, ge=1)
+    """Devices of each short run, at most."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> SplitSection:
+        if any(right <= left for left, right in zip(self.cuts, self.cuts[1:], strict=False)):
+            raise ValueError(f"cuts must rise, got {', '.join(map(str, self.cuts))}")
+        return self
+
+
 class EvaluationSection(Section):
     """How quality is measured; off the clock for every method."""
 
@@ -153,6 +212,8 @@ class EvaluationSection(Section):
     """Generate answers of the test set and compare what follows `####`."""
     max_new_tokens: int = Field(default=128, ge=1)
     """Longest generated answer."""
+    leakage: bool = False
+    """At the end of a split run, measure what an attacker reads out of what crossed the cut."""
 
 
 class CalibrationSection(Section):
@@ -178,7 +239,7 @@ class CompareSection(Section):
     """What `airtune compare` runs unless the command line says otherwise."""
 
     methods: tuple[str | dict[str, Any], ...] = ("jcpba", "fedavg-lora", "best-bandwidth")
-    """Names, or mappings of `name`, settings and perhaps a `label`."""
+    """Names, or mappings of `name`, settings, and perhaps a `label` and an `upload` of their own."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Each seed draws fleet, channels, partition and batches anew, the same for every method."""
     baseline: str | None = None
@@ -201,6 +262,8 @@ class Recipe(Section):
     target: TargetSection | None = None
     evaluation: EvaluationSection = EvaluationSection()
     calibration: CalibrationSection = CalibrationSection()
+    upload: UploadSection = UploadSection()
+    split: SplitSection = SplitSection()
     quality_budget: Annotated[
         Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(_percent)
     ] = None

@@ -84,11 +84,25 @@ evaluation:
   every: 1               # rounds between validations
   # exact_match: false   # generate answers of the test set and compare what follows ####
   # max_new_tokens: 128
+  # leakage: false       # after a split run: what an attacker reads out of what crossed the cut
 
 # calibration:           # the short measurement of what pruning costs, before the run, then stored
 #   rounds: 8
 #   devices: 6
 #   budgets: [0.15, 0.35]
+
+# upload:                # how updates are coded on the wire, for every method
+#   kind: identity       # identity, fp16, topk, deadzone
+#   keep: 0.1            # of topk: fraction of entries kept
+#   bits: 4              # of topk: bits of a kept level
+#   step: 0.75           # of deadzone: quantiser step in standard deviations
+#   feedback: false      # add what coding lost to the next update
+
+# split:                 # the short measurement of what compressing a cut costs, for split methods
+#   codecs: [{{kind: fp16}}, {{kind: deadzone, step: 0.75}}, {{kind: topk, keep: 0.1, bits: 4}}]
+#   cuts: []             # where distortion is measured; default: up to four, spread over the model
+#   rounds: 4
+#   devices: 4
 
 # compare:               # what airtune compare runs unless told otherwise
 #   methods: [jcpba, fedavg-lora, best-bandwidth]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from airtune.engine.local import LocalSettings
 from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import Fleet, load_fleet
 from airtune.model.base import BaseModel, load_base
+from airtune.model.batch import IGNORED, Sequences
 from airtune.plan import ModelShape, Problem, Workload
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.units import format_bytes
@@ -113,13 +115,14 @@ def model_source(recipe: Recipe) -> str:
     return str(Path(source).expanduser()) if source.startswith("~") else source
 
 
-def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int) -> Workload:
+def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int, scored: float = 1.0) -> Workload:
     """Return what the training costs depend on.
 
     Args:
         recipe: checked.
         shape: of the model.
         tokens: padded length of a sequence.
+        scored: fraction of a language model's positions whose loss counts.
 
     Raises:
         RecipeError: if a target module or the rank does not fit the model.
@@ -147,7 +150,10 @@ def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int) -> Workload:
         base_bits=4 if recipe.model.load_in_4bit else 8 * base_bytes,
         checkpointing=recipe.train.gradient_checkpointing,
         loss_chunk=recipe.train.loss_chunk,
-        trains_head=recipe.data.task == "classification",
+        scored=scored,
+        trains_head=recipe.data.task != "causal-lm",
+        upload=recipe.upload.spec(),
+        upload_feedback=recipe.upload.feedback,
     )
 
 
@@ -212,10 +218,21 @@ def pinned(recipe: Recipe) -> Recipe:
 
 def _workload(recipe: Recipe, assets: Assets) -> Workload:
     """Price a sequence at the longest that any device trains on."""
-    longest = max(
-        (len(row) for device in assets.data.devices for row in device.train.tokens), default=2
-    )
-    return workload_of(recipe, assets.base.shape, tokens=longest)
+    held = [device.train for device in assets.data.devices]
+    longest = max((len(row) for part in held for row in part.tokens), default=2)
+    scored = _scored(held, longest)
+    return workload_of(recipe, assets.base.shape, tokens=longest, scored=scored)
+
+
+def _scored(held: Sequence[Sequences], tokens: int) -> float:
+    """Return the fraction of padded positions whose loss counts, over all training examples.
+
+    The first token of a text is predicted by nothing, so it never counts.
+    """
+    rows = [row for part in held if isinstance(part.targets, tuple) for row in part.targets]
+    if not rows:
+        return 1.0
+    return sum(int((row[1:] != IGNORED).sum()) for row in rows) / (len(rows) * tokens)
 
 
 def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
