@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from airtune.cost import known_shapes, peak_memory
+from airtune.methods import build_method
+from airtune.methods.contract import sample_observation, sample_problem, sample_results
 from airtune.plan import Assignments, Workload
 from airtune.records import DEVICE_COLUMNS, RunWriter
 
@@ -180,3 +182,62 @@ def small_comparison(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
         return make_comparison(tmp_path_factory.mktemp("compare"), methods, seeds, **settings)
 
     return build
+
+
+def make_bandit_run(folder: Path, label="fedspine", seed=0, *, rounds=20, **settings) -> Path:
+    """Write a run in which the real bandit decides about made-up devices; nothing is trained."""
+    problem = dataclasses.replace(sample_problem(seed=seed), rounds=rounds)
+    decider = build_method("fedspine", {"prune_every": 5, **settings}).decider
+    header = {"name": "bandit", "seed": seed, "rounds": rounds, "target": None,
+              "method": {"name": label, "settings": {"sparsity": 0.5, "min_rank": 2, **settings}},
+              "fleet": {"name": "sample", "devices": 9}, "workload": dataclasses.asdict(problem.workload)}  # fmt: skip
+    with mock.patch("os.fsync"):
+        writer = RunWriter.create(folder, header)
+        state, clock = decider.init(problem), 0.0
+        for number in range(rounds):
+            seen = sample_observation(problem, number)
+            hidden = dataclasses.replace(seen, links=None, flops_per_s=None)
+            plan, state = decider.plan(problem, state, hidden)
+            came = sample_results(problem, seen, plan)
+            state = decider.learn(problem, state, came)
+            told, loss = plan.assignments, 2.0 + np.exp(-number / 5.0)
+            took = float(np.nanmax(came.finish_s))
+            columns = {name: getattr(came, name) for name in (
+                "device", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
+                "upload_bytes", "flops", "peak_bytes", "energy_j", "loss_first", "loss_last",
+                "samples", "importance", "status")}  # fmt: skip
+            writer.append(
+                {"round": number, "start_s": clock, "end_s": clock + took, "round_s": took,
+                 "upload_bytes": float(came.upload_bytes.sum()), "download_bytes": 0.0, "energy_j": 1.0,
+                 "validation": {"loss": loss, "accuracy": 1.0 / loss, "worst_tenth": loss},
+                 "notes": dict(plan.notes), "reasons": []},
+                columns | {
+                    "name": [f"<b>{index}" for index in told.device], "prune_heads": told.prune_heads,
+                    "prune_ffn": told.prune_ffn, "rank": told.rank, "rank_left": told.rank, "cut": 0,
+                    "pruned": problem.shape.pruned_fraction(told.prune_heads, told.prune_ffn),
+                    "codec": "identity", "share": told.share, "bandwidth_hz": 0.0, "local_steps": 5,
+                    "memory_bytes": np.inf, "reason": np.array(plan.reasons, object),
+                },
+            )  # fmt: skip
+            clock += took
+        writer.finish({"test": {"loss": 2.1, "accuracy": 0.5 + 0.01 * len(label)}})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bandits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a comparison of the bandit with its controls and an exported model of the first."""
+    folder = tmp_path_factory.mktemp("bandits")
+    forms = {"fedspine": {}, "fedspine random": {"form": "random"}, "private": {"form": "private"}}
+    for seed in range(3):
+        for label, settings in forms.items():
+            make_bandit_run(folder / "runs" / f"{label}-s{seed}", label, seed, **settings)
+    plan = {"recipe": "", "methods": list(forms), "seeds": [0, 1, 2], "baseline": "fedspine random"}
+    (folder / "compare.json").write_text(json.dumps(plan))
+    export = folder / "runs" / "fedspine-s0" / "export-pruned"
+    export.mkdir()
+    check = {"parameters": 55, "dense_parameters": 100, "tensor_bytes": 220, "batch": 4, "tokens": 64,
+             "dense_tensor_bytes": 400, "forward_s": 0.013, "dense_forward_s": 0.02}  # fmt: skip
+    manifest = {"format": "pruned", "slice": {"pruned": 0.5}, "self_check": check}
+    (export / "airtune.json").write_text(json.dumps(manifest))
+    return folder

@@ -104,6 +104,18 @@ def test_a_run_draws_its_charts_and_answers_in_either_scheme(build_run, tmp_path
         assert light[name] != dark[name], name
 
 
+def test_a_bandit_reads_well_on_a_phone_in_the_dark(bandits, tmp_path):
+    page = write_report([bandits], tmp_path)
+    dark = ("--blink-settings=preferredColorScheme=0",)
+    seen, console = look(page, tmp_path, width=380, flags=dark)
+    assert console == []
+    assert seen["scroll"] <= 380, seen["beyond"]
+    assert seen["beyond"] == []
+    # two curves, timeline, decisions, the square of one group, three lines below it, the gain
+    assert seen["drawn"] == seen["shown"] == 9
+    assert contrast(seen["tick"], seen["back"]) >= 4.5
+
+
 def contrast(ink, paper):
     """The contrast ratio of two colours, by WCAG 2."""
 

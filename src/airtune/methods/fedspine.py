@@ -40,6 +40,7 @@ from airtune.plan import (
     Ints,
     LinkState,
     Need,
+    Note,
     Observation,
     Problem,
     Results,
@@ -241,12 +242,12 @@ class FedSpine:
         levels = levels_of(problem.shape, self.sparsity, self.structures)
         device, pruned = available(observation), levels.pruned[told]
         floor = self._schedule(problem).floor(observation.round)
-        notes = {
+        notes: dict[str, Note] = {
             "mean_pruned": float(np.mean(pruned)), "mean_rank": float(np.mean(rank)),
             "least_pruned": float(levels.pruned[floor]),
         }  # fmt: skip
         if self.form not in ("random", "fixed"):
-            notes["boxes"] = float(np.asarray(state["depth"]).size)
+            notes |= self._tree(state, device)
         before = float(np.asarray(state["reward_mean"]))
         if np.isfinite(before):
             notes["reward_before"] = before
@@ -259,6 +260,28 @@ class FedSpine:
             self._reasons(problem, state, device, pruned=pruned, rank=rank),
             deadline_s=problem.deadline_s, notes=notes,
         )  # fmt: skip
+
+    def _tree(self, state: State, device: Ints) -> dict[str, Note]:
+        """Return what the choices rest on, for the record.
+
+        `tree`: a row a box, `low` and `high` of the ratio, `low` and `high` of the rank's place,
+        then trials and mean reward of each group; private bandits are added up. `played`: a row a
+        device, with its group and the row of its box.
+        """
+        bandit, group = _bandit(state), np.asarray(state["group"])[device]
+        trials, reward = bandit.trials, bandit.reward
+        if self.form == "private":
+            trials, reward = trials.sum(axis=0)[None], reward.sum(axis=0)[None]
+            group = np.zeros_like(group)
+        paid = reward / np.maximum(trials, 1e-12)
+        known = np.stack([trials, paid], axis=-1).transpose(1, 0, 2).reshape(trials.shape[1], -1)
+        sides = np.stack([bandit.low, bandit.high], axis=-1).reshape(-1, 4)
+        rows = np.round(np.hstack([sides, known]), 4).tolist()
+        box = np.asarray(state["box"])[device]
+        return {
+            "boxes": float(bandit.depth.size), "tree": tuple(map(tuple, rows)),
+            "played": tuple(zip(device.tolist(), group.tolist(), box.tolist(), strict=True)),
+        }  # fmt: skip
 
     def _reasons(
         self, problem: Problem, state: State, device: Ints, *, pruned: Floats, rank: Ints

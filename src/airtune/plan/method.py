@@ -22,6 +22,9 @@ StateValue = NDArray[np.generic] | int | float | str | bool
 State = Mapping[str, StateValue]
 """A decider's whole memory: arrays and plain values, saved as such with every round."""
 
+Note = float | tuple[tuple[float, ...], ...]
+"""A figure, or a small table in rows of equal length."""
+
 AggregateRule = Literal["average", "norm-weighted", "factored", "stacked"]
 
 
@@ -73,8 +76,8 @@ class RoundPlan:
     deadline_s: float | None = None
     """Updates later than this after the start of the round are dropped."""
     solution: Solution | None = None
-    notes: Mapping[str, float] = field(default_factory=dict)
-    """Figures for the record, for instance the multiplier or the budget chosen."""
+    notes: Mapping[str, Note] = field(default_factory=dict)
+    """For the record, for instance the multiplier or the budget chosen."""
 
 
 class Decider(Protocol):

@@ -152,7 +152,7 @@
     slider.max = run.rounds.length - 1;
     slider.value = Math.min(1, run.rounds.length - 1);
     chooseRun(run.name);
-    for (const place of document.querySelectorAll("[data-panel]")) {
+    for (const place of document.querySelectorAll("#decisions [data-panel]")) {
       const listen = () => place.on("plotly_click", (event) => {
         const wanted = event.points[0].x;
         const distances = run.rounds.map((round) => Math.abs(round.round - wanted));

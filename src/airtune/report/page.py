@@ -12,11 +12,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from airtune.plan import Ints
-from airtune.report import curves, decisions, memory, rounds, solver, svg, verdict
+from airtune.report import (
+    bandit,
+    curves,
+    decisions,
+    memory,
+    rounds,
+    solver,
+    sparsity,
+    svg,
+    verdict,
+)
 from airtune.report.cards import TITLES, cards, table
 from airtune.report.figure import Figure
-from airtune.report.study import Run, Study
-from airtune.report.summary import Summary
+from airtune.report.study import Run, Study, with_metric
+from airtune.report.summary import Summary, summarise
 from airtune.report.wording import count_rounds, count_seeds, format_quality
 from airtune.units import format_seconds
 
@@ -48,6 +58,11 @@ def render_page(study: Study, summary: Summary) -> str:
         "cards": cards(study, summary),
         "table": table(study, summary),
         "quality": _quality(study, summary, figures),
+        "equal": sparsity.equal_sparsity(study),
+        "equal_titles": sparsity.TITLES,
+        "deployed": sparsity.deployed(study),
+        "deployed_titles": sparsity.DEPLOYED,
+        "gain": _gain(study, figures),
         "inspected": [_inspect(run, figures) for run in runs],
         "limits": verdict.limits(study, summary),
         "methods": _method_lines(study),
@@ -109,7 +124,31 @@ def _quality(study: Study, summary: Summary, figures: dict[str, Figure]) -> list
         )
         drawn = quality_svg(study, summary, "time" if kind == "time" else "bytes")
         plots.append(Plot(key, f"Against {what}", caption[0].upper() + caption[1:], Markup(drawn)))
-    return plots
+    return plots + _accuracy(study, figures, spread)
+
+
+def _accuracy(study: Study, figures: dict[str, Figure], spread: str) -> list[Plot]:
+    """Return accuracy against wall-clock where the page is about another metric."""
+    seen = None if study.metric.name == "accuracy" else with_metric(study, "accuracy")
+    if seen is None:
+        return []
+    figures["accuracy-time"] = curves.draw(curves.quality_chart(seen, summarise(seen), "time"))
+    caption = f"{spread}smoothed over 3 evaluations; higher is better."
+    return [Plot("accuracy-time", "Accuracy against virtual wall-clock",
+                 caption[0].upper() + caption[1:])]  # fmt: skip
+
+
+def _gain(study: Study, figures: dict[str, Figure]) -> Plot | None:
+    figure = bandit.gain_figure(study)
+    if figure is None:
+        return None
+    figures["gain"] = figure
+    caption = (
+        "Sum over the rounds of the mean reward less the control's, mean over the seeds that both "
+        "have; below zero is regret. A reward compares a device with the others of its own run, so "
+        "the time to the target above is what decides."
+    )
+    return Plot("gain", "Reward gained over controls that learn less or nothing", caption)
 
 
 def _inspected(study: Study) -> list[Run]:
@@ -133,6 +172,7 @@ def _inspect(run: Run, figures: dict[str, Figure]) -> dict[str, Any]:
         "knobs": knobs,
         "constant": constant,
         "sampled": _sampled(run, shown),
+        "bandit": bandit.bandit_panel(run, name, figures),
         "memory": _memory(run, shown, name, figures),
         "solver": _solver(run, name, figures),
         "solver_sentence": solver.solver_sentence(run),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,15 @@ def load_study(folders: Sequence[Path]) -> Study:
         names = ", ".join(map(str, folders)) or "no folder"
         raise CheckpointError(f"there is no run to report on in {names}; run the recipe first")
     return _assemble(plans[0] if plans else {}, records)
+
+
+def with_metric(study: Study, name: str) -> Study | None:
+    """Return the same runs seen by another metric, without a target; None where no run has it."""
+    metric = Metric(name, None)
+    runs = tuple(_run(run.record, run.method, metric) for run in study.runs)
+    if not all(run.quality.size for run in runs):
+        return None
+    return replace(study, metric=metric, runs=runs, target_is_posterior=False)
 
 
 def _read_plan(path: Path) -> dict[str, Any]:
