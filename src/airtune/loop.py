@@ -156,6 +156,7 @@ def run_rounds(run: Run, start: Checkpoint, *, on_round: OnRound | None = None) 
         RunInterruptedError: on Ctrl-C; the last finished round is saved.
     """
     now = start
+    run.engine.restore(start.engine)
     try:
         for finished in _rounds(run, start, on_round):
             now = finished
@@ -180,7 +181,9 @@ def _rounds(run: Run, start: Checkpoint, on_round: OnRound | None) -> Iterator[C
         record = _record(run, now, done, validation)
         record["measured"] = {"wall_s": time.perf_counter() - began}
         run.writer.append(record, _device_columns(run.problem, done))
-        now = Checkpoint(now.rounds + 1, done.end_s, done.state, done.method, progress)
+        now = Checkpoint(
+            now.rounds + 1, done.end_s, done.state, done.method, progress, run.engine.snapshot()
+        )
         save_checkpoint(run.writer.folder / "checkpoint", now, identity=run.identity)
         if on_round is not None:
             on_round(record)

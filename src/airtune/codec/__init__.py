@@ -12,9 +12,9 @@ out are float32 numpy; entropy coding is zlib's and zstd's.
     (True, (10, 100))
 """
 
-from airtune.codec.estimate import entropy_bound_bytes, estimate_bytes
 from airtune.codec.feedback import encode_with_feedback
 from airtune.codec.registry import CODECS, decode, encode
+from airtune.cost.coded import entropy_bound_bytes, estimate_bytes
 
 __all__ = [
     "CODECS",

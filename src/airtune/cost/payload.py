@@ -4,13 +4,15 @@ Only the adapters of kept structures travel, and the trained head with them. Rem
 channel of W deletes a row of B, removing an input channel a column of A; the side of a layer that
 faces the residual stream is never pruned, so payloads fall more slowly than the pruned fraction.
 Counts are exact: they equal the tensors of peft's adapters. A cut device sends the adapters of
-its own blocks. Codecs are not priced here.
+its own blocks. A coded update is one payload for its A factors, one for its B factors and one for
+its head (`airtune.work.uploads`), each priced by `airtune.cost.coded`.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from airtune.cost.coded import payload_bytes
 from airtune.cost.graph import Kept, kept, sizes, targets
 from airtune.plan import Assignments, Floats, Ints, ModelShape, Workload
 from airtune.units import BITS_PER_BYTE
@@ -44,16 +46,28 @@ def trained_parameters(shape: ModelShape, workload: Workload, assignments: Assig
 
 
 def upload_bytes(shape: ModelShape, workload: Workload, assignments: Assignments) -> Floats:
-    """Return the bytes of a device's update, shape (n,): exact tensor bytes, no framing.
+    """Return the bytes of a device's update, shape (n,).
 
-    Where scores of structures are sent, they are single-precision numbers of what is kept.
+    Exact tensor bytes without framing, or the expected payloads where updates are coded.
     """
-    numbers = trained_parameters(shape, workload, assignments).astype(np.float64)
-    size = numbers * workload.adapter_bytes
-    if workload.scores != "none":
-        left = kept(shape, assignments)
-        size = size + SCORE_BYTES * left.blocks * (left.groups + left.channels)
-    return np.asarray(size)
+    left = kept(shape, assignments)
+    if workload.upload.kind == "identity":
+        numbers = trained_parameters(shape, workload, assignments).astype(np.float64)
+        size = numbers * workload.adapter_bytes
+    else:
+        size = _coded(shape, workload, left)
+    return np.asarray(size + score_bytes(shape, workload, assignments))
+
+
+def score_bytes(shape: ModelShape, workload: Workload, assignments: Assignments) -> Floats:
+    """Return the bytes of the structures' scores that go with an update, shape (n,).
+
+    Single-precision numbers of what is kept; never coded.
+    """
+    left = kept(shape, assignments)
+    if workload.scores == "none":
+        return np.zeros(len(assignments))
+    return np.asarray(SCORE_BYTES * left.blocks * (left.groups + left.channels))
 
 
 def download_bytes(shape: ModelShape, workload: Workload, rank: int) -> float:
@@ -101,6 +115,18 @@ def _weight_bytes(workload: Workload) -> tuple[float, float]:
         scale = SCALE_BITS if workload.base_bits == 4 else 0.0
         return (workload.base_bits + scale) / BITS_PER_BYTE, float(workload.dtype_bytes)
     return workload.base_bits / BITS_PER_BYTE, workload.base_bits / BITS_PER_BYTE
+
+
+def _coded(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+    """Return the expected payloads of coded updates, (n,)."""
+    pairs = [sizes(shape, linear, left) for linear in targets(shape, workload)]
+    each = left.blocks * left.rank
+    total = sum(
+        (payload_bytes(each * sum(side), workload.upload) for side in zip(*pairs, strict=True)),
+        start=np.zeros(len(each)),
+    )
+    head = _head(shape, workload)
+    return total + (left.whole * payload_bytes(head, workload.upload) if head else 0.0)
 
 
 def _block_sides(shape: ModelShape, workload: Workload, left: Kept) -> Floats:

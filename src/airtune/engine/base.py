@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from airtune.engine.checks import Divide
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Floats, Need, Observation, Problem, Results, RoundPlan
@@ -58,6 +61,21 @@ class Engine(Protocol):
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
         """Return loss, perplexity or accuracy, and the worst tenth; off the clock."""
+        ...
+
+    def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
+        """Return what an engine remembers from round to round beside the state it is given.
+
+        Saved with every checkpoint; {} where nothing is.
+        """
+        ...
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a snapshot, {} at the start of a run.
+
+        Raises:
+            CheckpointError: if it is not one of this engine.
+        """
         ...
 
     def close(self) -> None:

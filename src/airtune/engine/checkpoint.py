@@ -2,7 +2,8 @@
 
     checkpoint/round-000012/
         tensors.safetensors   global adapters and trained head
-        arrays.npz            importance, what is kept, and the arrays of the method's state
+        arrays.npz            importance, what is kept, the arrays of the method's state, and what
+                              the engine remembers
         state.json            the rest, with checksums of itself and of the other two; written last
 
 A folder is filled under another name, forced to the disk and renamed, so a kill at any moment leaves
@@ -59,6 +60,8 @@ class Checkpoint:
     method: State
     progress: Json = field(default_factory=dict)
     """What the loop remembers, in plain values."""
+    engine: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    """What the engine remembers beside the state."""
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, identity: str) -> None:
@@ -137,6 +140,7 @@ def _encode(checkpoint: Checkpoint, identity: str) -> dict[str, bytes]:
     arrays = {f"method/{k}": v for k, v in checkpoint.method.items() if isinstance(v, np.ndarray)}
     arrays |= _importance_arrays(state.importance) | _kept_arrays(state.kept)
     arrays |= {f"devices/{k}": v for k, v in pack_devices(state.devices).items()}
+    arrays |= {f"engine/{k}": v for k, v in checkpoint.engine.items()}
     plain = {k: _plain(k, v) for k, v in checkpoint.method.items() if not isinstance(v, np.ndarray)}
     files = {"tensors.safetensors": save_tensors(tensors), "arrays.npz": _pack(arrays)}
     document = {
@@ -164,7 +168,10 @@ def _decode(document: Json, tensors: Mapping[str, torch.Tensor], arrays: Arrays)
         devices=unpack_devices(_under("devices/", arrays)),
         merged=_under("merged/", tensors),
     )
-    return Checkpoint(document["rounds"], document["time_s"], state, method, document["progress"])
+    return Checkpoint(
+        document["rounds"], document["time_s"], state, method, document["progress"],
+        _under("engine/", arrays),
+    )  # fmt: skip
 
 
 def _groups(state: GlobalState) -> dict[str, Mapping[str, torch.Tensor]]:

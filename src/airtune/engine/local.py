@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from airtune.cost import energy_j, forward_flops
+from airtune.cost import energy_j, forward_flops, peak_memory
 from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split, mask_observation
 from airtune.engine.checks import Divide
 from airtune.engine.clock import transfer
-from airtune.engine.timing import Timing, time_round
+from airtune.engine.timing import Timing, refusals, time_round
+from airtune.engine.uplink import Uplink
 from airtune.errors import FleetError, RecipeError
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import uplink_bps
@@ -109,12 +110,25 @@ class LocalEngine:
         self._work = WorkSpec() if work is None else work
         self._problem = _with_scores(problem, self._work)
         self._settings = LocalSettings() if settings is None else settings
+        self._uplink = Uplink(self._problem)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)
 
     def close(self) -> None:
         """Give the threads back."""
         torch.set_num_threads(self._threads_before)
+
+    def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
+        """Return what devices remember from round to round beside the global state."""
+        return {f"uplink/{name}": array for name, array in self._uplink.snapshot().items()}
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            CheckpointError: if it is not one of this engine.
+        """
+        self._uplink.restore(under("uplink/", arrays))
 
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know: links at the start, speeds, and who is asked."""
@@ -142,11 +156,14 @@ class LocalEngine:
         else:
             setup = Setup()
         begin_s = start_s + setup.duration_s
-        timing = time_round(
-            self._problem, self._fleet, plan, divide,
-            start_s=begin_s, dropped=self._dropped(plan),
-        )  # fmt: skip
-        outcomes = self._train(plan, state, timing)
+        if self._uplink.is_coded:
+            timing, outcomes = self._train_then_time(plan, state, divide, start_s=begin_s)
+        else:
+            timing = time_round(
+                self._problem, self._fleet, plan, divide,
+                start_s=begin_s, dropped=self._dropped(plan),
+            )  # fmt: skip
+            outcomes = self._train(plan, state, _in_time(timing))
         status = timing.status.copy()
         for place, outcome in outcomes.items():
             status[place] = outcome.status
@@ -203,9 +220,29 @@ class LocalEngine:
         draws = generator(self._problem.seed, "dropout", plan.round).random(len(self._fleet))
         return np.asarray(draws[plan.assignments.device] < self._settings.dropout)
 
-    def _train(self, plan: RoundPlan, state: GlobalState, timing: Timing) -> dict[int, Outcome]:
-        """Train the devices whose update will be in time; returns by row of the plan."""
-        places = np.flatnonzero(timing.status == "ok").tolist()
+    def _train_then_time(
+        self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
+    ) -> tuple[Timing, dict[int, Outcome]]:
+        """Have everybody train who can answer: how long a coded update takes, only coding tells."""
+        peak_bytes = peak_memory(
+            self._problem.shape, self._problem.workload, plan.assignments
+        ).total
+        faults = refusals(self._problem, self._fleet, plan, peak_bytes)
+        dropped = self._dropped(plan)
+        able = [place for place, fault in enumerate(faults) if not fault and not dropped[place]]
+        sent = self._uplink.send(plan, state, self._train(plan, state, able))
+        timing = time_round(
+            self._problem, self._fleet, plan, divide,
+            start_s=start_s, dropped=dropped, upload_bytes=sent.size_bytes,
+        )  # fmt: skip
+        came = {place: sent.outcomes[place] for place in _in_time(timing)}
+        self._uplink.settle(sent, state, came)
+        return timing, came
+
+    def _train(
+        self, plan: RoundPlan, state: GlobalState, places: Sequence[int]
+    ) -> dict[int, Outcome]:
+        """Train devices; takes and returns by row of the plan."""
         rows = [plan.assignments.row(place) for place in places]
         jobs = [
             Job(row.device, row, self._data.devices[row.device].train,
@@ -300,6 +337,16 @@ def round_half(value: float) -> int:
     (3, 3)
     """
     return int(np.floor(value + 0.5))
+
+
+def under(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of one part of an engine, without its prefix."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def _in_time(timing: Timing) -> list[int]:
+    """Return the rows of the plan whose update counts as far as time tells."""
+    return [int(place) for place in np.flatnonzero(timing.status == "ok")]
 
 
 def _with_scores(problem: Problem, work: WorkSpec) -> Problem:

@@ -66,6 +66,7 @@ def time_round(
     *,
     start_s: float,
     dropped: Bools,
+    upload_bytes: Floats | None = None,
 ) -> Timing:
     """Let a round pass on the virtual clock.
 
@@ -76,6 +77,7 @@ def time_round(
         divide: called at each slot edge after the first, for the shares of the coming slot.
         start_s: virtual time at which the round begins.
         dropped: devices that will vanish before they answer, shape (n,).
+        upload_bytes: of updates that have been coded, shape (n,); None = the cost model's.
 
     Raises:
         MethodError: if shares, of the plan or of `divide`, give out more than a link has.
@@ -84,7 +86,8 @@ def time_round(
     links = fleet.links_at(plan.round, 0, start_s)
     check_shares(plan.assignments.share, plan.assignments, links)
     cost = predict(problem, plan.assignments, links=links, flops_per_s=fleet.flops_at(plan.round))
-    faults = _refusals(problem, fleet, plan, cost.peak_bytes)
+    faults = refusals(problem, fleet, plan, cost.peak_bytes)
+    sent = cost.upload_bytes if upload_bytes is None else upload_bytes
     able = np.array([not fault for fault in faults], np.bool_)
     deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
     until_s = np.inf if deadline_s is None else deadline_s
@@ -92,7 +95,7 @@ def time_round(
         fleet, plan, divide, start_s=start_s, until_s=until_s,
         compute_s=np.where(able, cost.compute_s, 0.0),
         sizes=(np.where(able, cost.download_bytes, 0.0),
-               np.where(able & ~dropped, cost.upload_bytes, 0.0)),
+               np.where(able & ~dropped, sent, 0.0)),
     )  # fmt: skip
     status, reasons = _statuses(phases, faults, able=able, dropped=dropped, deadline_s=deadline_s)
     download_s, compute_s, upload_s = _spent(phases, until_s)
@@ -126,8 +129,10 @@ def _bandwidth(links: LinkState, plan: RoundPlan) -> Floats:
     return np.where(is_radio, plan.assignments.share * band, np.nan)
 
 
-def _refusals(problem: Problem, fleet: Fleet, plan: RoundPlan, peak_bytes: Floats) -> list[str]:
-    """Return why a device does not even begin; empty where it does."""
+def refusals(
+    problem: Problem, fleet: Fleet, plan: RoundPlan, peak_bytes: Floats
+) -> list[str]:  # fmt: skip
+    """Return why a device of the plan does not even begin; empty where it does."""
     device = plan.assignments.device
     faults = [""] * len(device)
     for place in np.flatnonzero(peak_bytes > fleet.memory_bytes[device]):

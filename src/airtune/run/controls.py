@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from airtune.cost import energy_j, peak_memory, train_flops
 from airtune.data import DeviceData, FederatedData
@@ -129,6 +130,14 @@ class UntunedEngine:
         """Return the quality of the base."""
         return self.federated.evaluate(state, split)
 
+    def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
+        """Return what the fleet remembers."""
+        return self.federated.snapshot()
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a snapshot."""
+        self.federated.restore(arrays)
+
     def close(self) -> None:
         """Close the fleet's engine."""
         self.federated.close()
@@ -161,6 +170,14 @@ class PooledEngine:
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
         """Return the quality on the devices' own shares."""
         return self.federated.evaluate(state, split)
+
+    def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
+        """Return what the server remembers."""
+        return self.inner.snapshot()
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a snapshot."""
+        self.inner.restore(arrays)
 
     def close(self) -> None:
         """Close both engines."""
@@ -228,6 +245,14 @@ class AloneEngine:
                 accuracy = math.nan if found.accuracy is None else found.accuracy
                 rows.append((weight, found.loss, accuracy))
         return _summary(np.array(rows))
+
+    def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
+        """Return what the fleet remembers; a device alone keeps all in the state."""
+        return self.federated.snapshot()
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a snapshot."""
+        self.federated.restore(arrays)
 
     def close(self) -> None:
         """Close the fleet's engine."""

@@ -1,4 +1,4 @@
-"""How many bytes a payload will take, without making it.
+"""How many bytes a coded tensor will take, without coding it.
 
 `topk` is priced from the i.i.d. entropy bound, `N H2(k) + K (1 + bits - 1)` bits at most, plus the
 few percent that Huffman coding of whole bytes adds; real activations and gradients come out
@@ -11,7 +11,10 @@ Expected error against real payloads of independent normal data: within 15 % fro
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
 from airtune.plan import CodecSpec, Floats
@@ -23,27 +26,34 @@ _CODING_LOSS = 1.045
 
 def estimate_bytes(elements: int, spec: CodecSpec, *, channels: int = 1) -> float:
     """Return the expected payload of a tensor of `elements` entries, the last axis `channels` long."""
+    return float(payload_bytes(elements, spec, channels=channels))
+
+
+def payload_bytes(elements: ArrayLike, spec: CodecSpec, *, channels: ArrayLike = 1) -> Floats:
+    """Return the expected payloads of many tensors at once.
+
+    Args:
+        elements: entries of each tensor, any shape.
+        spec: one codec for all.
+        channels: length of the last axis, of the same shape or one for all.
+
+    >>> payload_bytes([0, 1000], CodecSpec("fp16")).tolist()
+    [48.0, 2048.0]
+    """
+    count = np.asarray(elements, np.float64)
     if spec.kind == "identity":
-        return HEADER_BYTES + 4.0 * elements
+        return np.asarray(HEADER_BYTES + 4.0 * count)
     if spec.kind == "fp16":
-        return HEADER_BYTES + 2.0 * elements
+        return np.asarray(HEADER_BYTES + 2.0 * count)
+    coded = _CODING_LOSS * _bound_bits(spec.kind, spec.keep, spec.bits, spec.step) / 8.0 * count
     if spec.kind == "topk":
-        return (
-            HEADER_BYTES
-            + min(64.0, elements * spec.keep)
-            + _CODING_LOSS * entropy_bound_bytes(elements, spec)
-        )
-    return HEADER_BYTES + 2.0 * channels + _CODING_LOSS * entropy_bound_bytes(elements, spec)
+        return np.asarray(HEADER_BYTES + np.minimum(64.0, count * spec.keep) + coded)
+    return np.asarray(HEADER_BYTES + 2.0 * np.asarray(channels) + coded)
 
 
 def entropy_bound_bytes(elements: int, spec: CodecSpec) -> float:
     """Return the bound in bytes for independent, normally distributed entries (`topk`, `deadzone`)."""
-    if spec.kind == "topk":
-        mask_bits = elements * binary_entropy(spec.keep)
-        return (mask_bits + spec.keep * elements * (1.0 + _level_entropy(spec))) / 8.0
-    edges = (np.arange(-128, 128) + 0.5) * spec.step
-    probability = np.diff(ndtr(edges))
-    return elements * max(1.0, _entropy(probability)) / 8.0
+    return elements * _bound_bits(spec.kind, spec.keep, spec.bits, spec.step) / 8.0
 
 
 def binary_entropy(probability: float) -> float:
@@ -55,10 +65,19 @@ def binary_entropy(probability: float) -> float:
     return _entropy(np.array([probability, 1.0 - probability]))
 
 
-def _level_entropy(spec: CodecSpec) -> float:
+@lru_cache(maxsize=256)
+def _bound_bits(kind: str, keep: float, bits: int, step: float) -> float:
+    """Return the bound in bits an entry."""
+    if kind == "topk":
+        return binary_entropy(keep) + keep * (1.0 + _level_entropy(keep, bits))
+    edges = (np.arange(-128, 128) + 0.5) * step
+    return max(1.0, _entropy(np.diff(ndtr(edges))))
+
+
+def _level_entropy(keep: float, bits: int) -> float:
     """Entropy of a level: the tail of |normal| beyond its quantile, on an even grid of 2^(bits-1)."""
-    levels = 2 ** (spec.bits - 1)
-    quantile = np.linspace(1.0 - spec.keep, 1.0, 4001)[:-1] + spec.keep / 8002.0
+    levels = 2 ** (bits - 1)
+    quantile = np.linspace(1.0 - keep, 1.0, 4001)[:-1] + keep / 8002.0
     magnitude = _half_normal_quantile(quantile)
     position = (magnitude - magnitude[0]) / (magnitude[-1] - magnitude[0]) * (levels - 1)
     below = np.minimum(position.astype(np.int64), levels - 2)
@@ -67,9 +86,7 @@ def _level_entropy(spec: CodecSpec) -> float:
     return _entropy(share / position.size)
 
 
-def _half_normal_quantile(
-    probability: Floats,
-) -> Floats:
+def _half_normal_quantile(probability: Floats) -> Floats:
     return np.asarray(ndtri(0.5 + 0.5 * probability))
 
 

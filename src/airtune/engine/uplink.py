@@ -1,0 +1,111 @@
+"""The uplink of whole-model updates: really coded and decoded, with what coding lost remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.cost import upload_bytes
+from airtune.cost.payload import score_bytes
+from airtune.errors import CodecError
+from airtune.keys import generator
+from airtune.model.state import GlobalState, Update
+from airtune.plan import Floats, Problem, RoundPlan
+from airtune.work.train import Outcome
+from airtune.work.uploads import (
+    CodedUpdate,
+    Residuals,
+    decode_update,
+    encode_update,
+    reference_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Updates of a round on their way; by row of the plan."""
+
+    outcomes: Mapping[int, Outcome]
+    """With the updates as the server decodes them; refused where a codec refuses."""
+    size_bytes: Floats
+    """Shape (n,): as coded, or as expected where nothing was coded."""
+    coded: Mapping[int, CodedUpdate]
+
+
+class Uplink:
+    """Codes the updates of a run's devices, one after another by round."""
+
+    def __init__(self, problem: Problem) -> None:
+        """Begin with nothing lost."""
+        self._problem = problem
+        self._residuals = Residuals()
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether updates are coded at all; otherwise they arrive as they are."""
+        return self._problem.workload.upload.kind != "identity"
+
+    def send(
+        self, plan: RoundPlan, state: GlobalState, outcomes: Mapping[int, Outcome]
+    ) -> Sent:  # fmt: skip
+        """Code and decode updates; what is lost counts only once `settle` is told they came.
+
+        Args:
+            plan: n devices.
+            state: as broadcast.
+            outcomes: by row of the plan, with the updates as trained.
+        """
+        shape, workload = self._problem.shape, self._problem.workload
+        beside = score_bytes(shape, workload, plan.assignments)
+        size_bytes = upload_bytes(shape, workload, plan.assignments)
+        arrived, coded = dict(outcomes), {}
+        for place, outcome in outcomes.items():
+            if outcome.update is None:
+                continue
+            try:
+                arrived[place], coded[place] = self._cross(outcome, outcome.update, state)
+            except CodecError as error:
+                arrived[place] = replace(
+                    outcome, status="refused", update=None, reason=f"update refused: {error}"
+                )
+            else:
+                size_bytes[place] = coded[place].size_bytes + beside[place]
+        return Sent(arrived, size_bytes, coded)
+
+    def settle(self, sent: Sent, state: GlobalState, came: Mapping[int, Outcome]) -> None:
+        """Remember what coding lost of the updates that came in time; the others stand as before."""
+        if not self._problem.workload.upload_feedback:
+            return
+        for place, outcome in came.items():
+            if outcome.update is not None and place in sent.coded:
+                self._residuals.keep(
+                    outcome.update, state, self._problem.shape, sent.coded[place].lost
+                )
+
+    def snapshot(self) -> dict[str, NDArray[np.generic]]:
+        """Return what has been lost so far, as arrays."""
+        return self._residuals.arrays()
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            CheckpointError: if it is not one of an uplink.
+        """
+        self._residuals = Residuals.from_arrays(arrays)
+
+    def _cross(
+        self, outcome: Outcome, update: Update, state: GlobalState
+    ) -> tuple[Outcome, CodedUpdate]:
+        shape, spec = self._problem.shape, self._problem.workload.upload
+        reference = reference_of(state, shape, update.kept, update.rank)
+        owed = None
+        if self._problem.workload.upload_feedback:
+            owed = self._residuals.of(update, state, shape, reference)
+        stream = generator(self._problem.seed, "upload", update.round, update.device)
+        coded = encode_update(update, reference, spec, stream, owed)
+        decoded = decode_update(update, coded.payloads, reference, spec)
+        return replace(outcome, update=decoded), coded
