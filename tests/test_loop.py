@@ -22,7 +22,7 @@ from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.base import base_of
 from airtune.model.batch import Sequences
 from airtune.model.state import initial_state
-from airtune.plan import Assignments, Method, Problem, RoundPlan, Solution, Workload
+from airtune.plan import Assignments, CodecSpec, Method, Problem, RoundPlan, Solution, Workload
 from airtune.records import RunWriter, read_run
 from airtune.work.train import TrainSettings
 
@@ -75,7 +75,20 @@ class Wanderer:
         return {**state, "losses": losses, "rounds": state["rounds"] + 1}
 
 
-def make_run(folder, *, decider=None, fleet=FLEET, rounds=ROUNDS, resume=None, loop=None, **train):
+TOPK = CodecSpec("topk", keep=0.1, bits=3)
+
+
+def make_run(
+    folder,
+    *,
+    decider=None,
+    fleet=FLEET,
+    rounds=ROUNDS,
+    resume=None,
+    loop=None,
+    upload=None,
+    **train,
+):
     """Return a run in a folder, and its initial state."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -94,6 +107,7 @@ def make_run(folder, *, decider=None, fleet=FLEET, rounds=ROUNDS, resume=None, l
     workload = Workload(
         batch=2, tokens=12, local_steps=2, rank=4,
         lora_targets=tuple(linear.name for linear in base.shape.linears),
+        upload=upload or CodecSpec(), upload_feedback=upload is not None,
     )  # fmt: skip
     problem = Problem(base.shape, fleet.profiles(np.full(DEVICES, 5)), workload, rounds, seed=3)
     decider = decider or Wanderer()
@@ -201,6 +215,26 @@ def test_a_process_killed_for_real_resumes_to_the_same_bits(whole, tmp_path):
     assert load_checkpoint(folder / "checkpoint", identity="me").rounds == 1
     resume(folder)
     assert_equal_runs(folder, whole)
+
+
+def test_what_coding_has_lost_goes_on_after_a_kill(whole, tmp_path):
+    lossy, folder = tmp_path / "whole", tmp_path / "run"
+    train(lossy, upload=TOPK)
+
+    def die(record):
+        if record["round"] == 1:
+            raise Killed
+
+    run, state = make_run(folder, upload=TOPK)
+    with pytest.raises(Killed):
+        run_rounds(run, begin(run, state), on_round=die)
+    saved = load_checkpoint(folder / "checkpoint", identity="me")
+    assert any(name.startswith("uplink/") for name in saved.engine)
+    resume(folder, upload=TOPK)
+    assert_equal_runs(folder, lossy)
+    sent, plain = (read_run(place).rounds[-1] for place in (lossy, whole))
+    assert sent["upload_bytes"] < 0.2 * plain["upload_bytes"]
+    assert sent["round_s"] < plain["round_s"]
 
 
 def test_ctrl_c_leaves_the_last_finished_round_and_says_how_to_go_on(whole, tmp_path):

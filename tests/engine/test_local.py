@@ -8,9 +8,10 @@ from airtune.engine.local import LocalEngine, LocalSettings
 from airtune.errors import FleetError, RecipeError
 from airtune.fleet import load_fleet
 from airtune.model.state import initial_state
-from airtune.plan import WorkSpec
+from airtune.plan import CodecSpec, WorkSpec
 from airtune.work import train as train_module
 from airtune.work.evaluate import evaluate
+from airtune.work.train import TrainSettings
 
 
 @pytest.fixture
@@ -160,3 +161,50 @@ def test_a_fleet_of_another_size_than_the_data_is_refused(cell, problem_of, base
 def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(RecipeError, match=message):
         LocalSettings(**setting)
+
+
+TOPK = CodecSpec("topk", keep=0.1, bits=3)
+
+
+def coded(problem_of, cell, **changes):
+    workload = replace(problem_of(load_fleet(cell)).workload, upload=TOPK, **changes)
+    return {"workload": workload}
+
+
+def test_a_coded_update_costs_what_was_really_sent(
+    engine_of, problem_of, plan_of, keep, state, cell
+):
+    plain = execute(engine_of(), plan_of(), state, keep)
+    small = execute(engine_of(problem=coded(problem_of, cell)), plan_of(), state, keep)
+    assert np.all(small.results.upload_bytes < 0.2 * plain.results.upload_bytes)
+    assert len(set(small.results.upload_bytes.tolist())) > 1
+    assert np.all(small.results.upload_s < plain.results.upload_s)
+    np.testing.assert_array_equal(small.results.loss_last, plain.results.loss_last)
+    for one, other in zip(small.updates, plain.updates, strict=True):
+        lost = [(one.adapters[name] - other.adapters[name]).abs().max() for name in one.adapters]
+        assert 0 < max(lost) < 0.02
+
+
+def test_only_what_counts_leaves_a_debt(engine_of, problem_of, plan_of, keep, state, cell):
+    engine = engine_of(problem=coded(problem_of, cell, upload_feedback=True))
+    done = execute(engine, plan_of(), state, keep)
+    middle = float(np.median(done.results.finish_s))
+    engine.restore({})
+    cut_short = execute(engine, plan_of(deadline_s=middle), state, keep)
+    ok = [update.device for update in cut_short.updates]
+    assert 0 < len(ok) < 6
+    assert {int(name.split("/")[1]) for name in engine.snapshot()} == set(ok)
+
+
+def test_a_codec_that_cannot_hold_an_update_refuses_it(
+    engine_of, problem_of, plan_of, keep, state, cell
+):
+    workload = replace(problem_of(load_fleet(cell)).workload, upload=CodecSpec("fp16"))
+    engine = engine_of(
+        problem={"workload": workload}, train=TrainSettings(learning_rate=1e6, max_grad_norm=0.0)
+    )
+    done = execute(engine, plan_of(), state, keep)
+    assert set(done.results.status.tolist()) == {"refused"}
+    assert done.updates == ()
+    assert all("does not fit float16" in fault for fault in done.faults)
+    assert np.all(done.results.upload_bytes > 0)
