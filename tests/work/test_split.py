@@ -16,7 +16,7 @@ from airtune.model.images import Images, image_base_of
 from airtune.model.state import initial_state
 from airtune.plan import AggregateSpec, Assignment, CodecSpec, Workload, WorkSpec
 from airtune.work.batches import round_batches
-from airtune.work.split import CutMemory, SplitJob, SplitOptions, split_round
+from airtune.work.split import CutMemory, SplitJob, split_round
 from airtune.work.train import Job, TrainSettings, train
 
 SETTINGS = TrainSettings(learning_rate=1e-2, max_grad_norm=0.0)
@@ -163,8 +163,8 @@ def test_a_sequential_server_goes_on_where_the_last_device_left_it(go, base, job
 
 
 def test_a_device_part_that_is_handed_over_is_one_for_all(go, base, jobs_of):
-    work, options = WorkSpec(server="sequential"), SplitOptions(hand_over=True)
-    result = go(base, jobs_of(base, 1, 1), work=work, options=options)
+    work = WorkSpec(server="sequential")
+    result = go(base, jobs_of(base, 1, 1), work=replace(work, hand_over=True))
     one, other = (outcome.update.adapters for outcome in result.outcomes)
     same(one, other)
     apart = go(base, jobs_of(base, 1, 1), work=work)
@@ -231,13 +231,13 @@ def test_rounds_with_a_random_codec_repeat_bit_for_bit(go, base, jobs_of):
 
 def test_a_gradient_that_reuses_the_mask_is_smaller(go, base, jobs_of):
     jobs = jobs_of(base, 1, 1, codec=TOPK)
-    own, reused = (go(base, jobs, options=SplitOptions(reuse_mask=flag)) for flag in (False, True))
+    own, reused = (go(base, jobs, work=WorkSpec(reuse_mask=flag)) for flag in (False, True))
     assert np.all(reused.down_bytes[0] < 0.9 * own.down_bytes[0])
     assert all(outcome.status == "ok" for outcome in reused.outcomes)
 
 
 def test_gradients_may_have_a_codec_of_their_own(go, base, jobs_of):
-    half = go(base, jobs_of(base, 1), options=SplitOptions(gradient=CodecSpec("fp16")))
+    half = go(base, jobs_of(base, 1), work=WorkSpec(gradient=CodecSpec("fp16")))
     assert np.all(half.down_bytes < 0.55 * go(base, jobs_of(base, 1)).down_bytes)
 
 
@@ -344,7 +344,7 @@ def test_what_split_training_cannot_do_is_refused(go, base, jobs_of):
     with pytest.raises(MethodError, match="penalty 'proximal' is not available in split training"):
         go(base, [job], work=WorkSpec(penalty="proximal"))
     with pytest.raises(MethodError, match=r"one cut for all; got a shared server and cuts \[1\]"):
-        go(base, [job], options=SplitOptions(hand_over=True))
+        go(base, [job], work=WorkSpec(hand_over=True))
 
 
 def test_the_example_of_the_page_runs():

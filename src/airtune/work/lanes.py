@@ -19,7 +19,7 @@ from airtune.model.images import Images, collate_images
 from airtune.model.lora import Adapters
 from airtune.model.stages import head_positions, held_by_device
 from airtune.model.state import GlobalState
-from airtune.plan import Assignment, Bools, CodecSpec, Floats, Ints, Workload, WorkSpec
+from airtune.plan import Assignment, Bools, Floats, Ints, Workload, WorkSpec
 from airtune.work.batches import join, round_batches
 from airtune.work.train import TrainSettings
 from airtune.work.wire import (
@@ -45,18 +45,6 @@ class SplitJob:
 
 
 @dataclass(frozen=True, slots=True)
-class SplitOptions:
-    """Choices of split training that are no knob of a plan."""
-
-    gradient: CodecSpec | None = None
-    """Codec of gradients and last hidden states; None = that of the activation."""
-    reuse_mask: bool = False
-    """A Top-K gradient keeps the positions its activation kept, which both ends know."""
-    hand_over: bool = False
-    """With a sequential server: each device starts from the device part of the one before it."""
-
-
-@dataclass(frozen=True, slots=True)
 class Here:
     """What all devices of a round share."""
 
@@ -65,7 +53,6 @@ class Here:
     settings: TrainSettings
     work: WorkSpec
     workload: Workload
-    options: SplitOptions
     memory: CutMemory
     seed: int
     round: int
@@ -265,9 +252,9 @@ class Lane:
     def _cross(self, step: int, place: int, values: Values, direction: str) -> Crossed:
         here, job = self._here, self._jobs[place]
         spec = job.row.codec
-        if direction != "activation" and here.options.gradient is not None:
-            spec = here.options.gradient
-        reused = self._kept.get(place) if here.options.reuse_mask else None
+        if direction != "activation" and here.work.gradient is not None:
+            spec = here.work.gradient
+        reused = self._kept.get(place) if here.work.reuse_mask else None
         return cross(
             values, spec, here.stream(step, job.device, direction),
             kept=reused if direction == "gradient" else None,

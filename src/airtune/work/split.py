@@ -44,7 +44,6 @@ from airtune.work.lanes import (
     Lane,
     Ledger,
     SplitJob,
-    SplitOptions,
     clip_,
     on_cpu,
     optimiser_of,
@@ -52,7 +51,7 @@ from airtune.work.lanes import (
 from airtune.work.train import Outcome, TrainSettings
 from airtune.work.wire import CutMemory
 
-__all__ = ["CutMemory", "SplitJob", "SplitOptions", "SplitResult", "split_round"]
+__all__ = ["CutMemory", "SplitJob", "SplitResult", "split_round"]
 
 Gradients: TypeAlias = dict[int, torch.Tensor]
 """By column of the ledger."""
@@ -150,7 +149,6 @@ def split_round(
     workload: Workload,
     seed: int,
     round: int,
-    options: SplitOptions | None = None,
     memory: CutMemory | None = None,
     drops: Mapping[int, int] | None = None,
 ) -> SplitResult:
@@ -161,11 +159,10 @@ def split_round(
         state: What all start from.
         jobs: The devices, each with a cut; at least one.
         settings: Learning rate and the like, of devices and server.
-        work: `labels`, `device_frozen` and `server` are what is read.
+        work: `labels`, `device_frozen`, `server`, `gradient`, `reuse_mask` and `hand_over` are read.
         workload: Batch and length; for images `tokens` is `image_tokens`.
         seed: Of the run.
         round: Counted from 0.
-        options: Codec of gradients, mask reuse, hand-over.
         memory: What both ends remember, changed by the round; needed over rounds where a codec
             predicts or the device part is frozen.
         drops: Device -> step in which it is lost between forward and backward.
@@ -175,10 +172,9 @@ def split_round(
         ModelError: if a cut is outside the model.
         DataError: if a device has no example.
     """
-    options = options or SplitOptions()
-    _check(state, jobs, work, options)
+    _check(state, jobs, work)
     here = Here(
-        current_base(base, state), state, settings, work, workload, options,
+        current_base(base, state), state, settings, work, workload,
         CutMemory() if memory is None else memory, seed, round,
     )  # fmt: skip
     cuts = [job.row.cut or 0 for job in jobs]
@@ -259,14 +255,14 @@ class _Make:
             lane = Lane(replace(here, state=start), self.ledger, {place: self.jobs[place]})
             self._run([lane], server)
             finished.add([lane], server, [])
-            if here.options.hand_over and place not in self.ledger.refused:
+            if here.work.hand_over and place not in self.ledger.refused:
                 start = replace(
                     start,
                     adapters={**start.adapters, **finished.adapters[place]},
                     head=finished.heads[place] or start.head,
                 )
         finished.add([], server, list(self.jobs))
-        if here.options.hand_over:
+        if here.work.hand_over:
             held = held_by_device(start.adapters, self.first)
             finished.adapters = dict.fromkeys(self.jobs, held)
             finished.heads = dict.fromkeys(self.jobs, start.head)
@@ -297,9 +293,7 @@ class _Make:
                 lane.learn(step, {p: g for p, g in gradients.items() if p not in lost})
 
 
-def _check(
-    state: GlobalState, jobs: Sequence[SplitJob], work: WorkSpec, options: SplitOptions
-) -> None:
+def _check(state: GlobalState, jobs: Sequence[SplitJob], work: WorkSpec) -> None:
     if not jobs:
         raise MethodError("a split round needs at least one device, got none")
     rank = next((item.shape[0] for name, item in state.adapters.items() if name[-1] == "A"), 0)
@@ -315,7 +309,7 @@ def _check(
             )
     if work.penalty != "none":
         raise MethodError(f"penalty {work.penalty!r} is not available in split training; use none")
-    if options.hand_over and (work.server != "sequential" or len({j.row.cut for j in jobs}) > 1):
+    if work.hand_over and (work.server != "sequential" or len({j.row.cut for j in jobs}) > 1):
         raise MethodError(
             "the device part can be handed over with a sequential server and one cut for all; "
             f"got a {work.server} server and cuts {sorted({j.row.cut or 0 for j in jobs})}"
