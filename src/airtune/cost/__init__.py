@@ -1,5 +1,6 @@
 """What an assignment costs on a device: FLOPs, bytes, seconds, memory and joules; numpy only."""
 
+from airtune.cost.delay import SplitTimes, gradient_bps, split_times, turn_share
 from airtune.cost.flops import forward_flops, train_flops
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes
@@ -12,8 +13,9 @@ from airtune.cost.payload import (
 )
 from airtune.cost.prediction import Prediction, energy_j, predict, transfer_s
 from airtune.cost.presets import known_shapes
-from airtune.cost.shapes import bert_like, gpt2_like, llama_like
+from airtune.cost.shapes import bert_like, gpt2_like, llama_like, vit_like
 from airtune.cost.speed import Probe, SpeedProfile, achieved_flops_per_s, fit_speed
+from airtune.cost.split import SplitCost, line_cost, split_cost
 
 __all__ = [
     "Ladder",
@@ -21,6 +23,8 @@ __all__ = [
     "Prediction",
     "Probe",
     "SpeedProfile",
+    "SplitCost",
+    "SplitTimes",
     "achieved_flops_per_s",
     "base_bytes",
     "bert_like",
@@ -29,15 +33,21 @@ __all__ = [
     "fit_speed",
     "forward_flops",
     "gpt2_like",
+    "gradient_bps",
     "known_shapes",
     "ladder",
+    "line_cost",
     "llama_like",
     "lora_parameters",
     "peak_memory",
     "predict",
     "saved_bytes",
+    "split_cost",
+    "split_times",
     "train_flops",
     "trained_parameters",
     "transfer_s",
+    "turn_share",
     "upload_bytes",
+    "vit_like",
 ]

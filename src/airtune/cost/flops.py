@@ -23,6 +23,7 @@ from airtune.cost.graph import (
     Kept,
     flows,
     kept,
+    later_flow,
     reads,
     scored_positions,
     sizes,
@@ -63,6 +64,24 @@ def forward_flops(shape: ModelShape, workload: Workload, assignments: Assignment
     head = left.whole * scored_positions(shape, workload) * shape.head_macs
     block = _forward_macs(shape, workload, left)
     return np.asarray(2.0 * (tokens * left.blocks * block + head), np.float64)
+
+
+def server_flops(shape: ModelShape, workload: Workload, assignments: Assignments) -> Floats:
+    """Return the FLOPs of the server's pass over one batch of each cut device, (n,).
+
+    Forward and backward through the blocks after the cut, unpruned, and the head; the activation
+    that arrives always needs a gradient, so the first of these blocks computes as any later one.
+    """
+    left = kept(shape, assignments)
+    later = later_flow(shape, workload)
+    tokens = float(workload.batch * workload.tokens)
+    blocks = (shape.blocks - left.blocks) * _block_macs(shape, workload, left, later)
+    return np.asarray(2.0 * (tokens * blocks + _head_macs(shape, workload, later)), np.float64)
+
+
+def head_flops(shape: ModelShape, workload: Workload) -> float:
+    """Return the FLOPs of the head for one batch, forward and backward, below it adapters."""
+    return 2.0 * _head_macs(shape, workload, later_flow(shape, workload))
 
 
 def _forward_macs(shape: ModelShape, workload: Workload, left: Kept) -> Floats:

@@ -137,6 +137,11 @@ def flows(shape: ModelShape, workload: Workload) -> tuple[Flow, Flow]:
     return first, _flow(shape, names, hidden=first.output)
 
 
+def later_flow(shape: ModelShape, workload: Workload) -> Flow:
+    """Return where gradients flow in a block whose input needs one, whatever came before it."""
+    return _flow(shape, {linear.name for linear in targets(shape, workload)}, hidden=True)
+
+
 def scored_positions(shape: ModelShape, workload: Workload) -> float:
     """Return the positions of one batch that the head computes: scored tokens, or sequences."""
     if shape.task == "classification":

@@ -25,7 +25,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from airtune.cost.graph import ENCODERS, Flow, Kept, flows, kept, reads, scored_positions, sizes
+from airtune.cost.graph import (
+    ENCODERS,
+    Flow,
+    Kept,
+    flows,
+    kept,
+    later_flow,
+    reads,
+    scored_positions,
+    sizes,
+)
 from airtune.cost.graph import targets as targeted
 from airtune.cost.payload import held_bytes, trained_parameters
 from airtune.plan import Assignments, Floats, ModelShape, Workload
@@ -103,6 +113,34 @@ def saved_bytes(shape: ModelShape, workload: Workload, assignments: Assignments)
         blocks = blocks + (left.blocks - 1.0) * _block_bytes(shape, workload, left, later)
     tail = left.whole * _tail_bytes(shape, workload, later)
     return np.asarray(tokens * blocks + tail + _shared_bytes(shape, workload), np.float64)
+
+
+def server_saved_bytes(shape: ModelShape, workload: Workload, assignments: Assignments) -> Floats:
+    """Return what the server keeps of each cut device's batch between the passes, (n,).
+
+    Its blocks' saved tensors, the activation that arrived and the loss's tensors, logits included.
+    """
+    left = kept(shape, assignments)
+    later = later_flow(shape, workload)
+    tokens = float(workload.batch * workload.tokens)
+    blocks = shape.blocks - left.blocks
+    arrived = float(shape.width * workload.dtype_bytes)
+    if workload.checkpointing:
+        each = blocks * shape.width * workload.dtype_bytes
+    else:
+        each = blocks * _block_bytes(shape, workload, left, later)
+    return np.asarray(tokens * (each + arrived) + head_work_bytes(shape, workload), np.float64)
+
+
+def head_work_bytes(shape: ModelShape, workload: Workload) -> float:
+    """Return what head and loss keep of one batch where adapters lie below them, logits included."""
+    tail = _tail_bytes(shape, workload, later_flow(shape, workload))
+    return tail + _logit_bytes(shape, workload)
+
+
+def pass_bytes(shape: ModelShape, workload: Workload, assignments: Assignments) -> Floats:
+    """Return what one block's pass holds at a time beside what is saved, (n,)."""
+    return _backward_bytes(shape, workload, kept(shape, assignments))
 
 
 def activation_copies(shape: ModelShape) -> int:

@@ -3,8 +3,9 @@
     finish = download + compute + upload,    round = the last finish
 
 The global adapters are broadcast, so every device receives the whole link's downlink rate; the
-uplink is divided by the plan's shares. A device computes at its achieved training speed. Server
-time is not in it. Energy is that of computing and sending; receiving is not charged.
+uplink is divided by the plan's shares. A device computes at its achieved training speed. Energy is
+that of computing and sending; receiving is not charged. Devices with a cut meet at every step, and
+the server's time is in their finish (`airtune.cost.delay`).
 
 Expected error: FLOPs and bytes are exact, seconds are as good as the speeds and links given; step
 time with a speed from `airtune.cost.speed` is within 10 % (`python -m benchmarks predict`).
@@ -12,13 +13,15 @@ time with a speed from `airtune.cost.speed` is within 10 % (`python -m benchmark
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
+from airtune.cost.delay import split_times
 from airtune.cost.flops import train_flops
 from airtune.cost.memory import peak_memory
 from airtune.cost.payload import download_bytes, upload_bytes
+from airtune.cost.split import split_cost
 from airtune.errors import MethodError
 from airtune.fleet.rates import downlink_bps, uplink_bps
 from airtune.plan import Assignments, Floats, Ints, LinkState, Problem
@@ -36,7 +39,7 @@ class Prediction:
     compute_s: Floats
     upload_s: Floats
     finish_s: Floats
-    """Seconds from the start of the round to the arrival of the update."""
+    """Seconds from the start of the round to the arrival of the update; with a cut, waits included."""
     download_bytes: Floats
     upload_bytes: Floats
     flops: Floats
@@ -68,12 +71,28 @@ def predict(
         MethodError: if the speeds do not cover the fleet.
         ModelError: if a LoRA target is no layer of this family.
     """
-    shape, workload, device = problem.shape, problem.workload, assignments.device
     if flops_per_s.shape != (len(problem.devices),):
         raise MethodError(
             f"speeds must have one value a device of the fleet, got shape {flops_per_s.shape} "
             f"for {len(problem.devices)} devices"
         )
+    whole = _whole(problem, assignments, links=links, flops_per_s=flops_per_s)
+    is_cut = assignments.cut > 0
+    if not is_cut.any():
+        return whole
+    split = _split(problem, assignments, links=links, flops_per_s=flops_per_s)
+    columns = {
+        column.name: np.where(is_cut, getattr(split, column.name), getattr(whole, column.name))
+        for column in fields(Prediction)
+    }
+    return Prediction(**columns)
+
+
+def _whole(
+    problem: Problem, assignments: Assignments, *, links: LinkState, flops_per_s: Floats
+) -> Prediction:
+    """Return the prediction of devices that train the whole model, each for itself."""
+    shape, workload, device = problem.shape, problem.workload, assignments.device
     rank = int(np.max(assignments.rank, initial=1))
     down = np.full(len(assignments), download_bytes(shape, workload, rank))
     up = upload_bytes(shape, workload, assignments)
@@ -91,6 +110,28 @@ def predict(
         flops=flops,
         peak_bytes=peak_memory(shape, workload, assignments).total,
         energy_j=energy_j(problem, device, compute_s=compute_s, upload_s=upload_s),
+    )
+
+
+def _split(
+    problem: Problem, assignments: Assignments, *, links: LinkState, flops_per_s: Floats
+) -> Prediction:
+    """Return the prediction of devices that meet at their cuts; sums over the round's steps."""
+    cost = split_cost(problem, assignments)
+    times = split_times(problem, assignments, cost, links=links, flops_per_s=flops_per_s)
+    steps = assignments.local_steps
+    compute_s = steps * (times.forward_s + times.backward_s)
+    upload_s = steps * times.up_s + times.send_s
+    return Prediction(
+        download_s=times.fetch_s + steps * times.down_s,
+        compute_s=compute_s,
+        upload_s=upload_s,
+        finish_s=times.finish_s,
+        download_bytes=cost.adapter_down_bytes + steps * cost.gradient_bytes,
+        upload_bytes=cost.adapter_up_bytes + steps * cost.up_bytes,
+        flops=steps * (cost.forward_flops + cost.backward_flops),
+        peak_bytes=cost.device_peak_bytes,
+        energy_j=energy_j(problem, assignments.device, compute_s=compute_s, upload_s=upload_s),
     )
 
 

@@ -1,0 +1,288 @@
+"""What a split costs: work on either side of the cut, bytes across it, memory at both ends.
+
+A step of a cut device: forward through its blocks, the activation up, the server's pass over it,
+the gradient down, backward through its blocks. Payloads are the expected ones of the row's codec
+and, downwards, of `work.gradient`; sequences are priced at their padded length, so what crosses is
+at most this. With labels that stay, the last hidden state and its gradient cross too and the head
+works on the device. With a frozen device part only samples that are new cross, no gradient returns
+and no adapter is exchanged; bytes are then the mean over the run's rounds, as are those of
+predictive coding, which saves error and not bytes.
+
+A sequential server serves one device after the other, so a device has its link to itself; the
+parallel forms share it.
+
+Source: Split Fine-Tuning for Large Language Models in Wireless Networks (arXiv 2501.09237) for the
+protocol; the formulas are this project's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from airtune.cost.coded import binary_entropy, payload_bytes
+from airtune.cost.flops import forward_flops, head_flops, server_flops, train_flops
+from airtune.cost.graph import kept
+from airtune.cost.memory import head_work_bytes, pass_bytes, peak_memory, server_saved_bytes
+from airtune.cost.payload import held_bytes, lora_parameters, upload_bytes
+from airtune.plan import Assignments, CodecSpec, Floats, Ints, ModelShape, Problem, Workload
+from airtune.units import BITS_PER_BYTE
+
+INTEGER_BYTES = 4
+"""Of a label, a length or a sample's number beside a tensor."""
+SINGLE_BYTES = 4
+"""Of a number of a remembered activation."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCost:
+    """A split in columns of shape (n,), a local step unless said otherwise; 0 for an uncut row."""
+
+    forward_flops: Floats
+    """On the device."""
+    backward_flops: Floats
+    """On the device, with the head's work where labels stay; 0 with a frozen device part."""
+    server_flops: Floats
+    """Of the server for this device's samples, forward and backward."""
+    activation_bytes: Floats
+    """Coded tensors that go up."""
+    gradient_bytes: Floats
+    """Coded tensors that come down."""
+    beside_bytes: Floats
+    """Labels, lengths and numbers of samples, which go up uncoded."""
+    adapter_up_bytes: Floats
+    """A round: the device's part of the adapters."""
+    adapter_down_bytes: Floats
+    """A round."""
+    device_peak_bytes: Floats
+    remembered_bytes: Floats
+    """Reconstructions that a device holds at the end of the run; in `device_peak_bytes`."""
+    server_peak_bytes: float
+    """All devices of the plan together."""
+
+    @property
+    def up_bytes(self) -> Floats:
+        """All that goes up in a step, shape (n,)."""
+        return self.activation_bytes + self.beside_bytes
+
+
+def split_cost(problem: Problem, assignments: Assignments) -> SplitCost:
+    """Return what the cut rows of a plan cost.
+
+    Args:
+        problem: Model, workload, local work, and how many samples each device holds.
+        assignments: n devices; rows without a cut have zeros.
+
+    Raises:
+        ModelError: if a LoRA target is no layer of this family.
+    """
+    samples = problem.devices.samples[assignments.device]
+    return line_cost(problem, assignments, samples)
+
+
+def line_cost(problem: Problem, assignments: Assignments, samples: Ints) -> SplitCost:
+    """Return what rows cost that need be no devices of the fleet: lines of a menu, for instance.
+
+    Args:
+        problem: As for `split_cost`.
+        assignments: Rows; `device` is not read.
+        samples: How many each holds, shape (n,).
+    """
+    shape, workload, work = problem.shape, problem.workload, problem.work
+    is_cut = (assignments.cut > 0).astype(np.float64)
+    frozen = float(work.device_frozen)
+    stays = work.labels == "stay"
+    forward = forward_flops(shape, workload, assignments)
+    backward = train_flops(shape, workload, assignments) / assignments.local_steps - forward
+    head = head_flops(shape, workload) if stays else 0.0
+    up, down = _payloads(problem, assignments)
+    fresh = fresh_fraction(problem, samples) if work.device_frozen else np.ones(len(samples))
+    up, beside = up * fresh, _beside(problem, assignments, fresh)
+    if stays:
+        up = up + _head_payloads(problem, assignments)
+    remembered = is_cut * _remembers(assignments) * remembered_bytes(problem, samples)
+    if work.device_frozen:
+        # the server remembers for both: what is not sent again the device need not know
+        device_remembers = np.zeros(len(samples))
+        remembered = is_cut * remembered_bytes(problem, samples)
+    else:
+        device_remembers = remembered
+    peak = _device_peak(problem, assignments) + device_remembers
+    return SplitCost(
+        forward_flops=is_cut * forward,
+        backward_flops=is_cut * ((1.0 - frozen) * backward + head),
+        server_flops=is_cut * (server_flops(shape, workload, assignments) - head),
+        activation_bytes=is_cut * up,
+        gradient_bytes=is_cut * down,
+        beside_bytes=is_cut * beside,
+        adapter_up_bytes=is_cut * _exchanged(problem, assignments, up=True),
+        adapter_down_bytes=is_cut * _exchanged(problem, assignments, up=False),
+        device_peak_bytes=is_cut * peak,
+        remembered_bytes=device_remembers,
+        server_peak_bytes=_server_peak(problem, assignments, float(np.sum(remembered))),
+    )
+
+
+def fresh_fraction(problem: Problem, samples: Ints) -> Floats:
+    """Return the fraction of visits to samples that are first visits, over the whole run, (n,).
+
+    A round draws `min(steps * batch, n)` of n samples without repeating any, every round anew, so
+    after R rounds `n (1 - (1 - m / n)^R)` different ones are expected to have been seen.
+    """
+    visits = problem.workload.local_steps * problem.workload.batch
+    return seen_samples(problem, samples) / float(problem.rounds * visits)
+
+
+def seen_samples(problem: Problem, samples: Ints) -> Floats:
+    """Return how many different samples a device is expected to see in the run, (n,).
+
+    >>> import numpy as np
+    >>> from airtune.methods import sample_problem
+    >>> problem = sample_problem()  # 10 rounds of 5 steps of 4
+    >>> seen_samples(problem, np.array([20, 10**9])).round().tolist()
+    [20.0, 200.0]
+    """
+    held = np.maximum(samples, 1).astype(np.float64)
+    drawn = np.minimum(problem.workload.local_steps * problem.workload.batch, held)
+    unseen = np.exp(problem.rounds * np.log1p(-np.minimum(drawn / held, 1.0 - 1e-12)))
+    return np.asarray(held * (1.0 - unseen), np.float64)
+
+
+def remembered_bytes(problem: Problem, samples: Ints) -> Floats:
+    """Return the bytes of one reconstruction of every sample seen in the run, at one end, (n,)."""
+    each = SINGLE_BYTES * problem.workload.tokens * problem.shape.width
+    return seen_samples(problem, samples) * each
+
+
+def _remembers(assignments: Assignments) -> Floats:
+    predicts = np.array([codec.predict for codec in assignments.codecs], np.float64)
+    return predicts[assignments.codec_index]
+
+
+def _payloads(problem: Problem, assignments: Assignments) -> tuple[Floats, Floats]:
+    """Return the expected payloads of activation and of what the server returns, a step, (n,)."""
+    shape, workload, work = problem.shape, problem.workload, problem.work
+    elements = workload.batch * workload.tokens * shape.width
+    up, down = [], []
+    for codec in assignments.codecs:
+        up.append(float(payload_bytes(elements, codec, channels=shape.width)))
+        back = 0.0 if work.device_frozen else _gradient_bytes(problem, codec, elements)
+        if work.labels == "stay":
+            back += _one_head_payload(problem, codec)
+        down.append(back)
+    index = assignments.codec_index
+    return np.array(up)[index], np.array(down)[index]
+
+
+def _gradient_bytes(problem: Problem, codec: CodecSpec, elements: int) -> float:
+    spec = problem.work.gradient or codec
+    size = float(payload_bytes(elements, spec, channels=problem.shape.width))
+    if not (problem.work.reuse_mask and spec.kind == "topk" and codec.kind == "topk"):
+        return size
+    reused = payload_bytes(elements, replace(spec, keep=codec.keep), channels=problem.shape.width)
+    return float(reused) - elements * binary_entropy(codec.keep) / BITS_PER_BYTE
+
+
+def _head_payloads(problem: Problem, assignments: Assignments) -> Floats:
+    sizes = [_one_head_payload(problem, codec) for codec in assignments.codecs]
+    return np.array(sizes)[assignments.codec_index]
+
+
+def _one_head_payload(problem: Problem, codec: CodecSpec) -> float:
+    """Return the bytes of the positions of a hidden state that the head reads, one way."""
+    spec = problem.work.gradient or codec
+    shape, workload = problem.shape, problem.workload
+    rows = workload.batch * (1 if shape.task == "classification" else workload.tokens)
+    return float(payload_bytes(rows * shape.width, spec, channels=shape.width))
+
+
+def _beside(problem: Problem, assignments: Assignments, fresh: Floats) -> Floats:
+    """Return the bytes of lengths and labels of new samples and of the numbers of all, (n,)."""
+    shape, workload, work = problem.shape, problem.workload, problem.work
+    labels = 1 if shape.task == "classification" else workload.tokens
+    each = 1 + (0 if work.labels == "stay" else labels)
+    numbered = np.maximum(_remembers(assignments), float(work.device_frozen))
+    return INTEGER_BYTES * workload.batch * (each * fresh + numbered)
+
+
+def _exchanged(problem: Problem, assignments: Assignments, *, up: bool) -> Floats:
+    """Return the bytes of the device part's adapters, and its head where labels stay, a round."""
+    shape, workload, work = problem.shape, problem.workload, problem.work
+    head = 0
+    if workload.trains_head and work.labels == "stay":
+        head = shape.trained_head_parameters
+    adapters: Floats
+    if up:
+        adapters = upload_bytes(shape, replace(workload, scores="none"), assignments)
+        coded = payload_bytes(head, workload.upload) if head else 0.0
+        extra = head * workload.adapter_bytes if workload.upload.kind == "identity" else coded
+    else:
+        numbers = lora_parameters(shape, workload, assignments).astype(np.float64)
+        adapters = numbers * workload.adapter_bytes
+        extra = head * workload.adapter_bytes
+    return np.asarray((0.0 if work.device_frozen else 1.0) * adapters + extra, np.float64)
+
+
+def _device_peak(problem: Problem, assignments: Assignments) -> Floats:
+    """Return the peak of the device's part without what it remembers, (n,)."""
+    shape, workload, work = problem.shape, problem.workload, problem.work
+    memory = peak_memory(shape, workload, assignments)
+    if work.device_frozen:
+        passing = pass_bytes(shape, workload, assignments)
+        peak = memory.weights + memory.adapters + passing
+    else:
+        peak = memory.total
+    return peak + _head_held(shape, workload) if work.labels == "stay" else peak
+
+
+def _head_held(shape: ModelShape, workload: Workload) -> float:
+    """Return the bytes of a head that a device holds and trains; a tied one is its embedding."""
+    trained = shape.trained_head_parameters if workload.trains_head else 0
+    states = (2 + workload.optimiser_states) * trained * workload.adapter_bytes
+    weight = (
+        workload.base_bits / BITS_PER_BYTE if workload.base_bits >= 16 else workload.dtype_bytes
+    )
+    return shape.head_parameters * weight + states + head_work_bytes(shape, workload)
+
+
+def _server_peak(problem: Problem, assignments: Assignments, remembered: float) -> float:
+    """Return the server's peak: its blocks once, adapters as often as it keeps them, all batches."""
+    rows = np.flatnonzero(assignments.cut > 0)
+    if not rows.size:
+        return 0.0
+    shape, workload, work = problem.shape, problem.workload, problem.work
+    first = int(rows[np.argmin(assignments.cut[rows])])
+    held = _first_row(assignments, first)
+    whole = _first_row(replace(assignments, cut=np.zeros_like(assignments.cut)), first)
+    weights = float(
+        (held_bytes(shape, workload, kept(shape, whole))
+         - held_bytes(shape, workload, kept(shape, held)))[0]
+    )  # fmt: skip
+    # a tied output layer is the embedding, which both sides hold
+    tied = shape.task == "causal-lm" and shape.tied and work.labels == "travel"
+    weights += shape.embedding_parameters * workload.dtype_bytes if tied else 0.0
+    trained = float(
+        (lora_parameters(shape, workload, whole) - lora_parameters(shape, workload, held))[0]
+    )
+    if workload.trains_head and work.labels == "travel":
+        trained += shape.trained_head_parameters
+    copies = rows.size if work.server == "copies" else 1
+    states = (2 + workload.optimiser_states) * trained * workload.adapter_bytes * copies
+    saved = server_saved_bytes(shape, workload, assignments)[rows]
+    passing = pass_bytes(shape, workload, assignments)[rows]
+    if work.labels == "stay":
+        saved = saved - head_work_bytes(shape, workload)
+    together = np.max if work.server == "sequential" else np.sum
+    return weights + states + float(together(saved + passing)) + remembered
+
+
+def _first_row(assignments: Assignments, index: int) -> Assignments:
+    """Return one row of a plan as a plan."""
+    one = [index]
+    return replace(
+        assignments, device=assignments.device[one], prune_heads=assignments.prune_heads[one],
+        prune_ffn=assignments.prune_ffn[one], rank=assignments.rank[one],
+        share=assignments.share[one], local_steps=assignments.local_steps[one],
+        cut=assignments.cut[one], codec_index=assignments.codec_index[one],
+    )  # fmt: skip
