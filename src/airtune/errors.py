@@ -12,7 +12,11 @@
     ├── MethodError          11   a method broke its contract                     (ValueError)
     ├── CodecError           12   a payload is damaged or lies about itself       (ValueError)
     ├── MissingExtraError    13   an optional dependency is not installed         (ImportError)
-    └── TrainingError        14   training cannot go on (no device gave a usable update)
+    ├── TrainingError        14   training cannot go on (no device gave a usable update)
+    ├── DeploymentError      15   a server, an agent or a key is not set up as it must be (ValueError)
+    ├── ConnectionFailedError 16  the other side cannot be reached, or its certificate is wrong
+    ├── KeyRefusedError      17   the server does not know the device's key, or it was revoked
+    └── MismatchError        18   the two sides differ in version, recipe, model or identity
     RunInterruptedError     130   Ctrl-C; state was saved
 
 A message says what was wrong with the actual value, what is allowed and what to do.
@@ -96,6 +100,30 @@ class TrainingError(AirtuneError):
     """Training cannot go on, for instance because no device returned a usable update."""
 
     exit_code = 14
+
+
+class DeploymentError(AirtuneError, ValueError):
+    """A server, an agent, a key or a certificate is not set up as it must be."""
+
+    exit_code = 15
+
+
+class ConnectionFailedError(AirtuneError, ConnectionError):
+    """The other side cannot be reached, or proves itself with a wrong certificate."""
+
+    exit_code = 16
+
+
+class KeyRefusedError(AirtuneError, PermissionError):
+    """The server does not know the device's key, or the key was revoked."""
+
+    exit_code = 17
+
+
+class MismatchError(AirtuneError, ValueError):
+    """The two sides differ in version, protocol, recipe, model or identity."""
+
+    exit_code = 18
 
 
 class RunInterruptedError(AirtuneError):

@@ -151,7 +151,7 @@ class LocalEngine:
             MethodError: if the plan gives out more of a link than there is, or asks for work that
                 does not exist.
         """
-        if _prunes(plan.assignments, self._problem) and self._lacks_scores(state):
+        if prunes(plan.assignments, self._problem) and self._lacks_scores(state):
             state, setup = self._measure(plan, state, start_s)
         else:
             setup = Setup()
@@ -268,23 +268,25 @@ class LocalEngine:
                 seed=self._problem.seed,
             )  # fmt: skip
             return replace(state, importance=known), Setup()
-        devices = [
-            int(device)
-            for device in plan.assignments.device
-            if len(self._data.devices[int(device)].train)
-        ]
-        reports = [
-            measure_importance(
-                base, self._data.devices[device].train, criterion=criterion,
-                batch=self._problem.workload.batch, seed=self._problem.seed, device=device,
-            )
-            for device in devices
-        ]  # fmt: skip
+        has_data = self._problem.devices.samples[plan.assignments.device] > 0
+        found = self._reports(plan.assignments.device[has_data].tolist(), state)
+        devices, reports = list(found), list(found.values())
         weights = self._problem.devices.weight[devices].tolist()
         pooled = pool(reports, weights)
         if state.importance is not None:
             pooled = replace(state.importance, means=pooled.means)
         return replace(state, importance=pooled), self._measuring(plan, reports[0], start_s)
+
+    def _reports(self, devices: Sequence[int], state: GlobalState) -> dict[int, Importance]:
+        """Have devices measure importance on their own data; by device."""
+        base = current_base(self._base, state)
+        return {
+            device: measure_importance(
+                base, self._data.devices[device].train, criterion=self._work.importance,
+                batch=self._problem.workload.batch, seed=self._problem.seed, device=device,
+            )
+            for device in devices
+        }  # fmt: skip
 
     @property
     def _wants_means(self) -> bool:
@@ -358,7 +360,8 @@ def _with_scores(problem: Problem, work: WorkSpec) -> Problem:
     return problem
 
 
-def _prunes(assignments: Assignments, problem: Problem) -> bool:
+def prunes(assignments: Assignments, problem: Problem) -> bool:
+    """Return whether a plan removes anything of the model on any device."""
     return bool(
         np.any(problem.shape.kept_groups(assignments.prune_heads) < problem.shape.kv_groups)
         or np.any(problem.shape.kept_channels(assignments.prune_ffn) < problem.shape.ffn)

@@ -58,9 +58,6 @@ class Uplink:
             state: as broadcast.
             outcomes: by row of the plan, with the updates as trained.
         """
-        shape, workload = self._problem.shape, self._problem.workload
-        beside = score_bytes(shape, workload, plan.assignments)
-        size_bytes = upload_bytes(shape, workload, plan.assignments)
         arrived, coded = dict(outcomes), {}
         for place, outcome in outcomes.items():
             if outcome.update is None:
@@ -71,9 +68,22 @@ class Uplink:
                 arrived[place] = replace(
                     outcome, status="refused", update=None, reason=f"update refused: {error}"
                 )
-            else:
-                size_bytes[place] = coded[place].size_bytes + beside[place]
-        return Sent(arrived, size_bytes, coded)
+        taken = {place: item.size_bytes for place, item in coded.items()}
+        return Sent(arrived, self.sizes(plan, taken), coded)
+
+    def sizes(self, plan: RoundPlan, coded_bytes: Mapping[int, int]) -> Floats:
+        """Return what each update of a plan takes, shape (n,).
+
+        Args:
+            plan: n devices.
+            coded_bytes: by row of the plan, of its coded tensors; the others count as expected.
+        """
+        shape, workload = self._problem.shape, self._problem.workload
+        beside = score_bytes(shape, workload, plan.assignments)
+        size_bytes = upload_bytes(shape, workload, plan.assignments)
+        for place, size in coded_bytes.items():
+            size_bytes[place] = size + beside[place]
+        return size_bytes
 
     def settle(self, sent: Sent, state: GlobalState, came: Mapping[int, Outcome]) -> None:
         """Remember what coding lost of the updates that came in time; the others stand as before."""

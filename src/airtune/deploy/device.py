@@ -1,0 +1,350 @@
+"""The device's side of a run: it holds the base model, its data and its own state, and does tasks.
+
+One of these lives in an agent's worker process for as long as the agent runs. What a task needs and
+is not at hand (the model, the data read as the recipe says) is loaded once and kept; tasks are done
+by the same `work` as on the local engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from airtune.data import load_federated, load_federated_images
+from airtune.data.federated import DeviceData
+from airtune.engine.exchange import importance_tensors, unpack_state
+from airtune.engine.message import (
+    Envelope,
+    Joined,
+    Reply,
+    Spent,
+    Task,
+    open_task,
+    pack_tensors,
+    seal_reply,
+)
+from airtune.errors import AirtuneError, DataError, MismatchError
+from airtune.keys import generator
+from airtune.model.base import BaseModel
+from airtune.model.frame import load_frame
+from airtune.model.state import GlobalState, Update
+from airtune.recipe import Recipe
+from airtune.run.build import is_vision, load_model, model_source
+from airtune.units import format_bytes
+from airtune.work.evaluate import evaluate
+from airtune.work.importance import measure_importance
+from airtune.work.network import current_base, tuned_network
+from airtune.work.train import Job, Outcome, train
+from airtune.work.uploads import Residuals, encode_update, reference_of
+
+OF_RECIPE = "recipe"
+"""`--data recipe`: the recipe's own data are dealt out, a device takes the share of its number."""
+
+Pace = Callable[[int, float], float]
+"""(bytes, bit/s) -> seconds it waited so that a device keeps to its share of the link."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSettings:
+    """What the owner of a device has decided."""
+
+    data: str
+    """File or folder of the device's data, or "recipe"."""
+    model: str | None = None
+    """Folder of the base model on this device; None = where the recipe says."""
+    compute: str = "auto"
+    """Where torch computes: auto, cpu or cuda."""
+    memory_bytes: float = math.inf
+    """What a job may take."""
+    probe: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a run needs, at hand."""
+
+    base: BaseModel
+    tokenizer: str
+    data: DeviceData
+
+
+class Device:
+    """Does tasks, one after the other."""
+
+    def __init__(self, settings: DeviceSettings, *, pace: Pace | None = None) -> None:
+        """Hold nothing yet.
+
+        Args:
+            settings: the owner's.
+            pace: waits until an upload fits the device's share; None = never waits.
+        """
+        self._settings = settings
+        self._pace = pace
+        self._bases: dict[str, BaseModel] = {}
+        self._loaded: dict[str, _Loaded] = {}
+        self._lost = Residuals()
+        self._lost_run = -1
+        self._pending: tuple[int, Update, GlobalState, Mapping[str, torch.Tensor]] | None = None
+
+    def handle(self, envelope: Envelope) -> Envelope:
+        """Do a task.
+
+        Raises:
+            MismatchError: if the task is of another version.
+            CodecError: if it is damaged.
+        """
+        task, blobs = open_task(envelope)
+        try:
+            return self._do(task, blobs)
+        except AirtuneError as error:
+            return seal_reply(replace(_reply(task), status="failed", reason=str(error)))
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = f"out of memory: this device has {format_bytes(self._settings.memory_bytes)}"
+            return seal_reply(replace(_reply(task), status="failed", reason=reason))
+
+    def _do(self, task: Task, blobs: Mapping[str, bytes]) -> Envelope:
+        began = time.perf_counter()
+        here = self._load(task)
+        if task.setup.threads:
+            torch.set_num_threads(task.setup.threads)
+        load_s = time.perf_counter() - began
+        answer = {"join": self._join, "measure": self._measure, "train": self._train,
+                  "evaluate": self._evaluate}[task.kind]  # fmt: skip
+        reply, sent = answer(task, here, blobs)
+        compute_s = time.perf_counter() - began - load_s
+        upload_s = 0.0
+        if self._pace is not None and task.upload_bps is not None:
+            upload_s = self._pace(sum(map(len, sent.values())), task.upload_bps)
+        reply = replace(reply, spent=Spent(load_s, compute_s, upload_s), peak_bytes=_peak_bytes())
+        return seal_reply(reply, sent)
+
+    def _join(
+        self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
+    ) -> tuple[Reply, dict[str, bytes]]:
+        held = here.data.train
+        lengths = [len(row) for row in getattr(held, "tokens", ())]
+        joined = Joined(
+            rows=len(held), held_out=len(here.data.validation), tokens=sum(lengths),
+            truncated=int(getattr(held, "truncated", 0)), longest=max(lengths, default=0),
+            fingerprint=here.base.fingerprint, tokenizer=here.tokenizer,
+            memory_bytes=self._settings.memory_bytes, probe=self._settings.probe,
+        )  # fmt: skip
+        return replace(_reply(task), joined=joined), {}
+
+    def _measure(
+        self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
+    ) -> tuple[Reply, dict[str, bytes]]:
+        state = _state(task, blobs)
+        report = measure_importance(
+            current_base(here.base, state), here.data.train, criterion=task.setup.work.importance,
+            batch=task.setup.workload.batch, seed=task.setup.seed, device=task.device,
+        )  # fmt: skip
+        return _reply(task), {"importance": pack_tensors(importance_tensors(report))}
+
+    def _evaluate(
+        self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
+    ) -> tuple[Reply, dict[str, bytes]]:
+        setup, state = task.setup, _state(task, blobs)
+        lora = tuned_network(here.base, state, scale=setup.train.scale, work=setup.work)
+        if not len(here.data.validation):
+            return replace(_reply(task), figures={"count": 0.0}), {}
+        found = evaluate(lora.network, here.data.validation, chunk=setup.workload.loss_chunk)
+        figures = {"loss": _finite(found.loss), "count": float(found.count),
+                   "accuracy": None if found.accuracy is None else _finite(found.accuracy)}  # fmt: skip
+        return replace(_reply(task), figures=figures), {}
+
+    def _train(
+        self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
+    ) -> tuple[Reply, dict[str, bytes]]:
+        setup, state = task.setup, _state(task, blobs)
+        if task.row is None:
+            raise MismatchError(f"round {task.round} came without an assignment; it is refused")
+        job = Job(task.device, task.row, here.data.train, 1.0)
+        [outcome] = train(
+            here.base, state, [job], settings=setup.train, work=setup.work,
+            workload=setup.workload, seed=setup.seed, round=task.round,
+        )  # fmt: skip
+        reply = replace(
+            _reply(task), status=outcome.status, reason=outcome.reason, samples=outcome.samples,
+            rank_left=outcome.rank_left, figures=_figures(outcome),
+        )  # fmt: skip
+        if outcome.update is None:
+            return reply, {}
+        return reply, self._coded(task, here, state, outcome.update)
+
+    def _coded(
+        self, task: Task, here: _Loaded, state: GlobalState, update: Update
+    ) -> dict[str, bytes]:
+        """Return an update as it is sent, and remember what coding loses of it."""
+        setup, shape = task.setup, here.base.shape
+        self._settle(task, here)
+        reference = reference_of(state, shape, update.kept, update.rank)
+        owed = None
+        if setup.workload.upload_feedback:
+            owed = self._lost.of(update, state, shape, reference)
+        stream = generator(setup.seed, "upload", update.round, update.device)
+        coded = encode_update(update, reference, setup.workload.upload, stream, owed)
+        self._pending = (task.round, update, state, coded.lost)
+        sent = dict(coded.payloads)
+        if update.importance is not None:
+            sent["importance"] = pack_tensors(importance_tensors(update.importance))
+        return sent
+
+    def _settle(self, task: Task, here: _Loaded) -> None:
+        """Make what coding lost of the last update that counted ours to make up for."""
+        if task.run != self._lost_run:
+            self._lost, self._lost_run, self._pending = Residuals(), task.run, None
+        if self._pending is not None and self._pending[0] == task.counted:
+            _, update, state, lost = self._pending
+            self._lost.keep(update, state, here.base.shape, lost)
+        self._pending = None
+
+    def _load(self, task: Task) -> _Loaded:
+        """Return model and data of a run, loaded where they are not at hand."""
+        setup = task.setup
+        key = hashlib.sha256(
+            f"{setup.recipe}\0{setup.devices}\0{task.device}\0{setup.labels}".encode()
+        ).hexdigest()
+        if key not in self._loaded:
+            recipe = self._recipe(setup.recipe)
+            base = self._base(recipe, labels=len(setup.labels))
+            self._check_base(task, base)
+            data = read_data(recipe, base, self._settings.data, labels=setup.labels,
+                             device=task.device, devices=setup.devices)  # fmt: skip
+            self._loaded = {key: _Loaded(base, describe_reader(recipe, base), data)}
+        here = self._loaded[key]
+        if setup.tokenizer and here.tokenizer != setup.tokenizer:
+            raise MismatchError(
+                f"device {task.name} reads text otherwise than the server: its tokenizer is "
+                f"{here.tokenizer[:12]}, the server's {setup.tokenizer[:12]}; give both the same "
+                "model folder"
+            )
+        return here
+
+    def _recipe(self, text: str) -> Recipe:
+        try:
+            recipe = Recipe.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise MismatchError(
+                f"the server's recipe cannot be read here: {place}: {first['msg']}; install the "
+                "same version of airtune on server and devices"
+            ) from error
+        changes = {"device": self._settings.compute}
+        if self._settings.model is not None:
+            changes["source"] = self._settings.model
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+
+    def _base(self, recipe: Recipe, *, labels: int) -> BaseModel:
+        key = json.dumps([recipe.model.model_dump(), labels, is_vision(recipe)])
+        if key not in self._bases:
+            self._bases = {key: load_model(recipe, labels=labels)}
+        return self._bases[key]
+
+    def _check_base(self, task: Task, base: BaseModel) -> None:
+        wanted = task.setup.fingerprint
+        if wanted and base.fingerprint != wanted:
+            raise MismatchError(
+                f"device {task.name} holds other weights than the server: {base.source} is "
+                f"{base.fingerprint[:12]}, the server's model is {wanted[:12]}; give both the same "
+                "model"
+            )
+
+
+def read_data(
+    recipe: Recipe, base: BaseModel, source: str, *, labels: tuple[str, ...], device: int,
+    devices: int,
+) -> DeviceData:  # fmt: skip
+    """Return what a device trains on and holds out.
+
+    Args:
+        recipe: how data are read.
+        base: for its tokenizer, or how it wants images.
+        source: the device's file or folder, or "recipe" for its share of the recipe's own data.
+        labels: classes of the run.
+        device: its number.
+        devices: how many there are.
+
+    Raises:
+        DataError: if data are missing, malformed or too few.
+    """
+    spec, share, seed = recipe.data, device, recipe.seed
+    if source != OF_RECIPE:
+        path = str(Path(source).expanduser())
+        if not Path(path).exists():
+            raise DataError(f"there are no data at {path}; give --data a file or folder")
+        # the same rows stand in for a test set, which only the server may have
+        spec = replace(
+            spec, source=path, test=path, test_split=None, subset=None, revision=None,
+            partition="iid", labels=labels,
+        )  # fmt: skip
+        share, devices = 0, 1
+    if is_vision(recipe):
+        frame = load_frame(model_source(recipe), revision=recipe.model.revision)
+        return load_federated_images(spec, frame=frame, devices=devices, seed=seed).devices[share]
+    if base.tokenizer is None:
+        raise DataError(f"model {base.source} has no tokenizer, so texts cannot be read")
+    return load_federated(
+        spec, tokenizer=base.tokenizer, devices=devices, seed=seed
+    ).devices[share]  # fmt: skip
+
+
+def describe_reader(recipe: Recipe, base: BaseModel) -> str:
+    """Return a hash of how a model reads: of its tokenizer, or of how it wants images."""
+    if is_vision(recipe):
+        text = repr(load_frame(model_source(recipe), revision=recipe.model.revision))
+    elif base.tokenizer is None:
+        text = ""
+    else:
+        rules = getattr(base.tokenizer, "backend_tokenizer", None)
+        said = (
+            {"vocab": base.tokenizer.get_vocab()} if rules is None else json.loads(rules.to_str())
+        )
+        # how long texts are cut and padded is set at every use and says nothing of the tokenizer
+        kept = {key: value for key, value in said.items() if key not in ("truncation", "padding")}
+        text = json.dumps([kept, base.tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _reply(task: Task) -> Reply:
+    return Reply(task.kind, task.run, task.round, task.device, task.name, task.ticket)
+
+
+def _state(task: Task, blobs: Mapping[str, bytes]) -> GlobalState:
+    return unpack_state(blobs.get("state", b""), task.order, round=task.round, own=blobs.get("own"))
+
+
+def _figures(outcome: Outcome) -> dict[str, float | None]:
+    return {"loss_first": _finite(outcome.loss_first), "loss_last": _finite(outcome.loss_last),
+            "importance": _finite(outcome.importance)}  # fmt: skip
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _peak_bytes() -> float:
+    """Return the most memory this process has had so far."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed; torch's CPU allocator says so in words alone."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "alloc" in str(error) and "memory" in str(error)

@@ -1,0 +1,245 @@
+"""Certificates and keys: an authority of one's own, a server certificate, a key a device.
+
+The server proves itself with a certificate of this authority, devices prove themselves with a key
+that the server knows. Both are made here and nothing leaves the machine:
+
+    ca.crt  ca.key          the authority; the key never leaves the server
+    server.crt  server.key  names and addresses under which devices call, in its SAN
+    <device>.key  .pub      EC P-384, as `ssh-keygen -t ecdsa -b 384` makes them
+
+Private keys are written for their owner alone (mode 0600).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from airtune.errors import DeploymentError
+from airtune.records import storage
+
+VALID_DAYS = 825
+"""Longest life of a server certificate that common TLS libraries accept."""
+AUTHORITY_DAYS = 3650
+BACKDATED = timedelta(hours=24)
+"""Certificates begin to hold this long before they are made: clocks of devices differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFiles:
+    """Where the authority and the server's certificate are."""
+
+    folder: Path
+
+    @property
+    def authority(self) -> Path:
+        """The certificate that devices check the server's against."""
+        return self.folder / "ca.crt"
+
+    @property
+    def authority_key(self) -> Path:
+        """Signs server certificates."""
+        return self.folder / "ca.key"
+
+    @property
+    def certificate(self) -> Path:
+        """The server's certificate."""
+        return self.folder / "server.crt"
+
+    @property
+    def key(self) -> Path:
+        """The server's private key."""
+        return self.folder / "server.key"
+
+
+def ensure_certificates(folder: Path, hosts: Sequence[str]) -> ServerFiles:
+    """Return the server's certificates, made where they are missing or lack one of the hosts.
+
+    The authority is made once and stays, so devices keep trusting the server.
+
+    Args:
+        folder: where they are.
+        hosts: names and addresses under which devices reach the server.
+
+    Raises:
+        DeploymentError: if a file there is not what it should be.
+        StorageError: if nothing can be written there.
+    """
+    files = ServerFiles(folder)
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not files.authority.is_file() or not files.authority_key.is_file():
+        _make_authority(files)
+    if not files.certificate.is_file() or _lacks(files.certificate, hosts):
+        _make_certificate(files, hosts)
+    return files
+
+
+def make_device_key(path: Path) -> Path:
+    """Write a new private key to `path` and its public half beside it; return the latter's path.
+
+    Raises:
+        DeploymentError: if there is a key already; it may be in use.
+    """
+    if path.exists():
+        raise DeploymentError(
+            f"there is a key at {path} already; revoke the device first, or remove the file"
+        )
+    key = ec.generate_private_key(ec.SECP384R1())
+    _write_private(path, _private_bytes(key, serialization.PrivateFormat.OpenSSH))
+    public = path.with_suffix(".pub")
+    with storage(public):
+        public.write_bytes(_public_text(key.public_key()) + b"\n")
+    return public
+
+
+def read_public_key(path: Path) -> str:
+    """Return a device's public key as one line of text.
+
+    Raises:
+        DeploymentError: if it is none, or of another kind than Flower takes.
+    """
+    try:
+        key = serialization.load_ssh_public_key(path.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm) as error:
+        raise DeploymentError(
+            f"{path} is no public key ({error}); make one with "
+            "ssh-keygen -t ecdsa -b 384 -f device.key and give device.key.pub"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise DeploymentError(
+            f"{path} must be an elliptic-curve key (ecdsa), got {type(key).__name__}; make one "
+            "with ssh-keygen -t ecdsa -b 384"
+        )
+    return _public_text(key).decode()
+
+
+def fingerprint_of(public: str) -> str:
+    """Return a short hash of a public key, for people to compare.
+
+    >>> fingerprint_of("ecdsa-sha2-nistp384 AAAA")
+    '6de5d28fcbd5f46c'
+    """
+    return hashlib.sha256(public.encode()).hexdigest()[:16]
+
+
+def _make_authority(files: ServerFiles) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "airtune authority")])
+    certificate = (
+        _builder(name, name, key.public_key(), AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs=True), critical=True)
+        .sign(key, hashes.SHA384())
+    )
+    _write_private(files.authority_key, _private_bytes(key))
+    with storage(files.authority):
+        files.authority.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _make_certificate(files: ServerFiles, hosts: Sequence[str]) -> None:
+    authority, signer = _read_authority(files)
+    key = ec.generate_private_key(ec.SECP384R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "airtune server")])
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key())
+    certificate = (
+        _builder(authority.subject, name, key.public_key(), VALID_DAYS)
+        .add_extension(x509.SubjectAlternativeName([_general(host) for host in hosts]), False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(identifier, critical=False)
+        .add_extension(issuer, critical=False)
+        .sign(signer, hashes.SHA384())
+    )
+    _write_private(files.key, _private_bytes(key))
+    with storage(files.certificate):
+        files.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _builder(
+    issuer: x509.Name, subject: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .issuer_name(issuer)
+        .subject_name(subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=True, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=not signs, key_cert_sign=signs, crl_sign=signs,
+        encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _general(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _lacks(certificate: Path, hosts: Sequence[str]) -> bool:
+    """Return whether a certificate is not for one of the hosts, or ends within a month."""
+    try:
+        loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
+        names = loaded.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound) as error:
+        raise DeploymentError(
+            f"{certificate} is no server certificate ({error}); remove it and start again"
+        ) from error
+    ends_soon = loaded.not_valid_after_utc < datetime.now(UTC) + timedelta(days=30)
+    return ends_soon or any(_general(host) not in list(names) for host in hosts)
+
+
+def _read_authority(files: ServerFiles) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    try:
+        certificate = x509.load_pem_x509_certificate(files.authority.read_bytes())
+        key = serialization.load_pem_private_key(files.authority_key.read_bytes(), None)
+    except (OSError, ValueError) as error:
+        raise DeploymentError(
+            f"the authority in {files.folder} cannot be read ({error}); restore it, or remove the "
+            "folder and give every device the new ca.crt"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise DeploymentError(f"{files.authority_key} is no elliptic-curve key; restore it")
+    return certificate, key
+
+
+def _private_bytes(
+    key: ec.EllipticCurvePrivateKey,
+    form: serialization.PrivateFormat = serialization.PrivateFormat.PKCS8,
+) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def _public_text(key: ec.EllipticCurvePublicKey) -> bytes:
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)

@@ -1,0 +1,272 @@
+"""Engines whose devices are elsewhere: on a replayed clock, or on the real one.
+
+Either has the devices do their work by messages (`remote`). On the replayed clock, times, bytes and
+who is late come from the cost model and the links exactly as on the local engine, so that the same
+seed gives the same plans, payloads and losses; on the real one, they are what was measured:
+
+    finish    from the moment a task is handed over until its answer is whole, by the server's clock
+    compute   what the device reports; clocks are never compared
+    upload    what the device waited to keep to its share of the link
+    download  all that is left of finish: the task's way, and Flower's own overhead
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.cost import energy_j, peak_memory, train_flops
+from airtune.data.federated import FederatedData
+from airtune.engine.base import Execution, Setup, Split, mask_observation
+from airtune.engine.checks import Divide, check_shares
+from airtune.engine.local import LocalEngine, LocalSettings, prunes
+from airtune.engine.remote import Answer, Remote, Trained
+from airtune.engine.timing import refusals
+from airtune.engine.uplink import Sent, Uplink
+from airtune.errors import DataError, TrainingError
+from airtune.fleet.fleet import Fleet
+from airtune.fleet.rates import uplink_bps
+from airtune.model.base import BaseModel
+from airtune.model.importance import Importance
+from airtune.model.state import GlobalState
+from airtune.plan import (
+    Floats,
+    Need,
+    Observation,
+    Problem,
+    Results,
+    RoundPlan,
+    WorkSpec,
+)
+from airtune.work.evaluate import weigh
+from airtune.work.train import Outcome
+
+
+class ReplayEngine(LocalEngine):
+    """The local engine with its devices elsewhere: their work is real, the clock is replayed."""
+
+    def __init__(
+        self, fleet: Fleet, problem: Problem, base: BaseModel, data: FederatedData, *,
+        remote: Remote, needs: frozenset[Need] = frozenset(), work: WorkSpec | None = None,
+        settings: LocalSettings | None = None,
+    ) -> None:  # fmt: skip
+        """Hold the fleet; see `LocalEngine`.
+
+        Args:
+            fleet: devices and links.
+            problem: unmasked, with the number of examples that each device reported.
+            base: the frozen dense model.
+            data: of which only the server's test set is used.
+            remote: reaches the devices.
+            needs: what the method asks to know.
+            work: switches of the method's local work.
+            settings: participation and the like.
+        """
+        super().__init__(fleet, problem, base, data, needs=needs, work=work, settings=settings)
+        self._remote = remote
+        self._received = _Received(self._problem, remote)
+        self._uplink = self._received
+
+    def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
+        """Return the quality of the model that the user will get; {} where there is no test set.
+
+        Raises:
+            TrainingError: if no device could judge it.
+        """
+        if split == "test":
+            return super().evaluate(state, split) if len(self._data.test) else {}
+        asked = sorted(self._remote.online())
+        found = self._remote.evaluate(asked, state)
+        if not found:
+            raise TrainingError(
+                f"none of {len(asked)} devices could judge the model on its own data; "
+                "airtune status shows who is there"
+            )
+        order = sorted(found)
+        weights = self._problem.devices.weight[order]
+        try:
+            return weigh([found[device] for device in order], weights)
+        except DataError as error:
+            raise TrainingError(str(error)) from error
+
+    def _train(
+        self, plan: RoundPlan, state: GlobalState, places: Sequence[int]
+    ) -> dict[int, Outcome]:
+        rows = [plan.assignments.row(place) for place in places]
+        done = self._remote.train(rows, state, round=plan.round)
+        self._received.coded_bytes = {
+            place: done[row.device].coded_bytes
+            for place, row in zip(places, rows, strict=True)
+            if done[row.device].coded_bytes
+        }
+        return {place: done[row.device].outcome for place, row in zip(places, rows, strict=True)}
+
+    def _reports(self, devices: Sequence[int], state: GlobalState) -> dict[int, Importance]:
+        found, answers = self._remote.measure(devices, state)
+        if not found:
+            faults = {answer.fault for answer in answers.values()}
+            raise TrainingError(
+                f"no device measured importance, which pruning needs: {'; '.join(sorted(faults))}"
+            )
+        return found
+
+
+class FlowerEngine(ReplayEngine):
+    """Devices elsewhere, on the real clock."""
+
+    def observe(self, round: int, time_s: float) -> Observation:
+        """Return what the method may know; devices that cannot be reached are not there."""
+        links = self._fleet.links_at(round, 0, time_s)
+        online = np.zeros(len(self._fleet), np.bool_)
+        online[sorted(self._remote.online())] = True
+        observation = Observation(
+            round=round, time_s=time_s, links=replace(links, available=online),
+            available=self._asked(round, online), flops_per_s=self._fleet.flops_at(round),
+        )  # fmt: skip
+        return mask_observation(observation, self._needs)
+
+    def execute(
+        self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
+    ) -> Execution:
+        """Have the devices work, and wait for them or for the deadline.
+
+        Raises:
+            MethodError: if the plan gives out more of a link than there is.
+            TrainingError: if importance is needed and no device measured it.
+        """
+        state, setup = self._ready(plan, state, start_s)
+        begin_s = start_s + setup.duration_s
+        links = self._fleet.links_at(plan.round, 0, begin_s)
+        share = check_shares(plan.assignments.share, plan.assignments, links)
+        rates = uplink_bps(links, share, plan.assignments.device)
+        problem, told = self._problem, plan.assignments
+        peak_bytes = peak_memory(problem.shape, problem.workload, told).total
+        faults = refusals(problem, self._fleet, plan, peak_bytes)
+        rows = [told.row(place) for place, fault in enumerate(faults) if not fault]
+        deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
+        began = time.monotonic()
+        done = self._remote.train(
+            rows, state, round=plan.round, deadline_s=deadline_s,
+            upload_bps={int(device): float(rate) for device, rate in
+                        zip(told.device, rates, strict=True) if np.isfinite(rate) and rate > 0},
+        )  # fmt: skip
+        took_s = time.monotonic() - began
+        return self._execution(
+            plan, state, setup, done=done, faults=faults, clock=(begin_s, took_s)
+        )
+
+    def _ready(
+        self, plan: RoundPlan, state: GlobalState, start_s: float
+    ) -> tuple[GlobalState, Setup]:
+        """Have importance measured where it is needed and not known; its time is what it took."""
+        if not (prunes(plan.assignments, self._problem) and self._lacks_scores(state)):
+            return state, Setup()
+        began = time.monotonic()
+        state, priced = self._measure(plan, state, start_s)
+        return state, replace(priced, duration_s=time.monotonic() - began)
+
+    def _execution(
+        self, plan: RoundPlan, state: GlobalState, setup: Setup, *,
+        done: Mapping[int, Trained], faults: Sequence[str], clock: tuple[float, float],
+    ) -> Execution:  # fmt: skip
+        told, device = plan.assignments, plan.assignments.device
+        trained = [done.get(int(number)) for number in device]
+        status = np.array([_status(item) for item in trained])
+        for item in trained:
+            if item is not None and item.outcome.update is not None:
+                self._remote.counted[item.outcome.device] = plan.round
+        texts = tuple(
+            fault if item is None else item.answer.fault
+            for fault, item in zip(faults, trained, strict=True)
+        )
+        begin_s, took_s = clock
+        return Execution(
+            results=self._results(plan, trained, status),
+            updates=tuple(
+                item.outcome.update for item in trained
+                if item is not None and item.outcome.update is not None
+            ),
+            state=state, start_s=begin_s, end_s=begin_s + took_s,
+            bandwidth_hz=self._bandwidth(plan, begin_s),
+            memory_bytes=self._fleet.memory_bytes[told.device], faults=texts, setup=setup,
+        )  # fmt: skip
+
+    def _results(
+        self, plan: RoundPlan, trained: Sequence[Trained | None], status: NDArray[np.str_]
+    ) -> Results:
+        told, count = plan.assignments, len(plan.assignments)
+        columns = {name: np.full(count, np.nan) for name in (
+            "finish", "compute", "upload", "first", "last", "importance")}  # fmt: skip
+        sent, received, peak = np.zeros(count), np.zeros(count), np.zeros(count)
+        samples, rank_left = np.zeros(count, np.int64), told.rank.copy()
+        for place, item in enumerate(trained):
+            if item is None:
+                continue
+            answer, outcome = item.answer, item.outcome
+            sent[place], received[place] = answer.sent_bytes, answer.received_bytes
+            columns["finish"][place] = answer.after_s
+            _note_spent(columns, place, answer)
+            columns["first"][place], columns["last"][place] = outcome.loss_first, outcome.loss_last
+            columns["importance"][place] = outcome.importance
+            samples[place] = outcome.samples
+            rank_left[place] = outcome.rank_left or rank_left[place]
+            peak[place] = 0.0 if answer.reply is None else answer.reply.peak_bytes
+        compute_s, upload_s = columns["compute"], columns["upload"]
+        return Results(
+            device=told.device, status=status,
+            download_s=columns["finish"] - compute_s - upload_s, compute_s=compute_s,
+            upload_s=upload_s, finish_s=np.where(status == "ok", columns["finish"], np.nan),
+            download_bytes=sent, upload_bytes=received,
+            flops=np.where(np.isnan(compute_s), 0.0,
+                           train_flops(self._problem.shape, self._problem.workload, told)),
+            loss_first=columns["first"], loss_last=columns["last"], samples=samples,
+            peak_bytes=peak,
+            energy_j=energy_j(self._problem, told.device, compute_s=np.nan_to_num(compute_s),
+                              upload_s=np.nan_to_num(upload_s)),
+            importance=columns["importance"], rank_left=rank_left,
+        )  # fmt: skip
+
+    def _bandwidth(self, plan: RoundPlan, time_s: float) -> Floats:
+        """Return the hertz of each device's uplink; NaN on a link of measured capacity."""
+        links, device = self._fleet.links_at(plan.round, 0, time_s), plan.assignments.device
+        band = np.array([spec.up_bandwidth_hz for spec in links.specs])[links.link[device]]
+        is_radio = np.isfinite(links.up_signal_hz[device])
+        return np.where(is_radio, plan.assignments.share * band, np.nan)
+
+
+class _Received(Uplink):
+    """An uplink over which the devices have sent already: only sizes are left to know."""
+
+    def __init__(self, problem: Problem, remote: Remote) -> None:
+        super().__init__(problem)
+        self._remote = remote
+        self.coded_bytes: dict[int, int] = {}
+        """By row of the plan that was carried out last."""
+
+    def send(self, plan: RoundPlan, state: GlobalState, outcomes: Mapping[int, Outcome]) -> Sent:
+        """Return the outcomes as they came, and what they took."""
+        size_bytes = self.sizes(plan, self.coded_bytes)
+        return Sent(dict(outcomes), size_bytes, {})
+
+    def settle(self, sent: Sent, state: GlobalState, came: Mapping[int, Outcome]) -> None:
+        """Tell each device with its next task that this update counted."""
+        for outcome in came.values():
+            if outcome.update is not None:
+                self._remote.counted[outcome.device] = outcome.update.round
+
+
+def _status(item: Trained | None) -> str:
+    if item is None:
+        return "failed"
+    return item.answer.status if item.outcome.update is None else "ok"
+
+
+def _note_spent(columns: Mapping[str, Floats], place: int, answer: Answer) -> None:
+    if answer.reply is None:
+        return
+    columns["compute"][place] = answer.reply.spent.compute_s
+    columns["upload"][place] = answer.reply.spent.upload_s

@@ -1,0 +1,306 @@
+"""Devices at a distance: tasks go out to several at once, answers come back checked.
+
+Whoever carries the messages is a `Courier`; this module knows neither Flower nor sockets. An answer
+that is missing, late, damaged, replayed or of another device becomes a status and a sentence, and
+touches no other device.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from airtune.engine.exchange import (
+    pack_own,
+    pack_state,
+    read_importance,
+    without_scores,
+)
+from airtune.engine.message import (
+    Envelope,
+    Kind,
+    Reply,
+    Seat,
+    Setup,
+    Task,
+    open_reply,
+    seal_task,
+    unpack_tensors,
+)
+from airtune.errors import CodecError, MismatchError, ModelError
+from airtune.model.importance import Importance
+from airtune.model.state import GlobalState, Update
+from airtune.plan import Assignment, ModelShape
+from airtune.plan.observe import Status
+from airtune.work.evaluate import Quality
+from airtune.work.network import kept_by
+from airtune.work.train import Outcome
+from airtune.work.uploads import GROUPS, decode_update, reference_of
+
+SMALL_BYTES = 1 << 20
+"""What an answer without tensors may hold."""
+PATIENCE_S = 3600.0
+"""How long a device may be silent where no deadline is set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What became of a message to a device."""
+
+    envelope: Envelope | None
+    """None = nothing came back."""
+    after_s: float
+    """Seconds after it was sent."""
+    fault: str = ""
+    is_late: bool = False
+    """Nothing came by the deadline."""
+
+
+class Courier(Protocol):
+    """Carries messages to devices and answers back."""
+
+    def online(self) -> frozenset[int]:
+        """Return the numbers of the devices that can be reached now."""
+        ...
+
+    def send(self, letters: Mapping[int, Envelope], *, deadline_s: float) -> Mapping[int, Arrival]:
+        """Carry a message to each device and wait for all answers, or until the deadline."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A device's answer, checked, or why there is none."""
+
+    status: Status
+    fault: str
+    after_s: float
+    sent_bytes: int
+    received_bytes: int
+    reply: Reply | None = None
+    blobs: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A device's round."""
+
+    answer: Answer
+    outcome: Outcome
+    coded_bytes: int
+    """Of its coded adapters and head."""
+
+
+class Remote:
+    """The devices of a run."""
+
+    def __init__(
+        self, courier: Courier, names: Sequence[str], setup: Setup, *, run: int,
+        shape: ModelShape, patience_s: float = PATIENCE_S,
+    ) -> None:  # fmt: skip
+        """Know the devices by number; nothing is sent yet.
+
+        Args:
+            courier: reaches them.
+            names: of all devices, by number.
+            setup: what stays the same in all rounds.
+            run: number of the run; stays when it is resumed.
+            shape: of the unpruned model.
+            patience_s: how long a silent device is waited for where there is no deadline.
+        """
+        self._courier, self._names, self._setup = courier, tuple(names), setup
+        self._run, self._shape, self._patience_s = run, shape, patience_s
+        self.counted: dict[int, int] = {}
+        """The last round in which each device's update counted."""
+
+    @property
+    def setup(self) -> Setup:
+        """What stays the same in all rounds."""
+        return self._setup
+
+    def online(self) -> frozenset[int]:
+        """Return the numbers of the devices that can be reached now."""
+        return self._courier.online()
+
+    def join(self, devices: Sequence[int]) -> dict[int, Answer]:
+        """Have devices load model and data and say what they have."""
+        tasks = {device: self._task("join", device, round=0) for device in devices}
+        return self._ask(tasks, {}, limit=SMALL_BYTES)
+
+    def measure(
+        self, devices: Sequence[int], state: GlobalState
+    ) -> tuple[dict[int, Importance], dict[int, Answer]]:
+        """Have devices measure importance; returns what came of it, and every answer."""
+        blob, order = pack_state(state)
+        tasks = {
+            device: self._task("measure", device, round=state.round, order=order)
+            for device in devices
+        }
+        answers = self._ask(tasks, {device: {"state": blob} for device in devices},
+                            limit=self._scores_bytes())  # fmt: skip
+        found: dict[int, Importance] = {}
+        for device, answer in answers.items():
+            if answer.status == "ok":
+                try:
+                    found[device] = self._importance(answer.blobs)
+                except CodecError as error:
+                    answers[device] = replace(answer, status="refused", fault=str(error))
+        return found, answers
+
+    def evaluate(self, devices: Sequence[int], state: GlobalState) -> dict[int, Quality]:
+        """Have devices judge a model on their held-out shares; those that cannot are left out."""
+        blob, order = pack_state(state)
+        tasks = {
+            device: self._task("evaluate", device, round=state.round, order=order)
+            for device in devices
+        }
+        answers = self._ask(
+            tasks, {device: {"state": blob} for device in devices}, limit=SMALL_BYTES
+        )
+        return {
+            device: _quality(answer.reply)
+            for device, answer in answers.items()
+            if answer.status == "ok" and answer.reply is not None
+        }
+
+    def train(
+        self, rows: Sequence[Assignment], state: GlobalState, *, round: int,
+        deadline_s: float | None = None, upload_bps: Mapping[int, float] | None = None,
+        seats: Mapping[int, Seat] | None = None,
+    ) -> dict[int, Trained]:  # fmt: skip
+        """Have devices do a round.
+
+        Args:
+            rows: what each is told.
+            state: where they start.
+            round: counted from 0.
+            deadline_s: seconds after which an answer is late; None = patience.
+            upload_bps: each device's share of its link; None = nobody keeps to one.
+            seats: where the devices of a split round find the server's half.
+
+        Returns:
+            By device; every row has one.
+        """
+        blob, order = self._broadcast(rows, state)
+        tasks, blobs = {}, {}
+        for row in rows:
+            tasks[row.device] = replace(
+                self._task("train", row.device, round=round, order=order), row=row,
+                upload_bps=None if upload_bps is None else upload_bps.get(row.device),
+                counted=self.counted.get(row.device, -1),
+                seat=None if seats is None else seats.get(row.device),
+            )  # fmt: skip
+            own = pack_own(state, row.device)
+            blobs[row.device] = {"state": blob} | ({} if own is None else {"own": own})
+        answers = self._ask(tasks, blobs, limit=self._update_bytes(state), deadline_s=deadline_s)
+        return {row.device: self._trained(row, state, answers[row.device]) for row in rows}
+
+    def _broadcast(
+        self, rows: Sequence[Assignment], state: GlobalState
+    ) -> tuple[bytes, tuple[str, ...]]:
+        """Pack what all are sent; scores only where somebody slices by them."""
+        slices = bool(state.devices) or any(row.prune_heads or row.prune_ffn for row in rows)
+        return pack_state(state if slices else without_scores(state))
+
+    def _task(self, kind: Kind, device: int, *, round: int, order: tuple[str, ...] = ()) -> Task:
+        return Task(kind, self._run, round, device, self._names[device], secrets.token_hex(8),
+                    self._setup, order=order)  # fmt: skip
+
+    def _ask(
+        self, tasks: Mapping[int, Task], blobs: Mapping[int, Mapping[str, bytes]], *,
+        limit: int, deadline_s: float | None = None,
+    ) -> dict[int, Answer]:  # fmt: skip
+        letters = {device: seal_task(task, blobs.get(device)) for device, task in tasks.items()}
+        waits_s = self._patience_s if deadline_s is None else deadline_s
+        arrivals = self._courier.send(letters, deadline_s=waits_s)
+        return {
+            device: _answer(task, letters[device], arrivals.get(device), limit=limit)
+            for device, task in tasks.items()
+        }
+
+    def _trained(self, row: Assignment, state: GlobalState, answer: Answer) -> Trained:
+        reply = answer.reply
+        if reply is None:
+            return Trained(answer, _no_outcome(row.device, answer.fault), 0)
+        try:
+            update = self._update(row, state, reply, answer.blobs)
+        except (CodecError, ModelError) as error:
+            fault = f"update refused: {error}"
+            answer = replace(answer, status="refused", fault=fault)
+            return Trained(answer, _no_outcome(row.device, fault), 0)
+        coded = sum(len(answer.blobs[name]) for name in GROUPS if name in answer.blobs)
+        figures = {name: _number(reply.figures.get(name))
+                   for name in ("loss_first", "loss_last", "importance")}  # fmt: skip
+        outcome = Outcome(
+            row.device, "ok" if update is not None else "refused", update,
+            figures["loss_first"], figures["loss_last"], reply.samples, figures["importance"],
+            reply.rank_left, answer.fault,
+        )  # fmt: skip
+        return Trained(answer, outcome, coded)
+
+    def _update(
+        self, row: Assignment, state: GlobalState, reply: Reply, blobs: Mapping[str, bytes]
+    ) -> Update | None:
+        """Return an update as the server has it; what was kept is worked out, not believed."""
+        if reply.status != "ok":
+            return None
+        kept = kept_by(row, state, self._shape, self._setup.work)
+        reference = reference_of(state, self._shape, kept, row.rank)
+        importance = self._importance(blobs) if "importance" in blobs else None
+        told = Update(row.device, reply.round, kept, row.rank, {}, {}, reply.samples, importance)
+        payloads = {name: blobs[name] for name in GROUPS if name in blobs}
+        update = decode_update(told, payloads, reference, self._setup.workload.upload)
+        order = [name for name in reference if name in update.adapters]
+        return replace(update, adapters={name: update.adapters[name] for name in order})
+
+    def _importance(self, blobs: Mapping[str, bytes]) -> Importance:
+        found = unpack_tensors(blobs.get("importance", b""))
+        named = {name.removeprefix("importance/"): tensor for name, tensor in found.items()}
+        importance = read_importance(named, self._shape)
+        if importance is None:
+            raise CodecError("the importance asked for is missing")
+        return importance
+
+    def _scores_bytes(self) -> int:
+        """Return the most that scores and means can take, in double precision."""
+        shape = self._shape
+        columns = shape.kv_groups + 2 * shape.ffn + shape.heads * shape.head_dim
+        return 8 * shape.blocks * columns + SMALL_BYTES
+
+    def _update_bytes(self, state: GlobalState) -> int:
+        """Return the most that an update can take; no codec makes it larger than it is by half."""
+        numbers = sum(tensor.numel() for tensor in (*state.adapters.values(), *state.head.values()))
+        return 6 * numbers + self._scores_bytes()
+
+
+def _answer(task: Task, letter: Envelope, arrival: Arrival | None, *, limit: int) -> Answer:
+    sent = letter.size_bytes
+    if arrival is None or arrival.envelope is None:
+        after_s = math.nan if arrival is None else arrival.after_s
+        fault = "nothing came back" if arrival is None else arrival.fault
+        is_late = arrival is not None and arrival.is_late
+        return Answer("late" if is_late else "absent", fault, after_s, sent, 0)
+    received = arrival.envelope.size_bytes
+    try:
+        reply, blobs = open_reply(arrival.envelope, task, max_bytes=limit)
+    except (CodecError, MismatchError) as error:
+        return Answer("refused", str(error), arrival.after_s, sent, received)
+    return Answer(reply.status, reply.reason, arrival.after_s, sent, received, reply, blobs)
+
+
+def _no_outcome(device: int, reason: str) -> Outcome:
+    return Outcome(device, "refused", None, math.nan, math.nan, 0, reason=reason)
+
+
+def _quality(reply: Reply) -> Quality:
+    loss, count = _number(reply.figures.get("loss")), int(_number(reply.figures.get("count", 0.0)))
+    accuracy = reply.figures.get("accuracy")
+    perplexity = None if accuracy is not None else math.exp(min(loss, 700.0))
+    return Quality(loss, perplexity, accuracy, max(count, 0))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
