@@ -1,0 +1,39 @@
+"""The split data plane: one gRPC stream a device and round, and a server that batches them.
+
+server = StreamServer("0.0.0.0:9443", credentials=server_credentials(pem, key))
+opened = server.open(SplitTask(run, round, base, state, rows, weights, settings, work, ...))
+# hand opened.tokens[device] to each device over a channel that is trusted already
+result = opened.wait()
+
+end = DeviceEnd(base, state, job, settings=..., work=..., workload=..., seed=..., round=...)
+part = run_device(end, Connection("server:9443", token, run, channel_credentials(ca)))
+
+outcomes = join_round(task, result, {device: DevicePart(...)})
+"""
+
+from airtune.engine.stream.channel import channel_credentials, server_credentials
+from airtune.engine.stream.device import Connection, DeviceRound, run_device
+from airtune.engine.stream.ends import DeviceEnd
+from airtune.engine.stream.join import DevicePart, join_round
+from airtune.engine.stream.link import MeasuredLink, measure_link
+from airtune.engine.stream.rounds import ServerRound, SplitTask
+from airtune.engine.stream.seats import Timing
+from airtune.engine.stream.server import OpenRound, StreamServer
+
+__all__ = [
+    "Connection",
+    "DeviceEnd",
+    "DevicePart",
+    "DeviceRound",
+    "MeasuredLink",
+    "OpenRound",
+    "ServerRound",
+    "SplitTask",
+    "StreamServer",
+    "Timing",
+    "channel_credentials",
+    "join_round",
+    "measure_link",
+    "run_device",
+    "server_credentials",
+]

@@ -1,0 +1,135 @@
+"""What a message of a split step holds, and how it becomes tensors again at the other end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from airtune.codec import decode, encode
+from airtune.errors import CodecError
+from airtune.keys import generator
+from airtune.model.base import BaseModel
+from airtune.model.batch import IGNORED, Batch
+from airtune.model.stages import head_positions
+from airtune.plan import Bools, CodecSpec, Ints, ModelShape, Workload, WorkSpec
+from airtune.work.wire import INTEGER_BYTES, Values, packed, unpacked
+
+_SLACK_BYTES = 4096
+"""Of a payload's frame and of streams that entropy coding could not shrink."""
+
+
+def largest_body_bytes(shape: ModelShape, workload: Workload) -> int:
+    """Return the most that a legal message of this workload can hold."""
+    tokens = workload.batch * workload.tokens
+    values = 4 * tokens * shape.width + tokens // 2 * shape.width
+    return values + INTEGER_BYTES * (workload.batch + tokens) + _SLACK_BYTES
+
+
+def beside_of(batch: Batch, *, labels_stay: bool) -> bytes:
+    """Return lengths and, where they travel, labels of a batch as they cross."""
+    numbers = [batch.attention_mask.sum(1)]
+    if not labels_stay:
+        is_class = batch.labels.dim() == 1
+        numbers.append(batch.labels if is_class else batch.labels[batch.attention_mask.bool()])
+    return np.asarray(torch.cat(numbers).cpu().numpy(), "<i4").tobytes()
+
+
+def read_beside(
+    beside: bytes, rows: int, shape: ModelShape, workload: Workload, *, labels_stay: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return mask (rows, tokens) and labels as in `Batch`.
+
+    Raises:
+        CodecError: if lengths or labels are not those of a batch of this workload.
+    """
+    if rows != workload.batch or len(beside) % 4 or len(beside) < 4 * rows:
+        raise CodecError(
+            f"a batch of this run has {workload.batch} examples, the message declares {rows} and "
+            f"{len(beside)} bytes beside it; it is refused"
+        )
+    numbers = np.frombuffer(beside, "<i4").astype(np.int64)
+    lengths, rest = numbers[:rows], numbers[rows:]
+    if lengths.min() < 1 or lengths.max() > workload.tokens:
+        raise CodecError(
+            f"lengths must be between 1 and {workload.tokens} tokens, got {lengths.tolist()}"
+        )
+    mask = torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64))
+    classes = shape.labels > 0
+    count = 0 if labels_stay else rows if classes else int(lengths.sum())
+    if len(rest) != count:
+        raise CodecError(f"{count} labels belong to this batch, got {len(rest)}; it is refused")
+    if labels_stay:
+        return mask, None
+    _check_labels(rest, shape)
+    labels = torch.from_numpy(rest)
+    if not classes:
+        labels = torch.full(mask.shape, IGNORED).masked_scatter(mask.bool(), labels)
+    return mask, labels
+
+
+def _check_labels(labels: Ints, shape: ModelShape) -> None:
+    highest = (shape.labels or shape.vocab) - 1
+    known = labels[labels != IGNORED] if not shape.labels else labels
+    if known.size and (known.min() < 0 or known.max() > highest):
+        raise CodecError(
+            f"labels must be between 0 and {highest}, got {known.min()} to {known.max()}"
+        )
+
+
+def codec_of(row_codec: CodecSpec, work: WorkSpec, direction: str) -> CodecSpec:
+    """Return the codec of one direction."""
+    chosen = row_codec if direction == "activation" or work.gradient is None else work.gradient
+    return replace(chosen, predict=False)
+
+
+def kept_of(values: Values, spec: CodecSpec, work: WorkSpec) -> Bools | None:
+    """Return the positions that both ends know of a decoded activation, None where unused."""
+    return values != 0 if work.reuse_mask and spec.kind == "topk" else None
+
+
+def put(
+    tensor: torch.Tensor, mask: torch.Tensor, spec: CodecSpec, stream: np.random.Generator,
+    *, kept: Bools | None = None,
+) -> bytes:  # fmt: skip
+    """Return the payload of a tensor's rows at marked positions.
+
+    Raises:
+        CodecError: if a value is not finite.
+    """
+    known = kept if spec.kind == "topk" else None
+    return encode(packed(tensor, mask), spec, stream, mask=known)
+
+
+def get(
+    payload: bytes, mask: torch.Tensor, like: torch.Tensor, *, kept: Bools | None = None
+) -> tuple[torch.Tensor, Values]:
+    """Return a payload as a tensor (batch, tokens, width), zero elsewhere, and as it came.
+
+    Args:
+        payload: From the other end; nothing in it is trusted.
+        mask: (batch, tokens), where its rows belong.
+        like: (width,), gives width, type and torch device.
+        kept: Positions that the payload leaves out, where its codec does.
+
+    Raises:
+        CodecError: if it is damaged or of another shape.
+    """
+    wanted = int(mask.sum()), like.shape[-1]
+    values = decode(payload, max_elements=wanted[0] * wanted[1], mask=kept)
+    if values.shape != wanted:
+        raise CodecError(
+            f"the message holds a tensor of shape {values.shape}, {wanted} belongs to its batch"
+        )
+    return unpacked(values, mask, like), values
+
+
+def reads_of(base: BaseModel, mask: torch.Tensor) -> torch.Tensor:
+    """Return the positions that the head reads, (batch, tokens)."""
+    return head_positions(base.family, mask, classifies=base.shape.labels > 0)
+
+
+def codec_stream(seed: int, place: tuple[int, int, int], direction: str) -> np.random.Generator:
+    """Return a codec's randomness for one crossing, `place` being round, step and device."""
+    return generator(seed, "codec", *place, direction)

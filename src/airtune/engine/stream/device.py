@@ -1,0 +1,221 @@
+"""A device's stream through a split round: connect, go on where the server says, come back if cut.
+
+The server is called, never the other way. A broken connection is tried again with growing pauses
+until the deadline; what the server refuses is not.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+
+from airtune.engine.stream.body import largest_body_bytes
+from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
+from airtune.engine.stream.ends import DeviceEnd
+from airtune.engine.stream.message import (
+    PACED_PART_BYTES,
+    PART_BYTES,
+    Expected,
+    Kind,
+    Message,
+    parts_of,
+    read_message,
+    run_number,
+)
+from airtune.errors import TrainingError
+from airtune.model.lora import Adapters, Head
+from airtune.plan import Floats
+
+Pace = Callable[[int], None]
+"""Waits until so many bytes may be sent."""
+
+_AGAIN = frozenset({
+    grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED,
+})  # fmt: skip
+"""Ends of a stream after which it is tried again."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Where a device's round is served, and how it gets in."""
+
+    target: str
+    """HOST:PORT."""
+    token: str
+    run: str
+    credentials: grpc.ChannelCredentials | None = None
+    deadline_s: float = 3600.0
+    pace: Pace | None = None
+    """Asked before every piece of an upload."""
+
+
+@dataclass(slots=True)
+class DeviceRound:
+    """What a device has at the end of its round."""
+
+    adapters: Adapters
+    """Of its own blocks."""
+    head: Head
+    """Trained head where labels stay."""
+    losses: Floats
+    """(steps,), NaN where it took no step."""
+    up_bytes: Floats
+    """(steps,), of messages without their headers."""
+    down_bytes: Floats
+    steps: int
+    """Steps after which it has learnt."""
+    compute_s: float
+    wait_s: float
+    """For its uploads, the server and its answers."""
+    connections: int
+
+
+class _RoundOverError(Exception):
+    """The server has ended the round in order; what was learnt until then stands."""
+
+
+class _Going:
+    """What a round has come to, over as many connections as it takes."""
+
+    def __init__(self, end: DeviceEnd, connection: Connection, max_body_bytes: int) -> None:
+        self.end, self.connection, self._max = end, connection, max_body_bytes
+        self.losses = np.full(end.steps, np.nan)
+        self.up, self.down = np.zeros(end.steps), np.zeros(end.steps)
+        self.learnt, self.compute_s, self.connections = 0, 0.0, 0
+        self._run = run_number(connection.run)
+
+    def go(self, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]) -> None:
+        """Take all steps that are left over one connection."""
+        welcome = self._read(answers, Kind.WELCOME, None)
+        for step in range(welcome.step, self.end.steps):
+            self._step(step, answers, outgoing)
+        outgoing.put(None)
+        for _ in answers:
+            pass  # the server closes when it has seen the end
+
+    def _step(
+        self, step: int, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]
+    ) -> None:
+        end = self.end
+        start = time.perf_counter()
+        beside, payload = end.send(step)
+        self.up[step] = len(beside) + len(payload)
+        self.down[step] = 0.0
+        self._spent(start)
+        outgoing.put(self._message(Kind.ACTIVATION, step, payload, beside=beside))
+        if end.labels_stay:
+            hidden = self._read(answers, Kind.HIDDEN, step)
+            start = time.perf_counter()
+            back, self.losses[step] = end.finish(hidden.payload)
+            self.up[step] += len(back)
+            self.down[step] += len(hidden.payload)
+            self._spent(start)
+            outgoing.put(
+                self._message(Kind.HIDDEN_GRADIENT, step, back, loss=float(self.losses[step]))
+            )
+        answer = self._read(answers, Kind.GRADIENT, step)
+        start = time.perf_counter()
+        end.learn(answer.payload)
+        self._spent(start)
+        self.losses[step] = answer.loss
+        self.down[step] += len(answer.payload)
+        self.learnt += 1
+
+    def _spent(self, start: float) -> None:
+        self.compute_s += time.perf_counter() - start
+
+    def _message(
+        self, kind: Kind, step: int, payload: bytes, *, beside: bytes = b"",
+        loss: float = float("nan"),
+    ) -> Message:  # fmt: skip
+        return Message(
+            kind, self._run, self.end.round, step, self.end.job.device,
+            rows=self.end.rows, steps=self.end.steps, beside=beside, payload=payload, loss=loss,
+        )  # fmt: skip
+
+    def _read(self, answers: Iterator[bytes], kind: Kind, step: int | None) -> Message:
+        wanted = Expected(
+            frozenset({kind}), self._run, self.end.round, self.end.job.device, step, self._max
+        )
+        message = read_message(answers, lambda: wanted)
+        if message is None:
+            raise _RoundOverError
+        return message
+
+
+def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
+    """Take a device through its round.
+
+    Raises:
+        TrainingError: if the server refuses it, cannot be reached before the deadline, or a
+            gradient is not finite.
+        CodecError: if what the server sends is damaged.
+    """
+    going = _Going(end, connection, largest_body_bytes(end.shape, end.workload))
+    began = time.perf_counter()
+    until, pause = time.monotonic() + connection.deadline_s, _FIRST_PAUSE_S
+    while True:
+        done = going.learnt
+        error = _connect(going, until)
+        if error is None:
+            break
+        _raise_if_final(error, connection.target, until - time.monotonic() - pause)
+        time.sleep(pause)
+        # a connection that got somewhere starts the pauses anew
+        pause = _FIRST_PAUSE_S if going.learnt > done else min(2 * pause, _LONGEST_PAUSE_S)
+    whole = time.perf_counter() - began
+    return DeviceRound(
+        end.adapters(), end.head(), going.losses, going.up, going.down, going.learnt,
+        going.compute_s, whole - going.compute_s, going.connections,
+    )  # fmt: skip
+
+
+def _connect(going: _Going, until: float) -> grpc.RpcError | None:
+    """Run one connection to its end; return why it broke, None where all steps are done."""
+    connection = going.connection
+    outgoing: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    going.connections += 1
+    with open_channel(connection.target, connection.credentials) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/Round")
+        answers = call(
+            _pieces(outgoing, connection.pace), timeout=max(until - time.monotonic(), 0.01),
+            metadata=((TOKEN_KEY, connection.token),),
+        )  # fmt: skip
+        try:
+            going.go(answers, outgoing)
+        except _RoundOverError:
+            if not going.learnt:
+                raise TrainingError(
+                    f"the round ended before device {going.end.job.device} had done a step; "
+                    "give it less work, or the round more time"
+                ) from None
+        except grpc.RpcError as error:
+            return error
+        finally:
+            outgoing.put(None)
+            answers.cancel()
+    return None
+
+
+def _pieces(outgoing: queue.SimpleQueue[Message | None], pace: Pace | None) -> Iterator[bytes]:
+    while (message := outgoing.get()) is not None:
+        for piece in parts_of(message, part_bytes=PACED_PART_BYTES if pace else PART_BYTES):
+            if pace is not None:
+                pace(len(piece))
+            yield piece
+
+
+def _raise_if_final(error: grpc.RpcError, target: str, left_s: float) -> None:
+    code, details = error.code(), error.details() or ""
+    is_certificate = "certificate" in details.lower() or "handshake" in details.lower()
+    if code in _AGAIN and not is_certificate and left_s > 0:
+        return
+    what = "refused this device" if code not in _AGAIN or is_certificate else "cannot be reached"
+    raise TrainingError(f"the split server at {target} {what}: {details}") from error

@@ -1,0 +1,277 @@
+"""Who takes part in a split round: one seat a device, its stream, and what waits on it."""
+
+from __future__ import annotations
+
+import hmac
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from airtune.engine.stream.message import Expected, Kind, Message
+
+Ending = Literal["done", "refused", "lapsed", "taken"]
+"""Why the server ends a stream: the round is over · the device broke a rule · it took too long ·
+its seat is held by another stream."""
+
+
+class Outbox:
+    """What the server has for one stream, in order; at most a few messages, as devices wait."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Message | tuple[Ending, str]] = queue.SimpleQueue()
+
+    def send(self, message: Message) -> None:
+        """Put a message behind what waits."""
+        self._queue.put(message)
+
+    def end(self, ending: Ending, reason: str = "") -> None:
+        """End the stream behind what waits."""
+        self._queue.put((ending, reason))
+
+    def take(self) -> Message | tuple[Ending, str]:
+        """Return the next message, or how the stream ends; waits."""
+        return self._queue.get()
+
+
+@dataclass(slots=True)
+class Seat:
+    """One device of a round. Everything but `token` is guarded by the table's lock."""
+
+    device: int
+    place: int
+    """Column of the round's figures."""
+    steps: int
+    token: str
+    outbox: Outbox | None = None
+    """Of the stream that holds the seat."""
+    slot: Message | None = None
+    """What has come and is not yet taken."""
+    awaits: Kind | None = Kind.ACTIVATION
+    """What may come now; None = nothing, the server has yet to answer."""
+    step: int = 0
+    """Steps done, and so the next one."""
+    is_served: bool = False
+    """What it sent is in a pass of the server's."""
+    has_joined: bool = False
+    has_left: bool = False
+    """It has closed its stream in order, after its last step."""
+    gone_at: float = 0.0
+    """When its stream broke."""
+    refused: str = ""
+    losses: int = 0
+    """How often its stream broke."""
+
+    @property
+    def is_done(self) -> bool:
+        """It has taken all its steps."""
+        return self.step >= self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How long a round waits for whom."""
+
+    window_s: float = 5.0
+    """From the first arrival of a batch until it goes without those that are missing; infinite =
+    a barrier, which waits for every device that is connected."""
+    join_s: float = 60.0
+    """How long a device that has not connected yet is waited for."""
+    rejoin_s: float = 20.0
+    """How long one whose stream broke may come back once the others are done."""
+    answer_s: float = 60.0
+    """Where labels stay: how long a device may take over its head."""
+    deadline_s: float = 3600.0
+    """Of the whole round."""
+
+
+@dataclass(slots=True)
+class Table:
+    """The seats of a round. Streams put in, the round takes out; one lock for all."""
+
+    run: int
+    round: int
+    seats: tuple[Seat, ...]
+    timing: Timing
+    max_body_bytes: int
+    began_at: float = field(default_factory=time.monotonic)
+    is_open: bool = True
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def seat_of(self, token: str) -> Seat | None:
+        """Return the seat of a token; takes as long for any token."""
+        found = None
+        for seat in self.seats:
+            if hmac.compare_digest(seat.token.encode(), token.encode()):
+                found = seat
+        return found
+
+    def join(self, seat: Seat, outbox: Outbox) -> str:
+        """Give a stream its seat and tell the device where to go on; return why not, or ""."""
+        with self.changed:
+            # What its earlier stream sent may be in a pass just now; its step moves after that.
+            self.changed.wait_for(lambda: not seat.is_served or not self.is_open)
+            if not self.is_open:
+                return "the round is over; wait for the next"
+            if seat.refused:
+                return f"device {seat.device} is out of this round: {seat.refused}"
+            if seat.outbox is not None:
+                return f"device {seat.device} is connected already; one stream a token"
+            seat.outbox, seat.has_joined, seat.has_left = outbox, True, False
+            seat.slot, seat.awaits = None, Kind.ACTIVATION
+            outbox.send(self._message(seat, Kind.WELCOME))
+            self.changed.notify_all()
+        return ""
+
+    def expected(self, seat: Seat) -> Expected:
+        """Return what may come from a device now."""
+        with self.changed:
+            kinds = frozenset() if seat.is_done or seat.awaits is None else frozenset({seat.awaits})
+            return Expected(
+                kinds, self.run, self.round, seat.device, seat.step, self.max_body_bytes
+            )
+
+    def put(self, seat: Seat, outbox: Outbox, message: Message) -> bool:
+        """Leave a message and wait until it is taken; False where the stream is not to go on.
+
+        A device's next message is not read before this one is taken, so nothing piles up.
+        """
+        with self.changed:
+            if seat.outbox is not outbox or not self.is_open:
+                return False
+            seat.slot = message
+            self.changed.notify_all()
+            self.changed.wait_for(
+                lambda: seat.slot is not message or seat.outbox is not outbox or not self.is_open
+            )
+            return seat.outbox is outbox and self.is_open
+
+    def take(self, seat: Seat) -> Message | None:
+        """Take what a device has sent; until it is answered, nobody else may take its seat."""
+        with self.changed:
+            message, seat.slot = seat.slot, None
+            if message is not None:
+                seat.is_served, seat.awaits = True, None
+            self.changed.notify_all()
+        return message
+
+    def ask(self, seat: Seat, payload: bytes) -> None:
+        """Send a last hidden state and await its gradient."""
+        with self.changed:
+            if seat.outbox is not None:
+                seat.awaits = Kind.HIDDEN_GRADIENT
+                seat.outbox.send(self._message(seat, Kind.HIDDEN, payload))
+
+    def answer(self, seat: Seat, payload: bytes | None, loss: float) -> None:
+        """End a device's step: send the gradient, if there is one, and move the device on."""
+        with self.changed:
+            message = self._message(seat, Kind.GRADIENT, payload or b"", loss=loss)
+            # The next message may come as soon as this one is out, so the step moves first.
+            seat.step, seat.awaits, seat.is_served = seat.step + 1, Kind.ACTIVATION, False
+            if seat.outbox is not None and payload is not None:
+                seat.outbox.send(message)
+            self.changed.notify_all()
+
+    def leave(self, seat: Seat, outbox: Outbox, *, in_order: bool) -> None:
+        """Free the seat when its stream has ended, if the stream still holds it."""
+        with self.changed:
+            if seat.outbox is outbox:
+                seat.has_left = in_order and seat.is_done
+                self._free(seat, is_broken=not seat.has_left)
+
+    def end(
+        self, seat: Seat, ending: Ending, reason: str, *, held_by: Outbox | None = None
+    ) -> None:
+        """End a device's stream: refused for the round, or lapsed, when it may come back.
+
+        Args:
+            seat: The device's.
+            ending: How.
+            reason: What both sides are told.
+            held_by: Only if this stream still holds the seat.
+        """
+        with self.changed:
+            if held_by is not None and seat.outbox is not held_by:
+                return
+            if ending == "refused":
+                seat.refused, seat.is_served = seat.refused or reason, False
+            if seat.outbox is not None:
+                seat.outbox.end(ending, reason)
+                self._free(seat, is_broken=True)
+            self.changed.notify_all()
+
+    def _free(self, seat: Seat, *, is_broken: bool) -> None:
+        seat.outbox, seat.slot, seat.gone_at = None, None, time.monotonic()
+        seat.losses += is_broken
+        self.changed.notify_all()
+
+    def _message(
+        self, seat: Seat, kind: Kind, payload: bytes = b"", *, loss: float = float("nan")
+    ) -> Message:
+        return Message(
+            kind, self.run, self.round, seat.step, seat.device, steps=seat.steps,
+            payload=payload, loss=loss,
+        )  # fmt: skip
+
+    def close(self, failure: str = "") -> None:
+        """End every stream: the round is over, or the server has failed."""
+        with self.changed:
+            self.is_open = False
+            for seat in self.seats:
+                if seat.outbox is not None:
+                    seat.outbox.end("lapsed" if failure else "done", failure)
+            self.changed.notify_all()
+
+    def gather(self) -> list[Seat]:
+        """Return the devices of the next batch; none where the round has ended."""
+        first: float | None = None
+        with self.changed:
+            while True:
+                now = time.monotonic()
+                arrived = [seat for seat in self.seats if seat.slot is not None]
+                first = (first or now) if arrived else None
+                if now >= self.began_at + self.timing.deadline_s:
+                    return []
+                until = self._until(arrived, first, now)
+                if until is None:
+                    return arrived
+                self.changed.wait(max(until - now, 0.0) + 1e-3)
+
+    def _until(self, arrived: Sequence[Seat], first: float | None, now: float) -> float | None:
+        """Return how long to wait at the longest, None where there is nothing to wait for."""
+        end = self.began_at + self.timing.deadline_s
+        awaited = [seat for seat in self.seats if seat.slot is None and self._is_awaited(seat, now)]
+        if first is not None:
+            latest = min(end, first + self.timing.window_s)
+            if not awaited or now >= latest:
+                return None
+            return min(latest, *(self._patience(seat) for seat in awaited))
+        may_come = [until for seat in self.seats if (until := self._may_come_until(seat)) > now]
+        return min(end, max(may_come)) if may_come else None
+
+    def _is_awaited(self, seat: Seat, now: float) -> bool:
+        """A batch is held back for it: it is connected, or has yet to connect for the first time."""
+        if seat.refused or seat.is_done:
+            return False
+        return seat.outbox is not None or (not seat.has_joined and now < self._patience(seat))
+
+    def _patience(self, seat: Seat) -> float:
+        return self.began_at + self.timing.join_s if not seat.has_joined else float("inf")
+
+    def _may_come_until(self, seat: Seat) -> float:
+        """Return until when the round stays open for a device that has nothing waiting."""
+        if seat.refused or seat.has_left:
+            return 0.0
+        if seat.outbox is not None:
+            return float("inf")
+        if not seat.has_joined:
+            return self._patience(seat)
+        return seat.gone_at + self.timing.rejoin_s
+
+
+def new_token() -> str:
+    """Return what lets one device take its seat in one round."""
+    return secrets.token_urlsafe(32)

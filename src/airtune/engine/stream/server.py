@@ -1,0 +1,185 @@
+"""The gRPC service of the split data plane; it outlives rounds and runs.
+
+    /airtune.Split/Round    one bidirectional stream a device and round
+    /airtune.Split/Measure  bytes up and down, for `airtune probe`
+
+Handlers are generic and serialisers the identity, so nothing is generated. A stream says who it is
+by a token in its metadata before anything it sends is read; a part larger than `PART_BYTES` is
+refused by gRPC itself, a message larger than a step can need by its header.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from dataclasses import dataclass
+
+import grpc
+
+from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, channel_options
+from airtune.engine.stream.link import measure_handler
+from airtune.engine.stream.message import parts_of, read_message
+from airtune.engine.stream.rounds import ServerRound, SplitRound, SplitTask
+from airtune.engine.stream.seats import Ending, Outbox, Seat, Table
+from airtune.errors import CodecError, TrainingError
+
+_CODES: dict[Ending, grpc.StatusCode] = {
+    "refused": grpc.StatusCode.INVALID_ARGUMENT,
+    "lapsed": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "taken": grpc.StatusCode.ALREADY_EXISTS,
+}
+
+
+@dataclass(slots=True)
+class OpenRound:
+    """A round that is being served."""
+
+    tokens: dict[int, str]
+    """Device -> what lets it in."""
+    _thread: threading.Thread
+    _result: list[ServerRound]
+    _table: Table
+
+    def wait(self, timeout_s: float | None = None) -> ServerRound:
+        """Return what the server has at the end; waits for it.
+
+        Raises:
+            TrainingError: if the server's half failed, or the time was too short.
+        """
+        self._thread.join(timeout_s)
+        if not self._result:
+            what = "is still going on" if self._thread.is_alive() else "failed in the server's half"
+            raise TrainingError(f"the split round {what}; its log says why")
+        return self._result[0]
+
+    def close(self) -> None:
+        """End the round for every device; `wait` then returns what there is."""
+        self._table.began_at = float("-inf")
+        with self._table.changed:
+            self._table.changed.notify_all()
+
+
+class StreamServer:
+    """Serves split rounds on one port."""
+
+    def __init__(
+        self, address: str = "127.0.0.1:0", *, credentials: grpc.ServerCredentials | None = None,
+        streams: int = 64, may_measure: Callable[[str], bool] | None = None,
+    ) -> None:  # fmt: skip
+        """Bind the port and begin to serve.
+
+        Args:
+            address: HOST:PORT; port 0 = any that is free.
+            credentials: TLS; None = in the clear.
+            streams: Devices at a time; one more is told to come again.
+            may_measure: Which tokens may measure the link; None = nobody may.
+
+        Raises:
+            TrainingError: if the port cannot be had.
+        """
+        self._tables: list[Table] = []
+        self._lock = threading.Lock()
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(streams + 2, thread_name_prefix="stream"),
+            options=channel_options(), maximum_concurrent_rpcs=streams,
+        )  # fmt: skip
+        handlers = {
+            "Round": grpc.stream_stream_rpc_method_handler(self._serve),
+            "Measure": grpc.stream_stream_rpc_method_handler(measure_handler(may_measure)),
+        }
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, handlers),)
+        )
+        self.port = self._bind(address, credentials)
+        self._server.start()
+
+    def _bind(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
+        try:
+            if credentials is None:
+                return int(self._server.add_insecure_port(address))
+            return int(self._server.add_secure_port(address, credentials))
+        except RuntimeError as error:
+            raise TrainingError(
+                f"the stream cannot listen on {address}: {error}; is the port taken?"
+            ) from error
+
+    def open(self, task: SplitTask) -> OpenRound:
+        """Begin a round; devices with its tokens may connect at once.
+
+        Raises:
+            MethodError: if a stream does not carry this work.
+        """
+        made = SplitRound(task)
+        result: list[ServerRound] = []
+
+        def serve() -> None:
+            try:
+                result.append(made.run())
+            finally:
+                with self._lock:
+                    self._tables.remove(made.table)
+
+        with self._lock:
+            self._tables.append(made.table)
+        thread = threading.Thread(target=serve, name=f"split round {task.round}", daemon=True)
+        thread.start()
+        return OpenRound(made.tokens, thread, result, made.table)
+
+    def close(self, grace_s: float = 1.0) -> None:
+        """End all rounds and give the port back."""
+        with self._lock:
+            tables = list(self._tables)
+        for table in tables:
+            table.close("the server is shutting down")
+        self._server.stop(grace_s).wait()
+
+    def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Answer one device's stream; runs in a thread of its own, another reads."""
+        token = next((str(v) for k, v in context.invocation_metadata() if k == TOKEN_KEY), "")
+        table, seat = self._admitted(token, context)
+        outbox = Outbox()
+        reason = table.join(seat, outbox)
+        if reason:
+            taken = seat.outbox is not None
+            context.abort(_CODES["taken" if taken else "refused"], reason)
+        context.add_callback(lambda: table.leave(seat, outbox, in_order=False))
+        reader = threading.Thread(
+            target=_read, args=(requests, table, seat, outbox), name="stream reader", daemon=True
+        )
+        reader.start()
+        while not isinstance(item := outbox.take(), tuple):
+            yield from parts_of(item)
+        ending, reason = item
+        if ending != "done":
+            context.abort(_CODES[ending], reason)
+
+    def _admitted(self, token: str, context: grpc.ServicerContext) -> tuple[Table, Seat]:
+        with self._lock:
+            found = [(table, table.seat_of(token)) for table in self._tables]
+        for table, seat in found:
+            if seat is not None:
+                return table, seat
+        context.abort(
+            grpc.StatusCode.UNAUTHENTICATED,
+            "the token is of no round that is being served; it is over, or it was never yours",
+        )
+        raise TrainingError("the stream was refused")  # abort never returns
+
+
+def _read(requests: Iterator[bytes], table: Table, seat: Seat, outbox: Outbox) -> None:
+    """Read a device's messages until its stream ends; the outbox is told in every case."""
+    in_order = False
+    try:
+        going = True
+        while going:
+            message = read_message(requests, lambda: table.expected(seat))
+            in_order = message is None
+            going = message is not None and table.put(seat, outbox, message)
+    except CodecError as error:
+        table.end(seat, "refused", str(error), held_by=outbox)
+    except grpc.RpcError:
+        pass  # the connection broke; the device may come back
+    finally:
+        table.leave(seat, outbox, in_order=in_order)
+        outbox.end("done")
