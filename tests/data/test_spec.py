@@ -24,7 +24,7 @@ def test_misspelt_role_names_the_nearest():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "embedded:poems"}, "embedded:arithmetic, embedded:topics, got 'embedded:poems'"),
+        ({"source": "embedded:poems"}, "embedded:topics, embedded:shapes, got 'embedded:poems'"),
         ({"source": "a.csv", "task": "classification", "packing": True}, "packing is for causal-lm"),
         ({"min_rows": 1}, "min_rows must be at least 2 where rows are held out, got 1"),
         ({"source": "a", "test": "b", "test_split": "c"}, "exclude each other"),

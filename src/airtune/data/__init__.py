@@ -10,28 +10,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from airtune.data.answers import answer_of
-from airtune.data.embedded import ARITHMETIC, EMBEDDED_MODEL, EMBEDDED_SOURCES, TOPICS
+from airtune.data.embedded import (
+    ARITHMETIC,
+    EMBEDDED_MODEL,
+    EMBEDDED_SOURCES,
+    EMBEDDED_VISION,
+    SHAPES,
+    TOPICS,
+)
 from airtune.data.spec import DataSpec
 
 if TYPE_CHECKING:
     from airtune.data.federated import DeviceData, FederatedData, load_federated
+    from airtune.data.images import load_federated_images
 
 __all__ = [
     "ARITHMETIC",
     "EMBEDDED_MODEL",
     "EMBEDDED_SOURCES",
+    "EMBEDDED_VISION",
+    "SHAPES",
     "TOPICS",
     "DataSpec",
     "DeviceData",
     "FederatedData",
     "answer_of",
     "load_federated",
+    "load_federated_images",
 ]
 
-_NEEDS_TORCH = frozenset({"DeviceData", "FederatedData", "load_federated"})
+_NEEDS_TORCH = {
+    "DeviceData": "federated",
+    "FederatedData": "federated",
+    "load_federated": "federated",
+    "load_federated_images": "images",
+}
+"""Name -> the module here that it comes from."""
 
 
 def __getattr__(name: str) -> object:
     if name in _NEEDS_TORCH:
-        return getattr(import_module("airtune.data.federated"), name)
+        return getattr(import_module(f"airtune.data.{_NEEDS_TORCH[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,7 +25,7 @@ from airtune.data.template import render, render_texts
 from airtune.data.tokenise import Tokenised, tokenise_causal, tokenise_classes
 from airtune.errors import DataError
 from airtune.keys import generator
-from airtune.model.batch import Sequences
+from airtune.model.images import Examples
 from airtune.plan import Ints
 
 if TYPE_CHECKING:
@@ -38,17 +38,17 @@ Count = int | str | list[int] | list[list[int]] | list[str]
 class DeviceData:
     """What one device holds."""
 
-    train: Sequences
-    validation: Sequences
+    train: Examples
+    validation: Examples
     """Its held-out share; empty where `held_out` is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class FederatedData:
-    """The data of a run, tokenised."""
+    """The data of a run, as a model reads them."""
 
     devices: tuple[DeviceData, ...]
-    test: Sequences
+    test: Examples
     labels: tuple[str, ...]
     """Class names in the order of their ids; empty for causal-lm."""
     columns: Mapping[str, str]

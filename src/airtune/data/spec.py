@@ -8,16 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from airtune.data.embedded import ARITHMETIC, EMBEDDED_PREFIX, EMBEDDED_SOURCES, TOPICS
+from airtune.data.embedded import ARITHMETIC, EMBEDDED_PREFIX, EMBEDDED_SOURCES, SHAPES, TOPICS
 from airtune.errors import RecipeError
 
-Task = Literal["causal-lm", "classification"]
+Task = Literal["causal-lm", "classification", "image-classification"]
 Partition = Literal["iid", "dirichlet", "shards"]
 Clusters = Literal["length", "first-word"]
 
 ROLES: Mapping[Task, tuple[str, ...]] = {
     "causal-lm": ("prompt", "completion", "context", "text", "group"),
     "classification": ("text", "text_pair", "label", "label_name", "group"),
+    "image-classification": ("image", "label", "label_name"),
 }
 """What a column can stand for; `group` is what a partition groups by."""
 
@@ -31,8 +32,9 @@ class DataSpec:
     """
 
     source: str = ARITHMETIC
-    """`embedded:arithmetic`, `embedded:topics`, a jsonl, json, csv, tsv or parquet file, a folder
-    of them, a folder made by `datasets`, or a hub id."""
+    """`embedded:arithmetic`, `embedded:topics`, `embedded:shapes`, a jsonl, json, csv, tsv or
+    parquet file, a folder of them, a folder made by `datasets`, or a hub id; of images also a
+    folder with a sub-folder a class, a npz file, or CIFAR's binary files."""
     task: Task = "causal-lm"
     columns: Mapping[str, str] = field(default_factory=dict)
     """Which column stands for which role; the usual names are found without it."""
@@ -124,8 +126,13 @@ def _contradictions(spec: DataSpec) -> list[str]:
     faults = []
     if spec.template is not None:
         faults.extend(_template_faults(spec.template))
-    if spec.packing and spec.task == "classification":
-        faults.append("packing is for causal-lm, got task classification")
+    if spec.packing and spec.task != "causal-lm":
+        faults.append(f"packing is for causal-lm, got task {spec.task}")
+    if (spec.source == SHAPES) != (spec.task == "image-classification") and (
+        spec.source in EMBEDDED_SOURCES
+    ):
+        wants = "image-classification" if spec.source == SHAPES else "a task of texts"
+        faults.append(f"{spec.source} is for {wants}, got task {spec.task}")
     if spec.held_out > 0.0 and spec.min_rows < 2:
         faults.append(f"min_rows must be at least 2 where rows are held out, got {spec.min_rows}")
     if spec.test is not None and spec.test_split is not None:

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -29,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from airtune.errors import ModelError
 from airtune.model.families import Config, Family, family_of, shape_from_config
+from airtune.model.frame import Frame
 from airtune.model.quantised import require_bitsandbytes
 from airtune.plan import ModelShape
 
@@ -52,6 +54,8 @@ class BaseModel:
     """Hub id or folder it came from."""
     fingerprint: str
     """Hash that server and device compare: names, shapes and a sample of every weight."""
+    frame: Frame | None = None
+    """How it wants its images; None for a model of texts."""
 
     @property
     def device(self) -> torch.device:
@@ -88,7 +92,7 @@ def load_base(
         raise ModelError(
             f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}; set model.dtype"
         )
-    place = _device(device)
+    place = place_of(device)
     config = _config(source, revision)
     shape_from_config(config, labels=labels)  # refuses what cannot be loaded before the weights are
     quantisation = _quantisation(DTYPES[dtype]) if load_in_4bit else None
@@ -131,6 +135,26 @@ def base_of(
     return BaseModel(network, shape, family, tokenizer, source, fingerprint(network))
 
 
+class AutoClass(Protocol):
+    """One of transformers' Auto classes."""
+
+    def from_config(self, config: Config) -> PreTrainedModel:
+        """Return a network with fresh weights."""
+
+    def from_pretrained(self, source: str) -> PreTrainedModel:
+        """Return a saved network."""
+
+
+def auto_class(shape: ModelShape) -> AutoClass:
+    """Return the Auto class by which plain transformers loads a model of this shape."""
+    chosen: AutoClass = AutoModelForCausalLM
+    if shape.family == "vit":
+        chosen = AutoModelForImageClassification
+    elif shape.labels:
+        chosen = AutoModelForSequenceClassification
+    return chosen
+
+
 def load_shape(source: str | Path, *, labels: int = 0, revision: str | None = None) -> ModelShape:
     """Return the shape of a model from its config alone; no weight is read.
 
@@ -160,7 +184,12 @@ def _config(source: str | Path, revision: str | None) -> Config:
         return AutoConfig.from_pretrained(source, revision=revision)
 
 
-def _device(name: str) -> str:
+def place_of(name: str) -> str:
+    """Return the torch device that `model.device` asks for.
+
+    Raises:
+        ModelError: if it is unknown or not there.
+    """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and name.partition(":")[0] != "cuda":

@@ -8,8 +8,9 @@ them under that name, so loss, importance, adapters, slices and cuts need not kn
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -18,9 +19,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from airtune.errors import DataError, ModelError
-from airtune.model.base import DTYPES, BaseModel, base_of
-from airtune.model.batch import Batch
+from airtune.model.base import DTYPES, BaseModel, base_of, place_of
+from airtune.model.batch import Batch, Sequences
 from airtune.model.families import Config, family_of
+from airtune.model.frame import load_frame
 from airtune.plan import Ints
 
 
@@ -32,13 +34,31 @@ class Images:
     """(images, channels, height, width)."""
     targets: Ints
     """One class per image."""
-    mean: float = 0.5
-    """Subtracted from pixel values in [0, 1] ..."""
-    deviation: float = 0.5
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from pixel values in [0, 1], one for all channels or one each ..."""
+    deviation: tuple[float, ...] = (0.5,)
     """... which are then divided by this; ViT's own preprocessing by default."""
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def take(self, rows: Sequence[int] | Ints) -> Images:
+        """Return the chosen images in the given order."""
+        chosen = np.asarray(rows, np.int64)
+        return replace(self, pixels=self.pixels[chosen], targets=self.targets[chosen])
+
+
+Examples: TypeAlias = Sequences | Images
+"""What a device trains on."""
+
+
+def join_images(parts: Sequence[Images]) -> Images:
+    """Return the images of several devices as one, in the order given; at least one part."""
+    return replace(
+        parts[0],
+        pixels=np.concatenate([part.pixels for part in parts]),
+        targets=np.concatenate([part.targets for part in parts]),
+    )
 
 
 def collate_images(
@@ -65,7 +85,10 @@ def collate_images(
     pixels = torch.from_numpy(images.pixels[chosen]).to(device).float() / 255.0
     labels = torch.from_numpy(images.targets[chosen].astype(np.int64)).to(device)
     mask = torch.ones((len(chosen), tokens), dtype=torch.int64, device=device)
-    return Batch((pixels - images.mean) / images.deviation, mask, labels)
+    mean, deviation = (
+        pixels.new_tensor(values)[:, None, None] for values in (images.mean, images.deviation)
+    )
+    return Batch((pixels - mean) / deviation, mask, labels)
 
 
 def image_tokens(config: Config) -> int:
@@ -83,7 +106,7 @@ def load_image_base(
     *,
     labels: int,
     dtype: str = "float32",
-    device: str = "cpu",
+    device: str = "auto",
     revision: str | None = None,
 ) -> BaseModel:
     """Load a vision transformer as a base model; a head of another size is drawn anew.
@@ -114,11 +137,22 @@ def load_image_base(
             f"cannot load model {str(source)!r}: {error}; give a hub id or a folder with "
             "config.json and weights"
         ) from error
-    return image_base_of(network.to(device), source=str(source))
+    frame = load_frame(source, revision=revision)
+    return replace(image_base_of(network.to(place_of(device)), source=str(source)), frame=frame)
 
 
 def image_base_of(network: PreTrainedModel, *, source: str = "memory") -> BaseModel:
     """Freeze a vision transformer and make it read batches as every base does; changes it.
+
+    Raises:
+        ModelError: if it is no vision transformer.
+    """
+    read_batches_(network)
+    return base_of(network, source=source)
+
+
+def read_batches_(network: PreTrainedModel) -> None:
+    """Make a vision transformer read pixel values under the name of token ids; changes it.
 
     Raises:
         ModelError: if it is no vision transformer.
@@ -128,7 +162,6 @@ def image_base_of(network: PreTrainedModel, *, source: str = "memory") -> BaseMo
         raise ModelError(f"a {family.name} model reads no images; use a vit")
     backbone: nn.Module = network.get_submodule(family.backbone)
     backbone.register_forward_pre_hook(_as_pixels, with_kwargs=True)
-    return base_of(network, source=source)
 
 
 def _as_pixels(

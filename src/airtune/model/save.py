@@ -4,7 +4,7 @@ Pruned models become plain configs of their family, or of a neighbour that can s
 
 | family | heads | FFN channels |
 |---|---|---|
-| Mistral, Qwen2, Qwen3 | any count | any count |
+| Mistral, Qwen2, Qwen3, ViT | any count | any count |
 | Llama | any count; as Mistral where the heads left do not divide the width | any count |
 | GPT-2, BERT, RoBERTa | all of them | any count |
 
@@ -28,15 +28,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
     MistralConfig,
     PreTrainedModel,
 )
 
 from airtune.errors import ModelError, RunExistsError, StorageError
-from airtune.model.base import BaseModel
+from airtune.model.base import BaseModel, auto_class
 from airtune.model.families import Config, Family
+from airtune.model.frame import PREPROCESSOR
 from airtune.model.importance import Means
 from airtune.model.kept import Kept, check_kept, keep_all
 from airtune.model.lora import Adapters, Head, layer_names, merged
@@ -84,7 +83,7 @@ def save_adapter(
     with _whole_folder(Path(folder), overwrite) as place:
         config.save_pretrained(str(place))
         save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
-        _save_tokenizer(base, place)
+        _save_reader(base, place)
 
 
 def save_merged(
@@ -153,7 +152,7 @@ def save_pruned(
     )
     with _whole_folder(Path(folder), overwrite) as place:
         network.save_pretrained(str(place))
-        _save_tokenizer(base, place)
+        _save_reader(base, place)
 
 
 def plain_config(base: BaseModel, kept: Kept) -> Config:
@@ -183,7 +182,9 @@ def plain_config(base: BaseModel, kept: Kept) -> Config:
     if base.family.name == "llama" and base.shape.width % heads:
         return _as_mistral(config, base.shape, heads, groups)
     config.head_dim = base.shape.head_dim
-    config.num_attention_heads, config.num_key_value_heads = heads, groups
+    config.num_attention_heads = heads
+    if hasattr(config, "num_key_value_heads"):
+        config.num_key_value_heads = groups
     return config
 
 
@@ -209,9 +210,8 @@ def _as_mistral(config: Config, shape: ModelShape, heads: int, groups: int) -> C
 
 def _plain_network(network: nn.Module, config: Config, shape: ModelShape) -> PreTrainedModel:
     """Return the class that plain transformers would make, holding the network's tensors."""
-    auto = AutoModelForSequenceClassification if shape.labels else AutoModelForCausalLM
     with torch.device("meta"):
-        plain = auto.from_config(config)
+        plain = auto_class(shape).from_config(config)
     plain.load_state_dict(network.state_dict(), assign=True)
     plain.tie_weights()
     generation = getattr(network, "generation_config", None)
@@ -254,7 +254,7 @@ def _adapter_config(
     alpha = scale * rank
     return LoraConfig(
         base_model_name_or_path=base.source,
-        task_type="SEQ_CLS" if base.shape.labels else "CAUSAL_LM",
+        task_type=_peft_task(base.shape),
         inference_mode=True,
         r=rank,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
@@ -262,6 +262,13 @@ def _adapter_config(
         modules_to_save=[base.family.head] if has_head else None,
         fan_in_fan_out=base.family.name == "gpt2",
     )
+
+
+def _peft_task(shape: ModelShape) -> str | None:
+    """Return PEFT's name of the task; it has none for images."""
+    if shape.family == "vit":
+        return None
+    return "SEQ_CLS" if shape.labels else "CAUSAL_LM"
 
 
 def _target_modules(base: BaseModel, names: list[str]) -> list[str] | str:
@@ -285,9 +292,12 @@ def _split(name: str) -> tuple[int, str]:
     return int(block), linear
 
 
-def _save_tokenizer(base: BaseModel, place: Path) -> None:
+def _save_reader(base: BaseModel, place: Path) -> None:
+    """Write what turns texts or images into what the model reads."""
     if base.tokenizer is not None:
         base.tokenizer.save_pretrained(str(place))
+    if base.frame is not None:
+        (place / PREPROCESSOR).write_text(base.frame.as_preprocessor(), encoding="utf-8")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from airtune.run import (
     Chosen,
     check_memory,
     choose_method,
+    longest_input,
     stored_calibration,
     wants_calibration,
     workload_of,
@@ -99,7 +100,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
     """
     shape = shape_of(recipe)
     fleet = load_fleet(recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed)
-    workload = workload_of(recipe, shape, tokens=recipe.data.max_length)
+    workload = workload_of(recipe, shape, tokens=longest_input(recipe))
     chosen = choose_method(recipe)
     stored = stored_calibration(recipe, chosen)
     problem = Problem(

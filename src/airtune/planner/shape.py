@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from airtune.cost import known_shapes
-from airtune.data import EMBEDDED_MODEL, TOPICS
+from airtune.data import EMBEDDED_MODEL, SHAPES, TOPICS
 from airtune.errors import ModelError
 from airtune.model.base import load_shape
 from airtune.plan import ModelShape
 from airtune.recipe import EMBEDDED, Recipe
+from airtune.run.build import model_source
 
+_SHIPPED_CLASSES = {TOPICS: 8, SHAPES: 10}
 _CLASSES = 2
 """Labels assumed where the recipe does not list them."""
 
@@ -22,11 +24,11 @@ def shape_of(recipe: Recipe) -> ModelShape:
         ModelError: if its config cannot be found.
     """
     labels = 0
-    if recipe.data.task == "classification":
-        labels = len(recipe.data.labels) or (8 if recipe.data.source == TOPICS else _CLASSES)
+    if recipe.data.task != "causal-lm":
+        labels = len(recipe.data.labels) or _SHIPPED_CLASSES.get(recipe.data.source, _CLASSES)
     source = recipe.model.source
     if source == EMBEDDED:
-        return load_shape(EMBEDDED_MODEL, labels=labels)
+        return load_shape(model_source(recipe), labels=labels)
     return find_shape(source, labels=labels, revision=recipe.model.revision)
 
 

@@ -281,7 +281,7 @@ class Recipe(Section):
         if self.target is None:
             return self
         fits = (
-            {"loss", "accuracy"} if self.data.task == "classification" else {"loss", "perplexity"}
+            {"loss", "perplexity"} if self.data.task == "causal-lm" else {"loss", "accuracy"}
         )
         if self.target.metric not in fits:
             raise ValueError(

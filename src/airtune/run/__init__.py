@@ -1,6 +1,14 @@
 """The composition root: a recipe becomes objects here and nowhere else, and they are run."""
 
-from airtune.run.build import Assets, Pieces, build_pieces, check_memory, load_assets, workload_of
+from airtune.run.build import (
+    Assets,
+    Pieces,
+    build_pieces,
+    check_memory,
+    load_assets,
+    longest_input,
+    workload_of,
+)
 from airtune.run.execute import (
     RunResult,
     Watch,
@@ -23,6 +31,7 @@ __all__ = [
     "choose_method",
     "export_run",
     "load_assets",
+    "longest_input",
     "new_folder",
     "resume_run",
     "run_recipe",

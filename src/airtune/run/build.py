@@ -12,12 +12,21 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from airtune.cost import ladder
-from airtune.data import EMBEDDED_MODEL, FederatedData, answer_of, load_federated
+from airtune.data import (
+    EMBEDDED_MODEL,
+    EMBEDDED_VISION,
+    FederatedData,
+    answer_of,
+    load_federated,
+    load_federated_images,
+)
 from airtune.engine.local import LocalSettings
 from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import Fleet, load_fleet
 from airtune.model.base import BaseModel, load_base
-from airtune.model.batch import IGNORED, Sequences
+from airtune.model.batch import IGNORED
+from airtune.model.frame import load_frame
+from airtune.model.images import Examples, Images, image_tokens, load_image_base
 from airtune.plan import ModelShape, Problem, Workload
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.units import format_bytes
@@ -85,20 +94,53 @@ def load_assets(recipe: Recipe) -> Assets:
         FleetError: if the fleet is wrong.
         RecipeError: if texts may be longer than the model reads.
     """
-    source = model_source(recipe)
     fleet = load_fleet(recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed)
-    tokenizer = _tokenizer(source, recipe.model.revision)
-    data = load_federated(recipe.data, tokenizer=tokenizer, devices=len(fleet), seed=recipe.seed)
-    base = load_base(
-        source,
-        labels=len(data.labels),
-        dtype=recipe.model.dtype,
-        device=recipe.model.device,
-        load_in_4bit=recipe.model.load_in_4bit,
-        revision=recipe.model.revision,
-    )
+    source, revision, count = model_source(recipe), recipe.model.revision, len(fleet)
+    if is_vision(recipe):
+        frame = load_frame(source, revision=revision)
+        data = load_federated_images(recipe.data, frame=frame, devices=count, seed=recipe.seed)
+    else:
+        tokenizer = _tokenizer(source, revision)
+        data = load_federated(recipe.data, tokenizer=tokenizer, devices=count, seed=recipe.seed)
+    base = load_model(recipe, labels=len(data.labels))
     check_length(recipe, base)
     return Assets(base, data, fleet)
+
+
+def is_vision(recipe: Recipe) -> bool:
+    """Return whether a recipe's model reads images."""
+    return recipe.data.task == "image-classification"
+
+
+def load_model(recipe: Recipe, *, labels: int, device: str | None = None) -> BaseModel:
+    """Load the base model of a recipe.
+
+    Args:
+        recipe: checked.
+        labels: number of classes; 0 = a language model.
+        device: where to, instead of where the recipe says; the weights are then whole, not in 4
+            bits, so that they can be saved.
+
+    Raises:
+        ModelError: if it cannot be loaded or does not fit the task.
+        RecipeError: if 4 bits are asked for and the model reads images.
+    """
+    section = recipe.model
+    place = section.device if device is None else device
+    packed = section.load_in_4bit and device is None
+    if not is_vision(recipe):
+        return load_base(
+            model_source(recipe), labels=labels, dtype=section.dtype, device=place,
+            load_in_4bit=packed, revision=section.revision,
+        )  # fmt: skip
+    if packed:
+        raise RecipeError(
+            "model.load_in_4bit is for models of texts, got task image-classification"
+        )
+    return load_image_base(
+        model_source(recipe), labels=labels, dtype=section.dtype, device=place,
+        revision=section.revision,
+    )  # fmt: skip
 
 
 def model_source(recipe: Recipe) -> str:
@@ -109,7 +151,7 @@ def model_source(recipe: Recipe) -> str:
     """
     source = recipe.model.source
     if source == EMBEDDED:
-        return str(EMBEDDED_MODEL)
+        return str(EMBEDDED_VISION if is_vision(recipe) else EMBEDDED_MODEL)
     if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
         raise ModelError(f"there is no folder {source!r}; set model.source to a folder or a hub id")
     return str(Path(source).expanduser()) if source.startswith("~") else source
@@ -155,6 +197,17 @@ def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int, scored: float
         upload=recipe.upload.spec(),
         upload_feedback=recipe.upload.feedback,
     )
+
+
+def longest_input(recipe: Recipe) -> int:
+    """Return the most tokens of an input, from the recipe and the model's config alone.
+
+    Raises:
+        ModelError: if the config of a vision model cannot be found.
+    """
+    if not is_vision(recipe):
+        return recipe.data.max_length
+    return load_frame(model_source(recipe), revision=recipe.model.revision).tokens
 
 
 def engine_settings(recipe: Recipe) -> LocalSettings:
@@ -219,12 +272,16 @@ def pinned(recipe: Recipe) -> Recipe:
 def _workload(recipe: Recipe, assets: Assets) -> Workload:
     """Price a sequence at the longest that any device trains on."""
     held = [device.train for device in assets.data.devices]
-    longest = max((len(row) for part in held for row in part.tokens), default=2)
+    if is_vision(recipe):
+        tokens = image_tokens(assets.base.network.config)
+        return workload_of(recipe, assets.base.shape, tokens=tokens)
+    texts = [part.tokens for part in held if not isinstance(part, Images)]
+    longest = max((len(row) for part in texts for row in part), default=2)
     scored = _scored(held, longest)
     return workload_of(recipe, assets.base.shape, tokens=longest, scored=scored)
 
 
-def _scored(held: Sequence[Sequences], tokens: int) -> float:
+def _scored(held: Sequence[Examples], tokens: int) -> float:
     """Return the fraction of padded positions whose loss counts, over all training examples.
 
     The first token of a text is predicted by nothing, so it never counts.

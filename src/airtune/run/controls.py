@@ -22,7 +22,6 @@ from airtune.engine.base import Engine, Execution, Split
 from airtune.engine.checks import Divide
 from airtune.engine.local import LocalEngine
 from airtune.fleet import Fleet, load_fleet
-from airtune.model.batch import Sequences
 from airtune.model.state import GlobalState
 from airtune.plan import (
     Assignments,
@@ -39,6 +38,7 @@ from airtune.plan import (
     whole_model,
 )
 from airtune.run.build import Pieces
+from airtune.work.batches import join_examples
 from airtune.work.evaluate import evaluate
 from airtune.work.network import tuned_network
 from airtune.work.train import Job, Outcome, train
@@ -103,9 +103,11 @@ def control(name: str, pieces: Pieces) -> tuple[Method, Problem, Engine]:
 
 def pooled(data: FederatedData) -> FederatedData:
     """Return the data as if one device held everything."""
+    trained = [device.train for device in data.devices]
+    held_out = [device.validation for device in data.devices]
     return replace(data, devices=(DeviceData(
-        train=_joined([device.train for device in data.devices]),
-        validation=_joined([device.validation for device in data.devices]),
+        train=join_examples((part, range(len(part))) for part in trained),
+        validation=join_examples((part, range(len(part))) for part in held_out),
     ),))  # fmt: skip
 
 
@@ -324,18 +326,6 @@ def _federated(pieces: Pieces) -> LocalEngine:
     return LocalEngine(
         assets.fleet, pieces.problem, assets.base, assets.data, settings=pieces.engine
     )
-
-
-def _joined(parts: list[Sequences]) -> Sequences:
-    tokens = tuple(row for part in parts for row in part.tokens)
-    truncated = sum(part.truncated for part in parts)
-    labels = [part.targets for part in parts if isinstance(part.targets, np.ndarray)]
-    if labels:
-        return Sequences(tokens, np.concatenate(labels), truncated)
-    targets = tuple(
-        row for part in parts if isinstance(part.targets, tuple) for row in part.targets
-    )
-    return Sequences(tokens, targets, truncated)
 
 
 def _server_as_fleet(fleet: Fleet) -> dict[str, object]:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from airtune.errors import ModelError
 from airtune.keys import derive_seed
-from airtune.model.base import BaseModel
+from airtune.model.base import BaseModel, auto_class
+from airtune.model.images import image_tokens, read_batches_
 
 BATCH, TOKENS, PASSES = 4, 64, 7
 TOLERANCE, COARSE_TOLERANCE = 1e-3, 0.2
@@ -57,12 +57,14 @@ def self_check(folder: Path, tuned: nn.Module, base: BaseModel) -> SelfCheck:
     Raises:
         ModelError: if the saved model answers differently.
     """
-    auto = AutoModelForSequenceClassification if base.shape.labels else AutoModelForCausalLM
-    saved = auto.from_pretrained(str(folder)).eval()
+    saved = auto_class(base.shape).from_pretrained(str(folder)).eval()
+    if base.frame is not None:
+        read_batches_(saved)
     ids = _tokens(base)
     with torch.no_grad():
         here = tuned(input_ids=ids).logits.float()
         there = saved(input_ids=ids).logits.float()
+    tokens = ids.shape[1] if base.frame is None else image_tokens(base.network.config)
     spread = max(float(here.std()), 1e-6)
     difference = float((here - there).abs().max()) / spread
     is_single = next(saved.parameters()).dtype == torch.float32
@@ -75,13 +77,17 @@ def self_check(folder: Path, tuned: nn.Module, base: BaseModel) -> SelfCheck:
     forward_s, dense_s = _times([saved, base.network], ids)
     return SelfCheck(
         difference, _count(saved), _count(base.network), _bytes(saved), _bytes(base.network),
-        forward_s, dense_s, *ids.shape,
+        forward_s, dense_s, BATCH, tokens,
     )  # fmt: skip
 
 
 def _tokens(base: BaseModel) -> torch.Tensor:
+    """Return random tokens, or random images where the model reads those."""
     limit = int(getattr(base.network.config, "max_position_embeddings", TOKENS))
     stream = torch.Generator().manual_seed(derive_seed(0, "self-check"))
+    if base.frame is not None:
+        pixels = (BATCH, base.frame.channels, base.frame.size, base.frame.size)
+        return torch.randn(pixels, generator=stream)
     size = (BATCH, min(TOKENS, limit // 2))
     return torch.randint(3, base.shape.vocab, size, generator=stream)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 
 from airtune.errors import DataError
 from airtune.keys import generator
-from airtune.model.batch import Sequences
+from airtune.model.batch import Batch, Sequences, collate
+from airtune.model.images import Examples, Images, collate_images, join_images
 from airtune.plan import Ints
 
 
@@ -59,3 +61,45 @@ def join(parts: Iterable[tuple[Sequences, Sequence[int] | Ints]]) -> Sequences:
             else:
                 labels.append(sequences.targets[int(index)])
     return Sequences(tuple(tokens), np.array(classes, np.int64) if classes else tuple(labels))
+
+
+def join_examples(parts: Iterable[tuple[Examples, Sequence[int] | Ints]]) -> Examples:
+    """Return chosen examples of several devices as one, in the order given; texts or images.
+
+    Raises:
+        DataError: if some devices hold texts and others images.
+    """
+    images: list[Images] = []
+    texts: list[tuple[Sequences, Sequence[int] | Ints]] = []
+    for examples, rows in parts:
+        if isinstance(examples, Images):
+            images.append(examples.take(rows))
+        else:
+            texts.append((examples, rows))
+    if images and texts:
+        raise DataError("some devices hold texts and others images; a run has one kind of data")
+    return join_images(images) if images else join(texts)
+
+
+def collate_examples(
+    examples: Examples, rows: Sequence[int] | Ints, *, tokens: int, device: torch.device
+) -> Batch:
+    """Return the chosen examples as a batch.
+
+    Args:
+        examples: texts or images.
+        rows: which.
+        tokens: most tokens of a text, which is padded to the longest chosen; of an image, all it is.
+        device: where to.
+    """
+    if isinstance(examples, Images):
+        return collate_images(examples, rows, tokens=tokens, device=device)
+    longest = min(max((len(examples.tokens[int(row)]) for row in rows), default=1), tokens)
+    return collate(examples, rows, padding=longest, device=device)
+
+
+def lengths_of(examples: Examples, *, tokens: int) -> Ints:
+    """Return the tokens of each example, at most `tokens`; an image is always all of them."""
+    if isinstance(examples, Images):
+        return np.full(len(examples), tokens, np.int64)
+    return np.minimum([len(row) for row in examples.tokens], tokens).astype(np.int64)

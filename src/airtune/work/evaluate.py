@@ -13,10 +13,10 @@ from transformers import GenerationMixin
 
 from airtune.errors import DataError, ModelError
 from airtune.model.base import Tokenizer
-from airtune.model.batch import Sequences, collate
+from airtune.model.images import Examples, Images, image_tokens
 from airtune.model.loss import class_logits, scored, token_losses
 from airtune.plan import Floats, Ints
-from airtune.work.batches import join
+from airtune.work.batches import collate_examples, join_examples, lengths_of
 
 PASS_TOKENS = 8192
 """Padded tokens in one forward pass."""
@@ -59,22 +59,22 @@ class Scores:
         return Quality(loss, _perplexity(loss), None, count)
 
 
-def evaluate(network: nn.Module, sequences: Sequences, *, chunk: int = 0) -> Quality:
+def evaluate(network: nn.Module, examples: Examples, *, chunk: int = 0) -> Quality:
     """Return the quality over all examples.
 
     Args:
         network: a Hugging Face network, or the `network` of a `LoraNetwork`.
-        sequences: tokenised examples.
+        examples: tokenised texts, or images.
         chunk: positions whose logits exist at a time; 0 = all.
 
     Raises:
         DataError: if there is no example.
     """
-    return score(network, sequences, chunk=chunk).quality()
+    return score(network, examples, chunk=chunk).quality()
 
 
 def evaluate_devices(
-    network: nn.Module, devices: Sequence[Sequences], weights: Floats, *, chunk: int = 0
+    network: nn.Module, devices: Sequence[Examples], weights: Floats, *, chunk: int = 0
 ) -> dict[str, float]:
     """Return quality weighted over devices, and that of the worst tenth, in one pass over all.
 
@@ -90,12 +90,27 @@ def evaluate_devices(
     Raises:
         DataError: if no device has an example that is scored.
     """
-    scores = score(network, join((part, range(len(part))) for part in devices), chunk=chunk)
+    scores = score(
+        network, join_examples((part, range(len(part))) for part in devices), chunk=chunk
+    )
     ends = np.cumsum([len(part) for part in devices])
     qualities = [
         scores.quality(slice(int(end) - len(part), int(end)))
         for part, end in zip(devices, ends, strict=True)
     ]
+    return weigh(qualities, weights)
+
+
+def weigh(qualities: Sequence[Quality], weights: Floats) -> dict[str, float]:
+    """Return quality weighted over devices, and that of the worst tenth, from each one's own.
+
+    Args:
+        qualities: one a device; one that scored nothing is left out.
+        weights: one a device, shape (devices,); only their ratios count.
+
+    Raises:
+        DataError: if no device has an example that is scored.
+    """
     counted = np.array([quality.count > 0 for quality in qualities])
     weight = np.where(counted, weights, 0.0)
     if weight.sum() <= 0:
@@ -104,7 +119,7 @@ def evaluate_devices(
     losses = np.array([quality.loss for quality in qualities])[counted]
     loss = float(losses @ weight[counted])
     result = {"loss": loss, "worst_tenth": _worst(losses, largest=True)}
-    if scores.is_classification:
+    if all(quality.accuracy is not None for quality in qualities):
         right = np.array([quality.accuracy for quality in qualities], np.float64)[counted]
         result |= {
             "accuracy": float(right @ weight[counted]),
@@ -116,7 +131,7 @@ def evaluate_devices(
 
 
 @torch.no_grad()
-def score(network: nn.Module, sequences: Sequences, *, chunk: int = 0) -> Scores:
+def score(network: nn.Module, examples: Examples, *, chunk: int = 0) -> Scores:
     """Return loss sums, counts and right answers of each example.
 
     Examples of like length share a pass, so that little is padded.
@@ -124,14 +139,15 @@ def score(network: nn.Module, sequences: Sequences, *, chunk: int = 0) -> Scores
     Raises:
         DataError: if there is no example.
     """
-    if len(sequences) == 0:
+    if len(examples) == 0:
         raise DataError("evaluation needs at least one example, got none")
-    is_classification = isinstance(sequences.targets, np.ndarray)
+    is_classification = isinstance(examples.targets, np.ndarray)
     device = next(iter(network.parameters())).device
-    loss_sum = np.zeros(len(sequences))
-    count, correct = np.ones((2, len(sequences)), np.int64) * [[1], [0]]
-    for rows in _passes(sequences):
-        batch = collate(sequences, rows, device=device)
+    tokens = _most_tokens(network, examples)
+    loss_sum = np.zeros(len(examples))
+    count, correct = np.ones((2, len(examples)), np.int64) * [[1], [0]]
+    for rows in _passes(lengths_of(examples, tokens=tokens)):
+        batch = collate_examples(examples, rows, tokens=tokens, device=device)
         if is_classification:
             logits = class_logits(network, batch).float()
             losses = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
@@ -209,9 +225,15 @@ def _generate(
     ]
 
 
-def _passes(sequences: Sequences) -> Iterator[Ints]:
+def _most_tokens(network: nn.Module, examples: Examples) -> int:
+    """Return the tokens of an image, or of the longest text."""
+    if isinstance(examples, Images):
+        return image_tokens(getattr(network, "config"))  # noqa: B009
+    return max(map(len, examples.tokens))
+
+
+def _passes(lengths: Ints) -> Iterator[Ints]:
     """Yield the examples of each pass: alike in length, at most PASS_TOKENS with padding."""
-    lengths = np.array([len(row) for row in sequences.tokens])
     order = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(order):

@@ -8,11 +8,11 @@ import numpy as np
 
 from airtune.keys import generator
 from airtune.model.base import BaseModel
-from airtune.model.batch import Sequences, collate
+from airtune.model.images import Examples, Images, image_tokens
 from airtune.model.importance import Importance, measure
 from airtune.model.sensitivity import first_order
 from airtune.plan import ImportanceKind
-from airtune.work.batches import draw_batches
+from airtune.work.batches import collate_examples, draw_batches
 
 MEASURED_BATCHES = 4
 """As in methods of this kind; more changes the ranking little."""
@@ -20,7 +20,7 @@ MEASURED_BATCHES = 4
 
 def measure_importance(
     base: BaseModel,
-    sequences: Sequences,
+    sequences: Examples,
     *,
     criterion: ImportanceKind = "fluctuation",
     batch: int = 8,
@@ -49,7 +49,14 @@ def measure_importance(
         len(sequences), steps=max(steps, 1), batch=min(batch, max(len(sequences), 1)),
         stream=generator(seed, "importance", device),
     )  # fmt: skip
-    batches = [collate(sequences, rows, device=base.device) for rows in drawn]
+    tokens = (
+        image_tokens(base.network.config)
+        if isinstance(sequences, Images)
+        else max(map(len, sequences.tokens))
+    )
+    batches = [
+        collate_examples(sequences, rows, tokens=tokens, device=base.device) for rows in drawn
+    ]
     if criterion == "magnitude" or criterion == "random":
         return measure(base.network, base.shape, batches, criterion=criterion, seed=seed)
     start = measure(base.network, base.shape, batches)

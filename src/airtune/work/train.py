@@ -24,7 +24,8 @@ from torch import nn
 from airtune.errors import MethodError
 from airtune.keys import derive_seed
 from airtune.model.base import BaseModel
-from airtune.model.batch import Batch, Sequences, collate
+from airtune.model.batch import Batch
+from airtune.model.images import Examples
 from airtune.model.kept import Kept
 from airtune.model.lora import LoraNetwork, attach, take
 from airtune.model.loss import batch_losses, scored
@@ -32,7 +33,7 @@ from airtune.model.sensitivity import Reading, Tracker, tracker
 from airtune.model.slicing import slice_network
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, Bools, Floats, Ints, ModelShape, Workload, WorkSpec
-from airtune.work.batches import join, round_batches
+from airtune.work.batches import collate_examples, join_examples, lengths_of, round_batches
 from airtune.work.gradients import clip_, left_of_tail, pull_back_, shrink_tail_, tail_norms
 from airtune.work.network import current_base, kept_by, means_of
 
@@ -58,7 +59,7 @@ class Job:
 
     device: int
     row: Assignment
-    sequences: Sequences
+    sequences: Examples
     weight: float
 
 
@@ -160,8 +161,9 @@ def _passes(here: _Round, jobs: Sequence[Job]) -> Iterator[tuple[Kept, list[Job]
         key = (kept.key(), job.row.rank, job.row.local_steps)
         groups.setdefault(key, (kept, []))[1].append(job)
     for kept, group in groups.values():
-        longest = max(max(map(len, job.sequences.tokens), default=1) for job in group)
-        tokens = here.workload.batch * min(longest, here.workload.tokens)
+        limit = here.workload.tokens
+        longest = max(int(lengths_of(job.sequences, tokens=limit).max(initial=1)) for job in group)
+        tokens = here.workload.batch * longest
         together = max(1, here.settings.pass_tokens // tokens)
         for start in range(0, len(group), together):
             yield kept, group[start : start + together]
@@ -274,11 +276,12 @@ def _draw(here: _Round, job: Job, steps: int) -> Ints:
     )  # fmt: skip
 
 
-def _batch(here: _Round, parts: Sequence[tuple[Sequences, Ints]]) -> Batch:
+def _batch(here: _Round, parts: Sequence[tuple[Examples, Ints]]) -> Batch:
     """Return one padded batch of all devices, one after the other."""
-    joined = join(parts)
-    longest = min(max(map(len, joined.tokens)), here.workload.tokens)
-    return collate(joined, range(len(joined)), padding=longest, device=here.base.device)
+    joined = join_examples(parts)
+    return collate_examples(
+        joined, range(len(joined)), tokens=here.workload.tokens, device=here.base.device
+    )
 
 
 def _any_scored(batch: Batch, devices: int) -> torch.Tensor:

@@ -1,0 +1,281 @@
+"""Reading labelled images: folders of classes, npz and parquet files, CIFAR's binary files, the hub.
+
+Nothing is unpickled. Pillow decodes png, jpeg and the like and is asked for only where such files
+are read.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from airtune.data.files import read_file
+from airtune.data.hub import is_saved, read_hub, read_saved
+from airtune.data.spec import DataSpec
+from airtune.data.table import Table
+from airtune.errors import DataError, MissingExtraError
+from airtune.model.frame import Frame
+from airtune.plan import Ints
+
+Pixels = NDArray[np.uint8]
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
+LARGEST_PIXELS = 64 * 2**20
+"""Pixels of one picture; a file that claims more is refused before it is decoded."""
+_TEST = ("test", "val", "valid", "validation")
+_CIFAR: Mapping[int, int] = {1 + 3072: 1, 2 + 3072: 2}
+"""Bytes of a record -> label bytes before the pixels; the last of them is the class."""
+_IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Images as the model wants them, with their labels as text."""
+
+    pixels: Pixels
+    """(images, channels, size, size)."""
+    labels: tuple[str, ...]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Ints) -> Pictures:
+        """Return the chosen images in the given order."""
+        return Pictures(
+            self.pixels[rows], tuple(self.labels[row] for row in rows.tolist()), self.source
+        )
+
+
+def read_pictures(spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures | None]:
+    """Return training and test images; None where the source brings no test set of its own.
+
+    Raises:
+        DataError: if anything is missing or malformed; the file is named.
+        MissingExtraError: if pictures have to be decoded and Pillow is not installed.
+    """
+    train, test = _read(spec.source, spec, frame)
+    if spec.test is not None:
+        other, apart = _read(spec.test, spec, frame)
+        test = other if apart is None else apart
+    return train, test
+
+
+def _read(source: str, spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures | None]:
+    path = Path(source).expanduser()
+    if path.is_dir() and not is_saved(path):
+        return _read_folder(path, spec, frame)
+    if path.is_file():
+        if path.suffix.lower() == ".npz":
+            return _read_npz(path, frame)
+        if path.suffix.lower() == ".bin":
+            return _cifar(path, frame), None
+        return _from_table(read_file(path), spec, frame), None
+    if path.suffix or path.is_absolute():
+        raise DataError(f"no such file: {path}; check `data.source` and `data.test`")
+    return _read_splits(path, source, spec, frame)
+
+
+def _read_splits(
+    path: Path, source: str, spec: DataSpec, frame: Frame
+) -> tuple[Pictures, Pictures | None]:
+    names = [spec.split] + ([spec.test_split] if spec.test_split else [])
+    tables = [
+        read_saved(path, split=name)
+        if path.is_dir()
+        else read_hub(source, split=name, subset=spec.subset, revision=spec.revision)
+        for name in names
+    ]
+    found = [_from_table(table, spec, frame) for table in tables]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def _read_folder(folder: Path, spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures | None]:
+    """Read CIFAR's binary files, or classes as sub-folders, below train and test or at the top."""
+    binary = sorted(folder.glob("*.bin"))
+    if binary:
+        train = [path for path in binary if "test" not in path.stem]
+        test = [path for path in binary if "test" in path.stem]
+        if not train:
+            raise DataError(f"{folder} holds no training file; data_batch_1.bin or train.bin")
+        parts = [_joined([_cifar(path, frame) for path in some]) for some in (train, test) if some]
+        return parts[0], parts[1] if len(parts) > 1 else None
+    inner = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    if "train" in inner:
+        test_name = next((name for name in _TEST if name in inner), None)
+        test_set = None if test_name is None else _read_classes(inner[test_name], frame)
+        return _read_classes(inner["train"], frame), test_set
+    return _read_classes(folder, frame), None
+
+
+def _read_classes(folder: Path, frame: Frame) -> Pictures:
+    """Read a folder with one sub-folder a class."""
+    files = [
+        (path, kind.name)
+        for kind in sorted(folder.iterdir()) if kind.is_dir()
+        for path in sorted(kind.rglob("*")) if path.suffix.lower() in SUFFIXES
+    ]  # fmt: skip
+    if not files:
+        raise DataError(
+            f"{folder} holds no images; one sub-folder a class with {', '.join(SUFFIXES)} is "
+            "needed, or a npz, parquet or CIFAR .bin file"
+        )
+    pixels = [fit(_decode(path.read_bytes(), str(path)), frame) for path, _ in files]
+    return Pictures(np.stack(pixels), tuple(name for _, name in files), str(folder))
+
+
+def _read_npz(path: Path, frame: Frame) -> tuple[Pictures, Pictures | None]:
+    """Read arrays `images` and `labels`, or `x_train`, `y_train` and perhaps `x_test`, `y_test`."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            held = {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a valid npz file of plain arrays: {error}") from error
+    pairs = {part: _pair(held, part) for part in ("train", "test")}
+    if pairs["train"] is None:
+        raise DataError(
+            f"{path} must hold images and labels, or x_train and y_train, got "
+            f"{', '.join(held) or 'nothing'}"
+        )
+    found = [_from_arrays(*pair, source=str(path), frame=frame) for pair in pairs.values() if pair]
+    return found[0], found[1] if len(found) > 1 else None
+
+
+def _pair(
+    held: Mapping[str, NDArray[np.generic]], part: str
+) -> tuple[NDArray[np.generic], NDArray[np.generic]] | None:
+    plain = [("images", "labels")] if part == "train" else []
+    for image, label in [*plain, (f"x_{part}", f"y_{part}"), (f"{part}_images", f"{part}_labels")]:
+        if image in held and label in held:
+            return held[image], held[label]
+    return None
+
+
+def _from_arrays(
+    images: NDArray[np.generic], labels: NDArray[np.generic], *, source: str, frame: Frame
+) -> Pictures:
+    labels = labels.reshape(len(labels), -1)[:, 0] if labels.size == len(labels) else labels
+    whole = np.issubdtype(labels.dtype, np.integer) or labels.dtype.kind == "U"
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels.ndim != 1 or not whole:
+        raise DataError(
+            f"{source}: images must be uint8 of (images, height, width[, channels]) and labels "
+            f"whole numbers or text, got {images.dtype} {images.shape} and {labels.dtype} "
+            f"{labels.shape}"
+        )
+    if len(images) != len(labels) or not len(images):
+        raise DataError(f"{source}: {len(images)} images and {len(labels)} labels must agree")
+    pixels = images.astype(np.uint8)
+    if pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4) and pixels.shape[3] not in (1, 3, 4):
+        pixels = pixels.transpose(0, 2, 3, 1)
+    return Pictures(
+        np.stack([fit(image, frame) for image in pixels]),
+        tuple(str(label) for label in labels.tolist()), source,
+    )  # fmt: skip
+
+
+def _cifar(path: Path, frame: Frame) -> Pictures:
+    """Read the binary version of CIFAR-10 or CIFAR-100: label bytes, then 3 x 32 x 32 values."""
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    # a size may be a multiple of both records; the folder's CIFAR-100 files say train and test
+    order = (3074, 3073) if path.stem in ("train", "test") else (3073, 3074)
+    size = next((size for size in order if data.size and data.size % size == 0), None)
+    if size is None:
+        raise DataError(
+            f"{path} is {data.size} bytes, no whole number of CIFAR records of 3073 or 3074 bytes"
+        )
+    rows = data.reshape(-1, size)
+    pixels = rows[:, _CIFAR[size] :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    labels = rows[:, _CIFAR[size] - 1].tolist()
+    return Pictures(
+        np.stack([fit(image, frame) for image in pixels]), tuple(map(str, labels)), str(path)
+    )
+
+
+def _from_table(table: Table, spec: DataSpec, frame: Frame) -> Pictures:
+    """Read a column of encoded pictures, as `datasets` writes them to parquet."""
+    image = _column(table, spec.columns.get("image"), _IMAGE_COLUMNS, "image")
+    label = _column(table, spec.columns.get("label"), _LABEL_COLUMNS, "label")
+    name = spec.columns.get("label_name", "label_name" if "label_name" in table.columns else label)
+    values = table.column(name)
+    table.refuse(name, [not isinstance(v, int | str) for v in values], "must be text or a number")
+    pixels = [
+        fit(_picture(value, table.place(row)), frame)
+        for row, value in enumerate(table.column(image))
+    ]
+    return Pictures(np.stack(pixels), tuple(map(str, values)), table.source)
+
+
+def _column(table: Table, mapped: str | None, usual: Sequence[str], role: str) -> str:
+    found = mapped or next((name for name in usual if name in table.columns), None)
+    if found is None or found not in table.columns:
+        raise DataError(
+            f"{table.source} has no column for {role}, it has {', '.join(table.columns)}; map it "
+            "with `data.columns`"
+        )
+    return found
+
+
+def _picture(value: object, place: str) -> Pixels:
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        return _decode(value, place)
+    if hasattr(value, "convert"):  # a picture that `datasets` has decoded
+        return np.asarray(value.convert("RGB"), np.uint8)
+    raise DataError(f"{place}: an image must be encoded bytes, got {type(value).__name__}")
+
+
+def _decode(data: bytes, place: str) -> Pixels:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise MissingExtraError(
+            "reading pictures needs Pillow; pip install 'airtune[vision]'"
+        ) from error
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.width * picture.height > LARGEST_PIXELS:
+                raise DataError(
+                    f"{place} claims {picture.width} x {picture.height} pixels, at most "
+                    f"{LARGEST_PIXELS} are read"
+                )
+            return np.asarray(picture.convert("RGB"), np.uint8)
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{place} is no picture that can be read: {error}") from error
+
+
+def fit(image: Pixels, frame: Frame) -> Pixels:
+    """Return an image (height, width[, channels]) as (channels, size, size).
+
+    Colours are averaged to grey, or grey is repeated, where the model's channels differ; other sizes
+    are resampled with antialiasing, height and width each by itself.
+    """
+    coloured = image[:, :, None] if image.ndim == 2 else image[:, :, :3]
+    if coloured.shape[2] != frame.channels:
+        grey = coloured.mean(2, keepdims=True)
+        coloured = np.repeat(grey.round().astype(np.uint8), frame.channels, axis=2)
+    pixels = np.ascontiguousarray(coloured.transpose(2, 0, 1))
+    if pixels.shape[1:] == (frame.size, frame.size):
+        return pixels
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).float()[None], size=(frame.size, frame.size), mode="bilinear",
+        antialias=True, align_corners=False,
+    )  # fmt: skip
+    return np.asarray(resized[0].round().clamp(0, 255).byte().numpy())
+
+
+def _joined(parts: Sequence[Pictures]) -> Pictures:
+    return Pictures(
+        np.concatenate([part.pixels for part in parts]),
+        tuple(label for part in parts for label in part.labels),
+        re.sub(r"[^/]+$", "", parts[0].source) or parts[0].source,
+    )

@@ -1,0 +1,156 @@
+"""Images: generated ones, and those read from folders, arrays, parquet and CIFAR's files."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+
+from airtune.data import DataSpec, load_federated_images
+from airtune.data.image_files import fit, read_pictures
+from airtune.data.shapes import FIGURES, OTHER_FIGURES, draw
+from airtune.errors import DataError, RecipeError
+from airtune.model.frame import Frame
+
+FRAME = Frame(8, 4)
+TASK = {"task": "image-classification"}
+
+
+def spec(**settings):
+    return DataSpec(**{**TASK, "source": "embedded:shapes", **settings})
+
+
+def picture(level, size=(9, 7)):
+    image = pytest.importorskip("PIL.Image")
+    data = io.BytesIO()
+    image.fromarray(np.full((*size, 3), level, np.uint8)).save(data, "png")
+    return data.getvalue()
+
+
+@pytest.fixture
+def classes(tmp_path):
+    for part, count in (("train", 6), ("test", 2)):
+        for name, level in (("dark", 20), ("light", 200)):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for place in range(count):
+                (folder / f"{place}.png").write_bytes(picture(level))
+    return tmp_path
+
+
+def test_the_same_seed_draws_the_same_images():
+    one, two, other = (draw(20, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert np.array_equal(one[0], two[0])
+    assert np.array_equal(one[1], two[1])
+    assert not np.array_equal(one[0], other[0])
+
+
+def test_the_base_model_has_seen_no_class_of_the_data():
+    assert not set(FIGURES) & set(OTHER_FIGURES)
+    for figure in (*FIGURES.values(), *OTHER_FIGURES.values()):
+        v, u = np.mgrid[-1:1:33j, -1:1:33j]
+        assert 0.05 < np.mean(figure(u, v) < 0) < 0.85
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards"])
+def test_every_image_is_on_one_device(partition):
+    data = load_federated_images(
+        spec(limit=60, test_limit=10, partition=partition), frame=FRAME, devices=4, seed=0
+    )
+    assert sum(len(d.train) + len(d.validation) for d in data.devices) == 60
+    assert data.labels == tuple(FIGURES)
+    assert data.test.pixels.shape == (10, 3, 8, 8)
+    again = load_federated_images(
+        spec(limit=60, test_limit=10, partition=partition), frame=FRAME, devices=4, seed=0
+    )
+    assert np.array_equal(data.devices[3].train.pixels, again.devices[3].train.pixels)
+
+
+def test_shards_make_devices_unlike():
+    counts = load_federated_images(
+        spec(limit=200, partition="shards", shards=2), frame=FRAME, devices=10, seed=0
+    ).counts["device_groups"]
+    assert np.mean(np.array(counts) > 0) < 0.45
+
+
+def test_a_folder_of_classes_is_read_with_its_test_set(classes):
+    data = load_federated_images(spec(source=str(classes)), frame=FRAME, devices=2, seed=0)
+    assert data.labels == ("dark", "light")
+    assert data.counts["rows"] == 12
+    assert len(data.test) == 4
+    assert set(data.test.pixels[data.test.targets == 1].ravel().tolist()) == {200}
+
+
+def test_arrays_and_cifar_files_are_read(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+    labels = np.arange(12) % 3
+    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=labels[:, None], x_test=pixels[:3],
+             y_test=labels[:3])  # fmt: skip
+    planes = pixels.transpose(0, 3, 1, 2).reshape(12, -1)
+    rows = np.concatenate([labels[:, None].astype(np.uint8), planes], axis=1)
+    (tmp_path / "cifar").mkdir()
+    rows.tofile(tmp_path / "cifar" / "data_batch_1.bin")
+    rows[:3].tofile(tmp_path / "cifar" / "test_batch.bin")
+    frame = Frame(32, 4)
+    for source in ("a.npz", "cifar"):
+        train, test = read_pictures(spec(source=str(tmp_path / source)), frame)
+        assert np.array_equal(train.pixels, pixels.transpose(0, 3, 1, 2))
+        assert train.labels == tuple(map(str, labels))
+        assert len(test) == 3
+
+
+def test_parquet_as_datasets_writes_it_is_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"img": [{"bytes": picture(level), "path": None} for level in (10, 90)],
+            "fine_label": [7, 4]}  # fmt: skip
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
+    train, test = read_pictures(spec(source=str(tmp_path / "a.parquet")), FRAME)
+    assert train.labels == ("7", "4")
+    assert train.pixels[1].max() == 90
+    assert test is None
+
+
+def test_an_image_is_fitted_to_the_model():
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    assert fit(grey, Frame(4, 2)).shape == (3, 4, 4)
+    assert np.array_equal(fit(grey, Frame(4, 2, channels=1))[0], grey)
+    halved = fit(np.full((8, 6, 4), 77, np.uint8), Frame(4, 2))
+    assert halved.shape == (3, 4, 4)
+    assert set(halved.ravel().tolist()) == {77}
+
+
+def test_what_is_no_image_is_refused(classes, tmp_path):
+    (classes / "train" / "dark" / "0.png").write_bytes(b"\x89PNG nothing")
+    with pytest.raises(DataError, match=r"0\.png is no picture that can be read"):
+        read_pictures(spec(source=str(classes)), FRAME)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images; one sub-folder a class"):
+        read_pictures(spec(source=str(tmp_path / "empty")), FRAME)
+    with pytest.raises(DataError, match="no such file"):
+        read_pictures(spec(source=str(tmp_path / "none.npz")), FRAME)
+    (tmp_path / "short.bin").write_bytes(b"1" * 100)
+    with pytest.raises(DataError, match="100 bytes, no whole number of CIFAR records"):
+        read_pictures(spec(source=str(tmp_path / "short.bin")), FRAME)
+
+
+def test_arrays_are_never_unpickled(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.array([{"x": 1}], object), labels=np.zeros(1, int))
+    (tmp_path / "b.npz").write_bytes(pickle.dumps([1]))
+    np.savez(tmp_path / "c.npz", images=np.zeros((2, 4, 4)), labels=np.zeros(2, int))
+    for name, reason in (("a", "plain arrays"), ("b", "plain arrays"), ("c", "must be uint8")):
+        with pytest.raises(DataError, match=reason):
+            read_pictures(spec(source=str(tmp_path / f"{name}.npz")), FRAME)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "classification"}, "embedded:shapes is for image-classification, got task"),
+        ({"source": "embedded:topics"}, "embedded:topics is for a task of texts, got task image"),
+        ({"packing": True}, "packing is for causal-lm, got task image-classification"),
+        ({"columns": {"text": "t"}}, "can name image, label, label_name, got 'text'"),
+    ],
+)
+def test_contradictions_are_refused(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        spec(**settings)
