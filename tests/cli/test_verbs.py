@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,6 @@ def test_export_adapter_and_merged_load_elsewhere(place, airtune, finished):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--format", "gguf"], 5, "gguf is not written yet; export merged"),
         (["--format", "pruned"], 3, "--prune 0.3 for instance"),
         (["--format", "pruned", "--prune", "1.5"], 3, "--prune must be above 0 and below 1"),
         (["--format", "pruned", "--prune", "0.5"], 5, "measured no importance to prune by"),
@@ -196,11 +196,15 @@ def test_help_shows_every_verb(place, airtune):
 
 
 def test_the_demo_is_the_shipped_recipe():
-    from airtune.cli.demo import DEMO
-    from airtune.recipe import load_recipe
+    from airtune.cli.demo import RECIPE
 
     shipped = Path(__file__).parents[2] / "recipes" / "demo.yaml"
-    assert load_recipe(DEMO) == load_recipe(shipped)
+    assert RECIPE.read_text() == shipped.read_text()
+
+
+def test_the_version_is_that_of_the_package(place, airtune):
+    code, out, _ = airtune("--version")
+    assert (code, out.strip()) == (0, version("airtune"))
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")),

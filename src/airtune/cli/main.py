@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Annotated
 
 import click
 import typer
 
 from airtune.cli import compare, demo, export, init, listing, plan, report, run
-from airtune.cli.console import print_error, print_note
+from airtune.cli.console import print_error, print_line, print_note
 from airtune.errors import AirtuneError, RunInterruptedError, StorageError
 
 app = typer.Typer(
@@ -19,12 +21,31 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="Exit codes are listed in docs/exit-codes.md. --debug shows where an error came from.",
+    epilog="Exit codes are listed in docs/exit-codes.md.",
 )
 for verb in (init.init, run.run, plan.plan, compare.compare, report.report, export.export,
              demo.demo):  # fmt: skip
     app.command(no_args_is_help=False)(verb)
 app.command("list")(listing.list_)
+
+
+def _print_version(*, wanted: bool) -> None:
+    if wanted:
+        print_line(version("airtune"))
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=lambda value: _print_version(wanted=value), is_eager=True,
+                 help="Print the version and leave."),
+]  # fmt: skip
+Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
+
+
+@app.callback()
+def options(*, version: Version = False, debug: Debug = False) -> None:
+    """Declare what stands before a verb; `invoke` reads --debug wherever it stands."""
 
 
 def main() -> None:
