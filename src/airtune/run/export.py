@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import AutoModelForCausalLM
+
 from airtune.engine.checkpoint import load_checkpoint
-from airtune.errors import CheckpointError, ModelError, RecipeError
-from airtune.model.base import BaseModel, load_base
+from airtune.errors import CheckpointError, ModelError, RecipeError, RunExistsError
+from airtune.model.base import BaseModel
+from airtune.model.gguf import check_gguf, write_gguf
 from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import take
 from airtune.model.save import save_adapter, save_pruned
@@ -18,14 +23,14 @@ from airtune.model.slicing import choose_kept
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import WorkSpec
 from airtune.recipe import Recipe, load_recipe
-from airtune.records import read_run, write_atomically
-from airtune.run.build import model_source
+from airtune.records import read_run, storage, write_atomically
+from airtune.run.build import load_model
 from airtune.run.method import choose_method
 from airtune.run.selfcheck import self_check
 from airtune.work.network import means_of, tuned_network
 
 Format = Literal["adapter", "merged", "pruned", "gguf"]
-MANIFEST = "airtune.json"
+MANIFEST, GGUF_NAME = "airtune.json", "model.gguf"
 FORMATS: tuple[Format, ...] = ("adapter", "merged", "pruned", "gguf")
 
 
@@ -38,10 +43,11 @@ def export_run(
     Args:
         folder: the run folder.
         format: adapter (PEFT), merged (the dense model with the adapters in it), pruned (a smaller
-            model), each loaded by plain peft or transformers.
+            model), each loaded by plain peft or transformers; gguf (one file for llama.cpp, pruned
+            where the run pruned for good).
         output: where to; None = `<run>/export-<format>`.
-        prune: for `pruned` after a run that kept the dense base: fraction of heads and of FFN
-            channels to remove, by the importance the run measured.
+        prune: for `pruned`, or another model format, after a run that kept the dense base: fraction
+            of heads and of FFN channels to remove, by the importance the run measured.
         overwrite: replace what is there.
         accept_worse: write it even where it is worse than the untuned model.
 
@@ -52,15 +58,11 @@ def export_run(
     Raises:
         CheckpointError: if the run has no finished round or is damaged.
         RecipeError: if `pruned` needs a ratio, or it is out of range.
+        MissingExtraError: if `gguf` needs a package that is not installed.
         ModelError: if the format cannot say what was learned, it is worse than the untuned model,
             or the files do not answer as the model in memory does.
         RunExistsError: if the output is there.
     """
-    if format == "gguf":
-        raise ModelError(
-            "gguf is not written yet; export merged, then convert that folder with llama.cpp's "
-            "convert_hf_to_gguf.py"
-        )
     if format not in FORMATS:
         raise RecipeError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
     trained = _trained(folder)
@@ -71,9 +73,10 @@ def export_run(
         checked = _write_adapter(place, trained, overwrite=overwrite)
     else:
         kept = keep_all(trained.base.shape)
-        if format == "pruned" or trained.state.kept is not None:
+        if format == "pruned" or prune is not None or trained.state.kept is not None:
             kept = _kept(trained.base, trained.state, prune)
-        checked = _write_model(place, trained, kept, overwrite=overwrite)
+        write = _write_gguf if format == "gguf" else _write_model
+        checked = write(place, trained, kept, overwrite=overwrite)
     content = json.dumps(_manifest(trained, format) | checked, indent=1) + "\n"
     write_atomically(place / MANIFEST, content.encode())
     return place
@@ -138,6 +141,25 @@ def _write_model(place: Path, trained: _Trained, kept: Kept, *, overwrite: bool)
     }  # fmt: skip
 
 
+def _write_gguf(place: Path, trained: _Trained, kept: Kept, *, overwrite: bool) -> dict[str, Any]:
+    """Write the plain folder first, which is checked, and turn it into one file."""
+    check_gguf(trained.base.network)
+    if place.exists() and not overwrite:
+        raise RunExistsError(f"{place} is already there; choose another name or overwrite it")
+    with storage(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as temporary:
+            plain, written = Path(temporary) / "plain", Path(temporary) / "gguf"
+            checked = _write_model(plain, trained, kept, overwrite=False)
+            written.mkdir()
+            network = AutoModelForCausalLM.from_pretrained(str(plain))
+            write_gguf(written / GGUF_NAME, network, trained.base.tokenizer)
+            if place.exists():
+                shutil.rmtree(place)
+            written.replace(place)
+    return checked
+
+
 def _manifest(trained: _Trained, format: Format) -> dict[str, Any]:
     recipe = trained.recipe
     return {
@@ -169,13 +191,7 @@ def _trained(folder: Path) -> _Trained:
         raise ModelError(
             "local-only has one model a device, and none to export; export another run"
         )
-    base = load_base(
-        model_source(recipe),
-        labels=len(record.header["data"]["labels"]),
-        dtype=recipe.model.dtype,
-        device="cpu",
-        revision=recipe.model.revision,
-    )
+    base = load_model(recipe, labels=len(record.header["data"]["labels"]), device="cpu")
     validations = [row["validation"] for row in record.rounds if row.get("validation")]
     quality = {
         "untuned": record.rounds[0].get("initial") if record.rounds else None,
