@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 from airtune.methods.assemble import level_plan, spread
 from airtune.methods.levels import allowed_levels, divide_for, exact_problem, lightest
+from airtune.methods.memoryless import Memoryless
 from airtune.methods.seen import see
 from airtune.plan import (
-    Floats,
-    LinkState,
     Need,
     Observation,
     Problem,
-    Results,
     RoundPlan,
     Solution,
     State,
@@ -21,16 +19,12 @@ from airtune.plan import (
 
 
 @dataclass(frozen=True, slots=True)
-class BestBandwidth:
+class BestBandwidth(Memoryless):
     """Min-max division of the links; pruning only where memory forces it."""
 
     max_prune: float = 0.7
     """Largest pruning rate that memory may force on a device."""
     needs: frozenset[Need] = frozenset({"capability", "channel"})
-
-    def init(self, problem: Problem) -> State:
-        """Return no state."""
-        return {}
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -52,12 +46,3 @@ class BestBandwidth:
             problem, observation, seen, level, share, why="best division of the link",
             solution=solution,
         ), state  # fmt: skip
-
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
-        """Keep the shares of the plan."""
-        return plan.assignments.share
-
-    def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Learn nothing."""
-        return state

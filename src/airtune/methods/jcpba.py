@@ -18,7 +18,7 @@ import numpy as np
 
 from airtune.errors import RecipeError
 from airtune.methods.assemble import level_plan, spread
-from airtune.methods.budget import Budget, check_budget, choose_budget
+from airtune.methods.budget import choose_budget
 from airtune.methods.levels import (
     allowed_levels,
     divide_for,
@@ -26,16 +26,14 @@ from airtune.methods.levels import (
     lightest,
     smooth_problem,
 )
+from airtune.methods.memoryless import Pruner
 from airtune.methods.seen import Seen, see
 from airtune.plan import (
     Bools,
     Floats,
     Ints,
-    LinkState,
-    Need,
     Observation,
     Problem,
-    Results,
     RoundPlan,
     Solution,
     State,
@@ -54,22 +52,13 @@ from airtune.solve import (
 
 
 @dataclass(frozen=True, slots=True)
-class Jcpba:
+class Jcpba(Pruner):
     """The decider of JCPBA; its fields are the method's settings."""
 
     solver: Literal["exact", "bcd"] = "exact"
     """exact: global optimum with a certificate; bcd: block coordinate descent, as published."""
     bcd_start: BcdStart = "pruning-first"
     """Where the descent starts; it ends elsewhere from elsewhere."""
-    budget: Budget = "auto"
-    """Weighted mean pruning rate that may be spent; auto = what reaches the target soonest by the
-    calibration, which may be none."""
-    quality_budget: float = 0.0
-    """Instead: the relative loss increase allowed, 0.02 for 2 %, turned into a rate by the
-    calibration; 0 = off."""
-    max_prune: float = 0.7
-    """Largest pruning rate of a device."""
-    needs: frozenset[Need] = frozenset({"capability", "channel"})
 
     def __post_init__(self) -> None:
         if self.solver not in ("exact", "bcd"):
@@ -78,11 +67,7 @@ class Jcpba:
             raise RecipeError(
                 f"bcd_start must be bandwidth-first or pruning-first, got {self.bcd_start!r}"
             )
-        check_budget(self.budget, self.quality_budget, self.max_prune)
-
-    def init(self, problem: Problem) -> State:
-        """Return no state: every round stands by itself."""
-        return {}
+        Pruner.__post_init__(self)  # super() does not know a class with slots
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -114,15 +99,6 @@ class Jcpba:
             solution=_solution(relaxed, rounded),
             notes={"budget": budget, "price": float(np.max(relaxed.price, initial=0.0))},
         ), state  # fmt: skip
-
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
-        """Keep the shares of the plan: the method allocates once a round."""
-        return plan.assignments.share
-
-    def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Learn nothing: speeds and channels are known."""
-        return state
 
     def _budget(self, problem: Problem, seen: Seen, allowed: Bools) -> tuple[float, str]:
         smooth = smooth_problem(problem, seen, allowed, 1.0)

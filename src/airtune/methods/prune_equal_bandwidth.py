@@ -7,17 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from airtune.methods.assemble import level_plan, spread
-from airtune.methods.budget import Budget, check_budget, choose_budget, least_budget
+from airtune.methods.budget import choose_budget, least_budget
 from airtune.methods.levels import allowed_levels, exact_problem, finish_table, lightest
+from airtune.methods.memoryless import Pruner
 from airtune.methods.seen import see
 from airtune.plan import (
     Floats,
     Ints,
-    LinkState,
-    Need,
     Observation,
     Problem,
-    Results,
     RoundPlan,
     State,
 )
@@ -25,23 +23,8 @@ from airtune.solve import LadderProblem, best_budget
 
 
 @dataclass(frozen=True, slots=True)
-class PruneEqualBandwidth:
+class PruneEqualBandwidth(Pruner):
     """Client-specific pruning at equal shares: the least finish time within the budget."""
-
-    budget: Budget = "auto"
-    """Weighted mean pruning rate; auto = what reaches the target soonest by the calibration."""
-    quality_budget: float = 0.0
-    """Instead: the relative loss increase allowed; 0 = off."""
-    max_prune: float = 0.7
-    """Largest pruning rate of a device."""
-    needs: frozenset[Need] = frozenset({"capability", "channel"})
-
-    def __post_init__(self) -> None:
-        check_budget(self.budget, self.quality_budget, self.max_prune)
-
-    def init(self, problem: Problem) -> State:
-        """Return no state."""
-        return {}
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -71,15 +54,6 @@ class PruneEqualBandwidth:
             problem, observation, seen, level, share,
             why=f"equal shares, budget {budget:.1%}, {why}", notes={"budget": budget},
         ), state  # fmt: skip
-
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
-        """Keep the equal shares."""
-        return plan.assignments.share
-
-    def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Learn nothing."""
-        return state
 
 
 def levels_in_time(

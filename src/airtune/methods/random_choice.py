@@ -8,17 +8,15 @@ import numpy as np
 
 from airtune.keys import generator
 from airtune.methods.assemble import level_plan, spread
-from airtune.methods.budget import Budget, check_budget, choose_budget, least_budget
+from airtune.methods.budget import choose_budget, least_budget
 from airtune.methods.levels import allowed_levels, divide_for, exact_problem, lightest
+from airtune.methods.memoryless import Pruner
 from airtune.methods.seen import see
 from airtune.plan import (
     Floats,
     Ints,
-    LinkState,
-    Need,
     Observation,
     Problem,
-    Results,
     RoundPlan,
     State,
 )
@@ -26,28 +24,12 @@ from airtune.solve import Curves, LadderProblem, best_budget
 
 
 @dataclass(frozen=True, slots=True)
-class RandomChoice:
+class RandomChoice(Pruner):
     """Random pruning and random shares: what deciding is worth shows against this.
 
     Levels are drawn evenly from those a device may use and lowered together, in random order, until
     the budget holds; shares are drawn evenly from the simplex.
     """
-
-    budget: Budget = "auto"
-    """Weighted mean pruning rate; auto = what would reach the target soonest if links were divided
-    well, so that the controls spend alike."""
-    quality_budget: float = 0.0
-    """Instead: the relative loss increase allowed; 0 = off."""
-    max_prune: float = 0.7
-    """Largest pruning rate of a device."""
-    needs: frozenset[Need] = frozenset({"capability", "channel"})
-
-    def __post_init__(self) -> None:
-        check_budget(self.budget, self.quality_budget, self.max_prune)
-
-    def init(self, problem: Problem) -> State:
-        """Return no state: draws are keyed by seed and round."""
-        return {}
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -76,15 +58,6 @@ class RandomChoice:
             problem, observation, seen, level, share,
             why=f"drawn, budget {budget:.1%}, {why}", notes={"budget": budget},
         ), state  # fmt: skip
-
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
-        """Keep the shares of the plan."""
-        return plan.assignments.share
-
-    def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Learn nothing."""
-        return state
 
 
 def _mean_round_s(exact: LadderProblem, budget: float) -> float:

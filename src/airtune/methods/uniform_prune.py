@@ -9,7 +9,7 @@ import numpy as np
 
 from airtune.errors import RecipeError
 from airtune.methods.assemble import level_plan, spread
-from airtune.methods.budget import Budget, check_budget, choose_budget, least_budget
+from airtune.methods.budget import choose_budget, least_budget
 from airtune.methods.levels import (
     allowed_levels,
     divide_for,
@@ -17,16 +17,14 @@ from airtune.methods.levels import (
     finish_table,
     lightest,
 )
+from airtune.methods.memoryless import Pruner
 from airtune.methods.seen import Seen, see
 from airtune.plan import (
     Bools,
     Floats,
     Ints,
-    LinkState,
-    Need,
     Observation,
     Problem,
-    Results,
     RoundPlan,
     State,
 )
@@ -34,27 +32,16 @@ from airtune.solve import LadderProblem, best_budget
 
 
 @dataclass(frozen=True, slots=True)
-class UniformPrune:
+class UniformPrune(Pruner):
     """Everybody prunes alike, as far as the budget goes; memory may force more on some."""
 
     division: Literal["equal", "best"] = "equal"
     """How links are divided: equally, or so that the slowest finishes soonest."""
-    budget: Budget = "auto"
-    """Weighted mean pruning rate; auto = what reaches the target soonest by the calibration."""
-    quality_budget: float = 0.0
-    """Instead: the relative loss increase allowed; 0 = off."""
-    max_prune: float = 0.7
-    """Largest pruning rate of a device."""
-    needs: frozenset[Need] = frozenset({"capability", "channel"})
 
     def __post_init__(self) -> None:
         if self.division not in ("equal", "best"):
             raise RecipeError(f"division must be equal or best, got {self.division!r}")
-        check_budget(self.budget, self.quality_budget, self.max_prune)
-
-    def init(self, problem: Problem) -> State:
-        """Return no state."""
-        return {}
+        Pruner.__post_init__(self)  # super() does not know a class with slots
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -81,15 +68,6 @@ class UniformPrune:
             problem, observation, seen, level, share,
             why=f"the same for all, budget {budget:.1%}, {why}", notes={"budget": budget},
         ), state  # fmt: skip
-
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
-        """Keep the shares of the plan."""
-        return plan.assignments.share
-
-    def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Learn nothing."""
-        return state
 
     def _divide(
         self, problem: Problem, seen: Seen, exact: LadderProblem, budget: float

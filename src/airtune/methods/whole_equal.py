@@ -6,14 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from airtune.methods.memoryless import Memoryless
 from airtune.methods.seen import available, even_shares
 from airtune.plan import (
-    Floats,
-    LinkState,
     Need,
     Observation,
     Problem,
-    Results,
     RoundPlan,
     State,
     whole_model,
@@ -21,17 +19,13 @@ from airtune.plan import (
 
 
 @dataclass(frozen=True, slots=True)
-class WholeEqual:
+class WholeEqual(Memoryless):
     """The decider of federated averaging: no pruning, equal shares, no needs.
 
     Source: FedIT (arXiv 2305.05644): federated averaging of LoRA factors.
     """
 
     needs: frozenset[Need] = frozenset()
-
-    def init(self, problem: Problem) -> State:
-        """Return no state."""
-        return {}
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -55,12 +49,3 @@ class WholeEqual:
             observation.round, told, reasons, deadline_s=problem.deadline_s,
             notes={"mean_pruned": 0.0},
         ), state  # fmt: skip
-
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
-        """Keep the equal shares."""
-        return plan.assignments.share
-
-    def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Learn nothing."""
-        return state

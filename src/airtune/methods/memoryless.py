@@ -1,0 +1,45 @@
+"""What deciders without memory share: every round stands by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from airtune.methods.budget import Budget, check_budget
+from airtune.plan import Floats, LinkState, Need, Problem, Results, RoundPlan, State
+
+
+class Memoryless:
+    """Three of a decider's four functions, for one that allocates once a round and learns nothing."""
+
+    __slots__ = ()
+
+    def init(self, problem: Problem) -> State:
+        """Return no state."""
+        return {}
+
+    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
+               remaining_bytes: Floats) -> Floats:  # fmt: skip
+        """Keep the shares of the plan in every slot."""
+        return plan.assignments.share
+
+    def learn(self, problem: Problem, state: State, results: Results) -> State:
+        """Learn nothing: what matters is known, or never asked for."""
+        return state
+
+
+@dataclass(frozen=True, slots=True)
+class Pruner(Memoryless):
+    """The settings of every method that spends a budget on pruning."""
+
+    budget: Budget = "auto"
+    """Weighted mean pruning rate that may be spent; auto = what reaches the target soonest by the
+    calibration, which may be none."""
+    quality_budget: float = 0.0
+    """Instead: the relative loss increase allowed, 0.02 for 2 %, turned into a rate by the
+    calibration; 0 = off."""
+    max_prune: float = 0.7
+    """Largest pruning rate of a device."""
+    needs: frozenset[Need] = frozenset({"capability", "channel"})
+
+    def __post_init__(self) -> None:
+        check_budget(self.budget, self.quality_budget, self.max_prune)
