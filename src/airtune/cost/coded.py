@@ -56,6 +56,23 @@ def entropy_bound_bytes(elements: int, spec: CodecSpec) -> float:
     return elements * _bound_bits(spec.kind, spec.keep, spec.bits, spec.step) / 8.0
 
 
+def bound_bytes(elements: int, spec: CodecSpec, *, known_mask: bool = False) -> float:
+    """Return the least bytes for independent, normally distributed entries, any codec.
+
+    Args:
+        elements: entries of the tensor.
+        spec: the codec; for the lossless and half-precision controls it is their own size.
+        known_mask: for `topk`, the positions are known to the other end.
+
+    >>> bound_bytes(1000, CodecSpec("fp16"))
+    2000.0
+    """
+    if spec.kind in ("identity", "fp16"):
+        return (4.0 if spec.kind == "identity" else 2.0) * elements
+    mask_bits = elements * binary_entropy(spec.keep) if known_mask and spec.kind == "topk" else 0.0
+    return entropy_bound_bytes(elements, spec) - mask_bits / 8.0
+
+
 def binary_entropy(probability: float) -> float:
     """Return the entropy in bits of a coin that falls on one side with `probability`.
 

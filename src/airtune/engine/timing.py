@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.cost import energy_j, predict
-from airtune.engine.checks import Divide, check_shares
+from airtune.engine.air import Air, Part
+from airtune.engine.checks import Divide
 from airtune.engine.clock import Transfer, transfer
 from airtune.fleet.fleet import Fleet
-from airtune.fleet.rates import downlink_bps, uplink_bps
 from airtune.plan import Bools, Floats, LinkState, Problem, RoundPlan
 from airtune.units import format_bytes
 
@@ -82,9 +82,26 @@ def time_round(
     Raises:
         MethodError: if shares, of the plan or of `divide`, give out more than a link has.
     """
-    device = plan.assignments.device
-    links = fleet.links_at(plan.round, 0, start_s)
-    check_shares(plan.assignments.share, plan.assignments, links)
+    air = Air(fleet, plan, divide, start_s=start_s)
+    part = air.part(np.arange(len(plan.assignments)))
+    return time_whole(problem, fleet, plan, part, dropped=dropped, upload_bytes=upload_bytes)
+
+
+def time_whole(
+    problem: Problem, fleet: Fleet, plan: RoundPlan, air: Part, *, dropped: Bools,
+    upload_bytes: Floats | None = None,
+) -> Timing:  # fmt: skip
+    """Let a round pass for devices that train the whole model; `air` is theirs.
+
+    Args:
+        problem: unmasked.
+        fleet: devices and links.
+        plan: of these devices alone.
+        air: the links as they have them.
+        dropped: as for `time_round`.
+        upload_bytes: as for `time_round`.
+    """
+    device, links = plan.assignments.device, air.links(0)
     cost = predict(problem, plan.assignments, links=links, flops_per_s=fleet.flops_at(plan.round))
     faults = refusals(problem, fleet, plan, cost.peak_bytes)
     sent = cost.upload_bytes if upload_bytes is None else upload_bytes
@@ -92,7 +109,7 @@ def time_round(
     deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
     until_s = np.inf if deadline_s is None else deadline_s
     phases = _phases(
-        fleet, plan, divide, start_s=start_s, until_s=until_s,
+        air, until_s=until_s,
         compute_s=np.where(able, cost.compute_s, 0.0),
         sizes=(np.where(able, cost.download_bytes, 0.0),
                np.where(able & ~dropped, sent, 0.0)),
@@ -107,7 +124,7 @@ def time_round(
         flops=np.where(able, cost.flops, 0.0), peak_bytes=cost.peak_bytes,
         energy_j=energy_j(problem, device, compute_s=np.nan_to_num(compute_s),
                           upload_s=np.nan_to_num(upload_s)),
-        bandwidth_hz=_bandwidth(links, plan),
+        bandwidth_hz=bandwidth_hz(links, plan),
         end_s=_end(phases, status, able=able, dropped=dropped, deadline_s=deadline_s),
     )  # fmt: skip
 
@@ -121,7 +138,7 @@ def _spent(phases: _Phases, until_s: float) -> tuple[Floats, Floats, Floats]:
     return known[0], known[1] - known[0], known[2] - known[1]
 
 
-def _bandwidth(links: LinkState, plan: RoundPlan) -> Floats:
+def bandwidth_hz(links: LinkState, plan: RoundPlan) -> Floats:
     """Return the hertz of each device's uplink; NaN on a link of measured capacity."""
     device = plan.assignments.device
     band = np.array([spec.up_bandwidth_hz for spec in links.specs])[links.link[device]]
@@ -146,28 +163,17 @@ def refusals(
 
 
 def _phases(
-    fleet: Fleet, plan: RoundPlan, divide: Divide, *, start_s: float, until_s: float,
-    sizes: tuple[Floats, Floats], compute_s: Floats,
+    air: Part, *, until_s: float, sizes: tuple[Floats, Floats], compute_s: Floats
 ) -> _Phases:  # fmt: skip
     """Let downloads, computing and uploads pass."""
-    slot_s, assignments = fleet.slot_s, plan.assignments
-
-    def links_in(slot: int) -> LinkState:
-        return fleet.links_at(plan.round, slot, start_s + slot * (slot_s or 0.0))
-
-    def down(slot: int, remaining: Floats) -> Floats:
-        return downlink_bps(links_in(slot), assignments.device)
-
-    def up(slot: int, remaining: Floats) -> Floats:
-        links, share = links_in(slot), assignments.share
-        if slot > 0:
-            share = check_shares(divide(links, remaining), assignments, links)
-        return uplink_bps(links, share, assignments.device)
-
-    nothing = np.zeros(len(assignments))
-    download = transfer(down, start_s=nothing, size_bytes=sizes[0], slot_s=slot_s, until_s=until_s)
+    slot_s, nothing = air.slot_s, np.zeros(len(compute_s))
+    download = transfer(
+        air.broadcast, start_s=nothing, size_bytes=sizes[0], slot_s=slot_s, until_s=until_s
+    )
     computed_s = download.finish_s + compute_s
-    upload = transfer(up, start_s=computed_s, size_bytes=sizes[1], slot_s=slot_s, until_s=until_s)
+    upload = transfer(
+        air.up, start_s=computed_s, size_bytes=sizes[1], slot_s=slot_s, until_s=until_s
+    )
     return _Phases(download, computed_s, upload)
 
 

@@ -26,6 +26,7 @@ from airtune.work.wire import (
     INTEGER_BYTES,
     Crossed,
     CutMemory,
+    Sizes,
     Values,
     cross,
     cross_samples,
@@ -72,16 +73,44 @@ class Ledger:
     """What has happened so far, in columns of shape (steps, devices)."""
 
     losses: Floats
+    """NaN where nothing was scored."""
     up_bytes: Floats
+    """All that went up: payloads and what goes beside them; 0 = the device was out."""
     down_bytes: Floats
+    beside_bytes: Floats
+    """Of `up_bytes`: labels, lengths, numbers of samples."""
+    up_bound_bytes: Floats
+    """What the payloads would take at least, were their entries independent and normal."""
+    down_bound_bytes: Floats
+    computed: Floats
+    """Fraction of the samples that the device had to compute; less than 1 only where its part is
+    frozen and the server knows the others."""
     refused: dict[int, str] = field(default_factory=dict)
     """Column -> why the device is out."""
+    lost_in: dict[int, int] = field(default_factory=dict)
+    """Column -> the step in which the device vanished between forward and backward."""
 
     @classmethod
     def empty(cls, steps: int, devices: int) -> Ledger:
         """Return a ledger of a round that has not begun."""
-        shape = (steps, devices)
-        return cls(np.full(shape, np.nan), np.zeros(shape), np.zeros(shape))
+        losses = np.full((steps, devices), np.nan)
+        up, down, beside, up_bound, down_bound, computed = np.zeros((6, steps, devices))
+        return cls(losses, up, down, beside, up_bound, down_bound, computed)
+
+    def went_up(self, step: int, place: int, payload_bytes: int, bound_bytes: float) -> None:
+        """Count a payload that a device sent."""
+        self.up_bytes[step, place] += payload_bytes
+        self.up_bound_bytes[step, place] += bound_bytes
+
+    def went_beside(self, step: int, place: int, size_bytes: int) -> None:
+        """Count what went up beside a payload."""
+        self.up_bytes[step, place] += size_bytes
+        self.beside_bytes[step, place] += size_bytes
+
+    def went_down(self, step: int, place: int, payload_bytes: int, bound_bytes: float) -> None:
+        """Count a payload that the server sent."""
+        self.down_bytes[step, place] += payload_bytes
+        self.down_bound_bytes[step, place] += bound_bytes
 
     def refuse(self, place: int, reason: str) -> None:
         """Put a device out of the round; the first reason stands."""
@@ -169,7 +198,7 @@ class Lane:
             except CodecError as error:
                 self._ledger.refuse(place, f"gradient refused: {error}")
                 continue
-            self._ledger.up_bytes[step, place] += crossed.payload_bytes
+            self._ledger.went_up(step, place, crossed.payload_bytes, crossed.bound_bytes)
             returned[place] = unpacked(crossed.values, reads[rows], gradient)
         return returned
 
@@ -207,11 +236,12 @@ class Lane:
         samples = self._drawn[list(self._jobs).index(place)][step]
         lengths = self._batch.attention_mask[self._rows(place)].sum(1).cpu().numpy()
         is_new = np.ones(len(samples), bool)
-        if here.work.device_frozen or job.row.codec.predict:
+        numbered = here.work.device_frozen or job.row.codec.predict
+        if numbered:
             held = here.memory.of(job.device, self._stamp)
             if here.work.device_frozen:
                 is_new = np.array([int(sample) not in held for sample in samples])
-            received, payload = cross_samples(
+            received, sizes = cross_samples(
                 np.split(values, np.cumsum(lengths)[:-1]), samples, job.row.codec,
                 here.stream(step, job.device, "activation"), held=held,
                 again=not here.work.device_frozen,
@@ -219,13 +249,15 @@ class Lane:
             result = np.concatenate(received)
         else:
             crossed = self._cross(step, place, values, "activation")
-            result, payload = crossed.values, crossed.payload_bytes
+            result, sizes = crossed.values, Sizes(crossed.payload_bytes, crossed.bound_bytes)
             if crossed.kept is not None:
                 self._kept[place] = crossed.kept
-        beside = _beside(here, self._batch.labels.dim() == 1, lengths[is_new]) + (
-            INTEGER_BYTES * len(samples) if here.work.device_frozen or job.row.codec.predict else 0
+        beside = _beside(here, self._batch.labels.dim() == 1, lengths[is_new])
+        self._ledger.went_up(step, place, sizes.payload_bytes, sizes.bound_bytes)
+        self._ledger.went_beside(
+            step, place, beside + (INTEGER_BYTES * len(samples) if numbered else 0)
         )
-        self._ledger.up_bytes[step, place] += payload + beside
+        self._ledger.computed[step, place] = is_new.mean()
         return result
 
     def _gathered(
@@ -245,7 +277,7 @@ class Lane:
             except CodecError as error:
                 self._ledger.refuse(place, f"{direction} refused: {error}")
                 continue
-            self._ledger.down_bytes[step, place] += crossed.payload_bytes
+            self._ledger.went_down(step, place, crossed.payload_bytes, crossed.bound_bytes)
             whole[rows] = unpacked(crossed.values, mask[rows], whole)
         return whole
 

@@ -67,14 +67,27 @@ class SplitResult:
     """The server's adapters on the blocks from the smallest cut on; the copies' mean by weight."""
     head: Head
     """The server's trained head; {} where labels stay or none is trained."""
-    losses: Floats
-    """(steps, devices), NaN where nothing was scored or the device was out."""
-    up_bytes: Floats
-    """(steps, devices), as encoded: payloads, labels, lengths; without the adapters' exchange."""
-    down_bytes: Floats
-    """(steps, devices)."""
+    ledger: Ledger
+    """What crossed in every step, (steps, devices); without the adapters' exchange."""
+    order: tuple[int, ...]
+    """Columns in the order in which a sequential server served them."""
     skipped: int
     """Server steps that were not taken because their gradient was not finite."""
+
+    @property
+    def losses(self) -> Floats:
+        """(steps, devices), NaN where nothing was scored or the device was out."""
+        return self.ledger.losses
+
+    @property
+    def up_bytes(self) -> Floats:
+        """(steps, devices), as encoded: payloads, labels, lengths."""
+        return self.ledger.up_bytes
+
+    @property
+    def down_bytes(self) -> Floats:
+        """(steps, devices), as encoded."""
+        return self.ledger.down_bytes
 
 
 class _Server:
@@ -202,6 +215,7 @@ class _Finished:
     servers: dict[int, Adapters] = field(default_factory=dict)
     server_heads: dict[int, Head] = field(default_factory=dict)
     skipped: int = 0
+    order: tuple[int, ...] = ()
 
     def add(self, lanes: Sequence[Lane], server: _Server, places: Sequence[int]) -> None:
         """Take in what devices and their server hold at the end."""
@@ -266,7 +280,7 @@ class _Make:
             held = held_by_device(start.adapters, self.first)
             finished.adapters = dict.fromkeys(self.jobs, held)
             finished.heads = dict.fromkeys(self.jobs, start.head)
-        finished.skipped = server.skipped
+        finished.skipped, finished.order = server.skipped, tuple(map(int, order))
         return finished
 
     def _lane(self, jobs: dict[int, SplitJob]) -> Lane:
@@ -288,6 +302,7 @@ class _Make:
             else:
                 gradients = server.step(arrived, self.ledger, step)
             for place in lost:
+                self.ledger.lost_in[place] = step
                 self.ledger.refuse(place, f"lost between forward and backward in step {step}")
             for lane in going:
                 lane.learn(step, {p: g for p, g in gradients.items() if p not in lost})
@@ -339,9 +354,8 @@ def _result(
         outcomes=tuple(_outcome(ledger, place, update) for place, update in updates.items()),
         server=_mean(finished.servers, weights),
         head=_mean(finished.server_heads, weights),
-        losses=ledger.losses,
-        up_bytes=ledger.up_bytes,
-        down_bytes=ledger.down_bytes,
+        ledger=ledger,
+        order=finished.order or tuple(jobs),
         skipped=finished.skipped,
     )
 

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from airtune.codec import decode, encode
+from airtune.cost.coded import bound_bytes
 from airtune.errors import CheckpointError
 from airtune.plan import Bools, CodecSpec, Ints
 
@@ -36,6 +37,16 @@ class Crossed:
     payload_bytes: int
     kept: Bools | None = None
     """Which entries arrived as other than zero, which both ends know."""
+    bound_bytes: float = 0.0
+    """What independent, normally distributed entries would take at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What payloads took, and what independent, normally distributed entries would at least."""
+
+    payload_bytes: int
+    bound_bytes: float
 
 
 @dataclass(slots=True)
@@ -60,11 +71,16 @@ class CutMemory:
         return sum(rows.nbytes for rows in self._rows.get(device, {}).values())
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
-        """Return everything as named arrays, for a checkpoint."""
+        """Return everything as named arrays, four a device, for a checkpoint."""
         found: dict[str, NDArray[np.generic]] = {}
         for device, stamp in self._stamps.items():
-            found[f"{device}.stamp"] = np.array(stamp)
-            found |= {f"{device}.{sample}": rows for sample, rows in self._rows[device].items()}
+            rows = self._rows[device]
+            found |= {
+                f"{device}.stamp": np.array(stamp),
+                f"{device}.samples": np.array(list(rows), np.int64),
+                f"{device}.lengths": np.array([len(row) for row in rows.values()], np.int64),
+                f"{device}.rows": np.concatenate(list(rows.values())) if rows else np.empty((0, 0)),
+            }
         return found
 
     @classmethod
@@ -72,18 +88,25 @@ class CutMemory:
         """Return the memory that `arrays` described.
 
         Raises:
-            CheckpointError: if an array is not one of a memory.
+            CheckpointError: if an array is not one of a memory, or one is missing.
         """
         memory = cls()
-        for name, value in arrays.items():
+        for name in arrays:
             device, _, what = name.partition(".")
-            if not device.isdecimal() or not (what == "stamp" or what.isdecimal()):
+            if not device.isdecimal() or what not in ("stamp", "samples", "lengths", "rows"):
                 raise CheckpointError(f"{name!r} is no part of a memory of cut activations")
-            rows = memory._rows.setdefault(int(device), {})
-            if what == "stamp":
-                memory._stamps[int(device)] = str(value)
-            else:
-                rows[int(what)] = np.asarray(value, np.float32)
+        for device in dict.fromkeys(name.partition(".")[0] for name in arrays):
+            try:
+                stamp, samples, lengths, rows = (
+                    arrays[f"{device}.{what}"] for what in ("stamp", "samples", "lengths", "rows")
+                )
+            except KeyError as error:
+                raise CheckpointError(f"a memory of cut activations lacks {error}") from error
+            pieces = np.split(np.asarray(rows, np.float32), np.cumsum(lengths)[:-1])
+            memory._stamps[int(device)] = str(stamp)
+            memory._rows[int(device)] = {
+                int(sample): piece for sample, piece in zip(samples, pieces, strict=False)
+            }
         return memory
 
 
@@ -109,7 +132,12 @@ def cross(
     known = kept if spec.kind == "topk" else None
     payload = encode(values, spec, stream, mask=known)
     decoded = decode(payload, max_elements=values.size, mask=known)
-    return Crossed(decoded, len(payload), decoded != 0 if spec.kind == "topk" else None)
+    return Crossed(
+        decoded,
+        len(payload),
+        decoded != 0 if spec.kind == "topk" else None,
+        bound_bytes(values.size, spec, known_mask=known is not None),
+    )
 
 
 def cross_samples(
@@ -120,7 +148,7 @@ def cross_samples(
     *,
     held: dict[int, Values],
     again: bool,
-) -> tuple[list[Values], int]:
+) -> tuple[list[Values], Sizes]:
     """Send what the other end does not know of each sample; `held` is brought up to date.
 
     Args:
@@ -132,7 +160,7 @@ def cross_samples(
         again: A sample that is known is sent as its difference; otherwise it is not sent.
 
     Returns:
-        The reconstructions, in order, and the bytes of the payloads.
+        The reconstructions, in order, and what the payloads take.
 
     Raises:
         CodecError: if a value is not finite.
@@ -141,7 +169,7 @@ def cross_samples(
         held.get(int(sample), np.empty(0)).shape == row.shape
         for row, sample in zip(rows, samples, strict=True)
     ]
-    total = 0
+    total, bound = 0, 0.0
     result = [
         held[int(sample)] if is_known else row
         for row, sample, is_known in zip(rows, samples, known, strict=True)
@@ -152,12 +180,12 @@ def cross_samples(
             continue
         parts = [rows[i] - result[i] if is_difference else rows[i] for i in places]
         crossed = cross(np.concatenate(parts), spec, stream)
-        total += crossed.payload_bytes
+        total, bound = total + crossed.payload_bytes, bound + crossed.bound_bytes
         ends = np.cumsum([len(part) for part in parts])[:-1]
         for place, piece in zip(places, np.split(crossed.values, ends), strict=True):
             result[place] = result[place] + piece if is_difference else piece
     held.update({int(sample): row for sample, row in zip(samples, result, strict=True)})
-    return result, total
+    return result, Sizes(total, bound)
 
 
 def packed(tensor: torch.Tensor, mask: torch.Tensor) -> Values:

@@ -1,0 +1,356 @@
+"""What a split round costs in virtual time, from the bytes that really crossed; numpy only.
+
+All devices in one pass (a shared server, or a copy for each):
+
+    step = max_i (forward_i + upload_i) + server (all that arrived) + max_i (download_i + backward_i)
+
+The uplink is divided by the slot's shares. What the server returns is each device's own, so the
+downlink of a shared link is divided too, such that all there end together. A device begins its first
+step as soon as it has its adapters, and sends them back when its own last step is done. A
+sequential server serves one device after the other, each with its link to itself: adapters,
+steps, adapters. Transfers are integrated over slots. A device whose link carries nothing, that is
+lost, or whose work was refused, is not waited for. Where labels stay, the two crossings more are
+charged with the two that there are anyway. With a deadline, whoever has not sent its adapters by
+then is late; a step that the deadline interrupts is late for all.
+
+Source: Split Fine-Tuning for Large Language Models in Wireless Networks (arXiv 2501.09237);
+slots, the division of the downlink and the overlap with the exchange are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.cost import energy_j
+from airtune.cost.split import SplitCost
+from airtune.engine.air import Part
+from airtune.engine.clock import RatesAt, Transfer, transfer
+from airtune.engine.timing import Timing, bandwidth_hz
+from airtune.fleet.fleet import Fleet
+from airtune.plan import Bools, Floats, Ints, Problem, RoundPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Crossings:
+    """What crossed in a split round of m devices."""
+
+    up_bytes: Floats
+    """(steps, m); 0 = the device was not in the step."""
+    down_bytes: Floats
+    """(steps, m)"""
+    computed: Floats
+    """(steps, m): fraction of a step's samples that the device ran forward."""
+    adapter_up_bytes: Floats
+    """(m,)"""
+    adapter_down_bytes: Floats
+    """(m,)"""
+    lost: Bools
+    """(m,): vanished in its last step, between forward and backward."""
+    refused: Bools
+    """(m,): put out of the round in its last step."""
+    order: Ints
+    """(m,): in which a sequential server serves."""
+
+    @property
+    def last_step(self) -> Ints:
+        """The step of each device after which it is done, (m,); -1 for one that never began."""
+        steps = np.arange(len(self.up_bytes))[:, None]
+        return np.max(np.where(self.up_bytes > 0, steps, -1), axis=0, initial=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """When the devices of a plan did what in their first step, seconds after the round's start."""
+
+    forward_s: Floats
+    """End of each phase, (m,); NaN for a device that did not come so far."""
+    upload_s: Floats
+    download_s: Floats
+    backward_s: Floats
+    server: tuple[tuple[float, float], ...]
+    """Spans in which the server computed: one for all, or one a device served."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTiming:
+    """A split round on the virtual clock."""
+
+    timing: Timing
+    first: Step
+    step_s: Floats
+    """Seconds of every step; of a sequential server's, the mean over the devices it served."""
+    server_s: Floats
+    """Seconds that the server computed in every step, likewise."""
+
+
+@dataclass(slots=True)
+class _Log:
+    """What each device has spent so far, (m,), and the moments of the first step."""
+
+    until_s: float
+    download_s: Floats
+    compute_s: Floats
+    upload_s: Floats
+    download_bytes: Floats
+    upload_bytes: Floats
+    flops: Floats
+    finish_s: Floats
+    """When the adapters were back; inf where they never are."""
+    moments: Floats
+    """(4, m): ends of forward, upload, download and backward of the first step."""
+    stepped_s: float = 0.0
+    """When the last step was over."""
+    server: list[tuple[float, float]] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, count: int, until_s: float) -> _Log:
+        """Return a log of a round that has not begun."""
+        down, compute, up, down_bytes, up_bytes, flops = np.zeros((6, count))
+        return cls(
+            until_s, down, compute, up, down_bytes, up_bytes, flops,
+            np.full(count, np.inf), np.full((4, count), np.nan),
+        )  # fmt: skip
+
+    def spent(self, start_s: Floats, end_s: Floats) -> Floats:
+        """Return seconds from one moment to another, as far as they are before the deadline."""
+        begun = np.isfinite(start_s)
+        start = np.where(begun, start_s, 0.0)
+        end = np.minimum(np.where(begun, end_s, 0.0), self.until_s)
+        return np.where(np.isfinite(end), np.maximum(end - start, 0.0), 0.0)
+
+    def came(self, start_s: Floats, done: Transfer) -> None:
+        """Count a download."""
+        self.download_s += self.spent(start_s, done.finish_s)
+        self.download_bytes += done.sent_bytes
+
+    def went(self, start_s: Floats, done: Transfer) -> None:
+        """Count an upload."""
+        self.upload_s += self.spent(start_s, done.finish_s)
+        self.upload_bytes += done.sent_bytes
+
+    def worked(self, start_s: Floats, seconds: Floats, flops: Floats) -> Floats:
+        """Count computing; returns when it ends, inf where it never began."""
+        end_s = start_s + seconds
+        self.compute_s += self.spent(start_s, end_s)
+        self.flops += np.where(start_s < self.until_s, flops, 0.0)
+        return end_s
+
+    def note(self, phase: int, end_s: Floats) -> None:
+        """Remember when a phase of the first step ended."""
+        known = np.isfinite(end_s)
+        self.moments[phase, known] = end_s[known]
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """What a round's steps are timed with."""
+
+    problem: Problem
+    air: Part
+    cost: SplitCost
+    crossed: Crossings
+    speed: Floats
+    log: _Log
+
+    def carried(self, rates: RatesAt, start_s: Floats, size_bytes: Floats) -> Transfer:
+        """Return transfers until the deadline; who starts at inf takes no part."""
+        size = np.where(np.isfinite(start_s), size_bytes, 0.0)
+        return transfer(
+            rates, start_s=start_s, size_bytes=size, slot_s=self.air.slot_s,
+            until_s=self.log.until_s,
+        )  # fmt: skip
+
+    def fetched(self, start_s: Floats) -> Floats:
+        """Bring the adapters; returns when they are there."""
+        done = self.carried(self.air.broadcast, start_s, self.crossed.adapter_down_bytes)
+        self.log.came(start_s, done)
+        return done.finish_s
+
+    def uploaded(self, rates: RatesAt, step: int, start_s: Floats) -> Floats:
+        """Let devices run forward and send; returns when the server has it, inf = not at all."""
+        share = self.crossed.computed[step]
+        flops = self.cost.forward_flops * share
+        forward_s = self.log.worked(start_s, flops / self.speed, flops)
+        done = self.carried(rates, forward_s, self.crossed.up_bytes[step])
+        self.log.went(forward_s, done)
+        if step == 0:
+            self.log.note(0, forward_s)
+            self.log.note(1, done.finish_s)
+        return done.finish_s
+
+    def served(self, step: int, start_s: float, came: Bools) -> float:
+        """Let the server compute; returns when it is done."""
+        end_s = (
+            start_s + float(self.cost.server_flops[came].sum()) / self.problem.server_flops_per_s
+        )
+        if step == 0:
+            self.log.server.append((start_s, end_s))
+        return end_s
+
+    def learnt(self, step: int, start_s: Floats) -> Floats:
+        """Return gradients and let devices run backward; returns when they are done."""
+        done = self.carried(self.air.unicast, start_s, self.crossed.down_bytes[step])
+        self.log.came(start_s, done)
+        flops = self.cost.backward_flops
+        end_s = self.log.worked(done.finish_s, flops / self.speed, flops)
+        if step == 0:
+            self.log.note(2, done.finish_s)
+            self.log.note(3, end_s)
+        return end_s
+
+    def sent(self, rates: RatesAt, start_s: Floats) -> Floats:
+        """Send the adapters back; returns when they are there."""
+        done = self.carried(rates, start_s, self.crossed.adapter_up_bytes)
+        self.log.went(start_s, done)
+        return done.finish_s
+
+    def goes_on(self, step: int) -> Bools:
+        """Return who takes the gradient of a step: not who is lost or refused in it, (m,)."""
+        out = (self.crossed.lost | self.crossed.refused) & (self.crossed.last_step == step)
+        return np.asarray((self.crossed.up_bytes[step] > 0) & ~out)
+
+
+def time_split(
+    problem: Problem, fleet: Fleet, plan: RoundPlan, air: Part, *, cost: SplitCost,
+    crossed: Crossings, faults: list[str],
+) -> SplitTiming:  # fmt: skip
+    """Let a split round pass on the virtual clock.
+
+    Args:
+        problem: unmasked; its `work` says how the server serves.
+        fleet: devices and links.
+        plan: of the m cut devices alone.
+        air: the links as they have them.
+        cost: of the plan.
+        crossed: what really went over the cut; nothing for a device with a fault.
+        faults: why a device did not even begin; empty where it did.
+    """
+    device = plan.assignments.device
+    deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
+    until_s = np.inf if deadline_s is None else deadline_s
+    log = _Log.empty(len(device), until_s)
+    speed = fleet.flops_at(plan.round)[device]
+    clock = _Clock(problem, air, cost, crossed, speed, log)
+    serve = _in_turn if problem.work.server == "sequential" else _together
+    step_s, server_s = serve(clock)
+    status, reasons = _statuses(clock, faults, deadline_s)
+    back_s = np.where((status == "ok") & np.isfinite(log.finish_s), log.finish_s, np.nan)
+    end_s = float(np.nanmax(np.append(back_s, log.stepped_s)))
+    timing = Timing(
+        status=status, faults=reasons, download_s=log.download_s, compute_s=log.compute_s,
+        upload_s=log.upload_s, finish_s=back_s,
+        download_bytes=log.download_bytes, upload_bytes=log.upload_bytes, flops=log.flops,
+        peak_bytes=cost.device_peak_bytes,
+        energy_j=energy_j(problem, device, compute_s=log.compute_s, upload_s=log.upload_s),
+        bandwidth_hz=bandwidth_hz(air.links(0), plan),
+        end_s=until_s if np.any(status == "late") else end_s,
+    )  # fmt: skip
+    first = Step(
+        log.moments[0], log.moments[1], log.moments[2], log.moments[3], tuple(log.server)
+    )  # fmt: skip
+    return SplitTiming(timing, first, step_s, server_s)
+
+
+def _together(clock: _Clock) -> tuple[Floats, Floats]:
+    """Take all steps between barriers; returns seconds of every step and of the server in it."""
+    log, crossed, air = clock.log, clock.crossed, clock.air
+    steps, count = crossed.up_bytes.shape
+    last = crossed.last_step
+    ready_s = clock.fetched(np.where(last >= 0, 0.0, np.inf))
+    done_s = np.full(count, np.inf)
+    step_s, server_s = np.zeros(steps), np.zeros(steps)
+    barrier_s = float(np.max(ready_s[np.isfinite(ready_s)], initial=0.0))
+    for step in range(steps):
+        start_s = np.where((crossed.up_bytes[step] > 0), ready_s, np.inf)
+        if not np.any(np.isfinite(start_s)):
+            break
+        arrived_s = clock.uploaded(_kept_busy(clock, step), step, start_s)
+        came = np.isfinite(arrived_s)
+        if not came.any() or (np.isfinite(log.until_s) and not came[np.isfinite(start_s)].all()):
+            break
+        begun_s = float(arrived_s[came].max())
+        served_s = clock.served(step, begun_s, came)
+        learnt_s = clock.learnt(step, np.where(came & clock.goes_on(step), served_s, np.inf))
+        stays = np.isfinite(learnt_s)
+        end_s = float(np.max(learnt_s[stays], initial=served_s))
+        done_s = np.where(stays & (last == step), learnt_s, done_s)
+        ready_s = np.where(stays, end_s, np.inf)
+        step_s[step], server_s[step] = end_s - barrier_s, served_s - begun_s
+        log.stepped_s = barrier_s = end_s
+    log.finish_s[:] = clock.sent(air.up, done_s)
+    return step_s, server_s
+
+
+def _kept_busy(clock: _Clock, step: int) -> RatesAt:
+    """Return the uplink's rates; who has sent this step's tensor will yet send the next.
+
+    A method asked in the middle of a step must not take the link from those that wait at the
+    barrier, for its answer holds until the slot ends.
+    """
+    crossed = clock.crossed
+    later = np.where(
+        crossed.last_step > step,
+        crossed.up_bytes[min(step + 1, len(crossed.up_bytes) - 1)],
+        np.where(crossed.last_step == step, crossed.adapter_up_bytes, 0.0),
+    )
+
+    def rates(slot: int, remaining: Floats) -> Floats:
+        return clock.air.up(slot, np.where(remaining > 0, remaining, later))
+
+    return rates
+
+
+def _in_turn(clock: _Clock) -> tuple[Floats, Floats]:
+    """Serve one device after the other; returns mean seconds of every step and of the server."""
+    log, crossed, alone = clock.log, clock.crossed, clock.air.alone
+    steps, count = crossed.up_bytes.shape
+    step_s, server_s, served = np.zeros(steps), np.zeros(steps), np.zeros(steps)
+    now_s = 0.0
+    for place in crossed.order[crossed.last_step[crossed.order] >= 0]:
+        mine = np.arange(count) == place
+        here_s = clock.fetched(np.where(mine, now_s, np.inf))
+        for step in range(int(crossed.last_step[place]) + 1):
+            arrived_s = clock.uploaded(alone, step, here_s)
+            if not np.isfinite(arrived_s[place]):
+                here_s = arrived_s
+                break
+            done_s = clock.served(step, float(arrived_s[place]), mine)
+            goes_on = mine & clock.goes_on(step)
+            learnt_s = clock.learnt(step, np.where(goes_on, done_s, np.inf))
+            end_s = float(learnt_s[place]) if goes_on[place] else done_s
+            if np.isfinite(end_s):
+                step_s[step] += end_s - here_s[place]
+                server_s[step] += done_s - arrived_s[place]
+                served[step] += 1
+                now_s = end_s
+            here_s = learnt_s
+        back_s = clock.sent(alone, here_s)[place]
+        log.finish_s[place] = back_s
+        now_s = float(back_s) if np.isfinite(back_s) else now_s
+        log.stepped_s = now_s
+    return step_s / np.maximum(served, 1), server_s / np.maximum(served, 1)
+
+
+def _statuses(
+    clock: _Clock, faults: list[str], deadline_s: float | None
+) -> tuple[NDArray[np.str_], tuple[str, ...]]:
+    crossed, finish_s = clock.crossed, clock.log.finish_s
+    out = crossed.lost | crossed.refused
+    status = np.full(len(faults), "ok", "<U7")
+    reasons = list(faults)
+    for place in range(len(faults)):
+        if faults[place]:
+            status[place] = "failed"
+        elif crossed.lost[place]:
+            status[place] = "absent"
+            reasons[place] = f"lost between forward and backward in step {crossed.last_step[place]}"
+        elif not np.isfinite(finish_s[place]) and not out[place]:
+            status[place] = "failed" if deadline_s is None else "late"
+            reasons[place] = (
+                "its link carried nothing in this round" if deadline_s is None
+                else f"not back by the deadline of {deadline_s:.4g} s"
+            )  # fmt: skip
+    return status, tuple(reasons)
