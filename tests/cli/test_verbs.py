@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airtune.errors import RecipeError
+from airtune.errors import DataError, RecipeError
 from airtune.records import read_run
 
 
@@ -213,3 +213,13 @@ def test_every_shipped_recipe_is_right(path):
     from airtune.recipe import load_recipe
 
     assert load_recipe(path).label
+
+
+@pytest.mark.parametrize("key", ["data.source", "data.test"])
+def test_a_plan_refuses_data_that_are_not_there(place, airtune, key):
+    (place / "rows.jsonl").write_text("{}")
+    words = ["data.source=./rows.jsonl", f"{key}=./nowhere.jsonl"]
+    code, _, err = airtune("plan", "tiny.yaml", *words)
+    assert code == DataError.exit_code
+    assert "nowhere.jsonl" in err
+    assert key in err

@@ -56,8 +56,10 @@ def plan(
     from airtune.recipe import load_recipe
 
     recipe = load_recipe(source, overrides=changes)
+    from airtune.data.read import check_places
     from airtune.planner import plan_recipe
 
+    check_places(recipe.data)
     found = plan_recipe(recipe)
     print_json(found.as_document()) if as_json else _print_plan(found)
 

@@ -38,6 +38,21 @@ def read_rows(spec: DataSpec, *, seed: int) -> tuple[Table, Table | None]:
     return train, test
 
 
+def check_places(spec: DataSpec) -> None:
+    """Refuse files and folders that are not there, without reading them.
+
+    Raises:
+        DataError: naming the key and the path.
+    """
+    for key, value in (("data.source", spec.source), ("data.test", spec.test)):
+        if value is None or value.startswith(EMBEDDED_PREFIX):
+            continue
+        path = Path(value).expanduser()
+        # a source that is no path is a hub id; a test set never is
+        if not path.exists() and (key == "data.test" or _looks_like_path(path)):
+            raise DataError(f"no such file: {path}; check `{key}`")
+
+
 def _read_source(spec: DataSpec) -> tuple[Table, Table | None]:
     path = Path(spec.source).expanduser()
     if path.is_dir() and is_saved(path):
