@@ -11,7 +11,7 @@ from typing import Annotated
 import click
 import typer
 
-from airtune.cli import compare, demo, export, init, listing, plan, report, run
+from airtune.cli import compare, demo, export, init, listing, plan, probe, report, run
 from airtune.cli.console import print_error, print_line, print_note
 from airtune.errors import AirtuneError, RunInterruptedError, StorageError
 
@@ -24,7 +24,7 @@ app = typer.Typer(
     epilog="Exit codes are listed in docs/exit-codes.md.",
 )
 for verb in (init.init, run.run, plan.plan, compare.compare, report.report, export.export,
-             demo.demo):  # fmt: skip
+             demo.demo, probe.probe):  # fmt: skip
     app.command(no_args_is_help=False)(verb)
 app.command("list")(listing.list_)
 

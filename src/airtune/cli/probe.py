@@ -1,0 +1,111 @@
+"""`airtune probe`: what this device can do, measured in under two minutes and written as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airtune.cli.console import print_json, print_line, print_note
+from airtune.cli.options import AsJson
+from airtune.errors import DeploymentError
+from airtune.units import format_bytes
+
+
+def probe(
+    output: Annotated[Path, typer.Argument(help="File to write.")] = Path("probe.json"),
+    *,
+    name: Annotated[str | None, typer.Option(help="Of the device; none = its host name.")] = None,
+    server: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the server's stream, to measure the link.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the token that may measure.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option(help="The authority's certificate, ca.crt.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Speak in the clear.")] = False,
+    up_mbps: Annotated[float | None, typer.Option(min=0, help="Instead of --server.")] = None,
+    down_mbps: Annotated[float | None, typer.Option(min=0, help="Instead of --server.")] = None,
+    link: Annotated[
+        str | None, typer.Option(help="Link that several devices share; same name, same link.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model that will be trained: a known name, folder or hub id.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences in a step.")] = 4,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens in a sequence.")] = 128,
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank.")] = 8,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="Cap of a training process, in MB.")
+    ] = None,
+    reserve: Annotated[float, typer.Option(min=0, help="Memory the owner keeps, in MB.")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="For the speed; the link takes 8 s.")] = 40.0,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Measure this device: FLOP/s in training, memory, power, and the link to the server.
+
+    Examples: airtune probe camera-3.json --server edge:9443 --ca ca.crt --token-file token ·
+    airtune probe --up-mbps 20 --down-mbps 50
+    """
+    speeds = _link_speeds(server, token_file, ca, up_mbps, down_mbps, insecure=insecure)
+    from airtune.deploy.probe import (
+        Figures,
+        device_name,
+        measure_speed,
+        probe_document,
+        reference_of,
+        training_memory_bytes,
+        write_probe,
+    )
+
+    shape, workload = reference_of(model, batch=batch, tokens=tokens, rank=rank)
+    cap_bytes = None if memory is None else memory * 1e6
+    left_bytes = training_memory_bytes(cap_bytes, reserve_bytes=reserve * 1e6)
+    print_note(f"measuring the speed for {seconds:g} s; leave the device alone meanwhile")
+    figures = Figures(measure_speed(seconds=seconds), left_bytes, *speeds)
+    document = probe_document(
+        name or device_name(), figures, shape=shape, workload=workload, link=link
+    )
+    write_probe(output, document)
+    if as_json:
+        print_json(document)
+        return
+    watt = document.get("power_w")
+    print_line(
+        f"{output}: {document['flops_per_s'] / 1e9:.1f} GFLOP/s in training, "
+        f"{format_bytes(left_bytes)} left for it, up {document['up_mbps']:.1f} and down "
+        f"{document['down_mbps']:.1f} Mbit/s, "
+        + (f"{watt:.1f} W" if watt else "power cannot be read here")
+    )
+
+
+def _link_speeds(
+    server: str | None, token_file: Path | None, ca: Path | None, up_mbps: float | None,
+    down_mbps: float | None, *, insecure: bool,
+) -> tuple[float, float, float]:  # fmt: skip
+    """Return uplink and downlink in bit/s and the round trip, measured or as told.
+
+    Raises:
+        DeploymentError: if neither a server nor speeds are given, or both.
+    """
+    if server is None:
+        if not up_mbps or not down_mbps:
+            raise DeploymentError(
+                "the link is measured with --server HOST:PORT, or told with --up-mbps and "
+                "--down-mbps above 0"
+            )
+        return up_mbps * 1e6, down_mbps * 1e6, float("nan")
+    if up_mbps is not None or down_mbps is not None:
+        raise DeploymentError("--server measures the link; leave --up-mbps and --down-mbps out")
+    if (ca is None) != insecure or token_file is None:
+        raise DeploymentError(
+            "measuring the link needs --token-file and --ca with the server's ca.crt; --insecure "
+            "instead of --ca speaks in the clear"
+        )
+    from airtune.engine.stream import channel_credentials, measure_link
+
+    credentials = None if ca is None else channel_credentials(ca.read_bytes())
+    token = token_file.read_text(encoding="ascii").strip()
+    found = measure_link(server, token, credentials=credentials)
+    return found.up_bps, found.down_bps, found.round_trip_s
