@@ -1,0 +1,132 @@
+"""A federation on the test bed: server, agents and a run as real processes, each in its namespace."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from testbed.network import SERVER_ADDRESS, inside
+from testbed.spec import Spec
+
+_AIRTUNE = (sys.executable, "-m", "airtune.cli")
+_GOODPUT = 0.955
+"""Of a shaped rate that is left beside headers, as measured for large transfers."""
+
+
+@dataclass(slots=True)
+class Federation:
+    """Processes on a test bed that is up."""
+
+    spec: Spec
+    folder: Path
+    probe_s: float = 8.0
+    agents: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    server: subprocess.Popen[bytes] | None = None
+
+    @property
+    def state(self) -> Path:
+        """The server's folder."""
+        return self.folder / "server"
+
+    def start_server(self) -> None:
+        """Start the server and wait until it is ready."""
+        self.server = self._begin(None, "server", "start", "--state", str(self.state), "--name", SERVER_ADDRESS, log="server")  # fmt: skip
+        until = time.monotonic() + 120
+        while not (self.state / "server.json").is_file():
+            if self.server.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the server did not start; see {self.folder / 'server.log'}")
+            time.sleep(0.2)
+
+    def enroll(self) -> None:
+        """Give every device a key and measure it, where it will run."""
+        names = [device.name for device in self.spec.devices]
+        told = self._call(None, "device", "add", *names, "--state", str(self.state), "--json")
+        for row in json.loads(told)["devices"]:
+            (self.folder / row["name"]).symlink_to(row["folder"])
+        for place, device in enumerate(self.spec.devices):
+            words = ["--name", device.name, "--seconds", str(self.probe_s),
+                     "--up-mbps", str(_GOODPUT * device.up_mbps),
+                     "--down-mbps", str(_GOODPUT * device.down_mbps)]  # fmt: skip
+            if device.memory_mb is not None:
+                words += ["--memory", str(device.memory_mb)]
+            self._call(place, "probe", str(self.folder / f"{device.name}.json"), *words)
+
+    def start_agent(self, place: int) -> None:
+        """Start a device's agent."""
+        device = self.spec.devices[place]
+        keys = self.folder / device.name
+        words = ["--server", f"{SERVER_ADDRESS}:{self._port()}", "--data", "recipe",
+                 "--key", str(keys / "device.key"), "--ca", str(keys / "ca.crt"),
+                 "--probe", str(self.folder / f"{device.name}.json"),
+                 "--folder", str(self.folder / f"{device.name}-logs")]  # fmt: skip
+        if device.memory_mb is not None:
+            words += ["--memory", f"{device.memory_mb:g}MB"]
+        self.agents[place] = self._begin(place, "agent", *words, log=device.name)
+
+    def run(self, recipe: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+        """Run a recipe over the devices and return what the command says at its end."""
+        said = self._call(
+            None, "run", recipe, *settings, "--server", f"{SERVER_ADDRESS}:{self._port()}",
+            "--ca", str(self.state / "tls" / "ca.crt"), "--devices", str(len(self.agents)), "--json",
+        )  # fmt: skip
+        return dict(json.loads(said))
+
+    def stop(self) -> None:
+        """End agents, then the server."""
+        for process in (*self.agents.values(), self.server):
+            if process is not None and process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+    def _port(self) -> int:
+        return int(json.loads((self.state / "server.json").read_text(encoding="utf-8"))["port"])
+
+    def _begin(self, place: int | None, *words: str, log: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{log}.log").open("ab") as file:
+            return subprocess.Popen(
+                inside(self.spec, place, [*_AIRTUNE, *words]), stdout=file,
+                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=self.folder,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def _call(self, place: int | None, *words: str) -> str:
+        done = subprocess.run(
+            inside(self.spec, place, [*_AIRTUNE, *words]), capture_output=True, text=True,
+            check=False, cwd=self.folder,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"airtune {words[0]} ended with {done.returncode}: {done.stderr.strip() or done.stdout}")  # fmt: skip
+        return done.stdout
+
+
+@contextmanager
+def federation(spec: Spec, folder: Path, *, probe_s: float = 8.0) -> Iterator[Federation]:
+    """Start a server and every device's agent, and end them all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Federation(spec, folder.resolve(), probe_s)
+    try:
+        made.start_server()
+        made.enroll()
+        for place in range(len(spec.devices)):
+            made.start_agent(place)
+        yield made
+    finally:
+        made.stop()
+
+
+def compare(run_folder: Path) -> list[tuple[int, float, float]]:
+    """Return round, predicted and measured seconds of every round of a run."""
+    lines = (run_folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [(row["round"], row.get("predicted_s") or float("nan"), row["round_s"]) for row in rows]
