@@ -308,6 +308,8 @@ def _record(
     }
     if setup.duration_s:
         record["setup"] = asdict(setup)
+    if done.execution.split is not None:
+        record["split"] = dict(done.execution.split)
     return record
 
 

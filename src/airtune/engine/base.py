@@ -44,6 +44,8 @@ class Execution:
     faults: tuple[str, ...]
     """Why a device's update does not count; empty where it does."""
     setup: Setup = field(default_factory=Setup)
+    split: Mapping[str, object] | None = None
+    """What a record holds of a split round, in plain values; None where nothing was cut."""
 
 
 class Engine(Protocol):

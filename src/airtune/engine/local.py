@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 
 from airtune.cost import energy_j, forward_flops, peak_memory
 from airtune.data.federated import FederatedData
+from airtune.engine.air import Air
 from airtune.engine.base import Execution, Setup, Split, mask_observation
 from airtune.engine.checks import Divide
 from airtune.engine.clock import transfer
-from airtune.engine.timing import Timing, refusals, time_round
+from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
+from airtune.engine.splitting import Splitter, rows_of, split_record
+from airtune.engine.timing import Timing, joined, refusals, time_round, time_whole
 from airtune.engine.uplink import Uplink
 from airtune.errors import FleetError, RecipeError
 from airtune.fleet.fleet import Fleet
@@ -27,7 +30,7 @@ from airtune.fleet.rates import uplink_bps
 from airtune.keys import generator
 from airtune.model.base import BaseModel
 from airtune.model.importance import Importance, measure, pool
-from airtune.model.state import GlobalState, Update
+from airtune.model.state import GlobalState
 from airtune.plan import (
     Assignments,
     Bools,
@@ -35,7 +38,6 @@ from airtune.plan import (
     Need,
     Observation,
     Problem,
-    Results,
     RoundPlan,
     WorkSpec,
     whole_model,
@@ -94,7 +96,7 @@ class LocalEngine:
             base: the frozen dense model.
             data: of as many devices as the fleet has.
             needs: what the method asks to know; the rest is hidden from it.
-            work: switches of the method's local work.
+            work: switches of the method's local work; None = the problem's.
             settings: participation, dropouts, learning rate and the like.
 
         Raises:
@@ -107,10 +109,11 @@ class LocalEngine:
             )
         self._fleet, self._base, self._data = fleet, base, data
         self._needs = needs
-        self._work = WorkSpec() if work is None else work
-        self._problem = _with_scores(problem, self._work)
+        self._work = problem.work if work is None else work
+        self._problem = _with_work(problem, self._work)
         self._settings = LocalSettings() if settings is None else settings
         self._uplink = Uplink(self._problem)
+        self._splitter = Splitter(self._problem, fleet, base, data, settings=self._settings.train)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)
 
@@ -120,7 +123,8 @@ class LocalEngine:
 
     def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what devices remember from round to round beside the global state."""
-        return {f"uplink/{name}": array for name, array in self._uplink.snapshot().items()}
+        uplink = {f"uplink/{name}": array for name, array in self._uplink.snapshot().items()}
+        return uplink | {f"cut/{name}": item for name, item in self._splitter.snapshot().items()}
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on from a snapshot.
@@ -129,6 +133,7 @@ class LocalEngine:
             CheckpointError: if it is not one of this engine.
         """
         self._uplink.restore(under("uplink/", arrays))
+        self._splitter.restore(under("cut/", arrays))
 
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know: links at the start, speeds, and who is asked."""
@@ -156,27 +161,31 @@ class LocalEngine:
         else:
             setup = Setup()
         begin_s = start_s + setup.duration_s
-        if self._uplink.is_coded:
+        record = None
+        if np.any(plan.assignments.cut > 0):
+            timing, outcomes, record = self._through_cuts(plan, state, divide, start_s=begin_s)
+        elif self._uplink.is_coded:
             timing, outcomes = self._train_then_time(plan, state, divide, start_s=begin_s)
         else:
             timing = time_round(
                 self._problem, self._fleet, plan, divide,
                 start_s=begin_s, dropped=self._dropped(plan),
             )  # fmt: skip
-            outcomes = self._train(plan, state, _in_time(timing))
+            outcomes = self._train(plan, state, in_time(timing))
         status = timing.status.copy()
         for place, outcome in outcomes.items():
             status[place] = outcome.status
         return Execution(
-            results=_results(plan, timing, status, outcomes),
-            updates=_updates(outcomes),
+            results=results_of(plan, timing, status, outcomes),
+            updates=updates_of(outcomes),
             state=state,
             start_s=begin_s,
             end_s=begin_s + timing.end_s,
             bandwidth_hz=timing.bandwidth_hz,
             memory_bytes=self._fleet.memory_bytes[plan.assignments.device],
-            faults=_faults(timing, outcomes),
+            faults=faults_of(timing, outcomes),
             setup=setup,
+            split=record,
         )
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
@@ -224,20 +233,52 @@ class LocalEngine:
         self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
     ) -> tuple[Timing, dict[int, Outcome]]:
         """Have everybody train who can answer: how long a coded update takes, only coding tells."""
-        peak_bytes = peak_memory(
-            self._problem.shape, self._problem.workload, plan.assignments
-        ).total
-        faults = refusals(self._problem, self._fleet, plan, peak_bytes)
         dropped = self._dropped(plan)
-        able = [place for place, fault in enumerate(faults) if not fault and not dropped[place]]
-        sent = self._uplink.send(plan, state, self._train(plan, state, able))
+        sent = self._uplink.send(plan, state, self._train(plan, state, self._able(plan, dropped)))
         timing = time_round(
             self._problem, self._fleet, plan, divide,
             start_s=start_s, dropped=dropped, upload_bytes=sent.size_bytes,
         )  # fmt: skip
-        came = {place: sent.outcomes[place] for place in _in_time(timing)}
+        came = {place: sent.outcomes[place] for place in in_time(timing)}
         self._uplink.settle(sent, state, came)
         return timing, came
+
+    def _through_cuts(
+        self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
+    ) -> tuple[Timing, dict[int, Outcome], Mapping[str, object]]:
+        """Have cut devices train through their cuts and the others the whole model, then time it."""
+        dropped = self._dropped(plan)
+        whole = np.flatnonzero(plan.assignments.cut == 0)
+        rest = rows_of(plan, whole)
+        done = self._splitter.train(plan, state, dropped)
+        able = whole[self._able(rest, dropped[whole])] if len(whole) else whole
+        outcomes = {**self._train(plan, state, able.tolist()), **done.outcomes}
+        sent = self._uplink.send(plan, state, outcomes)
+        usual = sent.size_bytes.copy()
+        if done.result is not None:
+            usual[done.places[done.columns]] = done.result.up_bytes[0]
+        air = Air(self._fleet, plan, divide, start_s=start_s, usual_bytes=usual)
+        timed = self._splitter.time(done, air, sent)
+        parts = [(done.places, timed.timing)]
+        if len(whole):
+            timing = time_whole(
+                self._problem, self._fleet, rest, air.part(whole),
+                dropped=dropped[whole], upload_bytes=sent.size_bytes[whole],
+            )  # fmt: skip
+            parts.append((whole, timing))
+        timing = joined(len(plan.assignments), parts)
+        came = {place: sent.outcomes[place] for place in in_time(timing) if place in sent.outcomes}
+        self._uplink.settle(sent, state, came)
+        steps = int(done.plan.assignments.local_steps.max())
+        return timing, came, split_record(done, timed, air, sent, steps=steps)
+
+    def _able(self, plan: RoundPlan, dropped: Bools) -> list[int]:
+        """Return the rows of a plan without cuts whose device can answer."""
+        peak_bytes = peak_memory(
+            self._problem.shape, self._problem.workload, plan.assignments
+        ).total
+        faults = refusals(self._problem, self._fleet, plan, peak_bytes)
+        return [place for place, fault in enumerate(faults) if not fault and not dropped[place]]
 
     def _train(
         self, plan: RoundPlan, state: GlobalState, places: Sequence[int]
@@ -341,23 +382,14 @@ def round_half(value: float) -> int:
     return int(np.floor(value + 0.5))
 
 
-def under(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-    """Return the arrays of one part of an engine, without its prefix."""
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-
-def _in_time(timing: Timing) -> list[int]:
-    """Return the rows of the plan whose update counts as far as time tells."""
-    return [int(place) for place in np.flatnonzero(timing.status == "ok")]
-
-
-def _with_scores(problem: Problem, work: WorkSpec) -> Problem:
-    """Return the problem whose costs hold what measuring importance while training takes."""
+def _with_work(problem: Problem, work: WorkSpec) -> Problem:
+    """Return the problem whose costs hold what the local work and its measuring take."""
+    scores = problem.workload.scores
     if work.importance == "lora-gradient":
-        return replace(problem, workload=replace(problem.workload, scores="gradient"))
-    if work.importance == "salience":
-        return replace(problem, workload=replace(problem.workload, scores="activation"))
-    return problem
+        scores = "gradient"
+    elif work.importance == "salience":
+        scores = "activation"
+    return replace(problem, work=work, workload=replace(problem.workload, scores=scores))
 
 
 def prunes(assignments: Assignments, problem: Problem) -> bool:
@@ -365,37 +397,4 @@ def prunes(assignments: Assignments, problem: Problem) -> bool:
     return bool(
         np.any(problem.shape.kept_groups(assignments.prune_heads) < problem.shape.kv_groups)
         or np.any(problem.shape.kept_channels(assignments.prune_ffn) < problem.shape.ffn)
-    )
-
-
-def _results(
-    plan: RoundPlan, timing: Timing, status: NDArray[np.str_], outcomes: Mapping[int, Outcome]
-) -> Results:
-    count = len(plan.assignments)
-    first, last = np.full(count, np.nan), np.full(count, np.nan)
-    importance, samples = np.full(count, np.nan), np.zeros(count, np.int64)
-    rank_left = plan.assignments.rank.copy()
-    for place, outcome in outcomes.items():
-        first[place], last[place] = outcome.loss_first, outcome.loss_last
-        samples[place], importance[place] = outcome.samples, outcome.importance
-        rank_left[place] = outcome.rank_left or rank_left[place]
-    return Results(
-        device=plan.assignments.device, status=status,
-        download_s=timing.download_s, compute_s=timing.compute_s, upload_s=timing.upload_s,
-        finish_s=timing.finish_s, download_bytes=timing.download_bytes,
-        upload_bytes=timing.upload_bytes, flops=timing.flops, loss_first=first, loss_last=last,
-        samples=samples, peak_bytes=timing.peak_bytes, energy_j=timing.energy_j,
-        importance=importance, rank_left=rank_left,
-    )  # fmt: skip
-
-
-def _updates(outcomes: Mapping[int, Outcome]) -> tuple[Update, ...]:
-    updates = (outcome.update for outcome in outcomes.values())
-    return tuple(update for update in updates if update is not None)
-
-
-def _faults(timing: Timing, outcomes: Mapping[int, Outcome]) -> tuple[str, ...]:
-    faults: Sequence[str] = timing.faults
-    return tuple(
-        outcomes[place].reason if place in outcomes else fault for place, fault in enumerate(faults)
     )

@@ -58,7 +58,7 @@ class Crossings:
     def last_step(self) -> Ints:
         """The step of each device after which it is done, (m,); -1 for one that never began."""
         steps = np.arange(len(self.up_bytes))[:, None]
-        return np.max(np.where(self.up_bytes > 0, steps, -1), axis=0, initial=-1)
+        return np.asarray(np.max(np.where(self.up_bytes > 0, steps, -1), axis=0, initial=-1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ device stops there, and what it had spent by then is charged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from airtune.engine.air import Air, Part
 from airtune.engine.checks import Divide
 from airtune.engine.clock import Transfer, transfer
 from airtune.fleet.fleet import Fleet
-from airtune.plan import Bools, Floats, LinkState, Problem, RoundPlan
+from airtune.plan import Bools, Floats, Ints, LinkState, Problem, RoundPlan
 from airtune.units import format_bytes
 
 
@@ -46,6 +48,10 @@ class Timing:
     """Hertz of the uplink at the start; NaN on a link of measured capacity."""
     end_s: float
     """Seconds after which the round is over."""
+
+
+_COLUMNS = ("status", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
+            "upload_bytes", "flops", "peak_bytes", "energy_j", "bandwidth_hz")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +133,32 @@ def time_whole(
         bandwidth_hz=bandwidth_hz(links, plan),
         end_s=_end(phases, status, able=able, dropped=dropped, deadline_s=deadline_s),
     )  # fmt: skip
+
+
+def joined(count: int, parts: Sequence[tuple[Ints, Timing]]) -> Timing:
+    """Return one timing of n devices from those of disjoint parts that cover them.
+
+    Args:
+        count: n.
+        parts: rows of the plan and their timing.
+    """
+    columns = {
+        name: _scattered(count, [(places, getattr(timing, name)) for places, timing in parts])
+        for name in _COLUMNS
+    }
+    faults = [""] * count
+    for places, timing in parts:
+        for place, fault in zip(places.tolist(), timing.faults, strict=True):
+            faults[place] = fault
+    end_s = max(timing.end_s for _, timing in parts)
+    return Timing(faults=tuple(faults), end_s=end_s, **columns)
+
+
+def _scattered(count: int, parts: Sequence[tuple[Ints, NDArray[Any]]]) -> NDArray[Any]:
+    whole = np.zeros(count, parts[0][1].dtype)
+    for places, values in parts:
+        whole[places] = values
+    return whole
 
 
 def _spent(phases: _Phases, until_s: float) -> tuple[Floats, Floats, Floats]:

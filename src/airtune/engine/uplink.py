@@ -1,4 +1,8 @@
-"""The uplink of whole-model updates: really coded and decoded, with what coding lost remembered."""
+"""The uplink of updates: really coded and decoded, with what coding lost remembered.
+
+A cut device sends the adapters of its own blocks, and its head where labels stay; a frozen device
+part is not sent at all.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from numpy.typing import NDArray
 
 from airtune.cost import upload_bytes
 from airtune.cost.payload import score_bytes
+from airtune.cost.split import split_cost
 from airtune.errors import CodecError
 from airtune.keys import generator
 from airtune.model.state import GlobalState, Update
@@ -59,11 +64,12 @@ class Uplink:
             outcomes: by row of the plan, with the updates as trained.
         """
         arrived, coded = dict(outcomes), {}
-        for place, outcome in outcomes.items():
+        for place, outcome in outcomes.items() if self.is_coded else ():
             if outcome.update is None:
                 continue
+            row = plan.assignments.row(place)
             try:
-                arrived[place], coded[place] = self._cross(outcome, outcome.update, state)
+                arrived[place], coded[place] = self._cross(outcome, outcome.update, state, row.cut)
             except CodecError as error:
                 arrived[place] = replace(
                     outcome, status="refused", update=None, reason=f"update refused: {error}"
@@ -81,6 +87,11 @@ class Uplink:
         shape, workload = self._problem.shape, self._problem.workload
         beside = score_bytes(shape, workload, plan.assignments)
         size_bytes = upload_bytes(shape, workload, plan.assignments)
+        is_cut = plan.assignments.cut > 0
+        if is_cut.any():
+            parts = split_cost(self._problem, plan.assignments)
+            size_bytes = np.where(is_cut, parts.adapter_up_bytes, size_bytes)
+            beside = np.where(is_cut, 0.0, beside)
         for place, size in coded_bytes.items():
             size_bytes[place] = size + beside[place]
         return size_bytes
@@ -108,10 +119,14 @@ class Uplink:
         self._residuals = Residuals.from_arrays(arrays)
 
     def _cross(
-        self, outcome: Outcome, update: Update, state: GlobalState
+        self, outcome: Outcome, update: Update, state: GlobalState, cut: int | None
     ) -> tuple[Outcome, CodedUpdate]:
-        shape, spec = self._problem.shape, self._problem.workload.upload
-        reference = reference_of(state, shape, update.kept, update.rank)
+        shape, spec, work = self._problem.shape, self._problem.workload.upload, self._problem.work
+        reference = reference_of(
+            state, shape, update.kept, update.rank,
+            cut=0 if cut and work.device_frozen else cut,
+            with_head=cut is None or work.labels == "stay",
+        )  # fmt: skip
         owed = None
         if self._problem.workload.upload_feedback:
             owed = self._residuals.of(update, state, shape, reference)

@@ -16,7 +16,7 @@ from airtune.engine.local import LocalEngine
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.state import initial_state
-from airtune.plan import Calibration, Method
+from airtune.plan import Calibration, Method, Problem
 from airtune.recipe import Recipe, dump_recipe, load_recipe
 from airtune.records import RunRecord, RunWriter, read_run, storage, write_atomically
 from airtune.report import write_report
@@ -176,14 +176,24 @@ def _run_method(
     pieces: Pieces, method: Method, writer: RunWriter, measured: calibrate.Measured | None,
     watch: Watch,
 ) -> None:  # fmt: skip
-    problem = replace(pieces.problem, calibration=measured.calibration if measured else None)
+    problem = problem_of(pieces, method, measured)
     assets = pieces.assets
     engine = LocalEngine(
         assets.fleet, problem, assets.base, assets.data,
-        needs=method.decider.needs, work=method.work, settings=pieces.engine,
+        needs=method.decider.needs, settings=pieces.engine,
     )  # fmt: skip
     run = Run(method, problem, engine, writer, identity(pieces), loop_settings(pieces))
     _run_loop(run, pieces, watch)
+
+
+def problem_of(pieces: Pieces, method: Method, measured: calibrate.Measured | None) -> Problem:
+    """Return the problem as a method meets it: with its own local work and what was measured."""
+    return replace(
+        pieces.problem,
+        work=method.work,
+        calibration=measured.calibration if measured else None,
+        server_memory_bytes=pieces.assets.fleet.server.memory_bytes,
+    )
 
 
 def _run_control(pieces: Pieces, name: str, writer: RunWriter, watch: Watch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from airtune.errors import RecipeError
 from airtune.methods import build_method, method_row, settings_faults
 from airtune.plan import Method
 from airtune.recipe import Recipe
@@ -30,7 +31,8 @@ def choose_method(recipe: Recipe, *, label: str | None = None) -> Chosen:
         label: what it is called in reports; None = its name.
 
     Raises:
-        RecipeError: if there is no such method or a setting is wrong.
+        RecipeError: if there is no such method, a setting is wrong, or it cannot do with the
+            recipe's upload.
         MethodError: if a method from outside cannot be loaded.
     """
     name = recipe.method.name
@@ -39,8 +41,23 @@ def choose_method(recipe: Recipe, *, label: str | None = None) -> Chosen:
         method = Method(name, WholeModel())
     else:
         method = build_method(name, _settings(recipe))
+    check_feedback(recipe, method)
     shown = label or name.rpartition(":")[2]
     return Chosen(method, shown, row.summary, row.reconstructed, is_control=name in CONTROLS)
+
+
+def check_feedback(recipe: Recipe, method: Method) -> None:
+    """Refuse error feedback where what was lost means nothing in the next round.
+
+    Raises:
+        RecipeError: if the method's aggregation gives the adapters new axes every round.
+    """
+    if recipe.upload.feedback and method.aggregate.rule in ("factored", "stacked"):
+        raise RecipeError(
+            f"upload.feedback cannot be used with {method.name}: its {method.aggregate.rule} "
+            "aggregation gives the adapters new axes every round, in which nothing that was lost "
+            "can be made up for; leave upload.feedback out"
+        )
 
 
 def wants_calibration(chosen: Chosen) -> bool:

@@ -1,0 +1,66 @@
+"""What came of a round, from its timing and the outcomes of local work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.engine.timing import Timing
+from airtune.model.state import Update
+from airtune.plan import Results, RoundPlan
+from airtune.work.train import Outcome
+
+
+def in_time(timing: Timing) -> list[int]:
+    """Return the rows of the plan whose update counts as far as time tells."""
+    return [int(place) for place in np.flatnonzero(timing.status == "ok")]
+
+
+def under(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of one part of an engine, without its prefix."""
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def results_of(
+    plan: RoundPlan, timing: Timing, status: NDArray[np.str_], outcomes: Mapping[int, Outcome]
+) -> Results:
+    """Return what the method learns: columns over the devices of the plan.
+
+    Args:
+        plan: n devices.
+        timing: of the round.
+        status: after local work, (n,).
+        outcomes: by row of the plan, of those that came in time.
+    """
+    count = len(plan.assignments)
+    first, last = np.full(count, np.nan), np.full(count, np.nan)
+    importance, samples = np.full(count, np.nan), np.zeros(count, np.int64)
+    rank_left = plan.assignments.rank.copy()
+    for place, outcome in outcomes.items():
+        first[place], last[place] = outcome.loss_first, outcome.loss_last
+        samples[place], importance[place] = outcome.samples, outcome.importance
+        rank_left[place] = outcome.rank_left or rank_left[place]
+    return Results(
+        device=plan.assignments.device, status=status,
+        download_s=timing.download_s, compute_s=timing.compute_s, upload_s=timing.upload_s,
+        finish_s=timing.finish_s, download_bytes=timing.download_bytes,
+        upload_bytes=timing.upload_bytes, flops=timing.flops, loss_first=first, loss_last=last,
+        samples=samples, peak_bytes=timing.peak_bytes, energy_j=timing.energy_j,
+        importance=importance, rank_left=rank_left,
+    )  # fmt: skip
+
+
+def updates_of(outcomes: Mapping[int, Outcome]) -> tuple[Update, ...]:
+    """Return the updates that count, in the order of the plan."""
+    updates = (outcomes[place].update for place in sorted(outcomes))
+    return tuple(update for update in updates if update is not None)
+
+
+def faults_of(timing: Timing, outcomes: Mapping[int, Outcome]) -> tuple[str, ...]:
+    """Return why each device's update does not count, empty where it does."""
+    faults: Sequence[str] = timing.faults
+    return tuple(
+        outcomes[place].reason if place in outcomes else fault for place, fault in enumerate(faults)
+    )

@@ -1,0 +1,237 @@
+"""Devices that are cut, in this process: their steps with the server, and what that is worth.
+
+`work.split` trains them and counts what really crosses; `split_timing` turns it into seconds. What
+both ends of a cut remember of samples lasts from round to round and goes into the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.cost.split import SplitCost, split_cost
+from airtune.data.federated import FederatedData
+from airtune.engine.air import Air
+from airtune.engine.split_timing import Crossings, SplitTiming, time_split
+from airtune.engine.timing import refusals
+from airtune.engine.uplink import Sent
+from airtune.fleet.fleet import Fleet
+from airtune.keys import generator
+from airtune.model.base import BaseModel
+from airtune.model.state import GlobalState
+from airtune.plan import Bools, Floats, Ints, Problem, RoundPlan
+from airtune.units import format_bytes
+from airtune.work.split import CutMemory, SplitJob, SplitResult, split_round
+from airtune.work.train import Outcome, TrainSettings
+
+RECORDED_SLOTS = 16
+"""Slots whose shares a record holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutRound:
+    """What came of the cut rows of a plan; columns over these m rows."""
+
+    places: Ints
+    """Their rows in the whole plan."""
+    plan: RoundPlan
+    """Of them alone."""
+    cost: SplitCost
+    faults: list[str]
+    columns: Ints
+    """Rows, within these m, that trained; in the order of the columns of `result`."""
+    result: SplitResult | None
+    """None where nobody could."""
+    lost: Bools
+    outcomes: Mapping[int, Outcome]
+    """By row of the whole plan; without those that were lost."""
+
+    def laid_out(self, figures: Floats) -> Floats:
+        """Return a ledger's table (steps, trained) over all m rows, zero for the others."""
+        whole = np.zeros((len(figures), len(self.places)))
+        whole[:, self.columns] = figures
+        return whole
+
+
+class Splitter:
+    """Trains and times the devices of a run that are cut."""
+
+    def __init__(self, problem: Problem, fleet: Fleet, base: BaseModel, data: FederatedData,
+                 *, settings: TrainSettings) -> None:  # fmt: skip
+        """Begin with nothing remembered; `problem.work` says how the server serves."""
+        self._problem, self._fleet, self._base, self._data = problem, fleet, base, data
+        self._settings = settings
+        self._memory = CutMemory()
+
+    def snapshot(self) -> dict[str, NDArray[np.generic]]:
+        """Return what both ends of the cuts remember, as arrays."""
+        return self._memory.arrays()
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            CheckpointError: if it is not one of cuts.
+        """
+        self._memory = CutMemory.from_arrays(arrays)
+
+    def train(self, plan: RoundPlan, state: GlobalState, dropped: Bools) -> CutRound:
+        """Have the cut rows of a plan train through their cuts.
+
+        Args:
+            plan: n devices, some of them cut.
+            state: as broadcast.
+            dropped: devices that will vanish, between forward and backward of some step, (n,).
+        """
+        places = np.flatnonzero(plan.assignments.cut > 0)
+        mine = rows_of(plan, places)
+        cost = split_cost(self._problem, mine.assignments)
+        faults = self._refusals(mine, cost)
+        columns = np.array([row for row, fault in enumerate(faults) if not fault], np.int64)
+        result = None
+        if len(columns):
+            result = self._round(mine, state, columns, dropped[places])
+        lost = np.zeros(len(places), np.bool_)
+        outcomes: dict[int, Outcome] = {}
+        if result is not None:
+            lost[columns[list(result.ledger.lost_in)]] = True
+            outcomes = {
+                int(places[row]): outcome
+                for row, outcome in zip(columns, result.outcomes, strict=True)
+                if not lost[row]
+            }
+        return CutRound(places, mine, cost, faults, columns, result, lost, outcomes)
+
+    def time(self, done: CutRound, air: Air, sent: Sent) -> SplitTiming:
+        """Let what they did pass on the virtual clock.
+
+        Args:
+            done: from `train`.
+            air: of the whole plan.
+            sent: what the uplink made of the updates.
+        """
+        able = np.isin(np.arange(len(done.places)), done.columns)
+        result, steps = done.result, int(done.plan.assignments.local_steps.max())
+        nothing = np.zeros((steps, len(done.places)))
+        refused = able & np.array(
+            [
+                place in done.outcomes and done.outcomes[place].update is None
+                for place in done.places.tolist()
+            ]
+        )
+        crossed = Crossings(
+            up_bytes=nothing if result is None else done.laid_out(result.ledger.up_bytes),
+            down_bytes=nothing if result is None else done.laid_out(result.ledger.down_bytes),
+            computed=nothing if result is None else done.laid_out(result.ledger.computed),
+            adapter_up_bytes=sent.size_bytes[done.places],
+            adapter_down_bytes=done.cost.adapter_down_bytes,
+            lost=done.lost,
+            refused=refused,
+            order=np.arange(0) if result is None else done.columns[list(result.order)],
+        )
+        return time_split(
+            self._problem, self._fleet, done.plan, air.part(done.places),
+            cost=done.cost, crossed=crossed, faults=done.faults,
+        )  # fmt: skip
+
+    def _round(
+        self, plan: RoundPlan, state: GlobalState, columns: Ints, dropped: Bools
+    ) -> SplitResult:
+        rows = [plan.assignments.row(int(column)) for column in columns]
+        draws = generator(self._problem.seed, "dropout step", plan.round).random(len(self._fleet))
+        jobs = [
+            SplitJob(row.device, row, self._data.devices[row.device].train,
+                     float(self._problem.devices.weight[row.device]))
+            for row in rows
+        ]  # fmt: skip
+        drops = {
+            row.device: int(draws[row.device] * row.local_steps)
+            for row, column in zip(rows, columns, strict=True)
+            if dropped[column]
+        }
+        return split_round(
+            self._base, state, jobs, settings=self._settings, work=self._problem.work,
+            workload=self._problem.workload, seed=self._problem.seed, round=plan.round,
+            memory=self._memory, drops=drops,
+        )  # fmt: skip
+
+    def _refusals(self, plan: RoundPlan, cost: SplitCost) -> list[str]:
+        """Return why a device does not even begin; the server's memory is a reason for all."""
+        faults = refusals(self._problem, self._fleet, plan, cost.device_peak_bytes)
+        limit = self._problem.server_memory_bytes
+        if cost.server_peak_bytes <= limit:
+            return faults
+        server = (
+            f"the server is out of memory: needs {format_bytes(cost.server_peak_bytes)} for "
+            f"{len(faults)} devices, has {format_bytes(limit)}"
+        )
+        return [fault or server for fault in faults]
+
+
+def rows_of(plan: RoundPlan, places: Ints) -> RoundPlan:
+    """Return a plan of some of its rows."""
+    told = plan.assignments
+    return replace(
+        plan,
+        reasons=tuple(plan.reasons[place] for place in places),
+        assignments=replace(
+            told, device=told.device[places], prune_heads=told.prune_heads[places],
+            prune_ffn=told.prune_ffn[places], rank=told.rank[places], share=told.share[places],
+            local_steps=told.local_steps[places], cut=told.cut[places],
+            codec_index=told.codec_index[places],
+        ),
+    )  # fmt: skip
+
+
+def split_record(
+    done: CutRound, timed: SplitTiming, air: Air, sent: Sent, *, steps: int
+) -> dict[str, object]:
+    """Return what a record holds of a split round, in plain values.
+
+    Bytes are totals of the round, of activations with what goes beside them; seconds are means over
+    its steps; the lists of `first_step` and of shares follow its `device`, with NaN for who did
+    not come so far. `server` are the spans of the first step in which the server computed.
+    """
+    first = timed.first
+    starts, ends = zip(*first.server, strict=True) if first.server else ((np.nan,), (np.nan,))
+    record: dict[str, object] = {
+        "steps": steps,
+        "step_s": _mean(timed.step_s),
+        "server_s": _mean(timed.server_s),
+        "adapter_up_bytes": float(sent.size_bytes[done.places][done.columns].sum()),
+        "adapter_down_bytes": float(done.cost.adapter_down_bytes[done.columns].sum()),
+        "server_peak_bytes": done.cost.server_peak_bytes,
+        "first_step": {
+            "device": done.plan.assignments.device.tolist(),
+            "forward_s": first.forward_s.tolist(),
+            "upload_s": first.upload_s.tolist(),
+            "download_s": first.download_s.tolist(),
+            "backward_s": first.backward_s.tolist(),
+            "server_start_s": min(starts),
+            "server_end_s": max(ends),
+            "server": [list(span) for span in first.server],
+        },
+        "slots": [
+            {"start_s": slot * (air.slot_s or 0.0), "share": air.shares[slot][done.places].tolist()}
+            for slot in sorted(air.shares)[:RECORDED_SLOTS]
+        ],
+    }
+    if done.result is not None:
+        ledger = done.result.ledger
+        record |= {
+            "activation_up_bytes": float(ledger.up_bytes.sum()),
+            "beside_up_bytes": float(ledger.beside_bytes.sum()),
+            "gradient_down_bytes": float(ledger.down_bytes.sum()),
+            "bound_up_bytes": float(ledger.up_bound_bytes.sum()),
+            "bound_down_bytes": float(ledger.down_bound_bytes.sum()),
+            "skipped_steps": done.result.skipped,
+        }
+    return record
+
+
+def _mean(seconds: Floats) -> float:
+    taken = seconds[seconds > 0]
+    return float(taken.mean()) if taken.size else 0.0
