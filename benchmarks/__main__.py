@@ -13,6 +13,7 @@ BENCHMARKS = {
     "model": "sliced models, batched adapters, saving and aggregation",
     "predict": "predicted against measured step time and peak memory",
     "system": "the engine, the planner and the start of a program",
+    "codec": "the codec: bytes against bound and other codecs, speed, what it costs",
     "jcpba": "the JCPBA tables, reduced",
     "fedspine": "the bandit's regret, training memory and inference of FedSpine",
 }

@@ -13,7 +13,7 @@ from airtune.cost import known_shapes, peak_memory
 from airtune.methods import build_method
 from airtune.methods.contract import sample_observation, sample_problem, sample_results
 from airtune.plan import Assignments, Workload
-from airtune.records import DEVICE_COLUMNS, RunWriter
+from airtune.records import DEVICE_COLUMNS, RunWriter, read_run
 
 WORKLOAD = Workload(
     batch=4, tokens=128, local_steps=8, rank=8, lora_targets=("q_proj", "v_proj", "up_proj")
@@ -140,6 +140,47 @@ def build_run(tmp_path: Path) -> Callable[..., Path]:
 
     def build(name: str = "run", **settings) -> Path:
         return make_run(tmp_path / name, **settings)
+
+    return build
+
+
+def make_split(folder: Path, source: Path, *, turns: bool) -> Path:
+    """Write a run again as one that cuts; the server serves all at once, or one after the other."""
+    made = read_run(source)
+    devices = int(made.devices["device"].max()) + 1
+    up = np.linspace(0.4, 1.0, devices)
+    step = {
+        "device": list(range(devices)), "forward_s": (up / 2).tolist(), "upload_s": up.tolist(),
+        "download_s": (up + 0.8).tolist(), "backward_s": [None, *(up + 1.0).tolist()[1:]],
+        "server_start_s": up.tolist() if turns else 1.0,
+        "server_end_s": (up + 0.05).tolist() if turns else 1.3,
+    }  # fmt: skip
+    split = {
+        "steps": 5, "step_s": [2.0] * 5, "server_s": [0.3] * 5, "activation_up_bytes": 9e6,
+        "gradient_down_bytes": 6e6, "adapter_up_bytes": 1e5, "adapter_down_bytes": 1e5,
+        "bound_up_bytes": 1e7, "bound_down_bytes": 6e6, "first_step": step,
+        "slots": [{"start_s": 0.5 * slot, "share": [1 / devices] * devices} for slot in range(4)],
+    }  # fmt: skip
+    leaked = [{"cut": cut, "codec": codec, "explained": 0.8 - 0.1 * cut, "token_recovery": 0.5,
+               "chance": 0.1, "distortion": 0.02, "positions": 50}
+              for codec in ("identity", "topk") for cut in (1, 2)]  # fmt: skip
+    with mock.patch("os.fsync"):
+        writer = RunWriter.create(folder, made.header)
+        for row in made.rounds:
+            mine = made.devices["round"] == row["round"]
+            told = {name: column[mine] for name, column in made.devices.items() if name != "round"}
+            told |= {"cut": 1 + told["device"] % 3, "codec": "deadzone 0.75"}
+            writer.append({**row, "split": split}, told)
+        writer.finish({**(made.results or {}), "leakage": leaked})
+    return folder
+
+
+@pytest.fixture
+def build_split(build_run: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a made-up run that cuts."""
+
+    def build(*, turns: bool = False, **settings) -> Path:
+        return make_split(tmp_path / "split", build_run(**settings), turns=turns)
 
     return build
 

@@ -116,6 +116,16 @@ def test_a_bandit_reads_well_on_a_phone_in_the_dark(bandits, tmp_path):
     assert contrast(seen["tick"], seen["back"]) >= 4.5
 
 
+def test_a_split_reads_well_on_a_phone(build_split, tmp_path):
+    page = write_report([build_split(devices=6, rounds=4)], tmp_path / "out")
+    seen, console = look(page, tmp_path, width=380)
+    assert console == []
+    assert seen["scroll"] <= 380, seen["beyond"]
+    assert seen["beyond"] == []
+    assert seen["drawn"] == seen["shown"]
+    assert contrast(seen["tick"], seen["back"]) >= 4.5
+
+
 def contrast(ink, paper):
     """The contrast ratio of two colours, by WCAG 2."""
 

@@ -100,7 +100,7 @@ def load_base(
     choices: dict[str, object] = {"num_labels": labels} if labels else {}
     if quantisation is not None:
         choices |= {"quantization_config": quantisation, "device_map": {"": place}}
-    with _reading(source), torch.random.fork_rng(devices=[]), _quiet():
+    with _reading(source), torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(0)
         network, report = loader.from_pretrained(
             source, revision=revision, dtype=DTYPES[dtype], output_loading_info=True, **choices
@@ -230,7 +230,7 @@ def _reading(source: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the loader's report of a new head off the screen; what is missing is checked here."""
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

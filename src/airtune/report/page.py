@@ -20,6 +20,7 @@ from airtune.report import (
     rounds,
     solver,
     sparsity,
+    split,
     svg,
     verdict,
 )
@@ -173,6 +174,7 @@ def _inspect(run: Run, figures: dict[str, Figure]) -> dict[str, Any]:
         "constant": constant,
         "sampled": _sampled(run, shown),
         "bandit": bandit.bandit_panel(run, name, figures),
+        "split": split.split_panel(run, name, figures, shown),
         "memory": _memory(run, shown, name, figures),
         "solver": _solver(run, name, figures),
         "solver_sentence": solver.solver_sentence(run),
