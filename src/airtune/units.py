@@ -5,6 +5,8 @@ Inside the package every quantity is in one unit: hertz, watt, second, byte, bit
 
 from __future__ import annotations
 
+import re
+
 BITS_PER_BYTE = 8
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
@@ -37,6 +39,20 @@ def format_bytes(size_bytes: float) -> str:
         if abs(size_bytes) >= scale:
             return f"{size_bytes / scale:.1f} {unit}"
     return f"{size_bytes:.0f} B"
+
+
+def parse_bytes(text: str) -> float:
+    """Return the bytes of a text such as 700MB, 1.5GiB or 2048; raises ValueError for another.
+
+    >>> parse_bytes("1.5 GB"), parse_bytes("2KiB")
+    (1500000000.0, 2048.0)
+    """
+    found = re.fullmatch(r"([\d.]+)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"a size must be like 700MB or 1.5GiB, got {text!r}")
+    number, prefix, binary = found.groups()
+    scale = 1024.0 if binary else 1000.0
+    return float(float(number) * scale ** " KMGT".index(prefix.upper() or " "))
 
 
 def format_seconds(duration_s: float) -> str:

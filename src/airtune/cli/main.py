@@ -11,7 +11,21 @@ from typing import Annotated
 import click
 import typer
 
-from airtune.cli import compare, demo, export, init, listing, plan, probe, report, run
+from airtune.cli import (
+    agent,
+    compare,
+    demo,
+    device,
+    export,
+    init,
+    listing,
+    plan,
+    probe,
+    report,
+    run,
+    server,
+    status,
+)
 from airtune.cli.console import print_error, print_line, print_note
 from airtune.errors import AirtuneError, RunInterruptedError, StorageError
 
@@ -24,9 +38,11 @@ app = typer.Typer(
     epilog="Exit codes are listed in docs/exit-codes.md.",
 )
 for verb in (init.init, run.run, plan.plan, compare.compare, report.report, export.export,
-             demo.demo, probe.probe):  # fmt: skip
+             demo.demo, probe.probe, agent.agent, status.status):  # fmt: skip
     app.command(no_args_is_help=False)(verb)
 app.command("list")(listing.list_)
+app.add_typer(server.app, name="server")
+app.add_typer(device.app, name="device")
 
 
 def _print_version(*, wanted: bool) -> None:

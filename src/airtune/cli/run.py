@@ -26,17 +26,28 @@ def run(
     name: Annotated[str | None, typer.Option(help="End of the run folder's name.")] = None,
     folder: Annotated[Path | None, typer.Option(help="The run folder itself.")] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard.")] = False,
+    server: Annotated[str | None, typer.Option(help="HOST[:PORT] of a server: run on real devices.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="With --server: its ca.crt; none = of the server's state folder here.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="With --server: it has no TLS.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="With --server: the recipe's fleet keeps time, devices hold shares of its data.")] = False,
+    devices: Annotated[int, typer.Option(help="With --server: how many devices to wait for.")] = 0,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fine-tune by a recipe; without one, the embedded default (no download).
 
     Examples: airtune run · airtune run recipe.yaml --set train.rounds=5 lora.r=4 ·
-    airtune run --resume latest
+    airtune run --resume latest · airtune run recipe.yaml --server edge.example.org
     """
     from airtune.recipe import load_recipe
     from airtune.records import read_run
 
     source, changes = split_words(words, settings)
+    if server is not None:
+        from airtune.cli.remote import Remote, run_remotely
+
+        wanted = Remote(server, ca, insecure=insecure, replay=replay, devices=devices, resume=resume)
+        run_remotely(wanted, source, changes + ([f"name={name}"] if name else []), as_json=as_json)
+        return
     if resume is not None and (source or changes or name or folder):
         raise RecipeError("--resume goes on with the recipe of the run; give nothing else with it")
     changes += [f"name={name}"] if name else []

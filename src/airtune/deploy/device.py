@@ -22,9 +22,10 @@ from pydantic import ValidationError
 
 from airtune.data import load_federated, load_federated_images
 from airtune.data.federated import DeviceData
+from airtune.deploy.memory import is_out_of_memory
+from airtune.engine.envelope import Envelope
 from airtune.engine.exchange import importance_tensors, unpack_state
 from airtune.engine.message import (
-    Envelope,
     Joined,
     Reply,
     Spent,
@@ -64,8 +65,8 @@ class DeviceSettings:
     """Folder of the base model on this device; None = where the recipe says."""
     compute: str = "auto"
     """Where torch computes: auto, cpu or cuda."""
-    memory_bytes: float = math.inf
-    """What a job may take."""
+    memory_bytes: float | None = None
+    """What a job may take; None = the owner has said nothing."""
     probe: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -108,10 +109,12 @@ class Device:
             return self._do(task, blobs)
         except AirtuneError as error:
             return seal_reply(replace(_reply(task), status="failed", reason=str(error)))
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+        except (MemoryError, OSError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
-            reason = f"out of memory: this device has {format_bytes(self._settings.memory_bytes)}"
+            left = self._settings.memory_bytes
+            has = "less than that" if left is None else format_bytes(left)
+            reason = f"out of memory: this device has {has}"
             return seal_reply(replace(_reply(task), status="failed", reason=reason))
 
     def _do(self, task: Task, blobs: Mapping[str, bytes]) -> Envelope:
@@ -341,10 +344,3 @@ def _peak_bytes() -> float:
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed; torch's CPU allocator says so in words alone."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return "alloc" in str(error) and "memory" in str(error)

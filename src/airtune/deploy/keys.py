@@ -76,13 +76,23 @@ def ensure_certificates(folder: Path, hosts: Sequence[str]) -> ServerFiles:
         DeploymentError: if a file there is not what it should be.
         StorageError: if nothing can be written there.
     """
+    files = ensure_authority(folder)
+    if not files.certificate.is_file() or _lacks(files.certificate, hosts):
+        _make_certificate(files, hosts)
+    return files
+
+
+def ensure_authority(folder: Path) -> ServerFiles:
+    """Return the files of an authority, made where there is none.
+
+    Raises:
+        StorageError: if nothing can be written there.
+    """
     files = ServerFiles(folder)
     with storage(folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not files.authority.is_file() or not files.authority_key.is_file():
         _make_authority(files)
-    if not files.certificate.is_file() or _lacks(files.certificate, hosts):
-        _make_certificate(files, hosts)
     return files
 
 

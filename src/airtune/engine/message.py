@@ -25,6 +25,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
+from airtune.engine.envelope import Envelope
 from airtune.errors import CodecError, MismatchError
 from airtune.plan import Assignment, Workload, WorkSpec
 from airtune.work.train import TrainSettings
@@ -45,19 +46,6 @@ _TYPES: Mapping[str, torch.dtype] = {
 Kind = Literal["join", "measure", "train", "evaluate"]
 Tensors = Mapping[str, torch.Tensor]
 Blobs = Mapping[str, bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """A message on its way: the header as bytes, and the blobs it lists, in its order."""
-
-    header: bytes
-    blobs: tuple[bytes, ...] = ()
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of header and blobs."""
-        return len(self.header) + sum(map(len, self.blobs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +120,8 @@ class Joined:
     """Tokens of its longest training text."""
     fingerprint: str
     tokenizer: str
-    memory_bytes: float
+    memory_bytes: float | None = None
+    """Left for training; None = its owner has said nothing."""
     probe: Mapping[str, Any] = field(default_factory=dict)
     """Its probe file; {} where it was never probed."""
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+from airtune.engine.envelope import Arrival, Envelope
 from airtune.engine.exchange import (
     pack_own,
     pack_state,
@@ -20,7 +21,6 @@ from airtune.engine.exchange import (
     without_scores,
 )
 from airtune.engine.message import (
-    Envelope,
     Kind,
     Reply,
     Seat,
@@ -44,19 +44,6 @@ SMALL_BYTES = 1 << 20
 """What an answer without tensors may hold."""
 PATIENCE_S = 3600.0
 """How long a device may be silent where no deadline is set."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What became of a message to a device."""
-
-    envelope: Envelope | None
-    """None = nothing came back."""
-    after_s: float
-    """Seconds after it was sent."""
-    fault: str = ""
-    is_late: bool = False
-    """Nothing came by the deadline."""
 
 
 class Courier(Protocol):
@@ -120,6 +107,10 @@ class Remote:
     def setup(self) -> Setup:
         """What stays the same in all rounds."""
         return self._setup
+
+    def settle_on(self, setup: Setup) -> None:
+        """Take what the devices said into account from now on."""
+        self._setup = setup
 
     def online(self) -> frozenset[int]:
         """Return the numbers of the devices that can be reached now."""

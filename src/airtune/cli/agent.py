@@ -1,0 +1,69 @@
+"""`airtune agent`: let this device take part."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airtune.cli.console import print_note
+from airtune.errors import DeploymentError, RecipeError
+from airtune.units import parse_bytes
+
+
+def agent(
+    *,
+    server: Annotated[str, typer.Option(help="HOST:PORT of the server.")],
+    data: Annotated[str, typer.Option(help="File or folder of this device's data, or recipe: its share of the recipe's own.")],
+    key: Annotated[Path, typer.Option(help="This device's private key.")] = Path("device.key"),
+    ca: Annotated[Path, typer.Option(help="The server's ca.crt.")] = Path("ca.crt"),
+    name: Annotated[str, typer.Option(help="With --insecure: what this device calls itself.")] = "",
+    insecure: Annotated[bool, typer.Option("--insecure", help="The server has no TLS and no keys.")] = False,
+    model: Annotated[str | None, typer.Option(help="Folder of the base model here; none = as the recipe says.")] = None,
+    compute: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    memory: Annotated[str | None, typer.Option(help="Most memory that training may take, 700MB for instance; kept by the system.")] = None,
+    reserve: Annotated[str | None, typer.Option(help="Memory left to the device's owner, 1.5GB for instance.")] = None,
+    when: Annotated[str | None, typer.Option(help="Local hours in which it takes part, 22:00-05:00 for instance.")] = None,
+    probe: Annotated[Path | None, typer.Option(help="This device's probe file, from airtune probe.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where logs are kept.")] = None,
+    give_up: Annotated[float, typer.Option(help="Seconds for which an unreachable server is tried; 0 = for ever.")] = 0.0,
+) -> None:  # fmt: skip
+    """Take part in runs until stopped; only calls out, reconnects by itself.
+
+    Example: airtune agent --server edge.example.org:9443 --data ./logs.jsonl
+    """
+    from airtune.deploy.agent import Agent, AgentSettings, read_hours
+
+    settings = AgentSettings(
+        server=server, data=data, key=None if insecure else key,
+        authority=None if insecure else ca, name=name or socket.gethostname(), insecure=insecure,
+        model=model, compute=compute, memory_bytes=_bytes("memory", memory),
+        reserve_bytes=_bytes("reserve", reserve),
+        hours=None if when is None else read_hours(when), probe=_read_probe(probe),
+        give_up_s=give_up or float("inf"),
+    )  # fmt: skip
+    if insecure:
+        print_note("INSECURE: no TLS and no key; whoever is on the way can read and change updates")
+    Agent(settings, say=print_note, folder=folder).run()
+
+
+def _read_probe(path: Path | None) -> dict[str, object]:
+    if path is None:
+        return {}
+    from airtune.fleet.probe import read_probe
+
+    read_probe(path)  # refuses what the server could not read
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise DeploymentError(f"{path} is no probe file")
+    return found
+
+
+def _bytes(name: str, text: str | None) -> float | None:
+    try:
+        return None if text is None else parse_bytes(text)
+    except ValueError as error:
+        raise RecipeError(f"--{name}: {error}") from error

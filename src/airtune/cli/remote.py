@@ -1,0 +1,110 @@
+"""`airtune run --server`: the same verb on real devices."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airtune.cli.console import print_json, print_line, print_note, print_table
+from airtune.deploy.flower_cli import Link
+from airtune.deploy.server import DEFAULT_PORT, DEFAULT_STATE
+from airtune.deploy.submit import follow, submit
+from airtune.errors import DeploymentError, RunInterruptedError
+from airtune.recipe import load_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """Where and how a recipe is to run."""
+
+    server: str
+    ca: Path | None = None
+    insecure: bool = False
+    replay: bool = False
+    devices: int = 0
+    resume: str | None = None
+
+    def link(self, home: Path) -> Link:
+        """Return the way to the server."""
+        address = self.server if ":" in self.server else f"{self.server}:{DEFAULT_PORT}"
+        if self.insecure:
+            return Link(address, None, home)
+        usual = DEFAULT_STATE / "tls" / "ca.crt"
+        found = self.ca or next((path for path in (usual, Path("ca.crt")) if path.is_file()), None)
+        if found is None:
+            raise DeploymentError("name the server's ca.crt with --ca; it is in its folder tls/")
+        return Link(address, found, home)
+
+
+def run_remotely(wanted: Remote, source: str | None, changes: list[str], *, as_json: bool) -> None:
+    """Submit a recipe and follow it to its end.
+
+    Raises:
+        RunInterruptedError: on Ctrl-C; the run goes on at the server.
+    """
+    recipe = load_recipe(source, overrides=changes)
+    with tempfile.TemporaryDirectory(prefix="airtune-flower-") as home:
+        link = wanted.link(Path(home))
+        run = submit(
+            link, recipe, resume=wanted.resume or "", devices=wanted.devices,
+            clock="replay" if wanted.replay else "real",
+        )  # fmt: skip
+        if not as_json:
+            print_note(f"run {run} at {link.address}")
+        try:
+            for event in follow(link, run):
+                _show(event, as_json=as_json)
+        except KeyboardInterrupt as error:
+            raise RunInterruptedError(
+                f"no longer following; run {run} goes on at the server (airtune server stop "
+                f"--run {run} ends it there)"
+            ) from error
+
+
+def _show(event: Any, *, as_json: bool) -> None:
+    if "result" in event:
+        if as_json:
+            print_json(event)
+            return
+        _print_result(event)
+    elif as_json:
+        return
+    elif "stage" in event:
+        print_note(event["stage"])
+    elif "refused" in event:
+        print_note(f"{event['device']} takes no part: {event['refused']}")
+    elif "note" in event:
+        print_note(event["note"])
+    elif "round" in event:
+        print_note(_round(event["round"]))
+
+
+def _round(row: dict[str, Any]) -> str:
+    counts = {name: count for name, count in row["counts"].items() if count}
+    words = [f"round {row['round']}", f"{row['round_s']:.1f} s",
+             ", ".join(f"{count} {name}" for name, count in counts.items()) or "nobody there"]  # fmt: skip
+    for name, value in (("train loss", row["train_loss"]),
+                        ("validation", (row["validation"] or {}).get("loss"))):  # fmt: skip
+        if value is not None:
+            words.append(f"{name} {value:.4f}")
+    return " · ".join(words)
+
+
+def _print_result(event: dict[str, Any]) -> None:
+    result = event["result"] or {}
+    rows = []
+    for label, key in (("before", "initial"), ("best validation", "validation_best"),
+                       ("test", "test")):  # fmt: skip
+        part = result.get(key) or {}
+        rows.append(
+            [label, *(_figure(part.get(name)) for name in ("loss", "perplexity", "accuracy"))]
+        )
+    print_table("", ["quality", "loss", "perplexity", "accuracy"], rows)
+    print_line(f"records at the server: {event['folder']}")
+    print_line(f"report at the server: {event['report']}")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,45 @@
+"""The lines by which a run at the server is followed from elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MARK = "airtune: "
+
+
+def as_line(event: Mapping[str, Any]) -> str:
+    """Return an event as one line.
+
+    >>> as_line({"stage": "running"})
+    'airtune: {"stage": "running"}'
+    """
+    return MARK + json.dumps(_plain(event))
+
+
+def read_line(line: str) -> dict[str, Any] | None:
+    """Return the event of a line, None where it is none.
+
+    >>> read_line('airtune: {"stage": "running"}')
+    {'stage': 'running'}
+    """
+    _, mark, text = line.partition(MARK)
+    if not mark:
+        return None
+    try:
+        event = json.loads(text)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,359 @@
+"""A run over real devices: who takes part, what they have, and the ordinary round loop over them.
+
+What the local engine reads from the recipe, a federation learns from its devices: how many examples
+each has, how long they are, how fast it is. What was learnt is saved with the run (`roster.json` and
+`probes/`), so a run that is resumed has the same devices by the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from airtune.data.federated import Count, FederatedData
+from airtune.deploy.device import describe_reader
+from airtune.deploy.nodes import Nodes
+from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
+from airtune.engine.base import Engine
+from airtune.engine.checkpoint import load_checkpoint
+from airtune.engine.flower import FlowerEngine, ReplayEngine
+from airtune.engine.flower_grid import GridCourier
+from airtune.engine.message import Joined, Setup
+from airtune.engine.remote import Answer, Remote
+from airtune.errors import (
+    CheckpointError,
+    ConnectionFailedError,
+    DataError,
+    FleetError,
+    MismatchError,
+    RecipeError,
+    RunExistsError,
+)
+from airtune.fleet import Fleet, load_fleet
+from airtune.loop import Run, begin, run_rounds
+from airtune.model.base import BaseModel
+from airtune.model.images import image_tokens
+from airtune.model.state import initial_state
+from airtune.plan import Method, Problem
+from airtune.recipe import Recipe, dump_recipe, load_recipe
+from airtune.records import RunWriter, read_run, storage, write_atomically
+from airtune.report import write_report
+from airtune.run import (
+    Assets,
+    Chosen,
+    Pieces,
+    build_pieces,
+    choose_method,
+    new_folder,
+    stored_calibration,
+    workload_of,
+)
+from airtune.run.build import engine_settings, is_vision, load_model, pinned
+from airtune.run.execute import RECIPE_FILE, identity, loop_settings
+from airtune.run.header import header
+
+ROSTER, PROBES = "roster.json", "probes"
+Tell = Callable[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What somebody asked the server to run."""
+
+    recipe: Recipe
+    root: Path
+    """Where run folders are made."""
+    resume: Path | None = None
+    clock: Literal["real", "replay"] = "real"
+    devices: int = 0
+    """How many to wait for; 0 = one, or as many as the recipe's fleet on the replayed clock."""
+    join_s: float = 600.0
+    """How long to wait for them."""
+    silent_s: float = 1800.0
+    """How long a device may be silent in a round without a deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The devices of a run, by number."""
+
+    names: tuple[str, ...]
+    joined: tuple[Joined | None, ...]
+    """What each said when it joined; None = it could not."""
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Training examples of each device."""
+        return tuple(0 if item is None else item.rows for item in self.joined)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A run folder, new or old."""
+
+    folder: Path
+    is_new: bool
+    roster: Roster | None
+
+
+def run_federation(order: Order, nodes: Nodes, grid: Grid, *, tell: Tell) -> Path:
+    """Run an order to its end; returns the run's folder.
+
+    Raises:
+        ConnectionFailedError: if too few devices are there.
+        MismatchError: if none of them fits the run.
+        AirtuneError: one of its kinds, as for a local run.
+    """
+    place = _place(order)
+    recipe = order.recipe if place.is_new else load_recipe(place.folder / RECIPE_FILE)
+    recipe = pinned(recipe)
+    chosen = choose_method(recipe)
+    if chosen.is_control:
+        raise RecipeError(
+            f"{chosen.method.name} is a control and federates nothing; run it without --server"
+        )
+    tell(stage="loading the model", folder=str(place.folder))
+    known = load_known(recipe)
+    base = load_model(recipe, labels=len(known.labels))
+    names = _names(order, place, nodes, recipe, tell)
+    link = _Link(nodes, names)
+    setup = Setup(
+        recipe=recipe.model_dump_json(), fingerprint=base.fingerprint,
+        tokenizer=describe_reader(recipe, base),
+        workload=workload_of(recipe, base.shape, tokens=recipe.data.max_length),
+        work=chosen.method.work, train=engine_settings(recipe).train, seed=recipe.seed,
+        devices=len(names), labels=known.labels,
+        threads=recipe.threads if order.clock == "replay" else order.recipe.threads,
+    )  # fmt: skip
+    remote = Remote(
+        GridCourier(grid, link.located), names, setup, run=_number(place.folder),
+        shape=base.shape, patience_s=order.silent_s,
+    )  # fmt: skip
+    roster = place.roster or _join(remote, names, tell)
+    pieces = _pieces(order, recipe, roster, folder=place.folder, known=known, base=base)
+    remote.settle_on(replace(setup, workload=pieces.problem.workload))
+    link.allowed = frozenset(np.flatnonzero(roster.samples).tolist())
+    writer = _writer(place, pieces, chosen, order, roster)
+    tell(stage="running", folder=str(place.folder), name=recipe.label,
+         rounds=recipe.train.rounds, devices=list(names))  # fmt: skip
+    engine = _engine(order, pieces, chosen.method, remote)
+    _rounds(pieces, chosen, engine, writer, tell)
+    page = write_report([place.folder], place.folder)
+    tell(result=read_run(place.folder).results, folder=str(place.folder), report=str(page))
+    return place.folder
+
+
+class _Link:
+    """Which node each device of the run is, if it is there and may take part."""
+
+    def __init__(self, nodes: Nodes, names: Sequence[str]) -> None:
+        self._nodes, self._names = nodes, names
+        self.allowed = frozenset(range(len(names)))
+
+    def located(self) -> Mapping[int, int]:
+        """Return the node of every device that is online."""
+        online = self._nodes.connected()
+        return {
+            number: online[name]
+            for number, name in enumerate(self._names)
+            if name in online and number in self.allowed
+        }
+
+
+def _place(order: Order) -> _Place:
+    if order.resume is None:
+        folder = (order.root / new_folder(order.recipe).name).resolve()
+        if folder.exists():
+            raise RunExistsError(f"the run folder {folder} is already there; start it again")
+        return _Place(folder, True, None)
+    folder = order.resume if order.resume.is_absolute() else order.root / order.resume
+    path = folder / ROSTER
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is no run of a federation: it holds no {ROSTER}")
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        rows = tuple(None if row is None else Joined(**row) for row in said["joined"])
+        return _Place(folder, False, Roster(tuple(said["names"]), rows))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); restore it") from error
+
+
+def _names(
+    order: Order, place: _Place, nodes: Nodes, recipe: Recipe, tell: Tell
+) -> tuple[str, ...]:
+    """Wait for devices; returns the names of the run's, by number."""
+    wanted = order.devices or 1
+    if order.clock == "replay":
+        fleet = load_fleet(
+            recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed
+        )
+        wanted = len(fleet)
+    until = time.monotonic() + order.join_s
+    tell(stage=f"waiting for {wanted} devices")
+    while True:
+        there = sorted(nodes.connected())
+        if place.roster is not None:
+            there = [name for name in there if name in place.roster.names]
+        if len(there) >= wanted:
+            break
+        if time.monotonic() > until:
+            raise ConnectionFailedError(
+                f"{len(there)} of {wanted} devices are there after {order.join_s:.0f} s "
+                f"({', '.join(there) or 'none'}); start airtune agent on the others, or ask for "
+                "fewer with --devices"
+            )
+        time.sleep(1.0)
+    if place.roster is not None:
+        return place.roster.names
+    return tuple(there[:wanted] if order.clock == "replay" else there)
+
+
+def _join(remote: Remote, names: Sequence[str], tell: Tell) -> Roster:
+    """Have the devices load model and data; those that do not fit are named and left out."""
+    tell(stage=f"{len(names)} devices load model and data")
+    answers = remote.join(range(len(names)))
+    replies = [answers[number].reply for number in range(len(names))]
+    joined = tuple(None if reply is None else reply.joined for reply in replies)
+    for number, name in enumerate(names):
+        answer: Answer = answers[number]
+        if answer.status != "ok":
+            tell(device=name, refused=answer.fault)
+    if not any(item is not None and item.rows for item in joined):
+        faults = "; ".join(
+            f"{name}: {answers[number].fault or 'has no training data'}"
+            for number, name in enumerate(names)
+        )
+        raise MismatchError(f"no device can take part: {faults}")
+    return Roster(tuple(names), joined)
+
+
+def _pieces(
+    order: Order, recipe: Recipe, roster: Roster, *, folder: Path, known: Known, base: BaseModel
+) -> Pieces:
+    if order.clock == "replay":
+        pieces = build_pieces(recipe)
+        held = tuple(len(device.train) for device in pieces.assets.data.devices)
+        if held != roster.samples:
+            raise MismatchError(
+                f"on the replayed clock devices hold shares of the recipe's data, {held} rows; "
+                f"they said {roster.samples}; start their agents with --data recipe"
+            )
+        return pieces
+    fleet = _fleet(recipe, roster, folder)
+    longest = max(item.longest for item in roster.joined if item is not None)
+    tokens = image_tokens(base.network.config) if is_vision(recipe) else max(longest, 2)
+    problem = Problem(
+        shape=base.shape, devices=fleet.profiles(np.array(roster.samples)),
+        workload=workload_of(recipe, base.shape, tokens=tokens), rounds=recipe.train.rounds,
+        seed=recipe.seed, deadline_s=recipe.deadline_s,
+        server_flops_per_s=fleet.server.flops_per_s,
+    )  # fmt: skip
+    counts: dict[str, Count] = {
+        "source": known.source, "rows": sum(roster.samples), "device_rows": list(roster.samples),
+        "test_rows": len(known.test),
+        "truncated": sum(item.truncated for item in roster.joined if item is not None),
+    }  # fmt: skip
+    data = FederatedData(
+        devices=known.nothing(len(roster.names)), test=known.test, labels=known.labels,
+        columns={}, counts=counts, test_prompts=known.prompts,
+    )  # fmt: skip
+    return Pieces(recipe, Assets(base, data, fleet), problem, engine_settings(recipe))
+
+
+def _fleet(recipe: Recipe, roster: Roster, run_folder: Path) -> Fleet:
+    """Return the recipe's fleet where it names these devices, or else what they measured."""
+    if isinstance(recipe.fleet.source, dict) or Path(str(recipe.fleet.source)).exists():
+        fleet = load_fleet(
+            recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed
+        )
+        if tuple(fleet.names) == roster.names:
+            return fleet
+        raise FleetError(
+            f"the recipe's fleet names {', '.join(fleet.names)}, connected are "
+            f"{', '.join(roster.names)}; name the devices alike and in alphabetical order, or "
+            "leave fleet.source out to take what the devices measured"
+        )
+    folder = run_folder / PROBES
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, item in zip(roster.names, roster.joined, strict=True):
+        path = folder / f"{name}.json"
+        if not path.exists():
+            write_atomically(path, json.dumps(_probe(name, item), indent=1))
+    return load_fleet(folder)
+
+
+def _probe(name: str, item: Joined | None) -> dict[str, Any]:
+    """Return a device's probe, with cautious guesses for what it never measured."""
+    memory = (None if item is None else item.memory_bytes) or 4e9
+    guess = {"schema": 1, "name": name, "flops_per_s": 2e10, "memory_bytes": memory,
+             "up_mbps": 20.0, "down_mbps": 50.0}  # fmt: skip
+    measured = dict(item.probe) if item is not None else {}
+    return guess | measured | {"name": name} | ({} if measured else {"details": {"probed": False}})
+
+
+def _writer(
+    place: _Place, pieces: Pieces, chosen: Chosen, order: Order, roster: Roster
+) -> RunWriter:
+    if not place.is_new:
+        saved = load_checkpoint(place.folder / "checkpoint", identity=identity(pieces))
+        return RunWriter.resume(place.folder, 0 if saved is None else saved.rounds)
+    document = header(
+        pieces, chosen.method, label=chosen.label, summary=chosen.summary,
+        reconstructed=chosen.reconstructed, measured=None,
+    )  # fmt: skip
+    document |= {"identity": identity(pieces),
+                 "engine": {"kind": "flower", "clock": order.clock, "devices": list(roster.names)}}  # fmt: skip
+    with storage(place.folder):
+        place.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(place.folder / RECIPE_FILE, dump_recipe(pieces.recipe))
+    rows = [None if item is None else asdict(item) for item in roster.joined]
+    write_atomically(
+        place.folder / ROSTER, json.dumps({"names": list(roster.names), "joined": rows}, indent=1)
+    )
+    return RunWriter.create(place.folder, document)
+
+
+def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> ReplayEngine:
+    kind = ReplayEngine if order.clock == "replay" else FlowerEngine
+    assets = pieces.assets
+    return kind(
+        assets.fleet, _problem(pieces, method), assets.base, assets.data, remote=remote,
+        needs=method.decider.needs, work=method.work, settings=pieces.engine,
+    )  # fmt: skip
+
+
+def _problem(pieces: Pieces, method: Method) -> Problem:
+    calibration = stored_calibration(pieces.recipe, choose_method(pieces.recipe))
+    return replace(pieces.problem, calibration=calibration, work=method.work)
+
+
+def _rounds(pieces: Pieces, chosen: Chosen, engine: Engine, writer: RunWriter, tell: Tell) -> None:
+    run = Run(
+        chosen.method, _problem(pieces, chosen.method), engine, writer, identity(pieces),
+        loop_settings(pieces),
+    )  # fmt: skip
+    try:
+        saved = load_checkpoint(writer.folder / "checkpoint", identity=run.identity)
+        if saved is not None:
+            engine.restore(saved.engine)
+        state = initial_state(pieces.assets.base, run.problem.workload, run.problem.seed)
+        run_rounds(run, saved or begin(run, state), on_round=lambda record: tell(round=record))
+    finally:
+        engine.close()
+
+
+def _number(folder: Path) -> int:
+    """Return the number of a run, the same when it is resumed."""
+    return int.from_bytes(hashlib.sha256(folder.name.encode()).digest()[:7], "big")
+
+
+__all__ = ["ON_DEVICE", "DataError", "Order", "Roster", "run_federation"]

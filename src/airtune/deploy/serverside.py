@@ -1,0 +1,81 @@
+"""What Flower's server app does: read its order, find the devices, run the rounds, tell of it.
+
+All it tells goes to standard output as lines that begin with a mark; Flower carries them to whoever
+follows the run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+from pydantic import ValidationError
+
+from airtune.deploy.events import MARK, as_line
+from airtune.deploy.federation import Order, run_federation
+from airtune.deploy.nodes import Nodes
+from airtune.deploy.register import Register
+from airtune.errors import AirtuneError, MismatchError
+from airtune.recipe import Recipe, load_recipe
+
+STATE = "AIRTUNE_STATE"
+"""Environment variable with the server's state folder; set by `airtune server`."""
+INSECURE = "AIRTUNE_INSECURE"
+
+__all__ = ["INSECURE", "MARK", "STATE", "run_here"]
+
+
+def run_here(grid: Grid, context: Context) -> None:
+    """Carry out the run that a context describes.
+
+    Raises:
+        AirtuneError: for whatever is wrong, after it was told.
+    """
+    try:
+        order = _order(context.run_config)
+        state = os.environ.get(STATE)
+        is_open = state is None or os.environ.get(INSECURE) == "1"
+        register = None if is_open else Register(Path(str(state)))
+        nodes = Nodes(grid, register, say=lambda text: tell(note=text))
+        if state is not None and (Path(state) / "draining").exists():
+            raise MismatchError("the server is draining and takes no new run")
+        run_federation(order, nodes, grid, tell=tell)
+    except AirtuneError as error:
+        tell(error={"kind": type(error).__name__, "message": str(error),
+                    "exit_code": error.exit_code})  # fmt: skip
+        raise
+
+
+def tell(**event: Any) -> None:
+    """Write an event for whoever follows."""
+    print(as_line(event), file=sys.stdout, flush=True)
+
+
+def _order(config: Mapping[str, Any]) -> Order:
+    text, name = str(config.get("recipe") or ""), str(config.get("recipe-file") or "")
+    try:
+        recipe = Recipe.model_validate_json(text) if text else load_recipe(name or None)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise MismatchError(
+            f"the recipe cannot be read at the server: {place}: {first['msg']}; install the same "
+            "version of airtune here and there"
+        ) from error
+    state = os.environ.get(STATE)
+    root = Path(recipe.output) if state is None else Path(state) / "runs"
+    resume = str(config.get("resume") or "")
+    return Order(
+        recipe=recipe,
+        root=root,
+        resume=Path(resume) if resume else None,
+        clock="replay" if config.get("clock") == "replay" else "real",
+        devices=int(config.get("devices") or 0),
+        join_s=float(config.get("join-s") or 600.0),
+        silent_s=float(config.get("silent-s") or 1800.0),
+    )

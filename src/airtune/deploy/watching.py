@@ -1,0 +1,90 @@
+"""How a run gets on, read from its records while they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from airtune.records import RunRecord, read_run
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Return the state of a run in plain values.
+
+    Raises:
+        CheckpointError: if the folder is no run or is damaged.
+    """
+    record = read_run(folder)
+    rounds = [_round(row) for row in record.rounds]
+    return {
+        "folder": str(folder), "name": record.header["name"],
+        "method": record.header["method"]["name"], "rounds": record.header["rounds"],
+        "done": len(rounds), "finished": record.results is not None,
+        "upload_bytes": sum(float(row["upload_bytes"]) for row in record.rounds),
+        "download_bytes": sum(float(row["download_bytes"]) for row in record.rounds),
+        "last_rounds": rounds, "devices": _devices(record), "results": record.results,
+    }  # fmt: skip
+
+
+def metrics(folder: Path) -> str:
+    """Return the state of a run as Prometheus reads it."""
+    said = summary(folder)
+    lines = [
+        "# TYPE airtune_rounds_done gauge", f"airtune_rounds_done {said['done']}",
+        "# TYPE airtune_upload_bytes_total counter",
+        f"airtune_upload_bytes_total {said['upload_bytes']:.0f}",
+        "# TYPE airtune_download_bytes_total counter",
+        f"airtune_download_bytes_total {said['download_bytes']:.0f}",
+    ]  # fmt: skip
+    if said["last_rounds"]:
+        last = said["last_rounds"][-1]
+        for name in ("round_s", "train_loss", "validation"):
+            if last[name] is not None:
+                lines += [f"# TYPE airtune_{name} gauge", f"airtune_{name} {last[name]:.9g}"]
+    lines.append("# TYPE airtune_device_round_seconds gauge")
+    lines += [
+        f'airtune_device_round_seconds{{device="{row["name"]}"}} {row["finish_s"]:.9g}'
+        for row in said["devices"] if row["finish_s"] is not None
+    ]  # fmt: skip
+    lines.append("# TYPE airtune_device_ok gauge")
+    lines += [
+        f'airtune_device_ok{{device="{row["name"]}"}} {int(row["status"] == "ok")}'
+        for row in said["devices"]
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _round(row: Mapping[str, Any]) -> dict[str, Any]:
+    counts, validation = row["counts"], row.get("validation") or {}
+    return {
+        "round": row["round"], "round_s": float(row["round_s"]), "ok": counts["ok"],
+        "lost": sum(counts.values()) - counts["ok"], "train_loss": row["train_loss"],
+        "validation": validation.get("loss"),
+    }  # fmt: skip
+
+
+def _devices(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the last row of every device."""
+    columns = record.devices
+    if not len(columns.get("round", ())):
+        return []
+    last = {str(name): place for place, name in enumerate(columns["name"])}
+    finish = {name: float(columns["finish_s"][place]) for name, place in last.items()}
+    slowest = max(finish, key=lambda name: np.nan_to_num(finish[name], nan=-1.0))
+    rows = []
+    for name, place in sorted(last.items()):
+        row: dict[str, Any] = {key: _plain(columns[key][place]) for key in (
+            "finish_s", "compute_s", "upload_s", "upload_bytes", "peak_bytes", "round")}  # fmt: skip
+        row |= {"name": name, "status": str(columns["status"][place]), "slowest": name == slowest,
+                "why": str(columns["reason"][place])}  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def _plain(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
