@@ -12,6 +12,7 @@ average      A and B separately (FedIT, arXiv 2305.05644); unlike ranks are padd
 norm-weighted  the same with weights |B_i A_i|_F (HETLoRA, arXiv 2401.06432)
 factored     the products, refactored by QR and SVD (FlexLoRA, arXiv 2402.11505)
 stacked      the exact sum, merged into the base, adapters start afresh (FLoRA, arXiv 2409.05976)
+trimmed-mean, krum  see `model.protect`, as are clipping and noise
 
 Coverage over unlike slices is ours; the papers have none.
 """
@@ -32,6 +33,7 @@ from airtune.model.cumulative import global_kept, pooled_scores, remembered
 from airtune.model.importance import Importance, pool
 from airtune.model.kept import check_kept, linear_index
 from airtune.model.lora import Adapters, Head, layer_names
+from airtune.model.protect import add_noise, check_alike, clip_update, krum, trimmed_mean
 from airtune.model.state import GlobalState, Update
 from airtune.plan import AggregateSpec, Floats, Ints, Linear, ModelShape
 
@@ -81,6 +83,10 @@ def aggregate(
     data_weights = _weights(weights, len(updates))
     for update in updates:
         check_update(update, state, shape)
+    updates, data_weights = _protected(spec, state, updates, data_weights, shape)
+    if spec.rule == "trimmed-mean":
+        middle, head = trimmed_mean(updates, spec.trim)
+        return replace(state, round=state.round + 1, adapters=dict(middle), head=dict(head))
     used = _norm_weights(updates, data_weights) if spec.rule == "norm-weighted" else data_weights
     linears = {linear.name: linear for linear in shape.linears}
     adapters: Adapters = {}
@@ -108,7 +114,43 @@ def aggregate(
         importance=_importance(state, updates, data_weights),
         merged=merged,
     )
+    if spec.noise:
+        return _noised(spec, state, after, len(updates))
     return _shrunk(spec, state, after, updates, data_weights, shape) if spec.shrinks else after
+
+
+def _protected(
+    spec: AggregateSpec,
+    state: GlobalState,
+    updates: Sequence[Update],
+    weights: Floats,
+    shape: ModelShape,
+) -> tuple[Sequence[Update], Floats]:
+    """Return the updates that count, clipped, and their weights."""
+    if spec.rule in ("trimmed-mean", "krum") or spec.noise:
+        check_alike(updates, shape)
+    if spec.clip_norm:
+        updates = [clip_update(update, state, shape, spec.clip_norm) for update in updates]
+    if spec.rule == "krum":
+        places = krum(updates, spec.liars)
+        weights = weights[places] / weights[places].sum()
+        return [updates[place] for place in places], weights
+    if spec.noise:  # a weight says how many examples a device has, and moves the mean by more
+        weights = np.full(len(updates), 1.0 / len(updates))
+    return updates, weights
+
+
+def _noised(
+    spec: AggregateSpec, before: GlobalState, after: GlobalState, count: int
+) -> GlobalState:
+    """Return the state with noise on all that the updates have changed; scores stay the server's."""
+    deviation = spec.noise * spec.clip_norm / count
+    return replace(
+        after,
+        adapters=add_noise(after.adapters, deviation),
+        head=add_noise(after.head, deviation),
+        importance=before.importance,
+    )
 
 
 def _shrunk(  # noqa: PLR0917 - what a round leaves, in the order it came about

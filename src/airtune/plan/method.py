@@ -25,7 +25,7 @@ State = Mapping[str, StateValue]
 Note = float | tuple[tuple[float, ...], ...]
 """A figure, or a small table in rows of equal length."""
 
-AggregateRule = Literal["average", "norm-weighted", "factored", "stacked"]
+AggregateRule = Literal["average", "norm-weighted", "factored", "stacked", "trimmed-mean", "krum"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class AggregateSpec:
     average: A and B separately by data share, each row and column by those who kept it (FedIT,
     and zero-padding for unlike ranks) · norm-weighted: the same by the norm of B A (HETLoRA) ·
     factored: the products B A, refactored by QR and SVD (FlexLoRA) · stacked: exact sum, merged
-    into the base (FLoRA).
+    into the base (FLoRA) · trimmed-mean, krum: what a few dishonest devices cannot spoil, for
+    updates of one shape.
     """
 
     rule: AggregateRule = "average"
@@ -44,6 +45,15 @@ class AggregateSpec:
     importance, and the state remembers what each device has left."""
     memory: float = 0.0
     """Share of the old scores when the devices' importance is pooled anew, in [0, 1)."""
+    clip_norm: float = 0.0
+    """Largest norm of an update's difference to the broadcast state; 0 = not clipped."""
+    trim: float = 0.1
+    """Share of values left out at either end (trimmed-mean), in [0, 0.5)."""
+    liars: int = 1
+    """Dishonest devices that are reckoned with (krum)."""
+    noise: float = 0.0
+    """Gaussian noise on the mean, in units of clip_norm over the number of updates; 0 = none. With
+    it all updates count alike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -203,6 +203,32 @@ class SplitSection(Section):
         return self
 
 
+class ProtectionSection(Section):
+    """What the server does against dishonest devices, and for privacy."""
+
+    clip_norm: float = Field(default=0.0, ge=0)
+    """Largest norm of an update's difference to the broadcast state; 0 = not clipped."""
+    aggregate: Literal["trimmed-mean", "krum"] | None = None
+    """Robust rule instead of the method's; for methods whose updates are of one shape."""
+    trim: float = Field(default=0.1, ge=0, lt=0.5)
+    """Share of values left out at either end (trimmed-mean)."""
+    liars: int = Field(default=1, ge=1)
+    """Dishonest devices reckoned with (krum); a round needs twice as many and three."""
+    noise: float = Field(default=0.0, ge=0)
+    """Gaussian noise in units of clip_norm over the number of updates; 0 = none."""
+    delta: float = Field(default=1e-5, gt=0, lt=1)
+    """At which the epsilon of the noise is reckoned."""
+
+    @model_validator(mode="after")
+    def _noise_needs_a_bound(self) -> ProtectionSection:
+        if self.noise and (not self.clip_norm or self.aggregate is not None):
+            raise ValueError(
+                "noise needs clip_norm above 0 and the plain average; give clip_norm, and leave "
+                "aggregate out"
+            )
+        return self
+
+
 class EvaluationSection(Section):
     """How quality is measured; off the clock for every method."""
 
@@ -264,6 +290,7 @@ class Recipe(Section):
     calibration: CalibrationSection = CalibrationSection()
     upload: UploadSection = UploadSection()
     split: SplitSection = SplitSection()
+    protection: ProtectionSection = ProtectionSection()
     quality_budget: Annotated[
         Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(_percent)
     ] = None
@@ -280,9 +307,7 @@ class Recipe(Section):
     def _metric_fits_task(self) -> Recipe:
         if self.target is None:
             return self
-        fits = (
-            {"loss", "perplexity"} if self.data.task == "causal-lm" else {"loss", "accuracy"}
-        )
+        fits = {"loss", "perplexity"} if self.data.task == "causal-lm" else {"loss", "accuracy"}
         if self.target.metric not in fits:
             raise ValueError(
                 f"target.metric of {self.data.task} must be {' or '.join(sorted(fits))}, "

@@ -98,6 +98,14 @@ evaluation:
 #   step: 0.75           # of deadzone: quantiser step in standard deviations
 #   feedback: false      # add what coding lost to the next update
 
+# protection:            # against dishonest devices, and for privacy
+#   clip_norm: 0.0       # largest norm of an update's difference to the broadcast; 0 = not clipped
+#   aggregate: krum      # trimmed-mean or krum, for methods whose updates are of one shape
+#   trim: 0.1            # of trimmed-mean: left out at either end
+#   liars: 1             # of krum: dishonest devices reckoned with
+#   noise: 0.0           # Gaussian, in units of clip_norm over the number of updates
+#   delta: 1.0e-5        # at which the noise's epsilon is reckoned
+
 # split:                 # the short measurement of what compressing a cut costs, for split methods
 #   codecs: [{{kind: fp16}}, {{kind: deadzone, step: 0.75}}, {{kind: topk, keep: 0.1, bits: 4}}]
 #   cuts: []             # where distortion is measured; default: up to four, spread over the model

@@ -8,6 +8,7 @@ from typing import Any
 from airtune.calibrate import Measured
 from airtune.plan import Method
 from airtune.run.build import Pieces
+from airtune.run.protection import epsilon_of
 
 
 def header(
@@ -52,6 +53,9 @@ def header(
         "rounds": recipe.train.rounds,
         "threads": pieces.engine.threads,
     }  # fmt: skip
+    if recipe.protection.model_dump(exclude_defaults=True):
+        asked = recipe.protection.model_dump()
+        document["protection"] = {**asked, "epsilon": epsilon_of(recipe)}
     if measured is not None:
         document["calibration"] = measured.as_document()
     return document

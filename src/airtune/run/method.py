@@ -9,6 +9,7 @@ from airtune.methods import build_method, method_row, settings_faults
 from airtune.plan import Method
 from airtune.recipe import Recipe
 from airtune.run.controls import CONTROLS, WholeModel
+from airtune.run.protection import protected
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def choose_method(recipe: Recipe, *, label: str | None = None) -> Chosen:
 
     Raises:
         RecipeError: if there is no such method, a setting is wrong, or it cannot do with the
-            recipe's upload.
+            recipe's upload or protection.
         MethodError: if a method from outside cannot be loaded.
     """
     name = recipe.method.name
@@ -41,6 +42,7 @@ def choose_method(recipe: Recipe, *, label: str | None = None) -> Chosen:
         method = Method(name, WholeModel())
     else:
         method = build_method(name, _settings(recipe))
+        method = protected(recipe, method)
     check_feedback(recipe, method)
     shown = label or name.rpartition(":")[2]
     return Chosen(method, shown, row.summary, row.reconstructed, is_control=name in CONTROLS)
