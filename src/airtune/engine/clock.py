@@ -86,7 +86,7 @@ def _advance(
     """Let one slot pass; writes into `finish` and `remaining`."""
     active = (remaining > 0) & (begin_s < end_s) & (rate > 0)
     room = np.zeros(rate.shape)
-    np.multiply(rate, end_s - begin_s, out=room, where=active)
+    room[active] = rate[active] * (end_s - begin_s[active])
     # this comparison decides both ways, so that what is left over is never rounded to nothing
     done = active & (remaining <= room)
     finish[done] = begin_s[done] + remaining[done] / rate[done]

@@ -285,17 +285,14 @@ def _together(clock: _Clock) -> tuple[Floats, Floats]:
 
 
 def _kept_busy(clock: _Clock, step: int) -> RatesAt:
-    """Return the uplink's rates; who has sent this step's tensor will yet send the next.
+    """Return the uplink's rates, where who has sent this step's tensor counts as one that will.
 
     A method asked in the middle of a step must not take the link from those that wait at the
     barrier, for its answer holds until the slot ends.
     """
     crossed = clock.crossed
-    later = np.where(
-        crossed.last_step > step,
-        crossed.up_bytes[min(step + 1, len(crossed.up_bytes) - 1)],
-        np.where(crossed.last_step == step, crossed.adapter_up_bytes, 0.0),
-    )
+    sends_more = (crossed.last_step > step) | (crossed.adapter_up_bytes > 0)
+    later = np.where(sends_more & clock.goes_on(step), crossed.up_bytes[step], 0.0)
 
     def rates(slot: int, remaining: Floats) -> Floats:
         return clock.air.up(slot, np.where(remaining > 0, remaining, later))
