@@ -93,7 +93,7 @@ def test_distribution_stays_in_its_folder(package):
     }
     allowed = {
         ("engine", "flower"),
-        ("engine", "flower.py"),
+        ("deploy", "app.py"),
         ("engine", "stream"),
         ("engine", "stream.py"),
     }

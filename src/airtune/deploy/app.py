@@ -14,8 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from airtune.deploy import hatch, inside
-from airtune.deploy.nodes import WHO
-from airtune.engine.flower_grid import FAULT, from_record, to_fault, to_record
+from airtune.engine.flower.carrier import WHO, from_record, to_fault, to_record
 from airtune.errors import AirtuneError
 
 WAIT_S = 120.0
@@ -24,7 +23,7 @@ WAIT_S = 120.0
 client = ClientApp()
 server = ServerApp()
 
-__all__ = ["FAULT", "client", "server"]
+__all__ = ["client", "server"]
 
 
 @client.query()  # type: ignore[untyped-decorator]
@@ -37,8 +36,9 @@ def carry(message: Message, context: Context) -> Message:
 def run(grid: Grid, context: Context) -> None:
     """Run a recipe over the devices that this server reaches."""
     from airtune.deploy.serverside import run_here
+    from airtune.engine.flower.nodes import Nodes
 
-    run_here(grid, context)
+    run_here(context.run_config, lambda name_of, say: Nodes(grid, name_of, say=say))
 
 
 def _carried(content: RecordDict, context: Context) -> RecordDict:
@@ -48,11 +48,15 @@ def _carried(content: RecordDict, context: Context) -> RecordDict:
     try:
         letter = from_record(content)
         if "socket" not in settings:
-            return to_record(inside.handle(letter, context))
+            return to_record(inside.handle(letter, _text(settings.get("data"))))
         token = Path(str(settings["token"])).read_bytes()
         return to_record(hatch.ask(Path(str(settings["socket"])), token, letter, wait_s=WAIT_S))
     except AirtuneError as error:
         return to_fault(str(error))
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
 
 
 def _name(context: Context) -> str:

@@ -13,21 +13,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from flwr.serverapp import Grid
 
 from airtune.data.federated import Count, FederatedData
 from airtune.deploy.device import describe_reader
-from airtune.deploy.nodes import Nodes
 from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
 from airtune.engine.base import Engine
 from airtune.engine.checkpoint import load_checkpoint
-from airtune.engine.flower import FlowerEngine, ReplayEngine
-from airtune.engine.flower_grid import GridCourier
+from airtune.engine.flower.engines import FlowerEngine, ReplayEngine
 from airtune.engine.message import Joined, Setup
-from airtune.engine.remote import Answer, Remote
+from airtune.engine.remote import Answer, Courier, Remote
 from airtune.errors import (
     CheckpointError,
     ConnectionFailedError,
@@ -62,6 +59,18 @@ from airtune.run.header import header
 
 ROSTER, PROBES = "roster.json", "probes"
 Tell = Callable[..., None]
+
+
+class Connected(Protocol):
+    """The devices that a server reaches, by the names it knows them by."""
+
+    def connected(self) -> Mapping[str, int]:
+        """Return the node of every device that is online."""
+        ...
+
+    def courier(self, locate: Callable[[], Mapping[int, int]]) -> Courier:
+        """Return the way to devices; `locate` returns the node of each that is there."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,7 @@ class _Place:
     roster: Roster | None
 
 
-def run_federation(order: Order, nodes: Nodes, grid: Grid, *, tell: Tell) -> Path:
+def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     """Run an order to its end; returns the run's folder.
 
     Raises:
@@ -134,7 +143,7 @@ def run_federation(order: Order, nodes: Nodes, grid: Grid, *, tell: Tell) -> Pat
         threads=recipe.threads if order.clock == "replay" else order.recipe.threads,
     )  # fmt: skip
     remote = Remote(
-        GridCourier(grid, link.located), names, setup, run=_number(place.folder),
+        nodes.courier(link.located), names, setup, run=_number(place.folder),
         shape=base.shape, patience_s=order.silent_s,
     )  # fmt: skip
     roster = place.roster or _join(remote, names, tell)
@@ -154,7 +163,7 @@ def run_federation(order: Order, nodes: Nodes, grid: Grid, *, tell: Tell) -> Pat
 class _Link:
     """Which node each device of the run is, if it is there and may take part."""
 
-    def __init__(self, nodes: Nodes, names: Sequence[str]) -> None:
+    def __init__(self, nodes: Connected, names: Sequence[str]) -> None:
         self._nodes, self._names = nodes, names
         self.allowed = frozenset(range(len(names)))
 
@@ -187,7 +196,7 @@ def _place(order: Order) -> _Place:
 
 
 def _names(
-    order: Order, place: _Place, nodes: Nodes, recipe: Recipe, tell: Tell
+    order: Order, place: _Place, nodes: Connected, recipe: Recipe, tell: Tell
 ) -> tuple[str, ...]:
     """Wait for devices; returns the names of the run's, by number."""
     wanted = order.devices or 1

@@ -7,23 +7,21 @@ from typing import TYPE_CHECKING
 from airtune.engine.envelope import Envelope
 
 if TYPE_CHECKING:
-    from flwr.app import Context
-
     from airtune.deploy.device import Device
 
 _DEVICES: dict[str, Device] = {}
 """Kept as long as Flower keeps the process: its simulation keeps it for a run."""
 
 
-def handle(letter: Envelope, context: Context) -> Envelope:
-    """Do a task in this process.
+def handle(letter: Envelope, data: str | None) -> Envelope:
+    """Do a task in this process, on a file of data, or on a share of the recipe's own.
 
     Raises:
         AirtuneError: if the message cannot be read.
     """
     from airtune.deploy.device import OF_RECIPE, Device, DeviceSettings
 
-    data = str(context.node_config.get("data", OF_RECIPE))
+    data = data or OF_RECIPE
     if data not in _DEVICES:
         _DEVICES[data] = Device(DeviceSettings(data=data, compute="auto"))
     return _DEVICES[data].handle(letter)

@@ -59,9 +59,9 @@ class Register:
         """Return the devices that may connect."""
         return [device for device in self._devices.values() if not device.revoked]
 
-    def of_node(self, node: int) -> Registered | None:
-        """Return the valid device that Flower knows as this node."""
-        return next((device for device in self.valid() if device.node == node), None)
+    def name_of(self, node: int) -> str | None:
+        """Return the name of the valid device that Flower knows as this node."""
+        return next((device.name for device in self.valid() if device.node == node), None)
 
     def add(self, device: Registered) -> Registered:
         """Add a device, or one again that was revoked.

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
-from flwr.serverapp import Grid
 from pydantic import ValidationError
 
 from airtune.deploy.events import MARK, as_line
-from airtune.deploy.federation import Order, run_federation
-from airtune.deploy.nodes import Nodes
+from airtune.deploy.federation import Connected, Order, run_federation
 from airtune.deploy.register import Register
 from airtune.errors import AirtuneError, MismatchError
 from airtune.recipe import Recipe, load_recipe
@@ -27,24 +24,32 @@ STATE = "AIRTUNE_STATE"
 """Environment variable with the server's state folder; set by `airtune server`."""
 INSECURE = "AIRTUNE_INSECURE"
 
+NameOf = Callable[[int], str | None]
+Connect = Callable[[NameOf | None, Callable[[str], None]], Connected]
+
 __all__ = ["INSECURE", "MARK", "STATE", "run_here"]
 
 
-def run_here(grid: Grid, context: Context) -> None:
-    """Carry out the run that a context describes.
+def run_here(config: Mapping[str, Any], connect: Connect) -> None:
+    """Carry out the run that a Flower app's configuration describes.
+
+    Args:
+        config: of the app.
+        connect: returns the devices, given how a node's name is found and who is told of oddities.
 
     Raises:
         AirtuneError: for whatever is wrong, after it was told.
     """
     try:
-        order = _order(context.run_config)
+        order = _order(config)
         state = os.environ.get(STATE)
         is_open = state is None or os.environ.get(INSECURE) == "1"
         register = None if is_open else Register(Path(str(state)))
-        nodes = Nodes(grid, register, say=lambda text: tell(note=text))
+        names = None if register is None else register.name_of
+        nodes = connect(names, lambda text: tell(note=text))
         if state is not None and (Path(state) / "draining").exists():
             raise MismatchError("the server is draining and takes no new run")
-        run_federation(order, nodes, grid, tell=tell)
+        run_federation(order, nodes, tell=tell)
     except AirtuneError as error:
         tell(error={"kind": type(error).__name__, "message": str(error),
                     "exit_code": error.exit_code})  # fmt: skip

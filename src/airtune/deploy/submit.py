@@ -115,4 +115,4 @@ def _error_of(said: Mapping[str, Any]) -> AirtuneError:
 
 def _plain_version() -> str:
     """Return the version as Flower wants it: three numbers."""
-    return ".".join((version("airtune").split("+")[0].split(".") + ["0", "0"])[:3])
+    return ".".join([*version("airtune").split("+")[0].split("."), "0", "0"][:3])

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from airtune.deploy.register import Register
+from airtune.engine.flower.carrier import WHO, GridCourier
 
-WHO = "who"
 _WAIT_S = 60.0
 FRESH_S = 2.0
 """How long the list of nodes is believed."""
@@ -24,16 +23,18 @@ class Nodes:
     """The devices that are connected, by name."""
 
     def __init__(
-        self, grid: Grid, register: Register | None, *, say: Callable[[str], None]
-    ) -> None:
+        self, grid: Grid, name_of: Callable[[int], str | None] | None, *,
+        say: Callable[[str], None],
+    ) -> None:  # fmt: skip
         """Ask nobody yet.
 
         Args:
             grid: Flower's.
-            register: of devices with keys; None = devices are asked for their names.
+            name_of: returns the device that has the key of a node, None for one of no device;
+                None where there are no keys, so that devices are asked for their names.
             say: told what is odd.
         """
-        self._grid, self._register, self._say = grid, register, say
+        self._grid, self._name_of, self._say = grid, name_of, say
         self._names: dict[int, str] = {}
         self._seen_s = -FRESH_S
         self._seen: dict[str, int] = {}
@@ -53,15 +54,19 @@ class Nodes:
         self._seen_s, self._seen = time.monotonic(), found
         return found
 
+    def courier(self, locate: Callable[[], Mapping[int, int]]) -> GridCourier:
+        """Return the way to devices; `locate` returns the node of each that is there."""
+        return GridCourier(self._grid, locate)
+
     def _named(self, nodes: Sequence[int]) -> dict[int, str]:
-        if self._register is None:
+        if self._name_of is None:
             return self._asked(nodes)
         found = {}
         for node in nodes:
-            device = self._register.of_node(node)
-            if device is None:
+            name = self._name_of(node)
+            if name is None:
                 self._say(f"node {node} is no device of this server; it is not used")
-            found[node] = "" if device is None else device.name
+            found[node] = name or ""
         return found
 
     def _asked(self, nodes: Sequence[int]) -> dict[int, str]:

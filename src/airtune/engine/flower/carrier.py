@@ -17,6 +17,8 @@ from airtune.engine.envelope import Arrival, Envelope
 from airtune.errors import CodecError
 
 FAULT = "fault"
+WHO = "who"
+"""Asks a device for its name, where no key says it."""
 _PARTS = "parts"
 _QUERY = "query"
 POLL_S = 0.2

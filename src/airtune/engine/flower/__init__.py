@@ -1,0 +1,1 @@
+"""Flower: what carries messages to real devices, and the engines over it."""
