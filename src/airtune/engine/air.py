@@ -44,6 +44,7 @@ class Air:
         self._links: dict[int, LinkState] = {}
         self._shares: dict[int, Floats] = {0: plan.assignments.share}
         self._alone: dict[int, Floats] = {}
+        self._down: dict[int, Floats] = {}
         count = len(plan.assignments)
         self._usual = np.zeros(count) if usual_bytes is None else usual_bytes
         check_shares(plan.assignments.share, plan.assignments, self.links(0))
@@ -93,6 +94,12 @@ class Air:
             self._alone[slot] = uplink_bps(self.links(slot), np.ones(len(device)), device)
         return self._alone[slot]
 
+    def down(self, slot: int) -> Floats:
+        """Return the whole downlink's rate of every device of the plan, (n,)."""
+        if slot not in self._down:
+            self._down[slot] = downlink_bps(self.links(slot), self._plan.assignments.device)
+        return self._down[slot]
+
 
 class Part:
     """The air as m rows of a plan have it; rates in bit/s, shape (m,), for `clock.transfer`."""
@@ -120,8 +127,8 @@ class Part:
         return self._air.alone(slot)[self.places]
 
     def broadcast(self, slot: int, remaining_bytes: Floats) -> Floats:
-        """Return the downlink of what is sent to all."""
-        return downlink_bps(self.links(slot), self.device)
+        """Return the downlink of what is sent to all, or to one while nobody else is sent to."""
+        return self._air.down(slot)[self.places]
 
     def unicast(self, slot: int, remaining_bytes: Floats) -> Floats:
         """Return the downlink of what is each device's own."""

@@ -190,9 +190,9 @@ class _Clock:
             self.log.server.append((start_s, end_s))
         return end_s
 
-    def learnt(self, step: int, start_s: Floats) -> Floats:
+    def learnt(self, rates: RatesAt, step: int, start_s: Floats) -> Floats:
         """Return gradients and let devices run backward; returns when they are done."""
-        done = self.carried(self.air.unicast, start_s, self.crossed.down_bytes[step])
+        done = self.carried(rates, start_s, self.crossed.down_bytes[step])
         self.log.came(start_s, done)
         flops = self.cost.backward_flops
         end_s = self.log.worked(done.finish_s, flops / self.speed, flops)
@@ -273,7 +273,9 @@ def _together(clock: _Clock) -> tuple[Floats, Floats]:
             break
         begun_s = float(arrived_s[came].max())
         served_s = clock.served(step, begun_s, came)
-        learnt_s = clock.learnt(step, np.where(came & clock.goes_on(step), served_s, np.inf))
+        learnt_s = clock.learnt(
+            air.unicast, step, np.where(came & clock.goes_on(step), served_s, np.inf)
+        )
         stays = np.isfinite(learnt_s)
         end_s = float(np.max(learnt_s[stays], initial=served_s))
         done_s = np.where(stays & (last == step), learnt_s, done_s)
@@ -316,7 +318,7 @@ def _in_turn(clock: _Clock) -> tuple[Floats, Floats]:
                 break
             done_s = clock.served(step, float(arrived_s[place]), mine)
             goes_on = mine & clock.goes_on(step)
-            learnt_s = clock.learnt(step, np.where(goes_on, done_s, np.inf))
+            learnt_s = clock.learnt(clock.air.broadcast, step, np.where(goes_on, done_s, np.inf))
             end_s = float(learnt_s[place]) if goes_on[place] else done_s
             if np.isfinite(end_s):
                 step_s[step] += end_s - here_s[place]
