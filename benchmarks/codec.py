@@ -191,9 +191,9 @@ def _sizes_at(tensor: Tensor, wanted: float) -> Iterator[float]:
     """Yield the bytes of each codec of ours whose error is at most what is wanted."""
     size, arrived = _ours(tensor, CodecSpec("fp16"))
     yield size if _error(tensor, arrived) <= wanted * (1 + 1e-9) else np.inf
-    low, high = 1e-3, 8.0
+    low, high = 1e-4, 100.0
     best = float("inf")
-    for _ in range(14):
+    for _ in range(18):
         step = float(np.sqrt(low * high))
         size, arrived = _ours(tensor, CodecSpec("deadzone", step=step))
         if _error(tensor, arrived) <= wanted:
