@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where logs and records go; none = a new one")
     parser.add_argument("--keep", action="store_true", help="run: leave the network up")
     parser.add_argument("recipe", nargs="*", help="run: recipe and settings as for airtune run")
-    told = parser.parse_args()
+    told = parser.parse_intermixed_args()
     reason = why_not()
     if reason:
         print(f"skipped: {reason}", file=sys.stderr)

@@ -134,7 +134,7 @@ def assert_same_updates(one, other):
 @pytest.mark.parametrize("codec", [CodecSpec(), CodecSpec("topk", keep=0.5, bits=8)])
 def test_a_barrier_round_is_that_of_one_process(server, base, labels, codec):
     jobs = [job(0, 1, codec=codec), job(1, 3, codec=codec)]
-    work = WorkSpec(labels=labels)
+    work = WorkSpec(labels=labels, reuse_mask=True)
     task = task_of(base, jobs, work=work)
     result, parts = go(server, task, jobs)
     alone = split_round(
@@ -403,14 +403,14 @@ def let_go(devices):
         device.stdin.write("\n" * 6)
         device.stdin.flush()
     for device in devices:
-        device.communicate(timeout=60)
+        device.communicate(timeout=240)
 
 
 def opened_world(server, world, count):
     base, state, workload, jobs = world(count)
     task = SplitTask(
         RUN, 0, base, state, tuple(j.row for j in jobs), (1.0,) * count, TrainSettings(),
-        WorkSpec(), workload, 0, BARRIER,
+        WorkSpec(), workload, 0, replace(BARRIER, join_s=240.0, deadline_s=300.0),
     )  # fmt: skip
     return task, jobs, server.open(task)
 
@@ -428,6 +428,7 @@ def parts_in(folder, devices):
     }
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_server_are_one_process(server, world, tmp_path):
     task, jobs, opened = opened_world(server, world, 2)
     devices = [begin(server, opened, device, tmp_path, 2) for device in range(2)]
