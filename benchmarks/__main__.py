@@ -14,6 +14,7 @@ BENCHMARKS = {
     "predict": "predicted against measured step time and peak memory",
     "system": "the engine, the planner and the start of a program",
     "codec": "the codec: bytes against bound and other codecs, speed, what it costs",
+    "stream": "a split step over gRPC on shaped links against its floor",
     "jcpba": "the JCPBA tables, reduced",
     "fedspine": "the bandit's regret, training memory and inference of FedSpine",
 }
