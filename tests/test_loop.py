@@ -22,7 +22,16 @@ from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.base import base_of
 from airtune.model.batch import Sequences
 from airtune.model.state import initial_state
-from airtune.plan import Assignments, CodecSpec, Method, Problem, RoundPlan, Solution, Workload
+from airtune.plan import (
+    Assignments,
+    CodecSpec,
+    Method,
+    Problem,
+    RoundPlan,
+    Solution,
+    Workload,
+    WorkSpec,
+)
 from airtune.records import RunWriter, read_run
 from airtune.work.train import TrainSettings
 
@@ -79,16 +88,9 @@ TOPK = CodecSpec("topk", keep=0.1, bits=3)
 
 
 def make_run(
-    folder,
-    *,
-    decider=None,
-    fleet=FLEET,
-    rounds=ROUNDS,
-    resume=None,
-    loop=None,
-    upload=None,
-    **train,
-):
+    folder, *, decider=None, fleet=FLEET, rounds=ROUNDS, resume=None, loop=None, upload=None,
+    work=None, **train,
+):  # fmt: skip
     """Return a run in a folder, and its initial state."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -109,7 +111,14 @@ def make_run(
         lora_targets=tuple(linear.name for linear in base.shape.linears),
         upload=upload or CodecSpec(), upload_feedback=upload is not None,
     )  # fmt: skip
-    problem = Problem(base.shape, fleet.profiles(np.full(DEVICES, 5)), workload, rounds, seed=3)
+    problem = Problem(
+        base.shape,
+        fleet.profiles(np.full(DEVICES, 5)),
+        workload,
+        rounds,
+        seed=3,
+        work=work or WorkSpec(),
+    )
     decider = decider or Wanderer()
     engine = LocalEngine(
         fleet, problem, base, data, needs=decider.needs,
@@ -235,6 +244,42 @@ def test_what_coding_has_lost_goes_on_after_a_kill(whole, tmp_path):
     sent, plain = (read_run(place).rounds[-1] for place in (lossy, whole))
     assert sent["upload_bytes"] < 0.2 * plain["upload_bytes"]
     assert sent["round_s"] < plain["round_s"]
+
+
+class Cutter(Wanderer):
+    """Cuts every device, and remembers what crosses."""
+
+    def plan(self, problem, state, observation):
+        plan, state = super().plan(problem, state, observation)
+        told, zeros = plan.assignments, np.zeros(len(plan.assignments))
+        spec = CodecSpec("topk", keep=0.3, bits=4, predict=not problem.work.device_frozen)
+        told = replace(
+            told, cut=np.ones(len(told), np.int64), prune_heads=zeros, prune_ffn=zeros,
+            codecs=(spec,),
+        )  # fmt: skip
+        return replace(plan, assignments=told), state
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_killed_split_run_resumes_to_the_same_bits(tmp_path, frozen):
+    choices = {"decider": Cutter(), "upload": TOPK, "work": WorkSpec(device_frozen=frozen)}
+    one, other = tmp_path / "whole", tmp_path / "run"
+    train(one, **choices)
+
+    def die(record):
+        if record["round"] == 1:
+            raise Killed
+
+    run, state = make_run(other, **choices)
+    with pytest.raises(Killed):
+        run_rounds(run, begin(run, state), on_round=die)
+    saved = load_checkpoint(other / "checkpoint", identity="me")
+    assert any(name.startswith("cut/") for name in saved.engine)
+    resume(other, **choices)
+    assert_equal_runs(other, one)
+    split = read_run(one).rounds[-1]["split"]
+    assert (split["gradient_down_bytes"] == 0) == frozen
+    assert split["steps"] == 2
 
 
 def test_ctrl_c_leaves_the_last_finished_round_and_says_how_to_go_on(whole, tmp_path):

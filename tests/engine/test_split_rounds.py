@@ -134,7 +134,10 @@ def test_every_column_holds_what_crossed(engine_of, state, keep, cut_plan, serve
     order = ("forward_s", "upload_s", "download_s", "backward_s")
     moments = np.array([first[name] for name in order])
     assert np.all(np.diff(moments, axis=0) > 0)
-    assert len(first["server"]) == (4 if server == "sequential" else 1)
+    spans = np.array([first["server_start_s"], first["server_end_s"]])
+    assert spans.shape == (2, 4 if server == "sequential" else 1)
+    assert np.all(spans[1] > spans[0])
+    assert all(len(slot["share"]) == 4 for slot in split["slots"])
     assert split["steps"] == 2
     assert 0 < split["server_s"] < split["step_s"]
     assert np.all(results.flops > 0)

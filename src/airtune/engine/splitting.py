@@ -192,11 +192,11 @@ def split_record(
     """Return what a record holds of a split round, in plain values.
 
     Bytes are totals of the round, of activations with what goes beside them; seconds are means over
-    its steps; the lists of `first_step` and of shares follow its `device`, with NaN for who did
-    not come so far. `server` are the spans of the first step in which the server computed.
+    its steps. The lists of `first_step` follow its `device`, with NaN for who did not come so far;
+    the server's are the spans in which it computed, one where it serves all at once. Shares are
+    those of all devices of the plan, in the slots in which they were used.
     """
     first = timed.first
-    starts, ends = zip(*first.server, strict=True) if first.server else ((np.nan,), (np.nan,))
     record: dict[str, object] = {
         "steps": steps,
         "step_s": _mean(timed.step_s),
@@ -210,12 +210,11 @@ def split_record(
             "upload_s": first.upload_s.tolist(),
             "download_s": first.download_s.tolist(),
             "backward_s": first.backward_s.tolist(),
-            "server_start_s": min(starts),
-            "server_end_s": max(ends),
-            "server": [list(span) for span in first.server],
+            "server_start_s": [start_s for start_s, _ in first.server],
+            "server_end_s": [end_s for _, end_s in first.server],
         },
         "slots": [
-            {"start_s": slot * (air.slot_s or 0.0), "share": air.shares[slot][done.places].tolist()}
+            {"start_s": slot * (air.slot_s or 0.0), "share": air.shares[slot].tolist()}
             for slot in sorted(air.shares)[:RECORDED_SLOTS]
         ],
     }
