@@ -96,6 +96,8 @@ class Run:
     identity: str
     """A hash of recipe, data and model: only such a run may go on from its checkpoints."""
     settings: LoopSettings = LoopSettings()
+    afterwards: Callable[[GlobalState], Mapping[str, Any]] | None = None
+    """Measured once on the last state, off the clock; what it returns stands in `result.json`."""
 
     @property
     def known(self) -> Problem:
@@ -161,6 +163,8 @@ def run_rounds(run: Run, start: Checkpoint, *, on_round: OnRound | None = None) 
         for finished in _rounds(run, start, on_round):
             now = finished
         results = _results(run, now)
+        if run.afterwards is not None:
+            results |= run.afterwards(now.state)
         run.writer.finish(results)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(
@@ -340,7 +344,7 @@ def _device_columns(problem: Problem, done: _Round) -> Mapping[str, NDArray[Any]
         "rank": told.rank,
         "rank_left": told.rank if results.rank_left is None else results.rank_left,
         "cut": told.cut,
-        "codec": np.array([told.codecs[index].kind for index in told.codec_index], object),
+        "codec": np.array([told.codecs[index].label for index in told.codec_index], object),
         "share": told.share,
         "bandwidth_hz": execution.bandwidth_hz,
         "local_steps": told.local_steps,

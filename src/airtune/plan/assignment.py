@@ -28,6 +28,19 @@ class CodecSpec:
     predict: bool = False
     """Code the difference to the last reconstruction of the same sample."""
 
+    @property
+    def label(self) -> str:
+        """The codec in words, as records name it.
+
+        >>> CodecSpec("topk", keep=0.1, bits=4).label
+        'topk 0.1 at 4 bits'
+        """
+        said = {
+            "topk": f"topk {self.keep:g} at {self.bits} bits",
+            "deadzone": f"deadzone {self.step:g}",
+        }.get(self.kind, self.kind)
+        return f"{said}, predictive" if self.predict else said
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:

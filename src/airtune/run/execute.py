@@ -23,6 +23,7 @@ from airtune.report import write_report
 from airtune.run import controls
 from airtune.run.build import Assets, Pieces, build_pieces, pinned
 from airtune.run.header import header
+from airtune.run.leakage import leakage_of
 from airtune.run.method import Chosen, choose_method, wants_calibration
 
 RECIPE_FILE = "recipe.yaml"
@@ -182,7 +183,10 @@ def _run_method(
         assets.fleet, problem, assets.base, assets.data,
         needs=method.decider.needs, settings=pieces.engine,
     )  # fmt: skip
-    run = Run(method, problem, engine, writer, identity(pieces), loop_settings(pieces))
+    run = Run(
+        method, problem, engine, writer, identity(pieces), loop_settings(pieces),
+        afterwards=leakage_of(pieces, writer.folder) if pieces.recipe.evaluation.leakage else None,
+    )  # fmt: skip
     _run_loop(run, pieces, watch)
 
 
