@@ -1,0 +1,79 @@
+"""Devices in this process, reached through the same messages as real ones."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from airtune.deploy.device import Device, DeviceSettings
+from airtune.engine.envelope import Arrival, Envelope
+from airtune.errors import AirtuneError
+from airtune.recipe import Recipe, load_recipe
+
+
+class Mail:
+    """Carries messages to devices in this process; a test may bend them on the way."""
+
+    def __init__(self, devices: Mapping[int, Device]) -> None:
+        self.devices = dict(devices)
+        self.absent: set[int] = set()
+        self.bend: Callable[[int, Envelope], Envelope] = lambda device, reply: reply
+        self.sent: list[dict[int, Envelope]] = []
+
+    def online(self) -> frozenset[int]:
+        return frozenset(self.devices) - self.absent
+
+    def send(self, letters: Mapping[int, Envelope], *, deadline_s: float) -> Mapping[int, Arrival]:
+        self.sent.append(dict(letters))
+        return {device: self._carry(device, letter) for device, letter in letters.items()}
+
+    def _carry(self, device: int, letter: Envelope) -> Arrival:
+        if device in self.absent:
+            return Arrival(None, 0.0, "this device is not connected")
+        try:
+            return Arrival(self.bend(device, self.devices[device].handle(letter)), 0.5)
+        except AirtuneError as error:
+            return Arrival(None, 0.5, str(error))
+
+
+class Nodes:
+    """As many devices as wanted, connected to a server in this process."""
+
+    def __init__(self, names: list[str], data: str = "recipe") -> None:
+        self.names = names
+        self.mail = Mail({})
+        self._data = data
+
+    def connected(self) -> Mapping[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
+
+    def courier(self, locate: Callable[[], Mapping[int, int]]) -> Mail:
+        settings = DeviceSettings(data=self._data, compute="cpu")
+        fresh = {number: Device(settings) for number in locate()}
+        self.mail.devices |= {number: made for number, made in fresh.items()
+                              if number not in self.mail.devices}  # fmt: skip
+        return self.mail
+
+
+@pytest.fixture
+def nodes() -> Callable[..., Nodes]:
+    return Nodes
+
+
+@pytest.fixture
+def mail() -> Callable[..., Mail]:
+    return Mail
+
+
+@pytest.fixture
+def recipe() -> Callable[..., Recipe]:
+    def make(**changes: Any) -> Recipe:
+        base = {
+            "train.rounds": 2, "train.local_steps": 2, "train.per_device_train_batch_size": 2,
+            "data.limit": 60, "data.test_limit": 10, "fleet.devices": 3, "threads": 1,
+            "method.name": "fedavg-lora", "data.max_length": 48,
+        }  # fmt: skip
+        words = [f"{key}={value}" for key, value in (base | changes).items()]
+        return load_recipe(None, overrides=words)
+
+    return make

@@ -1,0 +1,154 @@
+"""An answer that is missing, damaged or not what was asked costs one device its round."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from airtune.deploy.federation import Order, run_federation
+from airtune.engine.envelope import Envelope
+from airtune.errors import CheckpointError, ConnectionFailedError, MismatchError, RecipeError
+from airtune.records import read_run
+
+
+def _run(recipe: Any, nodes: Any, root: Path, **order: Any) -> tuple[Any, list[dict[str, Any]]]:
+    told: list[dict[str, Any]] = []
+    folder = run_federation(
+        Order(recipe, root, **({"devices": len(nodes.names)} | order)), nodes,
+        tell=lambda **event: told.append(event),
+    )  # fmt: skip
+    return read_run(folder), told
+
+
+@pytest.fixture
+def quick(recipe: Callable[..., Any]) -> Any:
+    return recipe(**{"train.rounds": 1, "train.local_steps": 1, "data.limit": 30})
+
+
+def test_a_run_on_the_real_clock_has_what_devices_measured(
+    quick: Any, nodes: Any, tmp_path: Path
+) -> None:
+    record, told = _run(quick, nodes(["a", "b"]), tmp_path)
+    assert record.results is not None
+    assert list(record.devices["name"]) == ["a", "b"]
+    assert list(record.devices["status"]) == ["ok", "ok"]
+    np.testing.assert_allclose(record.devices["finish_s"], 0.5)
+    assert (record.devices["compute_s"] > 0).all()
+    assert record.header["engine"] == {"kind": "flower", "clock": "real", "devices": ["a", "b"]}
+    assert told[-1]["result"]["test"]["loss"] > 0
+
+
+def _cut_off(device: int, reply: Envelope) -> Envelope:
+    """Truncate what device 1 answers to training."""
+    if device != 1 or not reply.blobs:
+        return reply
+    return Envelope(reply.header, (reply.blobs[0][:-5], *reply.blobs[1:]))
+
+
+def _as_another(device: int, reply: Envelope) -> Envelope:
+    """Have device 1 say that it is device a."""
+    if device != 1 or not reply.blobs:
+        return reply
+    return Envelope(reply.header.replace(b'"name":"b"', b'"name":"a"'), reply.blobs)
+
+
+def _huge(device: int, reply: Envelope) -> Envelope:
+    if device != 1 or not reply.blobs:
+        return reply
+    return Envelope(reply.header, (*reply.blobs, bytes(80 << 20)))
+
+
+@pytest.mark.parametrize(
+    ("bend", "why"),
+    [(_cut_off, "truncated"), (_as_another, "'a', 'b' was asked"), (_huge, "at most")],
+)
+def test_a_device_that_lies_is_refused_and_the_others_count(
+    bend: Any, why: str, quick: Any, nodes: Any, tmp_path: Path
+) -> None:
+    fleet = nodes(["a", "b"])
+    fleet.mail.bend = bend
+    record, _ = _run(quick, fleet, tmp_path)
+    assert list(record.devices["status"]) == ["ok", "refused"]
+    assert why in record.devices["reason"][1]
+
+
+def test_an_answer_of_the_last_round_is_refused(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    fleet, kept = nodes(["a", "b"]), {}
+
+    def replayed(device: int, reply: Envelope) -> Envelope:
+        if device == 1 and b'"kind":"train"' in reply.header:
+            return kept.setdefault("first", reply)
+        return reply
+
+    fleet.mail.bend = replayed
+    changed = recipe(**{"train.local_steps": 1, "data.limit": 30})
+    record, _ = _run(changed, fleet, tmp_path)
+    assert list(record.devices["status"]) == ["ok", "ok", "ok", "refused"]
+    assert "for round 0, 1 was asked" in record.devices["reason"][3]
+
+
+def test_a_device_with_other_weights_takes_no_part(
+    quick: Any, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import airtune.deploy.device as device_module
+
+    loaded = device_module.load_model
+
+    def other(*args: Any, **kwargs: Any) -> Any:
+        return replace(loaded(*args, **kwargs), fingerprint="0" * 64)
+
+    monkeypatch.setattr(device_module, "load_model", other)
+    with pytest.raises(MismatchError, match="holds other weights than the server"):
+        _run(quick, nodes(["a"]), tmp_path)
+
+
+def test_own_data_of_unlike_size_decide_the_weights(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "2+2", "completion": "4"}\n' * 12)
+    changed = recipe(**{"data.source": "devices", "data.limit": "null", "train.rounds": 1})
+    record, _ = _run(changed, nodes(["a"], data=str(path)), tmp_path / "runs")
+    assert record.header["data"]["device_rows"] == [11]
+    assert record.results["test"] == {}
+
+
+def test_too_few_devices_are_named(quick: Any, nodes: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConnectionFailedError, match=r"1 of 2 devices are there .*\(a\)"):
+        _run(quick, nodes(["a"]), tmp_path, devices=2, join_s=0.1)
+
+
+def test_a_control_is_not_federated(recipe: Callable[..., Any], nodes: Any, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="federates nothing"):
+        _run(recipe(**{"method.name": "untuned"}), nodes(["a"]), tmp_path)
+
+
+def test_a_run_goes_on_where_it_was_killed(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    changed = recipe(**{"train.local_steps": 1, "data.limit": 30, "train.rounds": 3})
+    whole, _ = _run(changed, nodes(["a", "b"]), tmp_path / "whole")
+    fleet, rounds = nodes(["a", "b"]), []
+
+    def killed(**event: Any) -> None:
+        if "round" in event:
+            rounds.append(event)
+            raise KeyError("killed")
+
+    with pytest.raises(KeyError):
+        run_federation(Order(changed, tmp_path / "cut", devices=2), fleet, tell=killed)
+    [folder] = (tmp_path / "cut").iterdir()
+    record, _ = _run(changed, nodes(["a", "b"]), tmp_path / "cut", resume=folder)
+    assert [row["train_loss"] for row in record.rounds] == [
+        row["train_loss"] for row in whole.rounds
+    ]
+
+
+def test_what_is_no_run_is_not_resumed(quick: Any, nodes: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run of a federation"):
+        _run(quick, nodes(["a"]), tmp_path, resume=tmp_path)

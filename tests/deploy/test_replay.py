@@ -1,0 +1,92 @@
+"""The same seed, with the devices in this process or behind messages: the same run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from airtune.deploy.device import Device, DeviceSettings, describe_reader
+from airtune.engine.flower.engines import ReplayEngine
+from airtune.engine.local import LocalEngine
+from airtune.engine.message import Setup
+from airtune.engine.remote import Remote
+from airtune.loop import Run, begin, run_rounds
+from airtune.model.state import initial_state
+from airtune.records import RunWriter, read_run
+from airtune.run import build_pieces, choose_method
+from airtune.run.execute import loop_settings
+
+
+def _settings(pieces):
+    """A device is trained alone in its pass, as it is when it is elsewhere."""
+    return replace(pieces.engine, train=replace(pieces.engine.train, pass_tokens=1))
+
+
+def _local(pieces, method, problem):
+    assets = pieces.assets
+    return LocalEngine(assets.fleet, problem, assets.base, assets.data, work=method.work,
+                       needs=method.decider.needs, settings=_settings(pieces))  # fmt: skip
+
+
+def _remote(pieces, method, problem, mail):
+    assets, recipe = pieces.assets, pieces.recipe
+    count = len(assets.fleet)
+    setup = Setup(
+        recipe=recipe.model_dump_json(), fingerprint=assets.base.fingerprint,
+        tokenizer=describe_reader(recipe, assets.base), workload=problem.workload,
+        work=method.work, train=_settings(pieces).train, seed=problem.seed, devices=count,
+        labels=assets.data.labels, threads=1,
+    )  # fmt: skip
+    devices = {
+        number: Device(DeviceSettings(data="recipe", compute="cpu")) for number in range(count)
+    }
+    remote = Remote(mail(devices), assets.fleet.names, setup, run=7, shape=assets.base.shape)
+    return ReplayEngine(assets.fleet, problem, assets.base, assets.data, remote=remote,
+                        work=method.work, needs=method.decider.needs, settings=_settings(pieces))  # fmt: skip
+
+
+def _play(pieces, method, problem, engine, folder: Path) -> tuple[Any, Any]:
+    writer = RunWriter.create(folder, {"schema": 1, "name": "x", "rounds": problem.rounds})
+    run = Run(method, problem, engine, writer, "identity", loop_settings(pieces))
+    try:
+        state = initial_state(pieces.assets.base, problem.workload, problem.seed)
+        done = run_rounds(run, begin(run, state))
+    finally:
+        engine.close()
+    return read_run(folder), done.state
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method.name": "jcpba", "method.budget": 0.25},
+        {"method.name": "fedspine"},
+        {"method.name": "fedavg-lora", "upload.kind": "topk", "upload.keep": 0.1,
+         "upload.bits": 8, "upload.feedback": "true"},
+    ],
+    ids=["jcpba", "fedspine", "coded"],
+)  # fmt: skip
+def test_same_plans_payloads_and_losses(
+    changes: dict[str, Any], recipe: Callable[..., Any], mail: Any, tmp_path: Path
+) -> None:
+    pieces = build_pieces(recipe(**changes))
+    method = choose_method(pieces.recipe).method
+    problem = replace(pieces.problem, work=method.work)
+    here, state_here = _play(
+        pieces, method, problem, _local(pieces, method, problem), tmp_path / "a"
+    )
+    there, state_there = _play(
+        pieces, method, problem, _remote(pieces, method, problem, mail), tmp_path / "b"
+    )
+    for name, column in here.devices.items():
+        np.testing.assert_array_equal(column, there.devices[name], err_msg=name)
+    for one, other in zip(here.rounds, there.rounds, strict=True):
+        assert one["train_loss"] == other["train_loss"]
+        assert one["upload_bytes"] == other["upload_bytes"]
+        assert one["validation"]["loss"] == pytest.approx(other["validation"]["loss"], abs=1e-6)
+    for name, tensor in state_here.adapters.items():
+        assert torch.equal(tensor, state_there.adapters[name])

@@ -1,0 +1,124 @@
+"""Messages are believed only as far as they can be checked."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from airtune.engine.envelope import Envelope
+from airtune.engine.message import (
+    Reply,
+    Setup,
+    Task,
+    open_reply,
+    open_task,
+    pack_tensors,
+    seal_reply,
+    seal_task,
+    unpack_tensors,
+)
+from airtune.errors import CodecError, MismatchError
+from airtune.plan import Assignment, CodecSpec, Workload, WorkSpec
+from airtune.work.train import TrainSettings
+
+SETUP = Setup(
+    recipe="{}", fingerprint="f", tokenizer="t",
+    workload=Workload(batch=2, tokens=8, local_steps=1, rank=4, lora_targets=("q", "v")),
+    work=WorkSpec(), train=TrainSettings(), seed=3, devices=2, labels=("yes", "no"),
+)  # fmt: skip
+ROW = Assignment(1, 0.5, 0.25, 4, 2, 0.1, 3, CodecSpec("topk", keep=0.1, bits=8))
+TASK = Task("train", 2**55 + 1, 4, 1, "gate-1", "abcd", SETUP, row=ROW, counted=3)
+REPLY = Reply("train", 2**55 + 1, 4, 1, "gate-1", "abcd", figures={"loss_last": 1.25}, samples=8)
+
+
+def test_a_task_comes_back_as_it_was_sent() -> None:
+    blobs = {"state": pack_tensors({"a": torch.arange(6.0).reshape(2, 3)})}
+    task, found = open_task(seal_task(TASK, blobs))
+    assert replace(task, blobs=()) == TASK
+    assert found == blobs
+
+
+def test_a_reply_comes_back_as_it_was_sent() -> None:
+    reply, _ = open_reply(seal_reply(REPLY), TASK)
+    assert reply == REPLY
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [
+        ({"run": 1}, "run"), ({"round": 3}, "round"), ({"device": 0}, "device"),
+        ({"name": "gate-2"}, "name"), ({"kind": "measure"}, "task"),
+        ({"ticket": "efgh"}, "was sent before"),
+    ],
+)  # fmt: skip
+def test_an_answer_to_something_else_is_refused(changed: dict[str, object], word: str) -> None:
+    with pytest.raises(MismatchError, match=word):
+        open_reply(seal_reply(replace(REPLY, **changed)), TASK)
+
+
+def test_another_schema_names_both_versions() -> None:
+    with pytest.raises(MismatchError, match=r"schema 2.*schema 1; install the same version"):
+        open_task(seal_task(replace(TASK, schema=2)))
+
+
+def test_a_truncated_part_is_refused() -> None:
+    sealed = seal_task(TASK, {"state": b"0123456789"})
+    with pytest.raises(CodecError, match="has 9 of 10 bytes"):
+        open_task(Envelope(sealed.header, (sealed.blobs[0][:-1],)))
+
+
+def test_a_missing_part_is_refused() -> None:
+    sealed = seal_task(TASK, {"state": b"0123456789"})
+    with pytest.raises(CodecError, match="lists 1 parts and has 0"):
+        open_task(Envelope(sealed.header))
+
+
+def test_a_changed_part_is_refused() -> None:
+    sealed = seal_task(TASK, {"state": b"0123456789"})
+    with pytest.raises(CodecError, match="checksum"):
+        open_task(Envelope(sealed.header, (b"0123456780",)))
+
+
+def test_an_oversize_answer_is_refused_before_it_is_read() -> None:
+    sealed = seal_reply(REPLY, {"A": bytes(2000)})
+    with pytest.raises(CodecError, match="at most 1000 can answer"):
+        open_reply(sealed, TASK, max_bytes=1000)
+
+
+def test_a_header_without_its_fields_is_refused() -> None:
+    with pytest.raises(CodecError, match="malformed"):
+        open_reply(Envelope(b'{"schema": 1, "version": "0"}'), TASK)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300))
+def test_no_header_of_noise_is_taken(noise: bytes) -> None:
+    with pytest.raises((CodecError, MismatchError)):
+        open_task(Envelope(noise))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_damaged_blob_of_tensors_is_refused_or_whole(data: st.DataObject) -> None:
+    content = bytearray(pack_tensors({"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}))
+    length = int.from_bytes(content[:8], "little")
+    place = data.draw(st.integers(0, 8 + length - 1))
+    content[place] = data.draw(st.integers(0, 255))
+    try:
+        found = unpack_tensors(bytes(content), like={"a": (2, 3), "b": (2,)})
+    except CodecError:
+        return
+    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"a": (2, 3), "b": (2,)}
+
+
+def test_tensors_of_another_shape_are_refused() -> None:
+    content = pack_tensors({"a": torch.ones(2, 3)})
+    with pytest.raises(CodecError, match=r"must have shape \(3, 2\), got \(2, 3\)"):
+        unpack_tensors(content, like={"a": (3, 2)})
+
+
+def test_tensors_not_asked_for_are_refused() -> None:
+    with pytest.raises(CodecError, match="not asked for"):
+        unpack_tensors(pack_tensors({"a": torch.ones(1), "b": torch.ones(1)}), like={"a": (1,)})
