@@ -10,7 +10,7 @@ import typer
 from airtune.cli.console import print_json, print_line, print_table
 from airtune.cli.options import AsJson
 from airtune.cli.server import State
-from airtune.deploy.server import DEFAULT_STATE
+from airtune.deploy import DEFAULT_STATE
 from airtune.errors import DeploymentError
 
 app = typer.Typer(help="Add, list and revoke devices and their keys.", no_args_is_help=True)

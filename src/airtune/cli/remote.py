@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from airtune.cli.console import print_json, print_line, print_note, print_table
+from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
 from airtune.deploy.flower_cli import Link
-from airtune.deploy.server import DEFAULT_PORT, DEFAULT_STATE
 from airtune.deploy.submit import follow, submit
 from airtune.errors import DeploymentError, RunInterruptedError
 from airtune.recipe import load_recipe

@@ -5,24 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from airtune.cli.console import print_json, print_line, print_note, print_table
 from airtune.cli.options import AsJson
-from airtune.deploy.server import (
-    DEFAULT_PORT,
-    DEFAULT_STATE,
-    ServerSettings,
-    last_line,
-    list_nodes,
-    list_runs,
-    running,
-)
+from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
 from airtune.errors import DeploymentError
+
+if TYPE_CHECKING:
+    from airtune.deploy.server import ServerSettings
 
 app = typer.Typer(
     help="Run the server that real devices call: start, status, logs, stop, drain.",
@@ -49,7 +43,7 @@ def start(
     """
     from airtune.deploy import server
 
-    settings = ServerSettings(state, host, port, tuple(name or ()), insecure)
+    settings = server.ServerSettings(state, host, port, tuple(name or ()), insecure)
     if detach:
         _detach(settings)
         return
@@ -59,6 +53,8 @@ def start(
 @app.command()
 def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     """Show whether the server runs, its devices and its runs."""
+    from airtune.deploy.server import list_nodes, list_runs, running
+
     settings = running(state)
     link = settings.link()
     nodes, runs = list_nodes(link), list_runs(link)
@@ -109,7 +105,7 @@ def stop(
     from airtune.deploy import server
 
     if run is not None:
-        server.stop_run(running(state).link(), run)
+        server.stop_run(server.running(state).link(), run)
         print_line(f"run {run} was stopped; airtune run --resume goes on from its last checkpoint")
         return
     print_line(f"stopped (process {server.stop(state)})")
@@ -126,6 +122,8 @@ def drain(*, state: State = DEFAULT_STATE) -> None:
 
 def _detach(settings: ServerSettings) -> None:
     """Start the server as a process of its own and wait until it is ready."""
+    from airtune.deploy.server import last_line
+
     words = [sys.executable, "-m", "airtune.cli", "server", "start", "--state", str(settings.state),
              "--host", settings.host, "--port", str(settings.port)]  # fmt: skip
     words += [word for name in settings.names for word in ("--name", name)]
@@ -137,19 +135,15 @@ def _detach(settings: ServerSettings) -> None:
             words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
-    _wait(lambda: (settings.state / "server.json").is_file(), process, log)
-    print_line(f"the server is ready at {settings.host}:{settings.port} (process {process.pid})")
-
-
-def _wait(is_ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    is_ready = (settings.state / "server.json").is_file
     until = time.monotonic() + _START_S
-    while time.monotonic() < until:
-        if is_ready():
-            return
+    while not is_ready():
         if process.poll() is not None:
             raise DeploymentError(last_line(log).removeprefix("error: "))
+        if time.monotonic() > until:
+            raise DeploymentError(f"the server is not ready after {_START_S:.0f} s; see {log}")
         time.sleep(0.1)
-    raise DeploymentError(f"the server is not ready after {_START_S:.0f} s; see {log}")
+    print_line(f"the server is ready at {settings.host}:{settings.port} (process {process.pid})")
 
 
 def _names_of(state: Path) -> dict[int, str]:

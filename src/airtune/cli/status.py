@@ -15,7 +15,7 @@ from airtune.cli.console import print_json
 from airtune.cli.folders import find_run
 from airtune.cli.options import AsJson
 from airtune.cli.server import State
-from airtune.deploy.server import DEFAULT_STATE
+from airtune.deploy import DEFAULT_STATE
 from airtune.errors import AirtuneError
 from airtune.units import format_bytes, format_seconds
 

@@ -1,1 +1,7 @@
 """Real federations: the server, the devices' agents, their keys, and how a run reaches them."""
+
+from pathlib import Path
+
+DEFAULT_PORT = 9443
+DEFAULT_STATE = Path("airtune-server")
+"""Where a server keeps keys, runs and its state, from where it is started."""

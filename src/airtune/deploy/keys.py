@@ -20,14 +20,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-from airtune.errors import DeploymentError
+from airtune.errors import DeploymentError, MissingExtraError
 from airtune.records import storage
+
+try:
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+except ImportError as error:
+    raise MissingExtraError(
+        "keys and certificates need the cryptography package; install it with "
+        "pip install 'airtune[flower]'"
+    ) from error
 
 VALID_DAYS = 825
 """Longest life of a server certificate that common TLS libraries accept."""

@@ -26,14 +26,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
 from airtune.deploy.flower_cli import Link, environment, program
 from airtune.deploy.keys import ServerFiles, ensure_certificates, fingerprint_of
 from airtune.deploy.register import Register, Registered
 from airtune.errors import ConnectionFailedError, DeploymentError
 from airtune.records import storage, write_atomically
 
-DEFAULT_PORT = 9443
-DEFAULT_STATE = Path("airtune-server")
 _READY_S = 60.0
 _CALM_S = 60.0
 """A SuperLink that lived this long is started again at once."""
