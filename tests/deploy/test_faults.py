@@ -1,0 +1,186 @@
+"""Faults against expectations, over the whole server and its devices: the run ends right or says why.
+
+What a device may do to a split round is in `tests/engine/test_stream.py`.
+"""
+
+import json
+import os
+import subprocess
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from airtune.codec import frame, plain
+from airtune.deploy.federation import Order, run_federation
+from airtune.engine.envelope import Envelope
+from airtune.errors import StorageError
+from airtune.records import read_run
+
+pytestmark = pytest.mark.slow
+NAMES = ["board", "laptop", "phone"]
+CULPRIT, ROUND = 1, 1
+
+
+def forged(reply, *, header=None, blobs=None):
+    """Return a reply with other contents and a header that fits them."""
+    said = json.loads(reply.header) | (header or {})
+    named = dict(zip([row[0] for row in said["blobs"]], reply.blobs, strict=True)) | (blobs or {})
+    said["blobs"] = [(name, len(body), zlib.crc32(body)) for name, body in named.items()]
+    return Envelope(json.dumps(said).encode(), tuple(named.values()))
+
+
+def each_number(reply, value):
+    """Return a reply whose payloads hold one value throughout; no honest codec would make some."""
+    said, blobs = json.loads(reply.header), {}
+    for (name, *_), body in zip(said["blobs"], reply.blobs, strict=True):
+        shape = frame.unpack(body, max_elements=1 << 24).frame.shape
+        tensor = np.full(shape, value, np.float32)
+        blobs[name] = frame.pack(plain.to_frame(tensor, np.float32, kind=0))
+    return forged(reply, blobs=blobs)
+
+
+class Replays:
+    """Keeps the first training reply and gives it again in the next round."""
+
+    def __init__(self):
+        self.kept = None
+
+    def __call__(self, reply):
+        self.kept, old = self.kept or reply, self.kept
+        return old or reply
+
+
+FAULTS = {
+    "a NaN": (lambda reply: each_number(reply, np.nan), "refused"),
+    "an infinity": (lambda reply: each_number(reply, np.inf), "refused"),
+    "another device's identity": (lambda reply: forged(reply, header={"device": 0}), "refused"),
+    "another round": (lambda reply: forged(reply, header={"round": 0}), "refused"),
+    "another ticket": (lambda reply: forged(reply, header={"ticket": "guess"}), "refused"),
+    "a truncated blob": (
+        lambda reply: replace(reply, blobs=(reply.blobs[0][:-9], *reply.blobs[1:])), "refused"),
+    "a truncated header": (
+        lambda reply: replace(reply, header=reply.header[: len(reply.header) // 2]), "refused"),
+    "a blob too few": (lambda reply: replace(reply, blobs=reply.blobs[:-1]), "refused"),
+    "a blob that is no payload": (
+        lambda reply: forged(
+            reply, blobs={json.loads(reply.header)["blobs"][0][0]: bytes(100)}
+        ), "refused"),
+}  # fmt: skip
+
+
+def go(nodes, recipe, folder, *, resume=None, **changes):
+    order = Order(recipe(**changes), folder, resume=resume, clock="replay")
+    return run_federation(order, nodes, tell=lambda **event: None)
+
+
+def is_training(reply, round):
+    said = json.loads(reply.header)
+    return said["kind"] == "train" and said["round"] == round
+
+
+def statuses(run):
+    table = run.devices
+    return {
+        (r, d): s for r, d, s in zip(table["round"], table["device"], table["status"], strict=True)
+    }
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_device_that_lies_is_refused_alone(nodes, recipe, tmp_path, fault):
+    bend, expected = FAULTS[fault]
+    there = nodes(NAMES)
+
+    def lie(device, reply):
+        return bend(reply) if device == CULPRIT and is_training(reply, ROUND) else reply
+
+    there.mail.bend = lie
+    run = read_run(go(there, recipe, tmp_path))
+    found = statuses(run)
+    assert found.pop((ROUND, CULPRIT)) == expected
+    assert set(found.values()) == {"ok"}
+    assert len(run.rounds) == 2
+    assert np.isfinite(run.results["test"]["loss"])
+
+
+def test_a_reply_of_an_earlier_round_is_refused(nodes, recipe, tmp_path):
+    there, replays = nodes(NAMES), Replays()
+
+    def again(device, reply):
+        said = json.loads(reply.header)
+        return replays(reply) if device == CULPRIT and said["kind"] == "train" else reply
+
+    there.mail.bend = again
+    assert statuses(read_run(go(there, recipe, tmp_path)))[ROUND, CULPRIT] == "refused"
+
+
+def test_a_huge_update_is_bounded_where_that_is_asked(nodes, recipe, tmp_path):
+    def huge(device, reply):
+        lies = device == CULPRIT and is_training(reply, 0)
+        return each_number(reply, 1e6) if lies else reply
+
+    losses = {}
+    for clip in (0.0, 1.0):
+        there = nodes(NAMES)
+        there.mail.bend = huge
+        run = read_run(go(there, recipe, tmp_path / f"{clip}", **{"protection.clip_norm": clip}))
+        losses[clip] = run.results["test"]["loss"]
+    honest = read_run(go(nodes(NAMES), recipe, tmp_path / "honest")).results["test"]["loss"]
+    assert losses[1.0] == pytest.approx(honest, rel=0.25)
+    assert losses[0.0] is None or losses[0.0] > 1.4 * honest
+
+
+def test_a_device_that_is_gone_for_a_round_comes_back(nodes, recipe, tmp_path):
+    there = nodes(NAMES)
+    send = there.mail.send
+
+    def without(letters, *, deadline_s):
+        is_round = any(
+            json.loads(letter.header)["round"] == 0 and json.loads(letter.header)["kind"] == "train"
+            for letter in letters.values()
+        )
+        there.mail.absent = {CULPRIT} if is_round else set()
+        return send(letters, deadline_s=deadline_s)
+
+    there.mail.send = without
+    found = statuses(read_run(go(there, recipe, tmp_path)))
+    assert found[0, CULPRIT] != "ok"
+    assert found[1, CULPRIT] == "ok"
+
+
+class KilledError(BaseException):
+    """The server's process ends here."""
+
+
+def test_a_server_that_is_killed_resumes_to_the_same_end(nodes, recipe, tmp_path):
+    whole = read_run(go(nodes(NAMES), recipe, tmp_path / "whole"))
+    there = nodes(NAMES)
+
+    def kill(device, reply):
+        if is_training(reply, ROUND):
+            raise KilledError
+        return reply
+
+    there.mail.bend = kill
+    with pytest.raises(KilledError):
+        go(there, recipe, tmp_path / "cut")
+    [folder] = (tmp_path / "cut").iterdir()
+    there.mail.bend = lambda device, reply: reply
+    run = read_run(go(there, recipe, tmp_path / "cut", resume=folder))
+    assert [row["train_loss"] for row in run.rounds] == [row["train_loss"] for row in whole.rounds]
+    assert run.results["test"]["loss"] == whole.results["test"]["loss"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is made with a small tmpfs, as root")
+def test_a_full_disk_is_a_clear_refusal(nodes, recipe, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        with pytest.raises(StorageError, match=r"disk|space"):
+            go(nodes(NAMES), recipe, disk)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
