@@ -15,6 +15,7 @@ BENCHMARKS = {
     "system": "the engine, the planner and the start of a program",
     "codec": "the codec: bytes against bound and other codecs, speed, what it costs",
     "stream": "a split step over gRPC on shaped links against its floor",
+    "sft": "split gradients, bytes and their cost in loss, delay and memory of split training",
     "jcpba": "the JCPBA tables, reduced",
     "fedspine": "the bandit's regret, training memory and inference of FedSpine",
 }
