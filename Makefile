@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check check-all bench lint clean
+.PHONY: demo test check check-all chaos bench lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ lint: $(READY)
 
 check-all: lint  ## the gate and the slow tests
 	$(BIN)/python -m pytest -n 2
+
+chaos: $(READY)  ## the fault table: devices, servers, links and disks that fail or lie
+	$(BIN)/python -m pytest -n 1 tests/deploy/test_faults.py tests/engine/test_stream.py tests/chaos tests/testbed
 
 bench: $(READY)  ## every benchmark that takes under a minute
 	$(BIN)/python -m benchmarks all

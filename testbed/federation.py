@@ -16,6 +16,8 @@ from typing import Any
 from testbed.network import SERVER_ADDRESS, inside
 from testbed.spec import Spec
 
+PORT = 9092
+"""On which the server listens; its namespace has nothing else."""
 _AIRTUNE = (sys.executable, "-m", "airtune.cli")
 _GOODPUT = 0.955
 """Of a shaped rate that is left beside headers, as measured for large transfers."""
@@ -28,6 +30,8 @@ class Federation:
     spec: Spec
     folder: Path
     probe_s: float = 8.0
+    keys: dict[str, Path] = field(default_factory=dict)
+    """What belongs on each device, by its name."""
     agents: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     server: subprocess.Popen[bytes] | None = None
 
@@ -38,7 +42,7 @@ class Federation:
 
     def start_server(self) -> None:
         """Start the server and wait until it is ready."""
-        self.server = self._begin(None, "server", "start", "--state", str(self.state), "--name", SERVER_ADDRESS, log="server")  # fmt: skip
+        self.server = self._begin(None, "server", "start", "--state", str(self.state), "--port", str(PORT), "--name", SERVER_ADDRESS, log="server")  # fmt: skip
         until = time.monotonic() + 120
         while not (self.state / "server.json").is_file():
             if self.server.poll() is not None or time.monotonic() > until:
@@ -50,7 +54,7 @@ class Federation:
         names = [device.name for device in self.spec.devices]
         told = self._call(None, "device", "add", *names, "--state", str(self.state), "--json")
         for row in json.loads(told)["devices"]:
-            (self.folder / row["name"]).symlink_to(row["folder"])
+            self.keys[row["name"]] = Path(row["folder"])
         for place, device in enumerate(self.spec.devices):
             words = ["--name", device.name, "--up-mbps", str(_GOODPUT * device.up_mbps),
                      "--down-mbps", str(_GOODPUT * device.down_mbps)]  # fmt: skip
@@ -59,7 +63,9 @@ class Federation:
             self._probe(place, str(self.folder / f"{device.name}.json"), words)
 
     def _probe(self, place: int, output: str, words: Sequence[str]) -> None:
-        """Probe a device; again for longer where a neighbour made the times senseless."""
+        """Probe a device, unless its file is there; longer where neighbours spoilt the times."""
+        if Path(output).is_file():
+            return
         for stretch in (1, 2, 4):
             try:
                 self._call(place, "probe", output, *words, "--seconds", str(stretch * self.probe_s))
@@ -71,8 +77,8 @@ class Federation:
     def start_agent(self, place: int) -> None:
         """Start a device's agent."""
         device = self.spec.devices[place]
-        keys = self.folder / device.name
-        words = ["--server", f"{SERVER_ADDRESS}:{self._port()}", "--data", "recipe",
+        keys = self.keys[device.name]
+        words = ["--server", f"{SERVER_ADDRESS}:{PORT}", "--data", "recipe",
                  "--key", str(keys / "device.key"), "--ca", str(keys / "ca.crt"),
                  "--probe", str(self.folder / f"{device.name}.json"),
                  "--folder", str(self.folder / f"{device.name}-logs")]  # fmt: skip
@@ -82,8 +88,15 @@ class Federation:
 
     def run(self, recipe: str, settings: Sequence[str] = ()) -> dict[str, Any]:
         """Run a recipe over the devices and return what the command says at its end."""
+        return self._submit(recipe, *settings)
+
+    def resume(self, folder: Path) -> dict[str, Any]:
+        """Go on with a run that was cut off."""
+        return self._submit("--resume", str(folder))
+
+    def _submit(self, *words: str) -> dict[str, Any]:
         said = self._call(
-            None, "run", recipe, *settings, "--server", f"{SERVER_ADDRESS}:{self._port()}",
+            None, "run", *words, "--server", f"{SERVER_ADDRESS}:{PORT}",
             "--ca", str(self.state / "tls" / "ca.crt"), "--devices", str(len(self.agents)), "--json",
         )  # fmt: skip
         return dict(json.loads(said))
@@ -97,9 +110,6 @@ class Federation:
                     process.wait(20)
                 except subprocess.TimeoutExpired:
                     process.kill()
-
-    def _port(self) -> int:
-        return int(json.loads((self.state / "server.json").read_text(encoding="utf-8"))["port"])
 
     def _begin(self, place: int | None, *words: str, log: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{log}.log").open("ab") as file:

@@ -1,5 +1,6 @@
 """A network on one machine has the rates, delays and cuts it was asked for."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ sys.path.insert(0, str(ROOT))
 from testbed.network import SERVER_ADDRESS, down, inside, set_link, up, why_not  # noqa: E402
 from testbed.spec import DeviceSpec, Spec, SpecError, read_spec  # noqa: E402
 
-SPEC = Spec("test", (DeviceSpec("near", 20, 40), DeviceSpec("far", 8, 16, delay_ms=30)))
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+SPEC = Spec(f"test{WORKER}", (DeviceSpec("near", 20, 40), DeviceSpec("far", 8, 16, delay_ms=30)))
 SINK = """
 import socket, time
 server = socket.create_server(("0.0.0.0", 7000))
