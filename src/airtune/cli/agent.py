@@ -30,6 +30,7 @@ def agent(
     probe: Annotated[Path | None, typer.Option(help="This device's probe file, from airtune probe.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where logs are kept.")] = None,
     give_up: Annotated[float, typer.Option(help="Seconds for which an unreachable server is tried; 0 = for ever.")] = 0.0,
+    patience: Annotated[float, typer.Option(help="Seconds for which a refused key is tried: a server remembers a lost connection for about a minute.")] = 100.0,
 ) -> None:  # fmt: skip
     """Take part in runs until stopped; only calls out, reconnects by itself.
 
@@ -43,7 +44,7 @@ def agent(
         model=model, compute=compute, memory_bytes=_bytes("memory", memory),
         reserve_bytes=_bytes("reserve", reserve),
         hours=None if when is None else read_hours(when), probe=_read_probe(probe),
-        give_up_s=give_up or float("inf"),
+        give_up_s=give_up or float("inf"), refused_s=patience,
     )  # fmt: skip
     if insecure:
         print_note("INSECURE: no TLS and no key; whoever is on the way can read and change updates")

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from airtune.cli.console import print_json
+from airtune.cli.console import print_json, print_note
 from airtune.cli.folders import find_run
 from airtune.cli.options import AsJson
 from airtune.cli.server import State
@@ -27,6 +27,9 @@ def status(
     state: State = DEFAULT_STATE,
     run: Annotated[str, typer.Option(help="Folder of the run; latest = the newest.")] = "latest",
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show what changes.")] = False,
+    metrics: Annotated[
+        int | None, typer.Option(help="Serve the same for Prometheus at this port of this machine.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show devices, rounds, bytes, stragglers and quality of a run."""
@@ -35,6 +38,12 @@ def status(
         from airtune.deploy.watching import summary
 
         print_json(summary(folder))
+        return
+    if metrics is not None:
+        from airtune.deploy.watching import serve_metrics
+
+        print_note(f"metrics at http://127.0.0.1:{metrics}/metrics")
+        serve_metrics(lambda: find_run(run, root=state / "runs", mark="run.json"), metrics)
         return
     console = Console()
     if not watch:

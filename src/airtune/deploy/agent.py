@@ -73,6 +73,8 @@ class AgentSettings:
     probe: Mapping[str, Any] = field(default_factory=dict)
     give_up_s: float = float("inf")
     """How long an unreachable server is tried."""
+    refused_s: float = REFUSED_S
+    """How long a key that is refused is tried."""
 
 
 def read_hours(text: str) -> tuple[datetime.time, datetime.time]:
@@ -279,7 +281,7 @@ class Agent:
             self._refused_since_s = now
             self._say("the server refuses this key at present: it may still hold the last "
                       "connection; trying again")  # fmt: skip
-        if "must be registered" in said or now - self._refused_since_s > REFUSED_S:
+        if "must be registered" in said or now - self._refused_since_s > self._settings.refused_s:
             raise KeyRefusedError(
                 f"the server at {self._settings.server} does not know the key "
                 f"{self._settings.key}, or it was revoked; ask for airtune device add there "

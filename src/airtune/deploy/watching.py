@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from airtune.errors import AirtuneError, DeploymentError
 from airtune.records import RunRecord, read_run
 
 
@@ -56,6 +58,38 @@ def metrics(folder: Path) -> str:
         for row in said["devices"]
     ]
     return "\n".join(lines) + "\n"
+
+
+def serve_metrics(find: Callable[[], Path], port: int) -> None:
+    """Serve the metrics of the run that `find` returns at every request, until interrupted.
+
+    Raises:
+        DeploymentError: if the port is taken.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        """Answers every path alike."""
+
+        def do_GET(self) -> None:
+            """Answer with the metrics of now."""
+            try:
+                body, code = metrics(find()).encode(), 200
+            except AirtuneError as error:
+                body, code = f"{error}\n".encode(), 503
+            self.send_response(code)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    except OSError as error:
+        raise DeploymentError(f"cannot serve metrics at port {port}: {error.strerror}") from error
+    with server:
+        server.serve_forever()
 
 
 def _round(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,171 @@
+"""A real SuperLink with TLS and keys, two agents in processes of their own, and a run."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airtune.records import read_run
+
+RECIPE = """
+name: gate
+train: {rounds: 2, local_steps: 1, per_device_train_batch_size: 2}
+data: {limit: 40, test_limit: 8, max_length: 48}
+fleet: {source: pocket, devices: 2}
+method: {name: jcpba, budget: 0.25}
+evaluation: {every: 2}
+threads: 1
+"""
+LONG_S = 400
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Site:
+    """A folder with a server and its devices."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, _port()
+        self.agents: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def airtune(self, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "airtune.cli", *words], cwd=cwd or self.folder, text=True,
+            capture_output=True, check=False, timeout=LONG_S, env=_environment(),
+        )  # fmt: skip
+
+    def start_agent(self, name: str, *words: str) -> None:
+        home = self.folder / "airtune-server" / "bundles" / name
+        with (home / "agent.log").open("wb") as log:
+            self.agents.append(subprocess.Popen(
+                [sys.executable, "-m", "airtune.cli", "agent", "--server", self.address, "--data",
+                 "recipe", "--folder", ".", *words],
+                cwd=home, stdout=log, stderr=subprocess.STDOUT, env=_environment(),
+            ))  # fmt: skip
+
+    def said(self) -> str:
+        logs = (self.folder / "airtune-server").rglob("*.log")
+        return "\n".join(f"== {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs)
+
+    def close(self) -> None:
+        for agent in self.agents:
+            agent.terminate()
+        for agent in self.agents:
+            agent.wait(30)
+        self.airtune("server", "stop")
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    made = Site(tmp_path_factory.mktemp("site"))
+    (made.folder / "recipe.yaml").write_text(RECIPE)
+    try:
+        added = made.airtune("device", "add", "a", "b", "--json")
+        assert added.returncode == 0, added.stdout + added.stderr
+        started = made.airtune("server", "start", "--port", str(made.port), "--detach")
+        assert started.returncode == 0, started.stdout + started.stderr + made.said()
+        made.start_agent("a")
+        made.start_agent("b")
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def done(site: Site) -> Any:
+    ran = site.airtune("run", "recipe.yaml", "--server", site.address, "--devices", "2", "--json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr + site.said()
+    return json.loads(ran.stdout)
+
+
+def test_a_run_over_tls_and_keys_ends_with_a_better_model(done: Any) -> None:
+    record = read_run(done["folder"])
+    assert list(record.devices["status"]) == ["ok"] * 4
+    assert set(record.devices["name"]) == {"a", "b"}
+    assert record.results["validation_best"]["loss"] < record.results["initial"]["loss"]
+    assert (record.devices["upload_bytes"] > 0).all()
+    assert (record.devices["pruned"] > 0).any()
+    assert (Path(done["folder"]) / "report.html").is_file()
+
+
+def test_status_shows_devices_and_rounds(site: Site, done: Any) -> None:
+    said = json.loads(site.airtune("status", "--json").stdout)
+    assert said["done"] == said["rounds"] == 2
+    assert [row["name"] for row in said["devices"]] == ["a", "b"]
+    shown = json.loads(site.airtune("server", "status", "--json").stdout)
+    assert {row["name"] for row in shown["devices"]} == {"a", "b"}
+    assert shown["runs"][0]["status"] == "finished:completed"
+
+
+def test_a_key_that_the_server_does_not_know_is_refused(site: Site, done: Any) -> None:
+    stranger = site.folder / "stranger"
+    other = site.airtune("device", "add", "c", "--state", str(stranger))
+    assert other.returncode == 0, other.stderr
+    home = stranger / "bundles" / "c"
+    (home / "ca.crt").write_bytes((site.folder / "airtune-server/tls/ca.crt").read_bytes())
+    refused = site.airtune("agent", "--server", site.address, "--data", "recipe", "--patience", "0",
+                           cwd=home)  # fmt: skip
+    assert refused.returncode == 17, refused.stderr
+    assert "does not know the key" in refused.stderr
+
+
+def test_another_servers_certificate_is_refused(site: Site) -> None:
+    stranger = site.folder / "stranger-2"
+    site.airtune("device", "add", "c", "--state", str(stranger))
+    refused = site.airtune("agent", "--server", site.address, "--data", "recipe",
+                           cwd=stranger / "bundles" / "c")  # fmt: skip
+    assert refused.returncode == 15, refused.stderr
+    assert "does not prove itself" in refused.stderr
+    asked = site.airtune("run", "recipe.yaml", "--server", site.address, "--ca",
+                         str(stranger / "tls" / "ca.crt"))  # fmt: skip
+    assert asked.returncode == 16, asked.stderr
+    assert "does not prove itself" in asked.stderr
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_the_server_was_killed(site: Site, done: Any) -> None:
+    import signal
+
+    slow = site.folder / "slow.yaml"
+    slow.write_text(RECIPE.replace("rounds: 2", "rounds: 4").replace("gate", "killed"))
+    run = subprocess.Popen(
+        [sys.executable, "-m", "airtune.cli", "run", "slow.yaml", "--server", site.address,
+         "--devices", "2"], cwd=site.folder, env=_environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    runs = site.folder / "airtune-server" / "runs"
+    until = time.monotonic() + LONG_S
+    while time.monotonic() < until:
+        rounds = list(runs.glob("*killed/rounds.jsonl"))
+        if rounds and rounds[0].read_text().count("\n") >= 1:
+            break
+        time.sleep(0.2)
+    document = json.loads((site.folder / "airtune-server" / "server.json").read_text())
+    os.killpg(document["superlink"], signal.SIGKILL)
+    run.communicate(timeout=LONG_S)
+    assert run.returncode != 0
+    [folder] = runs.glob("*killed")
+    before = len(read_run(folder).rounds)
+    ran = site.airtune("run", "slow.yaml", "--server", site.address, "--devices", "2", "--resume",
+                       folder.name, "--json")  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr + site.said()
+    assert len(read_run(folder).rounds) == 4
+    assert before >= 1
