@@ -153,7 +153,7 @@ def test_the_digest_follows_what_decides_the_numbers():
 
 
 @pytest.mark.parametrize("model", [None, "Qwen/Qwen2.5-0.5B"])
-@pytest.mark.parametrize("task", ["causal-lm", "classification"])
+@pytest.mark.parametrize("task", ["causal-lm", "classification", "image-classification"])
 def test_the_commented_recipe_is_a_recipe(model, task):
     text = commented_recipe(file="r.yaml", model=model, data="./my data: x.jsonl", task=task,
                             method="jcpba", fleet=None)  # fmt: skip

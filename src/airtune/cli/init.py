@@ -17,7 +17,7 @@ def init(
     *,
     model: Annotated[str | None, typer.Option(help="Hub id or folder; default: the shipped model.")] = None,
     data: Annotated[str | None, typer.Option(help="File, folder or hub id; default: shipped data.")] = None,
-    task: Annotated[str, typer.Option(help="causal-lm or classification.")] = "causal-lm",
+    task: Annotated[str, typer.Option(help="causal-lm, classification or image-classification.")] = "causal-lm",
     method: Annotated[str, typer.Option(help="See airtune list methods.")] = "jcpba",
     fleet: Annotated[str | None, typer.Option(help="See airtune list fleets.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
@@ -27,7 +27,7 @@ def init(
 
     Example: airtune init --model Qwen/Qwen2.5-0.5B --data ./logs.jsonl
     """
-    from airtune.data.embedded import ARITHMETIC, TOPICS
+    from airtune.data.embedded import ARITHMETIC, SHAPES, TOPICS
     from airtune.recipe import check_recipe, commented_recipe, parse_yaml
     from airtune.records import write_atomically
 
@@ -35,7 +35,7 @@ def init(
         raise RunExistsError(f"{path} is already there; choose another name or add --force")
     if data is not None and data.startswith((".", "/")) and not Path(data).exists():
         raise DataError(f"there is no data at {data!r}; give a file, a folder or a hub id")
-    shipped = TOPICS if task == "classification" else ARITHMETIC
+    shipped = {"classification": TOPICS, "image-classification": SHAPES}.get(task, ARITHMETIC)
     text = commented_recipe(
         file=str(path), model=model, data=data or shipped, task=task, method=method, fleet=fleet
     )

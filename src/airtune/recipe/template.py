@@ -31,7 +31,7 @@ lora:
 
 data:
   source: {data}
-  task: {task}           # causal-lm (loss on the completion only) or classification
+  task: {task}           # causal-lm (loss on the completion only), classification, image-classification
   # columns: {columns}
   # test: null           # file with test data; default: test_share of the source
   # test_share: 0.1
@@ -73,7 +73,7 @@ method:
   name: {method}         # airtune list methods; settings of the method follow as keys here
 
 # target:                # fixed before the run; reports say when it was reached
-#   metric: loss         # loss, perplexity (causal-lm); loss, accuracy (classification)
+#   metric: loss         # loss, perplexity (causal-lm); loss, accuracy (else)
 #   value: 1.0
 #   stop: false          # end the run when it is reached
 
@@ -139,14 +139,15 @@ def commented_recipe(*, file: str, model: str | None, data: str, task: str, meth
         file: what the recipe is called, for the commands in its first lines.
         model: hub id or folder; None = the shipped model, with settings that suit its size.
         data: `data.source`.
-        task: "causal-lm" or "classification".
+        task: "causal-lm", "classification" or "image-classification".
         method: `method.name`.
         fleet: `fleet.source`; None = one that suits the model.
     """
     values: Mapping[str, str] = dict(_SMALL if model is None else _LARGE)
-    roles = "{text: text, label: label}" if task == "classification" else (
-        "{prompt: question, completion: answer}"
-    )  # fmt: skip
+    roles = {
+        "classification": "{text: text, label: label}",
+        "image-classification": "{image: image, label: label}",
+    }.get(task, "{prompt: question, completion: answer}")
     return _TEMPLATE.format(
         file=file,
         columns=f"{roles}   # role: column; usual names are found without it",
