@@ -15,7 +15,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from airtune.errors import CodecError, FleetError, MethodError, TrainingError
+from airtune.errors import (
+    CodecError,
+    ConnectionFailedError,
+    FleetError,
+    MethodError,
+    TrainingError,
+)
 from airtune.model.base import base_of
 from airtune.model.batch import Sequences
 from airtune.model.state import initial_state
@@ -32,9 +38,11 @@ from airtune.engine.stream import (  # noqa: E402
     SplitTask,
     StreamServer,
     Timing,
+    channel_credentials,
     join_round,
     measure_link,
     run_device,
+    server_credentials,
 )
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel  # noqa: E402
 from airtune.engine.stream.message import (  # noqa: E402
@@ -46,6 +54,9 @@ from airtune.engine.stream.message import (  # noqa: E402
     read_message,
     run_number,
 )
+
+pytest.importorskip("cryptography", reason="pip install 'airtune[flower]'")
+from airtune.deploy.keys import ensure_certificates  # noqa: E402
 
 SETTINGS = TrainSettings(learning_rate=1e-2)
 WORKLOAD = Workload(batch=2, tokens=16, local_steps=3, rank=4, lora_targets=("q_proj", "v_proj"))
@@ -329,8 +340,29 @@ def test_what_streams_do_not_carry_is_refused_before_it_begins(server, base):
 
 def test_a_server_that_is_not_there_is_named(base):
     task = task_of(base, [job(0, 1)])
-    with pytest.raises(TrainingError, match="cannot be reached"):
+    with pytest.raises(ConnectionFailedError, match="cannot be reached"):
         run_device(end_of(task, job(0, 1)), Connection("127.0.0.1:9", "x", RUN, deadline_s=0.5))
+
+
+def test_with_tls_a_device_trusts_its_own_authority_alone(base, tmp_path):
+    files = [ensure_certificates(tmp_path / name, ["127.0.0.1"]) for name in ("a", "b")]
+    server = StreamServer(
+        credentials=server_credentials(files[0].certificate.read_bytes(), files[0].key.read_bytes())
+    )
+    jobs = [job(0, 1)]
+    task = task_of(base, jobs)
+    opened = server.open(task)
+
+    def connection(authority):
+        credentials = channel_credentials(authority.read_bytes())
+        target = f"127.0.0.1:{server.port}"
+        return Connection(target, opened.tokens[0], RUN, credentials, deadline_s=20.0)
+
+    with pytest.raises(ConnectionFailedError, match="does not trust"):
+        run_device(end_of(task, jobs[0]), connection(files[1].authority))
+    assert run_device(end_of(task, jobs[0]), connection(files[0].authority)).steps == 3
+    opened.wait(10)
+    server.close()
 
 
 def test_the_link_is_measured_by_who_may(server):

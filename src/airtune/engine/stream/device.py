@@ -27,7 +27,7 @@ from airtune.engine.stream.message import (
     read_message,
     run_number,
 )
-from airtune.errors import TrainingError
+from airtune.errors import ConnectionFailedError, TrainingError
 from airtune.model.lora import Adapters, Head
 from airtune.plan import Floats
 
@@ -154,8 +154,9 @@ def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
     """Take a device through its round.
 
     Raises:
-        TrainingError: if the server refuses it, cannot be reached before the deadline, or a
-            gradient is not finite.
+        ConnectionFailedError: if the server cannot be reached before the deadline, or its
+            certificate is not trusted.
+        TrainingError: if the server refuses the device, or a gradient is not finite.
         CodecError: if what the server sends is damaged.
     """
     going = _Going(end, connection, largest_body_bytes(end.shape, end.workload))
@@ -217,5 +218,11 @@ def _raise_if_final(error: grpc.RpcError, target: str, left_s: float) -> None:
     is_certificate = "certificate" in details.lower() or "handshake" in details.lower()
     if code in _AGAIN and not is_certificate and left_s > 0:
         return
-    what = "refused this device" if code not in _AGAIN or is_certificate else "cannot be reached"
-    raise TrainingError(f"the split server at {target} {what}: {details}") from error
+    where = f"the split server at {target}"
+    if is_certificate:
+        raise ConnectionFailedError(
+            f"{where} proves itself with a certificate that this device does not trust: {details}"
+        ) from error
+    if code in _AGAIN:
+        raise ConnectionFailedError(f"{where} cannot be reached: {details}") from error
+    raise TrainingError(f"{where} refused this device: {details}") from error
