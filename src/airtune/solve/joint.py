@@ -19,6 +19,7 @@ solution and its certificate are this project's (docs/solvers.md).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,8 @@ _GOOD_GAP = 2e-9
 _NESTED_TOLERANCE = 1e-9
 _FIRST_STEP = 1e-10
 """Below the answer by this, in ln(T), the dual is first asked for its proof."""
+_SHORT = 1.0 - 4.0 * float(np.finfo(float).eps)
+"""A dual below this part of what is needed is a proof, whatever the rounding of its sum."""
 _LONGEST_PRICE_STEP = 2.0
 """In ln(price); longer steps leave the range where the first derivatives say anything."""
 
@@ -52,6 +55,8 @@ class _Point:
     response: Response
     converged: bool
     iterations: int
+    proved_s: float = 0.0
+    """Largest finish time on the way at which the dual proved that nobody can meet it."""
 
 
 def solve_joint(problem: JointProblem, *, force_nested: bool = False) -> JointSolution:
@@ -121,45 +126,48 @@ def _keep_more(problem: JointProblem, kept: Floats, division: Division) -> tuple
 def _newton(problem: JointProblem, blocks: list[Columns]) -> _Point:
     """Search T and the prices together from equal shares; may fail and say so."""
     budget, needed = problem.curves.budget, problem.least_value
-    used = np.bincount(problem.curves.link, ~problem.curves.dedicated, budget.shape[0]) > 0
+    used = problem.curves.load(np.ones(len(problem))) > 0.0
     share, kept, high = _start(problem)
     low = float(np.max(problem.finish_s(problem.least_kept, problem.curves.most())))
     finish_s = high
     price, ratio = first_price(problem, share, kept, high), first_ratio(problem, share)
-    converged, step, rough = False, 0, _ROUGH
+    converged, step, rough, proved_s = False, 0, _ROUGH, 0.0
     while step < _MOST_STEPS:
         step += 1
         answer = respond(problem, blocks, finish_s, price, ratio, tolerance=rough)
         ratio = answer.log_ratio
         binding = used & (answer.unmet | (answer.load > budget))
-        excess = np.where(binding, answer.load - budget, 0.0)
+        excess = (answer.load - budget) * binding
         short = (answer.value - needed - float(price @ excess)) / needed
         if short < -rough:
             low = max(low, finish_s)
-        off = max(float(np.max(np.abs(excess) / budget)), abs(short))
-        slope = answer.dual_by_time(np.where(binding, price, 0.0))
+        off = max(float((np.abs(excess) / budget).max()), abs(short))
+        slope = answer.dual_by_time(price * binding)
         # The same in ln(T): next to a weak device's limit T runs out of digits before the sums do.
         off_s = (abs(short) * needed + float(price @ np.abs(excess))) / max(slope, 1e-300)
         exact = rough <= _FINE
+        if exact and finish_s > proved_s:
+            dual = answer.value - float((price * used) @ (answer.load - budget))
+            proved_s = finish_s if dual < needed * _SHORT else proved_s
         if min(off, off_s) <= _TOLERANCE and exact:
             converged = True
             break
-        if not np.isfinite(off):
+        if not math.isfinite(off):
             break
-        rough = _FINE if min(off, off_s) <= 1e-6 else float(np.clip(0.1 * off, _FINE, _ROUGH))
+        rough = _FINE if min(off, off_s) <= 1e-6 else min(max(0.1 * off, _FINE), _ROUGH)
         move = -short * needed / slope if slope > 0.0 else 0.0
-        fresh = finish_s * float(np.exp(np.clip(move, -1.0, 1.0)))
+        fresh = finish_s * math.exp(min(max(move, -1.0), 1.0))
         if low <= fresh <= high:
-            move = float(np.log(fresh / finish_s))
+            move = math.log(fresh / finish_s)
             price = price * np.exp(_price_step(answer, budget, binding, move))
-        elif np.any(excess > 0.0):
+        elif (excess > 0.0).any():
             # T is near enough to fill a link: let its price settle before T moves on.
             price = price * np.exp(_price_step(answer, budget, binding, 0.0))
             fresh = finish_s
         else:
             fresh = float(np.clip(_filling_s(answer, budget, binding, finish_s), low, high))
         finish_s = fresh
-    return _Point(finish_s, np.where(binding, price, 0.0), answer, converged, step)
+    return _Point(finish_s, np.where(binding, price, 0.0), answer, converged, step, proved_s)
 
 
 def _filling_s(answer: Response, budget: Floats, binding: Bools, finish_s: float) -> float:
@@ -178,9 +186,10 @@ def _price_step(answer: Response, budget: Floats, binding: Bools, move: float) -
     """Return the change of ln(price) on every link: Newton on ln(load / budget)."""
     load = np.where(binding, answer.load, budget)
     # With nobody in the interior the load does not answer; move on as if it did, until it does.
-    by_price = np.minimum(np.where(binding, answer.load_by_price, -1.0), -1e-3 * load)
-    ahead = np.log(load / budget) + np.where(binding, answer.load_by_time, 0.0) / load * move
-    return np.clip(-ahead * load / by_price, -_LONGEST_PRICE_STEP, _LONGEST_PRICE_STEP)
+    by_price = np.minimum(answer.load_by_price, -1e-3 * load)
+    ahead = np.log(load / budget) + answer.load_by_time / load * move
+    step = -ahead * load / by_price * binding
+    return np.minimum(np.maximum(step, -_LONGEST_PRICE_STEP), _LONGEST_PRICE_STEP)
 
 
 def _start(problem: JointProblem) -> tuple[Floats, Floats, float]:
@@ -250,7 +259,7 @@ def _certify(
     """Turn the end of a search into a feasible answer and a proved bound."""
     share = _fill(problem, point.response.share)
     kept, round_s = prune_min_max(problem, share)
-    bound_s = floor_s
+    bound_s = floor_s = max(floor_s, point.proved_s)
     if round_s > max(point.finish_s, floor_s) * (1.0 + _GOOD_GAP):
         kept, share, round_s = _relax(problem, blocks, point, (kept, share, round_s))
     if round_s > floor_s * (1.0 + _GOOD_GAP):
@@ -319,7 +328,7 @@ def _dual_bound(
             return floor_s
         answer = respond(problem, blocks, trial_s, asked, point.response.log_ratio)
         dual = answer.value - float(point.price @ (answer.load - budget))
-        if dual < needed * (1.0 - 4.0 * np.finfo(float).eps):
+        if dual < needed * _SHORT:
             return trial_s
         step *= 6.0
     return floor_s

@@ -13,7 +13,7 @@ wireless federated learning; the capped branch and the series for weak signals a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -51,11 +51,11 @@ class Curves:
     def __len__(self) -> int:
         return int(self.link.shape[0])
 
-    def take(self, index: Ints) -> Curves:
+    def take(self, index: Ints | slice) -> Curves:
         """Return the curves of some devices, in the order given; repeats are allowed."""
-        return replace(
-            self, link=self.link[index], dedicated=self.dedicated[index],
-            signal=self.signal[index], scale=self.scale[index], cap=self.cap[index],
+        return Curves(
+            self.link[index], self.dedicated[index], self.signal[index], self.scale[index],
+            self.cap[index], self.budget,
         )  # fmt: skip
 
     def equal_shares(self) -> Floats:
@@ -66,6 +66,8 @@ class Curves:
 
     def load(self, shares: Floats) -> Floats:
         """Return the sum of shares on each link, shape (links,); dedicated links count zero."""
+        if self.budget.shape[0] == 1 and not self.dedicated.any():
+            return np.array([shares.sum()])
         counted = np.where(self.dedicated, 0.0, shares)
         load = np.bincount(self.link, counted, minlength=self.budget.shape[0])
         return load.astype(np.float64)

@@ -22,13 +22,15 @@ import numpy as np
 
 from airtune.plan import Bools, Floats, Ints
 from airtune.solve.problem import JointProblem
-from airtune.solve.rates import BLOCK, LN2, Curves, log_slope
+from airtune.solve.rates import BLOCK, LN2, Curves, log_slope, signal_ratio
 
 _LOG_RATIO = (-27.6, 69.0)
 """Range of ln u: from 1e-12 (rate within 5e-13 of its limit) to 1e30 (no bandwidth at all)."""
 _LEAST_SHARE = 18.4
 """ln of an equal share over the least share considered: a hundred-millionth of it."""
 _RATIO_STEPS = 40
+_WORTH_SPLITTING = 512
+"""Devices from which on it pays to go on with those alone that have not arrived."""
 _RATIO_TOLERANCE = 3e-5
 """Step in ln u after which Newton's next error is about 1e-9; the dual feels its square."""
 
@@ -37,7 +39,7 @@ _RATIO_TOLERANCE = 3e-5
 class Columns:
     """The shared-link devices of one block of a problem, prepared; every column has shape (n,)."""
 
-    rows: Ints
+    rows: Ints | slice
     curves: Curves
     fixed_s: Floats
     compute_s: Floats
@@ -100,13 +102,17 @@ class _Sums:
 
 def prepare(problem: JointProblem) -> list[Columns]:
     """Split the devices on shared links into blocks that fit the cache and prepare their columns."""
+    even = problem.curves.equal_shares()
+    if not problem.curves.dedicated.any():
+        count = len(problem)
+        cuts = [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+        return [_columns(problem, cut, even) for cut in cuts]
     shared = np.flatnonzero(~problem.curves.dedicated)
     starts = range(0, shared.shape[0], BLOCK)
-    even = problem.curves.equal_shares()
     return [_columns(problem, shared[start : start + BLOCK], even) for start in starts]
 
 
-def _columns(problem: JointProblem, rows: Ints, even: Floats) -> Columns:
+def _columns(problem: JointProblem, rows: Ints | slice, even: Floats) -> Columns:
     curves = problem.curves.take(rows)
     # An air-time link has no Shannon branch; the stand-in is computed and never chosen.
     scale = np.where(np.isfinite(curves.scale), curves.scale, 1.0)
@@ -202,54 +208,78 @@ def _block_response(
     kept = (slack * rate - block.fixed_bits) / cost
     by_time = by_price * (-finish_s * block.weight * block.bits / worth)
     value_by_time = block.weight * finish_s * rate / cost
-    clipped = np.flatnonzero((kept >= block.most_kept) | (kept <= block.least_kept))
+    below = kept < block.most_kept
+    clipped = np.flatnonzero(~below | (kept <= block.least_kept))
     if clipped.size:
-        kept = np.clip(kept, block.least_kept, block.most_kept)
-        need, change = _needed_share(block, clipped, finish_s, kept[clipped])
-        share[clipped], by_time[clipped], by_price[clipped] = need, change, 0.0
-        value_by_time[clipped] = 0.0
-        spent = np.zeros(share.shape)
-        spent[clipped] = change
-        _add(sums.clipped, block, spent)
-    columns = (share, by_price, by_time, (kept < block.most_kept).astype(np.float64))
-    totals = (sums.load, sums.by_price, sums.by_time, sums.unmet)
-    for total, column in zip(totals, columns, strict=True):
-        _add(total, block, column)
-    sums.value += float(np.sum(block.weight * kept))
-    sums.value_by_time += float(np.sum(value_by_time))
+        kept = np.minimum(np.maximum(kept, block.least_kept), block.most_kept)
+        share[clipped], change = _needed_share(block, clipped, finish_s, kept[clipped])
+        by_time[clipped] = by_price[clipped] = value_by_time[clipped] = 0.0
+        ends = block.curves.link[clipped]
+        _add(sums.by_time, ends, change)
+        _add(sums.clipped, ends, change)
+    link = block.curves.link
+    _add(sums.load, link, share)
+    _add(sums.by_price, link, by_price)
+    _add(sums.by_time, link, by_time)
+    _add(sums.unmet, link, below)
+    sums.value += float(block.weight @ kept)
+    sums.value_by_time += float(value_by_time.sum())
     return share, kept, log_ratio
 
 
-def _add(total: Floats, block: Columns, column: Floats) -> None:
+def _add(total: Floats, link: Ints, column: Floats | Bools) -> None:
     """Add a column's sums on every link to a running total, which it changes."""
     if total.shape[0] == 1:
-        total += np.sum(column)
+        total += column.sum()
     else:
-        total += np.bincount(block.curves.link, column, minlength=total.shape[0])
+        total += np.bincount(link, column, minlength=total.shape[0])
 
 
 def _solve_ratio(
     target: Floats, block: Columns, log_ratio: Floats, tolerance: float
 ) -> tuple[Floats, Floats]:
-    """Solve `q(u) / (1 + burden ln(1+u)/u)^2 = target`; return ln u and the slope in log-log scale."""
-    burden, top = block.burden, block.most_ratio
-    low, high = _LOG_RATIO[0], np.minimum(top, _LOG_RATIO[1])
+    """Solve `q(u) / (1 + burden ln(1+u)/u)^2 = target`; return ln u and the slope in log-log scale.
+
+    Most devices are there after two or three steps; where few are left, the rest go on alone.
+    """
+    burden = block.burden
+    high = np.minimum(block.most_ratio, _LOG_RATIO[1])
+    bend, done = np.empty(log_ratio.shape), log_ratio.copy()
+    rows: Ints | None = None
     for _ in range(_RATIO_STEPS):
         u = np.exp(log_ratio)
+        above = 1.0 + u
         log_u1 = np.log1p(u)
         q = log_slope(u, log_u1)
         spread = u + burden * log_u1
-        bend = u * u / ((1.0 + u) ** 2 * q) + 2.0 * burden * q / spread
-        value = q * (u / spread) ** 2
+        slope = u * u / (above * above * q) + 2.0 * burden * q / spread
+        part = u / spread
+        value = q * part * part
         # The left side goes like u^2 where it is small and like ln(u) where it is large.
-        part = target / value
-        step = np.where(value > 1.0, part - 1.0, np.log(part)) / bend
-        fresh = np.minimum(np.maximum(log_ratio + step, low), high)
-        moved = float(np.max(np.abs(fresh - log_ratio)))
+        ratio = target / value
+        ahead = np.log(ratio)
+        ahead += (value > 1.0) * (ratio - 1.0 - ahead)
+        fresh = np.minimum(np.maximum(log_ratio + ahead / slope, _LOG_RATIO[0]), high)
+        moved = np.abs(fresh - log_ratio)
         log_ratio = fresh
-        if moved <= tolerance:
+        if rows is None:
+            done, bend = fresh, slope
+        else:
+            done[rows], bend[rows] = fresh, slope
+        if float(moved.max()) <= tolerance:
             break
-    return log_ratio, bend
+        if moved.shape[0] < _WORTH_SPLITTING:
+            continue
+        left = np.flatnonzero(moved > tolerance)
+        if left.shape[0] < moved.shape[0] // 2:
+            rows = left if rows is None else rows[left]
+            log_ratio, target, burden, high = (
+                log_ratio[left],
+                target[left],
+                burden[left],
+                high[left],
+            )
+    return done, bend
 
 
 def _with_cap(
@@ -272,11 +302,18 @@ def _needed_share(
     block: Columns, rows: Ints, finish_s: float, kept: Floats
 ) -> tuple[Floats, Floats]:
     """Return the share that just meets T at a fixed kept fraction, and its derivative by ln T."""
-    curves = block.curves.take(rows)
     left_s = finish_s - block.fixed_s[rows] - block.compute_s[rows] * kept
     rate = (block.fixed_bits[rows] + block.bits[rows] * kept) / left_s
-    share = curves.share_for(rate)
-    return share, -finish_s * rate / left_s / curves.slope(share)
+    if block.kink is not None:
+        curves = block.curves.take(rows)
+        share = curves.share_for(rate)
+        return share, -finish_s * rate / left_s / curves.slope(share)
+    signal, top_rate = block.curves.signal[rows], block.top_rate[rows]
+    fraction = rate / top_rate
+    ratio = signal_ratio(fraction)
+    # ln(1 + u) = fraction u is what the ratio was solved for
+    slope = top_rate / signal * log_slope(ratio, fraction * ratio)
+    return signal / ratio, -finish_s * rate / left_s / slope
 
 
 def _dedicated_response(problem: JointProblem, finish_s: float, kept: Floats, sums: _Sums) -> None:
