@@ -9,6 +9,9 @@ from airtune.solve.pruning import prune_min_max
 from airtune.solve.rates import Curves, curves_of, signal_ratio, silent
 from airtune.solve.rounding import LadderProblem, Rounded, round_to_ladder
 from airtune.solve.rounds import best_budget, best_joint_budget, rounds_ratio
+from airtune.solve.spectrum import Spectrum, divide_spectrum
+from airtune.solve.split import SplitProblem, SplitSolution, solve_split
+from airtune.solve.split_lagrangian import solve_split_lagrangian
 
 __all__ = [
     "BcdStart",
@@ -19,11 +22,15 @@ __all__ = [
     "LadderProblem",
     "MenuChoice",
     "Rounded",
+    "Spectrum",
+    "SplitProblem",
+    "SplitSolution",
     "best_budget",
     "best_joint_budget",
     "choose",
     "curves_of",
     "divide_min_max",
+    "divide_spectrum",
     "lagrangian",
     "prune_min_max",
     "round_to_ladder",
@@ -32,5 +39,7 @@ __all__ = [
     "silent",
     "solve_bcd",
     "solve_joint",
+    "solve_split",
+    "solve_split_lagrangian",
     "uniform_kept",
 ]
