@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from airtune.deploy.agent import AgentSettings, check_server
 from airtune.deploy.keys import (
     ensure_certificates,
     fingerprint_of,
     make_device_key,
     read_public_key,
 )
+from airtune.deploy.reach import check_server
 from airtune.errors import ConnectionFailedError, DeploymentError
 
 
@@ -43,7 +43,7 @@ class _Server:
 def _called(server_tls: Path, authority: Path, host: str = "127.0.0.1") -> None:
     server = _Server(server_tls / "server.crt", server_tls / "server.key")
     try:
-        check_server(AgentSettings(server=f"{host}:{server.port}", data="x", authority=authority))
+        check_server(f"{host}:{server.port}", authority)
     finally:
         server.close()
 
@@ -82,7 +82,7 @@ def test_nobody_answering_is_told_apart(tmp_path: Path) -> None:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     with pytest.raises(ConnectionFailedError, match="no server answers"):
-        check_server(AgentSettings(server=f"127.0.0.1:{port}", data="x", insecure=True))
+        check_server(f"127.0.0.1:{port}", None)
 
 
 def test_private_keys_are_the_owners_alone(tmp_path: Path) -> None:

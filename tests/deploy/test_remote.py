@@ -10,6 +10,7 @@ import pytest
 
 from airtune.deploy.federation import Order, run_federation
 from airtune.engine.envelope import Envelope
+from airtune.engine.stream import StreamServer
 from airtune.errors import CheckpointError, ConnectionFailedError, MismatchError, RecipeError
 from airtune.records import read_run
 
@@ -152,3 +153,50 @@ def test_a_run_goes_on_where_it_was_killed(
 def test_what_is_no_run_is_not_resumed(quick: Any, nodes: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run of a federation"):
         _run(quick, nodes(["a"]), tmp_path, resume=tmp_path)
+
+
+CUT = """
+import numpy as np
+from dataclasses import replace
+from airtune.plan import RoundPlan, WorkSpec, whole_model
+
+
+class Cut:
+    needs = frozenset()
+    work = WorkSpec(labels="travel", server="shared")
+
+    def init(self, problem):
+        return {}
+
+    def plan(self, problem, state, observation):
+        device = np.flatnonzero(observation.available)
+        told = whole_model(device, rank=problem.workload.rank, local_steps=2,
+                           share=np.full(len(device), 1.0 / len(device)))
+        told = replace(told, cut=np.full(len(device), 2))
+        return RoundPlan(observation.round, told, ("cut at 2",) * len(device)), state
+
+    def divide(self, problem, state, plan, links, remaining_bytes):
+        return plan.assignments.share
+
+    def learn(self, problem, state, results):
+        return state
+"""
+
+
+def test_a_split_round_goes_over_the_stream(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(CUT)
+    server = StreamServer("127.0.0.1:0")
+    try:
+        changed = recipe(**{
+            "method.name": f"{tmp_path}/mine.py:Cut", "train.rounds": 1, "data.limit": 30,
+        })  # fmt: skip
+        record, _ = _run(
+            changed, nodes(["a", "b"]), tmp_path, serve=lambda: (server, f":{server.port}")
+        )
+    finally:
+        server.close()
+    assert list(record.devices["status"]) == ["ok", "ok"]
+    assert (record.devices["cut"] > 0).all()
+    assert (record.devices["upload_bytes"] > 10_000).all()

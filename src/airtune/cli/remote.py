@@ -10,6 +10,7 @@ from typing import Any
 from airtune.cli.console import print_json, print_line, print_note, print_table
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
 from airtune.deploy.flower_cli import Link
+from airtune.deploy.reach import check_server
 from airtune.deploy.submit import follow, submit
 from airtune.errors import DeploymentError, RunInterruptedError
 from airtune.recipe import load_recipe
@@ -47,6 +48,7 @@ def run_remotely(wanted: Remote, source: str | None, changes: list[str], *, as_j
     recipe = load_recipe(source, overrides=changes)
     with tempfile.TemporaryDirectory(prefix="airtune-flower-") as home:
         link = wanted.link(Path(home))
+        check_server(link.address, link.authority)
         run = submit(
             link, recipe, resume=wanted.resume or "", devices=wanted.devices,
             clock="replay" if wanted.replay else "real",

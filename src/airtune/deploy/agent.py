@@ -17,7 +17,6 @@ import json
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,7 @@ from typing import Any
 from airtune.deploy.flower_cli import environment, program
 from airtune.deploy.hatch import new_token
 from airtune.deploy.memory import check_cap, start_capped
+from airtune.deploy.reach import check_server
 from airtune.deploy.server import end_group
 from airtune.deploy.worker import WorkerSettings
 from airtune.errors import (
@@ -106,36 +106,6 @@ def is_open(hours: tuple[datetime.time, datetime.time] | None, now: datetime.tim
         return True
     begin, end = hours
     return begin <= now < end if begin <= end else now >= begin or now < end
-
-
-def check_server(settings: AgentSettings) -> None:
-    """Call the server once and check its certificate.
-
-    Raises:
-        ConnectionFailedError: if nobody answers; that may pass.
-        DeploymentError: if the server is another than the certificate says; that will not.
-    """
-    host, _, port = settings.server.rpartition(":")
-    host = host.strip("[]")
-    try:
-        with socket.create_connection((host, int(port)), timeout=10.0) as plain:
-            if settings.insecure:
-                return
-            context = ssl.create_default_context(cafile=str(settings.authority))
-            with context.wrap_socket(plain, server_hostname=host):
-                return
-    except ssl.SSLError as error:
-        reason = getattr(error, "verify_message", "") or error.reason or str(error)
-        raise DeploymentError(
-            f"the server at {settings.server} does not prove itself by {settings.authority} "
-            f"({str(reason).lower()}); take ca.crt from that server, and call it by a name that "
-            "its certificate holds (airtune server start --name NAME)"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ConnectionFailedError(
-            f"no server answers at {settings.server} "
-            f"({(getattr(error, 'strerror', None) or str(error)).lower()}); check address and firewall"
-        ) from error
 
 
 def check_settings(settings: AgentSettings) -> None:
@@ -233,6 +203,8 @@ class Agent:
             socket=str(folder / "hatch"), token_file=str(folder / "token"), data=settings.data,
             model=settings.model, compute=settings.compute, memory_bytes=settings.memory_bytes,
             reserve_bytes=settings.reserve_bytes, probe=dict(settings.probe),
+            host=settings.server.rpartition(":")[0],
+            authority=None if settings.insecure else str(settings.authority),
         ).save(folder / "worker.json")  # fmt: skip
         command = [sys.executable, "-m", "airtune.deploy.worker", str(folder / "worker.json")]
         self._worker = start_capped(command, cap_bytes=settings.memory_bytes)
@@ -293,7 +265,7 @@ class Agent:
         pause_s, began = _PAUSE_S, time.monotonic()
         while not self._stopping.is_set():
             try:
-                check_server(self._settings)
+                check_server(self._settings.server, self._settings.authority)
                 return
             except ConnectionFailedError as error:
                 if time.monotonic() - began > self._settings.give_up_s:

@@ -38,7 +38,9 @@ from airtune.errors import AirtuneError, DataError, MismatchError
 from airtune.keys import generator
 from airtune.model.base import BaseModel
 from airtune.model.frame import load_frame
+from airtune.model.kept import keep_all
 from airtune.model.state import GlobalState, Update
+from airtune.plan import Assignment
 from airtune.recipe import Recipe
 from airtune.run.build import is_vision, load_model, model_source
 from airtune.units import format_bytes
@@ -68,6 +70,10 @@ class DeviceSettings:
     memory_bytes: float | None = None
     """What a job may take; None = the owner has said nothing."""
     probe: Mapping[str, Any] = field(default_factory=dict)
+    host: str = ""
+    """Of the server, for streams of split rounds."""
+    authority: Path | None = None
+    """Certificate that the stream's is checked against; None = no TLS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +180,8 @@ class Device:
         setup, state = task.setup, _state(task, blobs)
         if task.row is None:
             raise MismatchError(f"round {task.round} came without an assignment; it is refused")
+        if task.row.cut is not None:
+            return self._train_split(task, task.row, here, state)
         job = Job(task.device, task.row, here.data.train, 1.0)
         [outcome] = train(
             here.base, state, [job], settings=setup.train, work=setup.work,
@@ -187,13 +195,38 @@ class Device:
             return reply, {}
         return reply, self._coded(task, here, state, outcome.update)
 
+    def _train_split(
+        self, task: Task, row: Assignment, here: _Loaded, state: GlobalState
+    ) -> tuple[Reply, dict[str, bytes]]:
+        """Train this device's half; its steps go over the stream."""
+        # grpc is needed for split rounds alone
+        from airtune.deploy.seat import take_seat
+
+        setup = task.setup
+        part = take_seat(
+            task, row, base=here.base, state=state, data=here.data.train,
+            settings=self._settings, pace=self._pace,
+        )  # fmt: skip
+        update = Update(
+            task.device, task.round, keep_all(here.base.shape), row.rank, part.adapters,
+            part.head, samples=setup.workload.batch * part.steps,
+        )  # fmt: skip
+        figures = {"steps": float(part.steps), "wait_s": part.wait_s,
+                   "stepping_s": part.compute_s, "connections": float(part.connections)}  # fmt: skip
+        reply = replace(_reply(task), samples=update.samples, rank_left=row.rank, figures=figures)
+        return reply, self._coded(task, here, state, update)
+
     def _coded(
         self, task: Task, here: _Loaded, state: GlobalState, update: Update
     ) -> dict[str, bytes]:
         """Return an update as it is sent, and remember what coding loses of it."""
         setup, shape = task.setup, here.base.shape
         self._settle(task, here)
-        reference = reference_of(state, shape, update.kept, update.rank)
+        cut = None if task.row is None else task.row.cut
+        reference = reference_of(
+            state, shape, update.kept, update.rank, cut=cut,
+            with_head=cut is None or setup.work.labels == "stay",
+        )  # fmt: skip
         owed = None
         if setup.workload.upload_feedback:
             owed = self._lost.of(update, state, shape, reference)

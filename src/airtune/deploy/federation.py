@@ -23,6 +23,7 @@ from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
 from airtune.engine.base import Engine
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.flower.engines import FlowerEngine, ReplayEngine
+from airtune.engine.flower.split import Serve
 from airtune.engine.message import Joined, Setup
 from airtune.engine.remote import Answer, Courier, Remote
 from airtune.errors import (
@@ -88,6 +89,8 @@ class Order:
     """How long to wait for them."""
     silent_s: float = 1800.0
     """How long a device may be silent in a round without a deadline."""
+    serve: Serve | None = None
+    """Starts the stream of split rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,7 +339,7 @@ def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> Rep
     assets = pieces.assets
     return kind(
         assets.fleet, _problem(pieces, method), assets.base, assets.data, remote=remote,
-        needs=method.decider.needs, work=method.work, settings=pieces.engine,
+        needs=method.decider.needs, work=method.work, settings=pieces.engine, serve=order.serve,
     )  # fmt: skip
 
 

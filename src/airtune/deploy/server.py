@@ -52,6 +52,11 @@ class ServerSettings:
     insecure: bool = False
 
     @property
+    def stream_port(self) -> int:
+        """Port of the stream of split rounds: the next one."""
+        return self.port + 1
+
+    @property
     def address(self) -> str:
         """How this machine itself calls the server."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
@@ -338,7 +343,7 @@ def _server_environment(settings: ServerSettings) -> Mapping[str, str]:
     return environment(
         (settings.state / "flower").resolve(),
         {"AIRTUNE_STATE": str(settings.state.resolve()),
-         "AIRTUNE_INSECURE": "1" if settings.insecure else "0", "PYTHONUNBUFFERED": "1"},
+         "AIRTUNE_INSECURE": "1" if settings.insecure else "0", "AIRTUNE_STREAM_PORT": str(settings.stream_port), "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
 
 

@@ -9,20 +9,26 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from airtune.deploy.events import MARK, as_line
 from airtune.deploy.federation import Connected, Order, run_federation
+from airtune.deploy.keys import ServerFiles
 from airtune.deploy.register import Register
 from airtune.errors import AirtuneError, MismatchError
 from airtune.recipe import Recipe, load_recipe
 
+if TYPE_CHECKING:
+    from airtune.engine.stream import StreamServer
+
 STATE = "AIRTUNE_STATE"
 """Environment variable with the server's state folder; set by `airtune server`."""
 INSECURE = "AIRTUNE_INSECURE"
+STREAM_PORT = "AIRTUNE_STREAM_PORT"
 
 NameOf = Callable[[int], str | None]
 Connect = Callable[[NameOf | None, Callable[[str], None]], Connected]
@@ -56,6 +62,22 @@ def run_here(config: Mapping[str, Any], connect: Connect) -> None:
         raise
 
 
+@cache
+def _stream() -> tuple[StreamServer, str]:
+    """Start the stream of split rounds beside SuperLink, once, with the same certificate."""
+    # grpc is needed for split rounds alone
+    from airtune.engine.stream import StreamServer, server_credentials
+
+    state, port = os.environ.get(STATE), int(os.environ.get(STREAM_PORT, "0"))
+    credentials = None
+    if state is not None and os.environ.get(INSECURE) != "1":
+        tls = ServerFiles(Path(state) / "tls")
+        credentials = server_credentials(tls.certificate.read_bytes(), tls.key.read_bytes())
+    host = "0.0.0.0" if state is not None else "127.0.0.1"
+    server = StreamServer(f"{host}:{port}", credentials=credentials)
+    return server, f":{server.port}"
+
+
 def tell(**event: Any) -> None:
     """Write an event for whoever follows."""
     print(as_line(event), file=sys.stdout, flush=True)
@@ -83,4 +105,5 @@ def _order(config: Mapping[str, Any]) -> Order:
         devices=int(config.get("devices") or 0),
         join_s=float(config.get("join-s") or 600.0),
         silent_s=float(config.get("silent-s") or 1800.0),
+        serve=_stream,
     )

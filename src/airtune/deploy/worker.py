@@ -31,6 +31,10 @@ class WorkerSettings:
     reserve_bytes: float | None = None
     """Memory of the machine that its owner keeps."""
     probe: dict[str, Any] = field(default_factory=dict)
+    host: str = ""
+    """Of the server."""
+    authority: str | None = None
+    """Path of the certificate that its stream is checked against; None = no TLS."""
 
     def save(self, path: Path) -> None:
         """Write them where the worker will read them."""
@@ -53,7 +57,8 @@ def main() -> None:
         DeviceSettings(
             data=settings.data, model=settings.model, compute=settings.compute,
             memory_bytes=_left_bytes(settings),
-            probe=settings.probe,
+            probe=settings.probe, host=settings.host,
+            authority=None if settings.authority is None else Path(settings.authority),
         ),
         pace=Pacer(),
     )  # fmt: skip

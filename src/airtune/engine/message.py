@@ -76,9 +76,10 @@ class Seat:
     """Where a device finds the server's half of a split round, and what lets it in."""
 
     address: str
+    """HOST:PORT, or :PORT of the server that the device knows."""
     token: str
-    authority: str = ""
-    """Certificate of the server's authority, PEM; empty = no TLS."""
+    run: str
+    """What the stream calls this run."""
 
 
 @dataclass(frozen=True, slots=True)

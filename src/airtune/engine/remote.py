@@ -104,6 +104,11 @@ class Remote:
         """The last round in which each device's update counted."""
 
     @property
+    def run_name(self) -> str:
+        """What the stream calls this run."""
+        return str(self._run)
+
+    @property
     def setup(self) -> Setup:
         """What stays the same in all rounds."""
         return self._setup
@@ -238,8 +243,13 @@ class Remote:
         """Return an update as the server has it; what was kept is worked out, not believed."""
         if reply.status != "ok":
             return None
-        kept = kept_by(row, state, self._shape, self._setup.work)
-        reference = reference_of(state, self._shape, kept, row.rank)
+        work = self._setup.work
+        kept = kept_by(row, state, self._shape, work)
+        # of a split round a device returns its own blocks, and the head where labels stay
+        reference = reference_of(
+            state, self._shape, kept, row.rank, cut=row.cut,
+            with_head=row.cut is None or work.labels == "stay",
+        )  # fmt: skip
         importance = self._importance(blobs) if "importance" in blobs else None
         told = Update(row.device, reply.round, kept, row.rank, {}, {}, reply.samples, importance)
         payloads = {name: blobs[name] for name in GROUPS if name in blobs}

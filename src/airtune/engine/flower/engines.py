@@ -23,17 +23,19 @@ from airtune.cost import energy_j, peak_memory, train_flops
 from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split, mask_observation
 from airtune.engine.checks import Divide, check_shares
+from airtune.engine.flower.split import Serve, ServedSplit, open_split
 from airtune.engine.local import LocalEngine, LocalSettings, prunes
 from airtune.engine.remote import Answer, Remote, Trained
 from airtune.engine.timing import refusals
 from airtune.engine.uplink import Sent, Uplink
-from airtune.errors import DataError, TrainingError
+from airtune.errors import DataError, MethodError, TrainingError
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import uplink_bps
 from airtune.model.base import BaseModel
 from airtune.model.importance import Importance
 from airtune.model.state import GlobalState
 from airtune.plan import (
+    Assignment,
     Floats,
     Need,
     Observation,
@@ -52,7 +54,7 @@ class ReplayEngine(LocalEngine):
     def __init__(
         self, fleet: Fleet, problem: Problem, base: BaseModel, data: FederatedData, *,
         remote: Remote, needs: frozenset[Need] = frozenset(), work: WorkSpec | None = None,
-        settings: LocalSettings | None = None,
+        settings: LocalSettings | None = None, serve: Serve | None = None,
     ) -> None:  # fmt: skip
         """Hold the fleet; see `LocalEngine`.
 
@@ -65,9 +67,10 @@ class ReplayEngine(LocalEngine):
             needs: what the method asks to know.
             work: switches of the method's local work.
             settings: participation and the like.
+            serve: starts the stream of split rounds; None = there are none.
         """
         super().__init__(fleet, problem, base, data, needs=needs, work=work, settings=settings)
-        self._remote = remote
+        self._remote, self._serve = remote, serve
         self._received = _Received(self._problem, remote)
         self._uplink = self._received
 
@@ -92,6 +95,21 @@ class ReplayEngine(LocalEngine):
             return weigh([found[device] for device in order], weights)
         except DataError as error:
             raise TrainingError(str(error)) from error
+
+    def execute(
+        self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
+    ) -> Execution:
+        """Have the devices work and the virtual clock run.
+
+        Raises:
+            MethodError: if a device is cut, or the plan is otherwise not to be executed.
+        """
+        if np.any(plan.assignments.cut > 0):
+            raise MethodError(
+                "a device is told to split the model, which needs the real clock over real "
+                "devices; leave --replay out"
+            )
+        return super().execute(plan, state, divide, start_s=start_s)
 
     def _train(
         self, plan: RoundPlan, state: GlobalState, places: Sequence[int]
@@ -147,17 +165,35 @@ class FlowerEngine(ReplayEngine):
         peak_bytes = peak_memory(problem.shape, problem.workload, told).total
         faults = refusals(problem, self._fleet, plan, peak_bytes)
         rows = [told.row(place) for place, fault in enumerate(faults) if not fault]
+        split = self._split(rows, plan, state)
         deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
         began = time.monotonic()
         done = self._remote.train(
             rows, state, round=plan.round, deadline_s=deadline_s,
+            seats=None if split is None else split.seats,
             upload_bps={int(device): float(rate) for device, rate in
                         zip(told.device, rates, strict=True) if np.isfinite(rate) and rate > 0},
         )  # fmt: skip
         took_s = time.monotonic() - began
+        if split is not None:
+            cut = {row.device: done[row.device] for row in split.task.rows}
+            done |= split.join(cut)[0]
         return self._execution(
             plan, state, setup, done=done, faults=faults, clock=(begin_s, took_s)
         )
+
+    def _split(
+        self, rows: Sequence[Assignment], plan: RoundPlan, state: GlobalState
+    ) -> ServedSplit | None:
+        """Begin to serve the devices that are cut, if any is."""
+        if self._serve is None or all(row.cut is None for row in rows):
+            return None
+        deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
+        return open_split(
+            self._serve, rows, run=self._remote.run_name, round=plan.round, base=self._base,
+            state=state, problem=replace(self._problem, work=self._work),
+            settings=self._settings.train, deadline_s=deadline_s,
+        )  # fmt: skip
 
     def _ready(
         self, plan: RoundPlan, state: GlobalState, start_s: float

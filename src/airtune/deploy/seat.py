@@ -1,0 +1,59 @@
+"""A device's place in a split round: the stream that its task names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from airtune.engine.message import Task
+from airtune.engine.stream import (
+    Connection,
+    DeviceEnd,
+    DeviceRound,
+    channel_credentials,
+    run_device,
+)
+from airtune.errors import MismatchError
+from airtune.model.base import BaseModel
+from airtune.model.images import Examples
+from airtune.model.state import GlobalState
+from airtune.plan import Assignment
+from airtune.work.lanes import SplitJob
+
+if TYPE_CHECKING:
+    from airtune.deploy.device import DeviceSettings
+
+
+def take_seat(
+    task: Task, row: Assignment, *, base: BaseModel, state: GlobalState, data: Examples,
+    settings: DeviceSettings, pace: Callable[[int, float], float] | None,
+) -> DeviceRound:  # fmt: skip
+    """Take this device through its split round.
+
+    Raises:
+        MismatchError: if the task names no stream.
+        TrainingError: if the server refuses it or cannot be reached.
+    """
+    seat, setup = task.seat, task.setup
+    if seat is None:
+        raise MismatchError(
+            f"round {task.round} splits the model, but the task names no stream; it is refused"
+        )
+    address = f"{settings.host or '127.0.0.1'}{seat.address}" if seat.address.startswith(
+        ":") else seat.address  # fmt: skip
+    credentials = None
+    if settings.authority is not None:
+        credentials = channel_credentials(settings.authority.read_bytes())
+    end = DeviceEnd(
+        base, state, SplitJob(task.device, row, data, 1.0), settings=setup.train,
+        work=setup.work, workload=setup.workload, seed=setup.seed, round=task.round,
+    )  # fmt: skip
+    rate = task.upload_bps
+    paced = None
+    if pace is not None and rate is not None:
+        wait, at = pace, rate
+
+        def paced(size_bytes: int) -> None:
+            wait(size_bytes, at)
+
+    return run_device(end, Connection(address, seat.token, seat.run, credentials, pace=paced))
