@@ -77,8 +77,7 @@ def solve_joint(problem: JointProblem, *, force_nested: bool = False) -> JointSo
         return _only_bandwidth(problem, problem.most_kept)
     if problem.least_value <= float(np.sum(problem.weight * problem.least_kept)):
         return _only_bandwidth(problem, problem.least_kept)
-    blocks = prepare(problem)
-    if not blocks:
+    if problem.curves.dedicated.all():
         share = np.ones(len(problem))
         kept, finish_s = prune_min_max(problem, share)
         return JointSolution(
@@ -86,6 +85,7 @@ def solve_joint(problem: JointProblem, *, force_nested: bool = False) -> JointSo
             price=np.zeros(problem.curves.budget.shape[0]), iterations=0,
             residual=problem.violation(kept, share), method="exact",
         )  # fmt: skip
+    blocks = prepare(problem)
     if not force_nested and (problem.curves.budget.shape[0] > 1 or problem.curves.dedicated.any()):
         solution = _at_bottleneck(problem, blocks)
         if solution is not None:

@@ -104,6 +104,13 @@ class Curves:
         >>> float(air.share_for(np.array([2e6]))[0])
         0.25
         """
+        has_air = ~np.isfinite(self.scale)
+        if has_air.any():
+            share = rate / self.cap
+            rows = np.flatnonzero(~has_air)
+            if rows.size:
+                share[rows] = self.take(rows).share_for(rate[rows])
+            return share
         fraction = rate * (LN2 / (self.scale * self.signal))
         with np.errstate(divide="ignore"):
             shannon = self.signal / signal_ratio(fraction)

@@ -17,6 +17,7 @@ Source: interior stationarity and the dual are this project's; see docs/solvers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -35,10 +36,15 @@ _RATIO_TOLERANCE = 3e-5
 """Step in ln u after which Newton's next error is about 1e-9; the dual feels its square."""
 
 
+Kind = Literal["radio", "air", "alone"]
+"""Shannon's law, perhaps with a cap; a measured capacity whose air time is shared; a link of one's own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The shared-link devices of one block of a problem, prepared; every column has shape (n,)."""
+    """The devices of one block of a problem, prepared; every column has shape (n,)."""
 
+    kind: Kind
     rows: Ints | slice
     curves: Curves
     fixed_s: Floats
@@ -49,7 +55,7 @@ class Columns:
     least_kept: Floats
     most_kept: Floats
     top_rate: Floats
-    """Shannon rate as the bandwidth grows without bound, in bit/s."""
+    """Rate as the bandwidth grows without bound, in bit/s; of the whole link where one has it."""
     gain: Floats
     """`D^2 ln 2 / scale`: turns the right-hand side into a function of u alone."""
     burden: Floats
@@ -101,32 +107,41 @@ class _Sums:
 
 
 def prepare(problem: JointProblem) -> list[Columns]:
-    """Split the devices on shared links into blocks that fit the cache and prepare their columns."""
-    even = problem.curves.equal_shares()
-    if not problem.curves.dedicated.any():
-        count = len(problem)
-        cuts = [slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
-        return [_columns(problem, cut, even) for cut in cuts]
-    shared = np.flatnonzero(~problem.curves.dedicated)
-    starts = range(0, shared.shape[0], BLOCK)
-    return [_columns(problem, shared[start : start + BLOCK], even) for start in starts]
+    """Split the devices into blocks of one kind that fit the cache and prepare their columns."""
+    even, curves = problem.curves.equal_shares(), problem.curves
+    has_air = ~np.isfinite(curves.scale)
+    kinds: dict[Kind, Bools] = {
+        "radio": ~curves.dedicated & ~has_air, "air": ~curves.dedicated & has_air,
+        "alone": curves.dedicated,
+    }  # fmt: skip
+    blocks = []
+    for kind, members in kinds.items():
+        rows: Ints | None = None if members.all() else np.flatnonzero(members)
+        count = len(problem) if rows is None else rows.shape[0]
+        for start in range(0, count, BLOCK):
+            cut = slice(start, min(start + BLOCK, count))
+            blocks.append(_columns(problem, kind, cut if rows is None else rows[cut], even))
+    return blocks
 
 
-def _columns(problem: JointProblem, rows: Ints | slice, even: Floats) -> Columns:
+def _columns(problem: JointProblem, kind: Kind, rows: Ints | slice, even: Floats) -> Columns:
     curves = problem.curves.take(rows)
-    # An air-time link has no Shannon branch; the stand-in is computed and never chosen.
-    scale = np.where(np.isfinite(curves.scale), curves.scale, 1.0)
     bits, compute_s = problem.bits[rows], problem.compute_s[rows]
-    top_rate = scale * curves.signal / LN2
+    scale = curves.scale if kind == "radio" else np.ones(bits.shape)
+    top_rate = {
+        "radio": scale * curves.signal / LN2, "air": curves.cap,
+        "alone": curves.rate(np.ones(bits.shape)),
+    }[kind]  # fmt: skip
+    is_capped = kind == "radio" and bool(np.isfinite(curves.cap).any())
     return Columns(
-        rows=rows, curves=curves, fixed_s=problem.fixed_s[rows], compute_s=compute_s,
+        kind=kind, rows=rows, curves=curves, fixed_s=problem.fixed_s[rows], compute_s=compute_s,
         fixed_bits=problem.fixed_bits[rows], bits=bits,
         # A device without data would make every price wrong for it; this weight changes nothing.
         weight=np.maximum(problem.weight[rows], 1e-15),
         least_kept=problem.least_kept[rows], most_kept=problem.most_kept[rows],
         top_rate=top_rate, gain=bits * bits * LN2 / scale, burden=compute_s * top_rate / bits,
         most_ratio=np.log(curves.signal / even[rows]) + _LEAST_SHARE,
-        kink=curves.kink() if np.isfinite(curves.cap).any() else None,
+        kink=curves.kink() if is_capped else None,
     )  # fmt: skip
 
 
@@ -177,9 +192,11 @@ def respond(
     ratio = log_ratio.copy()
     sums = _Sums(*np.zeros((5, links)))
     for block in blocks:
+        if block.kind == "alone":
+            kept[block.rows] = _alone_response(block, finish_s, sums)
+            continue
         z, x, v = _block_response(block, (finish_s, price, tolerance), ratio[block.rows], sums)
         share[block.rows], kept[block.rows], ratio[block.rows] = z, x, v
-    _dedicated_response(problem, finish_s, kept, sums)
     return Response(
         share=share, kept=kept, log_ratio=ratio, load=sums.load, load_by_price=sums.by_price,
         load_by_time=sums.by_time, unmet=sums.unmet > 0, value=sums.value,
@@ -196,11 +213,15 @@ def _block_response(
     worth = block.weight * (slack * block.bits + block.compute_s * block.fixed_bits)
     link_price = price[block.curves.link] if price.shape[0] > 1 else price[0]
     target = link_price / worth
-    log_ratio, bend = _solve_ratio(target * block.gain, block, log_ratio, tolerance)
-    ratio = np.exp(log_ratio)
-    share = block.curves.signal / ratio
-    rate = block.top_rate * np.log1p(ratio) / ratio
-    by_price = -share / bend
+    if block.kind == "air":
+        share, by_price = _on_line(block, target)
+        rate = block.top_rate * share
+    else:
+        log_ratio, bend = _solve_ratio(target * block.gain, block, log_ratio, tolerance)
+        ratio = np.exp(log_ratio)
+        share = block.curves.signal / ratio
+        rate = block.top_rate * np.log1p(ratio) / ratio
+        by_price = -share / bend
     if block.kink is not None:
         share, by_price = _with_cap(block, block.kink, target, share, by_price)
         rate = block.curves.rate(share)
@@ -282,20 +303,26 @@ def _solve_ratio(
     return done, bend
 
 
-def _with_cap(
-    block: Columns, kink: Floats, target: Floats, share: Floats, by_price: Floats
-) -> tuple[Floats, Floats]:
-    """Put the capped branch below the kink: there the rate is a line and the answer closed."""
-    # Without a cap the kink is at 0 and the stand-in is never chosen.
+def _on_line(block: Columns, target: Floats) -> tuple[Floats, Floats]:
+    """Return share and its derivative by ln(price) where the rate is a line: closed."""
+    # Without a cap the stand-in is never chosen.
     cap = np.where(np.isfinite(block.curves.cap), block.curves.cap, 1.0)
     time = np.maximum(block.compute_s, 1e-12 * block.bits / cap)
     root = np.sqrt(cap / target)
     line = np.maximum((root - block.bits) / (time * cap), 0.0)
+    return line, np.where(line > 0.0, -0.5 * root / (time * cap), 0.0)
+
+
+def _with_cap(
+    block: Columns, kink: Floats, target: Floats, share: Floats, by_price: Floats
+) -> tuple[Floats, Floats]:
+    """Put the capped branch below the kink: there the rate is a line."""
+    line, slope = _on_line(block, target)
+    # Without a cap the kink is at 0.
     on_line = line < kink
     at_kink = ~on_line & (share <= kink)
     share = np.where(on_line, line, np.maximum(share, np.minimum(kink, 1e300)))
-    slope = np.where(on_line, -0.5 * root / (time * cap), by_price)
-    return share, np.where(at_kink | (on_line & (line <= 0.0)), 0.0, slope)
+    return share, np.where(at_kink, 0.0, np.where(on_line, slope, by_price))
 
 
 def _needed_share(
@@ -304,6 +331,9 @@ def _needed_share(
     """Return the share that just meets T at a fixed kept fraction, and its derivative by ln T."""
     left_s = finish_s - block.fixed_s[rows] - block.compute_s[rows] * kept
     rate = (block.fixed_bits[rows] + block.bits[rows] * kept) / left_s
+    if block.kind == "air":
+        share = rate / block.top_rate[rows]
+        return share, -finish_s * share / left_s
     if block.kink is not None:
         curves = block.curves.take(rows)
         share = curves.share_for(rate)
@@ -316,18 +346,11 @@ def _needed_share(
     return signal / ratio, -finish_s * rate / left_s / slope
 
 
-def _dedicated_response(problem: JointProblem, finish_s: float, kept: Floats, sums: _Sums) -> None:
-    """Add the devices that have a link to themselves: they keep what T allows, at no price."""
-    rows = np.flatnonzero(problem.curves.dedicated)
-    if not rows.size:
-        return
-    curves = problem.curves.take(rows)
-    rate = curves.rate(np.ones(rows.shape[0]))
-    growth = problem.compute_s[rows] + problem.bits[rows] / rate
-    start = problem.fixed_s[rows] + problem.fixed_bits[rows] / rate
-    free = (finish_s - start) / growth
-    kept[rows] = np.clip(free, problem.least_kept[rows], problem.most_kept[rows])
-    inside = (free < problem.most_kept[rows]) & (free > problem.least_kept[rows])
-    weight = problem.weight[rows]
-    sums.value += float(np.sum(weight * kept[rows]))
-    sums.value_by_time += float(np.sum(np.where(inside, weight * finish_s / growth, 0.0)))
+def _alone_response(block: Columns, finish_s: float, sums: _Sums) -> Floats:
+    """Return what devices that have a link to themselves keep: what T allows, at no price."""
+    growth = block.compute_s + block.bits / block.top_rate
+    free = (finish_s - block.fixed_s - block.fixed_bits / block.top_rate) / growth
+    kept = np.minimum(np.maximum(free, block.least_kept), block.most_kept)
+    sums.value += float(block.weight @ kept)
+    sums.value_by_time += float((block.weight * finish_s / growth)[kept == free].sum())
+    return kept
