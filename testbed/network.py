@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,12 +81,21 @@ def down(spec: Spec) -> None:
     known = _output("ip", "netns", "list").split()
     for space in spaces:
         if space in known:
-            for pid in _output("ip", "netns", "pids", space).split():
-                _quiet("kill", "-9", pid)
+            _empty(space)
             _quiet("ip", "netns", "del", space)
         group = CGROUP / space
         if group.is_dir():
             group.rmdir()
+
+
+def _empty(space: str, *, patience_s: float = 10.0) -> None:
+    """End what runs in a namespace, supervisors that start things again included."""
+    until = time.monotonic() + patience_s
+    while pids := _output("ip", "netns", "pids", space).split():
+        if time.monotonic() > until:
+            raise RuntimeError(f"processes {', '.join(pids)} of {space} do not end")
+        _quiet("kill", "-9", *pids)
+        time.sleep(0.1)
 
 
 def inside(spec: Spec, device: int | None, command: Sequence[str]) -> list[str]:
