@@ -83,9 +83,20 @@ def down(spec: Spec) -> None:
         if space in known:
             _empty(space)
             _quiet("ip", "netns", "del", space)
-        group = CGROUP / space
-        if group.is_dir():
+        _remove(CGROUP / space)
+
+
+def _remove(group: Path, *, patience_s: float = 10.0) -> None:
+    """Remove a control group; processes that were just killed hold it a moment longer."""
+    until = time.monotonic() + patience_s
+    while group.is_dir():
+        try:
             group.rmdir()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            _quiet("kill", "-9", *(group / "cgroup.procs").read_text(encoding="ascii").split())
+            time.sleep(0.1)
 
 
 def _empty(space: str, *, patience_s: float = 10.0) -> None:
