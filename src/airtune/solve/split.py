@@ -84,7 +84,7 @@ def solve_split(problem: SplitProblem, *, tolerance: float = 5e-5) -> SplitSolut
         again, left, more = lower_bound(menu, prices, found.step_s, tolerance)
         bound, intervals = max(bound, again), intervals + more
     return replace(
-        found, bound_s=min(bound, found.step_s), iterations=steps + intervals,
+        found, bound_s=float(min(bound, found.step_s)), iterations=steps + intervals,
         status="optimal" if found.step_s <= bound * (1.0 + _ENOUGH * tolerance) else "stalled",
     )  # fmt: skip
 
@@ -136,7 +136,8 @@ def _updated(menu: SplitMenu, found: SplitSolution, prices: Prices) -> Prices:
     total = float(np.sum(weight))
     link = np.where(pace > 0.0, weight / np.where(pace > 0.0, pace, 1.0), 0.0)
     back = _group_ends(menu, index)
-    group = prices.group * (back / np.max(back)) ** 2
+    last_back = max(float(np.max(back)), 1e-300)
+    group = prices.group * np.maximum(back / last_back, 1e-3) ** 2
     return replace(prices, link=link / total if total > 0.0 else link, group=group / np.sum(group))
 
 

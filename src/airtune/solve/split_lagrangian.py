@@ -80,7 +80,7 @@ def _gradient(
 
 def _smooth(values: Floats) -> Floats:
     """Return the weights of a smooth maximum, summing to 1."""
-    scaled = np.exp(_SHARPNESS * (values / float(np.max(values)) - 1.0))
+    scaled = np.exp(_SHARPNESS * (values / max(float(np.max(values)), 1e-300) - 1.0))
     return np.asarray(scaled / np.sum(scaled), np.float64)
 
 
