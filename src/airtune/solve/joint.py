@@ -34,7 +34,7 @@ from airtune.solve.response import Columns, Response, first_price, first_ratio, 
 _MOST_STEPS = 30
 _TOLERANCE = 1e-10
 _OPTIMAL_GAP = 1e-8
-_ROUGH = 1e-2
+_ROUGH = 5e-2
 _FINE = 3e-5
 _GOOD_GAP = 2e-9
 _NESTED_TOLERANCE = 1e-9

@@ -27,6 +27,7 @@ BLOCK = 8192
 """Devices worked on at a time, so that every intermediate column stays in the processor's cache."""
 _HALLEY_STEPS = 3
 _POLISH_ABOVE = 0.85
+_SERIES_BELOW = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,20 +157,22 @@ def _signal_ratio(fraction: Floats) -> Floats:
     u = w / k - 1.0
     near = np.flatnonzero(k > _POLISH_ABOVE)
     if near.size:
-        u[near] = _polish(k[near])
+        u[near] = _polish(k[near], u[near])
     if all_inside:
         return u
     return np.where(inside, u, np.where(fraction <= 0.0, np.inf, 0.0))
 
 
-def _polish(k: Floats) -> Floats:
-    """Solve near k = 1 by Newton's method on u itself, from the expansion in `1 - k`."""
+def _polish(k: Floats, u: Floats) -> Floats:
+    """Restore the digits of u near k = 1 by a step of Newton's method on u itself.
+
+    It starts from the expansion in `1 - k` where that is exact to nine digits, else from u.
+    """
     short = 1.0 - k
-    u = short * (2.0 + short * (8.0 / 3.0 + short * (28.0 / 9.0)))
-    for _ in range(3):
-        u = u - (np.log1p(u) - k * u) / (1.0 / (1.0 + u) - k - 1e-300)
-        u = np.maximum(u, 1e-300)
-    return u
+    series = short * (2.0 + short * (8.0 / 3.0 + short * (28.0 / 9.0)))
+    u = np.where(short < _SERIES_BELOW, series, u)
+    u -= (np.log1p(u) - k * u) / (1.0 / (1.0 + u) - k - 1e-300)
+    return np.maximum(u, 1e-300)
 
 
 def log_slope(u: Floats, log_1u: Floats | None = None) -> Floats:
