@@ -110,7 +110,9 @@ def split_times(
             + assignments.local_steps
             * (times.forward_s + times.up_s + times.server_s + times.down_s + times.backward_s)
         )
-        times.finish_s[is_cut] = np.cumsum(turn_s[is_cut])
+        turns = is_cut & np.isfinite(turn_s)
+        times.finish_s[turns] = np.cumsum(turn_s[turns])
+        times.finish_s[is_cut & ~turns] = np.inf
     else:
         _meet(times, assignments, is_cut, alone_s=alone_s, links=links)
     return times
@@ -120,12 +122,19 @@ def _meet(
     times: SplitTimes, assignments: Assignments, is_cut: Bools, *, alone_s: Floats,
     links: LinkState,
 ) -> None:  # fmt: skip
-    """Let all devices take their steps between barriers; writes into `times.finish_s`."""
+    """Let all devices take their steps between barriers; writes into `times.finish_s`.
+
+    A device whose link carries nothing is not waited for.
+    """
     arrives_s = times.forward_s + times.up_s
-    now_s = float(np.max((times.fetch_s + arrives_s)[is_cut])) - float(np.max(arrives_s[is_cut]))
+    reaches = is_cut & np.isfinite(times.fetch_s + arrives_s + alone_s)
+    times.finish_s[is_cut & ~reaches] = np.inf
+    if not reaches.any():
+        return
+    now_s = float(np.max((times.fetch_s + arrives_s)[reaches])) - float(np.max(arrives_s[reaches]))
     done = 0
-    for steps in np.unique(assignments.local_steps[is_cut]):
-        here = is_cut & (assignments.local_steps > done)
+    for steps in np.unique(assignments.local_steps[reaches]):
+        here = reaches & (assignments.local_steps > done)
         down_s = _together_s(links, assignments.device, np.where(here, alone_s, 0.0))
         back_s = down_s + times.backward_s
         sent_s = float(np.max(arrives_s[here])) + float(np.sum(times.server_s[here]))

@@ -22,6 +22,7 @@ from airtune.keys import generator
 from airtune.plan import (
     Assignments,
     Calibration,
+    CodecSpec,
     Floats,
     LinkSpec,
     LinkState,
@@ -32,6 +33,7 @@ from airtune.plan import (
     RateModel,
     Results,
     RoundPlan,
+    SplitCalibration,
     State,
     Workload,
 )
@@ -59,7 +61,7 @@ def check_method(method: Method, problem: Problem | None = None) -> None:
     Raises:
         MethodError: at the first promise that is broken; the message names it.
     """
-    full = sample_problem() if problem is None else problem
+    full = replace(sample_problem() if problem is None else problem, work=method.work)
     known = _masked(full, method)
     state = method.decider.init(known)
     for number in range(_ROUNDS):
@@ -107,7 +109,22 @@ def sample_problem(*, devices: int = _DEVICES, seed: int = 0) -> Problem:
         budget=np.array([0.0, 0.15, 0.3, 0.5]), rounds_ratio=np.array([1.0, 1.02, 1.1, 1.6]),
         quality_loss=np.array([0.0, 0.005, 0.02, 0.1]), source="made up",
     )  # fmt: skip
-    return Problem(shape, profiles, workload, rounds=10, seed=seed, calibration=calibration)
+    return Problem(
+        shape, profiles, workload, rounds=10, seed=seed, calibration=calibration,
+        split=_sample_split(),
+    )  # fmt: skip
+
+
+def _sample_split() -> SplitCalibration:
+    codecs = (
+        CodecSpec("fp16"), CodecSpec("deadzone", step=0.75), CodecSpec("deadzone", step=2.0),
+        CodecSpec("topk", keep=0.1, bits=4),
+    )  # fmt: skip
+    return SplitCalibration(
+        codecs=codecs, cuts=np.array([1, 3]),
+        distortion=np.array([[1e-7, 0.03, 0.2, 0.4], [1e-7, 0.02, 0.15, 0.35]]),
+        quality_loss=np.array([0.0, 0.005, 0.03, 0.1]), source="made up",
+    )  # fmt: skip
 
 
 def sample_observation(problem: Problem, number: int) -> Observation:
@@ -223,7 +240,8 @@ def _check_plan(method: Method, problem: Problem, seen: Observation, plan: Round
         )
     if len(plan.reasons) != len(told) or not all(plan.reasons):
         raise MethodError(f"{name}: every device needs a reason, got {len(plan.reasons)}")
-    peak = peak_memory(problem.shape, problem.workload, told).total
+    links, speed = _unmasked(seen)
+    peak = predict(problem, told, links=links, flops_per_s=speed).peak_bytes
     memory = problem.devices.memory_bytes
     if "capability" in method.decider.needs and memory is not None:
         over = np.flatnonzero(peak > memory[told.device])

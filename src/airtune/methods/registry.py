@@ -16,6 +16,7 @@ from typing import Literal
 from airtune.errors import MethodError, RecipeError
 from airtune.methods.best_bandwidth import BestBandwidth
 from airtune.methods.fedspine import FedSpine
+from airtune.methods.fixed_split import FixedSplit, fixed_split
 from airtune.methods.jcpba import Jcpba
 from airtune.methods.plugins import as_method, entry_points_of, is_path, load_entry, load_path
 from airtune.methods.prune_and_tune import PruneAndTune
@@ -23,6 +24,7 @@ from airtune.methods.prune_equal_bandwidth import PruneEqualBandwidth
 from airtune.methods.pruned import HetLora, fedspine, hetlora, pruned_by, unlike_ranks
 from airtune.methods.random_choice import RandomChoice
 from airtune.methods.settings import Settings, faults_of, typed
+from airtune.methods.sft import Sft, sft
 from airtune.methods.uniform_prune import UniformPrune
 from airtune.methods.unlike_ranks import UnlikeRanks
 from airtune.methods.whole_equal import WholeEqual
@@ -85,6 +87,9 @@ _FEDSPINE_PAPER = (
     "Efficient Deployment of Large Language Models on Resource-constrained Devices, arXiv "
     "2501.02438"
 )
+
+_SFT_PAPER = "Split Fine-Tuning for Large Language Models in Wireless Networks, arXiv 2501.09237; IEEE JSTSP 2025"
+_SPLITFED_PAPER = "SplitFed: When Federated Learning Meets Split Learning, arXiv 2004.12088"
 
 METHODS: Mapping[str, MethodRow] = MappingProxyType({
     "jcpba": MethodRow(
@@ -169,6 +174,29 @@ METHODS: Mapping[str, MethodRow] = MappingProxyType({
     "random-prune": MethodRow(
         "control", partial(PruneAndTune, pace="once"), "pruned at once at random, then tuned",
         f"baseline of {_FEDSPINE_PAPER}", reconstructed=True, make=pruned_by("random"),
+    ),
+    "sft": MethodRow(
+        "method", Sft, "the model cut between device and server; cut, codec and spectrum chosen",
+        _SFT_PAPER, reconstructed=True, make=sft,
+    ),
+    "split-sequential": MethodRow(
+        "baseline", FixedSplit, "split learning: one device after the other hands its part over",
+        "Distributed learning of deep neural network over multiple agents, arXiv 1810.06060",
+        make=fixed_split(WorkSpec(server="sequential", hand_over=True)),
+    ),
+    "splitfed-v1": MethodRow(
+        "baseline", FixedSplit, "split in parallel, a server model for each device, averaged",
+        _SPLITFED_PAPER, make=fixed_split(WorkSpec(server="copies")),
+    ),
+    "splitfed-v2": MethodRow(
+        "baseline", FixedSplit, "one server model that visits the devices in turn",
+        _SPLITFED_PAPER, make=fixed_split(WorkSpec(server="sequential")),
+    ),
+    "splitlora": MethodRow(
+        "baseline", FixedSplit, "one shared server model, one cut, uncompressed, equal spectrum",
+        "SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language Models, "
+        "arXiv 2407.00952; device adapters are averaged every round", reconstructed=True,
+        make=fixed_split(WorkSpec()),
     ),
     "untuned": MethodRow("control", None, "the base model as it is", "control"),
     "local-only": MethodRow(

@@ -1,0 +1,301 @@
+"""SFT: split fine-tuning against one shared server model, on two timescales.
+
+Every `large_every` rounds each device gets a cut and a codec so that a step is over soonest within
+its memory and a budget on quality, whose price in loss a short calibration has measured. Every
+round, and every slot of it, the spectrum is divided anew for what is still to be sent. Both
+decisions have the published solver and one that certifies its answer; the record holds how far
+apart they are.
+
+Source: Split Fine-Tuning for Large Language Models in Wireless Networks (arXiv 2501.09237); the
+equations are reconstructed. The certified solvers and the measured price are this project's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from airtune.cost import predict, split_cost
+from airtune.errors import InfeasibleError, MethodError, RecipeError
+from airtune.methods.codec_menu import CodecChoice, Size, check_codec, codec_menu
+from airtune.methods.seen import Seen, see
+from airtune.methods.split_lines import Lines, Priced, price, split_problem, told
+from airtune.methods.split_reasons import split_reasons
+from airtune.plan import (
+    Assignments,
+    Bools,
+    CodecSpec,
+    Floats,
+    Ints,
+    LinkState,
+    Method,
+    Need,
+    Observation,
+    Problem,
+    Results,
+    RoundPlan,
+    Solution,
+    State,
+    WorkSpec,
+)
+from airtune.solve import (
+    Spectrum,
+    SplitProblem,
+    SplitSolution,
+    curves_of,
+    divide_spectrum,
+    silent,
+    solve_split,
+    solve_split_lagrangian,
+)
+from airtune.units import BITS_PER_BYTE, format_bytes
+
+_COMPARED_UP_TO = 200
+"""Devices up to which the solver that is not used runs too, for the record."""
+_IDLE_SHARE = 1e-6
+"""Of a device that has nothing to send in a slot, or cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sft:
+    """The decider of SFT; its fields are the method's settings, some read by the local work."""
+
+    solver: Literal["exact", "lagrangian"] = "exact"
+    """exact: within a certified gap; lagrangian: augmented Lagrangian and rounding, as published."""
+    spectrum: Spectrum = "exact"
+    """exact, sqp (as published) or equal."""
+    cut: Literal["auto"] | int = "auto"
+    """Blocks on every device; auto = chosen for each."""
+    codec: CodecChoice = "auto"
+    """auto = chosen for each device among all that were calibrated; none = identity; topk, deadzone
+    and fp16 = of that kind alone; quantised = levels for all entries."""
+    keep: Size = "auto"
+    """Fraction kept by topk; auto = chosen among those calibrated."""
+    bits: int = 4
+    """Of a level, with its sign, where keep is given or codec is quantised."""
+    step: Size = "auto"
+    """Step of deadzone in standard deviations; auto = chosen among those calibrated."""
+    quality_budget: float = 0.01
+    """Relative loss increase that compression may cost, by the calibration; 0.01 for 1 %."""
+    labels: Literal["travel", "stay"] = "travel"
+    predict: bool = False
+    """Code the difference to the last reconstruction of the same sample."""
+    device_frozen: bool = False
+    """Adapters on the server's blocks alone: each sample crosses once, no gradient returns."""
+    gradient_step: float = 0.0
+    """Step of a dead-zone codec for what comes back; 0 = the activation's codec."""
+    reuse_mask: bool = False
+    """A Top-K gradient keeps its activation's positions."""
+    large_every: int = 10
+    """Rounds between choices of cut and codec."""
+    needs: frozenset[Need] = frozenset({"capability", "channel"})
+
+    def __post_init__(self) -> None:
+        if self.solver not in ("exact", "lagrangian"):
+            raise RecipeError(f"solver must be exact or lagrangian, got {self.solver!r}")
+        if self.spectrum not in ("exact", "sqp", "equal"):
+            raise RecipeError(f"spectrum must be exact, sqp or equal, got {self.spectrum!r}")
+        if self.cut != "auto" and not (isinstance(self.cut, int) and self.cut >= 1):
+            raise RecipeError(f"cut must be auto or a whole number from 1 on, got {self.cut!r}")
+        if not 0.0 <= self.quality_budget < 1.0:
+            raise RecipeError(
+                f"quality_budget is a relative loss increase in [0, 1), 0.01 for 1 %, got "
+                f"{self.quality_budget:g}"
+            )
+        if self.large_every < 1:
+            raise RecipeError(f"large_every must be at least 1 round, got {self.large_every}")
+        if not 0.0 <= self.gradient_step <= 100.0:
+            raise RecipeError(
+                f"gradient_step must be in [0, 100] standard deviations, got {self.gradient_step:g}"
+            )
+        check_codec(self.codec, self.keep, self.bits, self.step)
+
+    @property
+    def weighs_codecs(self) -> bool:
+        """Whether it decides by what compression costs, and so needs that measured."""
+        is_open = {"auto": True, "topk": self.keep == "auto", "deadzone": self.step == "auto"}
+        return is_open.get(self.codec, False)
+
+    def init(self, problem: Problem) -> State:
+        """Return a state in which nobody has a cut yet."""
+        nothing = np.full(len(problem.devices), -1, np.int64)
+        return {"line": nothing, "decided": -1}
+
+    def plan(
+        self, problem: Problem, state: State, observation: Observation
+    ) -> tuple[RoundPlan, State]:
+        """Choose cuts and codecs where it is time to, and divide the spectrum.
+
+        Raises:
+            InfeasibleError: if a device's memory fits no cut, the server's not what is chosen, or
+                the budget not even the mildest codecs.
+        """
+        seen = see(problem, observation)
+        lines, why = self._lines(problem)
+        priced = price(problem, seen, lines)
+        held, decided = (
+            np.asarray(state["line"], np.int64).copy(),
+            int(np.asarray(state["decided"])),
+        )
+        index = _usual(priced, held[seen.device])
+        notes: dict[str, float] = {}
+        used: SplitSolution | None = None
+        due = decided < 0 or observation.round - decided >= self.large_every
+        if seen.able.size:
+            task = split_problem(problem, seen, lines, priced, self.quality_budget)
+            known = held[seen.device[seen.able]]
+            if due or bool(np.any(known < 0)):
+                used, apart = self._choose(task if due else _joined_by(task, known))
+                index[seen.able], notes = used.index, notes | apart
+                held[seen.device[seen.able]] = used.index
+                decided = observation.round if due else decided
+            share, solution, apart = self._spectrum(task, index[seen.able], used)
+            notes |= apart | {
+                "quality_loss": task.loss_of(index[seen.able]),
+                "step_s": solution.objective,
+            }
+        else:
+            share, solution = np.zeros(0), None
+        shares = seen.idle_share.copy()
+        shares[seen.able] = np.minimum(share, 1.0)
+        assignments = told(problem, seen, lines, index, shares)
+        _check_server(problem, assignments)
+        return _round_plan(
+            problem, observation, seen, assignments, why=why, solution=solution, notes=notes
+        ), {"line": held, "decided": decided}
+
+    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
+               remaining_bytes: Floats) -> Floats:  # fmt: skip
+        """Divide the coming slot so that the slowest has sent what remains as soon as possible."""
+        if self.spectrum == "equal":
+            return plan.assignments.share
+        device = plan.assignments.device
+        sends = ~silent(links, device) & (remaining_bytes > 0.0)
+        share = np.full(device.shape, _IDLE_SHARE)
+        rows = np.flatnonzero(sends)
+        if rows.size:
+            curves = curves_of(links, device[rows])
+            idle = np.bincount(links.link[device], ~sends, minlength=len(links.specs))
+            curves = replace(curves, budget=curves.budget - _IDLE_SHARE * idle)
+            bits = remaining_bytes[rows] * BITS_PER_BYTE
+            found = divide_spectrum(curves, np.zeros(rows.size), bits, self.spectrum)
+            share[rows] = np.clip(found.share, _IDLE_SHARE, 1.0)
+        return share
+
+    def learn(self, problem: Problem, state: State, results: Results) -> State:
+        """Learn nothing: speeds and channels are known, and quality is measured beforehand."""
+        return state
+
+    def _lines(self, problem: Problem) -> tuple[Lines, str]:
+        last = problem.shape.blocks - 1
+        if self.cut != "auto" and self.cut > last:
+            raise InfeasibleError(
+                f"the cut is after block {self.cut}, but it must leave the server one of "
+                f"{problem.shape.blocks}; set method.cut to at most {last}"
+            )
+        codecs, why = codec_menu(
+            self.codec, keep=self.keep, bits=self.bits, step=self.step, measured=problem.split
+        )
+        codecs = tuple(replace(codec, predict=self.predict) for codec in codecs)
+        cuts = range(1, last + 1) if self.cut == "auto" else [self.cut]
+        lines = Lines.of(cuts, codecs, problem.split)
+        return (lines if self.weighs_codecs else replace(lines, loss=np.zeros(len(lines)))), why
+
+    def _choose(self, task: SplitProblem) -> tuple[SplitSolution, dict[str, float]]:
+        """Return the large timescale's answer, and how far the other solver's is from it."""
+        few = len(task) <= _COMPARED_UP_TO
+        exact = solve_split(task)
+        if self.solver == "exact" and not few:
+            return exact, {}
+        descended = solve_split_lagrangian(task)
+        notes = {
+            "gap_lagrangian": float(descended.step_s / exact.bound_s - 1.0),
+            "gap_exact": float(exact.gap),
+        }  # fmt: skip
+        if self.solver == "exact":
+            return exact, notes
+        return replace(descended, bound_s=float(min(exact.bound_s, descended.step_s))), notes
+
+    def _spectrum(
+        self, task: SplitProblem, index: Ints, chosen: SplitSolution | None
+    ) -> tuple[Floats, Solution, dict[str, float]]:
+        """Return shares for lines already chosen, and how far every rule is from the exact one."""
+        rows = np.arange(len(task))
+        fixed, bits = task.forward_s[rows, index], task.bits[rows, index]
+        exact = divide_spectrum(task.curves, fixed, bits)
+        found = exact if self.spectrum == "exact" else divide_spectrum(
+            task.curves, fixed, bits, self.spectrum
+        )  # fmt: skip
+        notes = {"gap_spectrum": found.round_s / exact.bound_s - 1.0}
+        if self.spectrum != "sqp" and len(task) <= _COMPARED_UP_TO:
+            stepped = divide_spectrum(task.curves, fixed, bits, "sqp")
+            notes["gap_sqp"] = stepped.round_s / exact.bound_s - 1.0
+        after = task.after_s(index)
+        bound = exact.bound_s + after if chosen is None else chosen.bound_s
+        step_s = found.round_s + after
+        solution = Solution(
+            status=exact.status if chosen is None else chosen.status, objective=step_s,
+            iterations=found.iterations + (0 if chosen is None else chosen.iterations),
+            residual=found.residual, gap=float(step_s / bound - 1.0),
+            method=f"spectrum {self.spectrum}" if chosen is None
+            else f"{chosen.method}, spectrum {self.spectrum}; seconds a step",
+        )  # fmt: skip
+        return found.share, solution, notes
+
+
+def _joined_by(task: SplitProblem, known: Ints) -> SplitProblem:
+    """Return the task in which only devices without a line choose one, if the budget allows it."""
+    rows, fixed = np.arange(len(task)), known >= 0
+    only = np.zeros_like(task.allowed)
+    only[rows, np.maximum(known, 0)] = True
+    allowed = np.where(fixed[:, None], only & task.allowed, task.allowed)
+    least = np.min(np.where(allowed, task.loss, np.inf), axis=1)
+    return replace(task, allowed=allowed) if float(np.sum(least)) <= task.loss_budget else task
+
+
+def _usual(priced: Priced, held: Ints) -> Ints:
+    """Return each device's last line while it fits, or the one that asks least of its memory."""
+    rows: Ints = np.arange(held.shape[0])
+    known: Bools = (held >= 0) & priced.allowed[rows, np.maximum(held, 0)]
+    return np.asarray(np.where(known, held, np.argmin(priced.peak_bytes, axis=1)), np.int64)
+
+
+def _check_server(problem: Problem, assignments: Assignments) -> None:
+    peak = split_cost(problem, assignments).server_peak_bytes
+    if peak > problem.server_memory_bytes:
+        raise InfeasibleError(
+            f"the server has {format_bytes(problem.server_memory_bytes)} of memory, but serving "
+            f"{len(assignments)} devices through these cuts needs {format_bytes(peak)}; cut later, "
+            "lower the batch, let it serve one after the other or give it more memory"
+        )
+
+
+def _round_plan(
+    problem: Problem, observation: Observation, seen: Seen, assignments: Assignments, *, why: str,
+    solution: Solution | None, notes: dict[str, float],
+) -> RoundPlan:  # fmt: skip
+    speed = observation.flops_per_s
+    fleet_speed = np.full(observation.available.shape, np.nan) if speed is None else speed
+    expected = predict(problem, assignments, links=seen.links, flops_per_s=fleet_speed)
+    reachable = expected.finish_s[np.isfinite(expected.finish_s)]
+    return RoundPlan(
+        round=observation.round, assignments=assignments,
+        reasons=split_reasons(problem, seen, assignments, expected, why),
+        predicted_s=float(np.max(reachable)) if reachable.size else float("nan"),
+        deadline_s=problem.deadline_s, solution=solution, notes=notes,
+    )  # fmt: skip
+
+
+def sft(name: str, settings: object) -> Method:
+    """Return the method of these settings with the local work they ask for."""
+    if not isinstance(settings, Sft):
+        raise MethodError(f"settings must be Sft, got {type(settings).__name__}")
+    step = settings.gradient_step
+    work = WorkSpec(
+        labels=settings.labels, device_frozen=settings.device_frozen,
+        reuse_mask=settings.reuse_mask,
+        gradient=CodecSpec("deadzone", step=step) if step else None,
+    )  # fmt: skip
+    return Method(name, settings, work=work)

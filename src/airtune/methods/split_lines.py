@@ -1,0 +1,151 @@
+"""What each device may do in a split: its menu of cuts and codecs, priced line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from airtune.cost import SplitCost, line_cost
+from airtune.errors import InfeasibleError
+from airtune.fleet.rates import downlink_bps
+from airtune.methods.seen import Seen
+from airtune.plan import Assignments, Bools, CodecSpec, Floats, Ints, Problem, SplitCalibration
+from airtune.solve import SplitProblem
+from airtune.units import BITS_PER_BYTE, format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The lines of a menu: every cut with every codec."""
+
+    cut: Ints
+    """Shape (k,)."""
+    codec: Ints
+    """Index into `codecs`, shape (k,)."""
+    codecs: tuple[CodecSpec, ...]
+    loss: Floats
+    """Relative loss increase of a run that only knows this line, shape (k,)."""
+
+    @classmethod
+    def of(
+        cls, cuts: Sequence[int], codecs: tuple[CodecSpec, ...], measured: SplitCalibration | None
+    ) -> Lines:
+        """Cross cuts with codecs; without a measurement nothing is charged for a codec."""
+        cut, codec = (grid.ravel() for grid in np.meshgrid(cuts, range(len(codecs)), indexing="ij"))
+        loss = [quality_loss(measured, codecs[k], int(c)) for c, k in zip(cut, codec, strict=True)]
+        return cls(cut.astype(np.int64), codec.astype(np.int64), codecs, np.array(loss))
+
+    def __len__(self) -> int:
+        return int(self.cut.shape[0])
+
+
+def quality_loss(measured: SplitCalibration | None, codec: CodecSpec, cut: int) -> float:
+    """Return the relative loss increase of a codec at a cut.
+
+    What was measured for the codec, in proportion to its distortion at this cut against the mean
+    over the cuts that were measured; between cuts distortion is interpolated. A codec that was not
+    measured, the identity for one, costs nothing.
+
+    >>> import numpy as np
+    >>> codec = CodecSpec("deadzone")
+    >>> measured = SplitCalibration((codec,), np.array([1, 3]), np.array([[.02], [.06]]),
+    ...                             np.array([.01]), "an example")
+    >>> round(quality_loss(measured, codec, 2), 6), round(quality_loss(measured, codec, 3), 6)
+    (0.01, 0.015)
+    """
+    plain = replace(codec, predict=False)
+    if measured is None or plain not in measured.codecs:
+        return 0.0
+    place = measured.codecs.index(plain)
+    distortion = measured.distortion[:, place]
+    mean = float(np.mean(distortion))
+    here = float(np.interp(cut, measured.cuts, distortion))
+    return float(measured.quality_loss[place]) * (here / mean if mean > 0.0 else 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """A menu at the costs of n devices; every table has shape (n, k)."""
+
+    cost: SplitCost
+    """Of n * k rows, device-major."""
+    allowed: Bools
+    """Whether a device's memory holds the line."""
+    peak_bytes: Floats
+
+    def table(self, column: Floats) -> Floats:
+        """Return a column of the cost as a table."""
+        return column.reshape(self.allowed.shape)
+
+
+def price(problem: Problem, seen: Seen, lines: Lines) -> Priced:
+    """Return what every line costs every device that is there.
+
+    Raises:
+        InfeasibleError: if a device's memory fits no line; the message names it.
+    """
+    n, k = seen.device.shape[0], len(lines)
+    rows = _rows(problem, np.tile(np.arange(k), n), lines)
+    cost = line_cost(problem, rows, np.repeat(problem.devices.samples[seen.device], k))
+    peak = cost.device_peak_bytes.reshape(n, k)
+    allowed = peak <= seen.memory_bytes[:, None]
+    none = ~allowed.any(axis=1)
+    if none.any():
+        row = int(np.flatnonzero(none)[0])
+        least = int(np.argmin(peak[row]))
+        raise InfeasibleError(
+            f"device {seen.names[row]} has {format_bytes(seen.memory_bytes[row])} of memory, but "
+            f"its part of a cut after block {lines.cut[least]} needs "
+            f"{format_bytes(peak[row, least])}; cut earlier, shorten the sequences, lower the "
+            "batch, freeze the device part or leave the device out"
+        )
+    return Priced(cost, allowed, peak)
+
+
+def split_problem(
+    problem: Problem, seen: Seen, lines: Lines, priced: Priced, budget: float
+) -> SplitProblem:
+    """Return the large timescale's problem of the able devices.
+
+    The exchange of adapters is spread over the round's steps: a device's download comes before its
+    forward pass and its update goes up with the activations.
+    """
+    able, steps = seen.able, problem.workload.local_steps
+    table, cost = priced.table, priced.cost
+    speed = seen.of(seen.flops_per_s)[:, None]
+    down = downlink_bps(seen.links, seen.device[able])[:, None] / BITS_PER_BYTE
+    fetch_s = table(cost.adapter_down_bytes)[able] / down / steps
+    weight = seen.of(seen.weight)
+    weight = weight / max(float(np.sum(weight)), 1e-300)
+    return SplitProblem(
+        curves=seen.curves,
+        forward_s=table(cost.forward_flops)[able] / speed + fetch_s,
+        bits=table(cost.up_bytes + cost.adapter_up_bytes / steps)[able] * BITS_PER_BYTE,
+        down_s=table(cost.gradient_bytes)[able] / down,
+        backward_s=table(cost.backward_flops)[able] / speed,
+        server_s=table(cost.server_flops)[able] / problem.server_flops_per_s,
+        loss=weight[:, None] * lines.loss, allowed=priced.allowed[able], loss_budget=budget,
+        names=seen.able_names,
+    )  # fmt: skip
+
+
+def told(problem: Problem, seen: Seen, lines: Lines, index: Ints, share: Floats) -> Assignments:
+    """Return the assignments of devices that take these lines, shape (n,)."""
+    return _rows(problem, index, lines, device=seen.device, share=share)
+
+
+def _rows(
+    problem: Problem, index: Ints, lines: Lines, *, device: Ints | None = None,
+    share: Floats | None = None,
+) -> Assignments:  # fmt: skip
+    count, workload = index.shape[0], problem.workload
+    zeros = np.zeros(count)
+    return Assignments(
+        device=np.arange(count) if device is None else device, prune_heads=zeros, prune_ffn=zeros,
+        rank=np.full(count, workload.rank, np.int64),
+        share=np.ones(count) if share is None else share,
+        local_steps=np.full(count, workload.local_steps, np.int64), cut=lines.cut[index],
+        codec_index=lines.codec[index], codecs=lines.codecs,
+    )  # fmt: skip

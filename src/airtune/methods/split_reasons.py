@@ -1,0 +1,32 @@
+"""One line a device that says what a split plan tells it, and why."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from airtune.cost import Prediction, split_cost
+from airtune.methods.seen import Seen
+from airtune.plan import Assignments, Problem
+from airtune.units import format_bytes, format_seconds
+
+
+def split_reasons(
+    problem: Problem, seen: Seen, told: Assignments, expected: Prediction, why: str
+) -> tuple[str, ...]:
+    """Return the reasons of a plan in which every device is cut."""
+    cost = split_cost(problem, told)
+    link = [spec.name for spec in seen.links.specs]
+    lines = []
+    for row, name in enumerate(seen.names):
+        cut, part = int(told.cut[row]), float(told.share[row])
+        codec = told.codecs[int(told.codec_index[row])].label
+        place = link[int(seen.links.link[told.device[row]])]
+        if not np.isfinite(expected.finish_s[row]):
+            lines.append(f"{name}: no rate in this slot, waits with {part:.2%} of {place}")
+            continue
+        lines.append(
+            f"{name}: cut after block {cut} of {problem.shape.blocks}, {codec} ({why}); "
+            f"{part:.2%} of {place}; computes {format_seconds(float(expected.compute_s[row]))}, "
+            f"sends {format_bytes(float(cost.up_bytes[row]))} a step"
+        )
+    return tuple(lines)
