@@ -42,6 +42,7 @@ from airtune.model.state import initial_state
 from airtune.plan import (
     Assignments,
     Calibration,
+    Decider,
     Floats,
     LinkState,
     Method,
@@ -180,9 +181,9 @@ def calibrate(setting: Setting) -> Measured:
         TrainingError: if the short runs give no usable update.
     """
     began = time.perf_counter()
-    small = _subset(setting)
+    small = subset(setting)
     budgets = (0.0, *setting.budgets)
-    runs = [_short_run(setting, small, mean) for mean in budgets]
+    runs = [short_run(setting, small, SpreadPruning(mean)) for mean in budgets]
     curves = tuple(curve for curve, _ in runs)
     speeds = setting.problem.devices.flops_per_s
     speed = float(np.median(speeds)) if speeds is not None else 1e12
@@ -283,24 +284,24 @@ def _rounds_ratio(dense: tuple[float, ...], curve: tuple[float, ...]) -> float:
     return float(np.exp(np.mean(np.log(ratios))))
 
 
-def _subset(setting: Setting) -> FederatedData:
+def subset(setting: Setting) -> FederatedData:
     """Return the data of a few devices, evenly chosen among those that have some."""
     held = [device for device in setting.data.devices if len(device.train)]
     chosen = np.unique(np.linspace(0, len(held) - 1, min(setting.devices, len(held))).round())
     return replace(setting.data, devices=tuple(held[int(place)] for place in chosen))
 
 
-def _short_run(
-    setting: Setting, data: FederatedData, mean: float
+def short_run(
+    setting: Setting, data: FederatedData, decider: Decider
 ) -> tuple[tuple[float, ...], float]:
     """Return the loss curve of a short federation and the FLOPs it took."""
     fleet: Fleet = load_fleet(_WELL_FITTED, devices=len(data.devices), seed=setting.problem.seed)
     samples = np.array([len(device.train) for device in data.devices])
     problem = replace(
         setting.problem, devices=fleet.profiles(samples), rounds=setting.rounds,
-        calibration=None, deadline_s=None,
+        calibration=None, deadline_s=None, work=setting.work,
     )  # fmt: skip
-    method = Method("calibration", SpreadPruning(mean), work=setting.work)
+    method = Method("calibration", decider, work=setting.work)
     engine = LocalEngine(
         fleet, problem, setting.base, data, work=setting.work, settings=setting.engine
     )

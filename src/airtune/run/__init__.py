@@ -16,9 +16,15 @@ from airtune.run.execute import (
     resume_run,
     run_recipe,
     stored_calibration,
+    stored_split_calibration,
 )
 from airtune.run.export import export_run
-from airtune.run.method import Chosen, choose_method, wants_calibration
+from airtune.run.method import (
+    Chosen,
+    choose_method,
+    wants_calibration,
+    wants_split_calibration,
+)
 
 __all__ = [
     "Assets",
@@ -36,6 +42,8 @@ __all__ = [
     "resume_run",
     "run_recipe",
     "stored_calibration",
+    "stored_split_calibration",
     "wants_calibration",
+    "wants_split_calibration",
     "workload_of",
 ]

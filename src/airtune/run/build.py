@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from airtune.cost import ladder
+from airtune.cost import ladder, peak_memory
 from airtune.data import (
     EMBEDDED_MODEL,
     EMBEDDED_VISION,
@@ -27,7 +27,7 @@ from airtune.model.base import BaseModel, load_base
 from airtune.model.batch import IGNORED
 from airtune.model.frame import load_frame
 from airtune.model.images import Examples, Images, image_tokens, load_image_base
-from airtune.plan import ModelShape, Problem, Workload
+from airtune.plan import Assignments, ModelShape, Problem, Workload
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.units import format_bytes
 from airtune.work.train import TrainSettings
@@ -233,19 +233,31 @@ def check_memory(problem: Problem, fleet: Fleet) -> None:
     """Refuse a fleet on which nothing can train.
 
     Raises:
-        InfeasibleError: if the heaviest pruning fits on no device.
+        InfeasibleError: if neither the heaviest pruning nor the first cut fits on any device.
     """
     levels = ladder(problem.shape, problem.workload)
-    least = float(levels.peak_bytes.min())
+    least = min(float(levels.peak_bytes.min()), _first_cut_bytes(problem))
     most = int(np.argmax(fleet.memory_bytes))
     if least > fleet.memory_bytes[most]:
         raise InfeasibleError(
-            f"no device of fleet {fleet.name!r} has the memory: the heaviest pruning still needs "
+            f"no device of fleet {fleet.name!r} has the memory: a first cut or the heaviest pruning still needs "
             f"{format_bytes(least)}, and {fleet.names[most]}, which has most, has "
             f"{format_bytes(float(fleet.memory_bytes[most]))}; lower "
             "train.per_device_train_batch_size or data.max_length, set "
             "train.gradient_checkpointing or train.loss_chunk, or take a smaller model"
         )
+
+
+def _first_cut_bytes(problem: Problem) -> float:
+    """Return what a device needs that holds one block and leaves the server the rest."""
+    if problem.shape.blocks < 2:
+        return float("inf")
+    one, zero = np.ones(1, np.int64), np.zeros(1)
+    told = Assignments(
+        device=np.zeros(1, np.int64), prune_heads=zero, prune_ffn=zero, rank=one * problem.workload.rank,
+        share=np.ones(1), local_steps=one, cut=one, codec_index=np.zeros(1, np.int64),
+    )  # fmt: skip
+    return float(peak_memory(problem.shape, problem.workload, told).total[0])
 
 
 def check_length(recipe: Recipe, base: BaseModel) -> None:

@@ -10,21 +10,27 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from airtune import calibrate
+from airtune import calibrate, calibrate_split
+from airtune.calibrate_split import SplitMeasured
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.state import initial_state
-from airtune.plan import Calibration, Method, Problem
+from airtune.plan import Calibration, Method, Problem, SplitCalibration
 from airtune.recipe import Recipe, dump_recipe, load_recipe
 from airtune.records import RunRecord, RunWriter, read_run, storage, write_atomically
 from airtune.report import write_report
 from airtune.run import controls
 from airtune.run.build import Assets, Pieces, build_pieces, pinned
-from airtune.run.header import header
+from airtune.run.header import Measured, header
 from airtune.run.leakage import leakage_of
-from airtune.run.method import Chosen, choose_method, wants_calibration
+from airtune.run.method import (
+    Chosen,
+    choose_method,
+    wants_calibration,
+    wants_split_calibration,
+)
 
 RECIPE_FILE = "recipe.yaml"
 _WINDOW = 3
@@ -131,8 +137,7 @@ def resume_run(
     pieces = build_pieces(recipe, assets)
     _check_same(folder, record.header, pieces)
     chosen = choose_method(recipe, label=str(record.header["method"]["name"]))
-    stored = record.header.get("calibration")
-    measured = None if stored is None else calibrate.from_document(stored)
+    measured = _remembered(record.header)
     checkpoint = load_checkpoint(folder / "checkpoint", identity=identity(pieces))
     writer = RunWriter.resume(folder, 0 if checkpoint is None else checkpoint.rounds)
     for round_record in record.rounds[: 0 if checkpoint is None else checkpoint.rounds]:
@@ -154,7 +159,7 @@ def identity(pieces: Pieces) -> str:
 
 
 def _finish(
-    pieces: Pieces, chosen: Chosen, writer: RunWriter, measured: calibrate.Measured | None, *,
+    pieces: Pieces, chosen: Chosen, writer: RunWriter, measured: Measured | None, *,
     watch: Watch, reports: bool,
 ) -> RunResult:  # fmt: skip
     """Run the rounds that are left, then write the page."""
@@ -174,7 +179,7 @@ def _finish(
 
 
 def _run_method(
-    pieces: Pieces, method: Method, writer: RunWriter, measured: calibrate.Measured | None,
+    pieces: Pieces, method: Method, writer: RunWriter, measured: Measured | None,
     watch: Watch,
 ) -> None:  # fmt: skip
     problem = problem_of(pieces, method, measured)
@@ -190,12 +195,13 @@ def _run_method(
     _run_loop(run, pieces, watch)
 
 
-def problem_of(pieces: Pieces, method: Method, measured: calibrate.Measured | None) -> Problem:
+def problem_of(pieces: Pieces, method: Method, measured: Measured | None) -> Problem:
     """Return the problem as a method meets it: with its own local work and what was measured."""
     return replace(
         pieces.problem,
         work=method.work,
-        calibration=measured.calibration if measured else None,
+        calibration=measured.calibration if isinstance(measured, calibrate.Measured) else None,
+        split=measured.calibration if isinstance(measured, SplitMeasured) else None,
         server_memory_bytes=pieces.assets.fleet.server.memory_bytes,
     )
 
@@ -230,8 +236,10 @@ def loop_settings(pieces: Pieces) -> LoopSettings:
     )
 
 
-def _measure(pieces: Pieces, chosen: Chosen, watch: Watch) -> calibrate.Measured | None:
-    """Return what pruning costs, measured now or before, where the method asks for it."""
+def _measure(pieces: Pieces, chosen: Chosen, watch: Watch) -> Measured | None:
+    """Return what pruning or compression costs, measured now or before, where it is asked for."""
+    if wants_split_calibration(chosen):
+        return _measure_split(pieces, chosen, watch)
     if not wants_calibration(chosen):
         return None
     recipe = pieces.recipe
@@ -248,6 +256,44 @@ def _measure(pieces: Pieces, chosen: Chosen, watch: Watch) -> calibrate.Measured
     measured = calibrate.calibrate(setting)
     calibrate.store(path, measured)
     return measured
+
+
+def _measure_split(pieces: Pieces, chosen: Chosen, watch: Watch) -> SplitMeasured:
+    recipe = pieces.recipe
+    path = split_calibration_path(recipe, chosen)
+    stored = calibrate_split.load(path)
+    if stored is not None and stored.fingerprint == pieces.assets.base.fingerprint:
+        return stored
+    watch.on_stage("calibrating: what does compressing activations cost here?")
+    setting = calibrate.Setting(
+        base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem,
+        work=chosen.method.work, engine=pieces.engine, rounds=recipe.split.rounds,
+        devices=recipe.split.devices, budgets=(),
+    )  # fmt: skip
+    codecs = [section.spec() for section in recipe.split.codecs]
+    measured = calibrate_split.calibrate_split(setting, codecs, recipe.split.cuts)
+    calibrate_split.store(path, measured)
+    return measured
+
+
+def _remembered(document: Mapping[str, Any]) -> Measured | None:
+    """Return the calibration that a run's header holds."""
+    if "split_calibration" in document:
+        return calibrate_split.from_document(document["split_calibration"])
+    stored = document.get("calibration")
+    return None if stored is None else calibrate.from_document(stored)
+
+
+def stored_split_calibration(recipe: Recipe, chosen: Chosen) -> SplitCalibration | None:
+    """Return what an earlier run has stored of the codecs' cost, or None.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    if not wants_split_calibration(chosen):
+        return None
+    stored = calibrate_split.load(split_calibration_path(recipe, chosen))
+    return None if stored is None else stored.calibration
 
 
 def stored_calibration(recipe: Recipe, chosen: Chosen) -> Calibration | None:
@@ -269,13 +315,22 @@ def calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
     file and is checked before it is used. Nor does it hold the seed: what pruning costs belongs to
     the model and the data, and runs that differ in their draws share one measurement.
     """
+    return _calibration_path(recipe, chosen, section="calibration", name="calibration")
+
+
+def split_calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
+    """Return where the cost of codecs is stored, by the same rule."""
+    return _calibration_path(recipe, chosen, section="split", name="split-calibration")
+
+
+def _calibration_path(recipe: Recipe, chosen: Chosen, *, section: str, name: str) -> Path:
     values = recipe.plain()
-    parts = {name: values[name] for name in ("model", "lora", "data", "calibration")}
+    parts = {part: values[part] for part in ("model", "lora", "data", section)}
     parts["train"] = {key: value for key, value in values["train"].items() if key != "rounds"}
     parts["fleet"] = [values["fleet"]["source"], values["fleet"]["devices"]]
     parts["work"] = asdict(chosen.method.work)
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(recipe.output) / "cache" / f"calibration-{key}.json"
+    return Path(recipe.output) / "cache" / f"{name}-{key}.json"
 
 
 def _made(folder: Path) -> Path:

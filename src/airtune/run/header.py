@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from airtune.calibrate import Measured
+from airtune import calibrate
+from airtune.calibrate_split import SplitMeasured
 from airtune.plan import Method
 from airtune.run.build import Pieces
 from airtune.run.protection import epsilon_of
+
+Measured: TypeAlias = calibrate.Measured | SplitMeasured
+"""What a run measured beforehand: the price of pruning, or that of compressing activations."""
 
 
 def header(
@@ -57,7 +61,8 @@ def header(
         asked = recipe.protection.model_dump()
         document["protection"] = {**asked, "epsilon": epsilon_of(recipe)}
     if measured is not None:
-        document["calibration"] = measured.as_document()
+        kind = "split_calibration" if isinstance(measured, SplitMeasured) else "calibration"
+        document[kind] = measured.as_document()
     return document
 
 
