@@ -10,6 +10,7 @@ from airtune.errors import RecipeError
 from airtune.methods.sparsity import (
     FIXED_HEADS,
     LEVELS,
+    TILE,
     Schedule,
     check_ranks,
     levels_of,
@@ -58,6 +59,19 @@ def test_levels_only_ever_remove_and_the_last_is_the_nearest_to_the_sparsity(spa
     assert levels.pruned[0] == 0.0
     one = float(LLAMA.pruned_fraction(0.0, 1 / LLAMA.ffn))
     assert abs(levels.pruned[-1] - sparsity) <= 0.5 * one + 1e-9
+
+
+def test_wide_models_lose_channels_in_tiles_and_stay_near_the_sparsity():
+    wide = bert_like(
+        "bert", blocks=6, width=384, heads=12, ffn=1536, vocab=60, positions=64, types=2, labels=2
+    )
+    for sparsity in (0.1, 0.37, 0.5, 0.6):
+        levels = levels_of(wide, sparsity, "auto")
+        kept = np.array([int(wide.kept_channels(part)) for part in levels.prune_ffn])
+        assert np.all(kept % TILE == 0)
+        assert np.all(np.diff(kept) <= 0)
+        assert abs(levels.pruned[-1] - sparsity) < 0.004
+    assert int(wide.kept_channels(levels_of(wide, 0.5, "auto").prune_ffn[-1])) == 384
 
 
 def test_heads_stay_where_a_plain_config_cannot_say_so():

@@ -16,6 +16,8 @@ Structures = Literal["auto", "heads-and-ffn", "ffn"]
 
 LEVELS = 16
 """Steps between dense and the final sparsity: few enough that devices share slices."""
+TILE, TILED_FROM = 16, 1024
+"""Channels that go together, in models with at least so many of them."""
 FIXED_HEADS = frozenset({"bert", "roberta", "gpt2"})
 """Families whose plain configs cannot say that a block has fewer heads."""
 
@@ -109,15 +111,16 @@ def check_sparsity(sparsity: float, warmup: float, cooldown: float, prune_every:
 def levels_of(shape: ModelShape, sparsity: float, structures: Structures) -> Levels:
     """Return the levels of a model on the way to a sparsity, the nearest whole structures to it.
 
+    Wide models lose channels in tiles of `TILE`.
     Heads and channels fall in step; each level keeps a subset of what the one before keeps.
 
     Raises:
         RecipeError: if the sparsity would leave a block without a head or a channel.
     """
     groups, channels = _final(shape, sparsity, prunes_heads(shape, structures))
-    part = np.arange(LEVELS + 1) / LEVELS
+    part, tile = np.arange(LEVELS + 1) / LEVELS, _tile(shape)
     heads = np.floor(part * groups + 0.5) / shape.kv_groups
-    ffn = np.floor(part * channels + 0.5) / shape.ffn
+    ffn = np.floor(part * channels / tile + 0.5) * tile / shape.ffn
     return Levels(heads, ffn, shape.pruned_fraction(heads, ffn))
 
 
@@ -151,13 +154,23 @@ def check_ranks(least: int, most: int) -> None:
         )
 
 
+def _tile(shape: ModelShape) -> int:
+    """Return the step in which channels go: whole tiles of a processor where that costs no exactness.
+
+    A matrix product of 384 columns is faster than one of 383; of 1024 channels on, a tile is less
+    than 1.6 % of them.
+    """
+    return TILE if shape.ffn >= TILED_FROM and shape.ffn % TILE == 0 else 1
+
+
 def _final(shape: ModelShape, sparsity: float, heads: bool) -> tuple[int, int]:
     """Return (groups, channels) that are gone at the end."""
     most = shape.kv_groups - 1 if heads else 0
     groups = min(math.floor(sparsity * shape.kv_groups + 0.5), most) if heads else 0
     by_heads = float(shape.pruned_fraction(groups / shape.kv_groups, 0.0))
     one = float(shape.pruned_fraction(0.0, 1.0 / shape.ffn))
-    channels = max(math.floor((sparsity - by_heads) / one + 0.5), 0)
+    tile = _tile(shape)
+    channels = max(math.floor((sparsity - by_heads) / one / tile + 0.5), 0) * tile
     if channels > shape.ffn - 1:
         reach = float(shape.pruned_fraction(most / shape.kv_groups, 1.0 - 1.0 / shape.ffn))
         what = "one head group and one FFN channel" if heads else "one FFN channel (heads stay)"
