@@ -94,3 +94,31 @@ def test_feasible_says_what_memory_leaves():
     assert feasible(levels, 0.0) == "nothing fits"
     middle = float(levels.peak_bytes[len(levels) // 2])
     assert feasible(levels, middle).endswith("pruned or more")
+
+
+def test_a_plan_of_a_split_method_shows_cuts_within_memory():
+    recipe = load_recipe(overrides=["method.name=sft", "method.codec=deadzone", "output=none"])
+    whole = plan_recipe(load_recipe(overrides=["method.name=fedavg-lora"]))
+    plan = plan_recipe(recipe)
+    assert all(row.cut >= 1 and row.fits for row in plan.devices)
+    assert all("cut after block 1" in row.feasible for row in plan.devices)
+    assert plan.devices[0].codec == "deadzone 0.75"
+    assert plan.devices[0].peak_bytes < whole.devices[0].peak_bytes
+
+
+def test_a_plan_of_a_split_without_calibration_says_that_nothing_is_compressed():
+    plan = plan_recipe(load_recipe(overrides=["method.name=sft", "output=none"]))
+    assert any("cross uncompressed" in line for line in plan.assumptions)
+
+
+def test_a_model_too_large_for_a_device_has_a_cut_that_fits():
+    plan = plan_model("Qwen/Qwen2.5-7B", "orin-nano-8gb")
+    assert not any(choice.fits for choice in plan.choices if choice.precision == "float32")
+    first = plan.cuts[0]
+    assert first.cut == 1
+    assert first.fits
+    assert first.frozen_peak_bytes < first.peak_bytes
+    peaks = [choice.peak_bytes for choice in plan.cuts]
+    servers = [choice.server_peak_bytes for choice in plan.cuts]
+    assert peaks == sorted(peaks)
+    assert servers == sorted(servers, reverse=True)

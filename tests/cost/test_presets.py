@@ -26,6 +26,10 @@ PUBLISHED = {
     "bert-large": 335_141_888 + 2 * 1025,
     "roberta-base": 124_645_632 + 2 * 769,
     "roberta-large": 355_359_744 + 2 * 1025,
+    "vit-tiny": 5_717_416,
+    "vit-small": 22_050_664,
+    "vit-base": 86_567_656,
+    "vit-large": 304_326_632,
 }
 
 

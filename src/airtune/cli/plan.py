@@ -68,14 +68,16 @@ def _print_plan(plan: Plan) -> None:
     rows = [
         [row.name, f"{format_bytes(row.peak_bytes)} of {format_bytes(row.memory_bytes)}"
          if math.isfinite(row.peak_bytes) else f"- of {format_bytes(row.memory_bytes)}",
-         "yes" if row.fits else "NO", row.feasible, _percent(row.pruned),
+         "yes" if row.fits else "NO", row.feasible,
+         f"{row.cut}, {row.codec}" if row.cut else _percent(row.pruned),
          *(_seconds(value) for value in (row.download_s, row.compute_s, row.upload_s, row.finish_s)),
          _bytes(row.upload_bytes), "-" if math.isnan(row.energy_j) else f"{row.energy_j:.1f} J"]
         for row in plan.devices[:MOST_ROWS]
     ]  # fmt: skip
+    is_split = any(row.cut for row in plan.devices)
     print_table(
         f"{plan.method} on {plan.model} ({plan.parameters:,} parameters), a round",
-        ["device", "memory", "fits", "choices", "pruned", "download", "compute", "upload", "finish",
+        ["device", "memory", "fits", "choices", "cut" if is_split else "pruned", "download", "compute", "upload", "finish",
          "sent", "energy"],
         rows,
     )  # fmt: skip
@@ -108,7 +110,24 @@ def _print_model(plan: ModelPlan) -> None:
          "a round"],
         rows,
     )  # fmt: skip
+    if plan.cuts:
+        _print_cuts(plan)
     _print_assumptions(plan.assumptions)
+
+
+def _print_cuts(plan: ModelPlan) -> None:
+    rows = [
+        [f"{choice.cut}", format_bytes(choice.peak_bytes), "yes" if choice.fits else "NO",
+         format_bytes(choice.frozen_peak_bytes), format_bytes(choice.server_peak_bytes),
+         _bytes(choice.step_up_bytes), _bytes(choice.step_down_bytes), _seconds(choice.round_s)]
+        for choice in plan.cuts
+    ]  # fmt: skip
+    print_table(
+        f"cut between device and server, {plan.cuts[0].precision}",
+        ["blocks on the device", "peak", "fits", "peak if frozen", "on the server", "up, a step",
+         "down, a step", "a round"],
+        rows,
+    )  # fmt: skip
 
 
 def _print_assumptions(lines: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
 """Published model configurations from 22 million to 7 billion parameters, for planning without weights.
 
-Numbers are those of the models' public configs; encoders carry a head of two classes.
+Numbers are those of the models' public configs; encoders carry a head of two classes, vision transformers one of a thousand.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from airtune.cost.shapes import bert_like, gpt2_like, llama_like
+from airtune.cost.shapes import bert_like, gpt2_like, llama_like, vit_like
 from airtune.plan import ModelShape
 
 # name: family, blocks, width, heads, key-value groups, head width, FFN, vocabulary, tied
@@ -40,6 +40,14 @@ _ENCODERS = {
     "roberta-large": ("roberta", 24, 1024, 16, 4096, 50265, 514, 1),
 }  # fmt: skip
 
+# name: blocks, width, heads, FFN, image, patch (1000 classes)
+_VISION = {
+    "vit-tiny": (12, 192, 3, 768, 224, 16),
+    "vit-small": (12, 384, 6, 1536, 224, 16),
+    "vit-base": (12, 768, 12, 3072, 224, 16),
+    "vit-large": (24, 1024, 16, 4096, 224, 16),
+}  # fmt: skip
+
 
 def known_shapes() -> Mapping[str, ModelShape]:
     """Return the published shapes by name.
@@ -61,5 +69,10 @@ def known_shapes() -> Mapping[str, ModelShape]:
         shapes[name] = bert_like(
             family, blocks=blocks, width=width, heads=heads, ffn=ffn, vocab=vocab,
             positions=positions, types=types, labels=2,
+        )  # fmt: skip
+    for name, (blocks, width, heads, ffn, image, patch) in _VISION.items():
+        shapes[name] = vit_like(
+            blocks=blocks, width=width, heads=heads, head_dim=width // heads, ffn=ffn, image=image,
+            patch=patch, channels=3, labels=1000, qkv_bias=True,
         )  # fmt: skip
     return MappingProxyType(shapes)

@@ -6,16 +6,20 @@ assumed and said so: every device holds equally many rows, and every sequence is
 `data.max_length`.
 """
 
+from airtune.planner.cuts import CutChoice, cut_choices, feasible_cuts
 from airtune.planner.model import Choice, ModelPlan, plan_model
 from airtune.planner.run import DevicePlan, Plan, feasible, plan_recipe
 from airtune.planner.shape import find_shape, shape_of
 
 __all__ = [
     "Choice",
+    "CutChoice",
     "DevicePlan",
     "ModelPlan",
     "Plan",
+    "cut_choices",
     "feasible",
+    "feasible_cuts",
     "find_shape",
     "plan_model",
     "plan_recipe",

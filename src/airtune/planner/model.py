@@ -12,6 +12,7 @@ from airtune.cost import ladder, peak_memory, predict
 from airtune.errors import InfeasibleError
 from airtune.fleet import Fleet, load_fleet
 from airtune.plan import Assignments, ModelShape, Problem, Workload
+from airtune.planner.cuts import PLANNED_CODEC, CutChoice, cut_choices
 from airtune.planner.shape import find_shape
 
 _PRUNED = (0.0, 0.25, 0.5)
@@ -48,6 +49,8 @@ class ModelPlan:
     flops_per_s: float
     workload: Workload
     choices: tuple[Choice, ...]
+    cuts: tuple[CutChoice, ...]
+    """The model cut between device and server, in the plainest precision of which a cut fits."""
     assumptions: tuple[str, ...]
 
     def as_document(self) -> dict[str, Any]:
@@ -87,22 +90,34 @@ def plan_model(
         for name, form in _forms()
         for pruned in _PRUNED
     )
-    if not any(choice.fits for choice in choices):
+    cuts = _cuts(shape, base, fleet)
+    if not any([*(choice.fits for choice in choices), *(choice.fits for choice in cuts)]):
         least = min(choices, key=lambda choice: choice.peak_bytes)
         raise InfeasibleError(
             f"nothing fits {model} on {device}: {least.precision} with {least.pruned:.0%} pruned "
-            f"still needs {least.peak_bytes / 2**30:.1f} GiB of {kind_bytes / 2**30:.1f} GiB; take "
-            "a shorter --tokens, a smaller --batch or a smaller model"
+            f"still needs {least.peak_bytes / 2**30:.1f} GiB of {kind_bytes / 2**30:.1f} GiB, and "
+            "no cut does; take a shorter --tokens, a smaller --batch or a smaller model"
         )
     return ModelPlan(
         model=model, parameters=shape.parameters, device=device, memory_bytes=kind_bytes,
-        flops_per_s=float(fleet.flops_per_s[0]), workload=base, choices=choices,
+        flops_per_s=float(fleet.flops_per_s[0]), workload=base, choices=choices, cuts=cuts,
         assumptions=(
             *fleet.assumptions,
             "the loss is computed in chunks of 256 positions, so that logits never exist whole",
+            f"across a cut: {PLANNED_CODEC.label}, both ways; the server has nobody else to serve",
             "framework and kernels come on top of the memory shown, about 0.3-0.5 GiB on a CPU",
         ),
     )  # fmt: skip
+
+
+def _cuts(shape: ModelShape, base: Workload, fleet: Fleet) -> tuple[CutChoice, ...]:
+    """Return the cuts in the plainest precision in which one fits, or in the most frugal."""
+    found: tuple[CutChoice, ...] = ()
+    for name, form in _forms():
+        found = cut_choices(shape, replace(base, **form), fleet, name)
+        if any(choice.fits for choice in found):
+            break
+    return found
 
 
 def _forms() -> Iterable[tuple[str, dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from airtune.fleet import Fleet, load_fleet
 from airtune.plan import (
     Calibration,
     Floats,
+    Ints,
     Observation,
     Problem,
 )
+from airtune.planner.cuts import feasible_cuts
 from airtune.planner.shape import shape_of
 from airtune.recipe import Recipe
 from airtune.run import (
@@ -24,7 +26,9 @@ from airtune.run import (
     choose_method,
     longest_input,
     stored_calibration,
+    stored_split_calibration,
     wants_calibration,
+    wants_split_calibration,
     workload_of,
 )
 
@@ -39,6 +43,10 @@ class DevicePlan:
     name: str
     kind: str
     pruned: float
+    cut: int
+    """Blocks on the device in the last sampled round; 0 = the whole model."""
+    codec: str
+    """Of what crosses its cut; empty where nothing does."""
     rank: int
     peak_bytes: float
     memory_bytes: float
@@ -87,6 +95,9 @@ class _Sampled:
     columns: dict[str, Floats]
     round_s: Floats
     last: list[int]
+    cut: Ints
+    """Shape (devices,), of the last round in which each took part."""
+    codec: list[str]
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
@@ -103,10 +114,13 @@ def plan_recipe(recipe: Recipe) -> Plan:
     workload = workload_of(recipe, shape, tokens=longest_input(recipe))
     chosen = choose_method(recipe)
     stored = stored_calibration(recipe, chosen)
+    visits = recipe.train.rounds * workload.local_steps * workload.batch
     problem = Problem(
-        shape=shape, devices=fleet.profiles(np.ones(len(fleet), np.int64)), workload=workload,
+        shape=shape, devices=fleet.profiles(np.full(len(fleet), visits)), workload=workload,
         rounds=recipe.train.rounds, seed=recipe.seed, deadline_s=recipe.deadline_s,
         calibration=stored, server_flops_per_s=fleet.server.flops_per_s,
+        server_memory_bytes=fleet.server.memory_bytes, work=chosen.method.work,
+        split=stored_split_calibration(recipe, chosen),
     )  # fmt: skip
     check_memory(problem, fleet)
     sampled = _sample(problem, fleet, chosen)
@@ -123,6 +137,7 @@ def _sample(problem: Problem, fleet: Fleet, chosen: Chosen) -> _Sampled:
     count = min(problem.rounds, SAMPLED_ROUNDS)
     columns = {name: np.full((count, len(fleet)), np.nan) for name in names}
     round_s, last = np.full(count, np.nan), []
+    cut, codec = np.zeros(len(fleet), np.int64), [""] * len(fleet)
     for number in range(count):
         links = fleet.links_at(number, 0, 0.0)
         observation = Observation(number, 0.0, links, links.available, fleet.flops_at(number))
@@ -137,11 +152,14 @@ def _sample(problem: Problem, fleet: Fleet, chosen: Chosen) -> _Sampled:
             told.prune_heads, told.prune_ffn
         )
         columns["rank"][number, told.device] = told.rank
+        cut[told.device] = told.cut
+        for row in told if told.cut.any() else ():
+            codec[row.device] = row.codec.label if row.cut else ""
         able = cost.peak_bytes <= fleet.memory_bytes[told.device]
-        finish = np.where(able, cost.finish_s, 0.0)
+        finish = np.where(able & np.isfinite(cost.finish_s), cost.finish_s, 0.0)
         round_s[number] = min(finish.max(initial=0.0), problem.deadline_s or np.inf)
         last.append(int(told.device[int(np.argmax(finish))]))
-    return _Sampled(columns, round_s, last)
+    return _Sampled(columns, round_s, last, cut, codec)
 
 
 def _summary(
@@ -149,7 +167,14 @@ def _summary(
 ) -> Plan:
     levels = ladder(problem.shape, problem.workload)
     middle = {name: _median(column) for name, column in sampled.columns.items()}
-    devices = tuple(_device(fleet, index, middle, levels) for index in range(len(fleet)))
+    devices = tuple(
+        replace(row, cut=cut, codec=codec,
+                feasible=feasible_cuts(problem, row.memory_bytes) if cut else row.feasible)
+        for row, cut, codec in zip(
+            (_device(fleet, index, middle, levels) for index in range(len(fleet))),
+            sampled.cut.tolist(), sampled.codec, strict=True,
+        )
+    )  # fmt: skip
     round_s = float(_median(sampled.round_s[:, None])[0])
     rounds = recipe.train.rounds
     totals = {name: float(np.nansum(middle[name])) * rounds
@@ -165,6 +190,8 @@ def _summary(
             "every device holds equally many rows",
             f"every sequence is {recipe.data.max_length} tokens long (data.max_length)",
             f"links as drawn in {len(sampled.round_s)} rounds; figures are medians over them",
+            *(["no sample is seen twice, so nothing is saved by remembering it"]
+              if problem.work.device_frozen else []),
             *_unmeasured(problem, chosen),
         ),
     )  # fmt: skip
@@ -175,7 +202,7 @@ def _device(fleet: Fleet, index: int, middle: dict[str, Floats], levels: Ladder)
     peak = float(middle["peak_bytes"][index])
     return DevicePlan(
         name=fleet.names[index], kind=fleet.kinds[index],
-        pruned=float(middle["pruned"][index]),
+        pruned=float(middle["pruned"][index]), cut=0, codec="",
         rank=0 if np.isnan(middle["rank"][index]) else int(middle["rank"][index]),
         peak_bytes=peak, memory_bytes=memory, fits=bool(peak <= memory),
         feasible=feasible(levels, memory),
@@ -205,6 +232,11 @@ def _median(column: Floats) -> Floats:
 
 def _unmeasured(problem: Problem, chosen: Chosen) -> list[str]:
     """Say so where the method would prune by a calibration that no run has made yet."""
+    if problem.split is None and wants_split_calibration(chosen):
+        return [
+            "no calibration of codecs is stored for this model and data, so activations cross "
+            "uncompressed; a first run measures it, or set method.codec"
+        ]
     if problem.calibration is not None or not wants_calibration(chosen):
         return []
     return [

@@ -1,0 +1,109 @@
+"""Where a model can be cut for a device: memory, bytes and time of every cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from airtune.cost import line_cost, predict, split_cost
+from airtune.fleet import Fleet
+from airtune.plan import Assignments, CodecSpec, Floats, Ints, ModelShape, Problem, Workload
+
+PLANNED_CODEC = CodecSpec("topk", keep=0.3, bits=4)
+"""What a planner prices crossings with where nothing was chosen: the setting the paper reports."""
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CutChoice:
+    """One cut of a model for a device and an edge server."""
+
+    cut: int
+    """Blocks on the device; 0 = the whole model."""
+    precision: str
+    peak_bytes: float
+    fits: bool
+    server_peak_bytes: float
+    """For this one device."""
+    step_up_bytes: float
+    step_down_bytes: float
+    round_s: float
+    """With the server to itself."""
+    frozen_peak_bytes: float
+    """Of the device, were its part frozen."""
+
+
+def cut_choices(
+    shape: ModelShape, workload: Workload, fleet: Fleet, precision: str
+) -> tuple[CutChoice, ...]:
+    """Return up to eight cuts spread over a model, for the first device of a fleet.
+
+    Args:
+        shape: The model.
+        workload: Batch, length, steps and precision.
+        fleet: Gives memory, speed, link and server.
+        precision: Of the base, in words.
+    """
+    if shape.blocks < 2:
+        return ()
+    count = min(_SHOWN, shape.blocks - 1)
+    cuts = np.unique(np.linspace(1, shape.blocks - 1, count).round().astype(np.int64))
+    return tuple(_choice(shape, workload, fleet, precision, int(cut)) for cut in cuts)
+
+
+def feasible_cuts(problem: Problem, memory_bytes: float) -> str:
+    """Return in words which cuts a memory leaves.
+
+    >>> from airtune.methods import sample_problem
+    >>> feasible_cuts(sample_problem(), 5e6), feasible_cuts(sample_problem(), 1e5)
+    ('cut after block 1-2 of 4', 'no cut fits')
+    """
+    peaks = _peaks(problem)
+    fits = np.flatnonzero(peaks <= memory_bytes) + 1
+    if not fits.size:
+        return "no cut fits"
+    span = f"{fits[0]}" if fits.size == 1 else f"{fits[0]}-{fits[-1]}"
+    return f"cut after block {span} of {problem.shape.blocks}"
+
+
+def _peaks(problem: Problem) -> Floats:
+    """Return the device's peak at every cut, shape (blocks - 1,)."""
+    cuts = np.arange(1, problem.shape.blocks)
+    samples = np.full(cuts.size, np.max(problem.devices.samples))
+    told = _told(problem.workload, cuts, CodecSpec())
+    return line_cost(problem, told, samples).device_peak_bytes
+
+
+def _choice(
+    shape: ModelShape, workload: Workload, fleet: Fleet, precision: str, cut: int
+) -> CutChoice:
+    samples = np.full(len(fleet), workload.batch * workload.local_steps)
+    problem = Problem(
+        shape, fleet.profiles(samples), workload, rounds=1, seed=0,
+        server_flops_per_s=fleet.server.flops_per_s,
+    )  # fmt: skip
+    told = _told(workload, np.array([cut], np.int64), PLANNED_CODEC)
+    cost = split_cost(problem, told)
+    frozen = split_cost(replace(problem, work=replace(problem.work, device_frozen=True)), told)
+    expected = predict(
+        problem, told, links=fleet.links_at(0, 0, 0.0), flops_per_s=fleet.flops_at(0)
+    )
+    return CutChoice(
+        cut=cut, precision=precision, peak_bytes=float(cost.device_peak_bytes[0]),
+        fits=bool(cost.device_peak_bytes[0] <= fleet.memory_bytes[0]),
+        server_peak_bytes=cost.server_peak_bytes, step_up_bytes=float(cost.up_bytes[0]),
+        step_down_bytes=float(cost.gradient_bytes[0]), round_s=expected.round_s,
+        frozen_peak_bytes=float(frozen.device_peak_bytes[0]),
+    )  # fmt: skip
+
+
+def _told(workload: Workload, cuts: Ints, codec: CodecSpec) -> Assignments:
+    count = cuts.shape[0]
+    zeros = np.zeros(count)
+    return Assignments(
+        device=np.arange(count), prune_heads=zeros, prune_ffn=zeros,
+        rank=np.full(count, workload.rank), share=np.ones(count),
+        local_steps=np.full(count, workload.local_steps), cut=cuts,
+        codec_index=np.zeros(count, np.int64), codecs=(codec,),
+    )  # fmt: skip
