@@ -23,7 +23,7 @@ method: {name: jcpba, budget: 0.25}
 evaluation: {every: 2}
 threads: 1
 """
-LONG_S = 400
+LONG_S = 900
 
 
 def _port() -> int:

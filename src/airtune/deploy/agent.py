@@ -45,6 +45,8 @@ REFUSED_S = 100.0
 """A key that is refused for longer is not one whose last connection is still remembered."""
 _PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
 _LOOK_S = 0.5
+START_S = 600.0
+"""How long a worker may take to start: a slow card takes minutes to read torch."""
 _HEALTHY = "SuperNode ID"
 
 
@@ -207,7 +209,7 @@ class Agent:
             authority=None if settings.insecure else str(settings.authority),
         ).save(folder / "worker.json")  # fmt: skip
         command = [sys.executable, "-m", "airtune.deploy.worker", str(folder / "worker.json")]
-        self._worker = start_capped(command, cap_bytes=settings.memory_bytes)
+        self._worker = start_capped(command, cap_bytes=settings.memory_bytes, timeout_s=START_S)
         self._say("the worker is ready")
 
     def _keep_node(self) -> None:
