@@ -114,9 +114,14 @@ def _devices(record: RunRecord) -> list[dict[str, Any]]:
         row: dict[str, Any] = {key: _plain(columns[key][place]) for key in (
             "finish_s", "compute_s", "upload_s", "upload_bytes", "peak_bytes", "round")}  # fmt: skip
         row |= {"name": name, "status": str(columns["status"][place]), "slowest": name == slowest,
-                "why": str(columns["reason"][place])}  # fmt: skip
+                "why": _why(columns, place)}  # fmt: skip
         rows.append(row)
     return rows
+
+
+def _why(columns: Mapping[str, Any], place: int) -> str:
+    """Return why an update did not count; of one that did, the plan's reason is of no news."""
+    return "" if columns["status"][place] == "ok" else str(columns["reason"][place])
 
 
 def _plain(value: Any) -> float | None:
