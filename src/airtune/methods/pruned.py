@@ -42,7 +42,7 @@ def fedspine(name: str, settings: object) -> Method:
     decider = _of(settings, FedSpine)
     work = WorkSpec(
         importance="lora-gradient", cumulative=True, over=decider.over,
-        own_importance=decider.own_importance,
+        own_importance=decider.own_importance, prune_every=decider.prune_every,
     )  # fmt: skip
     return Method(name, decider, AggregateSpec("factored", shrinks=True, memory=MEMORY), work)
 
@@ -67,9 +67,10 @@ def pruned_by(importance: ImportanceKind) -> Callable[[str, object], Method]:
     """Return what makes prune-and-tune by this importance."""
 
     def make(name: str, settings: object) -> Method:
-        work = WorkSpec(importance=importance, cumulative=True)
-        spec = AggregateSpec("average", shrinks=True, memory=MEMORY)
-        return Method(name, _of(settings, PruneAndTune), spec, work)
+        chosen = _of(settings, PruneAndTune)
+        every = chosen.prune_every if chosen.pace == "cubic" else 0
+        work = WorkSpec(importance=importance, cumulative=True, prune_every=every)
+        return Method(name, chosen, AggregateSpec("average", shrinks=True, memory=MEMORY), work)
 
     return make
 

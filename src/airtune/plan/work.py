@@ -21,6 +21,9 @@ class WorkSpec:
     """Replace what is removed by its mean, a constant vector a layer."""
     cumulative: bool = False
     """Pruned structures never come back (FedSpine); otherwise the dense base is sliced anew."""
+    prune_every: int = 0
+    """Local iterations between prunings of a round that has more of them, with `cumulative`; 0 = a
+    round prunes once, before its first iteration."""
     over: Literal["layers", "model"] = "layers"
     """Where structures compete: within each block, so that all blocks keep the same number and plain
     tools can load the result, or over the whole model."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Sized
+
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
 from airtune.model.cumulative import blended, narrowed
@@ -13,7 +15,7 @@ from airtune.model.state import GlobalState, current_base
 from airtune.model.weights import bias_of
 from airtune.plan import Assignment, ModelShape, WorkSpec
 
-__all__ = ["can_compensate", "current_base", "kept_by", "means_of", "tuned_network"]
+__all__ = ["can_compensate", "current_base", "kept_by", "means_of", "stages_by", "tuned_network"]
 
 
 def kept_by(row: Assignment, state: GlobalState, shape: ModelShape, work: WorkSpec) -> Kept:
@@ -46,6 +48,44 @@ def kept_by(row: Assignment, state: GlobalState, shape: ModelShape, work: WorkSp
         return narrowed(left, scores, groups=groups, channels=channels, over=work.over)
     except ModelError as error:
         raise ModelError(f"device {row.device}: {error}") from error
+
+
+def stages_by(
+    row: Assignment, state: GlobalState, shape: ModelShape, work: WorkSpec
+) -> tuple[Kept, ...]:
+    """Return what a device keeps after each of a round's prunings; the last is `kept_by`'s.
+
+    A round of more local iterations than lie between prunings comes to its slice in even steps. The
+    clock charges the round's last slice, which the first iterations exceed by a part of one step.
+
+    Raises:
+        ModelError: as `kept_by` does.
+    """
+    final = kept_by(row, state, shape, work)
+    prunings = -(-row.local_steps // work.prune_every) if work.prune_every else 1
+    if not work.cumulative or prunings == 1 or state.importance is None:
+        return (final,)
+    device = state.devices.get(row.device)
+    left = keep_all(shape) if device is None else device.kept
+    own = None if device is None else device.importance
+    scores = blended(own, state.importance, work.own_importance)
+    stages = []
+    for place in range(1, prunings):
+        groups, channels = (
+            _between(before, after, place / prunings, whole=work.over == "layers")
+            for before, after in ((left.groups, final.groups), (left.channels, final.channels))
+        )
+        stages.append(narrowed(left, scores, groups=groups, channels=channels, over=work.over))
+    return (*stages, final)
+
+
+def _between(
+    before: Sequence[Sized], after: Sequence[Sized], part: float, *, whole: bool
+) -> float:
+    """Return how much a block keeps, on average, when a part of the pruning is done."""
+    start, end = (sum(map(len, rows)) / len(rows) for rows in (before, after))
+    count = start + (end - start) * part
+    return float(round(count)) if whole else count
 
 
 def can_compensate(base: BaseModel) -> bool:

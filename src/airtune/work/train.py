@@ -4,6 +4,9 @@ Written once for every method and engine. Each round a device starts from the gl
 fresh AdamW moments (a slice may change from round to round, and moments of another slice mean
 nothing); that, the clipping of gradients and the trained task head are the same for every method.
 
+A method that prunes every so many local iterations may prune several times in a round: adapters,
+heads and scores are then carried over each slicing, the moments are not.
+
 Devices with equal slice, rank and steps are trained in one batched pass: their adapters are stacked
 on one frozen network. Nothing of one device reaches another: losses are separate means, gradients
 fall into separate factors, clipping is by device, AdamW is elementwise and dropout has a stream a
@@ -26,8 +29,9 @@ from airtune.keys import derive_seed
 from airtune.model.base import BaseModel
 from airtune.model.batch import Batch
 from airtune.model.images import Examples
+from airtune.model.importance import Importance
 from airtune.model.kept import Kept
-from airtune.model.lora import LoraNetwork, attach, take
+from airtune.model.lora import Adapters, Head, LoraNetwork, attach, scatter, take
 from airtune.model.loss import batch_losses, scored
 from airtune.model.sensitivity import Reading, Tracker, tracker
 from airtune.model.slicing import slice_network
@@ -35,7 +39,7 @@ from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, Bools, Floats, Ints, ModelShape, Workload, WorkSpec
 from airtune.work.batches import collate_examples, join_examples, lengths_of, round_batches
 from airtune.work.gradients import clip_, left_of_tail, pull_back_, shrink_tail_, tail_norms
-from airtune.work.network import current_base, kept_by, means_of
+from airtune.work.network import current_base, means_of, stages_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +139,8 @@ def train(
     _check_work(work, jobs)
     here = _Round(current_base(base, state), state, settings, work, workload, seed, round)
     outcomes: dict[int, Outcome] = {}
-    for kept, group in _passes(here, jobs):
-        outcomes |= {outcome.device: outcome for outcome in _train_pass(here, kept, group)}
+    for stages, group in _passes(here, jobs):
+        outcomes |= {outcome.device: outcome for outcome in _train_pass(here, stages, group)}
     return [outcomes[job.device] for job in jobs]
 
 
@@ -153,27 +157,69 @@ def _check_work(work: WorkSpec, jobs: Sequence[Job]) -> None:
             )
 
 
-def _passes(here: _Round, jobs: Sequence[Job]) -> Iterator[tuple[Kept, list[Job]]]:
+def _passes(
+    here: _Round, jobs: Sequence[Job]
+) -> Iterator[tuple[tuple[Kept, ...], list[Job]]]:  # fmt: skip
     """Yield groups that one pass can train, none above the cap on tokens."""
-    groups: dict[tuple[bytes, int, int], tuple[Kept, list[Job]]] = {}
+    groups: dict[tuple[bytes, int, int], tuple[tuple[Kept, ...], list[Job]]] = {}
     for job in jobs:
-        kept = kept_by(job.row, here.state, here.shape, here.work)
-        key = (kept.key(), job.row.rank, job.row.local_steps)
-        groups.setdefault(key, (kept, []))[1].append(job)
-    for kept, group in groups.values():
+        stages = stages_by(job.row, here.state, here.shape, here.work)
+        key = (b"".join(kept.key() for kept in stages), job.row.rank, job.row.local_steps)
+        groups.setdefault(key, (stages, []))[1].append(job)
+    for stages, group in groups.values():
         limit = here.workload.tokens
         longest = max(int(lengths_of(job.sequences, tokens=limit).max(initial=1)) for job in group)
         tokens = here.workload.batch * longest
         together = max(1, here.settings.pass_tokens // tokens)
         for start in range(0, len(group), together):
-            yield kept, group[start : start + together]
+            yield stages, group[start : start + together]
 
 
-def _train_pass(here: _Round, kept: Kept, jobs: Sequence[Job]) -> list[Outcome]:
+@dataclass(frozen=True, slots=True)
+class _Carried:
+    """What devices take from one pruning of a round to the next: all but the optimiser's moments."""
+
+    adapters: list[Adapters]
+    """On the full grid."""
+    heads: list[Head]
+    importance: list[Importance | None]
+
+
+def _train_pass(here: _Round, stages: Sequence[Kept], jobs: Sequence[Job]) -> list[Outcome]:
     """Train devices of one slice, rank and number of steps together."""
-    lora = _network(here, kept, jobs)
     steps = jobs[0].row.local_steps
     drawn = [_draw(here, job, steps) for job in jobs]
+    known = [here.state.devices.get(job.device) for job in jobs]
+    carried = _Carried(
+        [here.state.adapters] * len(jobs), [here.state.head] * len(jobs),
+        [None if one is None else one.importance for one in known],
+    )  # fmt: skip
+    tables, finite, totals = [], np.ones(len(jobs), np.bool_), []
+    every = here.work.prune_every if len(stages) > 1 else steps
+    for place, kept in enumerate(stages):
+        lora = _network(here, kept, jobs, carried)
+        watch = _Watch(here, kept, lora, carried.importance)
+        span = range(place * every, min((place + 1) * every, steps))
+        table, good = _steps(here, watch, jobs, [rows[span.start : span.stop] for rows in drawn],
+                             first=span.start)  # fmt: skip
+        tables.append(table)
+        finite &= good
+        readings = watch.readings()
+        totals.append([np.nan if reading is None else reading.total for reading in readings])
+        if place + 1 < len(stages):
+            carried = _Carried(
+                [scatter(one, here.shape, kept) for one in lora.adapters()], lora.heads(),
+                [None if reading is None else reading.importance for reading in readings],
+            )  # fmt: skip
+    total = np.mean(np.array(totals), axis=0)
+    return _outcomes(here, jobs, watch, losses=np.vstack(tables), finite=finite, total=total)
+
+
+def _steps(
+    here: _Round, watch: _Watch, jobs: Sequence[Job], drawn: Sequence[Ints], *, first: int
+) -> tuple[Floats, Bools]:
+    """Take local steps on one network; return losses (steps, devices) and who stayed finite."""
+    lora = watch.lora
     finite = torch.ones(len(jobs), dtype=torch.bool, device=here.base.device)
     losses = []
     optimiser = torch.optim.AdamW(
@@ -181,9 +227,8 @@ def _train_pass(here: _Round, kept: Kept, jobs: Sequence[Job]) -> list[Outcome]:
         lr=here.settings.learning_rate,
         weight_decay=here.settings.weight_decay,
     )
-    watch = _Watch(here, kept, jobs, lora)
-    for step in range(steps):
-        lora.set_step(step)
+    for step in range(len(drawn[0])):
+        lora.set_step(first + step)
         batch = _batch(
             here, [(job.sequences, rows[step]) for job, rows in zip(jobs, drawn, strict=True)]
         )
@@ -196,25 +241,24 @@ def _train_pass(here: _Round, kept: Kept, jobs: Sequence[Job]) -> list[Outcome]:
         finite &= torch.isfinite(loss.detach()) & torch.isfinite(norms)
         losses.append(torch.where(_any_scored(batch, len(jobs)), loss.detach(), torch.nan))
         optimiser.step()
-    table = torch.stack(losses).double().cpu().numpy()  # (steps, devices)
-    return _outcomes(here, jobs, watch, losses=table, finite=finite.cpu().numpy())
+    return torch.stack(losses).double().cpu().numpy(), finite.cpu().numpy()
 
 
 class _Watch:
     """What a method wants of a pass beside training: penalties, importance, a rank that shrinks."""
 
-    def __init__(self, here: _Round, kept: Kept, jobs: Sequence[Job], lora: LoraNetwork) -> None:
+    def __init__(
+        self, here: _Round, kept: Kept, lora: LoraNetwork, known: Sequence[Importance | None]
+    ) -> None:
         self.kept, self.lora, self._work = kept, lora, here.work
         self._start: list[torch.Tensor] = []
         if here.work.penalty == "proximal":
             self._start = [parameter.detach().clone() for parameter in lora.parameters()]
         if here.work.penalty == "tail":
             self._tail = tail_norms(lora, share=here.work.tail)
-        known = [here.state.devices.get(job.device) for job in jobs]
         self._tracker: Tracker | None = tracker(
-            here.work.importance, lora, here.shape, kept,
-            [None if one is None else one.importance for one in known],
-        )  # fmt: skip
+            here.work.importance, lora, here.shape, kept, known
+        )
 
     def before(self, batch: Batch) -> None:
         """Get ready for a step."""
@@ -244,21 +288,30 @@ class _Watch:
         return [left_of_tail(rank, self._work.tail) if less else rank for less in lost]
 
 
-def _network(here: _Round, kept: Kept, jobs: Sequence[Job]) -> LoraNetwork:
+def _network(
+    here: _Round, kept: Kept, jobs: Sequence[Job], carried: _Carried
+) -> LoraNetwork:  # fmt: skip
     rank = jobs[0].row.rank
     sliced = slice_network(here.base, kept, means=means_of(here.base, here.state, here.work))
     lora = attach(
         sliced,
         here.base.family,
-        [take(here.state.adapters, here.shape, kept, rank)] * len(jobs),
+        _slices(here, kept, rank, carried.adapters),
         scale=here.settings.scale,
         dropout=here.settings.dropout,
-        heads=[here.state.head] * len(jobs) if here.state.head else (),
+        heads=carried.heads if here.state.head else (),
         seeds=[derive_seed(here.seed, "train", here.round, job.device) for job in jobs],
     )
     if here.workload.checkpointing:
         _checkpoint_(lora.network)
     return lora.train()
+
+
+def _slices(here: _Round, kept: Kept, rank: int, full: Sequence[Adapters]) -> list[Adapters]:
+    """Cut every device's slice out of its adapters; once where all start from the same."""
+    if all(one is full[0] for one in full):
+        return [take(full[0], here.shape, kept, rank)] * len(full)
+    return [take(one, here.shape, kept, rank) for one in full]
 
 
 def _checkpoint_(network: nn.Module) -> None:
@@ -302,8 +355,9 @@ def _losses(here: _Round, lora: LoraNetwork, batch: Batch) -> torch.Tensor:
 
 
 def _outcomes(
-    here: _Round, jobs: Sequence[Job], watch: _Watch, *, losses: Floats, finite: Bools
-) -> list[Outcome]:
+    here: _Round, jobs: Sequence[Job], watch: _Watch, *, losses: Floats, finite: Bools,
+    total: Floats,
+) -> list[Outcome]:  # fmt: skip
     rows = zip(
         jobs, watch.lora.adapters(), watch.lora.heads(), watch.readings(),
         watch.ranks_left(jobs[0].row.rank), strict=True,
@@ -328,7 +382,7 @@ def _outcomes(
                 loss_first=float(losses[0, place]),
                 loss_last=float(losses[-1, place]),
                 samples=samples,
-                importance=float("nan") if reading is None or not good else reading.total,
+                importance=float(total[place]) if good else float("nan"),
                 rank_left=rank_left if good else 0,
                 reason="" if good else _refusal(losses[:, place]),
             )
