@@ -81,7 +81,8 @@ def schedule_of(
         problem: rounds and local steps.
         warmup: part of the rounds before the first pruning.
         cooldown: part of the rounds that only tune at the end.
-        prune_every: local iterations between prunings; a round prunes at most once.
+        prune_every: local iterations between prunings; where a round has more of them, the local
+            work comes to the round's level in several prunings.
     """
     before = math.floor(warmup * problem.rounds)
     after = min(math.floor(cooldown * problem.rounds), problem.rounds - before - 1)
