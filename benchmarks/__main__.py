@@ -10,6 +10,7 @@ from benchmarks.figure import Figure
 
 BENCHMARKS = {
     "solvers": "the solvers of bandwidth and pruning: gaps, speed, scale",
+    "splits": "the solvers of cuts, codecs and spectrum: gaps, an exact programme, plans of real sizes",
     "model": "sliced models, batched adapters, saving and aggregation",
     "predict": "predicted against measured step time and peak memory",
     "system": "the engine, the planner and the start of a program",

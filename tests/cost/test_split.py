@@ -141,6 +141,7 @@ def test_a_frozen_device_part_sends_each_sample_once_and_gets_nothing_back(
     )  # fmt: skip
     # 10 samples, 4 rounds of 5 steps of 2: all are seen after the first of four rounds
     assert frozen.activation_bytes[0] == pytest.approx(open_.activation_bytes[0] / 4)
+    assert frozen.fresh[0] == pytest.approx(1 / 4)
     zero = (frozen.gradient_bytes, frozen.backward_flops, frozen.adapter_up_bytes,
             frozen.adapter_down_bytes)  # fmt: skip
     assert not np.any(zero)

@@ -91,7 +91,7 @@ def split_times(
     takes_turns = problem.work.server == "sequential"
     alone_s = _alone_s(cost.gradient_bytes, broadcast_bps)
     times = SplitTimes(
-        forward_s=cost.forward_flops / speed,
+        forward_s=cost.fresh * cost.forward_flops / speed,
         up_s=_alone_s(cost.up_bytes, up_bps),
         server_s=cost.server_flops / problem.server_flops_per_s,
         down_s=alone_s if takes_turns else _together_s(links, device, alone_s),

@@ -129,7 +129,7 @@ def _split(
         finish_s=times.finish_s,
         download_bytes=cost.adapter_down_bytes + steps * cost.gradient_bytes,
         upload_bytes=cost.adapter_up_bytes + steps * cost.up_bytes,
-        flops=steps * (cost.forward_flops + cost.backward_flops),
+        flops=steps * (cost.fresh * cost.forward_flops + cost.backward_flops),
         peak_bytes=cost.device_peak_bytes,
         energy_j=energy_j(problem, assignments.device, compute_s=compute_s, upload_s=upload_s),
     )

@@ -40,7 +40,10 @@ class SplitCost:
     """A split in columns of shape (n,), a local step unless said otherwise; 0 for an uncut row."""
 
     forward_flops: Floats
-    """On the device."""
+    """On the device, for a whole batch."""
+    fresh: Floats
+    """Fraction of a batch that the device runs forward: below 1 where its part is frozen and the
+    server remembers; the mean over the run."""
     backward_flops: Floats
     """On the device, with the head's work where labels stay; 0 with a frozen device part."""
     server_flops: Floats
@@ -111,6 +114,7 @@ def line_cost(problem: Problem, assignments: Assignments, samples: Ints) -> Spli
     peak = _device_peak(problem, assignments) + device_remembers
     return SplitCost(
         forward_flops=is_cut * forward,
+        fresh=fresh,
         backward_flops=is_cut * ((1.0 - frozen) * backward + head),
         server_flops=is_cut * (server_flops(shape, workload, assignments) - head),
         activation_bytes=is_cut * up,

@@ -121,7 +121,7 @@ def split_problem(
     weight = weight / max(float(np.sum(weight)), 1e-300)
     return SplitProblem(
         curves=seen.curves,
-        forward_s=table(cost.forward_flops)[able] / speed + fetch_s,
+        forward_s=table(cost.fresh * cost.forward_flops)[able] / speed + fetch_s,
         bits=table(cost.up_bytes + cost.adapter_up_bytes / steps)[able] * BITS_PER_BYTE,
         down_s=table(cost.gradient_bytes)[able] / down,
         backward_s=table(cost.backward_flops)[able] / speed,

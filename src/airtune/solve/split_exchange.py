@@ -15,8 +15,10 @@ from airtune.solve.split_problem import (
 )
 
 _MOST_EXCHANGES = 40
-_LINES_TRIED = 12
-_JUDGED = 48
+_LINES_TRIED = 24
+_JUDGED = 160
+_MANY = 32
+"""Devices from which half the lines and a third of the exchanges are judged."""
 
 
 def exchange(menu: SplitMenu, found: SplitSolution, prices: Prices) -> SplitSolution:
@@ -37,7 +39,9 @@ def _neighbours(menu: SplitMenu, found: SplitSolution, prices: Prices) -> Ints:
     """Return the choices one or two exchanges away that cost least at these prices, (m, n)."""
     problem, n = menu.problem, len(menu.problem)
     plain = menu.priced(menu.shares(sent_s_of(problem, found)), prices)
-    lines = np.argsort(plain + prices.loss * menu.loss, axis=1)[:, :_LINES_TRIED]
+    lines = np.argsort(plain + prices.loss * menu.loss, axis=1)[
+        :, : _LINES_TRIED if n <= _MANY else _LINES_TRIED // 2
+    ]
     here = np.argmax(menu.order == found.index[:, None], axis=1)
     at, line = np.repeat(np.arange(n), lines.shape[1]), lines.ravel()
     usable = np.isfinite(plain[at, line]) & (line != here[at])
@@ -48,7 +52,7 @@ def _neighbours(menu: SplitMenu, found: SplitSolution, prices: Prices) -> Ints:
     pair = np.where(spent[:, None] + spent <= slack, saved[:, None] + saved, np.inf)
     pair = np.where(at[:, None] < at, pair, np.inf)
     np.fill_diagonal(pair, np.where(spent <= slack, saved, np.inf))
-    count = min(_JUDGED, pair.size)
+    count = min(_JUDGED if n <= _MANY else _JUDGED // 3, pair.size)
     best = np.argpartition(pair, count - 1, axis=None)[:count] if count else np.zeros(0, np.int64)
     best = best[np.isfinite(pair.ravel()[best])]
     one, other = np.unravel_index(best, pair.shape)
