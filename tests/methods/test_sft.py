@@ -74,6 +74,11 @@ def test_equal_spectrum_and_no_compression_are_never_sooner(decided):
         assert decided(settings)[0].solution.objective >= best.solution.objective * 0.999
 
 
+def test_frozen_device_parts_are_cut_as_early_as_can_be(decided):
+    plan, _, _, _ = decided({"device_frozen": True})
+    assert set(plan.assignments.cut.tolist()) == {1}
+
+
 def test_cuts_hold_until_the_large_timescale_comes_round(decided):
     method = build_method("sft", {"large_every": 3})
     problem = sample_problem()

@@ -67,7 +67,7 @@ class Sft:
     spectrum: Spectrum = "exact"
     """exact, sqp (as published) or equal."""
     cut: Literal["auto"] | int = "auto"
-    """Blocks on every device; auto = chosen for each."""
+    """Blocks on every device; auto = chosen for each, or the first where device parts are frozen."""
     codec: CodecChoice = "auto"
     """auto = chosen for each device among all that were calibrated; none = identity; topk, deadzone
     and fp16 = of that kind alone; quantised = levels for all entries."""
@@ -199,7 +199,9 @@ class Sft:
             self.codec, keep=self.keep, bits=self.bits, step=self.step, measured=problem.split
         )
         codecs = tuple(replace(codec, predict=self.predict) for codec in codecs)
-        cuts = range(1, last + 1) if self.cut == "auto" else [self.cut]
+        # below the largest cut nothing is trained where device parts are frozen: all cut first
+        widest = 1 if self.device_frozen else last
+        cuts = range(1, widest + 1) if self.cut == "auto" else [self.cut]
         lines = Lines.of(cuts, codecs, problem.split)
         return (lines if self.weighs_codecs else replace(lines, loss=np.zeros(len(lines)))), why
 
