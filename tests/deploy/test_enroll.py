@@ -18,10 +18,13 @@ def test_a_bundle_has_what_belongs_on_the_device(tmp_path: Path) -> None:
     assert Register(tmp_path).devices["gate-1"].fingerprint == device.fingerprint
 
 
-def test_a_name_is_given_once(tmp_path: Path) -> None:
-    enroll(tmp_path, {"gate-1": None})
+def test_a_name_is_given_once_and_its_bundle_stays(tmp_path: Path) -> None:
+    [(_, folder)] = enroll(tmp_path, {"gate-1": None})
+    assert folder is not None
+    key = (folder / "device.key").read_bytes()
     with pytest.raises(DeploymentError, match="a device 'gate-1' already"):
         enroll(tmp_path, {"gate-1": None})
+    assert (folder / "device.key").read_bytes() == key
 
 
 def test_a_key_is_one_devices_alone(tmp_path: Path) -> None:

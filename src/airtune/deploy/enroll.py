@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from airtune.deploy.keys import ensure_authority, make_device_key, read_public_key
-from airtune.deploy.register import Registered, check_name
+from airtune.deploy.register import Register, Registered, check_name
 from airtune.deploy.server import add_device
 from airtune.errors import DeploymentError
 from airtune.records import storage
@@ -77,6 +77,7 @@ def _rows(text: str) -> list[dict[str, str]]:
 def _enroll(state: Path, name: str, public: Path | None) -> tuple[Registered, Path | None]:
     if public is not None:
         return add_device(state, name, read_public_key(public)), None
+    Register(state).check_free(name)  # before its folder is touched: it may hold an uncopied key
     folder = state / "bundles" / name
     if folder.exists():
         shutil.rmtree(folder)  # of a device of this name that was revoked

@@ -63,19 +63,26 @@ class Register:
         """Return the name of the valid device that Flower knows as this node."""
         return next((device.name for device in self.valid() if device.node == node), None)
 
+    def check_free(self, name: str) -> None:
+        """Refuse a name that no device may have, or that a valid one has.
+
+        Raises:
+            DeploymentError: if it may not be given.
+        """
+        known = self._devices.get(check_name(name))
+        if known is not None and not known.revoked:
+            raise DeploymentError(
+                f"there is a device {name!r} already (key {known.fingerprint}); revoke it "
+                "first, or choose another name"
+            )
+
     def add(self, device: Registered) -> Registered:
         """Add a device, or one again that was revoked.
 
         Raises:
             DeploymentError: if the name is taken, or its key is another device's.
         """
-        check_name(device.name)
-        known = self._devices.get(device.name)
-        if known is not None and not known.revoked:
-            raise DeploymentError(
-                f"there is a device {device.name!r} already (key {known.fingerprint}); revoke it "
-                "first, or choose another name"
-            )
+        self.check_free(device.name)
         for other in self._devices.values():
             if other.fingerprint == device.fingerprint and other.name != device.name:
                 raise DeploymentError(
