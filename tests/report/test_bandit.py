@@ -107,4 +107,6 @@ def test_a_page_about_loss_shows_accuracy_against_time_too(bandits, tmp_path):
     for name in ("rounds.jsonl", "devices.csv", "result.json"):
         (copy / name).write_bytes((folder / name).read_bytes())
     (copy / "run.json").write_text(json.dumps(header))
-    assert "Accuracy against virtual wall-clock" in write_report([copy], tmp_path / "out").read_text()
+    assert (
+        "Accuracy against virtual wall-clock" in write_report([copy], tmp_path / "out").read_text()
+    )
