@@ -52,6 +52,7 @@ from airtune.run import (
     choose_method,
     new_folder,
     stored_calibration,
+    stored_split_calibration,
     workload_of,
 )
 from airtune.run.build import engine_settings, is_vision, load_model, pinned
@@ -344,8 +345,12 @@ def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> Rep
 
 
 def _problem(pieces: Pieces, method: Method) -> Problem:
-    calibration = stored_calibration(pieces.recipe, choose_method(pieces.recipe))
-    return replace(pieces.problem, calibration=calibration, work=method.work)
+    """Return the problem with what earlier runs have stored of this recipe's costs, if any."""
+    recipe, chosen = pieces.recipe, choose_method(pieces.recipe)
+    return replace(
+        pieces.problem, calibration=stored_calibration(recipe, chosen),
+        split=stored_split_calibration(recipe, chosen), work=method.work,
+    )  # fmt: skip
 
 
 def _rounds(pieces: Pieces, chosen: Chosen, engine: Engine, writer: RunWriter, tell: Tell) -> None:
