@@ -26,9 +26,9 @@ def shape_of(recipe: Recipe) -> ModelShape:
     labels = 0
     if recipe.data.task != "causal-lm":
         labels = len(recipe.data.labels) or _SHIPPED_CLASSES.get(recipe.data.source, _CLASSES)
-    source = recipe.model.source
-    if source == EMBEDDED:
-        return load_shape(model_source(recipe), labels=labels)
+    source = model_source(recipe)
+    if recipe.model.source == EMBEDDED:
+        return load_shape(source, labels=labels)
     return find_shape(source, labels=labels, revision=recipe.model.revision)
 
 
