@@ -127,12 +127,16 @@ def test_a_llama_that_gguf_would_not_compute_the_same_is_refused(change, said):
 @needs_gguf
 def test_other_models_and_unknown_tokenizers_are_refused(tmp_path):
     small = {name: SIZES[name] for name in list(SIZES)[:5]}
-    with pytest.raises(ModelError, match="language models of llama, mistral, qwen2, qwen3, got bert"):
+    with pytest.raises(
+        ModelError, match="language models of llama, mistral, qwen2, qwen3, got bert"
+    ):
         check_gguf(BertForSequenceClassification(BertConfig(**small)))
     odd = Tokenizer(models.BPE({"a": 0}, []))
     odd.pre_tokenizer, odd.decoder = pre_tokenizers.Whitespace(), decoders.BPEDecoder()
     with pytest.raises(ModelError, match="no name for how this tokenizer splits text"):
-        write_gguf(tmp_path / "x", network_of("llama"), PreTrainedTokenizerFast(tokenizer_object=odd))
+        write_gguf(
+            tmp_path / "x", network_of("llama"), PreTrainedTokenizerFast(tokenizer_object=odd)
+        )
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch):

@@ -101,7 +101,9 @@ def test_the_adapters_of_a_pruned_model_are_no_adapters_of_the_base(run):
 def test_what_is_worse_than_untuned_needs_force(tmp_path):
     run = run_of(tmp_path, "train.learning_rate=0.3", method=["method.name=fedavg-lora"])
     for format in ("adapter", "merged"):
-        with pytest.raises(ModelError, match=r"has a validation loss of .*, the untuned one .*--force"):
+        with pytest.raises(
+            ModelError, match=r"has a validation loss of .*, the untuned one .*--force"
+        ):
             export_run(run, format, output=tmp_path / format)
         assert not (tmp_path / format).exists()
     place = export_run(run, "adapter", output=tmp_path / "forced", accept_worse=True)

@@ -45,7 +45,9 @@ def run(
     if server is not None:
         from airtune.cli.remote import Remote, run_remotely
 
-        wanted = Remote(server, ca, insecure=insecure, replay=replay, devices=devices, resume=resume)
+        wanted = Remote(
+            server, ca, insecure=insecure, replay=replay, devices=devices, resume=resume
+        )
         run_remotely(wanted, source, changes + ([f"name={name}"] if name else []), as_json=as_json)
         return
     if resume is not None and (source or changes or name or folder):

@@ -240,9 +240,9 @@ def check_memory(problem: Problem, fleet: Fleet) -> None:
     most = int(np.argmax(fleet.memory_bytes))
     if least > fleet.memory_bytes[most]:
         raise InfeasibleError(
-            f"no device of fleet {fleet.name!r} has the memory: a first cut or the heaviest pruning still needs "
-            f"{format_bytes(least)}, and {fleet.names[most]}, which has most, has "
-            f"{format_bytes(float(fleet.memory_bytes[most]))}; lower "
+            f"no device of fleet {fleet.name!r} has the memory: a first cut or the "
+            f"heaviest pruning still needs {format_bytes(least)}, and {fleet.names[most]}, which "
+            f"has most, has {format_bytes(float(fleet.memory_bytes[most]))}; lower "
             "train.per_device_train_batch_size or data.max_length, set "
             "train.gradient_checkpointing or train.loss_chunk, or take a smaller model"
         )

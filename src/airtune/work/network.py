@@ -79,9 +79,7 @@ def stages_by(
     return (*stages, final)
 
 
-def _between(
-    before: Sequence[Sized], after: Sequence[Sized], part: float, *, whole: bool
-) -> float:
+def _between(before: Sequence[Sized], after: Sequence[Sized], part: float, *, whole: bool) -> float:
     """Return how much a block keeps, on average, when a part of the pruning is done."""
     start, end = (sum(map(len, rows)) / len(rows) for rows in (before, after))
     count = start + (end - start) * part

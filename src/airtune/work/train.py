@@ -256,9 +256,7 @@ class _Watch:
             self._start = [parameter.detach().clone() for parameter in lora.parameters()]
         if here.work.penalty == "tail":
             self._tail = tail_norms(lora, share=here.work.tail)
-        self._tracker: Tracker | None = tracker(
-            here.work.importance, lora, here.shape, kept, known
-        )
+        self._tracker: Tracker | None = tracker(here.work.importance, lora, here.shape, kept, known)
 
     def before(self, batch: Batch) -> None:
         """Get ready for a step."""
