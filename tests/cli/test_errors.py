@@ -30,7 +30,7 @@ MISTAKES = [
     (["report", "nowhere"], 8, "it holds no run.json or compare.json"),
     (["export", "nowhere"], 8, "nowhere is no run"),
     (["init", "tiny.yaml"], 9, "tiny.yaml is already there"),
-    (["init", "x.yaml", "--task", "poetry"], 3, "data.task: must be causal-lm or classification"),
+    (["init", "x.yaml", "--task", "poetry"], 3, "data.task: must be causal-lm, classification"),
     (["init", "x.yaml", "--data", "./nothing.jsonl"], 4, "there is no data at './nothing.jsonl'"),
     (["run", "tiny.yaml", "method.name=./none.py:Mine"], 3, "there is no file ./none.py"),
     (["compare", "tiny.yaml", "--methods", "jcbpa"], 3, "did you mean jcpba?"),

@@ -145,7 +145,7 @@ def fingerprint_of(public: str) -> str:
     """Return a short hash of a public key, for people to compare.
 
     >>> fingerprint_of("ecdsa-sha2-nistp384 AAAA")
-    '6de5d28fcbd5f46c'
+    'c766424a5bb88fcc'
     """
     return hashlib.sha256(public.encode()).hexdigest()[:16]
 

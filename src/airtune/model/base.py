@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Protocol, TypeAlias
 
 import torch
@@ -37,6 +38,7 @@ from airtune.plan import ModelShape
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LOADING = Lock()
 _SAMPLED = 4096
 """Numbers of a tensor that enter the fingerprint."""
 
@@ -100,8 +102,7 @@ def load_base(
     choices: dict[str, object] = {"num_labels": labels} if labels else {}
     if quantisation is not None:
         choices |= {"quantization_config": quantisation, "device_map": {"": place}}
-    with _reading(source), torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(0)
+    with _reading(source), loading():
         network, report = loader.from_pretrained(
             source, revision=revision, dtype=DTYPES[dtype], output_loading_info=True, **choices
         )
@@ -230,11 +231,23 @@ def _reading(source: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the loader's report of a new head off the screen; what is missing is checked here."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
+def loading() -> Iterator[None]:
+    """Load one model at a time, a new head always alike, and without the loader's own reports.
+
+    transformers makes networks under a default device of the whole process, so two loads at once
+    would break each other. What is missing is checked here, so its report stays off the screen.
+    """
+    level, shows_bar = (
+        transformers_logging.get_verbosity(),
+        transformers_logging.is_progress_bar_enabled(),
+    )
+    with _LOADING, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(level)
+            if shows_bar:
+                transformers_logging.enable_progress_bar()

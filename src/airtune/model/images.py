@@ -19,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from airtune.errors import DataError, ModelError
-from airtune.model.base import DTYPES, BaseModel, base_of, place_of, quiet
+from airtune.model.base import DTYPES, BaseModel, base_of, loading, place_of
 from airtune.model.batch import Batch, Sequences
 from airtune.model.families import Config, family_of
 from airtune.model.frame import load_frame
@@ -124,8 +124,7 @@ def load_image_base(
             raise ModelError(
                 f"{str(source)!r} is a {config.model_type} model and reads no images; use a vit"
             )
-        with torch.random.fork_rng(devices=[]), quiet():
-            torch.manual_seed(0)
+        with loading():
             network = AutoModelForImageClassification.from_pretrained(
                 source, revision=revision, dtype=DTYPES[dtype], num_labels=labels,
                 ignore_mismatched_sizes=True,
