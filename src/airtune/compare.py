@@ -5,7 +5,8 @@
         runs/<label>-s<seed>/    a run folder each
         report.html, comparison.csv
 
-A run that has finished is never run again; one that was interrupted goes on from its checkpoint.
+A run that has finished is never run again; a method that has no answer for the fleet is left out and
+named, and the others go on; one that was interrupted goes on from its checkpoint.
 Within a seed, model, data and fleet are loaded once, and the calibration is measured once.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 from airtune.errors import (
     CheckpointError,
+    InfeasibleError,
     RecipeError,
     RunExistsError,
     RunInterruptedError,
@@ -46,6 +49,15 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Refused:
+    """A run that cannot be: its method has no answer for this fleet."""
+
+    label: str
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What a comparison ended with."""
 
@@ -53,6 +65,7 @@ class Comparison:
     report: Path
     summary: Summary
     runs: tuple[RunResult, ...]
+    refused: tuple[Refused, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,26 +191,41 @@ def _run_all(
 ) -> Comparison:  # fmt: skip
     watch.on_folder(place)
     results: list[RunResult] = []
+    refused: list[Refused] = []
     total = len(entries) * len(seeds)
     try:
         for seed in seeds:
             assets: Assets | None = None
             for entry in entries:
-                told = watch.on_run(entry.label, seed, len(results), total)
+                told = watch.on_run(entry.label, seed, len(results) + len(refused), total)
                 folder = place / "runs" / f"{_safe(entry.label)}-s{seed}"
                 if not (folder / "result.json").exists() and assets is None:
                     told.on_stage("loading model and data")
                     assets = load_assets(_recipe_for(recipe, entry, seed))
                 mine = _recipe_for(recipe, entry, seed)
-                done = _run_one(mine, entry.label, folder, assets=assets, watch=told)
-                results.append(done)
+                try:
+                    done = _run_one(mine, entry.label, folder, assets=assets, watch=told)
+                except InfeasibleError as error:
+                    refused.append(Refused(entry.label, seed, str(error)))
+                    _drop_empty(folder)
+                else:
+                    results.append(done)
     except (KeyboardInterrupt, RunInterruptedError) as error:
         raise RunInterruptedError(
             f"interrupted with {len(results)} of {total} runs finished; go on with: "
             f"airtune compare --resume {place}"
         ) from error
+    if not results:
+        raise InfeasibleError(refused[0].reason)
     page = write_report([place], place)
-    return Comparison(place, page, summarise(load_study([place])), tuple(results))
+    return Comparison(place, page, summarise(load_study([place])), tuple(results), tuple(refused))
+
+
+def _drop_empty(folder: Path) -> None:
+    """Remove a run that was begun and never had a round."""
+    rounds = folder / "rounds.jsonl"
+    if folder.is_dir() and not (rounds.exists() and rounds.stat().st_size):
+        shutil.rmtree(folder)
 
 
 def _run_one(

@@ -180,6 +180,16 @@ def test_compare_with_controls_can_be_resumed(place, airtune):
     assert json.loads(out)["methods"] == done["methods"]
 
 
+def test_a_method_without_an_answer_is_left_out_of_a_comparison(place, airtune):
+    methods = "[fedavg-lora, {name: sft, cut: 9, codec: none, label: deep}]"
+    words = ["compare", "tiny.yaml", f"compare.methods={methods}", "train.rounds=1", "--json"]
+    code, out, _ = airtune(*words)
+    done = json.loads(out)
+    assert (code, set(done["methods"])) == (0, {"fedavg-lora"})
+    assert [(found["label"], found["seed"]) for found in done["refused"]] == [("deep", 0)]
+    assert not (place / done["folder"] / "runs" / "deep-s0").exists()
+
+
 def test_settings_may_follow_set_or_stand_alone():
     from airtune.cli.options import split_words
 

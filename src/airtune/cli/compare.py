@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,6 +126,8 @@ def _print(done: Comparison) -> None:
     )
     print_line("time and bytes to the target, mean over seeds ('>' = missed in some); the last two "
                "columns: change against the baseline, with its 95 % interval from three seeds on")  # fmt: skip
+    for refused in done.refused:
+        print_note(f"left out: {refused.label}, seed {refused.seed}: {refused.reason}")
     print_line(f"report: {done.report}")
 
 
@@ -163,6 +166,7 @@ def _document(done: Comparison) -> dict[str, Any]:
             }
             for name, row in done.summary.rows.items()
         },
+        "refused": [asdict(refused) for refused in done.refused],
     }
 
 
