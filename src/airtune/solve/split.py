@@ -29,6 +29,7 @@ import numpy as np
 from airtune.plan import Floats, Ints
 from airtune.solve.menu import choose
 from airtune.solve.split_bound import cut_of, highest, lower_bound
+from airtune.solve.split_exact import best_of_all
 from airtune.solve.split_exchange import exchange
 from airtune.solve.split_menu import Prices, SplitMenu
 from airtune.solve.split_problem import (
@@ -74,6 +75,8 @@ def solve_split(problem: SplitProblem, *, tolerance: float = 5e-5) -> SplitSolut
     found, prices, steps = _improve(menu)
     if len(problem) <= _EXCHANGE_UP_TO:
         found = exchange(menu, found, prices)
+    if len(problem) <= _EVERY_TRIAL_UP_TO and (exact := best_of_all(problem, found)):
+        return replace(exact, iterations=steps)
     bound, left, intervals = lower_bound(menu, prices, found.step_s, tolerance)
     for _ in range(_REFINEMENTS):
         if found.step_s <= bound * (1.0 + _ENOUGH * tolerance):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from airtune.plan import Floats, Ints
+from airtune.plan import Ints
 from airtune.solve.split_menu import Prices, SplitMenu
 from airtune.solve.split_problem import (
     SLACK,
-    SplitProblem,
     SplitSolution,
     sent_s_of,
     solution_of,
@@ -28,7 +27,7 @@ def exchange(menu: SplitMenu, found: SplitSolution, prices: Prices) -> SplitSolu
     """
     for _ in range(_MOST_EXCHANGES):
         trials = _neighbours(menu, found, prices)
-        room = _room(menu.problem, trials, found.step_s * (1.0 - 1e-9))
+        room = menu.problem.room_each(trials, found.step_s * (1.0 - 1e-9))
         if not trials.size or float(np.max(room)) < 0.0:
             break
         found = solution_of(menu.problem, trials[int(np.argmax(room))])
@@ -61,20 +60,3 @@ def _neighbours(menu: SplitMenu, found: SplitSolution, prices: Prices) -> Ints:
     trials[rows, at[one]] = line[one]
     trials[rows, at[other]] = line[other]
     return np.asarray(menu.order[np.arange(n), trials], np.int64)
-
-
-def _room(problem: SplitProblem, trials: Ints, step_s: float) -> Floats:
-    """Return what is left of the scarcest link if each choice must be done in `step_s`, (m,)."""
-    m, n = trials.shape
-    rows = np.broadcast_to(np.arange(n), trials.shape)
-    sent_s = step_s - np.array([problem.after_s(index) for index in trials])
-    left = sent_s[:, None] - problem.forward_s[rows, trials]
-    possible = left > 0.0
-    rate = problem.bits[rows, trials] / np.where(possible, left, 1.0)
-    share = problem.curves.take(rows.ravel()).share_for(rate.ravel()).reshape(m, n)
-    share = np.where(possible & (share <= problem.curves.most()), share, np.inf)
-    return np.array([
-        np.inf if not row.size else float(np.min(problem.curves.budget - problem.curves.load(row)))
-        - (np.inf if np.isinf(row).any() else 0.0)
-        for row in share
-    ])  # fmt: skip

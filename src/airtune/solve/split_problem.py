@@ -64,13 +64,34 @@ class SplitProblem:
 
     def after_s(self, index: Ints) -> float:
         """Return the seconds of a step after the last activation has come, for chosen lines."""
-        rows = np.arange(len(self))
-        down, back = self.down_s[rows, index], self.backward_s[rows, index]
-        alone = self.curves.dedicated
-        links = self.curves.budget.shape[0]
-        total = np.bincount(self.curves.link, np.where(alone, 0.0, down), minlength=links)
-        received = np.where(alone, down, total[self.curves.link])
-        return float(np.sum(self.server_s[rows, index])) + float(np.max(received + back))
+        return float(self.after_each_s(index[None, :])[0])
+
+    def after_each_s(self, trials: Ints) -> Floats:
+        """Return `after_s` of each of m choices, shape (m,)."""
+        rows, alone = np.arange(len(self)), self.curves.dedicated
+        down, back = self.down_s[rows, trials], self.backward_s[rows, trials]
+        received = np.where(alone, down, self.load_each(down)[:, self.curves.link])
+        server = np.sum(self.server_s[rows, trials], axis=1)
+        return np.asarray(server + np.max(received + back, axis=1))
+
+    def load_each(self, table: Floats) -> Floats:
+        """Return the sums over each shared link of the rows of a table, shape (m, links)."""
+        m, links = table.shape[0], self.curves.budget.shape[0]
+        place = self.curves.link + links * np.arange(m)[:, None]
+        counted = np.where(self.curves.dedicated, 0.0, table)
+        load = np.bincount(place.ravel(), counted.ravel(), minlength=m * links)
+        return load.astype(np.float64).reshape(m, links)
+
+    def room_each(self, trials: Ints, step_s: float) -> Floats:
+        """Return what is left of the scarcest link if each choice must be done in `step_s`, (m,)."""
+        rows = np.broadcast_to(np.arange(len(self)), trials.shape)
+        left = step_s - self.after_each_s(trials)[:, None] - self.forward_s[rows, trials]
+        possible = left > 0.0
+        rate = self.bits[rows, trials] / np.where(possible, left, 1.0)
+        share = self.curves.take(rows.ravel()).share_for(rate.ravel()).reshape(trials.shape)
+        possible &= share <= self.curves.most()
+        room = self.curves.budget - self.load_each(np.where(possible, share, 0.0))
+        return np.where(possible.all(axis=1), np.min(room, axis=1), -np.inf)
 
     def divide(self, index: Ints) -> Division:
         """Return the best division of the uplinks for chosen lines."""
