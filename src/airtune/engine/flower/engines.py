@@ -23,7 +23,7 @@ from airtune.cost import energy_j, peak_memory, train_flops
 from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split, mask_observation
 from airtune.engine.checks import Divide, check_shares
-from airtune.engine.flower.split import Serve, ServedSplit, open_split
+from airtune.engine.flower.split import Serve, ServedSplit, open_split, served_record
 from airtune.engine.local import LocalEngine, LocalSettings, prunes
 from airtune.engine.remote import Answer, Remote, Trained
 from airtune.engine.timing import refusals
@@ -153,8 +153,10 @@ class FlowerEngine(ReplayEngine):
         """Have the devices work, and wait for them or for the deadline.
 
         Raises:
-            MethodError: if the plan gives out more of a link than there is.
-            TrainingError: if importance is needed and no device measured it.
+            MethodError: if the plan gives out more of a link than there is, or cuts devices
+                where nothing serves split rounds.
+            TrainingError: if importance is needed and no device measured it, or the server's half
+                of a split round failed.
         """
         state, setup = self._ready(plan, state, start_s)
         begin_s = start_s + setup.duration_s
@@ -165,29 +167,54 @@ class FlowerEngine(ReplayEngine):
         peak_bytes = peak_memory(problem.shape, problem.workload, told).total
         faults = refusals(problem, self._fleet, plan, peak_bytes)
         rows = [told.row(place) for place, fault in enumerate(faults) if not fault]
-        split = self._split(rows, plan, state)
-        deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
         began = time.monotonic()
-        done = self._remote.train(
-            rows, state, round=plan.round, deadline_s=deadline_s,
-            seats=None if split is None else split.seats,
-            upload_bps={int(device): float(rate) for device, rate in
-                        zip(told.device, rates, strict=True) if np.isfinite(rate) and rate > 0},
-        )  # fmt: skip
+        done, crossed = self._carry_out(plan, state, rows, upload_bps={
+            int(device): float(rate) for device, rate in zip(told.device, rates, strict=True)
+            if np.isfinite(rate) and rate > 0
+        })  # fmt: skip
         took_s = time.monotonic() - began
-        if split is not None:
-            cut = {row.device: done[row.device] for row in split.task.rows}
-            done |= split.join(cut)[0]
-        return self._execution(
+        found = self._execution(
             plan, state, setup, done=done, faults=faults, clock=(begin_s, took_s)
         )
+        return replace(found, split=crossed)
+
+    def _carry_out(
+        self, plan: RoundPlan, state: GlobalState, rows: Sequence[Assignment], *,
+        upload_bps: Mapping[int, float],
+    ) -> tuple[dict[int, Trained], Mapping[str, object] | None]:  # fmt: skip
+        """Have the devices train; returns what came of each, and what a record holds of cuts."""
+        deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
+        split = self._split(rows, plan, state)
+        try:
+            done = self._remote.train(
+                rows, state, round=plan.round, deadline_s=deadline_s,
+                seats=None if split is None else split.seats, upload_bps=upload_bps,
+            )  # fmt: skip
+            if split is None:
+                return done, None
+            cut = {row.device: done[row.device] for row in split.task.rows}
+            joined, result = split.join(cut)
+            return done | joined, served_record(split.task, result, cut)
+        finally:
+            if split is not None:
+                split.opened.close()
 
     def _split(
         self, rows: Sequence[Assignment], plan: RoundPlan, state: GlobalState
     ) -> ServedSplit | None:
-        """Begin to serve the devices that are cut, if any is."""
-        if self._serve is None or all(row.cut is None for row in rows):
+        """Begin to serve the devices that are cut, if any is.
+
+        Raises:
+            MethodError: if nothing serves such rounds here.
+        """
+        cut = [row.device for row in rows if row.cut is not None]
+        if not cut:
             return None
+        if self._serve is None:
+            raise MethodError(
+                f"{len(cut)} devices are told to split the model, but this server serves no split "
+                "rounds; run it under airtune server start, or choose a method without a cut"
+            )
         deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
         return open_split(
             self._serve, rows, run=self._remote.run_name, round=plan.round, base=self._base,

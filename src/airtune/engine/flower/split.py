@@ -98,3 +98,32 @@ def open_split(
         timing=Timing(join_s=JOIN_S, deadline_s=deadline_s or 3600.0),
     )  # fmt: skip
     return ServedSplit(task, server.open(task), address)
+
+
+def served_record(
+    task: SplitTask, result: ServerRound, trained: Mapping[int, Trained]
+) -> dict[str, object]:
+    """Return what a record holds of a split round of real devices, in plain values.
+
+    Keys that the local engine writes too mean the same; what only its clock or its cost model knows
+    (bounds, slots, the server's memory, when each part of a step ended) is left out.
+
+    Args:
+        task: the round.
+        result: what the server has at its end.
+        trained: what came of its devices, as Flower brought it, without the stream's bytes.
+    """
+    answers = [trained[row.device].answer for row in task.rows]
+    return {
+        "steps": max(result.steps),
+        "device": [row.device for row in task.rows],
+        "device_steps": list(result.steps),
+        "server_steps": result.batches,
+        "skipped_steps": result.skipped,
+        "refused": {str(device): reason for device, reason in result.refused.items()},
+        "broken": list(result.broken),
+        "activation_up_bytes": float(np.nansum(result.up_bytes)),
+        "gradient_down_bytes": float(np.nansum(result.down_bytes)),
+        "adapter_up_bytes": float(sum(answer.received_bytes for answer in answers)),
+        "adapter_down_bytes": float(sum(answer.sent_bytes for answer in answers)),
+    }
