@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from airtune.deploy import admission
+from airtune.deploy.admission import revoke_device
 from airtune.deploy.enroll import enroll, read_inventory
 from airtune.deploy.keys import make_device_key
 from airtune.deploy.register import Register, Registered
-from airtune.deploy.server import revoke_device
-from airtune.errors import DeploymentError
+from airtune.deploy.site import ServerSettings
+from airtune.errors import ConnectionFailedError, DeploymentError
 
 
 def test_a_bundle_has_what_belongs_on_the_device(tmp_path: Path) -> None:
@@ -42,6 +44,24 @@ def test_a_revoked_device_is_not_valid_and_may_come_back_with_a_new_key(tmp_path
         revoke_device(tmp_path, "gate-1")
     [(after, _)] = enroll(tmp_path, {"gate-1": None})
     assert after.fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize("fault", [DeploymentError("refused"), ConnectionFailedError("silent")])
+def test_a_device_that_the_server_was_not_told_of_can_be_added_again(
+    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(admission, "running", lambda state: ServerSettings(state))
+        patched.setattr(admission, "_tell", refuse)
+        with pytest.raises(type(fault)):
+            enroll(tmp_path, {"gate-1": None})
+    assert Register(tmp_path).devices == {}
+    assert not (tmp_path / "bundles" / "gate-1").exists()
+    [(device, _)] = enroll(tmp_path, {"gate-1": None})
+    assert Register(tmp_path).valid() == [device]
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "-a", "x" * 64])

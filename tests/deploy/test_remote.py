@@ -8,11 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from airtune.calibrate import Measured, store
+from airtune.deploy import federation
 from airtune.deploy.federation import Order, run_federation
 from airtune.engine.envelope import Envelope
 from airtune.engine.stream import StreamServer
-from airtune.errors import CheckpointError, ConnectionFailedError, MismatchError, RecipeError
+from airtune.errors import (
+    CheckpointError,
+    ConnectionFailedError,
+    MethodError,
+    MismatchError,
+    RecipeError,
+)
+from airtune.plan import Calibration
 from airtune.records import read_run
+from airtune.run import choose_method
+from airtune.run.execute import calibration_path
 
 
 def _run(recipe: Any, nodes: Any, root: Path, **order: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -200,3 +211,73 @@ def test_a_split_round_goes_over_the_stream(
     assert list(record.devices["status"]) == ["ok", "ok"]
     assert (record.devices["cut"] > 0).all()
     assert (record.devices["upload_bytes"] > 10_000).all()
+    split = record.rounds[0]["split"]
+    assert (split["steps"], split["device_steps"], split["skipped_steps"]) == (2, [2, 2], 0)
+    assert split["refused"] == {}
+    crossed = split["activation_up_bytes"] + split["adapter_up_bytes"]
+    assert crossed == record.devices["upload_bytes"].sum()
+
+
+def test_a_device_is_not_cut_where_nothing_serves_it(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(CUT)
+    changed = recipe(**{"method.name": f"{tmp_path}/mine.py:Cut", "data.limit": 30})
+    with pytest.raises(MethodError, match="this server serves no split rounds"):
+        _run(changed, nodes(["a"]), tmp_path)
+
+
+def test_a_split_round_is_closed_where_the_way_to_devices_fails(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(CUT)
+    fleet, server, opened = nodes(["a"]), StreamServer("127.0.0.1:0"), []
+    begin = server.open
+
+    def remembered(task: Any) -> Any:
+        opened.append(begin(task))
+        fleet.mail.send = broken  # the next message is the round's first task
+        return opened[-1]
+
+    def broken(letters: Any, *, deadline_s: float) -> Any:
+        raise KeyError("the way to devices")
+
+    server.open = remembered  # type: ignore[method-assign]
+    changed = recipe(**{"method.name": f"{tmp_path}/mine.py:Cut", "data.limit": 30})
+    try:
+        with pytest.raises(KeyError, match="the way"):
+            _run(changed, fleet, tmp_path, serve=lambda: (server, f":{server.port}"))
+        assert opened[0].wait(timeout_s=20.0).batches == 0
+    finally:
+        server.close()
+
+
+def test_a_run_keeps_the_calibration_that_it_began_with(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = recipe(**{
+        "method.name": "jcpba", "train.rounds": 1, "train.local_steps": 1, "data.limit": 30,
+        "output": str(tmp_path),
+    })  # fmt: skip
+    columns = np.array([0.0, 0.5]), np.array([1.0, 1.2]), np.array([0.0, 0.1])
+    found = Measured(Calibration(*columns, "measured"), 1.0, 1.0, ((2.0, 1.0),), "other weights")
+    path = calibration_path(changed, choose_method(changed))
+    path.parent.mkdir()
+    store(path, found)
+    record, _ = _run(changed, nodes(["a"]), tmp_path / "other")
+    assert "calibration" not in record.header
+    weights = record.header["model"]["fingerprint"]
+    store(path, replace(found, fingerprint=weights))
+    record, _ = _run(changed, nodes(["a"]), tmp_path / "same")
+    assert record.header["calibration"]["quality_loss"] == [0.0, 0.1]
+    path.unlink()
+    met = []
+    ready = federation.FlowerEngine.__init__
+
+    def noted(self: Any, fleet: Any, problem: Any, *args: Any, **kwargs: Any) -> None:
+        met.append(problem.calibration)
+        ready(self, fleet, problem, *args, **kwargs)
+
+    monkeypatch.setattr(federation.FlowerEngine, "__init__", noted)
+    _run(changed, nodes(["a"]), tmp_path / "same", resume=record.folder)
+    np.testing.assert_array_equal(met[0].quality_loss, [0.0, 0.1])

@@ -74,7 +74,7 @@ def revoke(
     state: State = DEFAULT_STATE,
 ) -> None:
     """Refuse a device from now on; its key is not accepted again."""
-    from airtune.deploy.server import revoke_device
+    from airtune.deploy.admission import revoke_device
 
     device = revoke_device(state, name)
     print_line(f"{name} is revoked (key {device.fingerprint}); its agent is refused from now on")

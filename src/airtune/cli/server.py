@@ -16,7 +16,7 @@ from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
 from airtune.errors import DeploymentError
 
 if TYPE_CHECKING:
-    from airtune.deploy.server import ServerSettings
+    from airtune.deploy.site import ServerSettings
 
 app = typer.Typer(
     help="Run the server that real devices call: start, status, logs, stop, drain.",
@@ -42,8 +42,9 @@ def start(
     Example: airtune server start --name edge.example.org
     """
     from airtune.deploy import server
+    from airtune.deploy.site import ServerSettings
 
-    settings = server.ServerSettings(state, host, port, tuple(name or ()), insecure)
+    settings = ServerSettings(state, host, port, tuple(name or ()), insecure)
     if detach:
         _detach(settings)
         return
@@ -53,7 +54,9 @@ def start(
 @app.command()
 def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     """Show whether the server runs, its devices and its runs."""
-    from airtune.deploy.server import list_nodes, list_runs, running
+    from airtune.deploy.admission import list_nodes
+    from airtune.deploy.server import list_runs
+    from airtune.deploy.site import running
 
     settings = running(state)
     link = settings.link()
@@ -103,9 +106,10 @@ def stop(
 ) -> None:  # fmt: skip
     """Stop the server, or one run."""
     from airtune.deploy import server
+    from airtune.deploy.site import running
 
     if run is not None:
-        server.stop_run(server.running(state).link(), run)
+        server.stop_run(running(state).link(), run)
         print_line(f"run {run} was stopped; airtune run --resume goes on from its last checkpoint")
         return
     print_line(f"stopped (process {server.stop(state)})")

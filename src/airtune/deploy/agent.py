@@ -31,8 +31,8 @@ from typing import Any
 from airtune.deploy.flower_cli import environment, program
 from airtune.deploy.hatch import new_token
 from airtune.deploy.memory import check_cap, start_capped
+from airtune.deploy.processes import end_group
 from airtune.deploy.reach import check_server
-from airtune.deploy.server import end_group
 from airtune.deploy.worker import WorkerSettings
 from airtune.errors import (
     ConnectionFailedError,
@@ -154,6 +154,7 @@ class Agent:
         self._node: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._refused_since_s: float | None = None
+        self._is_connected = False
 
     def run(self) -> None:
         """Take part until told to stop.
@@ -231,9 +232,9 @@ class Agent:
 
     def _note_health(self) -> None:
         """Say once that the server took this device."""
-        if self._refused_since_s == -1.0 or _HEALTHY not in _text(self._log):
+        if self._is_connected or _HEALTHY not in _text(self._log):
             return
-        self._refused_since_s = -1.0
+        self._is_connected, self._refused_since_s = True, None
         self._say(f"connected to {self._settings.server}")
 
     def _on_node_end(self) -> None:
@@ -245,8 +246,8 @@ class Agent:
         end_group(self._node, grace_s=2.0)
         self._node = None
         said, now = _text(self._log), time.monotonic()
-        if self._refused_since_s == -1.0:
-            self._refused_since_s = None
+        if self._is_connected:
+            self._is_connected = False
             self._say("the connection ended; trying again")
         if "Exit Code: 305" not in said and "UNAUTHORIZED" not in said.upper():
             self._sleep(_PAUSE_S)

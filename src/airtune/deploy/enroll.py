@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
+from airtune.deploy.admission import add_device
 from airtune.deploy.keys import ensure_authority, make_device_key, read_public_key
 from airtune.deploy.register import Register, Registered, check_name
-from airtune.deploy.server import add_device
-from airtune.errors import DeploymentError
+from airtune.errors import ConnectionFailedError, DeploymentError
 from airtune.records import storage
 
 
@@ -28,6 +28,7 @@ def enroll(state: Path, wanted: Mapping[str, Path | None]) -> list[tuple[Registe
 
     Raises:
         DeploymentError: if a name or key is taken or malformed; those before it are added.
+        ConnectionFailedError: if the server runs and does not answer; the same.
     """
     for name in wanted:
         check_name(name)
@@ -86,7 +87,7 @@ def _enroll(state: Path, name: str, public: Path | None) -> tuple[Registered, Pa
     made = make_device_key(folder / "device.key")
     try:
         device = add_device(state, name, read_public_key(made))
-    except DeploymentError:
+    except (DeploymentError, ConnectionFailedError):
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.copy(ensure_authority(state / "tls").authority, folder / "ca.crt")

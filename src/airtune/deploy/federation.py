@@ -51,13 +51,14 @@ from airtune.run import (
     build_pieces,
     choose_method,
     new_folder,
-    stored_calibration,
-    stored_split_calibration,
+    problem_of,
+    remembered,
+    stored_measurement,
     workload_of,
 )
 from airtune.run.build import engine_settings, is_vision, load_model, pinned
 from airtune.run.execute import RECIPE_FILE, identity, loop_settings
-from airtune.run.header import header
+from airtune.run.header import Measured, header
 
 ROSTER, PROBES = "roster.json", "probes"
 Tell = Callable[..., None]
@@ -154,7 +155,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     pieces = _pieces(order, recipe, roster, folder=place.folder, known=known, base=base)
     remote.settle_on(replace(setup, workload=pieces.problem.workload))
     link.allowed = frozenset(np.flatnonzero(roster.samples).tolist())
-    writer = _writer(place, pieces, chosen, order, roster)
+    pieces, writer = _begin(place, pieces, chosen, order, roster)
     tell(stage="running", folder=str(place.folder), name=recipe.label,
          rounds=recipe.train.rounds, devices=list(names))  # fmt: skip
     engine = _engine(order, pieces, chosen.method, remote)
@@ -313,15 +314,23 @@ def _probe(name: str, item: Joined | None) -> dict[str, Any]:
     return guess | measured | {"name": name} | ({} if measured else {"details": {"probed": False}})
 
 
-def _writer(
+def _begin(
     place: _Place, pieces: Pieces, chosen: Chosen, order: Order, roster: Roster
-) -> RunWriter:
+) -> tuple[Pieces, RunWriter]:
+    """Open the records; the problem then holds what was measured beforehand, if anything was.
+
+    Nothing is measured over real devices. A run takes what an earlier one has stored at the server,
+    and writes it to its header, from which it reads it again when it is resumed.
+    """
     if not place.is_new:
+        measured = remembered(read_run(place.folder).header)
         saved = load_checkpoint(place.folder / "checkpoint", identity=identity(pieces))
-        return RunWriter.resume(place.folder, 0 if saved is None else saved.rounds)
+        writer = RunWriter.resume(place.folder, 0 if saved is None else saved.rounds)
+        return _priced(pieces, chosen.method, measured), writer
+    measured = stored_measurement(pieces.recipe, chosen, fingerprint=pieces.assets.base.fingerprint)
     document = header(
         pieces, chosen.method, label=chosen.label, summary=chosen.summary,
-        reconstructed=chosen.reconstructed, measured=None,
+        reconstructed=chosen.reconstructed, measured=measured,
     )  # fmt: skip
     document |= {"identity": identity(pieces),
                  "engine": {"kind": "flower", "clock": order.clock, "devices": list(roster.names)}}  # fmt: skip
@@ -332,30 +341,30 @@ def _writer(
     write_atomically(
         place.folder / ROSTER, json.dumps({"names": list(roster.names), "joined": rows}, indent=1)
     )
-    return RunWriter.create(place.folder, document)
+    writer = RunWriter.create(place.folder, document)
+    return _priced(pieces, chosen.method, measured), writer
+
+
+def _priced(pieces: Pieces, method: Method, measured: Measured | None) -> Pieces:
+    """Return the pieces with the problem as the method meets it."""
+    problem = problem_of(pieces, method, measured)
+    # what this server has is not known: the fleet says it of a planned one
+    limit = pieces.problem.server_memory_bytes
+    return replace(pieces, problem=replace(problem, server_memory_bytes=limit))
 
 
 def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> ReplayEngine:
     kind = ReplayEngine if order.clock == "replay" else FlowerEngine
     assets = pieces.assets
     return kind(
-        assets.fleet, _problem(pieces, method), assets.base, assets.data, remote=remote,
+        assets.fleet, pieces.problem, assets.base, assets.data, remote=remote,
         needs=method.decider.needs, work=method.work, settings=pieces.engine, serve=order.serve,
-    )  # fmt: skip
-
-
-def _problem(pieces: Pieces, method: Method) -> Problem:
-    """Return the problem with what earlier runs have stored of this recipe's costs, if any."""
-    recipe, chosen = pieces.recipe, choose_method(pieces.recipe)
-    return replace(
-        pieces.problem, calibration=stored_calibration(recipe, chosen),
-        split=stored_split_calibration(recipe, chosen), work=method.work,
     )  # fmt: skip
 
 
 def _rounds(pieces: Pieces, chosen: Chosen, engine: Engine, writer: RunWriter, tell: Tell) -> None:
     run = Run(
-        chosen.method, _problem(pieces, chosen.method), engine, writer, identity(pieces),
+        chosen.method, pieces.problem, engine, writer, identity(pieces),
         loop_settings(pieces),
     )  # fmt: skip
     try:

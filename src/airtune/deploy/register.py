@@ -94,6 +94,14 @@ class Register:
         self._save()
         return self._devices[device.name]
 
+    def put_back(self, name: str, before: Registered | None) -> None:
+        """Undo an `add`: a name has what it had before, or is off the list."""
+        if before is None:
+            self._devices.pop(name, None)
+        else:
+            self._devices[name] = before
+        self._save()
+
     def set_node(self, name: str, node: int) -> None:
         """Remember the node that Flower knows a device by."""
         self._devices[name] = replace(self._devices[name], node=node)

@@ -21,74 +21,23 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
+from airtune.deploy.admission import register_devices
 from airtune.deploy.flower_cli import Link, environment, program
-from airtune.deploy.keys import ServerFiles, ensure_certificates, fingerprint_of
-from airtune.deploy.register import Register, Registered
-from airtune.errors import ConnectionFailedError, DeploymentError
+from airtune.deploy.keys import ensure_certificates
+from airtune.deploy.processes import end_group, is_alive
+from airtune.deploy.site import ServerSettings, read_document, running
+from airtune.errors import DeploymentError
 from airtune.records import storage, write_atomically
 
 _READY_S = 60.0
 _CALM_S = 60.0
 """A SuperLink that lived this long is started again at once."""
 _LONGEST_PAUSE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """What a server is started with."""
-
-    state: Path = DEFAULT_STATE
-    host: str = "0.0.0.0"
-    """Address to listen on."""
-    port: int = DEFAULT_PORT
-    names: tuple[str, ...] = ()
-    """Names and addresses under which devices call, beside localhost and this machine's own."""
-    insecure: bool = False
-
-    @property
-    def stream_port(self) -> int:
-        """Port of the stream of split rounds: the next one."""
-        return self.port + 1
-
-    @property
-    def address(self) -> str:
-        """How this machine itself calls the server."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"{host}:{self.port}"
-
-    @property
-    def tls(self) -> ServerFiles:
-        """Where the certificates are."""
-        return ServerFiles(self.state / "tls")
-
-    def link(self) -> Link:
-        """Return how commands on this machine reach the server."""
-        authority = None if self.insecure else self.tls.authority
-        return Link(self.address, authority, self.state / "flower-cli")
-
-
-def running(state: Path) -> ServerSettings:
-    """Return the settings of the server that runs from a state folder.
-
-    Raises:
-        ConnectionFailedError: if none does.
-    """
-    document = _document(state)
-    if document is None or not _is_alive(int(document["pid"])):
-        raise ConnectionFailedError(
-            f"no server runs from {state}; start one with airtune server start --state {state}"
-        )
-    said = document["settings"]
-    return ServerSettings(
-        state=state, host=said["host"], port=said["port"], names=tuple(said["names"]),
-        insecure=said["insecure"],
-    )  # fmt: skip
 
 
 def start(settings: ServerSettings, *, say: Callable[[str], None]) -> None:
@@ -102,8 +51,8 @@ def start(settings: ServerSettings, *, say: Callable[[str], None]) -> None:
         DeploymentError: if it is running already, the port is taken, or SuperLink cannot start.
         MissingExtraError: if Flower is not installed.
     """
-    document = _document(settings.state)
-    if document is not None and _is_alive(int(document["pid"])):
+    document = read_document(settings.state)
+    if document is not None and is_alive(int(document["pid"])):
         raise DeploymentError(
             f"a server runs from {settings.state} already (process {document['pid']}); stop it with "
             "airtune server stop"
@@ -197,22 +146,6 @@ class _Supervisor:
         end_group(self._process)
 
 
-def end_group(process: subprocess.Popen[bytes] | None, *, grace_s: float = 10.0) -> None:
-    """End a process that leads a group, and all it started; kindly first."""
-    if process is None:
-        return
-    for kind, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process.pid, kind)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(wait_s)
-        except subprocess.TimeoutExpired:
-            continue
-    process.poll()
-
-
 def stop(state: Path, *, wait_s: float = 20.0) -> int:
     """Stop the server of a state folder; returns its process number.
 
@@ -221,12 +154,12 @@ def stop(state: Path, *, wait_s: float = 20.0) -> int:
         DeploymentError: if it does not end.
     """
     running(state)
-    document = _document(state) or {}
+    document = read_document(state) or {}
     pid = int(document["pid"])
     os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + wait_s
     while time.monotonic() < until:
-        if not _is_alive(pid):
+        if not is_alive(pid):
             return pid
         time.sleep(0.1)
     raise DeploymentError(f"the server (process {pid}) did not end within {wait_s:.0f} s")
@@ -257,70 +190,9 @@ def list_runs(link: Link) -> list[dict[str, Any]]:
     return list(link.call(["list", link.name])["runs"])
 
 
-def list_nodes(link: Link) -> list[dict[str, Any]]:
-    """Return Flower's list of devices that may connect or do."""
-    return list(link.call(["supernode", "list", link.name])["nodes"])
-
-
 def stop_run(link: Link, run: int) -> None:
     """Stop one run; its checkpoint stands."""
     link.call(["stop", str(run), link.name])
-
-
-def register_devices(settings: ServerSettings) -> None:
-    """Tell SuperLink of every valid device that it does not know yet."""
-    register = Register(settings.state)
-    link = settings.link()
-    known = {int(row["node-id"]) for row in list_nodes(link)}
-    for device in register.valid():
-        if device.node is None or device.node not in known:
-            register.set_node(device.name, _tell(settings, link, device))
-
-
-def add_device(state: Path, name: str, public: str) -> Registered:
-    """Put a device on the list, and tell the server if it runs.
-
-    Raises:
-        DeploymentError: if the name or the key is taken.
-    """
-    register = Register(state)
-    device = register.add(Registered(name, public, fingerprint_of(public)))
-    settings = _if_running(state)
-    if settings is not None and not settings.insecure:
-        register.set_node(name, _tell(settings, settings.link(), device))
-    return Register(state).devices[name]
-
-
-def revoke_device(state: Path, name: str) -> Registered:
-    """Take a device off the list; it is refused from now on.
-
-    Raises:
-        DeploymentError: if there is no such device.
-    """
-    device = Register(state).revoke(name)
-    settings = _if_running(state)
-    if settings is not None and device.node is not None:
-        link = settings.link()
-        link.call(["supernode", "unregister", str(device.node), link.name])
-    return device
-
-
-def _tell(settings: ServerSettings, link: Link, device: Registered) -> int:
-    """Register a key with SuperLink; returns the node that it is known by."""
-    folder = settings.state / "keys"
-    with storage(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{device.name}.pub"
-        path.write_text(device.public + "\n", encoding="utf-8")
-    said = link.call(["supernode", "register", str(path), link.name, "--name", device.name])
-    return int(said["node-id"])
-
-
-def _if_running(state: Path) -> ServerSettings | None:
-    try:
-        return running(state)
-    except ConnectionFailedError:
-        return None
 
 
 def _command(settings: ServerSettings) -> list[str]:
@@ -373,24 +245,6 @@ def _listens(address: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def _document(state: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((state / "server.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def last_line(path: Path) -> str:

@@ -137,7 +137,7 @@ def resume_run(
     pieces = build_pieces(recipe, assets)
     _check_same(folder, record.header, pieces)
     chosen = choose_method(recipe, label=str(record.header["method"]["name"]))
-    measured = _remembered(record.header)
+    measured = remembered(record.header)
     checkpoint = load_checkpoint(folder / "checkpoint", identity=identity(pieces))
     writer = RunWriter.resume(folder, 0 if checkpoint is None else checkpoint.rounds)
     for round_record in record.rounds[: 0 if checkpoint is None else checkpoint.rounds]:
@@ -276,12 +276,31 @@ def _measure_split(pieces: Pieces, chosen: Chosen, watch: Watch) -> SplitMeasure
     return measured
 
 
-def _remembered(document: Mapping[str, Any]) -> Measured | None:
-    """Return the calibration that a run's header holds."""
+def remembered(document: Mapping[str, Any]) -> Measured | None:
+    """Return the calibration that a run's header holds, if it holds one."""
     if "split_calibration" in document:
         return calibrate_split.from_document(document["split_calibration"])
     stored = document.get("calibration")
     return None if stored is None else calibrate.from_document(stored)
+
+
+def stored_measurement(recipe: Recipe, chosen: Chosen, *, fingerprint: str) -> Measured | None:
+    """Return what an earlier run has measured of this setting on these very weights, or None.
+
+    Args:
+        recipe: checked.
+        chosen: its method.
+        fingerprint: of the weights that are to be trained.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    found: Measured | None = None
+    if wants_split_calibration(chosen):
+        found = calibrate_split.load(split_calibration_path(recipe, chosen))
+    elif wants_calibration(chosen):
+        found = calibrate.load(calibration_path(recipe, chosen))
+    return found if found is not None and found.fingerprint == fingerprint else None
 
 
 def stored_split_calibration(recipe: Recipe, chosen: Chosen) -> SplitCalibration | None:
@@ -311,9 +330,10 @@ def stored_calibration(recipe: Recipe, chosen: Chosen) -> Calibration | None:
 def calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
     """Return where the calibration of this model, data, training and criterion is stored.
 
-    The key needs no weights, so that the planner finds it too; the weights' fingerprint is in the
-    file and is checked before it is used. Nor does it hold the seed: what pruning costs belongs to
-    the model and the data, and runs that differ in their draws share one measurement.
+    The key needs no weights, so that the planner finds it too. The weights' fingerprint is in the
+    file: a run, which has the weights, uses it only where they are the same; a planner, which loads
+    none, takes it as it is. Nor does the key hold the seed: what pruning costs belongs to the model
+    and the data, and runs that differ in their draws share one measurement.
     """
     return _calibration_path(recipe, chosen, section="calibration", name="calibration")
 
