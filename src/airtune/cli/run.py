@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,11 @@ def run(
     from airtune.records import read_run
 
     source, changes = split_words(words, settings)
+    check_options(
+        server is not None,
+        remote={"--ca": ca, "--insecure": insecure, "--replay": replay, "--devices": devices},
+        local={"--folder": folder, "--tensorboard": tensorboard},
+    )
     if server is not None:
         from airtune.cli.remote import Remote, run_remotely
 
@@ -75,6 +81,29 @@ def run(
         print_json(as_document(result))
     else:
         _print(result)
+
+
+def check_options(
+    is_remote: bool, *, remote: Mapping[str, object], local: Mapping[str, object]
+) -> None:
+    """Refuse options that such a run would not obey.
+
+    Args:
+        is_remote: the run is on real devices.
+        remote: options of such runs, with what was given; nothing, false or 0 = not given.
+        local: those of runs in this process.
+
+    Raises:
+        RecipeError: if one was given.
+    """
+    name = next((name for name, value in (local if is_remote else remote).items() if value), None)
+    if name is None:
+        return
+    if is_remote:
+        raise RecipeError(
+            f"{name} has no meaning with --server, where records are at the server; leave it out"
+        )
+    raise RecipeError(f"{name} is for runs on real devices; add --server HOST, or leave it out")
 
 
 def as_document(result: RunResult) -> dict[str, Any]:
