@@ -1,13 +1,17 @@
 """Planning: no weights, the cost model's own numbers, and infeasibility said beforehand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from airtune.cost import ladder
-from airtune.errors import InfeasibleError, ModelError
-from airtune.planner import feasible, find_shape, plan_model, plan_recipe, shape_of
+from airtune.errors import InfeasibleError, ModelError, RecipeError
+from airtune.fleet import load_fleet
+from airtune.methods import sample_problem
+from airtune.planner import cut_peaks, feasible, find_shape, plan_model, plan_recipe, shape_of
 from airtune.recipe import load_recipe
-from airtune.run import workload_of
+from airtune.run import check_memory, workload_of
 
 
 def test_a_plan_has_a_row_a_device_that_adds_up():
@@ -109,6 +113,34 @@ def test_a_plan_of_a_split_method_shows_cuts_within_memory():
 def test_a_plan_of_a_split_without_calibration_says_that_nothing_is_compressed():
     plan = plan_recipe(load_recipe(overrides=["method.name=sft", "output=none"]))
     assert any("cross uncompressed" in line for line in plan.assumptions)
+
+
+def test_a_plan_says_who_misses_the_deadline():
+    text = "method.name=fedavg-lora"
+    easy = plan_recipe(load_recipe(overrides=[text, "deadline_s=1e6"]))
+    assert not any("miss the deadline" in line for line in easy.assumptions)
+    tight = plan_recipe(load_recipe(overrides=[text, "deadline_s=1e-6"]))
+    assert any("10 of 10 devices miss the deadline" in line for line in tight.assumptions)
+
+
+def test_a_cut_outside_the_model_is_refused_before_a_run():
+    with pytest.raises(RecipeError, match=r"split\.cuts must be at most .* got 9"):
+        plan_recipe(load_recipe(overrides=["method.name=sft", "split.cuts=[9]"]))
+
+
+def test_what_a_device_remembers_counts_where_it_may_cut():
+    problem = sample_problem()
+    assert np.all(cut_peaks(problem, predicts=True) > cut_peaks(problem))
+
+
+def test_only_a_method_that_cuts_is_let_through_by_a_cut():
+    problem, fleet = sample_problem(), load_fleet("pocket")
+    least = float(ladder(problem.shape, problem.workload).peak_bytes.min())
+    memory = (least + float(cut_peaks(problem)[0])) / 2
+    small = replace(fleet, memory_bytes=np.full(len(fleet), memory))
+    check_memory(problem, small, may_cut=True)
+    with pytest.raises(InfeasibleError, match="the heaviest pruning still needs"):
+        check_memory(problem, small, may_cut=False)
 
 
 def test_a_model_too_large_for_a_device_has_a_cut_that_fits():

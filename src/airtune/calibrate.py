@@ -24,9 +24,10 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -55,6 +56,8 @@ from airtune.plan import (
     WorkSpec,
 )
 from airtune.records import RunWriter, read_run, write_atomically
+
+Found = TypeVar("Found")
 
 SCHEMA = 1
 _WORST_RATIO = 10.0
@@ -241,10 +244,19 @@ def load(path: Path) -> Measured | None:
     Raises:
         CheckpointError: if the file is damaged.
     """
+    return load_as(path, from_document)
+
+
+def load_as(path: Path, read: Callable[[dict[str, Any]], Found]) -> Found | None:
+    """Read a stored document with this reader; None where there is none.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
     if not path.is_file():
         return None
     try:
-        return from_document(json.loads(path.read_text(encoding="utf-8")))
+        return read(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"the stored calibration {path} is damaged: {error}; remove it, it is measured again"

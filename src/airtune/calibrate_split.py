@@ -25,8 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from airtune.calibrate import Setting, short_run, subset
-from airtune.errors import CheckpointError
+from airtune.calibrate import Setting, load_as, short_run, subset
 from airtune.methods.memoryless import Memoryless
 from airtune.model.images import Examples
 from airtune.plan import (
@@ -182,14 +181,7 @@ def load(path: Path) -> SplitMeasured | None:
     Raises:
         CheckpointError: if the file is damaged.
     """
-    if not path.is_file():
-        return None
-    try:
-        return from_document(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"the stored calibration {path} is damaged: {error}; remove it, it is measured again"
-        ) from error
+    return load_as(path, from_document)
 
 
 def from_document(document: dict[str, Any]) -> SplitMeasured:

@@ -112,4 +112,4 @@ def test_an_image_processor_reads_the_shipped_preprocessor(assets):
 
 def test_a_model_of_images_is_not_held_in_4_bits():
     with pytest.raises(RecipeError, match="load_in_4bit is for models of texts"):
-        load_assets(recipe("model.load_in_4bit=true"))
+        recipe("model.load_in_4bit=true")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -71,11 +72,14 @@ def probe(
     if as_json:
         print_json(document)
         return
+    print_line(f"{output}: {_said(document, left_bytes)}")
+
+
+def _said(document: Mapping[str, Any], left_bytes: float) -> str:
     watt = document.get("power_w")
-    print_line(
-        f"{output}: {document['flops_per_s'] / 1e9:.1f} GFLOP/s in training, "
-        f"{format_bytes(left_bytes)} left for it, up {document['up_mbps']:.1f} and down "
-        f"{document['down_mbps']:.1f} Mbit/s, "
+    return (
+        f"{document['flops_per_s'] / 1e9:.1f} GFLOP/s in training, {format_bytes(left_bytes)} left "
+        f"for it, up {document['up_mbps']:.1f} and down {document['down_mbps']:.1f} Mbit/s, "
         + (f"{watt:.1f} W" if watt else "power cannot be read here")
     )
 

@@ -1,6 +1,6 @@
 """What an assignment costs on a device: FLOPs, bytes, seconds, memory and joules; numpy only."""
 
-from airtune.cost.delay import SplitTimes, gradient_bps, split_times, turn_share
+from airtune.cost.delay import SplitTimes, gradient_bps, split_times, transfer_s, turn_share
 from airtune.cost.flops import forward_flops, train_flops
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes
@@ -11,7 +11,7 @@ from airtune.cost.payload import (
     trained_parameters,
     upload_bytes,
 )
-from airtune.cost.prediction import Prediction, energy_j, predict, transfer_s
+from airtune.cost.prediction import Prediction, energy_j, predict
 from airtune.cost.presets import known_shapes
 from airtune.cost.shapes import bert_like, gpt2_like, llama_like, vit_like
 from airtune.cost.speed import Probe, SpeedProfile, achieved_flops_per_s, fit_speed

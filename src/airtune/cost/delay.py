@@ -64,7 +64,7 @@ def gradient_bps(links: LinkState, device: Ints, remaining_bytes: Floats) -> Flo
         Bit per second, shape (n,); 0 where nothing remains on a shared link.
     """
     rate = downlink_bps(links, device)
-    alone_s = _alone_s(remaining_bytes, rate)
+    alone_s = transfer_s(remaining_bytes, rate)
     together_s = _together_s(links, device, alone_s)
     part = np.divide(
         alone_s, together_s, out=np.zeros(rate.shape), where=(together_s > 0) & (alone_s < np.inf)
@@ -89,15 +89,15 @@ def split_times(
     up_bps = uplink_bps(links, turn_share(problem, assignments.share), device)
     broadcast_bps = downlink_bps(links, device)
     takes_turns = problem.work.server == "sequential"
-    alone_s = _alone_s(cost.gradient_bytes, broadcast_bps)
+    alone_s = transfer_s(cost.gradient_bytes, broadcast_bps)
     times = SplitTimes(
         forward_s=cost.fresh * cost.forward_flops / speed,
-        up_s=_alone_s(cost.up_bytes, up_bps),
+        up_s=transfer_s(cost.up_bytes, up_bps),
         server_s=cost.server_flops / problem.server_flops_per_s,
         down_s=alone_s if takes_turns else _together_s(links, device, alone_s),
         backward_s=cost.backward_flops / speed,
-        fetch_s=_alone_s(cost.adapter_down_bytes, broadcast_bps),
-        send_s=_alone_s(cost.adapter_up_bytes, up_bps),
+        fetch_s=transfer_s(cost.adapter_down_bytes, broadcast_bps),
+        send_s=transfer_s(cost.adapter_up_bytes, up_bps),
         finish_s=np.zeros(len(assignments)),
     )
     is_cut = assignments.cut > 0
@@ -145,8 +145,12 @@ def _meet(
         done = int(steps)
 
 
-def _alone_s(size_bytes: Floats, rate_bps: Floats) -> Floats:
-    """Return the seconds of transfers that do not wait for one another; inf without a rate."""
+def transfer_s(size_bytes: Floats, rate_bps: Floats) -> Floats:
+    """Return the seconds of a transfer; infinite where there is something to send and no rate.
+
+    >>> transfer_s(np.array([10.0, 10.0, 0.0]), np.array([80.0, 0.0, 0.0])).tolist()
+    [1.0, inf, 0.0]
+    """
     seconds = np.where(size_bytes > 0.0, np.inf, 0.0)
     bits = size_bytes * BITS_PER_BYTE
     return np.asarray(np.divide(bits, rate_bps, out=seconds, where=rate_bps > 0.0), np.float64)

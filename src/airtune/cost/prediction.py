@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from airtune.cost.delay import split_times
+from airtune.cost.delay import split_times, transfer_s
 from airtune.cost.flops import train_flops
 from airtune.cost.memory import peak_memory
 from airtune.cost.payload import download_bytes, upload_bytes
@@ -25,7 +25,6 @@ from airtune.cost.split import split_cost
 from airtune.errors import MethodError
 from airtune.fleet.rates import downlink_bps, uplink_bps
 from airtune.plan import Assignments, Floats, Ints, LinkState, Problem
-from airtune.units import BITS_PER_BYTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,17 +132,6 @@ def _split(
         peak_bytes=cost.device_peak_bytes,
         energy_j=energy_j(problem, assignments.device, compute_s=compute_s, upload_s=upload_s),
     )
-
-
-def transfer_s(size_bytes: Floats, rate_bps: Floats) -> Floats:
-    """Return the seconds of a transfer; infinite where there is something to send and no rate.
-
-    >>> transfer_s(np.array([10.0, 10.0, 0.0]), np.array([80.0, 0.0, 0.0])).tolist()
-    [1.0, inf, 0.0]
-    """
-    seconds = np.where(size_bytes > 0.0, np.inf, 0.0)
-    bits = size_bytes * BITS_PER_BYTE
-    return np.asarray(np.divide(bits, rate_bps, out=seconds, where=rate_bps > 0.0), np.float64)
 
 
 def energy_j(problem: Problem, device: Ints, *, compute_s: Floats, upload_s: Floats) -> Floats:

@@ -59,15 +59,7 @@ def llama_like(
     >>> shape.parameters
     494032768
     """
-    linears = (
-        Linear("q_proj", "width", "query", qkv_bias),
-        Linear("k_proj", "width", "kv", qkv_bias),
-        Linear("v_proj", "width", "kv", qkv_bias),
-        Linear("o_proj", "query", "width", output_bias),
-        Linear("gate_proj", "width", "ffn", mlp_bias),
-        Linear("up_proj", "width", "ffn", mlp_bias),
-        Linear("down_proj", "ffn", "width", mlp_bias),
-    )
+    linears = _llama_linears(qkv_bias, output_bias, mlp_bias)
     output = width * (labels or (0 if tied else vocab))
     return _checked(
         ModelShape(
@@ -82,6 +74,18 @@ def llama_like(
         ),
         LLAMA_FAMILIES,
     )  # fmt: skip
+
+
+def _llama_linears(qkv_bias: bool, output_bias: bool, mlp_bias: bool) -> tuple[Linear, ...]:
+    return (
+        Linear("q_proj", "width", "query", qkv_bias),
+        Linear("k_proj", "width", "kv", qkv_bias),
+        Linear("v_proj", "width", "kv", qkv_bias),
+        Linear("o_proj", "query", "width", output_bias),
+        Linear("gate_proj", "width", "ffn", mlp_bias),
+        Linear("up_proj", "width", "ffn", mlp_bias),
+        Linear("down_proj", "ffn", "width", mlp_bias),
+    )
 
 
 def gpt2_like(
@@ -178,8 +182,7 @@ def bert_like(
         Linear("intermediate.dense", "width", "ffn", bias=True),
         Linear("output.dense", "ffn", "width", bias=True),
     )
-    if labels < 1:
-        raise ModelError(f"a {family} model needs at least 1 class, got labels={labels}")
+    _check_labels(family, labels)
     dense, classifier = width * (width + 1), labels * (width + 1)
     return _checked(
         ModelShape(
@@ -234,21 +237,9 @@ def vit_like(
     ...          channels=3, labels=1000).parameters
     86567656
     """
-    if labels < 1:
-        raise ModelError(f"a vit model needs at least 1 class, got labels={labels}")
-    if patch < 1 or image < patch or image % patch:
-        raise ModelError(
-            f"an image must be a whole number of patches, got {image} and {patch} pixels"
-        )
-    linears = (
-        Linear("q_proj", "width", "query", qkv_bias),
-        Linear("k_proj", "width", "kv", qkv_bias),
-        Linear("v_proj", "width", "kv", qkv_bias),
-        Linear("o_proj", "query", "width", bias=True),
-        Linear("fc1", "width", "ffn", bias=True),
-        Linear("fc2", "ffn", "width", bias=True),
-    )
-    tokens, classifier = (image // patch) ** 2 + 1, labels * (width + 1)
+    _check_labels("vit", labels)
+    linears = _vit_linears(qkv_bias)
+    tokens, classifier = _patches(image, patch) + 1, labels * (width + 1)
     return _checked(
         ModelShape(
             family="vit", task="classification", blocks=blocks, width=width, heads=heads,
@@ -262,6 +253,30 @@ def vit_like(
         ),
         ("vit",),
     )  # fmt: skip
+
+
+def _vit_linears(qkv_bias: bool) -> tuple[Linear, ...]:
+    return (
+        Linear("q_proj", "width", "query", qkv_bias),
+        Linear("k_proj", "width", "kv", qkv_bias),
+        Linear("v_proj", "width", "kv", qkv_bias),
+        Linear("o_proj", "query", "width", bias=True),
+        Linear("fc1", "width", "ffn", bias=True),
+        Linear("fc2", "ffn", "width", bias=True),
+    )
+
+
+def _check_labels(family: str, labels: int) -> None:
+    if labels < 1:
+        raise ModelError(f"a {family} model needs at least 1 class, got labels={labels}")
+
+
+def _patches(image: int, patch: int) -> int:
+    if patch < 1 or image < patch or image % patch:
+        raise ModelError(
+            f"an image must be a whole number of patches, got {image} and {patch} pixels"
+        )
+    return int((image // patch) ** 2)
 
 
 def _head_dim(width: int, heads: int) -> int:

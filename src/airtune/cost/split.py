@@ -257,8 +257,8 @@ def _server_peak(problem: Problem, assignments: Assignments, remembered: float) 
         return 0.0
     shape, workload, work = problem.shape, problem.workload, problem.work
     first = int(rows[np.argmin(assignments.cut[rows])])
-    held = _first_row(assignments, first)
-    whole = _first_row(replace(assignments, cut=np.zeros_like(assignments.cut)), first)
+    held = assignments.take(np.array([first]))
+    whole = replace(held, cut=np.zeros_like(held.cut))
     weights = float(
         (held_bytes(shape, workload, kept(shape, whole))
          - held_bytes(shape, workload, kept(shape, held)))[0]
@@ -279,14 +279,3 @@ def _server_peak(problem: Problem, assignments: Assignments, remembered: float) 
         saved = saved - head_work_bytes(shape, workload)
     together = np.max if work.server == "sequential" else np.sum
     return weights + states + float(together(saved + passing)) + remembered
-
-
-def _first_row(assignments: Assignments, index: int) -> Assignments:
-    """Return one row of a plan as a plan."""
-    one = [index]
-    return replace(
-        assignments, device=assignments.device[one], prune_heads=assignments.prune_heads[one],
-        prune_ffn=assignments.prune_ffn[one], rank=assignments.rank[one],
-        share=assignments.share[one], local_steps=assignments.local_steps[one],
-        cut=assignments.cut[one], codec_index=assignments.codec_index[one],
-    )  # fmt: skip

@@ -173,17 +173,11 @@ class Splitter:
 
 def rows_of(plan: RoundPlan, places: Ints) -> RoundPlan:
     """Return a plan of some of its rows."""
-    told = plan.assignments
     return replace(
         plan,
         reasons=tuple(plan.reasons[place] for place in places),
-        assignments=replace(
-            told, device=told.device[places], prune_heads=told.prune_heads[places],
-            prune_ffn=told.prune_ffn[places], rank=told.rank[places], share=told.share[places],
-            local_steps=told.local_steps[places], cut=told.cut[places],
-            codec_index=told.codec_index[places],
-        ),
-    )  # fmt: skip
+        assignments=plan.assignments.take(places),
+    )
 
 
 def split_record(

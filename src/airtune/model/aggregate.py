@@ -88,12 +88,31 @@ def aggregate(
         middle, head = trimmed_mean(updates, spec.trim)
         return replace(state, round=state.round + 1, adapters=dict(middle), head=dict(head))
     used = _norm_weights(updates, data_weights) if spec.rule == "norm-weighted" else data_weights
+    adapters, merged = _layers(spec, state, updates, used, shape=shape, scale=scale, seed=seed)
+    after = replace(
+        state,
+        round=state.round + 1,
+        adapters=adapters,
+        head=_head(state.head, updates, used),
+        importance=_importance(state, updates, data_weights),
+        merged=merged,
+    )
+    if spec.noise:
+        return _noised(spec, state, after, len(updates))
+    return _shrunk(spec, state, after, updates, data_weights, shape) if spec.shrinks else after
+
+
+def _layers(
+    spec: AggregateSpec, state: GlobalState, updates: Sequence[Update], weights: Floats,
+    *, shape: ModelShape, scale: float, seed: int,
+) -> tuple[Adapters, dict[str, torch.Tensor]]:  # fmt: skip
+    """Return the next adapters and what has been merged into the base, layer by layer."""
     linears = {linear.name: linear for linear in shape.linears}
     adapters: Adapters = {}
     merged = dict(state.merged)
     for name in layer_names(state.adapters):
         linear = linears[name.partition(".")[2]]
-        parts = _parts(name, linear, updates, used, shape)
+        parts = _parts(name, linear, updates, weights, shape)
         previous = state.adapters[f"{name}.A"], state.adapters[f"{name}.B"]
         if spec.rule == "stacked":
             delta = scale * _product(previous, parts)
@@ -106,17 +125,7 @@ def aggregate(
         else:
             a, b = _averaged(previous, parts)
         adapters[f"{name}.A"], adapters[f"{name}.B"] = a, b
-    after = replace(
-        state,
-        round=state.round + 1,
-        adapters=adapters,
-        head=_head(state.head, updates, used),
-        importance=_importance(state, updates, data_weights),
-        merged=merged,
-    )
-    if spec.noise:
-        return _noised(spec, state, after, len(updates))
-    return _shrunk(spec, state, after, updates, data_weights, shape) if spec.shrinks else after
+    return adapters, merged
 
 
 def _protected(

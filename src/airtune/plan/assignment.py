@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -120,6 +120,20 @@ class Assignments:
             local_steps=int(self.local_steps[index]),
             codec=self.codecs[int(self.codec_index[index])],
         )
+
+    def take(self, rows: Ints) -> Assignments:
+        """Return a plan of these rows alone, in rising order.
+
+        >>> whole = whole_model(np.arange(3), rank=8, local_steps=1, share=np.ones(3))
+        >>> whole.take(np.array([0, 2])).device.tolist()
+        [0, 2]
+        """
+        columns = {
+            each.name: getattr(self, each.name)[rows]
+            for each in fields(self)
+            if each.name != "codecs"
+        }
+        return replace(self, **columns)
 
 
 def _check(

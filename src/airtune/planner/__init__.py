@@ -6,7 +6,7 @@ assumed and said so: every device holds equally many rows, and every sequence is
 `data.max_length`.
 """
 
-from airtune.planner.cuts import CutChoice, cut_choices, feasible_cuts
+from airtune.planner.cuts import CutChoice, cut_choices, cut_peaks, feasible_cuts
 from airtune.planner.model import Choice, ModelPlan, plan_model
 from airtune.planner.run import DevicePlan, Plan, feasible, plan_recipe
 from airtune.planner.shape import find_shape, shape_of
@@ -18,6 +18,7 @@ __all__ = [
     "ModelPlan",
     "Plan",
     "cut_choices",
+    "cut_peaks",
     "feasible",
     "feasible_cuts",
     "find_shape",

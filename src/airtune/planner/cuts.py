@@ -52,27 +52,32 @@ def cut_choices(
     return tuple(_choice(shape, workload, fleet, precision, int(cut)) for cut in cuts)
 
 
-def feasible_cuts(problem: Problem, memory_bytes: float) -> str:
-    """Return in words which cuts a memory leaves.
+def cut_peaks(problem: Problem, *, predicts: bool = False) -> Floats:
+    """Return a device's peak in bytes at every cut, rising, shape (blocks - 1,).
+
+    Args:
+        problem: Of its devices the one with most samples counts.
+        predicts: A device remembers what it sent of every sample (predictive coding).
+    """
+    cuts = np.arange(1, problem.shape.blocks)
+    samples = np.full(cuts.size, np.max(problem.devices.samples))
+    told = _told(problem.workload, cuts, CodecSpec(predict=predicts))
+    return line_cost(problem, told, samples).device_peak_bytes
+
+
+def feasible_cuts(peaks: Floats, memory_bytes: float) -> str:
+    """Return in words which cuts a memory leaves, by `cut_peaks`.
 
     >>> from airtune.methods import sample_problem
-    >>> feasible_cuts(sample_problem(), 5e6), feasible_cuts(sample_problem(), 1e5)
+    >>> peaks = cut_peaks(sample_problem())
+    >>> feasible_cuts(peaks, 5e6), feasible_cuts(peaks, 1e5)
     ('cut after block 1-2 of 4', 'no cut fits')
     """
-    peaks = _peaks(problem)
     fits = np.flatnonzero(peaks <= memory_bytes) + 1
     if not fits.size:
         return "no cut fits"
     span = f"{fits[0]}" if fits.size == 1 else f"{fits[0]}-{fits[-1]}"
-    return f"cut after block {span} of {problem.shape.blocks}"
-
-
-def _peaks(problem: Problem) -> Floats:
-    """Return the device's peak at every cut, shape (blocks - 1,)."""
-    cuts = np.arange(1, problem.shape.blocks)
-    samples = np.full(cuts.size, np.max(problem.devices.samples))
-    told = _told(problem.workload, cuts, CodecSpec())
-    return line_cost(problem, told, samples).device_peak_bytes
+    return f"cut after block {span} of {len(peaks) + 1}"
 
 
 def _choice(

@@ -10,14 +10,16 @@ import numpy as np
 from airtune.cost import Ladder, ladder, predict
 from airtune.engine.base import mask_observation, mask_problem
 from airtune.fleet import Fleet, load_fleet
+from airtune.methods import method_row
 from airtune.plan import (
     Calibration,
+    CodecSpec,
     Floats,
     Ints,
     Observation,
     Problem,
 )
-from airtune.planner.cuts import feasible_cuts
+from airtune.planner.cuts import cut_peaks, feasible_cuts
 from airtune.planner.shape import shape_of
 from airtune.recipe import Recipe
 from airtune.run import (
@@ -31,6 +33,8 @@ from airtune.run import (
     wants_split_calibration,
     workload_of,
 )
+from airtune.run.build import check_cuts
+from airtune.units import format_seconds
 
 SAMPLED_ROUNDS = 8
 """Rounds whose links are drawn; figures are medians over them."""
@@ -97,7 +101,8 @@ class _Sampled:
     last: list[int]
     cut: Ints
     """Shape (devices,), of the last round in which each took part."""
-    codec: list[str]
+    codec: list[CodecSpec | None]
+    """Of what crosses each device's cut; None where nothing does."""
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
@@ -110,6 +115,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
         InfeasibleError: if no device has the memory for any pruning, or the method finds no plan.
     """
     shape = shape_of(recipe)
+    check_cuts(recipe, shape)
     fleet = load_fleet(recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed)
     workload = workload_of(recipe, shape, tokens=longest_input(recipe))
     chosen = choose_method(recipe)
@@ -122,7 +128,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
         server_memory_bytes=fleet.server.memory_bytes, work=chosen.method.work,
         split=stored_split_calibration(recipe, chosen),
     )  # fmt: skip
-    check_memory(problem, fleet)
+    check_memory(problem, fleet, may_cut=method_row(recipe.method.name).may_cut)
     sampled = _sample(problem, fleet, chosen)
     return _summary(recipe, fleet, problem, chosen, sampled=sampled)
 
@@ -137,7 +143,8 @@ def _sample(problem: Problem, fleet: Fleet, chosen: Chosen) -> _Sampled:
     count = min(problem.rounds, SAMPLED_ROUNDS)
     columns = {name: np.full((count, len(fleet)), np.nan) for name in names}
     round_s, last = np.full(count, np.nan), []
-    cut, codec = np.zeros(len(fleet), np.int64), [""] * len(fleet)
+    cut = np.zeros(len(fleet), np.int64)
+    codec: list[CodecSpec | None] = [None] * len(fleet)
     for number in range(count):
         links = fleet.links_at(number, 0, 0.0)
         observation = Observation(number, 0.0, links, links.available, fleet.flops_at(number))
@@ -154,7 +161,7 @@ def _sample(problem: Problem, fleet: Fleet, chosen: Chosen) -> _Sampled:
         columns["rank"][number, told.device] = told.rank
         cut[told.device] = told.cut
         for row in told if told.cut.any() else ():
-            codec[row.device] = row.codec.label if row.cut else ""
+            codec[row.device] = row.codec if row.cut else None
         able = cost.peak_bytes <= fleet.memory_bytes[told.device]
         finish = np.where(able & np.isfinite(cost.finish_s), cost.finish_s, 0.0)
         round_s[number] = min(finish.max(initial=0.0), problem.deadline_s or np.inf)
@@ -167,9 +174,15 @@ def _summary(
 ) -> Plan:
     levels = ladder(problem.shape, problem.workload)
     middle = {name: _median(column) for name, column in sampled.columns.items()}
+    peaks = {
+        predicts: cut_peaks(problem, predicts=predicts)
+        for predicts in {codec.predict for codec in sampled.codec if codec is not None}
+    }
     devices = tuple(
-        replace(row, cut=cut, codec=codec,
-                feasible=feasible_cuts(problem, row.memory_bytes) if cut else row.feasible)
+        row if codec is None or not cut else replace(
+            row, cut=cut, codec=codec.label,
+            feasible=feasible_cuts(peaks[codec.predict], row.memory_bytes),
+        )
         for row, cut, codec in zip(
             (_device(fleet, index, middle, levels) for index in range(len(fleet))),
             sampled.cut.tolist(), sampled.codec, strict=True,
@@ -192,6 +205,7 @@ def _summary(
             f"links as drawn in {len(sampled.round_s)} rounds; figures are medians over them",
             *(["no sample is seen twice, so nothing is saved by remembering it"]
               if problem.work.device_frozen else []),
+            *_missed(middle["finish_s"], problem.deadline_s),
             *_unmeasured(problem, chosen),
         ),
     )  # fmt: skip
@@ -228,6 +242,16 @@ def _median(column: Floats) -> Floats:
     found = np.full(column.shape[1], np.nan)
     found[seen] = np.nanmedian(column[:, seen], axis=0)
     return found
+
+
+def _missed(finish_s: Floats, deadline_s: float | None) -> list[str]:
+    """Say so where devices would mostly be too late for the deadline."""
+    asked = finish_s[~np.isnan(finish_s)]
+    late = 0 if deadline_s is None else int(np.sum(asked > deadline_s))
+    if deadline_s is None or not late:
+        return []
+    said = f"{late} of {asked.size} devices miss the deadline of {format_seconds(deadline_s)}"
+    return [f"{said}; no round trains anything" if late == asked.size else said]
 
 
 def _unmeasured(problem: Problem, chosen: Chosen) -> list[str]:

@@ -304,6 +304,14 @@ class Recipe(Section):
     compare: CompareSection = CompareSection()
 
     @model_validator(mode="after")
+    def _four_bits_fit_task(self) -> Recipe:
+        if self.model.load_in_4bit and self.data.task == "image-classification":
+            raise ValueError(
+                "model.load_in_4bit is for models of texts, got task image-classification"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _metric_fits_task(self) -> Recipe:
         if self.target is None:
             return self

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from airtune.cost import peak_memory
-from airtune.plan import Assignments, Ints, Linear, ModelShape, Workload, whole_model
+from airtune.plan import Assignments, CodecSpec, Ints, Linear, ModelShape, Workload, whole_model
 from airtune.report.figure import Figure, axis, label, layout
 from airtune.report.rounds import device_names
 from airtune.report.study import Run
@@ -152,4 +152,10 @@ def _workload(header: Mapping[str, Any]) -> Workload | None:
     fields = header.get("workload")
     if not isinstance(fields, dict) or set(fields) != set(Workload.__slots__):
         return None
-    return Workload(**{**fields, "lora_targets": tuple(fields["lora_targets"])})
+    return Workload(
+        **{
+            **fields,
+            "lora_targets": tuple(fields["lora_targets"]),
+            "upload": CodecSpec(**fields["upload"]),
+        }
+    )

@@ -23,6 +23,7 @@ from airtune.data import (
 from airtune.engine.local import LocalSettings
 from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import Fleet, load_fleet
+from airtune.methods import method_row
 from airtune.model.base import BaseModel, load_base
 from airtune.model.batch import IGNORED
 from airtune.model.frame import load_frame
@@ -67,9 +68,11 @@ def build_pieces(recipe: Recipe, assets: Assets | None = None) -> Pieces:
         DataError: if the data are missing, malformed or too few.
         ModelError: if the model cannot be loaded.
         FleetError: if the fleet is wrong.
-        InfeasibleError: if no device has the memory for any pruning of the model.
+        InfeasibleError: if no device has the memory for any pruning of the model, nor for a cut
+            where the method may cut.
     """
     assets = load_assets(recipe) if assets is None else assets
+    check_cuts(recipe, assets.base.shape)
     workload = _workload(recipe, assets)
     samples = np.array([len(device.train) for device in assets.data.devices])
     problem = Problem(
@@ -81,7 +84,7 @@ def build_pieces(recipe: Recipe, assets: Assets | None = None) -> Pieces:
         deadline_s=recipe.deadline_s,
         server_flops_per_s=assets.fleet.server.flops_per_s,
     )
-    check_memory(problem, assets.fleet)
+    check_memory(problem, assets.fleet, may_cut=method_row(recipe.method.name).may_cut)
     return Pieces(recipe, assets, problem, engine_settings(recipe))
 
 
@@ -123,7 +126,6 @@ def load_model(recipe: Recipe, *, labels: int, device: str | None = None) -> Bas
 
     Raises:
         ModelError: if it cannot be loaded or does not fit the task.
-        RecipeError: if 4 bits are asked for and the model reads images.
     """
     section = recipe.model
     place = section.device if device is None else device
@@ -133,10 +135,6 @@ def load_model(recipe: Recipe, *, labels: int, device: str | None = None) -> Bas
             model_source(recipe), labels=labels, dtype=section.dtype, device=place,
             load_in_4bit=packed, revision=section.revision,
         )  # fmt: skip
-    if packed:
-        raise RecipeError(
-            "model.load_in_4bit is for models of texts, got task image-classification"
-        )
     return load_image_base(
         model_source(recipe), labels=labels, dtype=section.dtype, device=place,
         revision=section.revision,
@@ -229,20 +227,41 @@ def engine_settings(recipe: Recipe) -> LocalSettings:
     )
 
 
-def check_memory(problem: Problem, fleet: Fleet) -> None:
-    """Refuse a fleet on which nothing can train.
+def check_cuts(recipe: Recipe, shape: ModelShape) -> None:
+    """Refuse cuts that leave the server nothing.
 
     Raises:
-        InfeasibleError: if neither the heaviest pruning nor the first cut fits on any device.
+        RecipeError: if one of `split.cuts` is not inside the model.
     """
-    levels = ladder(problem.shape, problem.workload)
-    least = min(float(levels.peak_bytes.min()), _first_cut_bytes(problem))
+    if recipe.split.cuts and recipe.split.cuts[-1] >= shape.blocks:
+        raise RecipeError(
+            f"split.cuts must be at most {shape.blocks - 1}, so that the server has one of this "
+            f"model's {shape.blocks} blocks, got {recipe.split.cuts[-1]}"
+        )
+
+
+def check_memory(problem: Problem, fleet: Fleet, *, may_cut: bool) -> None:
+    """Refuse a fleet on which nothing can train.
+
+    Args:
+        problem: model and workload.
+        fleet: the devices.
+        may_cut: the method may leave blocks to the server.
+
+    Raises:
+        InfeasibleError: if neither the heaviest pruning nor, with a method that may cut, the first
+            cut fits on any device.
+    """
+    least = float(ladder(problem.shape, problem.workload).peak_bytes.min())
+    if may_cut:
+        least = min(least, _first_cut_bytes(problem))
+    tried = "a first cut or the heaviest pruning" if may_cut else "the heaviest pruning"
     most = int(np.argmax(fleet.memory_bytes))
     if least > fleet.memory_bytes[most]:
         raise InfeasibleError(
-            f"no device of fleet {fleet.name!r} has the memory: a first cut or the "
-            f"heaviest pruning still needs {format_bytes(least)}, and {fleet.names[most]}, which "
-            f"has most, has {format_bytes(float(fleet.memory_bytes[most]))}; lower "
+            f"no device of fleet {fleet.name!r} has the memory: {tried} still needs "
+            f"{format_bytes(least)}, and {fleet.names[most]}, which has most, has "
+            f"{format_bytes(float(fleet.memory_bytes[most]))}; lower "
             "train.per_device_train_batch_size or data.max_length, set "
             "train.gradient_checkpointing or train.loss_chunk, or take a smaller model"
         )

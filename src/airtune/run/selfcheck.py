@@ -40,11 +40,6 @@ class SelfCheck:
     batch: int
     tokens: int
 
-    @property
-    def time_ratio(self) -> float:
-        """Forward time over the dense model's."""
-        return self.forward_s / self.dense_forward_s
-
 
 def self_check(folder: Path, tuned: nn.Module, base: BaseModel) -> SelfCheck:
     """Load a saved model plainly and compare it.

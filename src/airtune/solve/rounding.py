@@ -12,7 +12,7 @@ against every level.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -225,8 +225,3 @@ def _finish(problem: LadderProblem, level: Ints, bound_s: float, steps: int) -> 
         bound_s=min(bound_s, division.round_s),
         mean_pruned=float(np.sum(problem.weight * problem.pruned[level])), iterations=steps,
     )  # fmt: skip
-
-
-def with_budget(problem: LadderProblem, prune_budget: float) -> LadderProblem:
-    """Return the same problem with another pruning budget."""
-    return replace(problem, prune_budget=prune_budget)
