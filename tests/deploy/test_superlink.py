@@ -27,9 +27,16 @@ LONG_S = 900
 
 
 def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a free port whose next one, for split rounds, is free too."""
+    while True:
+        with socket.socket() as probe, socket.socket() as stream:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+            try:
+                stream.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 class Site:
@@ -139,6 +146,23 @@ def test_another_servers_certificate_is_refused(site: Site) -> None:
                          str(stranger / "tls" / "ca.crt"))  # fmt: skip
     assert asked.returncode == 15, asked.stderr
     assert "does not prove itself" in asked.stderr
+
+
+@pytest.mark.slow
+def test_devices_and_server_split_the_model_over_tls(site: Site, done: Any) -> None:
+    halves = site.folder / "halves.yaml"
+    halves.write_text(
+        RECIPE.replace("{name: jcpba, budget: 0.25}", "{name: sft}").replace("gate", "halves")
+    )
+    ran = site.airtune("run", "halves.yaml", "--server", site.address, "--devices", "2", "--json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr + site.said()
+    record = read_run(json.loads(ran.stdout)["folder"])
+    assert list(record.devices["status"]) == ["ok"] * 4
+    assert (record.devices["cut"] > 0).all()
+    for row in record.rounds:
+        assert row["split"]["device_steps"] == [1, 1]
+        assert row["split"]["activation_up_bytes"] > 0
+    assert record.results["validation_best"]["loss"] < record.results["initial"]["loss"]
 
 
 @pytest.mark.slow
