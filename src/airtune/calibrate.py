@@ -38,22 +38,21 @@ from airtune.errors import CheckpointError
 from airtune.fleet import Fleet, load_fleet
 from airtune.keys import generator
 from airtune.loop import LoopSettings, Run, begin, run_rounds
+from airtune.methods.memoryless import Memoryless
 from airtune.model.base import BaseModel
 from airtune.model.state import initial_state
 from airtune.plan import (
-    Assignments,
     Calibration,
     Decider,
     Floats,
-    LinkState,
     Method,
     Need,
     Observation,
     Problem,
-    Results,
     RoundPlan,
     State,
     WorkSpec,
+    whole_model,
 )
 from airtune.records import RunWriter, read_run, write_atomically
 
@@ -117,15 +116,11 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
-class SpreadPruning:
+class SpreadPruning(Memoryless):
     """The decider of a short federation: rates from 0 to twice the mean, dealt anew each round."""
 
     mean: float
     needs: frozenset[Need] = frozenset()
-
-    def init(self, problem: Problem) -> State:
-        """Return no state: there is nothing to learn."""
-        return {}
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -134,28 +129,16 @@ class SpreadPruning:
         levels = ladder(problem.shape, problem.workload)
         rates = spread_rates(self.mean, problem.devices.weight, problem.seed, observation.round)
         chosen = nearest_levels(levels, rates)
-        count = len(problem.devices)
-        plan = Assignments(
-            device=np.arange(count),
-            prune_heads=levels.prune_heads[chosen],
-            prune_ffn=levels.prune_ffn[chosen],
-            rank=np.full(count, problem.workload.rank),
-            share=np.ones(count),
-            local_steps=np.full(count, problem.workload.local_steps),
-            cut=np.zeros(count, np.int64),
-            codec_index=np.zeros(count, np.int64),
-        )
+        everybody = np.arange(len(problem.devices))
+        plan = replace(
+            whole_model(
+                everybody, rank=problem.workload.rank, local_steps=problem.workload.local_steps,
+                share=np.ones(len(everybody)),
+            ),
+            prune_heads=levels.prune_heads[chosen], prune_ffn=levels.prune_ffn[chosen],
+        )  # fmt: skip
         reasons = tuple(f"calibration: prune {levels.pruned[level]:.2f}" for level in chosen)
         return RoundPlan(observation.round, plan, reasons), state
-
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
-        """Keep the shares; every device has a link of its own."""
-        return plan.assignments.share
-
-    def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Learn nothing."""
-        return state
 
 
 def spread_rates(mean: float, weight: Floats, seed: int, round: int) -> Floats:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from airtune.calibrate import Setting, load_as, short_run, subset
 from airtune.methods.memoryless import Memoryless
 from airtune.model.images import Examples
 from airtune.plan import (
-    Assignments,
     CodecSpec,
     Floats,
     Need,
@@ -38,6 +37,7 @@ from airtune.plan import (
     RoundPlan,
     SplitCalibration,
     State,
+    whole_model,
 )
 from airtune.records import write_atomically
 from airtune.work.batches import join_examples
@@ -91,13 +91,14 @@ class SpreadCuts(Memoryless):
         self, problem: Problem, state: State, observation: Observation
     ) -> tuple[RoundPlan, State]:
         """Deal the cuts to the devices in turn."""
-        count = len(problem.devices)
-        cut = np.resize(np.array(self.cuts, np.int64), count)
-        plan = Assignments(
-            device=np.arange(count), prune_heads=np.zeros(count), prune_ffn=np.zeros(count),
-            rank=np.full(count, problem.workload.rank), share=np.ones(count),
-            local_steps=np.full(count, problem.workload.local_steps), cut=cut,
-            codec_index=np.zeros(count, np.int64), codecs=(self.codec,),
+        everybody = np.arange(len(problem.devices))
+        cut = np.resize(np.array(self.cuts, np.int64), len(everybody))
+        plan = replace(
+            whole_model(
+                everybody, rank=problem.workload.rank, local_steps=problem.workload.local_steps,
+                share=np.ones(len(everybody)),
+            ),
+            cut=cut, codecs=(self.codec,),
         )  # fmt: skip
         reasons = tuple(f"calibration: cut {each}, {self.codec.label}" for each in cut)
         return RoundPlan(observation.round, plan, reasons), state

@@ -30,7 +30,7 @@ from typing import Any
 
 from airtune.deploy.flower_cli import environment, program
 from airtune.deploy.hatch import new_token
-from airtune.deploy.memory import check_cap, start_capped
+from airtune.deploy.memory import check_cap, close_pipes, start_capped
 from airtune.deploy.processes import end_group
 from airtune.deploy.reach import check_server
 from airtune.deploy.worker import WorkerSettings
@@ -196,7 +196,7 @@ class Agent:
             return
         if self._worker is not None:
             self._say(f"the worker ended with code {self._worker.returncode}; it is started again")
-            _close(self._worker)
+            close_pipes(self._worker)
             self._sleep(_PAUSE_S)
         if self._stopping.is_set():
             return
@@ -309,7 +309,7 @@ class Agent:
                 self._worker.wait(5.0)
             except subprocess.TimeoutExpired:
                 self._worker.kill()
-            _close(self._worker)
+            close_pipes(self._worker)
             self._worker = None
 
 
@@ -322,12 +322,6 @@ def last_said(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     coded = [line for line in lines if line.startswith("[code:")]
     return (coded or lines or ["nothing"])[-1]
-
-
-def _close(worker: subprocess.Popen[bytes]) -> None:
-    for pipe in (worker.stdin, worker.stdout):
-        if pipe is not None:
-            pipe.close()
 
 
 def _text(path: Path) -> str:

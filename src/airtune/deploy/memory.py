@@ -120,7 +120,7 @@ def start_capped(
     if started != READY:
         process.kill()
         code = process.wait()
-        _close(process)
+        close_pipes(process)
         what = "died with code" if started is not None else f"said nothing for {timeout_s:g} s and was ended, code"  # fmt: skip
         limit = "no cap" if cap_bytes is None else f"a cap of {format_bytes(cap_bytes)}"
         raise DeploymentError(
@@ -147,7 +147,8 @@ def _await_line(process: subprocess.Popen[bytes], timeout_s: float) -> bytes | N
     return None
 
 
-def _close(process: subprocess.Popen[bytes]) -> None:
+def close_pipes(process: subprocess.Popen[bytes]) -> None:
+    """Close a process's standard input and output, where they are pipes."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
             pipe.close()

@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from airtune.errors import InfeasibleError, MethodError, RecipeError
+from airtune.errors import MethodError, RecipeError
 from airtune.methods.codec_menu import CodecChoice, Size, check_codec, codec_menu
 from airtune.methods.memoryless import Memoryless
 from airtune.methods.seen import available, even_shares
+from airtune.methods.split_lines import check_cut
 from airtune.plan import (
-    Assignments,
     Method,
     Need,
     Observation,
@@ -21,6 +21,7 @@ from airtune.plan import (
     RoundPlan,
     State,
     WorkSpec,
+    whole_model,
 )
 
 
@@ -56,24 +57,18 @@ class FixedSplit(Memoryless):
         Raises:
             InfeasibleError: if the cut leaves the server nothing.
         """
-        if self.cut >= problem.shape.blocks:
-            raise InfeasibleError(
-                f"the cut is after block {self.cut}, but it must leave the server one of "
-                f"{problem.shape.blocks}; set method.cut to at most {problem.shape.blocks - 1}"
-            )
+        check_cut(self.cut, problem.shape.blocks)
         device, devices = available(observation), problem.devices
         alone = None if devices.dedicated is None else devices.dedicated[device]
-        count, zeros = device.shape[0], np.zeros(device.shape)
         menu, _ = codec_menu(
             self.codec, keep=self.keep, bits=self.bits, step=self.step, measured=None
         )
-        told = Assignments(
-            device=device, prune_heads=zeros, prune_ffn=zeros,
-            rank=np.full(count, problem.workload.rank, np.int64),
-            share=even_shares(devices.link[device], alone),
-            local_steps=np.full(count, problem.workload.local_steps, np.int64),
-            cut=np.full(count, self.cut, np.int64), codec_index=np.zeros(count, np.int64),
-            codecs=menu[:1],
+        told = replace(
+            whole_model(
+                device, rank=problem.workload.rank, local_steps=problem.workload.local_steps,
+                share=even_shares(devices.link[device], alone),
+            ),
+            cut=np.full(device.shape, self.cut, np.int64), codecs=menu[:1],
         )  # fmt: skip
         turn = ", in turn" if problem.work.server == "sequential" else ""
         reasons = tuple(

@@ -17,11 +17,11 @@ from typing import Literal
 
 import numpy as np
 
-from airtune.cost import predict, split_cost
+from airtune.cost import SplitCost, predict, split_cost
 from airtune.errors import InfeasibleError, MethodError, RecipeError
 from airtune.methods.codec_menu import CodecChoice, Size, check_codec, codec_menu
 from airtune.methods.seen import Seen, see
-from airtune.methods.split_lines import Lines, Priced, price, split_problem, told
+from airtune.methods.split_lines import Lines, Priced, check_cut, price, split_problem, told
 from airtune.methods.split_reasons import split_reasons
 from airtune.plan import (
     Assignments,
@@ -161,9 +161,10 @@ class Sft:
         shares = seen.idle_share.copy()
         shares[seen.able] = np.minimum(share, 1.0)
         assignments = told(problem, seen, lines, index, shares)
-        _check_server(problem, assignments)
+        cost = split_cost(problem, assignments)
+        _check_server(problem, cost, len(assignments))
         return _round_plan(
-            problem, observation, seen, assignments, why=why, solution=solution, notes=notes
+            problem, observation, seen, assignments, cost, why=why, solution=solution, notes=notes
         ), {"line": held, "decided": decided}
 
     def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
@@ -190,11 +191,8 @@ class Sft:
 
     def _lines(self, problem: Problem) -> tuple[Lines, str]:
         last = problem.shape.blocks - 1
-        if self.cut != "auto" and self.cut > last:
-            raise InfeasibleError(
-                f"the cut is after block {self.cut}, but it must leave the server one of "
-                f"{problem.shape.blocks}; set method.cut to at most {last}"
-            )
+        if self.cut != "auto":
+            check_cut(self.cut, problem.shape.blocks)
         codecs, why = codec_menu(
             self.codec, keep=self.keep, bits=self.bits, step=self.step, measured=problem.split
         )
@@ -264,19 +262,19 @@ def _usual(priced: Priced, held: Ints) -> Ints:
     return np.asarray(np.where(known, held, np.argmin(priced.peak_bytes, axis=1)), np.int64)
 
 
-def _check_server(problem: Problem, assignments: Assignments) -> None:
-    peak = split_cost(problem, assignments).server_peak_bytes
+def _check_server(problem: Problem, cost: SplitCost, devices: int) -> None:
+    peak = cost.server_peak_bytes
     if peak > problem.server_memory_bytes:
         raise InfeasibleError(
             f"the server has {format_bytes(problem.server_memory_bytes)} of memory, but serving "
-            f"{len(assignments)} devices through these cuts needs {format_bytes(peak)}; cut later, "
+            f"{devices} devices through these cuts needs {format_bytes(peak)}; cut later, "
             "lower the batch, let it serve one after the other or give it more memory"
         )
 
 
 def _round_plan(
-    problem: Problem, observation: Observation, seen: Seen, assignments: Assignments, *, why: str,
-    solution: Solution | None, notes: dict[str, float],
+    problem: Problem, observation: Observation, seen: Seen, assignments: Assignments,
+    cost: SplitCost, *, why: str, solution: Solution | None, notes: dict[str, float],
 ) -> RoundPlan:  # fmt: skip
     speed = observation.flops_per_s
     fleet_speed = np.full(observation.available.shape, np.nan) if speed is None else speed
@@ -284,7 +282,7 @@ def _round_plan(
     reachable = expected.finish_s[np.isfinite(expected.finish_s)]
     return RoundPlan(
         round=observation.round, assignments=assignments,
-        reasons=split_reasons(problem, seen, assignments, expected, why),
+        reasons=split_reasons(problem.shape.blocks, seen, assignments, expected, cost, why=why),
         predicted_s=float(np.max(reachable)) if reachable.size else float("nan"),
         deadline_s=problem.deadline_s, solution=solution, notes=notes,
     )  # fmt: skip

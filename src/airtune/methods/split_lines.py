@@ -11,7 +11,16 @@ from airtune.cost import SplitCost, line_cost
 from airtune.errors import InfeasibleError
 from airtune.fleet.rates import downlink_bps
 from airtune.methods.seen import Seen
-from airtune.plan import Assignments, Bools, CodecSpec, Floats, Ints, Problem, SplitCalibration
+from airtune.plan import (
+    Assignments,
+    Bools,
+    CodecSpec,
+    Floats,
+    Ints,
+    Problem,
+    SplitCalibration,
+    whole_model,
+)
 from airtune.solve import SplitProblem
 from airtune.units import BITS_PER_BYTE, format_bytes
 
@@ -39,6 +48,19 @@ class Lines:
 
     def __len__(self) -> int:
         return int(self.cut.shape[0])
+
+
+def check_cut(cut: int, blocks: int) -> None:
+    """Refuse a cut that leaves the server nothing.
+
+    Raises:
+        InfeasibleError: with the last cut there is.
+    """
+    if cut >= blocks:
+        raise InfeasibleError(
+            f"the cut is after block {cut}, but it must leave the server one of {blocks}; set "
+            f"method.cut to at most {blocks - 1}"
+        )
 
 
 def quality_loss(measured: SplitCalibration | None, codec: CodecSpec, cut: int) -> float:
@@ -141,11 +163,10 @@ def _rows(
     share: Floats | None = None,
 ) -> Assignments:  # fmt: skip
     count, workload = index.shape[0], problem.workload
-    zeros = np.zeros(count)
-    return Assignments(
-        device=np.arange(count) if device is None else device, prune_heads=zeros, prune_ffn=zeros,
-        rank=np.full(count, workload.rank, np.int64),
-        share=np.ones(count) if share is None else share,
-        local_steps=np.full(count, workload.local_steps, np.int64), cut=lines.cut[index],
-        codec_index=lines.codec[index], codecs=lines.codecs,
+    return replace(
+        whole_model(
+            np.arange(count) if device is None else device, rank=workload.rank,
+            local_steps=workload.local_steps, share=np.ones(count) if share is None else share,
+        ),
+        cut=lines.cut[index], codec_index=lines.codec[index], codecs=lines.codecs,
     )  # fmt: skip

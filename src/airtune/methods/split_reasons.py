@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from airtune.cost import Prediction, split_cost
+from airtune.cost import Prediction, SplitCost
 from airtune.methods.seen import Seen
-from airtune.plan import Assignments, Problem
+from airtune.plan import Assignments
 from airtune.units import format_bytes, format_seconds
 
 
 def split_reasons(
-    problem: Problem, seen: Seen, told: Assignments, expected: Prediction, why: str
+    blocks: int, seen: Seen, told: Assignments, expected: Prediction, cost: SplitCost, *, why: str
 ) -> tuple[str, ...]:
-    """Return the reasons of a plan in which every device is cut."""
-    cost = split_cost(problem, told)
+    """Return the reasons of a plan in which every device is cut somewhere before `blocks`."""
     link = [spec.name for spec in seen.links.specs]
     lines = []
     for row, name in enumerate(seen.names):
@@ -25,7 +24,7 @@ def split_reasons(
             lines.append(f"{name}: no rate in this slot, waits with {part:.2%} of {place}")
             continue
         lines.append(
-            f"{name}: cut after block {cut} of {problem.shape.blocks}, {codec} ({why}); "
+            f"{name}: cut after block {cut} of {blocks}, {codec} ({why}); "
             f"{part:.2%} of {place}; computes {format_seconds(float(expected.compute_s[row]))}, "
             f"sends {format_bytes(float(cost.up_bytes[row]))} a step"
         )

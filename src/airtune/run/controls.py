@@ -22,11 +22,11 @@ from airtune.engine.base import Engine, Execution, Split
 from airtune.engine.checks import Divide
 from airtune.engine.local import LocalEngine
 from airtune.fleet import Fleet, load_fleet
+from airtune.methods.memoryless import Memoryless
 from airtune.model.state import GlobalState
 from airtune.plan import (
     Assignments,
     Floats,
-    LinkState,
     Method,
     Need,
     Observation,
@@ -48,14 +48,10 @@ CONTROLS = ("untuned", "local-only", "pooled")
 
 
 @dataclass(frozen=True, slots=True)
-class WholeModel:
+class WholeModel(Memoryless):
     """The decider of a control: everybody trains the whole model."""
 
     needs: frozenset[Need] = frozenset()
-
-    def init(self, problem: Problem) -> State:
-        """Return no state."""
-        return {}
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -69,15 +65,6 @@ class WholeModel:
         return RoundPlan(
             observation.round, told, ("control: the whole model",) * len(device)
         ), state
-
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
-        """Keep the shares."""
-        return plan.assignments.share
-
-    def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Learn nothing."""
-        return state
 
 
 def control(name: str, pieces: Pieces) -> tuple[Method, Problem, Engine]:

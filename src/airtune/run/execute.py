@@ -238,32 +238,27 @@ def loop_settings(pieces: Pieces) -> LoopSettings:
 
 def _measure(pieces: Pieces, chosen: Chosen, watch: Watch) -> Measured | None:
     """Return what pruning or compression costs, measured now or before, where it is asked for."""
+    recipe = pieces.recipe
+    stored = stored_measurement(recipe, chosen, fingerprint=pieces.assets.base.fingerprint)
+    if stored is not None:
+        return stored
     if wants_split_calibration(chosen):
         return _measure_split(pieces, chosen, watch)
     if not wants_calibration(chosen):
         return None
-    recipe = pieces.recipe
     setting = calibrate.Setting(
         base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem,
         work=chosen.method.work, engine=pieces.engine, rounds=recipe.calibration.rounds,
         devices=recipe.calibration.devices, budgets=recipe.calibration.budgets,
     )  # fmt: skip
-    path = calibration_path(recipe, chosen)
-    stored = calibrate.load(path)
-    if stored is not None and stored.fingerprint == pieces.assets.base.fingerprint:
-        return stored
     watch.on_stage("calibrating: what does pruning cost here?")
     measured = calibrate.calibrate(setting)
-    calibrate.store(path, measured)
+    calibrate.store(calibration_path(recipe, chosen), measured)
     return measured
 
 
 def _measure_split(pieces: Pieces, chosen: Chosen, watch: Watch) -> SplitMeasured:
     recipe = pieces.recipe
-    path = split_calibration_path(recipe, chosen)
-    stored = calibrate_split.load(path)
-    if stored is not None and stored.fingerprint == pieces.assets.base.fingerprint:
-        return stored
     watch.on_stage("calibrating: what does compressing activations cost here?")
     setting = calibrate.Setting(
         base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem,
@@ -272,7 +267,7 @@ def _measure_split(pieces: Pieces, chosen: Chosen, watch: Watch) -> SplitMeasure
     )  # fmt: skip
     codecs = [section.spec() for section in recipe.split.codecs]
     measured = calibrate_split.calibrate_split(setting, codecs, recipe.split.cuts)
-    calibrate_split.store(path, measured)
+    calibrate_split.store(split_calibration_path(recipe, chosen), measured)
     return measured
 
 

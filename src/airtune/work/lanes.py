@@ -317,6 +317,17 @@ def clip_(parameters: Sequence[nn.Parameter], *, limit: float) -> torch.Tensor:
     return norms
 
 
+def step_if_finite(
+    optimiser: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], *, limit: float
+) -> bool:
+    """Clip, take a step and forget the gradients; return False where they were not finite."""
+    is_finite = bool(torch.isfinite(clip_(parameters, limit=limit)).all())
+    if is_finite:
+        optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return is_finite
+
+
 def on_cpu(tensors: Mapping[str, torch.Tensor]) -> Adapters:
     """Return tensors by the same names on the CPU."""
     return {name: tensor.cpu() for name, tensor in tensors.items()}

@@ -44,9 +44,9 @@ from airtune.work.lanes import (
     Lane,
     Ledger,
     SplitJob,
-    clip_,
     on_cpu,
     optimiser_of,
+    step_if_finite,
 )
 from airtune.work.train import Outcome, TrainSettings
 from airtune.work.wire import CutMemory
@@ -144,12 +144,8 @@ class _Server:
         self._steps += 1
         if self._optimiser is None:
             return
-        norms = clip_(self._parameters, limit=self._here.settings.max_grad_norm)
-        if bool(torch.isfinite(norms).all()):
-            self._optimiser.step()
-        else:
-            self.skipped += 1
-        self._optimiser.zero_grad(set_to_none=True)
+        limit = self._here.settings.max_grad_norm
+        self.skipped += not step_if_finite(self._optimiser, self._parameters, limit=limit)
 
 
 def split_round(

@@ -36,7 +36,7 @@ from airtune.model.cut import Arrived, ServerHalf
 from airtune.model.lora import Adapters, Head
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import Assignment, Bools, Floats, Workload, WorkSpec
-from airtune.work.lanes import clip_, on_cpu, optimiser_of
+from airtune.work.lanes import on_cpu, optimiser_of, step_if_finite
 from airtune.work.train import TrainSettings
 
 
@@ -291,9 +291,5 @@ class SplitRound:
         self._batches += 1
         if self._optimiser is None:
             return
-        norms = clip_(self._parameters, limit=self.task.settings.max_grad_norm)
-        if bool(torch.isfinite(norms).all()):
-            self._optimiser.step()
-        else:
-            self._skipped += 1
-        self._optimiser.zero_grad(set_to_none=True)
+        limit = self.task.settings.max_grad_norm
+        self._skipped += not step_if_finite(self._optimiser, self._parameters, limit=limit)
