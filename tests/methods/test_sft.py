@@ -118,6 +118,14 @@ def test_memory_that_fits_no_cut_and_a_server_too_small_are_named(decided):
         decided({"cut": 9})
 
 
+def test_a_small_server_is_spared_by_later_cuts(decided):
+    free, _, problem, _ = decided()
+    peak = split_cost(problem, free.assignments).server_peak_bytes
+    spared, _, problem, _ = decided(server_memory_bytes=0.9 * peak)
+    assert split_cost(problem, spared.assignments).server_peak_bytes <= 0.9 * peak
+    assert spared.assignments.cut.min() > free.assignments.cut.min()
+
+
 @pytest.mark.parametrize(
     "settings",
     [{"cut": 0}, {"solver": "guess"}, {"bits": 1}, {"keep": 2.0}, {"large_every": 0},

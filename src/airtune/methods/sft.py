@@ -12,12 +12,13 @@ equations are reconstructed. The certified solvers and the measured price are th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from airtune.cost import SplitCost, predict, split_cost
+from airtune.cost import predict, split_cost
 from airtune.errors import InfeasibleError, MethodError, RecipeError
 from airtune.methods.codec_menu import CodecChoice, Size, check_codec, codec_menu
 from airtune.methods.seen import Seen, see
@@ -129,8 +130,8 @@ class Sft:
         """Choose cuts and codecs where it is time to, and divide the spectrum.
 
         Raises:
-            InfeasibleError: if a device's memory fits no cut, the server's not what is chosen, or
-                the budget not even the mildest codecs.
+            InfeasibleError: if a device's memory fits no cut, the server's not even the latest
+                cuts, or the budget not even the mildest codecs.
         """
         seen = see(problem, observation)
         lines, why = self._lines(problem)
@@ -146,8 +147,11 @@ class Sft:
         if seen.able.size:
             task = split_problem(problem, seen, lines, priced, self.quality_budget)
             known = held[seen.device[seen.able]]
+            due = due or not _is_served(problem, seen, lines, index)
             if due or bool(np.any(known < 0)):
-                used, apart = self._choose(task if due else _joined_by(task, known))
+                tasks = [] if due else [_joined_by(task, known)]
+                tasks += _later_and_later(task, lines)
+                used, apart = self._served(problem, seen, lines, tasks, index)
                 index[seen.able], notes = used.index, notes | apart
                 held[seen.device[seen.able]] = used.index
                 decided = observation.round if due else decided
@@ -161,10 +165,8 @@ class Sft:
         shares = seen.idle_share.copy()
         shares[seen.able] = np.minimum(share, 1.0)
         assignments = told(problem, seen, lines, index, shares)
-        cost = split_cost(problem, assignments)
-        _check_server(problem, cost, len(assignments))
         return _round_plan(
-            problem, observation, seen, assignments, cost, why=why, solution=solution, notes=notes
+            problem, observation, seen, assignments, why=why, solution=solution, notes=notes
         ), {"line": held, "decided": decided}
 
     def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
@@ -202,6 +204,29 @@ class Sft:
         cuts = range(1, widest + 1) if self.cut == "auto" else [self.cut]
         lines = Lines.of(cuts, codecs, problem.split)
         return (lines if self.weighs_codecs else replace(lines, loss=np.zeros(len(lines)))), why
+
+    def _served(
+        self, problem: Problem, seen: Seen, lines: Lines, tasks: Sequence[SplitProblem], index: Ints
+    ) -> tuple[SplitSolution, dict[str, float]]:
+        """Return the choice in the first of the tasks whose answer the server's memory holds.
+
+        `index` has the lines of the devices that cannot send in this slot.
+
+        Raises:
+            InfeasibleError: if it holds none.
+        """
+        found = index.copy()
+        for task in tasks:
+            used, notes = self._choose(task)
+            found[seen.able] = used.index
+            if _is_served(problem, seen, lines, found):
+                return used, notes
+        peak = _server_peak(problem, seen, lines, found)
+        raise InfeasibleError(
+            f"the server has {format_bytes(problem.server_memory_bytes)} of memory, but serving "
+            f"{len(found)} devices needs {format_bytes(peak)} even through the latest cuts that "
+            "fit them; lower the batch, let it serve one after the other or give it more memory"
+        )
 
     def _choose(self, task: SplitProblem) -> tuple[SplitSolution, dict[str, float]]:
         """Return the large timescale's answer, and how far the other solver's is from it."""
@@ -255,6 +280,12 @@ def _joined_by(task: SplitProblem, known: Ints) -> SplitProblem:
     return replace(task, allowed=allowed) if float(np.sum(least)) <= task.loss_budget else task
 
 
+def _later_and_later(task: SplitProblem, lines: Lines) -> list[SplitProblem]:
+    """Return the task with every cut, then without the earliest cuts, while each device has one."""
+    left = [task.allowed & (lines.cut >= floor) for floor in np.unique(lines.cut)]
+    return [replace(task, allowed=allowed) for allowed in left if allowed.any(axis=1).all()]
+
+
 def _usual(priced: Priced, held: Ints) -> Ints:
     """Return each device's last line while it fits, or the one that asks least of its memory."""
     rows: Ints = np.arange(held.shape[0])
@@ -262,23 +293,23 @@ def _usual(priced: Priced, held: Ints) -> Ints:
     return np.asarray(np.where(known, held, np.argmin(priced.peak_bytes, axis=1)), np.int64)
 
 
-def _check_server(problem: Problem, cost: SplitCost, devices: int) -> None:
-    peak = cost.server_peak_bytes
-    if peak > problem.server_memory_bytes:
-        raise InfeasibleError(
-            f"the server has {format_bytes(problem.server_memory_bytes)} of memory, but serving "
-            f"{devices} devices through these cuts needs {format_bytes(peak)}; cut later, "
-            "lower the batch, let it serve one after the other or give it more memory"
-        )
+def _server_peak(problem: Problem, seen: Seen, lines: Lines, index: Ints) -> float:
+    rows = told(problem, seen, lines, index, np.ones(index.shape))
+    return split_cost(problem, rows).server_peak_bytes
+
+
+def _is_served(problem: Problem, seen: Seen, lines: Lines, index: Ints) -> bool:
+    return _server_peak(problem, seen, lines, index) <= problem.server_memory_bytes
 
 
 def _round_plan(
-    problem: Problem, observation: Observation, seen: Seen, assignments: Assignments,
-    cost: SplitCost, *, why: str, solution: Solution | None, notes: dict[str, float],
+    problem: Problem, observation: Observation, seen: Seen, assignments: Assignments, *, why: str,
+    solution: Solution | None, notes: dict[str, float],
 ) -> RoundPlan:  # fmt: skip
     speed = observation.flops_per_s
     fleet_speed = np.full(observation.available.shape, np.nan) if speed is None else speed
     expected = predict(problem, assignments, links=seen.links, flops_per_s=fleet_speed)
+    cost = split_cost(problem, assignments)
     reachable = expected.finish_s[np.isfinite(expected.finish_s)]
     return RoundPlan(
         round=observation.round, assignments=assignments,
