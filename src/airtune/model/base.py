@@ -87,7 +87,7 @@ def load_base(
 
     Raises:
         ModelError: if the model cannot be found or read, is of no supported family, or the dtype
-            or the device is not there.
+            or the device is not there, or the weights hold a head of another number of classes.
         MissingExtraError: if 4 bits are asked for and bitsandbytes is not installed.
     """
     if dtype not in DTYPES:
@@ -97,6 +97,7 @@ def load_base(
     place = place_of(device)
     config = _config(source, revision)
     shape_from_config(config, labels=labels)  # refuses what cannot be loaded before the weights are
+    _check_head(config, labels, source)
     quantisation = _quantisation(DTYPES[dtype]) if load_in_4bit else None
     loader = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
     choices: dict[str, object] = {"num_labels": labels} if labels else {}
@@ -111,6 +112,16 @@ def load_base(
     if quantisation is None:
         network = network.to(place)
     return base_of(network, tokenizer=tokenizer, source=str(source))
+
+
+def _check_head(config: Config, labels: int, source: str | Path) -> None:
+    holds_one = any(name.endswith("Classification") for name in config.architectures or ())
+    if labels and holds_one and int(config.num_labels) != labels:
+        raise ModelError(
+            f"{source} was saved with a head of {config.num_labels} classes, but the task has "
+            f"{labels}; give it data of {config.num_labels} classes or start from the base model "
+            "it was trained from"
+        )
 
 
 def base_of(
