@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,7 @@ def agent(
     when: Annotated[str | None, typer.Option(help="Local hours in which it takes part, 22:00-05:00 for instance.")] = None,
     probe: Annotated[Path | None, typer.Option(help="This device's probe file, from airtune probe.")] = None,
     folder: Annotated[Path | None, typer.Option(help="Where logs are kept.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where base models from the server are kept; none = $XDG_CACHE_HOME/airtune.", show_default=False)] = None,
     give_up: Annotated[float, typer.Option(help="Seconds for which an unreachable server is tried; 0 = for ever.")] = 0.0,
     patience: Annotated[float, typer.Option(help="Seconds for which a refused key is tried: a server remembers a lost connection for about a minute.")] = 100.0,
 ) -> None:  # fmt: skip
@@ -44,11 +46,16 @@ def agent(
         model=model, compute=compute, memory_bytes=_bytes("memory", memory),
         reserve_bytes=_bytes("reserve", reserve),
         hours=None if when is None else read_hours(when), probe=_read_probe(probe),
-        give_up_s=give_up or float("inf"), refused_s=patience,
+        give_up_s=give_up or float("inf"), refused_s=patience, cache=(cache or _cache()).absolute(),
     )  # fmt: skip
     if insecure:
         print_note("INSECURE: no TLS and no key; whoever is on the way can read and change updates")
     Agent(settings, say=print_note, folder=folder).run()
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "airtune"
 
 
 def _read_probe(path: Path | None) -> dict[str, object]:

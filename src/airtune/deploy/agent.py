@@ -32,7 +32,7 @@ from airtune.deploy.flower_cli import environment, program
 from airtune.deploy.hatch import new_token
 from airtune.deploy.memory import check_cap, close_pipes, start_capped
 from airtune.deploy.processes import end_group
-from airtune.deploy.reach import check_server
+from airtune.deploy.reach import check_clock, check_server
 from airtune.deploy.worker import WorkerSettings
 from airtune.errors import (
     ConnectionFailedError,
@@ -77,6 +77,8 @@ class AgentSettings:
     """How long an unreachable server is tried."""
     refused_s: float = REFUSED_S
     """How long a key that is refused is tried."""
+    cache: Path | None = None
+    """Where base models that the server hands out are kept; None = it may not hand out any."""
 
 
 def read_hours(text: str) -> tuple[datetime.time, datetime.time]:
@@ -208,6 +210,7 @@ class Agent:
             reserve_bytes=settings.reserve_bytes, probe=dict(settings.probe),
             host=settings.server.rpartition(":")[0],
             authority=None if settings.insecure else str(settings.authority),
+            cache=None if settings.cache is None else str(settings.cache),
         ).save(folder / "worker.json")  # fmt: skip
         command = [sys.executable, "-m", "airtune.deploy.worker", str(folder / "worker.json")]
         self._worker = start_capped(command, cap_bytes=settings.memory_bytes, timeout_s=START_S)
@@ -269,6 +272,7 @@ class Agent:
         while not self._stopping.is_set():
             try:
                 check_server(self._settings.server, self._settings.authority)
+                check_clock(self._settings.server, self._settings.authority)
                 return
             except ConnectionFailedError as error:
                 if time.monotonic() - began > self._settings.give_up_s:

@@ -43,7 +43,7 @@ from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment
 from airtune.recipe import Recipe
 from airtune.run.build import is_vision, load_model, model_source
-from airtune.units import format_bytes
+from airtune.units import BITS_PER_BYTE, format_bytes
 from airtune.work.evaluate import evaluate
 from airtune.work.importance import measure_importance
 from airtune.work.network import current_base, tuned_network
@@ -74,6 +74,8 @@ class DeviceSettings:
     """Of the server, for streams of split rounds."""
     authority: Path | None = None
     """Certificate that the stream's is checked against; None = no TLS."""
+    cache: Path | None = None
+    """Where base models that the server hands out are kept; None = nothing is fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +90,19 @@ class _Loaded:
 class Device:
     """Does tasks, one after the other."""
 
-    def __init__(self, settings: DeviceSettings, *, pace: Pace | None = None) -> None:
+    def __init__(
+        self, settings: DeviceSettings, *, pace: Pace | None = None,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> None:  # fmt: skip
         """Hold nothing yet.
 
         Args:
             settings: the owner's.
             pace: waits until an upload fits the device's share; None = never waits.
+            say: told why a task was not done, the sentence that the server is told.
         """
         self._settings = settings
-        self._pace = pace
+        self._pace, self._say = pace, say
         self._bases: dict[str, BaseModel] = {}
         self._loaded: dict[str, _Loaded] = {}
         self._lost = Residuals()
@@ -110,18 +116,26 @@ class Device:
             MismatchError: if the task is of another version.
             CodecError: if it is damaged.
         """
-        task, blobs = open_task(envelope)
+        try:
+            task, blobs = open_task(envelope)
+        except AirtuneError as error:
+            self._say(str(error))
+            raise
         try:
             return self._do(task, blobs)
         except AirtuneError as error:
-            return seal_reply(replace(_reply(task), status="failed", reason=str(error)))
+            return self._failed(task, str(error))
         except (MemoryError, OSError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             left = self._settings.memory_bytes
             has = "less than that" if left is None else format_bytes(left)
-            reason = f"out of memory: this device has {has}"
-            return seal_reply(replace(_reply(task), status="failed", reason=reason))
+            return self._failed(task, f"out of memory: this device has {has}")
+
+    def _failed(self, task: Task, reason: str) -> Envelope:
+        """Tell both sides why a task was not done."""
+        self._say(f"round {task.round}, {task.kind}: {reason}")
+        return seal_reply(replace(_reply(task), status="failed", reason=reason))
 
     def _do(self, task: Task, blobs: Mapping[str, bytes]) -> Envelope:
         began = time.perf_counter()
@@ -133,11 +147,24 @@ class Device:
                   "evaluate": self._evaluate}[task.kind]  # fmt: skip
         reply, sent = answer(task, here, blobs)
         compute_s = time.perf_counter() - began - load_s
-        upload_s = 0.0
-        if self._pace is not None and task.upload_bps is not None:
-            upload_s = self._pace(sum(map(len, sent.values())), task.upload_bps)
+        upload_s = self._paced(sum(map(len, sent.values())), task.upload_bps)
         reply = replace(reply, spent=Spent(load_s, compute_s, upload_s), peak_bytes=_peak_bytes())
         return seal_reply(reply, sent)
+
+    def _paced(self, size_bytes: int, rate_bps: float | None) -> float:
+        """Wait before an answer is sent; return the seconds that its upload takes with that.
+
+        A whole answer leaves at the line's own speed, so what is waited is what that falls short
+        of the share: size/rate - size/line. Of a line that was never measured nothing is known,
+        and the whole of size/rate is waited.
+        """
+        if self._pace is None or rate_bps is None:
+            return 0.0
+        line_bps = 1e6 * float(self._settings.probe.get("up_mbps") or math.inf)
+        on_line_s = size_bytes * BITS_PER_BYTE / line_bps
+        if rate_bps >= line_bps:
+            return on_line_s
+        return on_line_s + self._pace(size_bytes, 1.0 / (1.0 / rate_bps - 1.0 / line_bps))
 
     def _join(
         self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
@@ -254,7 +281,7 @@ class Device:
             f"{setup.recipe}\0{setup.devices}\0{task.device}\0{setup.labels}".encode()
         ).hexdigest()
         if key not in self._loaded:
-            recipe = self._recipe(setup.recipe)
+            recipe = self._with_base(task, self._recipe(setup.recipe))
             base = self._base(recipe, labels=len(setup.labels))
             self._check_base(task, base)
             data = read_data(recipe, base, self._settings.data, labels=setup.labels,
@@ -282,6 +309,19 @@ class Device:
         changes = {"device": self._settings.compute}
         if self._settings.model is not None:
             changes["source"] = self._settings.model
+        return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+
+    def _with_base(self, task: Task, recipe: Recipe) -> Recipe:
+        """Return the recipe with the folder of a base that the server handed out, where it did."""
+        if task.base is None or self._settings.model is not None:
+            return recipe
+        # grpc is needed for what comes over the stream's port alone
+        from airtune.deploy.fetch import fetch_base
+
+        folder = fetch_base(task.base, task.setup.fingerprint, recipe, self._settings)
+        if folder is None:
+            return recipe
+        changes = {"source": str(folder), "revision": None}
         return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
 
     def _base(self, recipe: Recipe, *, labels: int) -> BaseModel:

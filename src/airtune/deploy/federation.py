@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ import numpy as np
 
 from airtune.data.federated import Count, FederatedData
 from airtune.deploy.device import describe_reader
+from airtune.deploy.handout import Handout, open_handout
 from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
 from airtune.engine.base import Engine
 from airtune.engine.checkpoint import load_checkpoint
@@ -58,7 +60,9 @@ from airtune.run import (
 )
 from airtune.run.build import engine_settings, is_vision, load_model, pinned
 from airtune.run.execute import RECIPE_FILE, identity, loop_settings
-from airtune.run.header import Measured, header
+from airtune.run.header import header
+from airtune.run.measurement import Measured
+from airtune.units import format_bytes
 
 ROSTER, PROBES = "roster.json", "probes"
 Tell = Callable[..., None]
@@ -151,7 +155,9 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
         nodes.courier(link.located), names, setup, run=_number(place.folder),
         shape=base.shape, patience_s=order.silent_s,
     )  # fmt: skip
-    roster = place.roster or _join(remote, names, tell)
+    handout = open_handout(recipe, order.serve, [math.inf] * len(names))
+    remote.offers = {} if handout is None else handout.offers
+    roster = place.roster or _join(remote, names, handout, tell)
     pieces = _pieces(order, recipe, roster, folder=place.folder, known=known, base=base)
     remote.settle_on(replace(setup, workload=pieces.problem.workload))
     link.allowed = frozenset(np.flatnonzero(roster.samples).tolist())
@@ -230,10 +236,13 @@ def _names(
     return tuple(there[:wanted] if order.clock == "replay" else there)
 
 
-def _join(remote: Remote, names: Sequence[str], tell: Tell) -> Roster:
+def _join(remote: Remote, names: Sequence[str], handout: Handout | None, tell: Tell) -> Roster:
     """Have the devices load model and data; those that do not fit are named and left out."""
     tell(stage=f"{len(names)} devices load model and data")
-    answers = remote.join(range(len(names)))
+    answers = remote.join(range(len(names)), more_s=0.0 if handout is None else handout.patience_s)
+    for number, size_bytes in ({} if handout is None else handout.served_bytes()).items():
+        if size_bytes:
+            tell(note=f"{names[number]} fetched {format_bytes(size_bytes)} of the base model")
     replies = [answers[number].reply for number in range(len(names))]
     joined = tuple(None if reply is None else reply.joined for reply in replies)
     for number, name in enumerate(names):

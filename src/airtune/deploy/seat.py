@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from airtune.deploy.fetch import reached
 from airtune.engine.message import Task
 from airtune.engine.stream import (
     Connection,
@@ -39,8 +40,7 @@ def take_seat(
         raise MismatchError(
             f"round {task.round} splits the model, but the task names no stream; it is refused"
         )
-    address = f"{settings.host or '127.0.0.1'}{seat.address}" if seat.address.startswith(
-        ":") else seat.address  # fmt: skip
+    address = reached(seat.address, settings.host)
     credentials = None
     if settings.authority is not None:
         credentials = channel_credentials(settings.authority.read_bytes())

@@ -35,6 +35,8 @@ class WorkerSettings:
     """Of the server."""
     authority: str | None = None
     """Path of the certificate that its stream is checked against; None = no TLS."""
+    cache: str | None = None
+    """Folder of base models that the server hands out."""
 
     def save(self, path: Path) -> None:
         """Write them where the worker will read them."""
@@ -59,11 +61,17 @@ def main() -> None:
             memory_bytes=_left_bytes(settings),
             probe=settings.probe, host=settings.host,
             authority=None if settings.authority is None else Path(settings.authority),
+            cache=None if settings.cache is None else Path(settings.cache),
         ),
-        pace=Pacer(),
+        pace=Pacer(), say=_say,
     )  # fmt: skip
     print(READY, flush=True)
     serve(Path(settings.socket), token, device.handle)
+
+
+def _say(sentence: str) -> None:
+    """Write to the agent's own output, which this process shares."""
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def _left_bytes(settings: WorkerSettings) -> float | None:

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from airtune.engine.envelope import Envelope
+from airtune.engine.stage import Offer
 from airtune.errors import CodecError, MismatchError
 from airtune.plan import Assignment, Workload, WorkSpec
 from airtune.work.train import TrainSettings
@@ -101,6 +102,8 @@ class Task:
     counted: int = -1
     """The last round in which this device's update counted: what coding lost of it is settled."""
     seat: Seat | None = None
+    base: Offer | None = None
+    """Where a device that lacks the base model may fetch it; None = it must have it."""
     order: tuple[str, ...] = ()
     """Names of the tensors in the order that sums and masks depend on."""
     schema: int = SCHEMA

@@ -30,6 +30,7 @@ from airtune.engine.message import (
     seal_task,
     unpack_tensors,
 )
+from airtune.engine.stage import Offer
 from airtune.errors import CodecError, MismatchError, ModelError
 from airtune.model.importance import Importance
 from airtune.model.state import GlobalState, Update
@@ -102,6 +103,8 @@ class Remote:
         self._run, self._shape, self._patience_s = run, shape, patience_s
         self.counted: dict[int, int] = {}
         """The last round in which each device's update counted."""
+        self.offers: Mapping[int, Offer] = {}
+        """Where each device may fetch the base model."""
 
     @property
     def run_name(self) -> str:
@@ -121,10 +124,15 @@ class Remote:
         """Return the numbers of the devices that can be reached now."""
         return self._courier.online()
 
-    def join(self, devices: Sequence[int]) -> dict[int, Answer]:
-        """Have devices load model and data and say what they have."""
+    def join(self, devices: Sequence[int], *, more_s: float = 0.0) -> dict[int, Answer]:
+        """Have devices load model and data and say what they have.
+
+        Args:
+            devices: their numbers.
+            more_s: how much longer than usual they are waited for, to fetch the base model.
+        """
         tasks = {device: self._task("join", device, round=0) for device in devices}
-        return self._ask(tasks, {}, limit=SMALL_BYTES)
+        return self._ask(tasks, {}, limit=SMALL_BYTES, deadline_s=self._patience_s + more_s)
 
     def measure(
         self, devices: Sequence[int], state: GlobalState
@@ -146,16 +154,19 @@ class Remote:
                     answers[device] = replace(answer, status="refused", fault=str(error))
         return found, answers
 
-    def evaluate(self, devices: Sequence[int], state: GlobalState) -> dict[int, Quality]:
-        """Have devices judge a model on their held-out shares; those that cannot are left out."""
+    def evaluate(
+        self, devices: Sequence[int], state: GlobalState, *, deadline_s: float | None = None
+    ) -> dict[int, Quality]:
+        """Have devices judge a model on their held-out shares; who cannot in time is left out."""
         blob, order = pack_state(state)
         tasks = {
             device: self._task("evaluate", device, round=state.round, order=order)
             for device in devices
         }
         answers = self._ask(
-            tasks, {device: {"state": blob} for device in devices}, limit=SMALL_BYTES
-        )
+            tasks, {device: {"state": blob} for device in devices}, limit=SMALL_BYTES,
+            deadline_s=deadline_s,
+        )  # fmt: skip
         return {
             device: _quality(answer.reply)
             for device, answer in answers.items()
@@ -203,7 +214,7 @@ class Remote:
 
     def _task(self, kind: Kind, device: int, *, round: int, order: tuple[str, ...] = ()) -> Task:
         return Task(kind, self._run, round, device, self._names[device], secrets.token_hex(8),
-                    self._setup, order=order)  # fmt: skip
+                    self._setup, base=self.offers.get(device), order=order)  # fmt: skip
 
     def _ask(
         self, tasks: Mapping[int, Task], blobs: Mapping[int, Mapping[str, bytes]], *,

@@ -70,6 +70,8 @@ class ModelSection(Section):
     """Hold the base in 4 bits (CUDA, extra `quantised`)."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    stage: Literal["none", "server"] = "none"
+    """Over real devices: `server` = one that lacks the base fetches it from the server, once."""
 
 
 class LoraSection(Section):
@@ -341,4 +343,5 @@ class Recipe(Section):
     def digest(self) -> str:
         """Return a hash of everything that decides the run's numbers."""
         values = {key: value for key, value in self.plain().items() if key not in _UNHASHED}
+        del values["model"]["stage"]  # the way a base comes by does not change it
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -22,6 +22,7 @@ model:
   dtype: float32         # float32, bfloat16, float16
   device: auto           # where this machine computes: auto, cpu, cuda
   load_in_4bit: false    # hold the base in 4 bits (CUDA; pip install 'airtune[quantised]')
+  # stage: none          # server = real devices that lack the base fetch it from the server
 
 lora:
   r: 8                   # rank, for methods that do not choose one

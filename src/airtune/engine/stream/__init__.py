@@ -11,6 +11,7 @@ part = run_device(end, Connection("server:9443", token, run, channel_credentials
 outcomes = join_round(task, result, {device: DevicePart(...)})
 """
 
+from airtune.engine.stream.base import Shelf, fetcher
 from airtune.engine.stream.channel import channel_credentials, server_credentials
 from airtune.engine.stream.device import Connection, DeviceRound, run_device
 from airtune.engine.stream.ends import DeviceEnd
@@ -28,10 +29,12 @@ __all__ = [
     "MeasuredLink",
     "OpenRound",
     "ServerRound",
+    "Shelf",
     "SplitTask",
     "StreamServer",
     "Timing",
     "channel_credentials",
+    "fetcher",
     "join_round",
     "measure_link",
     "run_device",

@@ -2,6 +2,7 @@
 
     /airtune.Split/Round    one bidirectional stream a device and round
     /airtune.Split/Measure  bytes up and down, for `airtune probe`
+    /airtune.Split/Base     a file of the base model, for devices that lack it
 
 Handlers are generic and serialisers the identity, so nothing is generated. A stream says who it is
 by a token in its metadata before anything it sends is read; a part larger than `PART_BYTES` is
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from airtune.engine.stream.base import Shelf, base_handler
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, channel_options
 from airtune.engine.stream.link import measure_handler
 from airtune.engine.stream.message import parts_of, read_message
@@ -61,7 +63,7 @@ class OpenRound:
 
 
 class StreamServer:
-    """Serves split rounds on one port."""
+    """Serves split rounds, and base models to devices that lack them, on one port."""
 
     def __init__(
         self, address: str = "127.0.0.1:0", *, credentials: grpc.ServerCredentials | None = None,
@@ -78,6 +80,8 @@ class StreamServer:
         Raises:
             TrainingError: if the port cannot be had.
         """
+        self.shelf = Shelf()
+        """Base models that are handed out."""
         self._tables: list[Table] = []
         self._lock = threading.Lock()
         self._server = grpc.server(
@@ -87,6 +91,7 @@ class StreamServer:
         handlers = {
             "Round": grpc.stream_stream_rpc_method_handler(self._serve),
             "Measure": grpc.stream_stream_rpc_method_handler(measure_handler(may_measure)),
+            "Base": grpc.unary_stream_rpc_method_handler(base_handler(self.shelf)),
         }
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)

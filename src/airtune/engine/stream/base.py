@@ -1,0 +1,152 @@
+"""Handing a base model out over the stream's port: one call a file, from any byte on.
+
+    /airtune.Split/Base     request: number of a file u16, offset u64; answer: its chunks
+
+A caller is known by the token of its offer. It names a file by its number in that offer, so nothing
+it sends becomes a path, and it is served no more bytes than it was granted.
+"""
+
+from __future__ import annotations
+
+import secrets
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from airtune.engine.stage import CHUNK_BYTES, Ask, BaseFile, Offer, pack_chunk
+from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
+from airtune.errors import ConnectionFailedError, MismatchError
+from airtune.units import format_bytes
+
+_REQUEST = struct.Struct("<HQ")
+_FINAL = frozenset({
+    grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED,
+})  # fmt: skip
+"""Refusals that asking again does not change."""
+FILE_S = 24 * 3600.0
+"""Most seconds that one call may take; a broken one is asked again from where it ended."""
+
+
+@dataclass(slots=True)
+class _Lot:
+    """What one token lets out."""
+
+    folder: Path
+    files: tuple[BaseFile, ...]
+    most_bytes: float
+    served_bytes: int = 0
+
+
+class Shelf:
+    """What a server hands out, and how much of it each token has had."""
+
+    def __init__(self) -> None:
+        """Begin empty."""
+        self._lots: dict[str, _Lot] = {}
+        self._lock = threading.Lock()
+
+    def lend(
+        self, folder: Path, files: tuple[BaseFile, ...], *, most_bytes: float = float("inf")
+    ) -> str:
+        """Return a token that lets its holder have these files.
+
+        Args:
+            folder: where they are.
+            files: by their numbers.
+            most_bytes: what the holder may be sent, repeats included.
+        """
+        token = secrets.token_urlsafe(32)
+        with self._lock:
+            self._lots[token] = _Lot(folder, files, most_bytes)
+        return token
+
+    def served_bytes(self, token: str) -> int:
+        """Return what the holder of a token was sent."""
+        with self._lock:
+            return self._lots[token].served_bytes
+
+    def lot(self, token: str) -> _Lot | None:
+        """Return what a token lets out, None where it lets out nothing."""
+        with self._lock:
+            return self._lots.get(token)
+
+    def grant(self, lot: _Lot, size_bytes: int) -> bool:
+        """Count bytes that are about to be sent; False where they are too many."""
+        with self._lock:
+            if lot.served_bytes + size_bytes > lot.most_bytes:
+                return False
+            lot.served_bytes += size_bytes
+            return True
+
+
+def base_handler(shelf: Shelf) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+    """Return the server's side."""
+
+    def serve(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        token = next((str(v) for k, v in context.invocation_metadata() if k == TOKEN_KEY), "")
+        lot = shelf.lot(token)
+        if lot is None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "this token lets no base model out")
+            return
+        if len(request) != _REQUEST.size or (asked := _REQUEST.unpack(request))[0] >= len(lot.files):  # fmt: skip
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no such file")
+            return
+        yield from _chunks(shelf, lot, *asked, context=context)
+
+    return serve
+
+
+def _chunks(
+    shelf: Shelf, lot: _Lot, number: int, offset: int, *, context: grpc.ServicerContext
+) -> Iterator[bytes]:
+    try:
+        with (lot.folder / lot.files[number].name).open("rb") as file:
+            file.seek(min(offset, lot.files[number].size_bytes))
+            while content := file.read(CHUNK_BYTES):
+                chunk = pack_chunk(offset, content)
+                if not shelf.grant(lot, len(chunk)):
+                    context.abort(
+                        grpc.StatusCode.FAILED_PRECONDITION,
+                        f"the {format_bytes(lot.most_bytes)} that this device may fetch this month "
+                        "are used up (limits.device_bytes_per_month)",
+                    )
+                yield chunk
+                offset += len(content)
+    except OSError as error:
+        context.abort(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"the server cannot read {lot.files[number].name}: {error.strerror or error}",
+        )
+
+
+def fetcher(target: str, offer: Offer, credentials: grpc.ChannelCredentials | None) -> Ask:
+    """Return what asks a server for an offer's files.
+
+    Args:
+        target: HOST:PORT.
+        offer: gives the token.
+        credentials: TLS; None = in the clear.
+    """
+
+    def ask(number: int, offset: int) -> Iterator[bytes]:
+        with open_channel(target, credentials) as channel:
+            call = channel.unary_stream(f"/{SERVICE}/Base")
+            answers = call(
+                _REQUEST.pack(number, offset), timeout=FILE_S, metadata=((TOKEN_KEY, offer.token),)
+            )
+            try:
+                yield from answers
+            except grpc.RpcError as error:
+                said = f"the server at {target}: {error.details()}"
+                if error.code() in _FINAL:
+                    raise MismatchError(f"the base model is refused by {said}") from error
+                raise ConnectionFailedError(said) from error
+            finally:
+                answers.cancel()
+
+    return ask

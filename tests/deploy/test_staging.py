@@ -1,0 +1,77 @@
+"""A run whose devices lack the base model: the server hands it out, once."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airtune.data import EMBEDDED_MODEL
+from airtune.deploy import fetch
+from airtune.deploy.device import Device, DeviceSettings
+from airtune.deploy.federation import Order, run_federation
+from airtune.engine.stream import StreamServer
+from airtune.errors import MismatchError
+from airtune.records import read_run
+
+
+@pytest.fixture
+def server() -> Any:
+    serving = StreamServer()
+    yield serving
+    serving.close()
+
+
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No device has the base by itself, though it stands on this machine."""
+    monkeypatch.setattr(fetch, "is_here", lambda recipe: False)
+
+
+def _run(recipe: Any, nodes: Any, server: Any, root: Path, cache: Path | None) -> list[Any]:
+    told: list[dict[str, Any]] = []
+    settings = DeviceSettings(data="recipe", compute="cpu", host="127.0.0.1", cache=cache)
+    nodes.mail.devices = {number: Device(settings) for number in range(len(nodes.names))}
+    folder = run_federation(
+        Order(recipe, root, devices=len(nodes.names), serve=lambda: (server, f":{server.port}")),
+        nodes, tell=lambda **event: told.append(event),
+    )  # fmt: skip
+    assert set(read_run(folder).devices["status"]) == {"ok"}
+    return [event["note"] for event in told if "note" in event]
+
+
+@pytest.mark.usefixtures("lacking")
+def test_devices_fetch_the_base_once_and_train(
+    recipe: Any, nodes: Any, server: Any, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(EMBEDDED_MODEL, base)
+    changes = {"train.rounds": 1, "train.local_steps": 1, "data.limit": 30,
+               "model.source": str(base), "model.stage": "server"}  # fmt: skip
+    cache = tmp_path / "cache"
+    first = _run(recipe(**changes), nodes(["a", "b"]), server, tmp_path / "1", cache)
+    # both devices share a cache here, so the second finds what the first has fetched
+    assert len(first) == 1
+    assert "a fetched" in first[0]
+    [staged] = [path for path in cache.iterdir() if path.is_dir()]
+    assert (staged / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    again = _run(recipe(**changes), nodes(["a", "b"]), server, tmp_path / "2", cache)
+    assert again == []
+
+
+@pytest.mark.usefixtures("lacking")
+def test_a_device_that_keeps_none_says_so(
+    recipe: Any, nodes: Any, server: Any, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(EMBEDDED_MODEL, base)
+    changed = recipe(**{"model.source": str(base), "model.stage": "server", "data.limit": 30})
+    with pytest.raises(MismatchError, match="keeps none that the server hands out"):
+        _run(changed, nodes(["a"]), server, tmp_path / "1", None)
+
+
+def test_what_a_device_has_is_not_fetched(tmp_path: Path, recipe: Any) -> None:
+    assert fetch.is_here(recipe())
+    assert fetch.is_here(recipe(**{"model.source": str(tmp_path)}))
+    assert not fetch.is_here(recipe(**{"model.source": "./nowhere"}))
+    assert not fetch.is_here(recipe(**{"model.source": "nobody/nothing"}))

@@ -1,0 +1,131 @@
+"""A base model over the real stream: TLS, tokens, limits."""
+
+import os
+import struct
+import threading
+from pathlib import Path
+
+import pytest
+
+from airtune.engine.stage import CHUNK_BYTES, Offer, base_files, stage_base
+from airtune.errors import ConnectionFailedError, MismatchError
+
+grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
+pytest.importorskip("cryptography", reason="pip install 'airtune[flower]'")
+
+from airtune.deploy.keys import ensure_certificates  # noqa: E402
+from airtune.engine.stream import (  # noqa: E402
+    StreamServer,
+    channel_credentials,
+    fetcher,
+    server_credentials,
+)
+from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel  # noqa: E402
+
+NAME = "b" * 64
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(os.urandom(5 * CHUNK_BYTES + 3))
+    (folder / "secret.txt").write_text("not for you")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory):
+    files = ensure_certificates(tmp_path_factory.mktemp("tls"), ["127.0.0.1"])
+    server = StreamServer(
+        credentials=server_credentials(files.certificate.read_bytes(), files.key.read_bytes())
+    )
+    yield server, channel_credentials(files.authority.read_bytes())
+    server.close()
+
+
+def offered(server, source, **limits):
+    files = base_files(source)
+    target = f"127.0.0.1:{server.port}"
+    return target, Offer(target, server.shelf.lend(source, files, **limits), files)
+
+
+def test_a_base_crosses_tls_whole_and_is_counted(secured, source, tmp_path) -> None:
+    server, credentials = secured
+    target, offer = offered(server, source)
+    folder = stage_base(tmp_path, NAME, offer.files, fetcher(target, offer, credentials))
+    for file in offer.files:
+        assert (folder / file.name).read_bytes() == (source / file.name).read_bytes()
+    assert not (folder / "secret.txt").exists()
+    served = server.shelf.served_bytes(offer.token)
+    assert offer.size_bytes < served < 1.01 * offer.size_bytes + 1000
+
+
+def test_a_wrong_token_is_refused_at_once(secured, source, tmp_path) -> None:
+    server, credentials = secured
+    target, offer = offered(server, source)
+    stranger = Offer(target, "nobody's", offer.files)
+    with pytest.raises(MismatchError, match="lets no base model out"):
+        stage_base(tmp_path, NAME, offer.files, fetcher(target, stranger, credentials))
+
+
+def test_no_more_is_served_than_was_granted(secured, source, tmp_path) -> None:
+    server, credentials = secured
+    target, offer = offered(server, source, most_bytes=3.5 * CHUNK_BYTES)
+    with pytest.raises(MismatchError, match="this month are used up"):
+        stage_base(tmp_path, NAME, offer.files, fetcher(target, offer, credentials))
+    assert server.shelf.served_bytes(offer.token) <= 3.5 * CHUNK_BYTES
+
+
+@pytest.mark.parametrize("request_bytes", [
+    b"", b"../../etc/passwd", struct.pack("<HQ", 9, 0), struct.pack("<HQ", 65535, 2**63),
+])  # fmt: skip
+def test_nothing_that_a_caller_sends_is_a_path(secured, source, request_bytes) -> None:
+    server, credentials = secured
+    target, offer = offered(server, source)
+    with open_channel(target, credentials) as channel:
+        call = channel.unary_stream(f"/{SERVICE}/Base")
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call(request_bytes, timeout=10, metadata=((TOKEN_KEY, offer.token),)))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_server_that_comes_back_is_asked_for_the_rest(source, tmp_path) -> None:
+    first = StreamServer()
+    port, waits = first.port, []
+    target, offer = offered(first, source)
+    back = []
+
+    def return_later(seconds: float) -> None:
+        waits.append(seconds)
+        if not back:
+            server = StreamServer(f"127.0.0.1:{port}")
+            server.shelf._lots[offer.token] = first.shelf._lots[offer.token]
+            back.append(server)
+
+    ask = fetcher(target, offer, None)
+
+    def cut(number, offset):
+        for place, chunk in enumerate(ask(number, offset)):
+            if not back and place == 2:
+                closing = threading.Thread(target=first.close, args=(0.0,))
+                closing.start()
+                closing.join()
+            yield chunk
+
+    folder = stage_base(tmp_path, NAME, offer.files, cut, sleep=return_later)
+    assert (folder / "model.safetensors").read_bytes() == (
+        source / "model.safetensors"
+    ).read_bytes()
+    for server in back:
+        server.close()
+
+
+def test_a_server_that_is_gone_is_said(source, tmp_path) -> None:
+    server = StreamServer()
+    target, offer = offered(server, source)
+    server.close(0.0)
+    with pytest.raises(ConnectionFailedError, match="the base model does not come"):
+        stage_base(
+            tmp_path, NAME, offer.files, fetcher(target, offer, None), sleep=lambda seconds: None
+        )
