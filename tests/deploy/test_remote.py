@@ -23,7 +23,7 @@ from airtune.errors import (
 from airtune.plan import Calibration
 from airtune.records import read_run
 from airtune.run import choose_method
-from airtune.run.execute import calibration_path
+from airtune.run.measurement import calibration_path
 
 
 def _run(recipe: Any, nodes: Any, root: Path, **order: Any) -> tuple[Any, list[dict[str, Any]]]:

@@ -26,9 +26,9 @@ from airtune.run import (
     Chosen,
     check_memory,
     choose_method,
+    informed,
     longest_input,
-    stored_calibration,
-    stored_split_calibration,
+    stored_measurement,
     wants_calibration,
     wants_split_calibration,
     workload_of,
@@ -119,15 +119,14 @@ def plan_recipe(recipe: Recipe) -> Plan:
     fleet = load_fleet(recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed)
     workload = workload_of(recipe, shape, tokens=longest_input(recipe))
     chosen = choose_method(recipe)
-    stored = stored_calibration(recipe, chosen)
     visits = recipe.train.rounds * workload.local_steps * workload.batch
     problem = Problem(
         shape=shape, devices=fleet.profiles(np.full(len(fleet), visits)), workload=workload,
         rounds=recipe.train.rounds, seed=recipe.seed, deadline_s=recipe.deadline_s,
-        calibration=stored, server_flops_per_s=fleet.server.flops_per_s,
+        server_flops_per_s=fleet.server.flops_per_s,
         server_memory_bytes=fleet.server.memory_bytes, work=chosen.method.work,
-        split=stored_split_calibration(recipe, chosen),
     )  # fmt: skip
+    problem = informed(problem, stored_measurement(recipe, chosen))
     check_memory(problem, fleet, may_cut=method_row(recipe.method.name).may_cut)
     sampled = _sample(problem, fleet, chosen)
     return _summary(recipe, fleet, problem, chosen, sampled=sampled)

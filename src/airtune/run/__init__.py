@@ -14,14 +14,11 @@ from airtune.run.execute import (
     Watch,
     new_folder,
     problem_of,
-    remembered,
     resume_run,
     run_recipe,
-    stored_calibration,
-    stored_measurement,
-    stored_split_calibration,
 )
 from airtune.run.export import export_run
+from airtune.run.measurement import informed, remembered, stored_measurement
 from airtune.run.method import (
     Chosen,
     choose_method,
@@ -39,6 +36,7 @@ __all__ = [
     "check_memory",
     "choose_method",
     "export_run",
+    "informed",
     "load_assets",
     "longest_input",
     "new_folder",
@@ -46,9 +44,7 @@ __all__ = [
     "remembered",
     "resume_run",
     "run_recipe",
-    "stored_calibration",
     "stored_measurement",
-    "stored_split_calibration",
     "wants_calibration",
     "wants_split_calibration",
     "workload_of",

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from airtune import calibrate, calibrate_split
-from airtune.calibrate_split import SplitMeasured
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.state import initial_state
-from airtune.plan import Calibration, Method, Problem, SplitCalibration
+from airtune.plan import Method, Problem
 from airtune.recipe import Recipe, dump_recipe, load_recipe
 from airtune.records import RunRecord, RunWriter, read_run, storage, write_atomically
 from airtune.report import write_report
 from airtune.run import controls
 from airtune.run.build import Assets, Pieces, build_pieces, pinned
-from airtune.run.header import Measured, header
+from airtune.run.header import header
 from airtune.run.leakage import leakage_of
-from airtune.run.method import (
-    Chosen,
-    choose_method,
-    wants_calibration,
-    wants_split_calibration,
-)
+from airtune.run.measurement import Measured, informed, measure, remembered
+from airtune.run.method import Chosen, choose_method
 
 RECIPE_FILE = "recipe.yaml"
 _WINDOW = 3
@@ -101,7 +94,7 @@ def run_recipe(
         watch.on_stage("loading model and data")
         pieces = build_pieces(recipe, assets)
         chosen = choose_method(recipe, label=label)
-        measured = _measure(pieces, chosen, watch)
+        measured = measure(pieces, chosen, watch.on_stage)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(
             "interrupted before the first round; nothing was written, start the run again"
@@ -197,13 +190,11 @@ def _run_method(
 
 def problem_of(pieces: Pieces, method: Method, measured: Measured | None) -> Problem:
     """Return the problem as a method meets it: with its own local work and what was measured."""
-    return replace(
-        pieces.problem,
-        work=method.work,
-        calibration=measured.calibration if isinstance(measured, calibrate.Measured) else None,
-        split=measured.calibration if isinstance(measured, SplitMeasured) else None,
+    problem = replace(
+        pieces.problem, work=method.work,
         server_memory_bytes=pieces.assets.fleet.server.memory_bytes,
-    )
+    )  # fmt: skip
+    return informed(problem, measured)
 
 
 def _run_control(pieces: Pieces, name: str, writer: RunWriter, watch: Watch) -> None:
@@ -234,118 +225,6 @@ def loop_settings(pieces: Pieces) -> LoopSettings:
         stop_at_target=asked is not None and asked.stop,
         scale=pieces.engine.train.scale,
     )
-
-
-def _measure(pieces: Pieces, chosen: Chosen, watch: Watch) -> Measured | None:
-    """Return what pruning or compression costs, measured now or before, where it is asked for."""
-    recipe = pieces.recipe
-    stored = stored_measurement(recipe, chosen, fingerprint=pieces.assets.base.fingerprint)
-    if stored is not None:
-        return stored
-    if wants_split_calibration(chosen):
-        return _measure_split(pieces, chosen, watch)
-    if not wants_calibration(chosen):
-        return None
-    setting = calibrate.Setting(
-        base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem,
-        work=chosen.method.work, engine=pieces.engine, rounds=recipe.calibration.rounds,
-        devices=recipe.calibration.devices, budgets=recipe.calibration.budgets,
-    )  # fmt: skip
-    watch.on_stage("calibrating: what does pruning cost here?")
-    measured = calibrate.calibrate(setting)
-    calibrate.store(calibration_path(recipe, chosen), measured)
-    return measured
-
-
-def _measure_split(pieces: Pieces, chosen: Chosen, watch: Watch) -> SplitMeasured:
-    recipe = pieces.recipe
-    watch.on_stage("calibrating: what does compressing activations cost here?")
-    setting = calibrate.Setting(
-        base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem,
-        work=chosen.method.work, engine=pieces.engine, rounds=recipe.split.rounds,
-        devices=recipe.split.devices, budgets=(),
-    )  # fmt: skip
-    codecs = [section.spec() for section in recipe.split.codecs]
-    measured = calibrate_split.calibrate_split(setting, codecs, recipe.split.cuts)
-    calibrate_split.store(split_calibration_path(recipe, chosen), measured)
-    return measured
-
-
-def remembered(document: Mapping[str, Any]) -> Measured | None:
-    """Return the calibration that a run's header holds, if it holds one."""
-    if "split_calibration" in document:
-        return calibrate_split.from_document(document["split_calibration"])
-    stored = document.get("calibration")
-    return None if stored is None else calibrate.from_document(stored)
-
-
-def stored_measurement(recipe: Recipe, chosen: Chosen, *, fingerprint: str) -> Measured | None:
-    """Return what an earlier run has measured of this setting on these very weights, or None.
-
-    Args:
-        recipe: checked.
-        chosen: its method.
-        fingerprint: of the weights that are to be trained.
-
-    Raises:
-        CheckpointError: if the file is damaged.
-    """
-    found: Measured | None = None
-    if wants_split_calibration(chosen):
-        found = calibrate_split.load(split_calibration_path(recipe, chosen))
-    elif wants_calibration(chosen):
-        found = calibrate.load(calibration_path(recipe, chosen))
-    return found if found is not None and found.fingerprint == fingerprint else None
-
-
-def stored_split_calibration(recipe: Recipe, chosen: Chosen) -> SplitCalibration | None:
-    """Return what an earlier run has stored of the codecs' cost, or None.
-
-    Raises:
-        CheckpointError: if the file is damaged.
-    """
-    if not wants_split_calibration(chosen):
-        return None
-    stored = calibrate_split.load(split_calibration_path(recipe, chosen))
-    return None if stored is None else stored.calibration
-
-
-def stored_calibration(recipe: Recipe, chosen: Chosen) -> Calibration | None:
-    """Return the calibration that an earlier run of this setting has stored, or None.
-
-    Raises:
-        CheckpointError: if the file is damaged.
-    """
-    if not wants_calibration(chosen):
-        return None
-    stored = calibrate.load(calibration_path(recipe, chosen))
-    return None if stored is None else stored.calibration
-
-
-def calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
-    """Return where the calibration of this model, data, training and criterion is stored.
-
-    The key needs no weights, so that the planner finds it too. The weights' fingerprint is in the
-    file: a run, which has the weights, uses it only where they are the same; a planner, which loads
-    none, takes it as it is. Nor does the key hold the seed: what pruning costs belongs to the model
-    and the data, and runs that differ in their draws share one measurement.
-    """
-    return _calibration_path(recipe, chosen, section="calibration", name="calibration")
-
-
-def split_calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
-    """Return where the cost of codecs is stored, by the same rule."""
-    return _calibration_path(recipe, chosen, section="split", name="split-calibration")
-
-
-def _calibration_path(recipe: Recipe, chosen: Chosen, *, section: str, name: str) -> Path:
-    values = recipe.plain()
-    parts = {part: values[part] for part in ("model", "lora", "data", section)}
-    parts["train"] = {key: value for key, value in values["train"].items() if key != "rounds"}
-    parts["fleet"] = [values["fleet"]["source"], values["fleet"]["devices"]]
-    parts["work"] = asdict(chosen.method.work)
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(recipe.output) / "cache" / f"{name}-{key}.json"
 
 
 def _made(folder: Path) -> Path:

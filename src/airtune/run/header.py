@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
-from airtune import calibrate
 from airtune.calibrate_split import SplitMeasured
 from airtune.plan import Method
 from airtune.run.build import Pieces
+from airtune.run.measurement import Measured
 from airtune.run.protection import epsilon_of
-
-Measured: TypeAlias = calibrate.Measured | SplitMeasured
-"""What a run measured beforehand: the price of pruning, or that of compressing activations."""
 
 
 def header(
