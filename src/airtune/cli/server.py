@@ -57,15 +57,16 @@ def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     from airtune.deploy.admission import list_nodes
     from airtune.deploy.server import list_runs
     from airtune.deploy.site import running
+    from airtune.deploy.turned_away import refused_keys
 
     settings = running(state)
     link = settings.link()
     nodes, runs = list_nodes(link), list_runs(link)
-    names = _names_of(state)
+    names, refused = _names_of(state), refused_keys(state)
     if as_json:
         print_json({"address": settings.address, "insecure": settings.insecure,
                     "devices": [{**row, "name": names.get(int(row["node-id"]))} for row in nodes],
-                    "runs": runs})  # fmt: skip
+                    "runs": runs, "refused": refused})  # fmt: skip
         return
     kind = "without TLS" if settings.insecure else "TLS and device keys"
     print_line(f"server at {settings.host}:{settings.port}, {kind}, state in {state}")
@@ -74,6 +75,8 @@ def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
                  for row in nodes])  # fmt: skip
     print_table("", ["run", "status", "elapsed s"],
                 [[row["run-id"], row["status"], f"{row['elapsed']:.0f}"] for row in runs])  # fmt: skip
+    for sentence, count in refused.items():
+        print_line(f"{sentence} ({count} times)" if count > 1 else sentence)
 
 
 @app.command()
@@ -84,16 +87,19 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what is written.")] = False,
 ) -> None:
     """Show what the server has logged."""
-    path = state / "server.log"
+    from airtune.deploy.register import Register
+    from airtune.deploy.turned_away import as_sentence
+
+    path, register = state / "server.log", Register(state)
     if not path.is_file():
         raise DeploymentError(f"there is no log at {path}; no server was started from {state}")
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file.readlines()[-lines:]:
-            print_line(line.rstrip("\n"))
+            print_line(as_sentence(line, register) or line.rstrip("\n"))
         while follow:
             line = file.readline()
             if line:
-                print_line(line.rstrip("\n"))
+                print_line(as_sentence(line, register) or line.rstrip("\n"))
             else:
                 time.sleep(0.5)
 

@@ -83,7 +83,7 @@ class ReplayEngine(LocalEngine):
         if split == "test":
             return super().evaluate(state, split) if len(self._data.test) else {}
         asked = sorted(self._remote.online())
-        found = self._remote.evaluate(asked, state)
+        found = self._remote.evaluate(asked, state, deadline_s=self._judging_s())
         if not found:
             raise TrainingError(
                 f"none of {len(asked)} devices could judge the model on its own data; "
@@ -110,6 +110,10 @@ class ReplayEngine(LocalEngine):
                 "devices; leave --replay out"
             )
         return super().execute(plan, state, divide, start_s=start_s)
+
+    def _judging_s(self) -> float | None:
+        """Return how long devices may take to judge the model; None = patience."""
+        return None
 
     def _train(
         self, plan: RoundPlan, state: GlobalState, places: Sequence[int]
@@ -177,6 +181,10 @@ class FlowerEngine(ReplayEngine):
             plan, state, setup, done=done, faults=faults, clock=(begin_s, took_s)
         )
         return replace(found, split=crossed)
+
+    def _judging_s(self) -> float | None:
+        """Nobody waits longer for a judgement than for a round."""
+        return self._problem.deadline_s
 
     def _carry_out(
         self, plan: RoundPlan, state: GlobalState, rows: Sequence[Assignment], *,
