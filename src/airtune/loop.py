@@ -24,7 +24,15 @@ from airtune.engine.refusals import refuse_malformed
 from airtune.errors import RecipeError, RunInterruptedError, TrainingError
 from airtune.model.aggregate import aggregate
 from airtune.model.state import GlobalState
-from airtune.plan import Floats, LinkState, Method, Problem, RoundPlan, State
+from airtune.plan import (
+    Floats,
+    LinkState,
+    Method,
+    Observation,
+    Problem,
+    RoundPlan,
+    State,
+)
 from airtune.records import DEVICE_COLUMNS, RunWriter
 
 Metric = Literal["loss", "perplexity", "accuracy"]
@@ -32,6 +40,11 @@ Record = dict[str, Any]
 OnRound = Callable[[Mapping[str, Any]], None]
 
 STATUSES = ("ok", "late", "refused", "failed", "absent")
+_NOTHING = frozenset({
+    "prune_heads", "prune_ffn", "pruned", "share", "download_bytes", "upload_bytes", "flops",
+    "peak_bytes", "energy_j",
+})  # fmt: skip
+"""Columns that are 0 for a device that was told nothing; other numbers are not known."""
 MAX_REASONS = 10
 """Distinct reasons in a round's record; every device's own stands in `devices.csv`."""
 
@@ -122,6 +135,8 @@ class _Round:
 
     plan: RoundPlan | None
     """None where no device was there."""
+    left_out: Mapping[int, str]
+    """Devices that were there and have too few bytes of the month left, and why."""
     execution: Execution | None
     state: GlobalState
     method: State
@@ -206,19 +221,48 @@ def _is_over(run: Run, now: Checkpoint) -> bool:
 
 def _execute(run: Run, now: Checkpoint) -> _Round:
     """Observe, plan, execute, aggregate and learn."""
-    decider, known = run.method.decider, run.known
     observation = run.engine.observe(now.rounds, now.time_s)
-    if not np.any(observation.available):
+    plan, method, left_out = _plan(run, now, observation)
+    if plan is None:
         idle = replace(now.state, round=now.state.round + 1)
-        return _Round(None, None, idle, now.method, now.time_s, now.time_s + run.settings.idle_s)
-    plan, method = decider.plan(known, now.method, observation)
-    check_plan(plan, observation)
+        until_s = run.engine.idle_until_s(now.time_s, run.settings.idle_s)
+        return _Round(None, left_out, None, idle, now.method, now.time_s, until_s)
     divide = _divide(run, method, plan)
     execution = run.engine.execute(plan, now.state, divide, start_s=now.time_s)
     execution = refuse_malformed(execution, run.problem.shape)
     state = _aggregate(run, execution)
-    method = decider.learn(known, method, execution.results)
-    return _Round(plan, execution, state, method, execution.start_s, execution.end_s)
+    method = run.method.decider.learn(run.known, method, execution.results)
+    return _Round(plan, left_out, execution, state, method, execution.start_s, execution.end_s)
+
+
+def _plan(
+    run: Run, now: Checkpoint, observation: Observation
+) -> tuple[RoundPlan | None, State, dict[int, str]]:
+    """Have the method plan for devices whose bytes of the month hold what it tells them.
+
+    A decider is a pure function, so it is asked anew without those that it told too much.
+
+    Returns:
+        The plan, None where nobody is left; the method's state; who was left out, and why.
+    """
+    decider, known = run.method.decider, run.known
+    left_out: dict[int, str] = {}
+    while np.any(observation.available):
+        plan, method = decider.plan(known, now.method, observation)
+        check_plan(plan, observation)
+        faults = run.engine.over_cap(plan, now.state)
+        over = {
+            int(device): fault
+            for device, fault in zip(plan.assignments.device, faults, strict=True)
+            if fault
+        }
+        if not over:
+            return plan, method, left_out
+        left_out |= over
+        available = observation.available.copy()
+        available[list(over)] = False
+        observation = replace(observation, available=available)
+    return None, now.method, left_out
 
 
 def _divide(run: Run, method: State, plan: RoundPlan) -> Divide:
@@ -251,6 +295,8 @@ def _aggregate(run: Run, execution: Execution) -> GlobalState:
 
 def _validate(run: Run, round: int, done: _Round) -> dict[str, float] | None:
     every = run.settings.evaluate_every
+    if done.execution is None and done.left_out:
+        return None  # to judge again what has not changed would cost devices bytes they lack
     is_last = round + 1 == run.problem.rounds
     if not every or not (is_last or (round + 1) % every == 0):
         return None
@@ -295,8 +341,11 @@ def _record(
     }  # fmt: skip
     if now.rounds == 0:
         record["initial"] = now.progress["initial"]
+    record["counts"]["absent"] = len(done.left_out)
     if done.plan is None or done.execution is None:
-        record["reasons"] = ["no device was available"]
+        record["reasons"] = list(dict.fromkeys(done.left_out.values()))[:MAX_REASONS] or [
+            "no device was available"
+        ]
         return record
     results, setup = done.execution.results, done.execution.setup
     record |= {
@@ -305,7 +354,9 @@ def _record(
         "download_bytes": float(results.download_bytes.sum()) + setup.download_bytes,
         "energy_j": float(np.nansum(results.energy_j)) + setup.energy_j,
         "train_loss": _train_loss(run.problem, done.execution),
-        "counts": {name: int(np.sum(results.status == name)) for name in STATUSES},
+        "counts": {
+            name: record["counts"][name] + int(np.sum(results.status == name)) for name in STATUSES
+        },
         "solution": None if done.plan.solution is None else asdict(done.plan.solution),
         "notes": dict(done.plan.notes),
         "reasons": list(dict.fromkeys(done.plan.reasons))[:MAX_REASONS],
@@ -327,8 +378,9 @@ def _train_loss(problem: Problem, execution: Execution) -> float:
 
 def _device_columns(problem: Problem, done: _Round) -> Mapping[str, NDArray[Any]]:
     """Return a round's rows of `devices.csv`: what each device was told and what came of it."""
+    out = _left_out_columns(problem, done.left_out)
     if done.plan is None or done.execution is None:
-        return _no_devices()
+        return out
     told, execution = done.plan.assignments, done.execution
     results = execution.results
     shared = ("device", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
@@ -336,7 +388,7 @@ def _device_columns(problem: Problem, done: _Round) -> Mapping[str, NDArray[Any]
               "samples", "importance", "status")  # fmt: skip
     columns: dict[str, NDArray[Any]] = {name: getattr(results, name) for name in shared}
     pairs = zip(execution.faults, done.plan.reasons, strict=True)
-    return columns | {
+    columns |= {
         "name": np.array([problem.devices.names[device] for device in told.device], object),
         "prune_heads": told.prune_heads,
         "prune_ffn": told.prune_ffn,
@@ -351,10 +403,30 @@ def _device_columns(problem: Problem, done: _Round) -> Mapping[str, NDArray[Any]
         "memory_bytes": execution.memory_bytes,
         "reason": np.array([fault or reason for fault, reason in pairs], object),
     }
+    return {name: np.concatenate([column, out[name]]) for name, column in columns.items()}
 
 
-def _no_devices() -> Mapping[str, NDArray[Any]]:
-    return {name: np.empty(0, np.int64) for name in DEVICE_COLUMNS if name != "round"}
+def _left_out_columns(
+    problem: Problem, left_out: Mapping[int, str]
+) -> Mapping[str, NDArray[Any]]:  # fmt: skip
+    """Return the rows of devices that were told nothing: no work, no bytes, and the reason."""
+    device = np.array(sorted(left_out), np.int64)
+    columns: dict[str, NDArray[Any]] = {
+        name: np.zeros(len(device)) if name in _NOTHING else np.full(len(device), np.nan)
+        for name in DEVICE_COLUMNS if name != "round"
+    }  # fmt: skip
+    columns |= {
+        name: np.zeros(len(device), np.int64)
+        for name in ("rank", "rank_left", "cut", "local_steps", "samples")
+    }
+    texts = {"name": [problem.devices.names[index] for index in device],
+             "status": ["absent"] * len(device), "codec": [""] * len(device),
+             "reason": [left_out[index] for index in device.tolist()]}  # fmt: skip
+    columns |= {name: np.array(text, object) for name, text in texts.items()}
+    memory_bytes = problem.devices.memory_bytes
+    if memory_bytes is not None:
+        columns["memory_bytes"] = memory_bytes[device]
+    return columns | {"device": device}
 
 
 def _results(run: Run, now: Checkpoint) -> Record:

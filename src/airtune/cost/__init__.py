@@ -4,6 +4,7 @@ from airtune.cost.delay import SplitTimes, gradient_bps, split_times, transfer_s
 from airtune.cost.flops import forward_flops, train_flops
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes
+from airtune.cost.most import most_bytes, most_upload_bytes, stream_bytes
 from airtune.cost.payload import (
     base_bytes,
     download_bytes,
@@ -39,11 +40,14 @@ __all__ = [
     "line_cost",
     "llama_like",
     "lora_parameters",
+    "most_bytes",
+    "most_upload_bytes",
     "peak_memory",
     "predict",
     "saved_bytes",
     "split_cost",
     "split_times",
+    "stream_bytes",
     "train_flops",
     "trained_parameters",
     "transfer_s",

@@ -24,6 +24,8 @@ class Setup:
     upload_bytes: float = 0.0
     download_bytes: float = 0.0
     energy_j: float = 0.0
+    each_bytes: float = 0.0
+    """The most of them that were one device's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,18 @@ class Engine(Protocol):
         self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
     ) -> Execution:
         """Have the devices do their work and wait for it, or for the deadline."""
+        ...
+
+    def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
+        """Return why a row's device has too few bytes of the month left; empty where it has enough."""
+        ...
+
+    def idle_until_s(self, time_s: float, idle_s: float) -> float:
+        """Return when to look again where no device could take part.
+
+        Raises:
+            InfeasibleError: if waiting is of no use.
+        """
         ...
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from airtune.cost import energy_j, forward_flops, peak_memory
+from airtune.cost import energy_j, forward_flops, most_bytes, peak_memory
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
+from airtune.engine.allowance import Allowance
 from airtune.engine.base import Execution, Setup, Split, mask_observation
 from airtune.engine.checks import Divide
 from airtune.engine.clock import transfer
@@ -43,7 +44,12 @@ from airtune.plan import (
     whole_model,
 )
 from airtune.work.evaluate import evaluate, evaluate_devices, exact_match
-from airtune.work.importance import MEASURED_BATCHES, importance_bytes, measure_importance
+from airtune.work.importance import (
+    MEASURED_BATCHES,
+    importance_bytes,
+    measure_importance,
+    report_bytes,
+)
 from airtune.work.network import can_compensate, current_base, tuned_network
 from airtune.work.train import Job, Outcome, TrainSettings, train
 
@@ -114,6 +120,8 @@ class LocalEngine:
         self._settings = LocalSettings() if settings is None else settings
         self._uplink = Uplink(self._problem)
         self._splitter = Splitter(self._problem, fleet, base, data, settings=self._settings.train)
+        self._allowance = Allowance(problem.device_bytes_per_month, len(fleet))
+        self._there = np.zeros(len(fleet), np.bool_)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)
 
@@ -124,7 +132,9 @@ class LocalEngine:
     def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what devices remember from round to round beside the global state."""
         uplink = {f"uplink/{name}": array for name, array in self._uplink.snapshot().items()}
-        return uplink | {f"cut/{name}": item for name, item in self._splitter.snapshot().items()}
+        cut = {f"cut/{name}": item for name, item in self._splitter.snapshot().items()}
+        month = {f"month/{name}": item for name, item in self._allowance.snapshot().items()}
+        return uplink | cut | month
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on from a snapshot.
@@ -134,9 +144,11 @@ class LocalEngine:
         """
         self._uplink.restore(under("uplink/", arrays))
         self._splitter.restore(under("cut/", arrays))
+        self._allowance.restore(under("month/", arrays))
 
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know: links at the start, speeds, and who is asked."""
+        self._allowance.begin_round(time_s)
         links = self._fleet.links_at(round, 0, time_s)
         observation = Observation(
             round=round,
@@ -175,8 +187,12 @@ class LocalEngine:
         status = timing.status.copy()
         for place, outcome in outcomes.items():
             status[place] = outcome.status
+        results = results_of(plan, timing, status, outcomes)
+        self._allowance.spend(
+            results.device, results.download_bytes + results.upload_bytes + setup.each_bytes
+        )
         return Execution(
-            results=results_of(plan, timing, status, outcomes),
+            results=results,
             updates=updates_of(outcomes),
             state=state,
             start_s=begin_s,
@@ -187,6 +203,19 @@ class LocalEngine:
             setup=setup,
             split=record,
         )
+
+    def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
+        """Return why a row's device has too few bytes of the month left; empty where it has enough."""
+        most = most_bytes(self._problem, plan.assignments)
+        if prunes(plan.assignments, self._problem) and self._lacks_scores(state):
+            most = most + report_bytes(self._problem.shape)
+        return self._allowance.faults(plan.assignments.device, most)
+
+    def idle_until_s(self, time_s: float, idle_s: float) -> float:
+        """Return when to look again: next month where all that are there have used up this one."""
+        if self._there.any() and self._allowance.short[self._there].all():
+            return self._allowance.month_ends_s
+        return time_s + idle_s
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
         """Return the quality of the model that the user will get; off the clock.
@@ -215,7 +244,10 @@ class LocalEngine:
 
     def _asked(self, round: int, available: Bools) -> Bools:
         """Return who takes part: a sample of those that are there, at least one of them."""
-        there = np.flatnonzero(available)
+        self._there = available
+        there = np.flatnonzero(available & ~self._allowance.short)
+        if len(there) == 0:
+            there = np.flatnonzero(available)
         if self._settings.participation == 1.0 or len(there) == 0:
             return available
         count = max(1, round_half(self._settings.participation * len(there)))
@@ -362,7 +394,8 @@ class LocalEngine:
             links = self._fleet.links_at(plan.round, slot, start_s + slot * (slot_s or 0.0))
             return uplink_bps(links, plan.assignments.share, device)
 
-        sizes = np.full(len(device), importance_bytes(report))
+        each_bytes = importance_bytes(report)
+        sizes = np.full(len(device), each_bytes)
         sent = transfer(rates, start_s=compute_s, size_bytes=sizes, slot_s=slot_s)
         finish_s = np.where(np.isfinite(sent.finish_s), sent.finish_s, compute_s)
         energy = energy_j(self._problem, device, compute_s=compute_s, upload_s=finish_s - compute_s)
@@ -370,6 +403,7 @@ class LocalEngine:
             duration_s=float(np.max(finish_s, initial=0.0)),
             upload_bytes=float(sent.sent_bytes.sum()),
             energy_j=float(energy.sum()),
+            each_bytes=each_bytes,
         )
 
 

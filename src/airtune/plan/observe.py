@@ -122,6 +122,9 @@ class Problem:
     work: WorkSpec = field(default_factory=WorkSpec)
     """What the method's local work does beside the knobs, as far as it costs anything."""
     split: SplitCalibration | None = None
+    device_bytes_per_month: float | None = None
+    """Most that a device may receive and send in 30 days of the run; the loop keeps to it for every
+    method. None = no cap."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
 from airtune.plan import CodecSpec
 from airtune.plan.assignment import CodecKind
+from airtune.units import parse_bytes
 
 EMBEDDED = "embedded"
 """`model.source` of the small model that is shipped."""
@@ -47,6 +48,16 @@ def _percent(value: object) -> object:
         return float(value.strip().removesuffix("%")) / (100.0 if "%" in value else 1.0)
     except ValueError as error:
         raise ValueError(f"must be a share such as 2% or 0.02, got {value!r}") from error
+
+
+def _size(value: object) -> object:
+    """Turn "500MB" into bytes and leave numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_bytes(value)
+    except ValueError as error:
+        raise ValueError(f"must be a size such as 500MB or 1.5GiB, got {value!r}") from error
 
 
 class Section(BaseModel):
@@ -231,6 +242,16 @@ class ProtectionSection(Section):
         return self
 
 
+class LimitsSection(Section):
+    """What no method may exceed."""
+
+    device_bytes_per_month: Annotated[
+        Annotated[float, Field(gt=0)] | None, BeforeValidator(_size)
+    ] = None
+    """Most that a device receives and sends in 30 days of the run, `500MB` for instance; one whose
+    rest does not hold a round is left out of it. none = no cap."""
+
+
 class EvaluationSection(Section):
     """How quality is measured; off the clock for every method."""
 
@@ -293,6 +314,7 @@ class Recipe(Section):
     upload: UploadSection = UploadSection()
     split: SplitSection = SplitSection()
     protection: ProtectionSection = ProtectionSection()
+    limits: LimitsSection = LimitsSection()
     quality_budget: Annotated[
         Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(_percent)
     ] = None
@@ -343,5 +365,7 @@ class Recipe(Section):
     def digest(self) -> str:
         """Return a hash of everything that decides the run's numbers."""
         values = {key: value for key, value in self.plain().items() if key not in _UNHASHED}
+        if self.limits == LimitsSection():
+            del values["limits"]  # a recipe without caps is the one it was before there were any
         del values["model"]["stage"]  # the way a base comes by does not change it
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -107,6 +107,9 @@ evaluation:
 #   noise: 0.0           # Gaussian, in units of clip_norm over the number of updates
 #   delta: 1.0e-5        # at which the noise's epsilon is reckoned
 
+# limits:                # what no method may exceed
+#   device_bytes_per_month: 500MB   # sent and received by a device in 30 days of the run
+
 # split:                 # the short measurement of what compressing a cut costs, for split methods
 #   codecs: [{{kind: fp16}}, {{kind: deadzone, step: 0.75}}, {{kind: topk, keep: 0.1, bits: 4}}]
 #   cuts: []             # where distortion is measured; default: up to four, spread over the model

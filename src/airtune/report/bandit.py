@@ -145,7 +145,8 @@ def _grouped(run: Run) -> tuple[Ints, Ints]:
             continue
         rounds.append(int(record["round"]))
         table = np.array(played, np.int64)
-        rows = np.flatnonzero(devices["round"] == record["round"])
+        is_told = (devices["round"] == record["round"]) & (devices["local_steps"] > 0)
+        rows = np.flatnonzero(is_told)
         place = np.searchsorted(table[:, 0], devices["device"][rows])
         group[rows] = table[np.minimum(place, table.shape[0] - 1), 1]
     return np.array(rounds, np.int64), group

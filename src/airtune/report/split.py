@@ -186,7 +186,8 @@ def spectrum_figure(run: Run, row: Mapping[str, Any], shown: Ints) -> Part | Non
     """Draw each device's share of its link in the slots of a round."""
     slots = [slot for slot in row["split"].get("slots") or [] if slot.get("share")]
     devices = run.record.devices
-    told = devices["device"][devices["round"] == row["round"]]
+    worked = (devices["round"] == row["round"]) & (devices["local_steps"] > 0)
+    told = devices["device"][worked]
     if not slots or any(len(slot["share"]) != told.size for slot in slots):
         return None
     shares = np.array([_numbers(slot["share"]) for slot in slots])[:, np.isin(told, shown)]

@@ -202,6 +202,7 @@ def straggler_rows(run: Run) -> list[int]:
 
 def _losses(run: Run) -> Iterator[str]:
     status = run.record.devices["status"]
+    is_told = run.record.devices["local_steps"] > 0
     words = {
         "late": "came after the deadline",
         "refused": "were refused as unusable",
@@ -209,10 +210,17 @@ def _losses(run: Run) -> Iterator[str]:
         "absent": "never came, for the device was away",
     }
     for name, what in words.items():
-        count = int(np.count_nonzero(status == name))
+        count = int(np.count_nonzero(is_told & (status == name)))
         if count:
             part = 100 * count / status.size
             yield f"{count} of {status.size} updates ({part:.1f} %) {what}."
+    if not is_told.all():
+        count = int(np.count_nonzero(~is_told))
+        part = 100 * count / status.size
+        yield (
+            f"{count} of {status.size} times ({part:.1f} %) a device was left out, because its bytes "
+            "of the month did not hold the round (limits.device_bytes_per_month)."
+        )
 
 
 def _forecast(run: Run) -> Iterator[str]:

@@ -83,6 +83,7 @@ def build_pieces(recipe: Recipe, assets: Assets | None = None) -> Pieces:
         seed=recipe.seed,
         deadline_s=recipe.deadline_s,
         server_flops_per_s=assets.fleet.server.flops_per_s,
+        device_bytes_per_month=recipe.limits.device_bytes_per_month,
     )
     check_memory(problem, assets.fleet, may_cut=method_row(recipe.method.name).may_cut)
     return Pieces(recipe, assets, problem, engine_settings(recipe))

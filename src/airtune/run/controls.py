@@ -115,6 +115,14 @@ class UntunedEngine:
         """Execute what the fleet would; the loop never asks for it."""
         return self.federated.execute(plan, state, divide, start_s=start_s)
 
+    def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
+        """Return that nobody exceeds a cap: nothing crosses a device's link."""
+        return ("",) * len(plan.assignments)
+
+    def idle_until_s(self, time_s: float, idle_s: float) -> float:
+        """Return when to look again."""
+        return time_s + idle_s
+
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
         """Return the quality of the base."""
         return self.federated.evaluate(state, split)
@@ -155,6 +163,14 @@ class PooledEngine:
             finish_s=done.results.finish_s - moved,
         )  # fmt: skip
         return replace(done, results=results, end_s=done.start_s + float(results.compute_s.max()))
+
+    def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
+        """Return that nobody exceeds a cap: nothing crosses a device's link."""
+        return ("",) * len(plan.assignments)
+
+    def idle_until_s(self, time_s: float, idle_s: float) -> float:
+        """Return when to look again."""
+        return time_s + idle_s
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
         """Return the quality on the devices' own shares."""
@@ -216,6 +232,14 @@ class AloneEngine:
             memory_bytes=self.pieces.assets.fleet.memory_bytes[told.device],
             faults=tuple(outcome.reason for outcome in outcomes),
         )  # fmt: skip
+
+    def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
+        """Return that nobody exceeds a cap: nothing crosses a device's link."""
+        return ("",) * len(plan.assignments)
+
+    def idle_until_s(self, time_s: float, idle_s: float) -> float:
+        """Return when to look again."""
+        return time_s + idle_s
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
         """Return the mean quality of the devices' own models, weighted by their data.

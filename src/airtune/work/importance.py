@@ -11,7 +11,7 @@ from airtune.model.base import BaseModel
 from airtune.model.images import Examples, Images, image_tokens
 from airtune.model.importance import Importance, measure
 from airtune.model.sensitivity import first_order
-from airtune.plan import ImportanceKind
+from airtune.plan import ImportanceKind, ModelShape
 from airtune.work.batches import collate_examples, draw_batches
 
 MEASURED_BATCHES = 4
@@ -63,6 +63,12 @@ def measure_importance(
     if criterion == "first-order":
         return replace(first_order(base, batches), means=start.means)
     return start
+
+
+def report_bytes(shape: ModelShape) -> float:
+    """Return the most that a device sends to report importance: scores and all means."""
+    columns = shape.kv_groups + 2 * shape.ffn + shape.heads * shape.head_dim
+    return float(shape.blocks * columns * np.dtype(np.float32).itemsize)
 
 
 def importance_bytes(importance: Importance) -> float:

@@ -1,0 +1,139 @@
+"""The most bytes that a device of a plan can receive and send in a round: a promise, no estimate.
+
+`prediction` says what is expected of coded payloads; caps need what they cannot exceed. Every stream
+of a payload is stored as it is where coding does not gain, so a tensor of N entries, of which
+K = keep N are kept, takes at most, beside its header,
+
+    identity 4 N    fp16 2 N    topk N / 8 + K    deadzone 2 N + 2 channels
+
+Sequences are priced at their padded length, and every step as if nothing were remembered.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from airtune.cost.payload import (
+    download_bytes,
+    lora_parameters,
+    score_bytes,
+    trained_parameters,
+    upload_bytes,
+)
+from airtune.cost.split import INTEGER_BYTES
+from airtune.plan import Assignments, CodecSpec, Floats, Problem
+
+FRAME_BYTES = 128
+"""Header, table of streams, checksum and the message around a payload."""
+_PARTS = 2
+"""Payloads in which a batch may cross: samples that are new, and differences of the others."""
+
+
+def most_payload_bytes(
+    elements: ArrayLike, spec: CodecSpec, *, channels: int = 1, parts: int = 1
+) -> Floats:
+    """Return what the payloads of tensors cannot exceed.
+
+    Args:
+        elements: entries of each tensor, any shape.
+        spec: the codec.
+        channels: length of the last axis.
+        parts: payloads that a tensor is cut into, along its first axis.
+
+    >>> most_payload_bytes([1000], CodecSpec("topk", keep=0.1, bits=4)).tolist()
+    [355.0]
+    """
+    count = np.asarray(elements, np.float64)
+    each = {"identity": 4.0, "fp16": 2.0, "topk": 1 / 8 + spec.keep, "deadzone": 2.0}[spec.kind]
+    rounding = 2.0 + (2.0 * channels if spec.kind == "deadzone" else 0.0)
+    return np.asarray(parts * (FRAME_BYTES + rounding) + each * count)
+
+
+def most_bytes(problem: Problem, assignments: Assignments) -> Floats:
+    """Return what each device of a plan can receive and send in a round, at most, shape (n,).
+
+    Args:
+        problem: model, workload and local work.
+        assignments: n devices.
+
+    Raises:
+        ModelError: if a LoRA target is no layer of this family.
+    """
+    return most_download_bytes(problem, assignments) + most_upload_bytes(problem, assignments)
+
+
+def most_upload_bytes(problem: Problem, assignments: Assignments) -> Floats:
+    """Return what each device can send in a round, at most, shape (n,)."""
+    shape, workload = problem.shape, problem.workload
+    whole = _update_bytes(problem, trained_parameters(shape, workload, assignments))
+    if workload.upload.kind == "identity":
+        whole = upload_bytes(shape, workload, assignments)
+    else:
+        whole = whole + score_bytes(shape, workload, assignments)
+    is_cut = assignments.cut > 0
+    if not is_cut.any():
+        return whole
+    parts = _update_bytes(problem, _part_parameters(problem, assignments))
+    return np.where(is_cut, parts + assignments.local_steps * _step(problem, assignments)[0], whole)
+
+
+def most_download_bytes(problem: Problem, assignments: Assignments) -> Floats:
+    """Return what each device can receive in a round, at most, shape (n,)."""
+    shape, workload = problem.shape, problem.workload
+    rank = int(np.max(assignments.rank, initial=1))
+    whole = np.full(len(assignments), download_bytes(shape, workload, rank))
+    is_cut = assignments.cut > 0
+    if not is_cut.any():
+        return whole
+    parts = _part_parameters(problem, assignments) * float(workload.adapter_bytes)
+    return np.where(is_cut, parts + assignments.local_steps * _step(problem, assignments)[1], whole)
+
+
+def stream_bytes(problem: Problem, assignments: Assignments) -> Floats:
+    """Return what the steps of each cut device take, both ways, at most, shape (n,)."""
+    if not (assignments.cut > 0).any():
+        return np.zeros(len(assignments))
+    up, down = _step(problem, assignments)
+    return np.where(assignments.cut > 0, assignments.local_steps * (up + down), 0.0)
+
+
+def _update_bytes(problem: Problem, numbers: ArrayLike) -> Floats:
+    """Return the most that numbers of an update take: factors A, factors B, and a head."""
+    spec, count = problem.workload.upload, np.asarray(numbers, np.float64)
+    if spec.kind == "identity":
+        return count * problem.workload.adapter_bytes
+    return most_payload_bytes(count, spec, parts=3)
+
+
+def _part_parameters(problem: Problem, assignments: Assignments) -> Floats:
+    """Return the numbers of a cut device's adapters, with its head where it has one, (n,)."""
+    shape, workload = problem.shape, problem.workload
+    adapters = lora_parameters(shape, workload, assignments).astype(np.float64)
+    has_head = workload.trains_head and problem.work.labels == "stay"
+    kept = 0.0 if problem.work.device_frozen else 1.0
+    return kept * adapters + (float(shape.trained_head_parameters) if has_head else 0.0)
+
+
+def _step(problem: Problem, assignments: Assignments) -> tuple[Floats, Floats]:
+    """Return what a step of each row takes up and down, at most, (n,)."""
+    shape, workload, work = problem.shape, problem.workload, problem.work
+    tokens = workload.batch * workload.tokens
+    reads = workload.batch * (1 if shape.task == "classification" else workload.tokens)
+    up, down = [], []
+    for codec in assignments.codecs:
+        # a gradient at positions that both ends know has the activation's share of entries
+        back = (codec, work.gradient or codec)
+        hidden = _largest(reads * shape.width, back, shape.width) if work.labels == "stay" else 0.0
+        returned = 0.0 if work.device_frozen else _largest(tokens * shape.width, back, shape.width)
+        up.append(_largest(tokens * shape.width, (codec,), shape.width) + hidden)
+        down.append(returned + hidden)
+    # lengths, numbers of samples, labels
+    beside = INTEGER_BYTES * (2 * workload.batch + tokens)
+    index = assignments.codec_index
+    return np.array(up)[index] + beside, np.array(down)[index]
+
+
+def _largest(elements: int, specs: tuple[CodecSpec, ...], width: int) -> float:
+    sizes = [most_payload_bytes(elements, spec, channels=width, parts=_PARTS) for spec in specs]
+    return float(np.max(sizes))
