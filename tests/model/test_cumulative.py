@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airtune.errors import ModelError
-from airtune.model.aggregate import aggregate, check_update
+from airtune.model.aggregate import aggregate
 from airtune.model.cumulative import blended, global_kept, narrowed
 from airtune.model.importance import Importance, Means
 from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import init_adapters, take
 from airtune.model.state import GlobalState, Update
+from airtune.model.update import check_update
 from airtune.plan import AggregateSpec
 
 SHRINK = AggregateSpec("factored", shrinks=True, memory=0.5)

@@ -8,7 +8,7 @@ import numpy as np
 
 from airtune.engine.base import Execution
 from airtune.errors import ModelError
-from airtune.model.aggregate import check_update
+from airtune.model.update import check_update
 from airtune.plan import ModelShape
 
 

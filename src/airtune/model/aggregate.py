@@ -31,10 +31,11 @@ from airtune.errors import ModelError, TrainingError
 from airtune.keys import derive_seed
 from airtune.model.cumulative import global_kept, pooled_scores, remembered
 from airtune.model.importance import Importance, pool
-from airtune.model.kept import check_kept, linear_index
+from airtune.model.kept import linear_index
 from airtune.model.lora import Adapters, Head, layer_names
 from airtune.model.protect import add_noise, check_alike, clip_update, krum, trimmed_mean
 from airtune.model.state import GlobalState, Update
+from airtune.model.update import check_update
 from airtune.plan import AggregateSpec, Floats, Ints, Linear, ModelShape
 
 A_ROW_NORM = 1.0 / math.sqrt(3.0)
@@ -178,72 +179,6 @@ def _shrunk(  # noqa: PLR0917 - what a round leaves, in the order it came about
         kept=global_kept(updates, scores, shape),
         devices=remembered(before, updates),
     )
-
-
-def check_update(update: Update, state: GlobalState, shape: ModelShape) -> None:
-    """Refuse an update that lies about itself.
-
-    Raises:
-        ModelError: if its slice, its tensors' names or shapes or its rank do not fit, or a number
-            is not finite.
-    """
-    try:
-        check_kept(update.kept, shape)
-    except ModelError as error:
-        raise ModelError(f"update of device {update.device}: {error}") from error
-    wanted = _wanted_shapes(update, state, shape)
-    given = {name: tuple(tensor.shape) for name, tensor in (update.adapters | update.head).items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            raise ModelError(
-                f"update of device {update.device}: {name} must be {wanted.get(name, 'absent')} "
-                f"for its slice and rank {update.rank}, got {given.get(name, 'nothing')}"
-            )
-    for name, tensor in (update.adapters | update.head).items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise ModelError(
-                f"update of device {update.device}: {name} holds NaN or infinity; it is refused"
-            )
-    if update.importance is not None:
-        _check_importance(update, update.importance, shape)
-
-
-def _check_importance(update: Update, scores: Importance, shape: ModelShape) -> None:
-    for name, rows, kept, size in (
-        ("groups", scores.groups, update.kept.groups, shape.kv_groups),
-        ("channels", scores.channels, update.kept.channels, shape.ffn),
-    ):
-        if rows.shape != (shape.blocks, size):
-            raise ModelError(
-                f"update of device {update.device}: importance of {name} must be "
-                f"{(shape.blocks, size)}, got {rows.shape}"
-            )
-        if not all(np.isfinite(row[index]).all() for row, index in zip(rows, kept, strict=True)):
-            raise ModelError(
-                f"update of device {update.device}: importance of {name} that it kept is not "
-                "finite; it is refused"
-            )
-
-
-def _wanted_shapes(
-    update: Update, state: GlobalState, shape: ModelShape
-) -> dict[str, tuple[int, ...]]:
-    wanted = {name: tuple(tensor.shape) for name, tensor in state.head.items()}
-    linears = {linear.name: linear for linear in shape.linears}
-    for name in layer_names(state.adapters):
-        if not 1 <= update.rank <= state.adapters[f"{name}.A"].shape[0]:
-            raise ModelError(
-                f"update of device {update.device}: rank must be between 1 and "
-                f"{state.adapters[f'{name}.A'].shape[0]}, got {update.rank}"
-            )
-        block, _, linear = name.partition(".")
-        columns, rows = shape.linear_sizes(
-            linears[linear],
-            len(update.kept.groups[int(block)]),
-            len(update.kept.channels[int(block)]),
-        )
-        wanted |= {f"{name}.A": (update.rank, int(columns)), f"{name}.B": (int(rows), update.rank)}
-    return wanted
 
 
 def _weights(weights: ArrayLike, count: int) -> Floats:
