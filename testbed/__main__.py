@@ -45,9 +45,12 @@ def main() -> int:
     try:
         with federation(spec, folder) as made:
             done = made.run(str(Path(recipe).resolve()), settings)
-        for number, predicted, measured in compare(Path(done["folder"])):
-            off = predicted / measured - 1.0
-            print(f"round {number}: predicted {predicted:.2f} s, measured {measured:.2f} s ({off:+.0%})")  # fmt: skip
+        for row in compare(Path(done["folder"])):
+            print(
+                f"round {row.round}: predicted {row.predicted_s:.2f} s, measured "
+                f"{row.measured_s:.2f} s (compute {row.compute_s:.2f}, link {row.link_s:.2f}, "
+                f"rest {row.rest_s:.2f})"
+            )
         print(f"logs and records: {folder}")
     finally:
         if not told.keep:

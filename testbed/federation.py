@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,8 +145,50 @@ def federation(spec: Spec, folder: Path, *, probe_s: float = 8.0) -> Iterator[Fe
         made.stop()
 
 
-def compare(run_folder: Path) -> list[tuple[int, float, float]]:
-    """Return round, predicted and measured seconds of every round of a run."""
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Seconds of a round: predicted, measured, and what the measured ones of its last device are."""
+
+    round: int
+    predicted_s: float
+    measured_s: float
+    compute_s: float
+    """In the worker, as it says; in a split round, with what it waited for the server."""
+    link_s: float
+    """What its bytes take at the rates of its probe."""
+
+    @property
+    def rest_s(self) -> float:
+        """All else: the start of a client process for the message, polling, and other work here."""
+        return self.measured_s - self.compute_s - self.link_s
+
+
+def compare(run_folder: Path) -> list[Compared]:
+    """Return every round of a run; one that planned no time is predicted from what was planned."""
     lines = (run_folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [(row["round"], row.get("predicted_s") or float("nan"), row["round_s"]) for row in rows]
+    with (run_folder / "devices.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
+    probes = {path.stem: json.loads(path.read_text(encoding="utf-8"))
+              for path in (run_folder / "probes").glob("*.json")}  # fmt: skip
+    found = []
+    for said in map(json.loads, lines):
+        mine = [row for row in rows if int(row["round"]) == said["round"]]
+        if not mine:
+            continue
+        last = max(mine, key=lambda row: float(row["finish_s"]))
+        planned = max(
+            float(row["flops"]) / probes[row["name"]]["flops_per_s"]
+            + _on_link_s(row, probes[row["name"]])
+            for row in mine
+        )
+        found.append(Compared(
+            said["round"], said["predicted_s"] or planned, said["round_s"],
+            float(last["compute_s"]), _on_link_s(last, probes[last["name"]]),
+        ))  # fmt: skip
+    return found
+
+
+def _on_link_s(row: Mapping[str, str], probe: Mapping[str, Any]) -> float:
+    """Return what a device's bytes of a round take at its measured rates."""
+    up_s = 8e-6 * float(row["upload_bytes"]) / probe["up_mbps"]
+    return up_s + 8e-6 * float(row["download_bytes"]) / probe["down_mbps"]

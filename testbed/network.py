@@ -10,6 +10,7 @@ A link is a veth pair or, where it has delay or loss, a pair of TUN devices join
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -128,6 +129,35 @@ def set_link(spec: Spec, device: int, *, is_up: bool) -> None:
         _run("ip", "-n", space, "route", "replace", SERVER_ADDRESS, "via", f"10.77.{device + 1}.1")
 
 
+def set_rate(spec: Spec, device: int, up_mbps: float) -> None:
+    """Give a device's way up another rate."""
+    _shape(device_space(spec, device), "air", up_mbps)
+
+
+def set_speed(spec: Spec, device: int, cpu: float) -> None:
+    """Give a device another share of a processor.
+
+    Raises:
+        OSError: if the device has no control group.
+    """
+    _limit(CGROUP / device_space(spec, device), cpu)
+
+
+def is_sending(spec: Spec, device: int) -> bool:
+    """Return whether something waits on a device's way up."""
+    told = _output("tc", "-n", device_space(spec, device), "-s", "qdisc", "show", "dev", "air")
+    found = re.search(r"backlog (\d+)", told)
+    return found is not None and int(found[1]) > 0
+
+
+def is_streaming(spec: Spec, device: int, port: int) -> bool:
+    """Return whether a device holds a connection to a port of the server."""
+    told = _output("ip", "netns", "exec", device_space(spec, device), "cat", "/proc/net/tcp")
+    far = f":{port:04X}"
+    rows = [line.split() for line in told.splitlines()[1:]]
+    return any(row[2].endswith(far) and row[3] == "01" for row in rows)
+
+
 def _join(server: str, space: str, place: int, device: DeviceSpec) -> None:
     near = f"d{place}"
     if device.needs_tunnel:
@@ -155,6 +185,10 @@ def _slow(space: str, cpu: float) -> None:
         return
     group = CGROUP / space
     group.mkdir(exist_ok=True)
+    _limit(group, cpu)
+
+
+def _limit(group: Path, cpu: float) -> None:
     (group / "cpu.cfs_period_us").write_text("50000")
     (group / "cpu.cfs_quota_us").write_text(str(int(50000 * cpu)))
 

@@ -1,11 +1,14 @@
 """Faults against expectations, over the whole server and its devices: the run ends right or says why.
 
-What a device may do to a split round is in `tests/engine/test_stream.py`.
+What a device may do to a split round is in `tests/engine/test_stream.py`; what happens to real
+processes, in `tests/chaos`.
 """
 
+import datetime
 import json
 import os
 import subprocess
+import time
 import zlib
 from dataclasses import replace
 
@@ -14,8 +17,8 @@ import pytest
 
 from airtune.codec import frame, plain
 from airtune.deploy.federation import Order, run_federation
-from airtune.engine.envelope import Envelope
-from airtune.errors import StorageError
+from airtune.engine.envelope import Arrival, Envelope
+from airtune.errors import ConnectionFailedError, StorageError
 from airtune.records import read_run
 
 pytestmark = pytest.mark.slow
@@ -70,8 +73,8 @@ FAULTS = {
 }  # fmt: skip
 
 
-def go(nodes, recipe, folder, *, resume=None, **changes):
-    order = Order(recipe(**changes), folder, resume=resume, clock="replay")
+def go(nodes, recipe, folder, *, resume=None, clock="replay", **changes):
+    order = Order(recipe(**changes), folder, resume=resume, clock=clock, devices=len(NAMES))
     return run_federation(order, nodes, tell=lambda **event: None)
 
 
@@ -149,6 +152,107 @@ def test_a_device_that_is_gone_for_a_round_comes_back(nodes, recipe, tmp_path):
     assert found[1, CULPRIT] == "ok"
 
 
+def test_an_update_lost_on_its_way_costs_that_device_its_round_alone(nodes, recipe, tmp_path):
+    def lose(device, reply):
+        if device == CULPRIT and is_training(reply, ROUND):
+            raise ConnectionFailedError("this device left while it worked")
+        return reply
+
+    there = nodes(NAMES)
+    there.mail.bend = lose
+    run = read_run(go(there, recipe, tmp_path, clock="real"))
+    found = statuses(run)
+    assert found.pop((ROUND, CULPRIT)) == "absent"
+    assert set(found.values()) == {"ok"}
+    lost = [device for device, status in zip(run.devices["reason"], run.devices["status"], strict=True)
+            if status == "absent"]  # fmt: skip
+    assert lost == ["this device left while it worked"]
+    assert run.results["test"]["loss"] > 0
+
+
+def fleet_of(*gflops_per_s):
+    return {
+        "name": "uneven",
+        "links": {"line": {"kind": "dedicated", "capacity": {"up_mbps": 50, "down_mbps": 50}}},
+        "devices": [{"name": f"d{place}", "link": "line", "gflops_per_s": speed, "memory_gib": 4,
+                     "power_w": 5}
+                    for place, speed in enumerate(gflops_per_s)],
+    }  # fmt: skip
+
+
+def test_a_device_20_times_slower_misses_the_deadline_and_the_run_goes_on(nodes, recipe, tmp_path):
+    found = {}
+    for slowdown in (1, 20):
+        uneven = fleet_of(0.2, 0.2 / slowdown, 0.2)
+        run = read_run(go(
+            nodes(NAMES), recipe, tmp_path / f"{slowdown}", deadline_s=15.0,
+            **{"fleet.source": json.dumps(uneven)},
+        ))  # fmt: skip
+        found[slowdown] = statuses(run)
+        assert len(run.rounds) == 2
+        assert run.results["test"]["loss"] > 0
+    assert set(found[1].values()) == {"ok"}
+    late = {key for key, status in found[20].items() if status == "late"}
+    assert late == {(0, CULPRIT), (1, CULPRIT)}
+
+
+def test_nobody_waits_for_a_late_device_beyond_the_deadline(nodes, recipe, tmp_path):
+    there, waits_s = nodes(NAMES), []
+    send = there.mail.send
+
+    def slow(letters, *, deadline_s):
+        kinds = {json.loads(letter.header)["kind"] for letter in letters.values()}
+        if kinds <= {"join"}:
+            return send(letters, deadline_s=deadline_s)
+        waits_s.append(deadline_s)
+        back = dict(send({d: x for d, x in letters.items() if d != CULPRIT}, deadline_s=deadline_s))
+        return back | {CULPRIT: Arrival(None, deadline_s, "not back in time", is_late=True)}
+
+    there.mail.send = slow
+    run = read_run(go(there, recipe, tmp_path, clock="real", deadline_s=77.0))
+    assert set(waits_s) == {77.0}
+    found = statuses(run)
+    assert {found.pop((round, CULPRIT)) for round in range(2)} == {"late"}
+    assert set(found.values()) == {"ok"}
+
+
+def test_a_clock_that_is_wrong_by_days_changes_nothing(nodes, recipe, tmp_path, monkeypatch):
+    """A device's replies are the same whatever its clock says, and so is the run."""
+    right = read_run(go(nodes(NAMES), recipe, tmp_path / "right"))
+    there, clock, asked = nodes(NAMES), time.time, []
+
+    class Wrong(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.datetime.fromtimestamp(clock() - 5 * 86400, tz)
+
+    make = there.courier
+
+    def courier(locate):
+        mail = make(locate)
+        handle = mail.devices[CULPRIT].handle
+
+        def skewed(letter):
+            asked.append(letter)
+            with monkeypatch.context() as patch:
+                patch.setattr(time, "time", lambda: clock() - 5 * 86400)
+                patch.setattr(datetime, "datetime", Wrong)
+                return handle(letter)
+
+        mail.devices[CULPRIT].handle = skewed
+        return mail
+
+    there.courier = courier
+    wrong = read_run(go(there, recipe, tmp_path / "wrong"))
+    assert asked
+    for name, column in right.devices.items():
+        np.testing.assert_array_equal(column, wrong.devices[name], err_msg=name)
+    assert [row["train_loss"] for row in wrong.rounds] == [
+        row["train_loss"] for row in right.rounds
+    ]
+    assert wrong.results["test"] == right.results["test"]
+
+
 class KilledError(BaseException):
     """The server's process ends here."""
 
@@ -172,15 +276,42 @@ def test_a_server_that_is_killed_resumes_to_the_same_end(nodes, recipe, tmp_path
     assert run.results["test"]["loss"] == whole.results["test"]["loss"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is made with a small tmpfs, as root")
-def test_a_full_disk_is_a_clear_refusal(nodes, recipe, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+@pytest.fixture
+def disk(tmp_path):
+    """A small file system of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("a full disk is made with a small tmpfs, as root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a tmpfs cannot be mounted here")
-    try:
-        with pytest.raises(StorageError, match=r"disk|space"):
-            go(nodes(NAMES), recipe, disk)
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_clear_refusal_and_the_run_goes_on_once_there_is_room(
+    nodes, recipe, disk, tmp_path
+):
+    whole = read_run(go(nodes(NAMES), recipe, tmp_path / "whole"))
+    there, filler = nodes(NAMES), disk / "filler"
+
+    def fill(device, reply):
+        if is_training(reply, ROUND):
+            with filler.open("wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError:
+                    pass
+        return reply
+
+    there.mail.bend = fill
+    with pytest.raises(StorageError, match=r"disk|space"):
+        go(there, recipe, disk)
+    filler.unlink()
+    there.mail.bend = lambda device, reply: reply
+    [folder] = disk.iterdir()
+    run = read_run(go(there, recipe, disk, resume=folder))
+    assert [row["train_loss"] for row in run.rounds] == [row["train_loss"] for row in whole.rounds]
+    assert run.results["test"]["loss"] == whole.results["test"]["loss"]
