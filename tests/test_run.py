@@ -200,10 +200,10 @@ def test_every_control_of_the_registry_is_carried_out():
 
 
 def test_ctrl_c_before_the_first_round_leaves_nothing(tmp_path, assets, monkeypatch):
-    def interrupt(_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("airtune.calibrate.calibrate", interrupt)
+    monkeypatch.setattr("airtune.run.measurement.calibrate_pruning", interrupt)
     asked = recipe(f"output={tmp_path}")
     with pytest.raises(RunInterruptedError, match="nothing was written, start the run again"):
         run_recipe(asked, assets=assets)

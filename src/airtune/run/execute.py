@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from airtune.calibrate import Measured
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
@@ -22,7 +23,7 @@ from airtune.run import controls
 from airtune.run.build import Assets, Pieces, build_pieces, pinned
 from airtune.run.header import header
 from airtune.run.leakage import leakage_of
-from airtune.run.measurement import Measured, informed, measure, remembered
+from airtune.run.measurement import informed, measure, remembered
 from airtune.run.method import Chosen, choose_method
 
 RECIPE_FILE = "recipe.yaml"

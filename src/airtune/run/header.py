@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from airtune.calibrate_split import SplitMeasured
-from airtune.plan import Method
+from airtune.calibrate import Measured
+from airtune.plan import Method, SplitCalibration
 from airtune.run.build import Pieces
-from airtune.run.measurement import Measured
 from airtune.run.protection import epsilon_of
 
 
@@ -58,7 +57,11 @@ def header(
         asked = recipe.protection.model_dump()
         document["protection"] = {**asked, "epsilon": epsilon_of(recipe)}
     if measured is not None:
-        kind = "split_calibration" if isinstance(measured, SplitMeasured) else "calibration"
+        kind = (
+            "split_calibration"
+            if isinstance(measured.calibration, SplitCalibration)
+            else "calibration"
+        )
         document[kind] = measured.as_document()
     return document
 

@@ -13,25 +13,30 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from airtune import calibrate, calibrate_split
-from airtune.calibrate_split import SplitMeasured
-from airtune.plan import Problem
+from airtune.calibrate import (
+    Measured,
+    Setting,
+    calibrate_codecs,
+    calibrate_pruning,
+    from_document,
+    load,
+    store,
+)
+from airtune.plan import Calibration, Problem, SplitCalibration
 from airtune.recipe import Recipe
 from airtune.run.build import Pieces
 from airtune.run.method import Chosen, wants_calibration, wants_split_calibration
 
-Measured: TypeAlias = calibrate.Measured | SplitMeasured
-"""What was measured beforehand: the price of pruning, or that of compressing activations."""
-
 
 def informed(problem: Problem, measured: Measured | None) -> Problem:
     """Return the problem with what was measured, and nothing else of the kind."""
+    found = None if measured is None else measured.calibration
     return replace(
         problem,
-        calibration=measured.calibration if isinstance(measured, calibrate.Measured) else None,
-        split=measured.calibration if isinstance(measured, SplitMeasured) else None,
+        calibration=found if isinstance(found, Calibration) else None,
+        split=found if isinstance(found, SplitCalibration) else None,
     )
 
 
@@ -45,25 +50,18 @@ def measure(pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None]) -> 
     stored = stored_measurement(recipe, chosen, fingerprint=pieces.assets.base.fingerprint)
     if stored is not None:
         return stored
-    if wants_split_calibration(chosen):
-        return _measure_split(pieces, chosen, on_stage)
-    if not wants_calibration(chosen):
+    if not (wants_split_calibration(chosen) or wants_calibration(chosen)):
         return None
-    on_stage("calibrating: what does pruning cost here?")
-    asked = recipe.calibration
-    measured = calibrate.calibrate(
-        _setting(pieces, chosen, rounds=asked.rounds, devices=asked.devices, budgets=asked.budgets)
-    )
-    calibrate.store(calibration_path(recipe, chosen), measured)
+    by = _measure_codecs if wants_split_calibration(chosen) else _measure_pruning
+    measured = by(pieces, chosen, on_stage)
+    store(calibration_path(recipe, chosen), measured)
     return measured
 
 
 def remembered(document: Mapping[str, Any]) -> Measured | None:
     """Return the measurement that a run's header holds, if it holds one."""
-    if "split_calibration" in document:
-        return calibrate_split.from_document(document["split_calibration"])
-    stored = document.get("calibration")
-    return None if stored is None else calibrate.from_document(stored)
+    stored = document.get("split_calibration", document.get("calibration"))
+    return None if stored is None else from_document(stored)
 
 
 def stored_measurement(
@@ -79,11 +77,8 @@ def stored_measurement(
     Raises:
         CheckpointError: if the file is damaged.
     """
-    found: Measured | None = None
-    if wants_split_calibration(chosen):
-        found = calibrate_split.load(calibration_path(recipe, chosen))
-    elif wants_calibration(chosen):
-        found = calibrate.load(calibration_path(recipe, chosen))
+    is_wanted = wants_split_calibration(chosen) or wants_calibration(chosen)
+    found = load(calibration_path(recipe, chosen)) if is_wanted else None
     is_other = found is not None and fingerprint is not None and found.fingerprint != fingerprint
     return None if is_other else found
 
@@ -101,24 +96,22 @@ def calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
     return Path(recipe.output) / "cache" / f"{name}-{key}.json"
 
 
-def _measure_split(
-    pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None]
-) -> SplitMeasured:
+def _measure_pruning(pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None]) -> Measured:
+    on_stage("calibrating: what does pruning cost here?")
+    asked = pieces.recipe.calibration
+    setting = _setting(pieces, chosen, rounds=asked.rounds, devices=asked.devices)
+    return calibrate_pruning(setting, asked.budgets)
+
+
+def _measure_codecs(pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None]) -> Measured:
     on_stage("calibrating: what does compressing activations cost here?")
     asked = pieces.recipe.split
-    measured = calibrate_split.calibrate_split(
-        _setting(pieces, chosen, rounds=asked.rounds, devices=asked.devices),
-        [section.spec() for section in asked.codecs], asked.cuts,
-    )  # fmt: skip
-    calibrate_split.store(calibration_path(pieces.recipe, chosen), measured)
-    return measured
+    setting = _setting(pieces, chosen, rounds=asked.rounds, devices=asked.devices)
+    return calibrate_codecs(setting, [section.spec() for section in asked.codecs], asked.cuts)
 
 
-def _setting(
-    pieces: Pieces, chosen: Chosen, *, rounds: int, devices: int, budgets: tuple[float, ...] = ()
-) -> calibrate.Setting:
-    return calibrate.Setting(
+def _setting(pieces: Pieces, chosen: Chosen, *, rounds: int, devices: int) -> Setting:
+    return Setting(
         base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem,
         work=chosen.method.work, engine=pieces.engine, rounds=rounds, devices=devices,
-        budgets=budgets,
     )  # fmt: skip

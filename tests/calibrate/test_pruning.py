@@ -1,22 +1,14 @@
 """The calibration: curves to ratios, spread of the rates, and a stored measurement."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airtune.calibrate import (
-    Measured,
-    Setting,
-    calibrate,
-    load,
-    read_curves,
-    spread_rates,
-    store,
-)
+from airtune.calibrate import Measured, Setting, calibrate_pruning, load, store
+from airtune.calibrate.pruning import read_curves, spread_rates
 from airtune.errors import CheckpointError
 from airtune.plan import WorkSpec
 from airtune.recipe import load_recipe
@@ -81,12 +73,12 @@ def setting():
     pieces = build_pieces(load_recipe(overrides=TINY))
     return Setting(
         base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem, work=WorkSpec(),
-        engine=pieces.engine, rounds=2, devices=2, budgets=(0.3,),
+        engine=pieces.engine, rounds=2, devices=2,
     )  # fmt: skip
 
 
 def test_a_measurement_repeats_and_reads_back(setting, tmp_path):
-    first, again = calibrate(setting), calibrate(setting)
+    first, again = (calibrate_pruning(setting, (0.3,)) for _ in range(2))
     assert first.curves == again.curves
     assert len(first.curves) == 2
     assert first.curves[0][0] == first.curves[1][0], "both begin at the untuned model"
@@ -101,7 +93,7 @@ def test_a_measurement_repeats_and_reads_back(setting, tmp_path):
 
 def test_the_dense_run_prunes_nothing(setting):
     """A budget so small that every rate rounds to the dense level gives the dense curve."""
-    found = calibrate(replace(setting, budgets=(1e-6,)))
+    found = calibrate_pruning(setting, (1e-6,))
     assert found.curves[0] == found.curves[1]
 
 

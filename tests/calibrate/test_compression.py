@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from airtune.calibrate import Setting
-from airtune.calibrate_split import calibrate_split, load, quality_losses, store
+from airtune.calibrate import Setting, calibrate_codecs, load, store
+from airtune.calibrate.compression import quality_losses
 from airtune.errors import CheckpointError
 from airtune.plan import CodecSpec, WorkSpec
 from airtune.recipe import load_recipe
@@ -23,9 +23,9 @@ def measured():
     pieces = build_pieces(load_recipe(None, overrides=TINY))
     setting = Setting(
         base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem, work=WorkSpec(),
-        engine=pieces.engine, rounds=2, devices=2, budgets=(),
+        engine=pieces.engine, rounds=2, devices=2,
     )  # fmt: skip
-    return calibrate_split(setting, MENU, (1, 3))
+    return calibrate_codecs(setting, MENU, (1, 3))
 
 
 def test_coarser_codecs_distort_more_at_every_cut(measured):

@@ -1,0 +1,86 @@
+"""The short federations that every measurement is read off: the ordinary loop on a few devices."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from airtune.data import FederatedData
+from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.fleet import load_fleet
+from airtune.loop import LoopSettings, Run, begin, run_rounds
+from airtune.model.base import BaseModel
+from airtune.model.state import initial_state
+from airtune.plan import Decider, Method, Problem, WorkSpec
+from airtune.records import RunWriter, read_run
+
+_WELL_FITTED: dict[str, Any] = {
+    "name": "calibration",
+    "summary": "devices on which everything fits",
+    "links": {"line": {"kind": "dedicated", "capacity": {"up_mbps": 1000, "down_mbps": 1000}}},
+    "devices": [{"name": "device", "link": "line", "gflops_per_s": 1000, "memory_gib": 1e6,
+                 "power_w": 1}],
+}  # fmt: skip
+
+
+_UNKNOWN_FLOPS_PER_S = 1e12
+"""Of a fleet whose speeds nobody has declared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a calibration is measured on, and how."""
+
+    base: BaseModel
+    data: FederatedData
+    problem: Problem
+    """Of the real fleet: workload, weights and speeds come from it."""
+    work: WorkSpec
+    engine: LocalSettings
+    rounds: int
+    devices: int
+
+    def device_s(self, flops: float) -> float:
+        """Return the seconds that so many FLOPs take at the fleet's median speed."""
+        speeds = self.problem.devices.flops_per_s
+        return flops / (float(np.median(speeds)) if speeds is not None else _UNKNOWN_FLOPS_PER_S)
+
+
+def some_devices(setting: Setting) -> FederatedData:
+    """Return the data of a few devices, evenly chosen among those that have some."""
+    held = [device for device in setting.data.devices if len(device.train)]
+    chosen = np.unique(np.linspace(0, len(held) - 1, min(setting.devices, len(held))).round())
+    return replace(setting.data, devices=tuple(held[int(place)] for place in chosen))
+
+
+def short_run(
+    setting: Setting, data: FederatedData, decider: Decider
+) -> tuple[tuple[float, ...], float]:
+    """Return the loss curve of a short federation and the FLOPs it took."""
+    fleet = load_fleet(_WELL_FITTED, devices=len(data.devices), seed=setting.problem.seed)
+    samples = np.array([len(device.train) for device in data.devices])
+    problem = replace(
+        setting.problem, devices=fleet.profiles(samples), rounds=setting.rounds,
+        calibration=None, deadline_s=None, work=setting.work,
+    )  # fmt: skip
+    method = Method("calibration", decider, work=setting.work)
+    engine = LocalEngine(
+        fleet, problem, setting.base, data, work=setting.work, settings=setting.engine
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix="airtune-calibration-") as place:
+            writer = RunWriter.create(Path(place) / "run", {"name": "calibration"})
+            scale = setting.engine.train.scale
+            run = Run(method, problem, engine, writer, "calibration", LoopSettings(scale=scale))
+            start = begin(run, initial_state(setting.base, problem.workload, problem.seed))
+            run_rounds(run, start)
+            record = read_run(writer.folder)
+    finally:
+        engine.close()
+    losses = [float(row["validation"]["loss"]) for row in record.rounds]
+    first = float(record.rounds[0]["initial"]["loss"])
+    return (first, *losses), float(np.nansum(record.devices["flops"]))
