@@ -22,8 +22,8 @@ WHO = "who"
 _PARTS = "parts"
 _QUERY = "query"
 POLL_S = 0.2
-_UNAVAILABLE = 5
-"""Flower's code for a node that is gone."""
+_GONE = {4: "this device left while it sent its answer", 5: "this device left while it worked"}
+"""Flower's codes for an answer that never came whole, and for a node that is gone."""
 
 
 def to_record(letter: Envelope) -> RecordDict:
@@ -107,8 +107,8 @@ class GridCourier:
 
 def _arrival(message: Message, node: int, after_s: float) -> Arrival:
     if message.has_error():
-        if message.error.code == _UNAVAILABLE:
-            return Arrival(None, after_s, "this device left while it worked")
+        if message.error.code in _GONE:
+            return Arrival(None, after_s, _GONE[message.error.code])
         reason = (message.error.reason or "no reason given").strip().splitlines()[-1]
         return Arrival(None, after_s, f"the client process failed: {reason}")
     if message.metadata.src_node_id != node:
