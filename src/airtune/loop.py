@@ -214,7 +214,7 @@ def _is_over(run: Run, now: Checkpoint) -> bool:
         raise TrainingError(
             f"no device returned a usable update in {now.progress['empty']} rounds in a row; "
             f"devices.csv in {run.writer.folder} says why for each; loosen the deadline, lower the "
-            "learning rate or give the devices more memory"
+            "learning rate, give the devices more memory, or raise limits.device_bytes_per_month"
         )
     return run.settings.stop_at_target and now.progress["reached"] is not None
 

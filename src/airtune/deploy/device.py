@@ -149,7 +149,17 @@ class Device:
         compute_s = time.perf_counter() - began - load_s
         upload_s = self._paced(sum(map(len, sent.values())), task.upload_bps)
         reply = replace(reply, spent=Spent(load_s, compute_s, upload_s), peak_bytes=_peak_bytes())
-        return seal_reply(reply, sent)
+        return self._within_cap(task, seal_reply(reply, sent))
+
+    def _within_cap(self, task: Task, reply: Envelope) -> Envelope:
+        """Return an answer, or why it is not sent, if this device's month does not hold it."""
+        if task.most_bytes is None or reply.size_bytes <= task.most_bytes:
+            return reply
+        return self._failed(
+            task,
+            f"an answer of {format_bytes(reply.size_bytes)} is not sent, {format_bytes(task.most_bytes)} "
+            "were set aside for it (limits.device_bytes_per_month)",
+        )
 
     def _paced(self, size_bytes: int, rate_bps: float | None) -> float:
         """Wait before an answer is sent; return the seconds that its upload takes with that.

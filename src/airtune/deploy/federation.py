@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,10 +17,13 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from airtune.calibrate import Measured
 from airtune.data.federated import Count, FederatedData
 from airtune.deploy.device import describe_reader
 from airtune.deploy.handout import Handout, open_handout
+from airtune.deploy.ledger import LEDGER, Ledger
 from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
+from airtune.engine.allowance import Allowance
 from airtune.engine.base import Engine
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.flower.engines import FlowerEngine, ReplayEngine
@@ -61,7 +63,6 @@ from airtune.run import (
 from airtune.run.build import engine_settings, is_vision, load_model, pinned
 from airtune.run.execute import RECIPE_FILE, identity, loop_settings
 from airtune.run.header import header
-from airtune.run.measurement import Measured
 from airtune.units import format_bytes
 
 ROSTER, PROBES = "roster.json", "probes"
@@ -153,9 +154,9 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     )  # fmt: skip
     remote = Remote(
         nodes.courier(link.located), names, setup, run=_number(place.folder),
-        shape=base.shape, patience_s=order.silent_s,
+        shape=base.shape, patience_s=order.silent_s, allowance=_ledger(order, place, recipe, names),
     )  # fmt: skip
-    handout = open_handout(recipe, order.serve, [math.inf] * len(names))
+    handout = open_handout(recipe, order.serve, remote.allowance, devices=len(names))
     remote.offers = {} if handout is None else handout.offers
     roster = place.roster or _join(remote, names, handout, tell)
     pieces = _pieces(order, recipe, roster, folder=place.folder, known=known, base=base)
@@ -169,6 +170,14 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     page = write_report([place.folder], place.folder)
     tell(result=read_run(place.folder).results, folder=str(place.folder), report=str(page))
     return place.folder
+
+
+def _ledger(order: Order, place: _Place, recipe: Recipe, names: Sequence[str]) -> Allowance:
+    """Return what devices may receive and send; on the replayed clock the engine counts for itself."""
+    cap_bytes = recipe.limits.device_bytes_per_month
+    if order.clock == "replay":
+        return Allowance(None, len(names))
+    return Ledger(place.folder / LEDGER, cap_bytes, len(names))
 
 
 class _Link:
@@ -278,6 +287,7 @@ def _pieces(
         workload=workload_of(recipe, base.shape, tokens=tokens), rounds=recipe.train.rounds,
         seed=recipe.seed, deadline_s=recipe.deadline_s,
         server_flops_per_s=fleet.server.flops_per_s,
+        device_bytes_per_month=recipe.limits.device_bytes_per_month,
     )  # fmt: skip
     counts: dict[str, Count] = {
         "source": known.source, "rows": sum(roster.samples), "device_rows": list(roster.samples),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
-from huggingface_hub import try_to_load_from_cache
-
+from airtune.engine.allowance import Allowance
 from airtune.engine.flower.split import Serve
 from airtune.engine.stage import Offer, base_files
 from airtune.engine.stream import Shelf
-from airtune.errors import DeploymentError, ModelError
+from airtune.errors import DeploymentError
 from airtune.recipe import EMBEDDED, Recipe
-from airtune.run.build import model_source
+from airtune.run.build import base_folder
 
 STAGING_BPS = 1e6
 """A device whose link is slower is not waited for; what it has fetched by then is kept."""
@@ -39,14 +38,15 @@ class Handout:
 
 
 def open_handout(
-    recipe: Recipe, serve: Serve | None, most_bytes: Sequence[float]
+    recipe: Recipe, serve: Serve | None, allowance: Allowance, *, devices: int
 ) -> Handout | None:
     """Offer the base to every device of a run; None where devices must have it or it is shipped.
 
     Args:
         recipe: says whether.
         serve: starts the stream.
-        most_bytes: what each device may be sent.
+        allowance: what each device may be sent; asked for every chunk.
+        devices: how many there are.
 
     Raises:
         ModelError: if the base cannot be handed out.
@@ -63,22 +63,9 @@ def open_handout(
     files = base_files(folder)
     server, address = serve()
     offers = {
-        device: Offer(address, server.shelf.lend(folder, files, most_bytes=most), files)
-        for device, most in enumerate(most_bytes)
+        device: Offer(
+            address, server.shelf.lend(folder, files, take=partial(allowance.take, device)), files
+        )
+        for device in range(devices)
     }
     return Handout(server.shelf, offers)
-
-
-def base_folder(recipe: Recipe) -> Path:
-    """Return where this machine has a recipe's base.
-
-    Raises:
-        ModelError: if it has it neither as a folder nor from the hub.
-    """
-    source = model_source(recipe)
-    if Path(source).is_dir():
-        return Path(source)
-    found = try_to_load_from_cache(source, "config.json", revision=recipe.model.revision)
-    if not isinstance(found, str):
-        raise ModelError(f"the server has no files of {source!r} to hand out; give it a folder")
-    return Path(found).parent

@@ -56,4 +56,6 @@ def take_seat(
         def paced(size_bytes: int) -> None:
             wait(size_bytes, at)
 
-    return run_device(end, Connection(address, seat.token, seat.run, credentials, pace=paced))
+    return run_device(end, Connection(
+        address, seat.token, seat.run, credentials, pace=paced, most_bytes=seat.most_bytes,
+    ))  # fmt: skip

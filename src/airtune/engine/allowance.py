@@ -29,7 +29,7 @@ class Allowance:
             devices: how many there are.
         """
         self.cap_bytes = cap_bytes
-        self._month = 0
+        self._month, self._now_s = 0, 0.0
         self._used, self._since = np.zeros(devices), np.zeros(devices)
         self._short = np.zeros(devices, np.bool_)
 
@@ -51,12 +51,18 @@ class Allowance:
         return self._short.copy()
 
     @property
+    def now_s(self) -> float:
+        """When the last round began."""
+        return self._now_s
+
+    @property
     def month_ends_s(self) -> float:
         """When the next month begins."""
         return (self._month + 1) * MONTH_S
 
     def begin_round(self, time_s: float) -> None:
         """Let a round begin at this time; a month that is over takes what was used with it."""
+        self._now_s = time_s
         month = max(int(time_s // MONTH_S), self._month)
         if month > self._month:
             self._month, self._used = month, self._since.copy()
@@ -86,6 +92,13 @@ class Allowance:
         if self.cap_bytes is not None:
             self._used[device] += size_bytes
             self._since[device] += size_bytes
+
+    def take(self, device: int, size_bytes: float) -> bool:
+        """Count bytes of one device that are about to cross; False, and not counted, if too many."""
+        if size_bytes > self.left_bytes[device]:
+            return False
+        self.spend(np.array([device]), np.array([float(size_bytes)]))
+        return True
 
     def snapshot(self) -> dict[str, NDArray[np.generic]]:
         """Return what was used, as arrays; {} without a cap."""

@@ -81,6 +81,8 @@ class Seat:
     token: str
     run: str
     """What the stream calls this run."""
+    most_bytes: float | None = None
+    """The most that all steps may take, both ways; None = there is no cap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ class Task:
     row: Assignment | None = None
     upload_bps: float | None = None
     """The device's share of its link, which it keeps to; None = as fast as it goes."""
+    most_bytes: int | None = None
+    """The most that the answer may take, so that the device's bytes of the month hold it."""
     counted: int = -1
     """The last round in which this device's update counted: what coding lost of it is settled."""
     seat: Seat | None = None

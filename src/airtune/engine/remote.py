@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
+
+from airtune.engine.allowance import Allowance
 from airtune.engine.envelope import Arrival, Envelope
 from airtune.engine.exchange import (
     pack_own,
@@ -43,6 +46,10 @@ from airtune.work.uploads import GROUPS, decode_update, reference_of
 
 SMALL_BYTES = 1 << 20
 """What an answer without tensors may hold."""
+_WORDS_BYTES = 32 << 10
+"""What is set aside for the words of an answer, where a device's bytes of a month are capped."""
+_ROW_BYTES = 4 << 10
+"""Of an assignment and a seat in a task."""
 PATIENCE_S = 3600.0
 """How long a device may be silent where no deadline is set."""
 
@@ -87,7 +94,7 @@ class Remote:
 
     def __init__(
         self, courier: Courier, names: Sequence[str], setup: Setup, *, run: int,
-        shape: ModelShape, patience_s: float = PATIENCE_S,
+        shape: ModelShape, patience_s: float = PATIENCE_S, allowance: Allowance | None = None,
     ) -> None:  # fmt: skip
         """Know the devices by number; nothing is sent yet.
 
@@ -98,7 +105,9 @@ class Remote:
             run: number of the run; stays when it is resumed.
             shape: of the unpruned model.
             patience_s: how long a silent device is waited for where there is no deadline.
+            allowance: bytes that each device may still receive and send; None = no cap.
         """
+        self.allowance = Allowance(None, len(names)) if allowance is None else allowance
         self._courier, self._names, self._setup = courier, tuple(names), setup
         self._run, self._shape, self._patience_s = run, shape, patience_s
         self.counted: dict[int, int] = {}
@@ -143,8 +152,10 @@ class Remote:
             device: self._task("measure", device, round=state.round, order=order)
             for device in devices
         }
-        answers = self._ask(tasks, {device: {"state": blob} for device in devices},
-                            limit=self._scores_bytes())  # fmt: skip
+        answers = self._ask(
+            tasks, {device: {"state": blob} for device in devices}, limit=self._scores_bytes(),
+            expected=dict.fromkeys(devices, float(self._scores_bytes() - SMALL_BYTES)),
+        )  # fmt: skip
         found: dict[int, Importance] = {}
         for device, answer in answers.items():
             if answer.status == "ok":
@@ -176,7 +187,7 @@ class Remote:
     def train(
         self, rows: Sequence[Assignment], state: GlobalState, *, round: int,
         deadline_s: float | None = None, upload_bps: Mapping[int, float] | None = None,
-        seats: Mapping[int, Seat] | None = None,
+        seats: Mapping[int, Seat] | None = None, expected: Mapping[int, float] | None = None,
     ) -> dict[int, Trained]:  # fmt: skip
         """Have devices do a round.
 
@@ -187,6 +198,7 @@ class Remote:
             deadline_s: seconds after which an answer is late; None = patience.
             upload_bps: each device's share of its link; None = nobody keeps to one.
             seats: where the devices of a split round find the server's half.
+            expected: the most that each update takes, for caps.
 
         Returns:
             By device; every row has one.
@@ -202,7 +214,11 @@ class Remote:
             )  # fmt: skip
             own = pack_own(state, row.device)
             blobs[row.device] = {"state": blob} | ({} if own is None else {"own": own})
-        answers = self._ask(tasks, blobs, limit=self._update_bytes(state), deadline_s=deadline_s)
+        answers = self._ask(
+            tasks, blobs, limit=self._update_bytes(state), deadline_s=deadline_s,
+            expected={device: size + self._scores_bytes() - SMALL_BYTES
+                      for device, size in (expected or {}).items()},
+        )  # fmt: skip
         return {row.device: self._trained(row, state, answers[row.device]) for row in rows}
 
     def _broadcast(
@@ -218,15 +234,64 @@ class Remote:
 
     def _ask(
         self, tasks: Mapping[int, Task], blobs: Mapping[int, Mapping[str, bytes]], *,
-        limit: int, deadline_s: float | None = None,
+        limit: int, deadline_s: float | None = None, expected: Mapping[int, float] | None = None,
     ) -> dict[int, Answer]:  # fmt: skip
-        letters = {device: seal_task(task, blobs.get(device)) for device, task in tasks.items()}
+        """Send tasks and return the answers; of all bytes this is the one way out and in.
+
+        What may cross is set aside first. A device whose month does not hold it is sent nothing;
+        of one that does not answer, all that was set aside counts.
+        """
+        letters: dict[int, Envelope] = {}
+        aside: dict[int, float] = {}
+        for device, task in tasks.items():
+            reply_bytes = _WORDS_BYTES + (expected or {}).get(device, 0.0)
+            if self.allowance.cap_bytes is not None:
+                task = replace(task, most_bytes=int(reply_bytes))
+            letter = seal_task(task, blobs.get(device))
+            steps_bytes = 0.0 if task.seat is None else task.seat.most_bytes or 0.0
+            if self.allowance.take(device, letter.size_bytes + reply_bytes + steps_bytes):
+                letters[device], aside[device] = letter, letter.size_bytes + reply_bytes
         waits_s = self._patience_s if deadline_s is None else deadline_s
-        arrivals = self._courier.send(letters, deadline_s=waits_s)
-        return {
-            device: _answer(task, letters[device], arrivals.get(device), limit=limit)
-            for device, task in tasks.items()
-        }
+        arrivals = self._courier.send(letters, deadline_s=waits_s) if letters else {}
+        answers: dict[int, Answer] = {}
+        for device, task in tasks.items():
+            if device not in letters:
+                answers[device] = Answer("absent", _USED_UP, math.nan, 0, 0)
+                continue
+            answer = _answer(task, letters[device], arrivals.get(device), limit=limit)
+            if answer.received_bytes:
+                self._settle(device, answer.sent_bytes + answer.received_bytes - aside[device])
+            answers[device] = answer
+        return answers
+
+    def settle_steps(self, device: int, most_bytes: float, crossed_bytes: float) -> None:
+        """Give back what was set aside for a device's steps and did not cross."""
+        self._settle(device, crossed_bytes - most_bytes)
+
+    def _settle(self, device: int, size_bytes: float) -> None:
+        self.allowance.spend(np.array([device]), np.array([size_bytes]))
+
+    def most_bytes(
+        self, rows: Sequence[Assignment], state: GlobalState, expected: Mapping[int, float]
+    ) -> dict[int, float]:
+        """Return what a whole round can take of each device: scores, training, and a judgement.
+
+        Args:
+            rows: what each would be told.
+            state: where they would start.
+            expected: the most that each update takes, its steps included.
+        """
+        blob, order = pack_state(state)
+        found = {}
+        for row in rows:
+            task = self._task("train", row.device, round=state.round, order=order)
+            own = pack_own(state, row.device)
+            blobs = {"state": blob} | ({} if own is None else {"own": own})
+            scores = self._scores_bytes() - SMALL_BYTES
+            letter = seal_task(task, blobs).size_bytes + _ROW_BYTES + scores
+            times = 3 if state.importance is None and (row.prune_heads or row.prune_ffn) else 2
+            found[row.device] = times * (letter + _WORDS_BYTES + scores) + expected[row.device]
+        return found
 
     def _trained(self, row: Assignment, state: GlobalState, answer: Answer) -> Trained:
         reply = answer.reply
@@ -286,6 +351,11 @@ class Remote:
         """Return the most that an update can take; no codec makes it larger than it is by half."""
         numbers = sum(tensor.numel() for tensor in (*state.adapters.values(), *state.head.values()))
         return 6 * numbers + self._scores_bytes()
+
+
+_USED_UP = (
+    "its bytes of this month do not hold the message and its answer (limits.device_bytes_per_month)"
+)
 
 
 def _answer(task: Task, letter: Envelope, arrival: Arrival | None, *, limit: int) -> Answer:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from airtune.cost import ladder, peak_memory
@@ -154,6 +155,23 @@ def model_source(recipe: Recipe) -> str:
     if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
         raise ModelError(f"there is no folder {source!r}; set model.source to a folder or a hub id")
     return str(Path(source).expanduser()) if source.startswith("~") else source
+
+
+def base_folder(recipe: Recipe) -> Path:
+    """Return where this machine has a recipe's base.
+
+    Raises:
+        ModelError: if it has it neither as a folder nor from the hub.
+    """
+    source = model_source(recipe)
+    if Path(source).is_dir():
+        return Path(source)
+    found = try_to_load_from_cache(source, "config.json", revision=recipe.model.revision)
+    if not isinstance(found, str):
+        raise ModelError(
+            f"there are no files of {source!r} on this machine; give model.source a folder"
+        )
+    return Path(found).parent
 
 
 def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int, scored: float = 1.0) -> Workload:

@@ -12,6 +12,7 @@ seed gives the same plans, payloads and losses; on the real one, they are what w
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,16 +20,22 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.cost import energy_j, peak_memory, train_flops
+from airtune.cost import energy_j, most_upload_bytes, peak_memory, stream_bytes, train_flops
 from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split, mask_observation
 from airtune.engine.checks import Divide, check_shares
-from airtune.engine.flower.split import Serve, ServedSplit, open_split, served_record
+from airtune.engine.flower.split import (
+    STREAM_HEADER_BYTES,
+    Serve,
+    ServedSplit,
+    open_split,
+    served_record,
+)
 from airtune.engine.local import LocalEngine, LocalSettings, prunes
 from airtune.engine.remote import Answer, Remote, Trained
 from airtune.engine.timing import refusals
 from airtune.engine.uplink import Sent, Uplink
-from airtune.errors import DataError, MethodError, TrainingError
+from airtune.errors import DataError, InfeasibleError, MethodError, TrainingError
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import uplink_bps
 from airtune.model.base import BaseModel
@@ -36,6 +43,7 @@ from airtune.model.importance import Importance
 from airtune.model.state import GlobalState
 from airtune.plan import (
     Assignment,
+    Assignments,
     Floats,
     Need,
     Observation,
@@ -44,6 +52,7 @@ from airtune.plan import (
     RoundPlan,
     WorkSpec,
 )
+from airtune.units import format_bytes
 from airtune.work.evaluate import weigh
 from airtune.work.train import Outcome
 
@@ -140,8 +149,58 @@ class ReplayEngine(LocalEngine):
 class FlowerEngine(ReplayEngine):
     """Devices elsewhere, on the real clock."""
 
+    def __init__(
+        self, fleet: Fleet, problem: Problem, base: BaseModel, data: FederatedData, *,
+        remote: Remote, needs: frozenset[Need] = frozenset(), work: WorkSpec | None = None,
+        settings: LocalSettings | None = None, serve: Serve | None = None,
+    ) -> None:  # fmt: skip
+        """Hold the fleet; see `ReplayEngine`. Bytes are counted where messages leave and come."""
+        super().__init__(fleet, problem, base, data, remote=remote, needs=needs, work=work,
+                         settings=settings, serve=serve)  # fmt: skip
+        self._allowance = remote.allowance
+
+    def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
+        """Return why a row's device has too few bytes of the month left; empty where it has enough."""
+        told = plan.assignments
+        if self._allowance.cap_bytes is None:
+            return ("",) * len(told)
+        update, steps = self._most(told)
+        both = {device: size + steps.get(device, 0.0) for device, size in update.items()}
+        found = self._remote.most_bytes(list(told), state, both)
+        most = np.array([found[int(device)] for device in told.device], np.float64)
+        return self._allowance.faults(told.device, most)
+
+    def idle_until_s(self, time_s: float, idle_s: float) -> float:
+        """Return when to look again.
+
+        Raises:
+            InfeasibleError: if all that are there have used up their month: a server does not
+                wait for weeks.
+        """
+        if self._there.any() and self._allowance.short[self._there].all():
+            days = math.ceil((self._allowance.month_ends_s - self._allowance.now_s) / 86400.0)
+            raise InfeasibleError(
+                f"no device that is there has the bytes for a round left of its "
+                f"{format_bytes(self._allowance.cap_bytes or 0.0)} a month "
+                f"(limits.device_bytes_per_month); the next month begins in {days} days: go on then "
+                "with --resume"
+            )
+        return time_s + idle_s
+
+    def _most(self, told: Assignments) -> tuple[dict[int, float], dict[int, float]]:
+        """Return the most that updates take, and that the steps of cut devices do, by device."""
+        steps = stream_bytes(self._problem, told)
+        updates = most_upload_bytes(self._problem, replace(told, cut=np.zeros_like(told.cut)))
+        spare = steps * (told.local_steps + 2) / told.local_steps
+        numbers = told.device.tolist()
+        return (
+            dict(zip(numbers, updates.tolist(), strict=True)),
+            {device: size for device, size in zip(numbers, spare.tolist(), strict=True) if size},
+        )
+
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know; devices that cannot be reached are not there."""
+        self._allowance.begin_round(time_s)
         links = self._fleet.links_at(round, 0, time_s)
         online = np.zeros(len(self._fleet), np.bool_)
         online[sorted(self._remote.online())] = True
@@ -193,19 +252,41 @@ class FlowerEngine(ReplayEngine):
         """Have the devices train; returns what came of each, and what a record holds of cuts."""
         deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
         split = self._split(rows, plan, state)
+        update, steps = self._most(plan.assignments)
+        seats = None if split is None else split.seats
+        if seats is not None and self._allowance.cap_bytes is not None:
+            seats = {device: replace(seat, most_bytes=steps[device])
+                     for device, seat in seats.items()}  # fmt: skip
         try:
             done = self._remote.train(
                 rows, state, round=plan.round, deadline_s=deadline_s,
-                seats=None if split is None else split.seats, upload_bps=upload_bps,
+                seats=seats, upload_bps=upload_bps, expected=update,
             )  # fmt: skip
             if split is None:
                 return done, None
             cut = {row.device: done[row.device] for row in split.task.rows}
             joined, result = split.join(cut)
+            self._give_back(steps, cut, joined)
             return done | joined, served_record(split.task, result, cut)
         finally:
             if split is not None:
                 split.opened.close()
+
+    def _give_back(
+        self, most: Mapping[int, float], cut: Mapping[int, Trained], joined: Mapping[int, Trained]
+    ) -> None:
+        """Count what the steps really took; of a device that came twice or not, all set aside."""
+        for device, item in cut.items():
+            reply, both = item.answer.reply, joined[device].answer
+            if reply is None or reply.figures.get("connections") != 1.0:
+                continue
+            steps = float(reply.figures.get("steps") or 0.0)
+            crossed = float(both.sent_bytes - item.answer.sent_bytes) + (
+                both.received_bytes - item.answer.received_bytes
+            )
+            # a message's header is not in its bytes: four a step at most, and the welcome
+            crossed += STREAM_HEADER_BYTES * (4.0 * steps + 1.0)
+            self._remote.settle_steps(device, most[device], min(crossed, most[device]))
 
     def _split(
         self, rows: Sequence[Assignment], plan: RoundPlan, state: GlobalState

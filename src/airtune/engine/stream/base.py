@@ -3,7 +3,7 @@
     /airtune.Split/Base     request: number of a file u16, offset u64; answer: its chunks
 
 A caller is known by the token of its offer. It names a file by its number in that offer, so nothing
-it sends becomes a path, and it is served no more bytes than it was granted.
+it sends becomes a path, and whoever counts its bytes is asked before each chunk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import grpc
 from airtune.engine.stage import CHUNK_BYTES, Ask, BaseFile, Offer, pack_chunk
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
 from airtune.errors import ConnectionFailedError, MismatchError
-from airtune.units import format_bytes
 
 _REQUEST = struct.Struct("<HQ")
 _FINAL = frozenset({
@@ -38,7 +37,7 @@ class _Lot:
 
     folder: Path
     files: tuple[BaseFile, ...]
-    most_bytes: float
+    take: Callable[[int], bool]
     served_bytes: int = 0
 
 
@@ -51,18 +50,19 @@ class Shelf:
         self._lock = threading.Lock()
 
     def lend(
-        self, folder: Path, files: tuple[BaseFile, ...], *, most_bytes: float = float("inf")
-    ) -> str:
+        self, folder: Path, files: tuple[BaseFile, ...], *,
+        take: Callable[[int], bool] = lambda size_bytes: True,
+    ) -> str:  # fmt: skip
         """Return a token that lets its holder have these files.
 
         Args:
             folder: where they are.
             files: by their numbers.
-            most_bytes: what the holder may be sent, repeats included.
+            take: asked before bytes are sent whether they may be, and counts them.
         """
         token = secrets.token_urlsafe(32)
         with self._lock:
-            self._lots[token] = _Lot(folder, files, most_bytes)
+            self._lots[token] = _Lot(folder, files, take)
         return token
 
     def served_bytes(self, token: str) -> int:
@@ -77,11 +77,11 @@ class Shelf:
 
     def grant(self, lot: _Lot, size_bytes: int) -> bool:
         """Count bytes that are about to be sent; False where they are too many."""
+        if not lot.take(size_bytes):
+            return False
         with self._lock:
-            if lot.served_bytes + size_bytes > lot.most_bytes:
-                return False
             lot.served_bytes += size_bytes
-            return True
+        return True
 
 
 def base_handler(shelf: Shelf) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
@@ -112,8 +112,8 @@ def _chunks(
                 if not shelf.grant(lot, len(chunk)):
                     context.abort(
                         grpc.StatusCode.FAILED_PRECONDITION,
-                        f"the {format_bytes(lot.most_bytes)} that this device may fetch this month "
-                        "are used up (limits.device_bytes_per_month)",
+                        "this device's bytes of this month do not hold the base model "
+                        "(limits.device_bytes_per_month)",
                     )
                 yield chunk
                 offset += len(content)

@@ -18,6 +18,7 @@ from airtune.engine.stream.body import largest_body_bytes
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
 from airtune.engine.stream.ends import DeviceEnd
 from airtune.engine.stream.message import (
+    HEADER_BYTES,
     PACED_PART_BYTES,
     PART_BYTES,
     Expected,
@@ -54,6 +55,8 @@ class Connection:
     deadline_s: float = 3600.0
     pace: Pace | None = None
     """Asked before every piece of an upload."""
+    most_bytes: float | None = None
+    """The most that all steps may take, repeats and two to spare; None = there is no cap."""
 
 
 @dataclass(slots=True)
@@ -89,6 +92,7 @@ class _Going:
         self.losses = np.full(end.steps, np.nan)
         self.up, self.down = np.zeros(end.steps), np.zeros(end.steps)
         self.learnt, self.compute_s, self.connections = 0, 0.0, 0
+        self.crossed_bytes = 0
         self._run = run_number(connection.run)
 
     def go(self, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]) -> None:
@@ -104,6 +108,7 @@ class _Going:
         self, step: int, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]
     ) -> None:
         end = self.end
+        self._check_cap()
         start = time.perf_counter()
         beside, payload = end.send(step)
         self.up[step] = len(beside) + len(payload)
@@ -128,6 +133,15 @@ class _Going:
         self.down[step] += len(answer.payload)
         self.learnt += 1
 
+    def _check_cap(self) -> None:
+        """Refuse a step for which nothing is left of what was set aside for the steps."""
+        most = self.connection.most_bytes
+        if most is not None and self.crossed_bytes + most / (self.end.steps + 2) > most:
+            raise TrainingError(
+                f"device {self.end.job.device} has repeated so many steps that its bytes of the "
+                "month do not hold the rest (limits.device_bytes_per_month)"
+            )
+
     def _spent(self, start: float) -> None:
         self.compute_s += time.perf_counter() - start
 
@@ -135,6 +149,7 @@ class _Going:
         self, kind: Kind, step: int, payload: bytes, *, beside: bytes = b"",
         loss: float = float("nan"),
     ) -> Message:  # fmt: skip
+        self.crossed_bytes += len(beside) + len(payload) + HEADER_BYTES
         return Message(
             kind, self._run, self.end.round, step, self.end.job.device,
             rows=self.end.rows, steps=self.end.steps, beside=beside, payload=payload, loss=loss,
@@ -147,6 +162,7 @@ class _Going:
         message = read_message(answers, lambda: wanted)
         if message is None:
             raise _RoundOverError
+        self.crossed_bytes += message.body_bytes + HEADER_BYTES
         return message
 
 
