@@ -20,6 +20,7 @@ from airtune.plan import (
     Problem,
 )
 from airtune.planner.cuts import cut_peaks, feasible_cuts
+from airtune.planner.extra import cap_lines, staging_bytes, staging_lines, staging_s
 from airtune.planner.shape import shape_of
 from airtune.recipe import Recipe
 from airtune.run import (
@@ -64,6 +65,10 @@ class DevicePlan:
     upload_bytes: float
     download_bytes: float
     energy_j: float
+    stage_bytes: float = 0.0
+    """Of the base model, fetched from the server once; 0 where it hands none out."""
+    stage_s: float = 0.0
+    """With the downlink to itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
         rounds=recipe.train.rounds, seed=recipe.seed, deadline_s=recipe.deadline_s,
         server_flops_per_s=fleet.server.flops_per_s,
         server_memory_bytes=fleet.server.memory_bytes, work=chosen.method.work,
+        device_bytes_per_month=recipe.limits.device_bytes_per_month,
     )  # fmt: skip
     problem = informed(problem, stored_measurement(recipe, chosen))
     check_memory(problem, fleet, may_cut=method_row(recipe.method.name).may_cut)
@@ -187,6 +193,12 @@ def _summary(
             sampled.cut.tolist(), sampled.codec, strict=True,
         )
     )  # fmt: skip
+    staged = staging_bytes(recipe, problem)
+    stage_s = staging_s(fleet, staged, rounds=len(sampled.round_s))
+    devices = tuple(
+        replace(row, stage_bytes=staged, stage_s=float(seconds))
+        for row, seconds in zip(devices, stage_s, strict=True)
+    )
     round_s = float(_median(sampled.round_s[:, None])[0])
     rounds = recipe.train.rounds
     totals = {name: float(np.nansum(middle[name])) * rounds
@@ -204,6 +216,8 @@ def _summary(
             f"links as drawn in {len(sampled.round_s)} rounds; figures are medians over them",
             *(["no sample is seen twice, so nothing is saved by remembering it"]
               if problem.work.device_frozen else []),
+            *staging_lines(fleet.names, staged, stage_s),
+            *cap_lines(fleet.names, middle["upload_bytes"] + middle["download_bytes"], problem, staged),
             *_missed(middle["finish_s"], problem.deadline_s),
             *_unmeasured(problem, chosen),
         ),
