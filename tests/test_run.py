@@ -12,7 +12,8 @@ from airtune.methods import METHODS
 from airtune.recipe import load_recipe
 from airtune.records import read_run
 from airtune.run import build_pieces, choose_method, load_assets, resume_run, run_recipe
-from airtune.run.controls import CONTROLS, of_device, pooled
+from airtune.run.alone import of_device
+from airtune.run.controls import CONTROLS, pooled
 
 TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
         "train.rounds=2", "train.local_steps=1", "train.per_device_train_batch_size=2",
