@@ -2,14 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airtune.deploy.device import Device, DeviceSettings
 from airtune.engine.envelope import Arrival, Envelope
+from airtune.engine.local import LocalEngine
 from airtune.errors import AirtuneError
+from airtune.loop import Run, begin, run_rounds
+from airtune.model.state import initial_state
 from airtune.recipe import Recipe, load_recipe
+from airtune.records import RunRecord, RunWriter, read_run
+from airtune.run import build_pieces, choose_method
+from airtune.run.execute import loop_settings
 
 
 class Mail:
@@ -82,3 +90,27 @@ def recipe() -> Callable[..., Recipe]:
         return load_recipe(None, overrides=words)
 
     return make
+
+
+@pytest.fixture
+def alone() -> Callable[[Recipe, Path], RunRecord]:
+    """Runs a recipe in this process, each device trained alone as it is when it is elsewhere."""
+
+    def run(recipe: Recipe, folder: Path) -> RunRecord:
+        pieces = build_pieces(recipe)
+        method, assets = choose_method(recipe).method, pieces.assets
+        settings = replace(pieces.engine, train=replace(pieces.engine.train, pass_tokens=1))
+        problem = replace(pieces.problem, work=method.work)
+        engine = LocalEngine(assets.fleet, problem, assets.base, assets.data, work=method.work,
+                             needs=method.decider.needs, settings=settings)  # fmt: skip
+        header = {"schema": 1, "name": "alone", "rounds": problem.rounds}
+        going = Run(method, problem, engine, RunWriter.create(folder, header), "identity",
+                    loop_settings(pieces))  # fmt: skip
+        try:
+            state = initial_state(assets.base, problem.workload, problem.seed)
+            run_rounds(going, begin(going, state))
+        finally:
+            engine.close()
+        return read_run(folder)
+
+    return run

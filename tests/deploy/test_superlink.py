@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from airtune.recipe import load_recipe
 from airtune.records import read_run
 
 RECIPE = """
@@ -23,7 +25,7 @@ method: {name: jcpba, budget: 0.25}
 evaluation: {every: 2}
 threads: 1
 """
-LONG_S = 900
+LONG_S = 1800
 
 
 def _port() -> int:
@@ -73,7 +75,7 @@ class Site:
         for agent in self.agents:
             agent.terminate()
         for agent in self.agents:
-            agent.wait(30)
+            agent.wait(120)
         self.airtune("server", "stop")
 
 
@@ -133,6 +135,8 @@ def test_a_key_that_the_server_does_not_know_is_refused(site: Site, done: Any) -
                            cwd=home)  # fmt: skip
     assert refused.returncode == 17, refused.stderr
     assert "does not know the key" in refused.stderr
+    for words in (("server", "status"), ("server", "logs", "--lines", "200")):
+        assert "is none of this server's" in site.airtune(*words).stdout
 
 
 def test_another_servers_certificate_is_refused(site: Site) -> None:
@@ -146,6 +150,28 @@ def test_another_servers_certificate_is_refused(site: Site) -> None:
                          str(stranger / "tls" / "ca.crt"))  # fmt: skip
     assert asked.returncode == 15, asked.stderr
     assert "does not prove itself" in asked.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["{name: jcpba, budget: 0.25}", "{name: fedspine}"])
+def test_on_the_replayed_clock_the_run_is_that_of_one_process(
+    method: str, site: Site, done: Any, alone: Any, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "same.yaml"
+    recipe.write_text(RECIPE.replace("{name: jcpba, budget: 0.25}", method))
+    ran = site.airtune("run", str(recipe), "--server", site.address, "--replay", "--json")
+    assert ran.returncode == 0, ran.stdout + ran.stderr + site.said()
+    there, here = (
+        read_run(json.loads(ran.stdout)["folder"]),
+        alone(load_recipe(recipe), tmp_path / "a"),
+    )
+    assert there.header["engine"]["clock"] == "replay"
+    assert len(here.rounds) == len(there.rounds) == 2
+    for name, column in here.devices.items():
+        np.testing.assert_array_equal(column, there.devices[name], err_msg=name)
+    for one, other in zip(here.rounds, there.rounds, strict=True):
+        for figure in ("train_loss", "upload_bytes", "download_bytes", "round_s", "predicted_s"):
+            assert one[figure] == other[figure], figure
 
 
 @pytest.mark.slow
@@ -163,6 +189,18 @@ def test_devices_and_server_split_the_model_over_tls(site: Site, done: Any) -> N
         assert row["split"]["device_steps"] == [1, 1]
         assert row["split"]["activation_up_bytes"] > 0
     assert record.results["validation_best"]["loss"] < record.results["initial"]["loss"]
+
+
+@pytest.mark.slow
+def test_a_revoked_key_is_refused_by_name(site: Site, done: Any) -> None:
+    assert site.airtune("device", "add", "late").returncode == 0
+    assert site.airtune("device", "revoke", "late").returncode == 0
+    home = site.folder / "airtune-server" / "bundles" / "late"
+    refused = site.airtune("agent", "--server", site.address, "--data", "recipe", "--patience", "0",
+                           cwd=home)  # fmt: skip
+    assert refused.returncode == 17, refused.stderr
+    assert "or it was revoked" in refused.stderr
+    assert "refused late: its key" in site.airtune("server", "status").stdout
 
 
 @pytest.mark.slow
