@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from airtune.engine.envelope import Envelope
 from airtune.engine.message import (
+    VERSION,
     Reply,
     Setup,
     Task,
@@ -89,7 +90,7 @@ def test_an_oversize_answer_is_refused_before_it_is_read() -> None:
 
 def test_a_header_without_its_fields_is_refused() -> None:
     with pytest.raises(CodecError, match="malformed"):
-        open_reply(Envelope(b'{"schema": 1, "version": "0"}'), TASK)
+        open_reply(Envelope(f'{{"schema": 1, "version": "{VERSION}"}}'.encode()), TASK)
 
 
 @settings(max_examples=200, deadline=None)

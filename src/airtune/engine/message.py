@@ -341,7 +341,7 @@ def _read(content: bytes, adapter: TypeAdapter[Header], what: str) -> Header:
         other = said.get("version") or said["setup"]["version"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CodecError(f"{what} is damaged: its header cannot be read") from error
-    if schema != SCHEMA:
+    if schema != SCHEMA or other != VERSION:
         raise MismatchError(
             f"{what} was written by airtune {other} with schema {schema}, this is airtune "
             f"{VERSION} with schema {SCHEMA}; install the same version on server and devices"
