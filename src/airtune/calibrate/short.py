@@ -65,7 +65,7 @@ def short_run(
     samples = np.array([len(device.train) for device in data.devices])
     problem = replace(
         setting.problem, devices=fleet.profiles(samples), rounds=setting.rounds,
-        calibration=None, deadline_s=None, work=setting.work,
+        calibration=None, deadline_s=None, device_bytes_per_month=None, work=setting.work,
     )  # fmt: skip
     method = Method("calibration", decider, work=setting.work)
     engine = LocalEngine(
