@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from airtune.compare import compare_methods, entries_of, resume_comparison
-from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
+from airtune.errors import (
+    CheckpointError,
+    InfeasibleError,
+    RecipeError,
+    RunExistsError,
+    RunInterruptedError,
+)
 from airtune.methods import METHODS
 from airtune.recipe import load_recipe
 from airtune.records import read_run
@@ -207,6 +213,13 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(tmp_path, assets, monkeypa
     monkeypatch.setattr("airtune.run.measurement.calibrate_pruning", interrupt)
     asked = recipe(f"output={tmp_path}")
     with pytest.raises(RunInterruptedError, match="nothing was written, start the run again"):
+        run_recipe(asked, assets=assets)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cut_outside_the_model_is_refused_before_anything_is_measured(tmp_path, assets):
+    asked = recipe(f"output={tmp_path}", "method.name=sft", "method.cut=9")
+    with pytest.raises(InfeasibleError, match="must leave the server one of"):
         run_recipe(asked, assets=assets)
     assert not list(tmp_path.iterdir())
 

@@ -15,7 +15,7 @@ from airtune.plan import WorkSpec
 FORMS = [
     {"solver": "lagrangian", "spectrum": "sqp"}, {"cut": 1, "codec": "none", "spectrum": "equal"},
     {"codec": "quantised", "large_every": 1}, {"device_frozen": True, "cut": 2},
-    {"predict": True, "labels": "stay", "codec": "topk"}, {"codec": "deadzone", "step": 1.0},
+    {"predict": True, "labels": "stay", "codec": "topk", "keep": 0.1}, {"codec": "deadzone", "step": 1.0},
 ]  # fmt: skip
 
 
@@ -124,6 +124,13 @@ def test_a_small_server_is_spared_by_later_cuts(decided):
     spared, _, problem, _ = decided(server_memory_bytes=0.9 * peak)
     assert split_cost(problem, spared.assignments).server_peak_bytes <= 0.9 * peak
     assert spared.assignments.cut.min() > free.assignments.cut.min()
+
+
+def test_a_budget_that_the_named_codec_cannot_keep_is_refused(decided):
+    with pytest.raises(InfeasibleError, match="the mildest codecs of the menu already cost"):
+        decided({"codec": "topk", "quality_budget": 0.0})
+    plan, _, _, _ = decided({"codec": "auto", "quality_budget": 0.0})
+    assert {row.codec.kind for row in plan.assignments} <= {"identity", "fp16"}
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,9 @@ def codec_menu(
 ) -> tuple[tuple[CodecSpec, ...], str]:
     """Return the codecs to choose from and, in a few words, why these.
 
-    Where several were measured, the identity is among them, so that some choice always keeps the
-    budget; what was not measured is never compressed with, unless it is asked for by name.
+    With `auto` the identity is among those that were measured, so that some choice always keeps the
+    budget; a kind that is asked for by name stands alone, and a budget that it cannot keep is
+    refused. What was not measured is never compressed with, unless it is asked for by name.
 
     >>> menu, why = codec_menu("quantised", keep="auto", bits=4, step="auto", measured=None)
     >>> menu[0].kind, menu[0].keep, menu[0].bits
@@ -56,8 +57,8 @@ def codec_menu(
     if measured is not None:
         of_kind = tuple(each for each in measured.codecs if codec in ("auto", each.kind))
         if of_kind:
-            rest = () if CodecSpec() in of_kind else (CodecSpec(),)
-            return of_kind + rest, "within the quality budget"
+            mildest = (CodecSpec(),) if codec == "auto" and CodecSpec() not in of_kind else ()
+            return of_kind + mildest, "within the quality budget"
     if codec == "topk":
         return (_UNMEASURED,), "fixed codec, nothing was measured"
     if codec == "deadzone":

@@ -25,6 +25,7 @@ from airtune.engine.local import LocalSettings
 from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import Fleet, load_fleet
 from airtune.methods import method_row
+from airtune.methods.split_lines import check_cut
 from airtune.model.base import BaseModel, load_base
 from airtune.model.batch import IGNORED
 from airtune.model.frame import load_frame
@@ -251,7 +252,11 @@ def check_cuts(recipe: Recipe, shape: ModelShape) -> None:
 
     Raises:
         RecipeError: if one of `split.cuts` is not inside the model.
+        InfeasibleError: if the method's own cut is not.
     """
+    own = recipe.method.settings.get("cut")
+    if isinstance(own, int) and method_row(recipe.method.name).may_cut:
+        check_cut(own, shape.blocks)
     if recipe.split.cuts and recipe.split.cuts[-1] >= shape.blocks:
         raise RecipeError(
             f"split.cuts must be at most {shape.blocks - 1}, so that the server has one of this "
