@@ -30,9 +30,9 @@ OnRound = Callable[[Mapping[str, Any]], None]
 
 @contextmanager
 def progress(*, is_quiet: bool) -> Iterator[Progress]:
-    """Show progress while the block runs; nothing is shown where nobody looks."""
+    """Show progress while the block runs; without a terminal no bar, and quietly nothing at all."""
     disable_progress_bar()  # one display at a time: transformers would draw its own
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=is_quiet)
     with Progress(
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
         MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
@@ -45,11 +45,17 @@ def progress(*, is_quiet: bool) -> Iterator[Progress]:
 def watch_run(
     display: Progress, name: str, rounds: int, on_folder: Callable[[Path], None]
 ) -> Watch:
-    """Return a watch that shows a run as one bar."""
+    """Return a watch that shows a run as one bar, or says its stages where there is no bar."""
     task = display.add_task(name, total=rounds, news="")
+    said = ""
 
     def on_stage(stage: str) -> None:
+        nonlocal said
         display.update(task, news="" if stage == "running" else stage)
+        if display.disable and stage != said:
+            note = f"{name}: {stage}"
+            display.console.print(note, markup=False, highlight=False, soft_wrap=True)
+        said = stage
 
     def on_round(record: Mapping[str, Any]) -> None:
         display.update(task, advance=1, news=news_of(record))
