@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, ViTConfig, ViTForImageClassification
 
-from airtune.errors import CheckpointError, MethodError, ModelError
+from airtune.errors import CheckpointError, DataError, MethodError, ModelError
 from airtune.model.aggregate import aggregate
 from airtune.model.base import base_of
 from airtune.model.images import Images, image_base_of
@@ -352,3 +352,10 @@ def test_the_example_of_the_page_runs():
     result = doctest.testfile(str(page), module_relative=False)
     assert result.attempted > 10
     assert result.failed == 0
+
+
+def test_a_device_without_an_example_is_named_before_anything_is_learnt(base, go, jobs_of):
+    jobs = jobs_of(base, 1, 2)
+    nothing = replace(jobs[0].data, tokens=(), targets=())
+    with pytest.raises(DataError, match="example"):
+        go(base, [replace(jobs[0], data=nothing), jobs[1]])
