@@ -154,3 +154,26 @@ def test_a_model_too_large_for_a_device_has_a_cut_that_fits():
     servers = [choice.server_peak_bytes for choice in plan.cuts]
     assert peaks == sorted(peaks)
     assert servers == sorted(servers, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["untuned", "local-only", "pooled"])
+def test_a_control_sends_nothing_and_is_bound_by_no_cap(name):
+    capped = ["limits.device_bytes_per_month=1MB", "deadline_s=1e-6"]
+    plan = plan_recipe(load_recipe(overrides=[f"method.name={name}", *capped]))
+    assert plan.total_upload_bytes == plan.total_download_bytes == 0.0
+    assert not any("month" in line or "deadline" in line for line in plan.assumptions)
+    assert plan.assumptions[0].startswith(f"{name}: ")
+    assert plan.rounds == (1 if name == "untuned" else load_recipe().train.rounds)
+
+
+def test_a_control_takes_the_time_of_those_who_train():
+    fleet, by = load_fleet("pocket"), {}
+    for name in ("fedavg-lora", "untuned", "local-only", "pooled"):
+        by[name] = plan_recipe(load_recipe(overrides=[f"method.name={name}"]))
+    slowest = max(row.compute_s for row in by["fedavg-lora"].devices)
+    assert by["local-only"].round_s == pytest.approx(slowest)
+    assert by["untuned"].total_s == by["untuned"].total_energy_j == 0.0
+    flops = [row.compute_s * speed for row, speed in
+             zip(by["fedavg-lora"].devices, fleet.flops_at(0), strict=True)]  # fmt: skip
+    assert by["pooled"].round_s == pytest.approx(sum(flops) / fleet.server.flops_per_s)
+    assert by["pooled"].straggler == "no device trains"

@@ -19,6 +19,13 @@ from airtune.plan import (
     Observation,
     Problem,
 )
+from airtune.planner.control import (
+    control_lines,
+    off_air,
+    problem_of_control,
+    server_s,
+    there,
+)
 from airtune.planner.cuts import cut_peaks, feasible_cuts
 from airtune.planner.extra import cap_lines, staging_bytes, staging_lines, staging_s
 from airtune.planner.shape import shape_of
@@ -134,6 +141,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
     )  # fmt: skip
     problem = informed(problem, stored_measurement(recipe, chosen))
     check_memory(problem, fleet, may_cut=method_row(recipe.method.name).may_cut)
+    problem = problem_of_control(chosen, problem) if chosen.is_control else problem
     sampled = _sample(problem, fleet, chosen)
     return _summary(recipe, fleet, problem, chosen, sampled=sampled)
 
@@ -152,12 +160,14 @@ def _sample(problem: Problem, fleet: Fleet, chosen: Chosen) -> _Sampled:
     codec: list[CodecSpec | None] = [None] * len(fleet)
     for number in range(count):
         links = fleet.links_at(number, 0, 0.0)
-        observation = Observation(number, 0.0, links, links.available, fleet.flops_at(number))
-        if not links.available.any():
+        present = there(chosen, links.available)
+        observation = Observation(number, 0.0, links, present, fleet.flops_at(number))
+        if not present.any():
             continue
         plan, state = decider.plan(known, state, mask_observation(observation, decider.needs))
         told = plan.assignments
         cost = predict(problem, told, links=links, flops_per_s=fleet.flops_at(number))
+        cost = off_air(chosen, problem, told, cost) if chosen.is_control else cost
         for name in names[2:]:
             columns[name][number, told.device] = getattr(cost, name)
         columns["pruned"][number, told.device] = problem.shape.pruned_fraction(
@@ -170,7 +180,10 @@ def _sample(problem: Problem, fleet: Fleet, chosen: Chosen) -> _Sampled:
         able = cost.peak_bytes <= fleet.memory_bytes[told.device]
         finish = np.where(able & np.isfinite(cost.finish_s), cost.finish_s, 0.0)
         round_s[number] = min(finish.max(initial=0.0), problem.deadline_s or np.inf)
-        last.append(int(told.device[int(np.argmax(finish))]))
+        if chosen.is_control:
+            round_s[number] += server_s(chosen, problem)
+        if finish.any():
+            last.append(int(told.device[int(np.argmax(finish))]))
     return _Sampled(columns, round_s, last, cut, codec)
 
 
@@ -193,23 +206,28 @@ def _summary(
             sampled.cut.tolist(), sampled.codec, strict=True,
         )
     )  # fmt: skip
-    staged = staging_bytes(recipe, problem)
+    if chosen.is_control:
+        devices = tuple(replace(row, feasible="none, it is a control") for row in devices)
+    staged = 0.0 if chosen.is_control else staging_bytes(recipe, problem)
     stage_s = staging_s(fleet, staged, rounds=len(sampled.round_s))
     devices = tuple(
         replace(row, stage_bytes=staged, stage_s=float(seconds))
         for row, seconds in zip(devices, stage_s, strict=True)
     )
     round_s = float(_median(sampled.round_s[:, None])[0])
-    rounds = recipe.train.rounds
+    rounds = problem.rounds
     totals = {name: float(np.nansum(middle[name])) * rounds
               for name in ("upload_bytes", "download_bytes", "energy_j")}  # fmt: skip
     return Plan(
         recipe=recipe.label, method=chosen.label, model=recipe.model.source,
         parameters=problem.shape.parameters, devices=devices, rounds=rounds,
-        rounds_source=_rounds_source(problem.calibration), round_s=round_s, total_s=round_s * rounds,
+        rounds_source="one, in which nothing is trained" if rounds < recipe.train.rounds
+        else _rounds_source(problem.calibration), round_s=round_s, total_s=round_s * rounds,
         total_upload_bytes=totals["upload_bytes"], total_download_bytes=totals["download_bytes"],
-        total_energy_j=totals["energy_j"], straggler=_straggler(fleet, sampled, middle),
+        total_energy_j=totals["energy_j"],
+        straggler=_straggler(fleet, sampled, middle, is_control=chosen.is_control),
         assumptions=(
+            *control_lines(chosen),
             *fleet.assumptions,
             "every device holds equally many rows",
             f"every sequence is {recipe.data.max_length} tokens long (data.max_length)",
@@ -291,9 +309,11 @@ def _rounds_source(stored: Calibration | None) -> str:
     return f"{said}; the stored calibration says pruning needs {costs}"
 
 
-def _straggler(fleet: Fleet, sampled: _Sampled, middle: dict[str, Floats]) -> str:
+def _straggler(
+    fleet: Fleet, sampled: _Sampled, middle: dict[str, Floats], *, is_control: bool
+) -> str:
     if not sampled.last:
-        return "no device was available"
+        return "no device trains" if is_control else "no device was available"
     index = int(np.bincount(sampled.last).argmax())
     phases = {name: float(middle[f"{name}_s"][index])
               for name in ("download", "compute", "upload")}  # fmt: skip
