@@ -227,6 +227,7 @@ def _summary(
         total_energy_j=totals["energy_j"],
         straggler=_straggler(fleet, sampled, middle, is_control=chosen.is_control),
         assumptions=(
+            *_unmeasured(problem, chosen),
             *control_lines(chosen),
             *fleet.assumptions,
             "every device holds equally many rows",
@@ -237,7 +238,6 @@ def _summary(
             *staging_lines(fleet.names, staged, stage_s),
             *cap_lines(fleet.names, middle["upload_bytes"] + middle["download_bytes"], problem, staged),
             *_missed(middle["finish_s"], problem.deadline_s),
-            *_unmeasured(problem, chosen),
         ),
     )  # fmt: skip
 
