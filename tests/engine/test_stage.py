@@ -15,6 +15,7 @@ from airtune.engine import stage
 from airtune.engine.stage import (
     CHUNK_BYTES,
     BaseFile,
+    BusyError,
     base_files,
     is_base_file,
     open_chunk,
@@ -91,6 +92,37 @@ def test_a_broken_connection_goes_on_where_it_stopped(source: Path, tmp_path: Pa
     ask, asked = serving(source, files, bend=bend)
     stage_base(tmp_path / "cache", NAME, files, ask, sleep=patient)
     assert [at for name, at in asked if name == "model.safetensors"] == [0, 2 * CHUNK_BYTES]
+
+
+@pytest.mark.parametrize(("fault", "is_waited_for"), [
+    (ConnectionFailedError, False), (BusyError, True),
+])  # fmt: skip
+def test_a_server_that_is_away_is_asked_for_a_time_a_busy_one_until_it_is_free(
+    source, tmp_path, monkeypatch, fault, is_waited_for
+) -> None:
+    files, now, asked = base_files(source), [0.0], []
+    whole, _ = serving(source, files)
+    monkeypatch.setattr(stage.time, "monotonic", lambda: now[0])
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    def ask(number, offset):
+        asked.append(now[0])
+        if now[0] < 300.0:
+            raise fault("not now")
+        return whole(number, offset)
+
+    def fetch(wait_s):
+        return stage_base(tmp_path / "cache", NAME, files, ask, wait_s=wait_s, sleep=sleep)
+
+    if is_waited_for:
+        assert fetch(100.0).is_dir()
+        return
+    with pytest.raises(ConnectionFailedError, match="not now"):
+        fetch(100.0)
+    assert 100.0 < now[0] < 125.0
+    assert fetch(400.0).is_dir()
 
 
 @pytest.mark.parametrize("harm", [

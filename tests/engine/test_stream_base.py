@@ -134,6 +134,31 @@ def test_a_server_that_is_gone_is_said(source, tmp_path) -> None:
     target, offer = offered(server, source)
     server.close(0.0)
     with pytest.raises(ConnectionFailedError, match="the base model does not come"):
-        stage_base(
-            tmp_path, NAME, offer.files, fetcher(target, offer, None), sleep=lambda seconds: None
-        )
+        stage_base(tmp_path, NAME, offer.files, fetcher(target, offer, None), wait_s=0.3)
+
+
+def test_one_too_many_to_fetch_waits_for_a_place(source, tmp_path) -> None:
+    server, taken, gate, waits = StreamServer(fetches=1), threading.Event(), threading.Event(), []
+
+    def take(size_bytes: int) -> bool:
+        taken.set()
+        return gate.wait(20)
+
+    def free(seconds: float) -> None:
+        waits.append(seconds)
+        gate.set()
+        first.join()
+
+    def fetch_first() -> None:
+        target, slow = offered(server, source, take=take)
+        stage_base(tmp_path / "1", NAME, slow.files, fetcher(target, slow, None))
+
+    first = threading.Thread(target=fetch_first)
+    first.start()
+    assert taken.wait(20)
+    target, offer = offered(server, source)
+    ask = fetcher(target, offer, None)
+    folder = stage_base(tmp_path / "2", NAME, offer.files, ask, sleep=free)
+    assert waits
+    assert (folder / "model.safetensors").stat().st_size == 5 * CHUNK_BYTES + 3
+    server.close()

@@ -156,7 +156,9 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
         nodes.courier(link.located), names, setup, run=_number(place.folder),
         shape=base.shape, patience_s=order.silent_s, allowance=_ledger(order, place, recipe, names),
     )  # fmt: skip
-    handout = open_handout(recipe, order.serve, remote.allowance, devices=len(names))
+    handout = open_handout(
+        recipe, order.serve, remote.allowance, devices=len(names), silent_s=order.silent_s
+    )
     remote.offers = {} if handout is None else handout.offers
     roster = place.roster or _join(remote, names, handout, tell)
     pieces = _pieces(order, recipe, roster, folder=place.folder, known=known, base=base)

@@ -52,7 +52,7 @@ def fetch_base(
     if settings.authority is not None:
         credentials = channel_credentials(settings.authority.read_bytes())
     ask = fetcher(reached(offer.address, settings.host), offer, credentials)
-    return stage_base(settings.cache, fingerprint, offer.files, ask)
+    return stage_base(settings.cache, fingerprint, offer.files, ask, wait_s=offer.wait_s)
 
 
 def is_here(recipe: Recipe) -> bool:

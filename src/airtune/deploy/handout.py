@@ -38,7 +38,7 @@ class Handout:
 
 
 def open_handout(
-    recipe: Recipe, serve: Serve | None, allowance: Allowance, *, devices: int
+    recipe: Recipe, serve: Serve | None, allowance: Allowance, *, devices: int, silent_s: float
 ) -> Handout | None:
     """Offer the base to every device of a run; None where devices must have it or it is shipped.
 
@@ -47,6 +47,7 @@ def open_handout(
         serve: starts the stream.
         allowance: what each device may be sent; asked for every chunk.
         devices: how many there are.
+        silent_s: how long the server waits for a silent device, and a device for the server.
 
     Raises:
         ModelError: if the base cannot be handed out.
@@ -64,7 +65,10 @@ def open_handout(
     server, address = serve()
     offers = {
         device: Offer(
-            address, server.shelf.lend(folder, files, take=partial(allowance.take, device)), files
+            address,
+            server.shelf.lend(folder, files, take=partial(allowance.take, device)),
+            files,
+            wait_s=silent_s,
         )
         for device in range(devices)
     }

@@ -46,12 +46,18 @@ MAX_FILES = 1024
 CHUNK_BYTES = 512 << 10
 """Most bytes of a file in one chunk."""
 _HEAD = struct.Struct("<Q32s")
+WAIT_S = 1800.0
+"""How long a device asks a server that cannot be reached, where the offer says nothing else."""
 _TRIES = 8
-"""Attempts in a row without a new byte after which it is given up."""
+"""Damaged chunks in a row after which it is given up."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 20.0
 
 Ask = Callable[[int, int], Iterator[bytes]]
 """(number of a file, offset in bytes) -> chunks as they come, from there to the file's end."""
+
+
+class BusyError(ConnectionFailedError):
+    """The server is there and hands out to as many as it can; a place will be free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class Offer:
     """HOST:PORT, or :PORT of the server that the device knows."""
     token: str
     files: tuple[BaseFile, ...]
+    wait_s: float = WAIT_S
+    """How long a device that cannot reach the server goes on asking after the last byte."""
 
     @property
     def size_bytes(self) -> int:
@@ -152,7 +160,7 @@ def staged(root: Path, fingerprint: str) -> Path | None:
 
 def stage_base(
     root: Path, fingerprint: str, files: Sequence[BaseFile], ask: Ask, *,
-    sleep: Callable[[float], None] = time.sleep,
+    wait_s: float = WAIT_S, sleep: Callable[[float], None] = time.sleep,
 ) -> Path:  # fmt: skip
     """Fetch a base, or what is missing of it; return its folder.
 
@@ -161,6 +169,8 @@ def stage_base(
         fingerprint: of the base's weights, which names its folder.
         files: what the server has said; nothing in it is trusted.
         ask: fetches.
+        wait_s: how long a server that cannot be reached is asked again; one that says it is busy
+            is there, and is waited for.
         sleep: waits between attempts.
 
     Raises:
@@ -183,16 +193,37 @@ def stage_base(
                 (partial / stranger).unlink()
         _check_room(partial, files)
         for number, file in enumerate(files):
-            _fetch(partial / file.name, number, file, ask, sleep)
+            _fetch(partial / file.name, number, file, ask, _Patience(wait_s, sleep))
         with storage(target):
             partial.rename(target)
             _force(root)
     return target
 
 
-def _fetch(
-    path: Path, number: int, file: BaseFile, ask: Ask, sleep: Callable[[float], None]
-) -> None:
+class _Patience:
+    """How long attempts go on that bring no new byte: by their faults, each waits longer."""
+
+    def __init__(self, wait_s: float, sleep: Callable[[float], None]) -> None:
+        self._wait_s, self._sleep = wait_s, sleep
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew: a byte has come."""
+        self._damaged, self._pause_s, self._since_s = 0, _FIRST_PAUSE_S, time.monotonic()
+
+    def holds(self, fault: Exception) -> bool:
+        """Wait, and return whether to ask again."""
+        if isinstance(fault, BusyError):
+            self._since_s = time.monotonic()
+        self._damaged += isinstance(fault, CodecError)
+        if self._damaged == _TRIES or time.monotonic() - self._since_s > self._wait_s:
+            return False
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._sleep(self._pause_s)
+        return True
+
+
+def _fetch(path: Path, number: int, file: BaseFile, ask: Ask, patience: _Patience) -> None:
     """Bring one file to its end."""
     for _ in range(2):
         with storage(path):
@@ -200,7 +231,7 @@ def _fetch(
                 path.unlink()
             path.touch()
         if path.stat().st_size < file.size_bytes:
-            _fill(path, number, file, ask, sleep)
+            _fill(path, number, file, ask, patience)
         if _hash_of(path) == file.sha256:
             return
         path.unlink()
@@ -210,11 +241,8 @@ def _fetch(
     )
 
 
-def _fill(
-    path: Path, number: int, file: BaseFile, ask: Ask, sleep: Callable[[float], None]
-) -> None:
+def _fill(path: Path, number: int, file: BaseFile, ask: Ask, patience: _Patience) -> None:
     """Ask for what is missing until all has come."""
-    tries, pause = 0, _FIRST_PAUSE_S
     with path.open("ab", buffering=0) as out:
         come = out.tell()
         while come < file.size_bytes:
@@ -230,13 +258,13 @@ def _fill(
                 fault = error
             if come == file.size_bytes:
                 break
-            tries, pause = (0, _FIRST_PAUSE_S) if come > before else (tries + 1, 2 * pause)
-            if tries == _TRIES:
+            if come > before:
+                patience.renew()
+            if not patience.holds(fault):
                 raise ConnectionFailedError(
                     f"the base model does not come: {fault}; {format_bytes(come)} of {file.name} "
                     "are kept, and the next attempt goes on from there"
                 ) from fault
-            sleep(min(pause, _LONGEST_PAUSE_S))
         with storage(path):
             os.fsync(out.fileno())
 

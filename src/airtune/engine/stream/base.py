@@ -17,7 +17,7 @@ from pathlib import Path
 
 import grpc
 
-from airtune.engine.stage import CHUNK_BYTES, Ask, BaseFile, Offer, pack_chunk
+from airtune.engine.stage import CHUNK_BYTES, Ask, BaseFile, BusyError, Offer, pack_chunk
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
 from airtune.errors import ConnectionFailedError, MismatchError
 
@@ -84,8 +84,16 @@ class Shelf:
         return True
 
 
-def base_handler(shelf: Shelf) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
-    """Return the server's side."""
+def base_handler(
+    shelf: Shelf, *, fetches: int
+) -> Callable[[bytes, grpc.ServicerContext], Iterator[bytes]]:
+    """Return the server's side.
+
+    Args:
+        shelf: what is handed out.
+        fetches: how many may fetch at a time; one more is told to come again.
+    """
+    places = threading.BoundedSemaphore(fetches)
 
     def serve(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         token = next((str(v) for k, v in context.invocation_metadata() if k == TOKEN_KEY), "")
@@ -95,6 +103,14 @@ def base_handler(shelf: Shelf) -> Callable[[bytes, grpc.ServicerContext], Iterat
             return
         if len(request) != _REQUEST.size or (asked := _REQUEST.unpack(request))[0] >= len(lot.files):  # fmt: skip
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no such file")
+            return
+        if not places.acquire(blocking=False):
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED, f"{fetches} devices are fetching; come again"
+            )
+            return
+        if not context.add_callback(places.release):
+            places.release()  # the caller has gone already
             return
         yield from _chunks(shelf, lot, *asked, context=context)
 
@@ -145,6 +161,8 @@ def fetcher(target: str, offer: Offer, credentials: grpc.ChannelCredentials | No
                 said = f"the server at {target}: {error.details()}"
                 if error.code() in _FINAL:
                     raise MismatchError(f"the base model is refused by {said}") from error
+                if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    raise BusyError(said) from error
                 raise ConnectionFailedError(said) from error
             finally:
                 answers.cancel()

@@ -33,6 +33,12 @@ _CODES: dict[Ending, grpc.StatusCode] = {
 }
 
 
+FETCHES = 64
+"""Devices that fetch a base model at a time; one more is told to come again."""
+_SPARE = 16
+"""Calls beside these, so that whoever is told so takes no place of a round's stream."""
+
+
 @dataclass(slots=True)
 class OpenRound:
     """A round that is being served."""
@@ -67,14 +73,15 @@ class StreamServer:
 
     def __init__(
         self, address: str = "127.0.0.1:0", *, credentials: grpc.ServerCredentials | None = None,
-        streams: int = 64, may_measure: Callable[[str], bool] | None = None,
+        streams: int = 64, fetches: int = FETCHES, may_measure: Callable[[str], bool] | None = None,
     ) -> None:  # fmt: skip
         """Bind the port and begin to serve.
 
         Args:
             address: HOST:PORT; port 0 = any that is free.
             credentials: TLS; None = in the clear.
-            streams: Devices at a time; one more is told to come again.
+            streams: Devices in rounds at a time; one more is told to come again.
+            fetches: Devices that fetch a base model at a time, beside these.
             may_measure: Which tokens may measure the link; None = nobody may.
 
         Raises:
@@ -84,14 +91,15 @@ class StreamServer:
         """Base models that are handed out."""
         self._tables: list[Table] = []
         self._lock = threading.Lock()
+        calls = streams + fetches + _SPARE
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(streams + 2, thread_name_prefix="stream"),
-            options=channel_options(), maximum_concurrent_rpcs=streams,
+            futures.ThreadPoolExecutor(calls + 2, thread_name_prefix="stream"),
+            options=channel_options(), maximum_concurrent_rpcs=calls,
         )  # fmt: skip
         handlers = {
             "Round": grpc.stream_stream_rpc_method_handler(self._serve),
             "Measure": grpc.stream_stream_rpc_method_handler(measure_handler(may_measure)),
-            "Base": grpc.unary_stream_rpc_method_handler(base_handler(self.shelf)),
+            "Base": grpc.unary_stream_rpc_method_handler(base_handler(self.shelf, fetches=fetches)),
         }
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
