@@ -68,7 +68,7 @@ def render_page(study: Study, summary: Summary) -> str:
         "limits": verdict.limits(study, summary),
         "methods": _method_lines(study),
         "recipe": _recipe(study),
-        "assumptions": _assumptions(study.first),
+        "assumptions": _assumptions(study),
         "provenance": _provenance(study),
         "assumed": assumption_line(study),
         "titles": TITLES,
@@ -265,16 +265,24 @@ def _recipe(study: Study) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _assumptions(run: Run) -> list[str]:
-    header = run.record.header
+def _assumptions(study: Study) -> list[str]:
+    header = study.first.record.header
     said = [str(line) for line in (header.get("fleet") or {}).get("assumptions") or []]
-    calibration = header.get("calibration") or {}
-    if isinstance(calibration, Mapping) and calibration.get("source"):
-        said.append(f"Pruning budget: {calibration['source']}")
+    for found in _calibrations(study):
+        what = "Codec prices" if "codecs" in found else "Pruning budget"
+        said.append(f"{what}: {found['source']}; in no time figure of this page")
     cut = (header.get("data") or {}).get("truncated")
     if cut:
         said.append(f"{cut} texts were longer than max_length and were cut.")
     return said
+
+
+def _calibrations(study: Study) -> list[Mapping[str, Any]]:
+    """Return what was measured before the runs, each measurement once however many runs share it."""
+    headers = [run.record.header for run in study.runs]
+    found = [header.get(key) for header in headers for key in ("calibration", "split_calibration")]
+    known = [one for one in found if isinstance(one, Mapping) and one.get("source")]
+    return list({("codecs" in one, str(one["source"])): one for one in known}.values())
 
 
 def _provenance(study: Study) -> list[str]:
@@ -299,7 +307,8 @@ def _provenance(study: Study) -> list[str]:
     ]
     known = [float(value) for value in wall if value is not None]
     if known:
-        lines.append(f"All runs together took {format_seconds(sum(known))} of real time.")
+        excluded = ", calibration excluded" if _calibrations(study) else ""
+        lines.append(f"All runs together took {format_seconds(sum(known))} of real time{excluded}.")
     return lines
 
 
