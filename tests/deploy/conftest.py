@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airtune.deploy.device import Device, DeviceSettings
-from airtune.engine.envelope import Arrival, Envelope
+from airtune.engine.envelope import Arrival, Envelope, More
 from airtune.engine.local import LocalEngine
 from airtune.errors import AirtuneError
 from airtune.loop import Run, begin, run_rounds
@@ -32,7 +32,9 @@ class Mail:
     def online(self) -> frozenset[int]:
         return frozenset(self.devices) - self.absent
 
-    def send(self, letters: Mapping[int, Envelope], *, deadline_s: float) -> Mapping[int, Arrival]:
+    def send(
+        self, letters: Mapping[int, Envelope], *, deadline_s: float, more: More | None = None
+    ) -> Mapping[int, Arrival]:
         self.sent.append(dict(letters))
         # models cannot be loaded by several threads at once, so devices join one after the other
         is_training = any(b'"kind":"train"' in letter.header for letter in letters.values())

@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from airtune.data import EMBEDDED_MODEL
-from airtune.deploy import fetch
+from airtune.deploy import fetch, handout
 from airtune.deploy.device import Device, DeviceSettings
 from airtune.deploy.federation import Order, run_federation
+from airtune.deploy.handout import Handout
+from airtune.engine.envelope import Envelope, More
+from airtune.engine.stage import Offer, base_files
 from airtune.engine.stream import StreamServer
 from airtune.errors import MismatchError
 from airtune.records import read_run
@@ -68,6 +71,51 @@ def test_a_device_that_keeps_none_says_so(
     changed = recipe(**{"model.source": str(base), "model.stage": "server", "data.limit": 30})
     with pytest.raises(MismatchError, match="keeps none that the server hands out"):
         _run(changed, nodes(["a"]), server, tmp_path / "1", None)
+
+
+def test_the_join_is_as_long_as_somebody_fetches(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = base_files(EMBEDDED_MODEL)
+    offers = {number: Offer("", server.shelf.lend(EMBEDDED_MODEL, files), files)
+              for number in range(65)}  # fmt: skip
+    out = Handout(server.shelf, offers)
+    assert out.patience_s == 2 * 8 * offers[0].size_bytes / 1e6
+    assert not out.is_fetching()
+    lot = server.shelf.lot(offers[3].token)
+    server.shelf.grant(lot, 10)
+    assert out.is_fetching()
+    monkeypatch.setattr(handout, "LULL_S", 0.0)
+    assert not out.is_fetching()
+
+
+@pytest.mark.parametrize(("asked", "most_s"), [(0, 60.0), (2, 60.0), (9, 0.1)])
+def test_a_deadline_is_put_off_only_where_it_is_of_use(
+    asked: int, most_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carrier = pytest.importorskip("airtune.engine.flower.carrier", reason="Flower is not installed")
+    monkeypatch.setattr(carrier, "Message", lambda *parts, **rest: parts)
+
+    class Silent:
+        """Takes messages and brings none."""
+
+        def push_messages(self, messages: list[Any]) -> list[str]:
+            return [str(place) for place, _ in enumerate(messages)]
+
+        def pull_messages(self, names: list[str]) -> list[Any]:
+            return []
+
+    told: list[bool] = []
+
+    def is_needed() -> bool:
+        told.append(len(told) < asked)
+        return told[-1]
+
+    found = carrier.GridCourier(Silent(), lambda: {0: 7}).send(
+        {0: Envelope(b"x")}, deadline_s=0.0, more=More(most_s, is_needed)
+    )
+    assert found[0].is_late
+    assert len(told) == (asked + 1 if most_s > 1.0 else 1)
 
 
 def test_what_a_device_has_is_not_fetched(tmp_path: Path, recipe: Any) -> None:

@@ -26,6 +26,7 @@ from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
 from airtune.engine.allowance import Allowance
 from airtune.engine.base import Engine
 from airtune.engine.checkpoint import load_checkpoint
+from airtune.engine.envelope import More
 from airtune.engine.flower.engines import FlowerEngine, ReplayEngine
 from airtune.engine.flower.split import Serve
 from airtune.engine.message import Joined, Setup
@@ -250,7 +251,8 @@ def _names(
 def _join(remote: Remote, names: Sequence[str], handout: Handout | None, tell: Tell) -> Roster:
     """Have the devices load model and data; those that do not fit are named and left out."""
     tell(stage=f"{len(names)} devices load model and data")
-    answers = remote.join(range(len(names)), more_s=0.0 if handout is None else handout.patience_s)
+    more = None if handout is None else More(handout.patience_s, handout.is_fetching)
+    answers = remote.join(range(len(names)), more=more)
     for number, size_bytes in ({} if handout is None else handout.served_bytes()).items():
         if size_bytes:
             tell(note=f"{names[number]} fetched {format_bytes(size_bytes)} of the base model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,13 +10,15 @@ from functools import partial
 from airtune.engine.allowance import Allowance
 from airtune.engine.flower.split import Serve
 from airtune.engine.stage import Offer, base_files
-from airtune.engine.stream import Shelf
+from airtune.engine.stream import FETCHES, Shelf
 from airtune.errors import DeploymentError
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run.build import base_folder
 
 STAGING_BPS = 1e6
 """A device whose link is slower is not waited for; what it has fetched by then is kept."""
+LULL_S = 300.0
+"""How long after the last byte somebody may still be fetching, or loading what was fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +30,13 @@ class Handout:
 
     @property
     def patience_s(self) -> float:
-        """How much longer than usual devices are waited for that may be fetching."""
-        return 8.0 * max(offer.size_bytes for offer in self.offers.values()) / STAGING_BPS
+        """How much longer than usual devices are waited for at most, while any fetches."""
+        turns = math.ceil(len(self.offers) / FETCHES)
+        return turns * 8.0 * max(offer.size_bytes for offer in self.offers.values()) / STAGING_BPS
+
+    def is_fetching(self) -> bool:
+        """Return whether any device was sent something lately."""
+        return any(self.shelf.idle_s(offer.token) < LULL_S for offer in self.offers.values())
 
     def served_bytes(self) -> dict[int, int]:
         """Return what each device has been sent so far."""

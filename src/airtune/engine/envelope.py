@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -29,3 +30,12 @@ class Arrival:
     fault: str = ""
     is_late: bool = False
     """Nothing came by the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class More:
+    """Time beyond a deadline, for as long as it is of use."""
+
+    most_s: float
+    is_needed: Callable[[], bool]
+    """Asked again and again once the deadline is over."""

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from airtune.engine.allowance import Allowance
-from airtune.engine.envelope import Arrival, Envelope
+from airtune.engine.envelope import Arrival, Envelope, More
 from airtune.engine.exchange import (
     pack_own,
     pack_state,
@@ -61,7 +61,9 @@ class Courier(Protocol):
         """Return the numbers of the devices that can be reached now."""
         ...
 
-    def send(self, letters: Mapping[int, Envelope], *, deadline_s: float) -> Mapping[int, Arrival]:
+    def send(
+        self, letters: Mapping[int, Envelope], *, deadline_s: float, more: More | None = None
+    ) -> Mapping[int, Arrival]:
         """Carry a message to each device and wait for all answers, or until the deadline."""
         ...
 
@@ -133,15 +135,15 @@ class Remote:
         """Return the numbers of the devices that can be reached now."""
         return self._courier.online()
 
-    def join(self, devices: Sequence[int], *, more_s: float = 0.0) -> dict[int, Answer]:
+    def join(self, devices: Sequence[int], *, more: More | None = None) -> dict[int, Answer]:
         """Have devices load model and data and say what they have.
 
         Args:
             devices: their numbers.
-            more_s: how much longer than usual they are waited for, to fetch the base model.
+            more: how much longer than usual they are waited for, to fetch the base model.
         """
         tasks = {device: self._task("join", device, round=0) for device in devices}
-        return self._ask(tasks, {}, limit=SMALL_BYTES, deadline_s=self._patience_s + more_s)
+        return self._ask(tasks, {}, limit=SMALL_BYTES, more=more)
 
     def measure(
         self, devices: Sequence[int], state: GlobalState
@@ -235,6 +237,7 @@ class Remote:
     def _ask(
         self, tasks: Mapping[int, Task], blobs: Mapping[int, Mapping[str, bytes]], *,
         limit: int, deadline_s: float | None = None, expected: Mapping[int, float] | None = None,
+        more: More | None = None,
     ) -> dict[int, Answer]:  # fmt: skip
         """Send tasks and return the answers; of all bytes this is the one way out and in.
 
@@ -252,7 +255,9 @@ class Remote:
             if self.allowance.take(device, letter.size_bytes + reply_bytes + steps_bytes):
                 letters[device], aside[device] = letter, letter.size_bytes + reply_bytes
         waits_s = self._patience_s if deadline_s is None else deadline_s
-        arrivals = self._courier.send(letters, deadline_s=waits_s) if letters else {}
+        arrivals: Mapping[int, Arrival] = {}
+        if letters:
+            arrivals = self._courier.send(letters, deadline_s=waits_s, more=more)
         answers: dict[int, Answer] = {}
         for device, task in tasks.items():
             if device not in letters:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from airtune.engine.envelope import Arrival, Envelope
+from airtune.engine.envelope import Arrival, Envelope, More
 from airtune.errors import CodecError
 
 FAULT = "fault"
@@ -69,7 +69,9 @@ class GridCourier:
         """Return the numbers of the devices that can be reached now."""
         return frozenset(self._locate())
 
-    def send(self, letters: Mapping[int, Envelope], *, deadline_s: float) -> Mapping[int, Arrival]:
+    def send(
+        self, letters: Mapping[int, Envelope], *, deadline_s: float, more: More | None = None
+    ) -> Mapping[int, Arrival]:
         """Carry a message to each device and wait for all answers, or until the deadline."""
         began = time.monotonic()
         nodes = self._locate()
@@ -92,17 +94,25 @@ class GridCourier:
             for name, device in zip(sent, asked, strict=True)
             if not name
         }
-        while waiting and time.monotonic() - began < deadline_s:
+        while waiting and _goes_on(time.monotonic() - began, deadline_s, more):
             for message in self._grid.pull_messages(list(waiting)):
                 device = waiting.pop(message.metadata.reply_to_message_id, None)
                 if device is not None:
                     found[device] = _arrival(message, nodes[device], time.monotonic() - began)
             if waiting:
                 time.sleep(POLL_S)
+        waited_s = max(time.monotonic() - began, deadline_s) if more else deadline_s
         return found | {
-            device: Arrival(None, deadline_s, _late(deadline_s), is_late=True)
+            device: Arrival(None, waited_s, _late(waited_s), is_late=True)
             for device in waiting.values()
         }
+
+
+def _goes_on(after_s: float, deadline_s: float, more: More | None) -> bool:
+    """Return whether answers are still waited for."""
+    if after_s < deadline_s or more is None:
+        return after_s < deadline_s
+    return after_s < deadline_s + more.most_s and more.is_needed()
 
 
 def _arrival(message: Message, node: int, after_s: float) -> Arrival:

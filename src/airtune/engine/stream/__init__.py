@@ -19,9 +19,10 @@ from airtune.engine.stream.join import DevicePart, join_round
 from airtune.engine.stream.link import MeasuredLink, measure_link
 from airtune.engine.stream.rounds import ServerRound, SplitTask
 from airtune.engine.stream.seats import Timing
-from airtune.engine.stream.server import OpenRound, StreamServer
+from airtune.engine.stream.server import FETCHES, OpenRound, StreamServer
 
 __all__ = [
+    "FETCHES",
     "Connection",
     "DeviceEnd",
     "DevicePart",

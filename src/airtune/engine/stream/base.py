@@ -8,9 +8,11 @@ it sends becomes a path, and whoever counts its bytes is asked before each chunk
 
 from __future__ import annotations
 
+import math
 import secrets
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,8 @@ class _Lot:
     files: tuple[BaseFile, ...]
     take: Callable[[int], bool]
     served_bytes: int = 0
+    served_at_s: float = -math.inf
+    """When its last bytes went out, by `time.monotonic`."""
 
 
 class Shelf:
@@ -70,6 +74,11 @@ class Shelf:
         with self._lock:
             return self._lots[token].served_bytes
 
+    def idle_s(self, token: str) -> float:
+        """Return how long ago the holder of a token was sent something; inf = never."""
+        with self._lock:
+            return time.monotonic() - self._lots[token].served_at_s
+
     def lot(self, token: str) -> _Lot | None:
         """Return what a token lets out, None where it lets out nothing."""
         with self._lock:
@@ -81,6 +90,7 @@ class Shelf:
             return False
         with self._lock:
             lot.served_bytes += size_bytes
+            lot.served_at_s = time.monotonic()
         return True
 
 
