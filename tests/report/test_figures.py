@@ -112,4 +112,18 @@ def test_the_gap_is_shown_where_something_certifies_it(build_run):
     assert gap_figure(plain) is None
     assert "30 optimal" in solver_sentence(solved)
     assert "optimises nothing" in solver_sentence(plain)
+
+
+@pytest.mark.parametrize(
+    ("gap", "said"),
+    [(5.3e-3, "1 certified to 0.53 % of the optimum"), (None, "1 ended without a certificate")],
+)
+def test_a_plan_short_of_the_optimum_says_how_far(build_run, gap, said):
+    run = load_study([build_run(rounds=3)]).first
+    run.record.rounds[1]["solution"] |= {"status": "stalled", "gap": gap}
+    assert f"2 optimal, {said}; " in solver_sentence(run)
+
+
+def test_planned_and_real_times_are_both_drawn(build_run):
+    plain = load_study([build_run("b", method="fedavg-lora")]).first
     assert len(forecast_figure(plain)["data"]) == 2

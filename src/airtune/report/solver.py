@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +69,19 @@ def solver_sentence(run: Run) -> str:
     if not solutions:
         return f"{run.method} optimises nothing, so there is no gap to state."
     ends = Counter(str(solution["status"]) for solution in solutions)
-    counted = ", ".join(f"{count} {status}" for status, count in ends.most_common())
+    counted = ", ".join(
+        f"{count} {_ended(status, solutions)}" for status, count in ends.most_common()
+    )
     name = solutions[-1].get("method") or run.method
     residual = max(float(solution.get("residual") or 0.0) for solution in solutions)
     return f"Solver {name}: {counted}; largest violation of a constraint {residual:.1e} (relative)."
+
+
+def _ended(status: str, solutions: Sequence[Mapping[str, Any]]) -> str:
+    """Say what a status is worth: one that stalled may still be proved near the optimum."""
+    if status != "stalled":
+        return status
+    gaps = column([row for row in solutions if row["status"] == status], "gap")
+    if not np.isfinite(gaps).all():
+        return "ended without a certificate"
+    return f"certified to {100 * float(gaps.max()):.2g} % of the optimum"

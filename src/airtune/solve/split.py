@@ -69,7 +69,8 @@ def solve_split(problem: SplitProblem, *, tolerance: float = 5e-5) -> SplitSolut
         tolerance: Gap at which the search for a better bound stops.
 
     Returns:
-        The answer; its `gap` is proved, whatever the search did.
+        The answer; its `gap` is proved, whatever the search did. `status` is "stalled" where the
+        bound is further away than ten tolerances: an answer as good as its gap, and no failure.
     """
     menu = SplitMenu.of(problem)
     found, prices, steps = _improve(menu)
