@@ -71,6 +71,11 @@ def test_a_method_that_prunes_nothing_says_so(build_run):
     assert "fedavg-lora pruned nothing in any round" in where
 
 
+def test_of_a_method_that_cuts_no_pruning_is_expected(build_split):
+    folder = build_split(method="fedavg-lora")
+    assert "pruned nothing" not in said(folder)[1]
+
+
 def test_a_run_that_has_not_ended_says_so(build_run):
     _, where = said(build_run(ends=False))
     assert "jcpba with seed 0 has not ended: 30 of 30 rounds are recorded." in where

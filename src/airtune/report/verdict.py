@@ -162,6 +162,8 @@ def _limits_of_run(run: Run, study: Study, row: Row) -> Iterator[str]:
 
 def _pruning(run: Run) -> Iterator[str]:
     devices = run.record.devices
+    if devices["cut"].any():  # a method that cuts does not set out to prune
+        return
     if devices["pruned"].size and not devices["pruned"].any():
         yield f"{run.method} pruned nothing in any round, so pruning had no part in what it gained."
 
