@@ -79,6 +79,22 @@ def test_a_base_comes_as_it_is_and_is_asked_for_once(source: Path, tmp_path: Pat
     assert len(asked) == before
 
 
+def test_what_was_staged_and_is_other_now_is_fetched_anew_and_nothing_else(
+    source: Path, tmp_path: Path
+) -> None:
+    folder = stage_base(
+        tmp_path / "cache", NAME, files := base_files(source), serving(source, files)[0]
+    )
+    (folder / "model.safetensors").write_bytes(b"x" * len(WEIGHTS))
+    (source / "tokenizer.json").write_bytes(b"another")
+    files = base_files(source)
+    ask, asked = serving(source, files)
+    assert stage_base(tmp_path / "cache", NAME, files, ask, sleep=patient) == folder
+    assert sorted(asked) == [("model.safetensors", 0), ("tokenizer.json", 0)]
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert (folder / "tokenizer.json").read_bytes() == b"another"
+
+
 def test_a_broken_connection_goes_on_where_it_stopped(source: Path, tmp_path: Path) -> None:
     files = base_files(source)
     place, broken = [file.name for file in files].index("model.safetensors"), []

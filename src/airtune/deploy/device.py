@@ -299,6 +299,7 @@ class Device:
             self._loaded = {key: _Loaded(base, describe_reader(recipe, base), data)}
         here = self._loaded[key]
         if setup.tokenizer and here.tokenizer != setup.tokenizer:
+            self._bases, self._loaded = {}, {}  # its files may be others when the next task comes
             raise MismatchError(
                 f"device {task.name} reads text otherwise than the server: its tokenizer is "
                 f"{here.tokenizer[:12]}, the server's {setup.tokenizer[:12]}; give both the same "
@@ -343,10 +344,14 @@ class Device:
     def _check_base(self, task: Task, base: BaseModel) -> None:
         wanted = task.setup.fingerprint
         if wanted and base.fingerprint != wanted:
+            self._bases = {}  # its files may be others when the next task comes
+            cache = self._settings.cache
+            is_staged = cache is not None and Path(base.source).is_relative_to(cache)
+            what = "start the run again, its server's model has changed since it began"
             raise MismatchError(
                 f"device {task.name} holds other weights than the server: {base.source} is "
-                f"{base.fingerprint[:12]}, the server's model is {wanted[:12]}; give both the same "
-                "model"
+                f"{base.fingerprint[:12]}, the server's model is {wanted[:12]}; "
+                f"{what if is_staged else 'give both the same model'}"
             )
 
 

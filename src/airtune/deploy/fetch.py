@@ -24,7 +24,7 @@ def fetch_base(
 ) -> Path | None:
     """Return the folder of a base that the server handed out, now or before.
 
-    A base that was staged before is taken first, as it is the server's by its fingerprint; then what
+    A base that was staged before is taken first, and what has changed of it fetched anew; then what
     this device has itself by the recipe's name, for which None is returned; only then is it fetched.
 
     Args:
@@ -39,9 +39,8 @@ def fetch_base(
         CodecError: if what comes is damaged and stays so.
         StorageError: if the disk is full.
     """
-    if settings.cache is not None and (folder := staged(settings.cache, fingerprint)) is not None:
-        return folder
-    if is_here(recipe):
+    is_staged = settings.cache is not None and staged(settings.cache, fingerprint) is not None
+    if not is_staged and is_here(recipe):
         return None
     if settings.cache is None:
         raise MismatchError(

@@ -1,6 +1,7 @@
 """A base model on its way to a device: which files it has, and how far they have come.
 
-    FINGERPRINT/             whole; moved here at once when every file is what it must be
+    FINGERPRINT/             whole; moved here at once when every file is what it must be, and
+                             looked at again before it is used
     .FINGERPRINT.partial/    half-fetched; the next attempt goes on where each file ends
 
 A server says names, sizes and SHA-256 of the files by the channel that tasks come by; they are then
@@ -11,7 +12,6 @@ folder, so nothing that was received is ever a path.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -164,6 +164,9 @@ def stage_base(
 ) -> Path:  # fmt: skip
     """Fetch a base, or what is missing of it; return its folder.
 
+    One that was fetched before is read again: files that a disk has damaged, or the server changed
+    since, are fetched anew and the others kept.
+
     Args:
         root: where bases are kept; one process at a time fetches into it.
         fingerprint: of the base's weights, which names its folder.
@@ -186,7 +189,9 @@ def stage_base(
         root.mkdir(parents=True, exist_ok=True)
     with _alone(root):
         if target.is_dir():
-            return target
+            if _is_as_offered(target, files):
+                return target
+            _take_back(target, partial)
         with storage(partial):
             partial.mkdir(exist_ok=True)
             for stranger in {path.name for path in partial.iterdir()} - {f.name for f in files}:
@@ -198,6 +203,22 @@ def stage_base(
             partial.rename(target)
             _force(root)
     return target
+
+
+def _is_as_offered(folder: Path, files: Sequence[BaseFile]) -> bool:
+    return {path.name for path in folder.iterdir()} == {file.name for file in files} and all(
+        (folder / file.name).stat().st_size == file.size_bytes
+        and _hash_of(folder / file.name) == file.sha256
+        for file in files
+    )
+
+
+def _take_back(target: Path, partial: Path) -> None:
+    """Make a whole base a half-fetched one, of which files that are right stay."""
+    with storage(target):
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        target.rename(partial)
 
 
 class _Patience:
@@ -316,6 +337,8 @@ def _hash_of(path: Path) -> str:
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Keep others out of a cache; the system lets go of it when the process dies."""
+    import fcntl  # where there is none, no base is ever fetched
+
     with storage(root):
         lock = (root / ".lock").open("ab")
     with lock:
