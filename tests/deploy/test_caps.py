@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from airtune.data import EMBEDDED_MODEL
-from airtune.deploy import fetch
+from airtune.deploy import fetch, ledger
 from airtune.deploy.device import Device, DeviceSettings
 from airtune.deploy.federation import Order, run_federation
+from airtune.deploy.handout import BLOCK_BYTES, Block
 from airtune.deploy.ledger import LEDGER, Ledger
 from airtune.engine.allowance import MONTH_S
 from airtune.engine.envelope import Envelope
@@ -156,6 +157,35 @@ def test_the_base_counts_and_is_not_served_beyond_the_cap(
         )  # fmt: skip
     [tight] = (tmp_path / "2" / "runs").rglob(LEDGER)
     assert json.loads(tight.read_text())["used"][0] <= 1e6
+
+
+def test_a_fetch_is_written_down_in_blocks_and_to_the_byte_in_the_end(tmp_path: Path) -> None:
+    ours = Ledger(tmp_path / LEDGER, 2.5 * BLOCK_BYTES, 1)
+    block, sent, files = Block(ours, 0), 0, set()
+    while block.take(1 << 19):
+        sent += 1 << 19
+        files.add((tmp_path / LEDGER).read_bytes())
+        assert sent <= ours.used_bytes[0] <= 2.5 * BLOCK_BYTES
+    assert sent == 2.5 * BLOCK_BYTES
+    assert len(files) == 2 + 8  # what is less than a block goes chunk by chunk
+    block = Block(Ledger(tmp_path / LEDGER, 9 * BLOCK_BYTES, 1), 0)
+    assert block.take(100)
+    block.give_back()
+    assert _used(tmp_path) == [sent + 100]
+
+
+def test_messages_to_all_are_written_down_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, written = Ledger(tmp_path / LEDGER, 100.0, 3), []
+    monkeypatch.setattr(ledger, "write_atomically", lambda path, text: written.append(text))
+    with ours.together():
+        assert [ours.take(device, 60.0) for device in (0, 1, 2, 0)] == [True, True, True, False]
+        assert not written
+    with ours.together():
+        assert not ours.take(0, 60.0)
+    [text] = written
+    assert json.loads(text)["used"] == [60.0, 60.0, 60.0]
 
 
 def test_a_ledger_survives_its_process_and_a_clock_that_is_set_back(tmp_path: Path) -> None:

@@ -253,6 +253,8 @@ def _join(remote: Remote, names: Sequence[str], handout: Handout | None, tell: T
     tell(stage=f"{len(names)} devices load model and data")
     more = None if handout is None else More(handout.patience_s, handout.is_fetching)
     answers = remote.join(range(len(names)), more=more)
+    if handout is not None:
+        handout.settle()
     for number, size_bytes in ({} if handout is None else handout.served_bytes()).items():
         if size_bytes:
             tell(note=f"{names[number]} fetched {format_bytes(size_bytes)} of the base model")

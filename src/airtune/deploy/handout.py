@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+
+import numpy as np
 
 from airtune.engine.allowance import Allowance
 from airtune.engine.flower.split import Serve
@@ -21,12 +23,45 @@ LULL_S = 300.0
 """How long after the last byte somebody may still be fetching, or loading what was fetched."""
 
 
+BLOCK_BYTES = 8 << 20
+"""Set aside of a device's month at a time, as what is set aside is written to a disk."""
+
+
+class Block:
+    """What was set aside of a device's month to fetch, and has not gone out yet."""
+
+    def __init__(self, allowance: Allowance, device: int) -> None:
+        """Set nothing aside yet."""
+        self._allowance, self._device = allowance, device
+        self._left_bytes, self._lock = 0, threading.Lock()
+
+    def take(self, size_bytes: int) -> bool:
+        """Count bytes that are about to go out; False if the month does not hold them."""
+        with self._lock:
+            missing = size_bytes - self._left_bytes
+            if missing > 0:
+                sizes = (max(BLOCK_BYTES, missing), missing)
+                held = next((size for size in sizes if self._allowance.take(self._device, size)), 0)
+                if not held:
+                    return False
+                self._left_bytes += held
+            self._left_bytes -= size_bytes
+            return True
+
+    def give_back(self) -> None:
+        """Count no more than went out."""
+        with self._lock:
+            self._allowance.spend(np.array([self._device]), np.array([-float(self._left_bytes)]))
+            self._left_bytes = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Handout:
     """One offer a device, each with a token of its own."""
 
     shelf: Shelf
     offers: Mapping[int, Offer]
+    blocks: tuple[Block, ...] = ()
 
     @property
     def patience_s(self) -> float:
@@ -37,6 +72,11 @@ class Handout:
     def is_fetching(self) -> bool:
         """Return whether any device was sent something lately."""
         return any(self.shelf.idle_s(offer.token) < LULL_S for offer in self.offers.values())
+
+    def settle(self) -> None:
+        """Give back what was set aside and has not gone out."""
+        for block in self.blocks:
+            block.give_back()
 
     def served_bytes(self) -> dict[int, int]:
         """Return what each device has been sent so far."""
@@ -53,7 +93,7 @@ def open_handout(
     Args:
         recipe: says whether.
         serve: starts the stream.
-        allowance: what each device may be sent; asked for every chunk.
+        allowance: what each device may be sent; asked for every few megabytes.
         devices: how many there are.
         silent_s: how long the server waits for a silent device, and a device for the server.
 
@@ -71,13 +111,14 @@ def open_handout(
     folder = base_folder(recipe)
     files = base_files(folder)
     server, address = serve()
+    blocks = tuple(Block(allowance, device) for device in range(devices))
     offers = {
         device: Offer(
             address,
-            server.shelf.lend(folder, files, take=partial(allowance.take, device)),
+            server.shelf.lend(folder, files, take=block.take),
             files,
             wait_s=silent_s,
         )
-        for device in range(devices)
+        for device, block in enumerate(blocks)
     }
-    return Handout(server.shelf, offers)
+    return Handout(server.shelf, offers, blocks)

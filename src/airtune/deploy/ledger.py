@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,7 @@ class Ledger(Allowance):
         super().__init__(cap_bytes, devices)
         self._path, self._clock, self._lock = path, clock, threading.RLock()
         self._began_s = clock()
+        self._depth, self._is_stale = 0, False
         if cap_bytes is not None and path.exists():
             try:
                 said = json.loads(path.read_text(encoding="utf-8"))
@@ -64,9 +66,27 @@ class Ledger(Allowance):
             return
         with self._lock:
             super().spend(device, size_bytes)
-            arrays = super().snapshot()
-            said = {"began_s": self._began_s} | {name: a.tolist() for name, a in arrays.items()}
-            write_atomically(self._path, json.dumps(said))
+            self._is_stale = True
+            if not self._depth:
+                self._write()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Write what follows down once, at its end; nobody else counts meanwhile."""
+        with self._lock:
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
+                if self._is_stale and not self._depth:
+                    self._write()
+
+    def _write(self) -> None:
+        arrays = super().snapshot()
+        said = {"began_s": self._began_s} | {name: a.tolist() for name, a in arrays.items()}
+        write_atomically(self._path, json.dumps(said))
+        self._is_stale = False
 
     def take(self, device: int, size_bytes: float) -> bool:
         """Count bytes of one device that are about to cross; False, and not counted, if too many."""

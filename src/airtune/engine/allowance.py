@@ -6,7 +6,8 @@ both, so that no month exceeds the cap however a round's bytes are told apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +100,11 @@ class Allowance:
             return False
         self.spend(np.array([device]), np.array([float(size_bytes)]))
         return True
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Count what follows as one; for those that write down what they count."""
+        yield
 
     def snapshot(self) -> dict[str, NDArray[np.generic]]:
         """Return what was used, as arrays; {} without a cap."""

@@ -246,27 +246,29 @@ class Remote:
         """
         letters: dict[int, Envelope] = {}
         aside: dict[int, float] = {}
-        for device, task in tasks.items():
-            reply_bytes = _WORDS_BYTES + (expected or {}).get(device, 0.0)
-            if self.allowance.cap_bytes is not None:
-                task = replace(task, most_bytes=int(reply_bytes))
-            letter = seal_task(task, blobs.get(device))
-            steps_bytes = 0.0 if task.seat is None else task.seat.most_bytes or 0.0
-            if self.allowance.take(device, letter.size_bytes + reply_bytes + steps_bytes):
-                letters[device], aside[device] = letter, letter.size_bytes + reply_bytes
+        with self.allowance.together():
+            for device, task in tasks.items():
+                reply_bytes = _WORDS_BYTES + (expected or {}).get(device, 0.0)
+                if self.allowance.cap_bytes is not None:
+                    task = replace(task, most_bytes=int(reply_bytes))
+                letter = seal_task(task, blobs.get(device))
+                steps_bytes = 0.0 if task.seat is None else task.seat.most_bytes or 0.0
+                if self.allowance.take(device, letter.size_bytes + reply_bytes + steps_bytes):
+                    letters[device], aside[device] = letter, letter.size_bytes + reply_bytes
         waits_s = self._patience_s if deadline_s is None else deadline_s
         arrivals: Mapping[int, Arrival] = {}
         if letters:
             arrivals = self._courier.send(letters, deadline_s=waits_s, more=more)
         answers: dict[int, Answer] = {}
-        for device, task in tasks.items():
-            if device not in letters:
-                answers[device] = Answer("absent", _USED_UP, math.nan, 0, 0)
-                continue
-            answer = _answer(task, letters[device], arrivals.get(device), limit=limit)
-            if answer.received_bytes:
-                self._settle(device, answer.sent_bytes + answer.received_bytes - aside[device])
-            answers[device] = answer
+        with self.allowance.together():
+            for device, task in tasks.items():
+                if device not in letters:
+                    answers[device] = Answer("absent", _USED_UP, math.nan, 0, 0)
+                    continue
+                answer = _answer(task, letters[device], arrivals.get(device), limit=limit)
+                if answer.received_bytes:
+                    self._settle(device, answer.sent_bytes + answer.received_bytes - aside[device])
+                answers[device] = answer
         return answers
 
     def settle_steps(self, device: int, most_bytes: float, crossed_bytes: float) -> None:
