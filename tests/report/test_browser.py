@@ -35,7 +35,9 @@ tabs[tabs.length - 1].click();
 const style = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
 const beyond = [...document.querySelectorAll("main *")].filter((item) =>
   !item.closest(".scroll") && !item.closest("svg") && item.getBoundingClientRect().right > innerWidth + 1);
+const cells = (row) => [...row.cells].slice(2, 4).map((cell) => cell.textContent);
 const result = {
+  heads: cells(document.querySelector("table.reasons tr")), chosen: cells(document.querySelector("#reason-rows tr") || { cells: [] }),
   width: innerWidth, scroll: document.documentElement.scrollWidth, beyond: beyond.map((i) => i.outerHTML.slice(0, 80)),
   shown: [...document.querySelectorAll(".plot")].filter((place) => place.offsetParent).length,
   drawn: [...document.querySelectorAll(".plot")].filter((place) => place.offsetParent && place.querySelector(".main-svg")).length,
@@ -97,6 +99,7 @@ def test_a_run_draws_its_charts_and_answers_in_either_scheme(build_run, tmp_path
         assert seen["label"].startswith("Round 2 ")
         assert seen["found"] == 1
         assert seen["images"] == 0
+        assert seen["heads"] == ["Pruned", "Rank"]
         assert seen["scroll"] <= 1280
         assert contrast(seen["ink"], seen["back"]) >= 7.0
         assert contrast(seen["tick"], seen["back"]) >= 4.5
@@ -117,12 +120,13 @@ def test_a_bandit_reads_well_on_a_phone_in_the_dark(bandits, tmp_path):
 
 
 def test_a_split_reads_well_on_a_phone(build_split, tmp_path):
-    page = write_report([build_split(devices=6, rounds=4)], tmp_path / "out")
+    page = write_report([build_split(devices=6, rounds=6)], tmp_path / "out")
     seen, console = look(page, tmp_path, width=380)
     assert console == []
     assert seen["scroll"] <= 380, seen["beyond"]
     assert seen["beyond"] == []
     assert seen["drawn"] == seen["shown"]
+    assert (seen["heads"], seen["chosen"]) == (["Cut", "Codec"], ["1", "deadzone 0.75"])
     assert contrast(seen["tick"], seen["back"]) >= 4.5
 
 

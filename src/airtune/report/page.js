@@ -107,8 +107,9 @@
       const status = round.status[place] === "ok" ? "" : ` (${round.status[place]})`;
       cell(row, round.round);
       cell(row, names.get(index) + status, index === round.straggler ? "straggler" : "");
-      cell(row, percent(round.pruned[place]));
-      cell(row, round.rank[place]);
+      const cut = round.cut[place];
+      cell(row, !run.cuts ? percent(round.pruned[place]) : cut || "–");
+      cell(row, !run.cuts ? round.rank[place] : cut ? round.codec[place] : "–");
       cell(row, percent(round.share[place]));
       cell(row, round.reason[place] + (index === round.straggler ? " · straggler" : ""));
     }
@@ -132,6 +133,9 @@
     slider.max = run.rounds.length - 1;
     slider.value = Math.min(+slider.value, run.rounds.length - 1);
     for (const part of document.querySelectorAll("[data-run]")) part.hidden = part.dataset.run !== name;
+    for (const head of document.querySelectorAll("[data-choice]")) {
+      head.textContent = (run.cuts ? ["Cut", "Codec"] : ["Pruned", "Rank"])[head.dataset.choice];
+    }
     drawAll();
   }
 

@@ -214,6 +214,7 @@ def _data(run: Run) -> dict[str, Any]:
     return {
         "name": f"{run.method}-s{run.seed}",
         "total": len(run.record.rounds),
+        "cuts": bool(run.record.devices["cut"].any()),
         "devices": [[index, name] for index, name in names.items()],
         "rounds": [rounds.round_data(run, place, shown) for place in places],
     }

@@ -77,6 +77,8 @@ def round_data(run: Run, place: int, shown: Ints) -> dict[str, Any]:
         "finish": _rounded(devices["finish_s"][rows].tolist()),
         "pruned": _rounded(devices["pruned"][rows].tolist()),
         "rank": devices["rank"][rows].tolist(),
+        "cut": devices["cut"][rows].tolist(),
+        "codec": [str(codec) for codec in devices["codec"][rows]],
         "share": _rounded(devices["share"][rows].tolist()),
         "reason": [
             reason.removeprefix(f"{name}: ")
