@@ -49,8 +49,31 @@ def test_a_revoked_device_is_named(tmp_path: Path, line: str, public: Path) -> N
 
 def test_refusals_are_counted(tmp_path: Path, line: str) -> None:
     (tmp_path / "server.log").write_text(f"INFO: up\n{line}\n{line}\n")
-    assert list(refused_keys(tmp_path).values()) == [2]
-    assert refused_keys(tmp_path / "nowhere") == {}
+    [refused] = refused_keys(tmp_path)
+    assert (refused.device, refused.count) == (None, 2)
+    assert "none of this server's" in refused.reason
+    assert refused_keys(tmp_path / "nowhere") == []
+
+
+def test_refusals_before_the_last_start_are_past(tmp_path: Path, line: str) -> None:
+    start = "INFO: Starting Flower SuperLink"
+    (tmp_path / "server.log").write_text("\n".join([start, line, line, start, "INFO: up"]))
+    assert refused_keys(tmp_path) == []
+    (tmp_path / "server.log").write_text("\n".join([start, line, line, start, line]))
+    assert [refused.count for refused in refused_keys(tmp_path)] == [1]
+
+
+def test_a_device_that_was_let_in_since_is_refused_no_more(
+    tmp_path: Path, line: str, public: Path
+) -> None:
+    _listed(tmp_path, public).set_node("gate-1", 42)
+    log, came = tmp_path / "server.log", "INFO: [Fleet.ActivateNode] Activated node_id="
+    log.write_text(f"{line}\n{came}421\n")
+    assert [refused.device for refused in refused_keys(tmp_path)] == ["gate-1"]
+    log.write_text(f"{line}\n{came}42\n")
+    assert refused_keys(tmp_path) == []
+    log.write_text(f"{line}\n{came}42\n{line}\n")
+    assert [refused.count for refused in refused_keys(tmp_path)] == [1]
 
 
 def test_a_damaged_key_is_no_way_to_stop_the_log(tmp_path: Path, line: str) -> None:

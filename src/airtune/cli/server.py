@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,7 +67,7 @@ def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"address": settings.address, "insecure": settings.insecure,
                     "devices": [{**row, "name": names.get(int(row["node-id"]))} for row in nodes],
-                    "runs": runs, "refused": refused})  # fmt: skip
+                    "runs": runs, "refused": [asdict(one) for one in refused]})  # fmt: skip
         return
     kind = "without TLS" if settings.insecure else "TLS and device keys"
     print_line(f"server at {settings.host}:{settings.port}, {kind}, state in {state}")
@@ -75,8 +76,9 @@ def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
                  for row in nodes])  # fmt: skip
     print_table("", ["run", "status", "elapsed s"],
                 [[row["run-id"], row["status"], f"{row['elapsed']:.0f}"] for row in runs])  # fmt: skip
-    for sentence, count in refused.items():
-        print_line(f"{sentence} ({count} times)" if count > 1 else sentence)
+    for one in refused:
+        times = f" ({one.count} times since the start)" if one.count > 1 else ""
+        print_line(one.reason + times)
 
 
 @app.command()
