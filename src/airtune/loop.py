@@ -152,7 +152,8 @@ def begin(run: Run, state: GlobalState) -> Checkpoint:
         state: fresh adapters and head.
     """
     method = run.method.decider.init(run.known)
-    progress: Record = {"history": [], "best": None, "reached": None, "empty": 0, "initial": None}
+    progress: Record = {"history": [], "best": None, "reached": None, "empty": 0, "initial": None,
+                        "judged": run.settings.evaluate_every > 0}  # fmt: skip
     if run.settings.evaluate_every:
         progress["initial"] = dict(run.engine.evaluate(state, "validation"))
     return Checkpoint(0, 0.0, state, method, progress)
@@ -195,7 +196,7 @@ def _rounds(run: Run, start: Checkpoint, on_round: OnRound | None) -> Iterator[C
     while now.rounds < run.problem.rounds and not _is_over(run, now):
         began = time.perf_counter()
         done = _execute(run, now)
-        validation = _validate(run, now.rounds, done)
+        validation = _validate(run, now, done)
         progress = _progress(run, now, done, validation)
         record = _record(run, now, done, validation)
         record["measured"] = {"wall_s": time.perf_counter() - began}
@@ -293,12 +294,12 @@ def _aggregate(run: Run, execution: Execution) -> GlobalState:
     )
 
 
-def _validate(run: Run, round: int, done: _Round) -> dict[str, float] | None:
+def _validate(run: Run, now: Checkpoint, done: _Round) -> dict[str, float] | None:
     every = run.settings.evaluate_every
-    if done.execution is None and done.left_out:
+    if done.execution is None and done.left_out and now.progress.get("judged"):
         return None  # to judge again what has not changed would cost devices bytes they lack
-    is_last = round + 1 == run.problem.rounds
-    if not every or not (is_last or (round + 1) % every == 0):
+    is_last = now.rounds + 1 == run.problem.rounds
+    if not every or not (is_last or (now.rounds + 1) % every == 0):
         return None
     return dict(run.engine.evaluate(done.state, "validation"))
 
@@ -310,6 +311,8 @@ def _progress(
     progress = dict(now.progress)
     came = done.execution is not None and len(done.execution.updates) > 0
     progress["empty"] = 0 if came else progress["empty"] + 1
+    is_as_it_was = done.execution is None and progress.get("judged", False)
+    progress["judged"] = validation is not None or is_as_it_was
     if validation is None:
         return progress
     here = {"round": now.rounds, "time_s": done.end_s, **validation}
