@@ -180,6 +180,16 @@ def test_a_cap_below_one_round_ends_the_run_with_a_sentence(base, data, tmp_path
         run_rounds(run, begin(run, state))
 
 
+def test_who_was_told_too_much_is_asked_again_and_takes_no_place(base, data, tmp_path) -> None:
+    run, _ = make_run(tmp_path / "run", base, data, "fedavg-lora", 1e5, participation=0.5)
+    run.engine._allowance.faults(np.array([0, 1]), np.array([1e9, 1e9]))
+    asked = np.stack([run.engine.observe(number, 0.0).available for number in range(40)])
+    assert asked.any(0).all()
+    assert asked[:, :2].sum(1).max() == 1
+    assert asked[:, 2:].sum(1).max() == 1
+    run.engine.close()
+
+
 @given(
     elements=st.integers(1, 5000), seed=st.integers(0, 99), scale=st.floats(1e-3, 1e3),
     spec=st.sampled_from((*CODECS, CodecSpec("topk", keep=0.01, bits=8),

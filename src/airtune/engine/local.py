@@ -243,17 +243,21 @@ class LocalEngine:
         return {name: value for name, value in figures.items() if value is not None}
 
     def _asked(self, round: int, available: Bools) -> Bools:
-        """Return who takes part: a sample of those that are there, at least one of them."""
+        """Return who takes part: a sample of those that are there, at least one of them.
+
+        Those that were told too much for their month are sampled by themselves, at least one too:
+        they may hold what they are told now, and take no place of those that do.
+        """
         self._there = available
-        there = np.flatnonzero(available & ~self._allowance.short)
-        if len(there) == 0:
-            there = np.flatnonzero(available)
-        if self._settings.participation == 1.0 or len(there) == 0:
+        if self._settings.participation == 1.0:
             return available
-        count = max(1, round_half(self._settings.participation * len(there)))
+        short = self._allowance.short
         stream = generator(self._problem.seed, "participation", round)
         asked = np.zeros(available.shape, np.bool_)
-        asked[stream.choice(there, size=count, replace=False)] = True
+        for there in map(np.flatnonzero, (available & ~short, available & short)):
+            if len(there):
+                count = max(1, round_half(self._settings.participation * len(there)))
+                asked[stream.choice(there, size=count, replace=False)] = True
         return asked
 
     def _dropped(self, plan: RoundPlan) -> Bools:
