@@ -19,6 +19,11 @@ from airtune.units import format_bytes
 MONTH_S = 30 * 24 * 3600.0
 
 
+def does_not_hold(what: str) -> str:
+    """Return in words that a device has too few bytes of its month left for something."""
+    return f"its bytes of this month do not hold {what} (limits.device_bytes_per_month)"
+
+
 class Allowance:
     """The devices' bytes of a month; without a cap all are endless and nothing is remembered."""
 
@@ -82,7 +87,7 @@ class Allowance:
         left = self.left_bytes[device]
         self._short[device] = most_bytes > left
         return tuple(
-            f"its bytes of this month do not hold the round: {format_bytes(has)} of "
+            f"{does_not_hold('the round')}: {format_bytes(has)} of "
             f"{format_bytes(self.cap_bytes)} are left, up to {format_bytes(most)} are needed"
             if most > has else ""
             for most, has in zip(most_bytes.tolist(), left.tolist(), strict=True)

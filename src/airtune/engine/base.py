@@ -25,7 +25,7 @@ class Setup:
     download_bytes: float = 0.0
     energy_j: float = 0.0
     each_bytes: float = 0.0
-    """The most of them that were one device's."""
+    """Received and sent by each device that was part of it; what counts of its month."""
 
 
 @dataclass(frozen=True, slots=True)

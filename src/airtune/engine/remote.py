@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from airtune.engine.allowance import Allowance
+from airtune.engine.allowance import Allowance, does_not_hold
 from airtune.engine.envelope import Arrival, Envelope, More
 from airtune.engine.exchange import (
     pack_own,
@@ -360,9 +360,7 @@ class Remote:
         return 6 * numbers + self._scores_bytes()
 
 
-_USED_UP = (
-    "its bytes of this month do not hold the message and its answer (limits.device_bytes_per_month)"
-)
+_USED_UP = does_not_hold("the message and its answer")
 
 
 def _answer(task: Task, letter: Envelope, arrival: Arrival | None, *, limit: int) -> Answer:

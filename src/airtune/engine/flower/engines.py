@@ -25,7 +25,6 @@ from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split, mask_observation
 from airtune.engine.checks import Divide, check_shares
 from airtune.engine.flower.split import (
-    STREAM_HEADER_BYTES,
     Serve,
     ServedSplit,
     open_split,
@@ -33,6 +32,7 @@ from airtune.engine.flower.split import (
 )
 from airtune.engine.local import LocalEngine, LocalSettings, prunes
 from airtune.engine.remote import Answer, Remote, Trained
+from airtune.engine.stream.message import HEADER_BYTES
 from airtune.engine.timing import refusals
 from airtune.engine.uplink import Sent, Uplink
 from airtune.errors import DataError, InfeasibleError, MethodError, TrainingError
@@ -285,7 +285,7 @@ class FlowerEngine(ReplayEngine):
                 both.received_bytes - item.answer.received_bytes
             )
             # a message's header is not in its bytes: four a step at most, and the welcome
-            crossed += STREAM_HEADER_BYTES * (4.0 * steps + 1.0)
+            crossed += HEADER_BYTES * (4.0 * steps + 1.0)
             self._remote.settle_steps(device, most[device], min(crossed, most[device]))
 
     def _split(

@@ -27,8 +27,6 @@ from airtune.model.state import GlobalState
 from airtune.plan import Assignment, Problem
 from airtune.work.train import TrainSettings
 
-STREAM_HEADER_BYTES = 64
-"""At least what a message of the stream takes beside what it carries."""
 JOIN_S = 240.0
 """How long a device may take from its task to its stream: Flower's way takes seconds."""
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import grpc
 
+from airtune.engine.allowance import does_not_hold
 from airtune.engine.stage import CHUNK_BYTES, Ask, BaseFile, BusyError, Offer, pack_chunk
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
 from airtune.errors import ConnectionFailedError, MismatchError
@@ -137,9 +138,7 @@ def _chunks(
                 chunk = pack_chunk(offset, content)
                 if not shelf.grant(lot, len(chunk)):
                     context.abort(
-                        grpc.StatusCode.FAILED_PRECONDITION,
-                        "this device's bytes of this month do not hold the base model "
-                        "(limits.device_bytes_per_month)",
+                        grpc.StatusCode.FAILED_PRECONDITION, does_not_hold("the base model")
                     )
                 yield chunk
                 offset += len(content)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 
+from airtune.engine.allowance import does_not_hold
 from airtune.engine.stream.body import largest_body_bytes
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
 from airtune.engine.stream.ends import DeviceEnd
@@ -138,8 +139,8 @@ class _Going:
         most = self.connection.most_bytes
         if most is not None and self.crossed_bytes + most / (self.end.steps + 2) > most:
             raise TrainingError(
-                f"device {self.end.job.device} has repeated so many steps that its bytes of the "
-                "month do not hold the rest (limits.device_bytes_per_month)"
+                f"device {self.end.job.device} has repeated so many steps that "
+                f"{does_not_hold('the rest')}"
             )
 
     def _spent(self, start: float) -> None:
