@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,8 @@ def kill(pattern, under):
         grown = bool(more)
     doomed = [int(pid) for pid, _, args in rows if pid in below and pattern in args]
     for pid in doomed:
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended with its parent
+            os.kill(pid, signal.SIGKILL)
     return len(doomed)
 
 
