@@ -239,7 +239,7 @@ def test_a_split_round_is_closed_where_the_way_to_devices_fails(
         fleet.mail.send = broken  # the next message is the round's first task
         return opened[-1]
 
-    def broken(letters: Any, *, deadline_s: float) -> Any:
+    def broken(letters: Any, *, deadline_s: float, more: Any = None) -> Any:
         raise KeyError("the way to devices")
 
     server.open = remembered  # type: ignore[method-assign]
