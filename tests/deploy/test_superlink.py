@@ -203,6 +203,19 @@ def test_a_revoked_key_is_refused_by_name(site: Site, done: Any) -> None:
     assert "refused late: its key" in site.airtune("server", "status").stdout
 
 
+def _await_answer(address: str) -> None:
+    """Wait until the server that was killed has been started again."""
+    host, port = address.split(":")
+    until = time.monotonic() + LONG_S
+    while True:
+        try:
+            with socket.create_connection((host, int(port)), timeout=5.0):
+                return
+        except OSError:
+            assert time.monotonic() < until, "the server did not come back"
+            time.sleep(0.5)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_after_the_server_was_killed(site: Site, done: Any) -> None:
     import signal
@@ -226,6 +239,7 @@ def test_a_run_goes_on_after_the_server_was_killed(site: Site, done: Any) -> Non
     assert run.returncode != 0
     [folder] = runs.glob("*killed")
     before = len(read_run(folder).rounds)
+    _await_answer(site.address)
     ran = site.airtune("run", "slow.yaml", "--server", site.address, "--devices", "2", "--resume",
                        folder.name, "--json")  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr + site.said()
