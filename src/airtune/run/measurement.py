@@ -46,14 +46,13 @@ def measure(pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None]) -> 
     Raises:
         CheckpointError: if what is stored is damaged.
     """
-    recipe = pieces.recipe
+    recipe, measured_by = pieces.recipe, _way(chosen)
+    if measured_by is None:
+        return None
     stored = stored_measurement(recipe, chosen, fingerprint=pieces.assets.base.fingerprint)
     if stored is not None:
         return stored
-    if not (wants_split_calibration(chosen) or wants_calibration(chosen)):
-        return None
-    by = _measure_codecs if wants_split_calibration(chosen) else _measure_pruning
-    measured = by(pieces, chosen, on_stage)
+    measured = measured_by(pieces, chosen, on_stage)
     store(calibration_path(recipe, chosen), measured)
     return measured
 
@@ -77,8 +76,7 @@ def stored_measurement(
     Raises:
         CheckpointError: if the file is damaged.
     """
-    is_wanted = wants_split_calibration(chosen) or wants_calibration(chosen)
-    found = load(calibration_path(recipe, chosen)) if is_wanted else None
+    found = None if _way(chosen) is None else load(calibration_path(recipe, chosen))
     is_other = found is not None and fingerprint is not None and found.fingerprint != fingerprint
     return None if is_other else found
 
@@ -94,6 +92,13 @@ def calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
     parts["work"] = asdict(chosen.method.work)
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return Path(recipe.output) / "cache" / f"{name}-{key}.json"
+
+
+def _way(chosen: Chosen) -> Callable[[Pieces, Chosen, Callable[[str], None]], Measured] | None:
+    """Return how what a method wants to know is measured; None = it wants to know nothing."""
+    if wants_split_calibration(chosen):
+        return _measure_codecs
+    return _measure_pruning if wants_calibration(chosen) else None
 
 
 def _measure_pruning(pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None]) -> Measured:
