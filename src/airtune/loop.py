@@ -352,7 +352,7 @@ def _record(
         return record
     results, setup = done.execution.results, done.execution.setup
     record |= {
-        "predicted_s": done.plan.predicted_s,
+        "predicted_s": done.plan.predicted_s + done.execution.handover_s,
         "upload_bytes": float(results.upload_bytes.sum()) + setup.upload_bytes,
         "download_bytes": float(results.download_bytes.sum()) + setup.download_bytes,
         "energy_j": float(np.nansum(results.energy_j)) + setup.energy_j,

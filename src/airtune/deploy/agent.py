@@ -1,9 +1,9 @@
 """The agent: what runs on a device for as long as its owner lets it.
 
-    agent (this process)  supervises the two others and starts them again
+    agent (this process)  supervises the others and starts them again
     ├── worker            holds base model, data and device state; does the work; may be capped
-    └── SuperNode         Flower's: calls the server, and hands every message to the worker by way
-                          of a client process of its own
+    ├── SuperNode         Flower's: calls the server and takes its messages
+    └── messenger         forks a client process for each, which hands it to the worker
 
 A device only calls out. A SuperNode that was killed is refused by the server until the server has
 missed its heartbeats (about a minute), so the agent waits and tries again; a key that stays refused
@@ -13,10 +13,8 @@ longer than that is not known, or was revoked.
 from __future__ import annotations
 
 import datetime
-import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,10 +26,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from airtune.deploy.flower_cli import environment, program
 from airtune.deploy.hatch import new_token
 from airtune.deploy.memory import check_cap, close_pipes, start_capped
-from airtune.deploy.processes import end_group
+from airtune.deploy.node import FlowerNode
 from airtune.deploy.reach import check_clock, check_server
 from airtune.deploy.worker import WorkerSettings
 from airtune.errors import (
@@ -153,7 +150,7 @@ class Agent:
         self._run_folder = Path(self._temporary.name)
         self._log = (folder or self._run_folder) / "supernode.log"
         self._worker: subprocess.Popen[bytes] | None = None
-        self._node: subprocess.Popen[bytes] | None = None
+        self._node: FlowerNode | None = None
         self._stopping = threading.Event()
         self._refused_since_s: float | None = None
         self._is_connected = False
@@ -217,7 +214,7 @@ class Agent:
         self._say("the worker is ready")
 
     def _keep_node(self) -> None:
-        if self._stopping.is_set() or (self._node is not None and self._node.poll() is None):
+        if self._stopping.is_set() or (self._node is not None and self._node.keep()):
             self._note_health()
             return
         if self._node is not None:
@@ -227,11 +224,7 @@ class Agent:
         self._await_server()
         if self._stopping.is_set():
             return
-        with self._log.open("wb") as log:
-            self._node = subprocess.Popen(
-                self._node_command(), env=environment(self._run_folder / "flower"), stdout=log,
-                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+        self._node = self._new_node()
 
     def _note_health(self) -> None:
         """Say once that the server took this device."""
@@ -246,8 +239,9 @@ class Agent:
         Raises:
             KeyRefusedError: if the key has been refused for too long.
         """
-        end_group(self._node, grace_s=2.0)
-        self._node = None
+        if self._node is not None:
+            self._node.end(grace_s=2.0)
+            self._node = None
         said, now = _text(self._log), time.monotonic()
         if self._is_connected:
             self._is_connected = False
@@ -282,19 +276,16 @@ class Agent:
                 self._sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _node_command(self) -> list[str]:
+    def _new_node(self) -> FlowerNode:
         settings, folder = self._settings, self._run_folder
-        config = {"socket": str(folder / "hatch"), "token": str(folder / "token"),
-                  "name": settings.name}  # fmt: skip
-        command = [
-            program("flower-supernode"), "--superlink", settings.server, "--port",
-            str(_free_port()), "--node-config",
-            " ".join(f"{key}={json.dumps(value)}" for key, value in config.items()),
-        ]  # fmt: skip
-        if settings.insecure:
-            return [*command, "--insecure"]
-        return [*command, "--root-certificates", str(settings.authority),
-                "--auth-supernode-private-key", str(settings.key)]  # fmt: skip
+        proof = ["--insecure"] if settings.insecure else [
+            "--root-certificates", str(settings.authority),
+            "--auth-supernode-private-key", str(settings.key)]  # fmt: skip
+        return FlowerNode(
+            settings.server, proof=proof, home=folder / "flower", log=self._log,
+            config={"socket": str(folder / "hatch"), "token": str(folder / "token"),
+                    "name": settings.name},
+        )  # fmt: skip
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -305,8 +296,9 @@ class Agent:
         self._stopping.set()
 
     def _end(self) -> None:
-        end_group(self._node, grace_s=5.0)
-        self._node = None
+        if self._node is not None:
+            self._node.end(grace_s=5.0)
+            self._node = None
         if self._worker is not None:
             self._worker.terminate()
             try:
@@ -333,9 +325,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -46,6 +46,8 @@ class Execution:
     faults: tuple[str, ...]
     """Why a device's update does not count; empty where it does."""
     setup: Setup = field(default_factory=Setup)
+    handover_s: float = 0.0
+    """What was expected beforehand on top of the plan's seconds: the engine's own waits."""
     split: Mapping[str, object] | None = None
     """What a record holds of a split round, in plain values; None where nothing was cut."""
 

@@ -20,10 +20,18 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.cost import energy_j, most_upload_bytes, peak_memory, stream_bytes, train_flops
+from airtune.cost import (
+    energy_j,
+    most_upload_bytes,
+    peak_memory,
+    predict,
+    stream_bytes,
+    train_flops,
+)
 from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split, mask_observation
 from airtune.engine.checks import Divide, check_shares
+from airtune.engine.flower.handover import Handover
 from airtune.engine.flower.split import (
     Serve,
     ServedSplit,
@@ -45,6 +53,7 @@ from airtune.plan import (
     Assignment,
     Assignments,
     Floats,
+    LinkState,
     Need,
     Observation,
     Problem,
@@ -157,7 +166,7 @@ class FlowerEngine(ReplayEngine):
         """Hold the fleet; see `ReplayEngine`. Bytes are counted where messages leave and come."""
         super().__init__(fleet, problem, base, data, remote=remote, needs=needs, work=work,
                          settings=settings, serve=serve)  # fmt: skip
-        self._allowance = remote.allowance
+        self._allowance, self._handover = remote.allowance, Handover()
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
         """Return why a row's device has too few bytes of the month left; empty where it has enough."""
@@ -239,7 +248,15 @@ class FlowerEngine(ReplayEngine):
         found = self._execution(
             plan, state, setup, done=done, faults=faults, clock=(begin_s, took_s)
         )
-        return replace(found, split=crossed)
+        expected_s = self._handover.expected_s(len(rows))
+        self._learn_handover(plan, found.results, links)
+        return replace(found, split=crossed, handover_s=expected_s)
+
+    def _learn_handover(self, plan: RoundPlan, seen: Results, links: LinkState) -> None:
+        """Compare when devices were done with the work that they reported and the way of the task."""
+        priced = predict(self._problem, plan.assignments, links=links,
+                         flops_per_s=self._fleet.flops_at(plan.round))  # fmt: skip
+        self._handover.learn(seen.finish_s, priced.download_s + seen.compute_s + seen.upload_s)
 
     def _judging_s(self) -> float | None:
         """Nobody waits longer for a judgement than for a round."""
