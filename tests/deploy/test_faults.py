@@ -138,13 +138,13 @@ def test_a_device_that_is_gone_for_a_round_comes_back(nodes, recipe, tmp_path):
     there = nodes(NAMES)
     send = there.mail.send
 
-    def without(letters, *, deadline_s):
+    def without(letters, *, deadline_s, more=None):
         is_round = any(
             json.loads(letter.header)["round"] == 0 and json.loads(letter.header)["kind"] == "train"
             for letter in letters.values()
         )
         there.mail.absent = {CULPRIT} if is_round else set()
-        return send(letters, deadline_s=deadline_s)
+        return send(letters, deadline_s=deadline_s, more=more)
 
     there.mail.send = without
     found = statuses(read_run(go(there, recipe, tmp_path)))
@@ -200,10 +200,10 @@ def test_nobody_waits_for_a_late_device_beyond_the_deadline(nodes, recipe, tmp_p
     there, waits_s = nodes(NAMES), []
     send = there.mail.send
 
-    def slow(letters, *, deadline_s):
+    def slow(letters, *, deadline_s, more=None):
         kinds = {json.loads(letter.header)["kind"] for letter in letters.values()}
         if kinds <= {"join"}:
-            return send(letters, deadline_s=deadline_s)
+            return send(letters, deadline_s=deadline_s, more=more)
         waits_s.append(deadline_s)
         back = dict(send({d: x for d, x in letters.items() if d != CULPRIT}, deadline_s=deadline_s))
         return back | {CULPRIT: Arrival(None, deadline_s, "not back in time", is_late=True)}
