@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from airtune.cost.coded import bound_bytes
 from airtune.engine.stream.body import (
     codec_of,
     codec_stream,
@@ -71,6 +72,11 @@ class ServerRound:
     up_bytes: Floats
     """(steps, devices), of messages without their headers."""
     down_bytes: Floats
+    beside_bytes: Floats
+    """Of `up_bytes`: labels and lengths."""
+    up_bound_bytes: Floats
+    """What the payloads would take at least, were their entries independent and normal."""
+    down_bound_bytes: Floats
     steps: tuple[int, ...]
     """Steps each device has taken with the server."""
     refused: Mapping[int, str]
@@ -118,11 +124,8 @@ class SplitRound:
         check_task(task)
         self.task = task
         shape = (max(row.local_steps for row in task.rows), len(task.rows))
-        self._losses, self._up, self._down = (
-            np.full(shape, np.nan),
-            np.zeros(shape),
-            np.zeros(shape),
-        )
+        self._losses = np.full(shape, np.nan)
+        self._up, self._down, self._beside, self._up_bound, self._down_bound = np.zeros((5, *shape))
         self._base = current_base(task.base, task.state)
         self._stay = task.work.labels == "stay"
         self._half = ServerHalf(
@@ -160,7 +163,7 @@ class SplitRound:
         everyone = self.table.seats
         return ServerRound(
             on_cpu(self._half.adapters()), on_cpu(self._half.head()),
-            self._losses, self._up, self._down,
+            self._losses, self._up, self._down, self._beside, self._up_bound, self._down_bound,
             steps=tuple(seat.step for seat in everyone),
             refused={seat.device: seat.refused for seat in everyone if seat.refused},
             broken=tuple(seat.losses for seat in everyone),
@@ -214,7 +217,9 @@ class SplitRound:
         like = torch.empty(shape.width, device=device)
         activation, values = get(message.payload, mask, like)
         spec = codec_of(row.codec, task.work, "activation")
-        self._up[seat.step, seat.place] = message.body_bytes
+        here = seat.step, seat.place
+        self._up[here], self._beside[here] = message.body_bytes, len(message.beside)
+        self._up_bound[here] = bound_bytes(values.size, spec)
         mask = mask.to(device)
         labels = None if labels is None else labels.to(device)
         part = Arrived(seat.place, row.cut or 0, activation, mask, labels, task.weights[seat.place])
@@ -248,11 +253,13 @@ class SplitRound:
         for place, message in self._returned(joined).items():
             seat = joined[place]
             try:
-                returned[place], _ = get(message.payload, reads[place], states[0].new_empty(self._base.shape.width))  # fmt: skip
+                returned[place], values = get(message.payload, reads[place], states[0].new_empty(self._base.shape.width))  # fmt: skip
             except CodecError as error:
                 self.table.end(seat, "refused", f"gradient refused: {error}")
                 continue
             self._up[seat.step, place] += message.body_bytes
+            spec = codec_of(self.task.rows[place].codec, self.task.work, "hidden gradient")
+            self._up_bound[seat.step, place] += bound_bytes(values.size, spec)
             losses[place] = message.loss
         return self._half.backward(returned), losses
 
@@ -283,7 +290,11 @@ class SplitRound:
         except CodecError as error:
             self.table.end(seat, "refused", f"{direction} refused: {error}")
             return None
-        self._down[seat.step, seat.place] += len(payload)
+        here = seat.step, seat.place
+        self._down[here] += len(payload)
+        values = int(mask.sum()) * tensor.shape[-1]
+        known = kept is not None and spec.kind == "topk"
+        self._down_bound[here] += bound_bytes(values, spec, known_mask=known)
         return payload
 
     def _update(self) -> None:
