@@ -18,7 +18,7 @@ from airtune.plan import AggregateSpec, Workload
 LLAMA = llama_like("llama", blocks=2, width=16, heads=4, kv_groups=2, head_dim=4, ffn=12,
                    vocab=11, tied=True)  # fmt: skip
 GPT2 = gpt2_like(blocks=2, width=16, heads=4, ffn=12, vocab=11, positions=8)
-RULES = ["average", "norm-weighted", "factored", "stacked"]
+RULES = ["average", "norm-weighted", "factored", "lifted", "stacked"]
 RANK = 6
 
 
@@ -97,6 +97,41 @@ def test_factored_is_the_dense_mean_cut_to_the_rank(seed, shape):
     for name in layer_names(state.adapters):
         expected = best_of_rank(dense_mean(name, state, updates, weights, shape), RANK)
         torch.testing.assert_close(product(found.adapters, name), expected, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10**6), shape=st.sampled_from([LLAMA, GPT2]))
+def test_lifted_adds_the_mean_change_to_what_was(seed, shape):
+    state = state_of(shape)
+    updates, weights = updates_of(seed, state, shape), np.array([0.2, 0.5, 0.3])
+    starts = [
+        replace(update, adapters=take(state.adapters, shape, update.kept, update.rank))
+        for update in updates
+    ]
+    nothing = replace(state, adapters={k: torch.zeros_like(v) for k, v in state.adapters.items()})
+    found = aggregate(AggregateSpec("lifted"), state, updates, weights, shape=shape)
+    for name in layer_names(state.adapters):
+        ended, began = (
+            dense_mean(name, nothing, some, weights, shape) for some in (updates, starts)
+        )
+        expected = best_of_rank(product(state.adapters, name) + ended - began, RANK)
+        torch.testing.assert_close(product(found.adapters, name), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_lifted_keeps_the_directions_that_devices_of_low_rank_never_had(rank):
+    state = state_of(LLAMA)
+    sent = take(state.adapters, LLAMA, keep_all(LLAMA), rank)
+    updates = [
+        replace(update_of(device, state, LLAMA, rank=rank), adapters=sent) for device in (0, 1)
+    ]
+    kept = aggregate(AggregateSpec("lifted"), state, updates, [1.0, 1.0], shape=LLAMA)
+    lost = aggregate(AggregateSpec("factored"), state, updates, [1.0, 1.0], shape=LLAMA)
+    for name in layer_names(state.adapters):
+        torch.testing.assert_close(
+            product(kept.adapters, name), product(state.adapters, name), atol=1e-5, rtol=1e-5
+        )
+        assert torch.linalg.matrix_rank(product(lost.adapters, name)) <= rank
 
 
 @settings(max_examples=12, deadline=None)

@@ -44,7 +44,7 @@ def fedspine(name: str, settings: object) -> Method:
         importance="lora-gradient", cumulative=True, over=decider.over,
         own_importance=decider.own_importance, prune_every=decider.prune_every,
     )  # fmt: skip
-    return Method(name, decider, AggregateSpec("factored", shrinks=True, memory=MEMORY), work)
+    return Method(name, decider, AggregateSpec("lifted", shrinks=True, memory=MEMORY), work)
 
 
 def hetlora(name: str, settings: object) -> Method:

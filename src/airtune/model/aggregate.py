@@ -11,6 +11,10 @@ stays as it was: a structure is never lost while it may come back.
 average      A and B separately (FedIT, arXiv 2305.05644); unlike ranks are padded with zeros
 norm-weighted  the same with weights |B_i A_i|_F (HETLoRA, arXiv 2401.06432)
 factored     the products, refactored by QR and SVD (FlexLoRA, arXiv 2402.11505)
+lifted       what each product has changed by, added to the global one and refactored likewise: a
+             device of low rank was sent the leading directions alone, and what it never had it
+             does not pull down (reconstructed: FedSpine, arXiv 2501.02438, gives the idea of
+             lifting updates to a common form, and no formula)
 stacked      the exact sum, merged into the base, adapters start afresh (FLoRA, arXiv 2409.05976)
 trimmed-mean, krum  see `model.protect`, as are clipping and noise
 
@@ -123,6 +127,8 @@ def _layers(
             a, b = fresh / math.sqrt(fresh.shape[1]), torch.zeros_like(previous[1])
         elif spec.rule == "factored":
             a, b = _factored(previous, parts)
+        elif spec.rule == "lifted":
+            a, b = _factored(previous, parts, starts=_starts(state, parts, name))
         else:
             a, b = _averaged(previous, parts)
         adapters[f"{name}.A"], adapters[f"{name}.B"] = a, b
@@ -237,27 +243,47 @@ def _mean(
     return torch.where(cover > 0, mean.to(previous.dtype), previous.cpu())
 
 
+def _starts(state: GlobalState, parts: Sequence[_Part], name: str) -> list[_Part]:
+    """Return what each part was before the round, to be taken off: its weight is negative."""
+    a, b = state.adapters[f"{name}.A"], state.adapters[f"{name}.B"]
+    return [
+        replace(
+            part,
+            a=_taken(a[: part.a.shape[0]].T, part.columns).T,
+            b=_taken(b[:, : part.a.shape[0]], part.rows),
+            weight=-part.weight,
+        )
+        for part in parts
+    ]
+
+
+def _taken(tensor: torch.Tensor, index: Ints | None) -> torch.Tensor:
+    return tensor if index is None else tensor[torch.from_numpy(index)]
+
+
 def _stack(
-    previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part]
-) -> tuple[torch.Tensor, torch.Tensor]:
+    previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part],
+    *, starts: Sequence[_Part] = (),
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Return stacked factors whose product is the covered mean, B (out, R) and A (R, in).
 
     The previous factors close the stack: they stand for what no device kept, and where every
-    structure is covered they add nothing to the product but directions to a rank it lacks.
+    structure is covered they add nothing to the product but directions to a rank it lacks. With
+    `starts` they count whole, as what the changes are added to.
     """
     rows, columns = previous[1].shape[0], previous[0].shape[1]
     tall, wide = [], []
     row_cover = torch.zeros(rows, dtype=torch.float64)
     column_cover = torch.zeros(columns, dtype=torch.float64)
-    for part in parts:
+    for part in (*parts, *starts):
         b = torch.zeros(rows, part.b.shape[1], dtype=torch.float64)
         a = torch.zeros(part.a.shape[0], columns, dtype=torch.float64)
         row_place = slice(None) if part.rows is None else torch.from_numpy(part.rows)
         column_place = slice(None) if part.columns is None else torch.from_numpy(part.columns)
         b[row_place] = part.weight * part.b.cpu().double()
         a[:, column_place] = part.a.cpu().double()
-        row_cover[row_place] += part.weight
-        column_cover[column_place] += part.weight
+        row_cover[row_place] += max(part.weight, 0.0)
+        column_cover[column_place] += max(part.weight, 0.0)
         tall.append(b)
         wide.append(a)
     # One axis at most is pruned; along the other every device counts, so its cover is 1.
@@ -267,11 +293,12 @@ def _stack(
     old_a, old_b = previous[0].cpu().double(), previous[1].cpu().double()
     if is_row_pruned:
         stacked_b = stacked_b / row_cover.clamp_min(1e-300)[:, None]
-        old_b = old_b * (row_cover == 0)[:, None]
+        old_b = old_b if starts else old_b * (row_cover == 0)[:, None]
     elif is_column_pruned:
         stacked_a = stacked_a / column_cover.clamp_min(1e-300)
-        return _with_uncovered_columns(stacked_b, stacked_a, (old_a, old_b), column_cover)
-    else:
+        if not starts:
+            return _with_uncovered_columns(stacked_b, stacked_a, (old_a, old_b), column_cover)
+    elif not starts:
         old_b = torch.zeros_like(old_b)
     return torch.cat([stacked_b, old_b], 1), torch.cat([stacked_a, old_a], 0)
 
@@ -297,16 +324,19 @@ def _product(previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part]
 
 
 def _factored(
-    previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part]
-) -> tuple[torch.Tensor, torch.Tensor]:
+    previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part],
+    *, starts: Sequence[_Part] = (),
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Return the best factors of the global rank, B A closest to the covered mean.
+
+    With `starts`, closest to the previous product and the covered mean of the parts' changes.
 
     B_s = Q_b R_b and A_s' = Q_a R_a; the SVD of the small core R_b R_a' = U S V' gives
     B = Q_b U S / c and A = c V' Q_a', c the row norm of a fresh A. A keeps full rank where the
     product has less, so no direction dies.
     """
     rank = previous[0].shape[0]
-    stacked_b, stacked_a = _stack(previous, parts)
+    stacked_b, stacked_a = _stack(previous, parts, starts=starts)
     left, left_core = torch.linalg.qr(stacked_b)
     right, right_core = torch.linalg.qr(stacked_a.T)
     u, values, v = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)

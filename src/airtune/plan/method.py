@@ -25,7 +25,9 @@ State = Mapping[str, StateValue]
 Note = float | tuple[tuple[float, ...], ...]
 """A figure, or a small table in rows of equal length."""
 
-AggregateRule = Literal["average", "norm-weighted", "factored", "stacked", "trimmed-mean", "krum"]
+AggregateRule = Literal[
+    "average", "norm-weighted", "factored", "lifted", "stacked", "trimmed-mean", "krum"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,8 @@ class AggregateSpec:
 
     average: A and B separately by data share, each row and column by those who kept it (FedIT,
     and zero-padding for unlike ranks) · norm-weighted: the same by the norm of B A (HETLoRA) ·
-    factored: the products B A, refactored by QR and SVD (FlexLoRA) · stacked: exact sum, merged
+    factored: the products B A, refactored by QR and SVD (FlexLoRA) · lifted: what the products
+    have changed by, added to the global one and refactored (FedSpine) · stacked: exact sum, merged
     into the base (FLoRA) · trimmed-mean, krum: what a few dishonest devices cannot spoil, for
     updates of one shape.
     """
