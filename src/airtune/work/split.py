@@ -348,8 +348,8 @@ def _result(
     weights = {place: job.weight for place, job in jobs.items() if place not in ledger.refused}
     return SplitResult(
         outcomes=tuple(_outcome(ledger, place, update) for place, update in updates.items()),
-        server=_mean(finished.servers, weights),
-        head=_mean(finished.server_heads, weights),
+        server=mean_by_weight(finished.servers, weights),
+        head=mean_by_weight(finished.server_heads, weights),
         ledger=ledger,
         order=finished.order or tuple(jobs),
         skipped=finished.skipped,
@@ -371,8 +371,13 @@ def _outcome(ledger: Ledger, place: int, update: Update) -> Outcome:
     )
 
 
-def _mean(servers: Mapping[int, Adapters], weights: Mapping[int, float]) -> Adapters:
-    """Return the weighted mean over servers, each tensor over those that hold it."""
+def mean_by_weight(servers: Mapping[int, Adapters], weights: Mapping[int, float]) -> Adapters:
+    """Return the weighted mean over servers, each tensor over those that hold it.
+
+    Args:
+        servers: By column.
+        weights: By column, of those that count; {} = all count alike.
+    """
     chosen = {place: servers[place] for place in weights} or dict(servers)
     if len({id(tensors) for tensors in chosen.values()}) == 1:
         return next(iter(chosen.values()))

@@ -17,9 +17,9 @@ from airtune.engine.stream.device import Connection, DeviceRound, run_device
 from airtune.engine.stream.ends import DeviceEnd
 from airtune.engine.stream.join import DevicePart, join_round
 from airtune.engine.stream.link import MeasuredLink, measure_link
-from airtune.engine.stream.rounds import ServerRound, SplitTask
 from airtune.engine.stream.seats import Timing
 from airtune.engine.stream.server import FETCHES, OpenRound, StreamServer
+from airtune.engine.stream.task import ServerRound, SplitTask
 
 __all__ = [
     "FETCHES",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from airtune.engine.stream.rounds import ServerRound, SplitTask
+from airtune.engine.stream.task import ServerRound, SplitTask
 from airtune.model.kept import keep_all
 from airtune.model.lora import Adapters, Head
 from airtune.model.state import Update
@@ -31,8 +31,8 @@ def join_round(
 ) -> tuple[Outcome, ...]:
     """Return an outcome for each row of the task, in its order.
 
-    A device's update is its own adapters on the blocks it holds and the server's on the rest. A
-    device that has returned nothing, or whom the server put out, has none.
+    A device's update is its own adapters on the blocks it holds and the server's on the rest: of the
+    copy that served it, where each has its own. A device that has returned nothing, or whom the server put out, has none.
 
     Args:
         task: The round.
@@ -69,11 +69,11 @@ def _update(task: SplitTask, server: ServerRound, place: int, part: DevicePart) 
     row = task.rows[place]
 
     def tensor_of(name: str, before: torch.Tensor) -> torch.Tensor:
-        return part.adapters.get(name, server.adapters.get(name, before))
+        return part.adapters.get(name, server.servers[place].get(name, before))
 
     return Update(
         device=row.device, round=task.round, kept=keep_all(task.base.shape), rank=row.rank,
         adapters={name: tensor_of(name, old) for name, old in task.state.adapters.items()},
-        head=part.head if task.work.labels == "stay" else server.head,
+        head=part.head if task.work.labels == "stay" else server.server_heads[place],
         samples=task.workload.batch * part.steps,
     )  # fmt: skip

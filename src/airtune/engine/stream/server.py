@@ -22,8 +22,9 @@ from airtune.engine.stream.base import Shelf, base_handler
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, channel_options
 from airtune.engine.stream.link import measure_handler
 from airtune.engine.stream.message import parts_of, read_message
-from airtune.engine.stream.rounds import ServerRound, SplitRound, SplitTask
+from airtune.engine.stream.rounds import SplitRound
 from airtune.engine.stream.seats import Ending, Outbox, Seat, Table
+from airtune.engine.stream.task import ServerRound, SplitTask
 from airtune.errors import CodecError, TrainingError
 
 _CODES: dict[Ending, grpc.StatusCode] = {

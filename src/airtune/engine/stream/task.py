@@ -1,0 +1,91 @@
+"""A split round as the server is given it, and what the server has at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from airtune.engine.stream.seats import Timing
+from airtune.errors import MethodError
+from airtune.model.base import BaseModel
+from airtune.model.lora import Adapters, Head
+from airtune.model.state import GlobalState
+from airtune.plan import Assignment, Floats, Workload, WorkSpec
+from airtune.work.train import TrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTask:
+    """A split round as the server is given it."""
+
+    run: str
+    round: int
+    base: BaseModel
+    state: GlobalState
+    rows: tuple[Assignment, ...]
+    """One a device, each with a cut."""
+    weights: tuple[float, ...]
+    settings: TrainSettings
+    work: WorkSpec
+    workload: Workload
+    seed: int
+    timing: Timing = field(default_factory=Timing)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerRound:
+    """What the server has at the end of a round; columns follow the rows of the task."""
+
+    adapters: Adapters
+    """On the blocks from the smallest cut on; the copies' mean by weight."""
+    head: Head
+    """{} where labels stay or none is trained; the copies' mean by weight."""
+    servers: tuple[Adapters, ...]
+    """One a row: of the half that served it, on the blocks that half holds."""
+    server_heads: tuple[Head, ...]
+    losses: Floats
+    """(steps, devices), NaN where a device took no step; of the server, so all NaN where labels
+    stay and none came back."""
+    up_bytes: Floats
+    """(steps, devices), of messages without their headers."""
+    down_bytes: Floats
+    beside_bytes: Floats
+    """Of `up_bytes`: labels and lengths."""
+    up_bound_bytes: Floats
+    """What the payloads would take at least, were their entries independent and normal."""
+    down_bound_bytes: Floats
+    steps: tuple[int, ...]
+    """Steps each device has taken with the server."""
+    refused: Mapping[int, str]
+    """Device -> why the server put it out of the round."""
+    broken: tuple[int, ...]
+    """How often each device's stream broke."""
+    batches: int
+    """Passes the server has run, all copies together."""
+    skipped: int
+    """Of these, those whose gradient was not finite and was not used."""
+
+
+def check_task(task: SplitTask) -> None:
+    """Refuse what the stream does not carry.
+
+    Raises:
+        MethodError: if the local work needs a server of another kind or a memory of samples.
+    """
+    work = task.work
+    wrong = [
+        text
+        for is_wrong, text in (
+            (
+                work.server == "sequential",
+                "server: sequential, which serves the devices one after the other",
+            ),
+            (work.device_frozen, "a frozen device part, whose samples both ends remember"),
+            (any(row.codec.predict for row in task.rows), "a predictive codec"),
+            (any(row.cut is None for row in task.rows), "a device without a cut"),
+            (not task.rows, "no device"),
+        )
+        if is_wrong
+    ]
+    if wrong:
+        raise MethodError(f"a split round over a network cannot have {'; '.join(wrong)}")
