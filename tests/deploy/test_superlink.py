@@ -153,9 +153,13 @@ def test_another_servers_certificate_is_refused(site: Site) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["{name: jcpba, budget: 0.25}", "{name: fedspine}"])
+@pytest.mark.parametrize(
+    ("method", "apart"),
+    [("{name: jcpba, budget: 0.25}", 0.0), ("{name: fedspine}", 0.0),
+     ("{name: sft, codec: quantised}", 1e-3)],
+)  # fmt: skip
 def test_on_the_replayed_clock_the_run_is_that_of_one_process(
-    method: str, site: Site, done: Any, alone: Any, tmp_path: Path
+    method: str, apart: float, site: Site, done: Any, alone: Any, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "same.yaml"
     recipe.write_text(RECIPE.replace("{name: jcpba, budget: 0.25}", method))
@@ -168,10 +172,13 @@ def test_on_the_replayed_clock_the_run_is_that_of_one_process(
     assert there.header["engine"]["clock"] == "replay"
     assert len(here.rounds) == len(there.rounds) == 2
     for name, column in here.devices.items():
-        np.testing.assert_array_equal(column, there.devices[name], err_msg=name)
+        if column.dtype.kind == "f":  # in one process, devices that cut alike are stacked
+            np.testing.assert_allclose(column, there.devices[name], rtol=apart, err_msg=name)
+        else:
+            np.testing.assert_array_equal(column, there.devices[name], err_msg=name)
     for one, other in zip(here.rounds, there.rounds, strict=True):
         for figure in ("train_loss", "upload_bytes", "download_bytes", "round_s", "predicted_s"):
-            assert one[figure] == other[figure], figure
+            assert one[figure] == pytest.approx(other[figure], rel=apart, abs=0.0), figure
 
 
 @pytest.mark.slow

@@ -33,13 +33,18 @@ from airtune.engine.base import Execution, Setup, Split, mask_observation
 from airtune.engine.checks import Divide, check_shares
 from airtune.engine.flower.handover import Handover
 from airtune.engine.flower.split import (
+    JOIN_S,
     Serve,
     ServedSplit,
+    ServedSplitter,
+    no_stream,
     open_split,
     served_record,
 )
 from airtune.engine.local import LocalEngine, LocalSettings, prunes
+from airtune.engine.message import Seat
 from airtune.engine.remote import Answer, Remote, Trained
+from airtune.engine.stream import Timing
 from airtune.engine.stream.message import HEADER_BYTES
 from airtune.engine.timing import refusals
 from airtune.engine.uplink import Sent, Uplink
@@ -91,6 +96,10 @@ class ReplayEngine(LocalEngine):
         self._remote, self._serve = remote, serve
         self._received = _Received(self._problem, remote)
         self._uplink = self._received
+        self._splitter = ServedSplitter(
+            self._problem, fleet, base, data, settings=self._settings.train, run=remote.run_name,
+            train=self._have_trained, serve=serve,
+        )  # fmt: skip
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
         """Return the quality of the model that the user will get; {} where there is no test set.
@@ -120,13 +129,9 @@ class ReplayEngine(LocalEngine):
         """Have the devices work and the virtual clock run.
 
         Raises:
-            MethodError: if a device is cut, or the plan is otherwise not to be executed.
+            MethodError: if the plan is not to be executed, or not over a stream.
         """
-        if np.any(plan.assignments.cut > 0):
-            raise MethodError(
-                "a device is told to split the model, which needs the real clock over real "
-                "devices; leave --replay out"
-            )
+        self._received.coded_bytes = {}
         return super().execute(plan, state, divide, start_s=start_s)
 
     def _judging_s(self) -> float | None:
@@ -137,13 +142,18 @@ class ReplayEngine(LocalEngine):
         self, plan: RoundPlan, state: GlobalState, places: Sequence[int]
     ) -> dict[int, Outcome]:
         rows = [plan.assignments.row(place) for place in places]
-        done = self._remote.train(rows, state, round=plan.round)
-        self._received.coded_bytes = {
-            place: done[row.device].coded_bytes
-            for place, row in zip(places, rows, strict=True)
-            if done[row.device].coded_bytes
-        }
+        done = self._have_trained(rows, state, plan.round)
         return {place: done[row.device].outcome for place, row in zip(places, rows, strict=True)}
+
+    def _have_trained(
+        self, rows: Sequence[Assignment], state: GlobalState, round: int,
+        seats: Mapping[int, Seat] | None = None,
+    ) -> dict[int, Trained]:  # fmt: skip
+        done = self._remote.train(rows, state, round=round, seats=seats)
+        self._received.coded_bytes |= {
+            device: item.coded_bytes for device, item in done.items() if item.coded_bytes
+        }
+        return done
 
     def _reports(self, devices: Sequence[int], state: GlobalState) -> dict[int, Importance]:
         found, answers = self._remote.measure(devices, state)
@@ -313,19 +323,16 @@ class FlowerEngine(ReplayEngine):
         Raises:
             MethodError: if nothing serves such rounds here.
         """
-        cut = [row.device for row in rows if row.cut is not None]
+        cut = [row for row in rows if row.cut is not None]
         if not cut:
             return None
         if self._serve is None:
-            raise MethodError(
-                f"{len(cut)} devices are told to split the model, but this server serves no split "
-                "rounds; run it under airtune server start, or choose a method without a cut"
-            )
+            raise MethodError(no_stream(len(cut)))
         deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
         return open_split(
-            self._serve, rows, run=self._remote.run_name, round=plan.round, base=self._base,
-            state=state, problem=replace(self._problem, work=self._work),
-            settings=self._settings.train, deadline_s=deadline_s,
+            self._serve, cut, run=self._remote.run_name, round=plan.round, base=self._base,
+            state=state, problem=self._problem, settings=self._settings.train,
+            timing=Timing(join_s=JOIN_S, deadline_s=deadline_s or 3600.0),
         )  # fmt: skip
 
     def _ready(
@@ -414,11 +421,15 @@ class _Received(Uplink):
         super().__init__(problem)
         self._remote = remote
         self.coded_bytes: dict[int, int] = {}
-        """By row of the plan that was carried out last."""
+        """By device, of the round at hand."""
 
     def send(self, plan: RoundPlan, state: GlobalState, outcomes: Mapping[int, Outcome]) -> Sent:
         """Return the outcomes as they came, and what they took."""
-        size_bytes = self.sizes(plan, self.coded_bytes)
+        size_bytes = self.sizes(plan, {
+            place: self.coded_bytes[device]
+            for place, device in enumerate(plan.assignments.device.tolist())
+            if self.is_coded and device in self.coded_bytes
+        })  # fmt: skip
         return Sent(dict(outcomes), size_bytes, {})
 
     def settle(self, sent: Sent, state: GlobalState, came: Mapping[int, Outcome]) -> None:

@@ -1,18 +1,22 @@
 """Split rounds of real devices: Flower starts and ends them, the stream carries their steps.
 
 The task tells a device where the stream is and what lets it in; its answer holds the half that it
-has trained, and the stream has the other. Only the real clock has such rounds.
+has trained, and the stream has the other. On the replayed clock the server waits in every step for
+all its devices, and what crossed passes on the virtual clock as if it had been computed here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from airtune.data.federated import FederatedData
 from airtune.engine.message import Seat
 from airtune.engine.remote import Trained
+from airtune.engine.splitting import Splitter
 from airtune.engine.stream import (
     DevicePart,
     OpenRound,
@@ -22,9 +26,13 @@ from airtune.engine.stream import (
     Timing,
     join_round,
 )
+from airtune.errors import MethodError
+from airtune.fleet.fleet import Fleet
 from airtune.model.base import BaseModel
 from airtune.model.state import GlobalState
-from airtune.plan import Assignment, Problem
+from airtune.plan import Assignment, Bools, Ints, Problem, RoundPlan
+from airtune.work.lanes import Ledger
+from airtune.work.split import SplitResult
 from airtune.work.train import TrainSettings
 
 JOIN_S = 240.0
@@ -32,6 +40,10 @@ JOIN_S = 240.0
 
 Serve = Callable[[], tuple[StreamServer, str]]
 """Returns the stream's server and how devices address it; `:PORT` = at the server they know."""
+Train = Callable[
+    [Sequence[Assignment], GlobalState, int, Mapping[int, Seat]], Mapping[int, Trained]
+]
+"""Has the devices of some rows train from a state, in a round, in their seats; by device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,24 +92,90 @@ class ServedSplit:
 
 def open_split(
     serve: Serve, rows: Sequence[Assignment], *, run: str, round: int, base: BaseModel,
-    state: GlobalState, problem: Problem, settings: TrainSettings, deadline_s: float | None,
-) -> ServedSplit | None:  # fmt: skip
-    """Begin to serve the rows that are cut; None where none is.
+    state: GlobalState, problem: Problem, settings: TrainSettings, timing: Timing,
+) -> ServedSplit:  # fmt: skip
+    """Begin to serve rows that are cut.
 
     Raises:
         MethodError: if a stream does not carry what the method asks for.
     """
-    cut = tuple(row for row in rows if row.cut is not None)
-    if not cut:
-        return None
+    cut = tuple(rows)
     server, address = serve()
     task = SplitTask(
         run=run, round=round, base=base, state=state, rows=cut,
         weights=tuple(float(problem.devices.weight[row.device]) for row in cut),
         settings=settings, work=problem.work, workload=problem.workload, seed=problem.seed,
-        timing=Timing(join_s=JOIN_S, deadline_s=deadline_s or 3600.0),
+        timing=timing,
     )  # fmt: skip
     return ServedSplit(task, server.open(task), address)
+
+
+class ServedSplitter(Splitter):
+    """Cuts of the replayed clock: devices elsewhere do the steps, all together, and time is virtual."""
+
+    def __init__(
+        self, problem: Problem, fleet: Fleet, base: BaseModel, data: FederatedData, *,
+        settings: TrainSettings, run: str, train: Train, serve: Serve | None,
+    ) -> None:  # fmt: skip
+        """See `Splitter`.
+
+        Args:
+            problem: see there.
+            fleet: see there.
+            base: see there.
+            data: see there.
+            settings: see there.
+            run: its name, by which streams know it.
+            train: has the devices of rows train, in their seats, from a state.
+            serve: starts the stream; None = there is none.
+        """
+        super().__init__(problem, fleet, base, data, settings=settings)
+        self._run, self._train, self._serve = run, train, serve
+
+    def _round(
+        self, plan: RoundPlan, state: GlobalState, columns: Ints, dropped: Bools
+    ) -> SplitResult:
+        if self._serve is None:
+            raise MethodError(no_stream(len(columns)))
+        if dropped[columns].any():
+            raise MethodError(
+                "the recipe has devices vanish between forward and backward (fleet.dropout), which "
+                "devices that are there cannot replay; set it to 0, or leave --replay out"
+            )
+        rows = [plan.assignments.row(int(column)) for column in columns]
+        served = open_split(
+            self._serve, rows, run=self._run, round=plan.round, base=self._base, state=state,
+            problem=self._problem, settings=self._settings,
+            timing=Timing(window_s=math.inf, join_s=JOIN_S),
+        )  # fmt: skip
+        try:
+            trained = self._train(rows, state, plan.round, served.seats)
+            joined, result = served.join(trained)
+        finally:
+            served.opened.close()
+        return SplitResult(
+            outcomes=tuple(joined[row.device].outcome for row in rows),
+            server=result.adapters, head=result.head, ledger=_ledger(result),
+            order=tuple(range(len(rows))), skipped=result.skipped,
+        )  # fmt: skip
+
+
+def no_stream(count: int) -> str:
+    """Return why devices cannot be cut where nothing serves them."""
+    return (
+        f"{count} devices are told to split the model, but this server serves no split rounds; run "
+        "it under airtune server start, or choose a method without a cut"
+    )
+
+
+def _ledger(result: ServerRound) -> Ledger:
+    """Return what crossed as the local engine would have counted it."""
+    return Ledger(
+        losses=result.losses, up_bytes=result.up_bytes, down_bytes=result.down_bytes,
+        beside_bytes=result.beside_bytes, up_bound_bytes=result.up_bound_bytes,
+        down_bound_bytes=result.down_bound_bytes,
+        computed=(result.up_bytes > 0).astype(np.float64),
+    )  # fmt: skip
 
 
 def served_record(

@@ -1,0 +1,71 @@
+"""On the replayed clock, devices that are cut do elsewhere what they would in one process."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from airtune.deploy.device import Device, DeviceSettings
+from airtune.deploy.federation import Order, run_federation
+from airtune.engine.stream import StreamServer
+from airtune.errors import MethodError
+from airtune.records import RunRecord, read_run
+
+PLANNED = ("device", "cut", "codec", "rank", "share", "local_steps", "status")
+PRICED = ("upload_s", "download_s", "compute_s", "finish_s", "upload_bytes", "download_bytes")
+
+
+@pytest.fixture
+def server() -> Any:
+    serving = StreamServer()
+    yield serving
+    serving.close()
+
+
+def _replayed(recipe: Any, nodes: Any, folder: Path, server: Any) -> RunRecord:
+    fleet = nodes(["a", "b", "c"])
+    settings = DeviceSettings(data="recipe", compute="cpu", host="127.0.0.1")
+    fleet.mail.devices |= {number: Device(settings) for number in range(3)}
+    serve = None if server is None else lambda: (server, f":{server.port}")
+    order = Order(recipe, folder, devices=3, clock="replay", serve=serve)
+    return read_run(run_federation(order, fleet, tell=lambda **event: None))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method.name": "splitlora"},
+        {"method.name": "sft", "method.codec": "quantised"},
+        {"method.name": "sft", "upload.kind": "deadzone"},
+    ],
+)  # fmt: skip
+def test_plans_bytes_and_losses_are_those_of_one_process(
+    recipe: Any, nodes: Any, alone: Any, server: Any, tmp_path: Path,
+    settings: dict[str, Any],
+) -> None:  # fmt: skip
+    told = recipe(**settings)
+    here, there = alone(told, tmp_path / "a"), _replayed(told, nodes, tmp_path / "b", server)
+    assert (here.devices["cut"] > 0).all()
+    for name in PLANNED:
+        np.testing.assert_array_equal(here.devices[name], there.devices[name], err_msg=name)
+    for name in PRICED:  # one process stacks devices that cut alike: last bits cost bytes
+        np.testing.assert_allclose(here.devices[name], there.devices[name], rtol=1e-3, err_msg=name)
+    for one, other in zip(here.rounds, there.rounds, strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+        assert one["validation"]["loss"] == pytest.approx(other["validation"]["loss"], rel=1e-3)
+        for name in ("bound_up_bytes", "beside_up_bytes", "bound_down_bytes"):
+            assert one["split"][name] == pytest.approx(other["split"][name])
+
+
+def test_without_a_stream_a_cut_is_refused(recipe: Any, nodes: Any, tmp_path: Path) -> None:
+    with pytest.raises(MethodError, match="serves no split rounds"):
+        _replayed(recipe(**{"method.name": "splitlora"}), nodes, tmp_path, None)
+
+
+def test_devices_that_vanish_cannot_be_replayed(
+    recipe: Any, nodes: Any, server: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(MethodError, match=r"fleet\.dropout"):
+        _replayed(recipe(**{"method.name": "splitlora", "fleet.dropout": 0.9}), nodes, tmp_path,
+                  server)  # fmt: skip
