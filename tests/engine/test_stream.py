@@ -333,7 +333,7 @@ def test_a_token_is_needed_and_is_good_for_one_stream(server, base):
 
 
 def test_what_streams_do_not_carry_is_refused_before_it_begins(server, base):
-    for work in (WorkSpec(server="sequential"), WorkSpec(device_frozen=True)):
+    for work in (WorkSpec(server="sequential", hand_over=True), WorkSpec(device_frozen=True)):
         with pytest.raises(MethodError, match="over a network"):
             server.open(task_of(base, [job(0, 1)], work=work))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from airtune.errors import CodecError, TrainingError
+from airtune.errors import CodecError, MethodError, TrainingError
 from airtune.model.base import base_of
 from airtune.model.batch import Sequences
 from airtune.model.state import initial_state
@@ -168,3 +168,77 @@ def test_a_device_that_dies_leaves_other_copies_as_they_are(server, base):
     for one, other in zip((outcomes[0], outcomes[2]), reference.outcomes, strict=True):
         for name, tensor in one.update.adapters.items():
             torch.testing.assert_close(tensor, other.update.adapters[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("labels", ["travel", "stay"])
+def test_a_sequential_server_is_that_of_one_process(server, base, labels):
+    jobs = [job(0, 1), job(1, 3), job(2, 2)]
+    task = task_of(base, jobs, WorkSpec(server="sequential", labels=labels))
+    result, parts = go(server, task, jobs)
+    reference = alone(task, jobs)
+    assert reference.order != (0, 1, 2)
+    assert result.order == reference.order
+    assert_same(task, result, parts, reference)
+    assert result.batches == 9
+
+
+def test_who_dies_in_its_turn_stalls_nobody(server, base):
+    jobs = [job(0, 1), job(1, 2), job(2, 3)]
+    task = task_of(base, jobs, WorkSpec(server="sequential"))
+    first = alone(task, jobs).order[0]
+    began = time.monotonic()
+    result, parts = go(server, task, jobs, kinds={first: Dies})
+    assert time.monotonic() - began < 10
+    assert result.steps == tuple(1 if place == first else 3 for place in range(3))
+    outcomes = joined(task, result, parts)
+    reference = alone(task, jobs, drops={first: 0})
+    for one, other in zip(outcomes, reference.outcomes, strict=True):
+        assert one.status == other.status == ("refused" if one.device == first else "ok")
+        if other.update is not None:
+            for name, tensor in one.update.adapters.items():
+                expected = other.update.adapters[name]
+                torch.testing.assert_close(tensor, expected, atol=1e-5, rtol=1e-4)
+
+
+def late_for(others, step):
+    """Return ends: one that does a step only when all others are done, and one of the others."""
+    done = threading.Semaphore(0)
+
+    class Other(DeviceEnd):
+        def adapters(self):
+            done.release()
+            return super().adapters()
+
+    class Late(DeviceEnd):
+        def send(self, at):
+            if at == step and not all(done.acquire(timeout=20) for _ in range(others)):
+                raise TrainingError("the others wait for this device")
+            return super().send(at)
+
+    return Late, Other
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_who_is_late_in_its_turn_is_served_after_the_others(server, base, step):
+    jobs = [job(0, 1), job(1, 2), job(2, 3)]
+    task = task_of(base, jobs, WorkSpec(server="sequential"), answer_s=0.5)
+    first = alone(task, jobs).order[0]
+    late, other = late_for(2, step)
+    result, parts = go(server, task, jobs, kinds=dict.fromkeys(range(3), other) | {first: late})
+    assert result.steps == (3, 3, 3)
+    assert result.order.index(first) == (0 if step else 2)
+    assert [outcome.status for outcome in joined(task, result, parts)] == ["ok"] * 3
+
+
+def test_who_comes_late_for_its_turn_is_served_after_the_others(server, base):
+    jobs = [job(0, 1), job(1, 2), job(2, 3)]
+    task = task_of(base, jobs, WorkSpec(server="sequential"), window_s=0.2)
+    first = alone(task, jobs).order[0]
+    result, _ = go(server, task, jobs, after_s={first: 3.0})
+    assert result.steps == (3, 3, 3)
+    assert result.order[-1] == first
+
+
+def test_a_device_part_is_not_handed_over_a_stream(server, base):
+    with pytest.raises(MethodError, match="hand_over, as streams carry no adapters"):
+        server.open(task_of(base, [job(0, 1)], WorkSpec(server="sequential", hand_over=True)))

@@ -5,7 +5,8 @@ whatever step it is at. A device that dies between forward and backward has been
 `work.split`; the others never wait for it. It may come back in the same round and goes on at the
 step after the last one the server has seen of it, with what it then has of its own adapters.
 
-Where each device has a copy of the server, nobody is waited for, as no pass holds two devices.
+Where each device has a copy of the server, nobody is waited for, as no pass holds two devices. A
+sequential server takes them one after the other.
 
 With an infinite window and no fault this is `work.split.split_round`, number for number.
 """
@@ -19,11 +20,13 @@ import torch
 
 from airtune.engine.stream.body import largest_body_bytes, reads_of
 from airtune.engine.stream.crossing import Crossing
+from airtune.engine.stream.gather import Batches, Choice, Turns, gather, turns_of
 from airtune.engine.stream.half import TrainedHalf, halves_of
 from airtune.engine.stream.message import Message, run_number
 from airtune.engine.stream.seats import Seat, Table, new_token
 from airtune.engine.stream.task import ServerRound, SplitTask, check_task
 from airtune.errors import CodecError
+from airtune.keys import generator
 from airtune.model.cut import Arrived
 from airtune.model.state import current_base
 from airtune.plan import Bools
@@ -58,6 +61,7 @@ class SplitRound:
             replace(task.timing, window_s=0.0) if task.work.server == "copies" else task.timing,
             largest_body_bytes(self._base.shape, task.workload),
         )  # fmt: skip
+        self._choice = self._chosen()
 
     @property
     def tokens(self) -> dict[int, str]:
@@ -68,12 +72,20 @@ class SplitRound:
         """Serve until every device is done, out, or past its time."""
         failure = "the server's half failed; the round is void"
         try:
-            while seats := self.table.gather():
+            while seats := gather(self.table, self._choice):
                 self._serve(seats)
             failure = ""
         finally:
             self.table.close(failure)
         return self._result()
+
+    def _chosen(self) -> Choice:
+        """Return whom to serve when; a sequential server's order is drawn anew every round."""
+        task, seats = self.task, self.table.seats
+        if task.work.server != "sequential":
+            return Batches()
+        order = generator(task.seed, "split order", task.round).permutation(len(seats))
+        return turns_of(seats, order.tolist())
 
     def _result(self) -> ServerRound:
         everyone, ledger = self.table.seats, self._crossing.ledger
@@ -93,7 +105,12 @@ class SplitRound:
             broken=tuple(seat.losses for seat in everyone),
             batches=sum(half.passes for half in halves),
             skipped=sum(half.skipped for half in halves),
+            order=self._order(),
         )  # fmt: skip
+
+    def _order(self) -> tuple[int, ...]:
+        choice = self._choice
+        return tuple(choice.served if isinstance(choice, Turns) else range(len(self.task.rows)))
 
     def _serve(self, seats: Sequence[Seat]) -> None:
         """Run one pass over the devices that have arrived, of each half, and answer them."""

@@ -7,7 +7,6 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -77,13 +76,15 @@ class Timing:
 
     window_s: float = 5.0
     """From the first arrival of a batch until it goes without those that are missing; infinite =
-    a barrier, which waits for every device that is connected."""
+    a barrier, which waits for every device that is connected. With a sequential server: how long a
+    device that has yet to connect is waited for in its turn."""
     join_s: float = 60.0
     """How long a device that has not connected yet is waited for."""
     rejoin_s: float = 20.0
     """How long one whose stream broke may come back once the others are done."""
     answer_s: float = 60.0
-    """Where labels stay: how long a device may take over its head."""
+    """Where labels stay: how long a device may take over its head. With a sequential server: over a
+    step, when another waits for its turn."""
     deadline_s: float = 3600.0
     """Of the whole round."""
 
@@ -224,52 +225,6 @@ class Table:
                 if seat.outbox is not None:
                     seat.outbox.end("lapsed" if failure else "done", failure)
             self.changed.notify_all()
-
-    def gather(self) -> list[Seat]:
-        """Return the devices of the next batch; none where the round has ended."""
-        first: float | None = None
-        with self.changed:
-            while True:
-                now = time.monotonic()
-                arrived = [seat for seat in self.seats if seat.slot is not None]
-                first = (first or now) if arrived else None
-                if now >= self.began_at + self.timing.deadline_s:
-                    return []
-                until = self._until(arrived, first, now)
-                if until is None:
-                    return arrived
-                self.changed.wait(max(until - now, 0.0) + 1e-3)
-
-    def _until(self, arrived: Sequence[Seat], first: float | None, now: float) -> float | None:
-        """Return how long to wait at the longest, None where there is nothing to wait for."""
-        end = self.began_at + self.timing.deadline_s
-        awaited = [seat for seat in self.seats if seat.slot is None and self._is_awaited(seat, now)]
-        if first is not None:
-            latest = min(end, first + self.timing.window_s)
-            if not awaited or now >= latest:
-                return None
-            return min(latest, *(self._patience(seat) for seat in awaited))
-        may_come = [until for seat in self.seats if (until := self._may_come_until(seat)) > now]
-        return min(end, max(may_come)) if may_come else None
-
-    def _is_awaited(self, seat: Seat, now: float) -> bool:
-        """A batch is held back for it: it is connected, or has yet to connect for the first time."""
-        if seat.refused or seat.is_done:
-            return False
-        return seat.outbox is not None or (not seat.has_joined and now < self._patience(seat))
-
-    def _patience(self, seat: Seat) -> float:
-        return self.began_at + self.timing.join_s if not seat.has_joined else float("inf")
-
-    def _may_come_until(self, seat: Seat) -> float:
-        """Return until when the round stays open for a device that has nothing waiting."""
-        if seat.refused or seat.has_left:
-            return 0.0
-        if seat.outbox is not None:
-            return float("inf")
-        if not seat.has_joined:
-            return self._patience(seat)
-        return seat.gone_at + self.timing.rejoin_s
 
 
 def new_token() -> str:

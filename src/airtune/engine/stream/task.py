@@ -64,21 +64,24 @@ class ServerRound:
     """Passes the server has run, all copies together."""
     skipped: int
     """Of these, those whose gradient was not finite and was not used."""
+    order: tuple[int, ...]
+    """Columns in the order in which a sequential server first served them, without those that never
+    came; otherwise as they are."""
 
 
 def check_task(task: SplitTask) -> None:
     """Refuse what the stream does not carry.
 
     Raises:
-        MethodError: if the local work needs a server of another kind or a memory of samples.
+        MethodError: if the local work needs a device part that is handed over, or a memory of samples.
     """
     work = task.work
     wrong = [
         text
         for is_wrong, text in (
             (
-                work.server == "sequential",
-                "server: sequential, which serves the devices one after the other",
+                work.hand_over,
+                "hand_over, as streams carry no adapters from one device to the next in a round",
             ),
             (work.device_frozen, "a frozen device part, whose samples both ends remember"),
             (any(row.codec.predict for row in task.rows), "a predictive codec"),

@@ -1,0 +1,121 @@
+"""Whom the server serves next: a batch of those that have arrived, or the device whose turn it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from airtune.engine.stream.seats import Seat, Table, Timing
+
+
+class Choice(Protocol):
+    """A rule by which devices are served."""
+
+    def choose(self, table: Table, *, first_at: float, now: float) -> list[Seat] | float:
+        """Return whom to serve now, or until when to wait for others.
+
+        Args:
+            table: The round's, locked; at least one device has arrived.
+            first_at: Since when one waits to be served, by `time.monotonic`.
+            now: The time.
+        """
+        ...
+
+
+def gather(table: Table, choice: Choice) -> list[Seat]:
+    """Return the devices of the next pass; none where the round has ended. Waits."""
+    first_at: float | None = None
+    with table.changed:
+        while (now := time.monotonic()) < (end := table.began_at + table.timing.deadline_s):
+            arrived = any(seat.slot is not None for seat in table.seats)
+            first_at = (first_at or now) if arrived else None
+            if first_at is None:
+                until = max(_may_come_until(table, seat) for seat in table.seats)
+                if until <= now:
+                    return []
+            else:
+                chosen = choice.choose(table, first_at=first_at, now=now)
+                if isinstance(chosen, list):
+                    return chosen
+                until = chosen
+            table.changed.wait(max(min(end, until) - now, 0.0) + 1e-3)
+    return []
+
+
+class Batches:
+    """All that arrive within a window of the first, in one pass."""
+
+    def choose(self, table: Table, *, first_at: float, now: float) -> list[Seat] | float:
+        """Return those that have arrived once nobody is held back for, or the window is over."""
+        awaited = [seat for seat in table.seats if _is_awaited(table, seat, now)]
+        latest = first_at + table.timing.window_s
+        if not awaited or now >= latest:
+            return [seat for seat in table.seats if seat.slot is not None]
+        return min(latest, *(_patience(table, seat) for seat in awaited))
+
+
+@dataclass(slots=True)
+class Turns:
+    """One device after the other, each for all its steps.
+
+    While another device waits, who has the turn loses it at once when its stream breaks, after the
+    window when it has yet to come, and when it takes longer over a step than an answer may take.
+    It then goes behind the others, with those after it that have sent nothing either: it is served
+    later, and nothing of it is lost but its place.
+    """
+
+    queue: list[Seat]
+    """Those that are not done, in order."""
+    served: list[int] = field(default_factory=list)
+    """Places in the order in which they were first served."""
+
+    def choose(self, table: Table, *, first_at: float, now: float) -> list[Seat] | float:
+        """Return the device whose turn it is, once it has arrived."""
+        self.queue = [seat for seat in self.queue if not (seat.is_done or seat.refused)]
+        holder = self.queue[0]
+        late_at = _late_at(holder, table.timing, began_at=table.began_at, first_at=first_at)
+        if holder.slot is None and now < late_at:
+            return late_at
+        place = next(place for place, seat in enumerate(self.queue) if seat.slot is not None)
+        self.queue = self.queue[place:] + self.queue[:place]
+        if self.queue[0].place not in self.served:
+            self.served.append(self.queue[0].place)
+        return self.queue[:1]
+
+
+def turns_of(seats: Sequence[Seat], order: Sequence[int]) -> Turns:
+    """Return the turns of a round, `order` being places of its seats."""
+    return Turns([seats[place] for place in order])
+
+
+def _late_at(seat: Seat, timing: Timing, *, began_at: float, first_at: float) -> float:
+    """Return when a device that another waits for loses its turn."""
+    if seat.outbox is not None:
+        return first_at + timing.answer_s
+    if seat.has_joined:
+        return first_at
+    return min(first_at + timing.window_s, began_at + timing.join_s)
+
+
+def _is_awaited(table: Table, seat: Seat, now: float) -> bool:
+    """A batch is held back for it: it is connected, or has yet to connect for the first time."""
+    if seat.slot is not None or seat.refused or seat.is_done:
+        return False
+    return seat.outbox is not None or (not seat.has_joined and now < _patience(table, seat))
+
+
+def _patience(table: Table, seat: Seat) -> float:
+    return table.began_at + table.timing.join_s if not seat.has_joined else float("inf")
+
+
+def _may_come_until(table: Table, seat: Seat) -> float:
+    """Return until when the round stays open for a device that has nothing waiting."""
+    if seat.refused or seat.has_left:
+        return 0.0
+    if seat.outbox is not None:
+        return float("inf")
+    if not seat.has_joined:
+        return _patience(table, seat)
+    return seat.gone_at + table.timing.rejoin_s
