@@ -36,6 +36,8 @@ def _replayed(recipe: Any, nodes: Any, folder: Path, server: Any) -> RunRecord:
     "settings",
     [
         {"method.name": "splitlora"},
+        {"method.name": "splitfed-v1"},
+        {"method.name": "splitfed-v2"},
         {"method.name": "sft", "method.codec": "quantised"},
         {"method.name": "sft", "upload.kind": "deadzone"},
     ],

@@ -156,7 +156,7 @@ class ServedSplitter(Splitter):
         return SplitResult(
             outcomes=tuple(joined[row.device].outcome for row in rows),
             server=result.adapters, head=result.head, ledger=_ledger(result),
-            order=tuple(range(len(rows))), skipped=result.skipped,
+            order=result.order, skipped=result.skipped,
         )  # fmt: skip
 
 

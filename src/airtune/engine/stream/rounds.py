@@ -109,8 +109,9 @@ class SplitRound:
         )  # fmt: skip
 
     def _order(self) -> tuple[int, ...]:
-        choice = self._choice
-        return tuple(choice.served if isinstance(choice, Turns) else range(len(self.task.rows)))
+        choice, places = self._choice, range(len(self.task.rows))
+        began = choice.served if isinstance(choice, Turns) else []
+        return (*began, *(place for place in places if place not in began))
 
     def _serve(self, seats: Sequence[Seat]) -> None:
         """Run one pass over the devices that have arrived, of each half, and answer them."""

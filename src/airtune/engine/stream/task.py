@@ -65,8 +65,8 @@ class ServerRound:
     skipped: int
     """Of these, those whose gradient was not finite and was not used."""
     order: tuple[int, ...]
-    """Columns in the order in which a sequential server first served them, without those that never
-    came; otherwise as they are."""
+    """Columns in the order in which a sequential server first served them, those that never came
+    last; otherwise as they are."""
 
 
 def check_task(task: SplitTask) -> None:
