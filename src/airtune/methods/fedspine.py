@@ -76,7 +76,7 @@ class FedSpine:
     """Rank of the forms that do not choose one; 0 = lora.r."""
     warmup: float = 0.0
     """Part of the rounds before the first pruning."""
-    cooldown: float = 0.25
+    cooldown: float = 0.5
     """Part of the rounds that only tune at the end."""
     prune_every: int = 20
     """Local iterations between prunings."""

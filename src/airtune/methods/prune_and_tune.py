@@ -46,7 +46,7 @@ class PruneAndTune:
     """Little by little, or all before the first round."""
     warmup: float = 0.0
     """Part of the rounds before the first pruning."""
-    cooldown: float = 0.25
+    cooldown: float = 0.5
     """Part of the rounds that only tune at the end."""
     prune_every: int = 20
     """Local iterations between prunings."""

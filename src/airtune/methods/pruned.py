@@ -15,8 +15,9 @@ from airtune.plan.method import AggregateRule
 
 Chosen = TypeVar("Chosen")
 
-MEMORY = 0.5
-"""Share of the old scores when scores of a round are pooled: a round asks few of the devices."""
+MEMORY = 0.9
+"""Share of the old scores when scores of a round are pooled: a round asks few of the devices, and the
+scores of few steps are noisy beside the fluctuation that pruning starts from."""
 
 
 @dataclass(frozen=True, slots=True)
