@@ -1,6 +1,9 @@
-"""A small federation: fleet, data, base, problem and a plan that gives equal shares."""
+"""A small federation: fleet, data, base, problem and a plan that gives equal shares; streams."""
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from airtune.data.federated import DeviceData, FederatedData
 from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.errors import CodecError, TrainingError
 from airtune.fleet import Fleet, load_fleet
 from airtune.model.base import BaseModel, base_of
 from airtune.model.batch import Sequences
-from airtune.plan import Assignments, Problem, RoundPlan, Workload
+from airtune.model.state import GlobalState, initial_state
+from airtune.plan import (
+    Assignment,
+    Assignments,
+    CodecSpec,
+    Problem,
+    RoundPlan,
+    Workload,
+    WorkSpec,
+)
+from airtune.work.split import CutMemory, SplitJob, SplitResult, split_round
+from airtune.work.train import Outcome, TrainSettings
 
 VOCAB = 61
 
@@ -122,3 +137,137 @@ def plan_of() -> Callable[..., RoundPlan]:
 def keep() -> Callable[..., Callable]:
     """Make a `divide` that keeps a plan's shares."""
     return lambda plan: lambda links, remaining: plan.assignments.share
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Split rounds over streams on this machine, beside those of one process."""
+
+    base: BaseModel
+    server: Any
+    workload: Workload
+
+    def job(
+        self, device: int, cut: int, *, codec: CodecSpec | None = None, steps: int = 3
+    ) -> SplitJob:
+        """Return a device with four texts of its own."""
+        draw = np.random.default_rng(device)
+        rows = tuple(draw.integers(3, VOCAB, draw.integers(5, 15)) for _ in range(4))
+        row = Assignment(device, 0.0, 0.0, 4, cut, 1.0, steps, codec or CodecSpec())
+        return SplitJob(device, row, Sequences(rows, rows), 1.0 + device)
+
+    def task(
+        self, jobs: Sequence[SplitJob], work: WorkSpec, *, round: int = 0, run: str = "a run",
+        state: GlobalState | None = None, **timing: float,
+    ) -> Any:  # fmt: skip
+        """Return a round that waits for all; `timing` changes that."""
+        from airtune.engine.stream import SplitTask, Timing
+
+        waits = {"window_s": float("inf"), "rejoin_s": 0.5, "deadline_s": 60.0}
+        return SplitTask(
+            run, round, self.base, state or initial_state(self.base, self.workload, 0),
+            tuple(j.row for j in jobs), tuple(j.weight for j in jobs),
+            TrainSettings(learning_rate=1e-2), work, self.workload, 0, Timing(**waits | timing),
+            tuple(len(j.data) for j in jobs),
+        )  # fmt: skip
+
+    def go(
+        self, task: Any, jobs: Sequence[SplitJob], *, kinds: Mapping[int, Any] | None = None,
+        after_s: Mapping[int, float] | None = None, memory: Mapping[int, Any] | None = None,
+    ) -> tuple[Any, dict[int, Any]]:  # fmt: skip
+        """Run devices in threads; return the server's round and each device's, or its error.
+
+        By device: what stands in for `DeviceEnd`, how late it comes, and what it remembers.
+        """
+        from airtune.engine.stream import Connection, DeviceEnd, run_device
+
+        opened, parts = self.server.open(task), {}
+
+        def run(one: SplitJob) -> None:
+            time.sleep((after_s or {}).get(one.device, 0.0))
+            end = (kinds or {}).get(one.device, DeviceEnd)(
+                task.base, task.state, one, settings=task.settings, work=task.work,
+                workload=task.workload, seed=task.seed, round=task.round,
+                memory=(memory or {}).get(one.device),
+            )  # fmt: skip
+            target, token = f"127.0.0.1:{self.server.port}", opened.tokens[one.device]
+            try:
+                parts[one.device] = run_device(
+                    end, Connection(target, token, task.run, deadline_s=30.0)
+                )
+            except (TrainingError, CodecError) as error:
+                parts[one.device] = error
+
+        threads = [threading.Thread(target=run, args=(one,)) for one in jobs]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return opened.wait(60), parts
+
+    def joined(self, task: Any, result: Any, parts: Mapping[int, Any]) -> tuple[Outcome, ...]:
+        """Return what a round has given of each device."""
+        from airtune.engine.stream import DevicePart, join_round
+
+        return join_round(task, result, {
+            device: DevicePart(part.adapters, part.head, part.steps)
+            for device, part in parts.items() if not isinstance(part, Exception)
+        })  # fmt: skip
+
+    def alone(
+        self, task: Any, jobs: Sequence[SplitJob], *, memory: CutMemory | None = None,
+        drops: Mapping[int, int] | None = None,
+    ) -> SplitResult:  # fmt: skip
+        """Return the same round in this process."""
+        return split_round(
+            task.base, task.state, jobs, settings=task.settings, work=task.work,
+            workload=task.workload, seed=0, round=task.round, memory=memory, drops=drops,
+        )  # fmt: skip
+
+    def assert_same(
+        self, task: Any, result: Any, parts: Mapping[int, Any], reference: SplitResult,
+    ) -> None:  # fmt: skip
+        """Hold a round over streams against one in this process, device by device."""
+        outcomes = self.joined(task, result, parts)
+        for one, other in zip(outcomes, reference.outcomes, strict=True):
+            assert (one.status, other.status) == ("ok", "ok"), one.reason
+            assert one.update is not None
+            assert other.update is not None
+            _close(one.update.adapters, other.update.adapters)
+            _close(one.update.head, other.update.head)
+        _close(result.adapters, reference.server)
+        np.testing.assert_allclose(result.losses, reference.losses, rtol=1e-4)
+        np.testing.assert_allclose(result.up_bytes, reference.up_bytes, rtol=0.02, atol=16)
+        np.testing.assert_allclose(result.down_bytes, reference.down_bytes, rtol=0.02)
+        for place, row in enumerate(task.rows):
+            np.testing.assert_array_equal(parts[row.device].up_bytes, result.up_bytes[:, place])
+            np.testing.assert_array_equal(parts[row.device].down_bytes, result.down_bytes[:, place])
+            assert parts[row.device].listed_bytes == result.listed_bytes[place]
+        np.testing.assert_allclose(result.computed, reference.ledger.computed)
+
+
+def _close(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.fixture(scope="session")
+def streams() -> Iterator[Streams]:
+    """Four blocks and a server of streams."""
+    pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
+    from airtune.engine.stream import StreamServer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        )  # fmt: skip
+        base = base_of(LlamaForCausalLM(config))
+    workload = Workload(
+        batch=2, tokens=16, local_steps=3, rank=4, lora_targets=("q_proj", "v_proj")
+    )
+    serving = StreamServer()
+    yield Streams(base, serving, workload)
+    serving.close()

@@ -333,8 +333,9 @@ def test_a_token_is_needed_and_is_good_for_one_stream(server, base):
 
 
 def test_what_streams_do_not_carry_is_refused_before_it_begins(server, base):
-    for work in (WorkSpec(server="sequential", hand_over=True), WorkSpec(device_frozen=True)):
-        with pytest.raises(MethodError, match="over a network"):
+    handed, frozen = WorkSpec(server="sequential", hand_over=True), WorkSpec(device_frozen=True)
+    for work, says in ((handed, "hand_over, as streams carry"), (frozen, "how many each device")):
+        with pytest.raises(MethodError, match=f"over a network cannot have .*{says}"):
             server.open(task_of(base, [job(0, 1)], work=work))
 
 

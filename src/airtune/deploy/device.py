@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import ValidationError
@@ -49,6 +49,9 @@ from airtune.work.importance import measure_importance
 from airtune.work.network import current_base, tuned_network
 from airtune.work.train import Job, Outcome, train
 from airtune.work.uploads import Residuals, encode_update, reference_of
+
+if TYPE_CHECKING:  # grpc is needed for split rounds alone
+    from airtune.engine.stream.memory import Samples
 
 OF_RECIPE = "recipe"
 """`--data recipe`: the recipe's own data are dealt out, a device takes the share of its number."""
@@ -85,6 +88,8 @@ class _Loaded:
     base: BaseModel
     tokenizer: str
     data: DeviceData
+    memory: Samples = field(default_factory=dict)
+    """What split rounds remember of these data."""
 
 
 class Device:
@@ -242,7 +247,7 @@ class Device:
         setup = task.setup
         part = take_seat(
             task, row, base=here.base, state=state, data=here.data.train,
-            settings=self._settings, pace=self._pace,
+            settings=self._settings, pace=self._pace, memory=here.memory,
         )  # fmt: skip
         update = Update(
             task.device, task.round, keep_all(here.base.shape), row.rank, part.adapters,

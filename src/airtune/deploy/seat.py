@@ -14,6 +14,7 @@ from airtune.engine.stream import (
     channel_credentials,
     run_device,
 )
+from airtune.engine.stream.memory import Samples
 from airtune.errors import MismatchError
 from airtune.model.base import BaseModel
 from airtune.model.images import Examples
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 
 def take_seat(
     task: Task, row: Assignment, *, base: BaseModel, state: GlobalState, data: Examples,
-    settings: DeviceSettings, pace: Callable[[int, float], float] | None,
+    settings: DeviceSettings, pace: Callable[[int, float], float] | None, memory: Samples,
 ) -> DeviceRound:  # fmt: skip
-    """Take this device through its split round.
+    """Take this device through its split round; `memory` is of its samples and changed by it.
 
     Raises:
         MismatchError: if the task names no stream.
@@ -47,6 +48,7 @@ def take_seat(
     end = DeviceEnd(
         base, state, SplitJob(task.device, row, data, 1.0), settings=setup.train,
         work=setup.work, workload=setup.workload, seed=setup.seed, round=task.round,
+        memory=memory,
     )  # fmt: skip
     rate = task.upload_bps
     paced = None

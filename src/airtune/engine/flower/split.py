@@ -73,7 +73,8 @@ class ServedSplit:
             if item.outcome.update is not None
         }  # fmt: skip
         joined = join_round(self.task, result, parts)
-        up, down = np.nansum(result.up_bytes, 0), np.nansum(result.down_bytes, 0)
+        up = np.nansum(result.up_bytes, 0)
+        down = np.nansum(result.down_bytes, 0) + result.listed_bytes
         found = {}
         for place, outcome in enumerate(joined):
             item = trained[outcome.device]
@@ -105,7 +106,7 @@ def open_split(
         run=run, round=round, base=base, state=state, rows=cut,
         weights=tuple(float(problem.devices.weight[row.device]) for row in cut),
         settings=settings, work=problem.work, workload=problem.workload, seed=problem.seed,
-        timing=timing,
+        timing=timing, samples=tuple(int(problem.devices.samples[row.device]) for row in cut),
     )  # fmt: skip
     return ServedSplit(task, server.open(task), address)
 
@@ -174,7 +175,7 @@ def _ledger(result: ServerRound) -> Ledger:
         losses=result.losses, up_bytes=result.up_bytes, down_bytes=result.down_bytes,
         beside_bytes=result.beside_bytes, up_bound_bytes=result.up_bound_bytes,
         down_bound_bytes=result.down_bound_bytes,
-        computed=(result.up_bytes > 0).astype(np.float64),
+        computed=result.computed,
     )  # fmt: skip
 
 
@@ -202,6 +203,7 @@ def served_record(
         "broken": list(result.broken),
         "activation_up_bytes": float(np.nansum(result.up_bytes)),
         "gradient_down_bytes": float(np.nansum(result.down_bytes)),
+        "listed_down_bytes": float(result.listed_bytes.sum()),
         "adapter_up_bytes": float(sum(answer.received_bytes for answer in answers)),
         "adapter_down_bytes": float(sum(answer.sent_bytes for answer in answers)),
     }

@@ -17,14 +17,14 @@ from airtune.plan import Bools, CodecSpec, Ints, ModelShape, Workload, WorkSpec
 from airtune.work.wire import INTEGER_BYTES, Values, packed, unpacked
 
 _SLACK_BYTES = 4096
-"""Of a payload's frame and of streams that entropy coding could not shrink."""
+"""Of payloads' frames, of streams that entropy coding could not shrink, and of a message's stamp."""
 
 
 def largest_body_bytes(shape: ModelShape, workload: Workload) -> int:
     """Return the most that a legal message of this workload can hold."""
     tokens = workload.batch * workload.tokens
     values = 4 * tokens * shape.width + tokens // 2 * shape.width
-    return values + INTEGER_BYTES * (workload.batch + tokens) + _SLACK_BYTES
+    return values + INTEGER_BYTES * (2 * workload.batch + tokens) + _SLACK_BYTES
 
 
 def beside_of(batch: Batch, *, labels_stay: bool) -> bytes:
@@ -50,23 +50,43 @@ def read_beside(
             f"{len(beside)} bytes beside it; it is refused"
         )
     numbers = np.frombuffer(beside, "<i4").astype(np.int64)
-    lengths, rest = numbers[:rows], numbers[rows:]
-    if lengths.min() < 1 or lengths.max() > workload.tokens:
+    lengths, labels = read_lengths(numbers, rows, shape, workload, labels_stay=labels_stay)
+    return laid_out(lengths, labels, shape, labels_stay=labels_stay)
+
+
+def read_lengths(
+    numbers: Ints, rows: int, shape: ModelShape, workload: Workload, *, labels_stay: bool
+) -> tuple[Ints, Ints]:
+    """Return lengths (rows,) and labels, one example's after the other, of the numbers of examples.
+
+    Raises:
+        CodecError: if they are not those of as many examples of this workload.
+    """
+    lengths, labels = numbers[:rows], numbers[rows:]
+    if len(lengths) != rows or (
+        rows and not 1 <= lengths.min() <= lengths.max() <= workload.tokens
+    ):
         raise CodecError(
-            f"lengths must be between 1 and {workload.tokens} tokens, got {lengths.tolist()}"
+            f"lengths must be {rows} between 1 and {workload.tokens} tokens, got {lengths.tolist()}"
         )
+    count = 0 if labels_stay else rows if shape.labels > 0 else int(lengths.sum())
+    if len(labels) != count:
+        raise CodecError(f"{count} labels belong to this batch, got {len(labels)}; it is refused")
+    _check_labels(labels, shape)
+    return lengths, labels
+
+
+def laid_out(
+    lengths: Ints, labels: Ints, shape: ModelShape, *, labels_stay: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return mask (rows, tokens) and labels as in `Batch`, None where they stay."""
     mask = torch.from_numpy((np.arange(lengths.max()) < lengths[:, None]).astype(np.int64))
-    classes = shape.labels > 0
-    count = 0 if labels_stay else rows if classes else int(lengths.sum())
-    if len(rest) != count:
-        raise CodecError(f"{count} labels belong to this batch, got {len(rest)}; it is refused")
     if labels_stay:
         return mask, None
-    _check_labels(rest, shape)
-    labels = torch.from_numpy(rest)
-    if not classes:
-        labels = torch.full(mask.shape, IGNORED).masked_scatter(mask.bool(), labels)
-    return mask, labels
+    flat = torch.from_numpy(labels)
+    if shape.labels > 0:
+        return mask, flat
+    return mask, torch.full(mask.shape, IGNORED).masked_scatter(mask.bool(), flat)
 
 
 def _check_labels(labels: Ints, shape: ModelShape) -> None:
@@ -116,13 +136,22 @@ def get(
     Raises:
         CodecError: if it is damaged or of another shape.
     """
-    wanted = int(mask.sum()), like.shape[-1]
+    values = decoded(payload, (int(mask.sum()), like.shape[-1]), kept=kept)
+    return unpacked(values, mask, like), values
+
+
+def decoded(payload: bytes, wanted: tuple[int, int], *, kept: Bools | None = None) -> Values:
+    """Return the tensor of a payload that must have a shape.
+
+    Raises:
+        CodecError: if it is damaged or of another shape.
+    """
     values = decode(payload, max_elements=wanted[0] * wanted[1], mask=kept)
     if values.shape != wanted:
         raise CodecError(
             f"the message holds a tensor of shape {values.shape}, {wanted} belongs to its batch"
         )
-    return unpacked(values, mask, like), values
+    return values
 
 
 def reads_of(base: BaseModel, mask: torch.Tensor) -> torch.Tensor:

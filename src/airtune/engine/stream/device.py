@@ -18,6 +18,7 @@ from airtune.engine.allowance import does_not_hold
 from airtune.engine.stream.body import largest_body_bytes
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
 from airtune.engine.stream.ends import DeviceEnd
+from airtune.engine.stream.memory import LISTED_BYTES
 from airtune.engine.stream.message import (
     HEADER_BYTES,
     PACED_PART_BYTES,
@@ -79,6 +80,8 @@ class DeviceRound:
     wait_s: float
     """For its uploads, the server and its answers."""
     connections: int
+    listed_bytes: int
+    """Of the lists of samples with which its streams began; in no other figure."""
 
 
 class _RoundOverError(Exception):
@@ -89,16 +92,19 @@ class _Going:
     """What a round has come to, over as many connections as it takes."""
 
     def __init__(self, end: DeviceEnd, connection: Connection, max_body_bytes: int) -> None:
-        self.end, self.connection, self._max = end, connection, max_body_bytes
+        self.end, self.connection = end, connection
+        self._max = max(max_body_bytes, LISTED_BYTES * len(end.job.data))
         self.losses = np.full(end.steps, np.nan)
         self.up, self.down = np.zeros(end.steps), np.zeros(end.steps)
         self.learnt, self.compute_s, self.connections = 0, 0.0, 0
-        self.crossed_bytes = 0
+        self.crossed_bytes = self.listed_bytes = 0
         self._run = run_number(connection.run)
 
     def go(self, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]) -> None:
         """Take all steps that are left over one connection."""
         welcome = self._read(answers, Kind.WELCOME, None)
+        self.end.agree(welcome.beside)
+        self.listed_bytes += len(welcome.beside)
         for step in range(welcome.step, self.end.steps):
             self._step(step, answers, outgoing)
         outgoing.put(None)
@@ -113,7 +119,6 @@ class _Going:
         start = time.perf_counter()
         beside, payload = end.send(step)
         self.up[step] = len(beside) + len(payload)
-        self.down[step] = 0.0
         self._spent(start)
         outgoing.put(self._message(Kind.ACTIVATION, step, payload, beside=beside))
         if end.labels_stay:
@@ -191,7 +196,7 @@ def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
     whole = time.perf_counter() - began
     return DeviceRound(
         end.adapters(), end.head(), going.losses, going.up, going.down, going.learnt,
-        going.compute_s, whole - going.compute_s, going.connections,
+        going.compute_s, whole - going.compute_s, going.connections, going.listed_bytes,
     )  # fmt: skip
 
 

@@ -17,13 +17,16 @@ from airtune.work.lanes import on_cpu, optimiser_of, step_if_finite
 class TrainedHalf:
     """A server half that learns; every pass over it is one step of its optimiser."""
 
-    def __init__(self, task: SplitTask, base: BaseModel, *, first: int) -> None:
+    def __init__(
+        self, task: SplitTask, base: BaseModel, *, first: int, trains_from: int = 0
+    ) -> None:
         """Prepare the half.
 
         Args:
             task: The round.
             base: With what has been merged into it.
             first: The smallest cut that it will serve.
+            trains_from: Adapters of blocks before this one are used, but not trained.
 
         Raises:
             ModelError: if the cut is outside the model.
@@ -33,7 +36,7 @@ class TrainedHalf:
             base.network, base.family, task.state.adapters, first=first,
             scale=task.settings.scale, dropout=task.settings.dropout,
             seed=derive_seed(task.seed, "split server", task.round),
-            head=None if task.work.labels == "stay" else task.state.head,
+            head=None if task.work.labels == "stay" else task.state.head, trains_from=trains_from,
         )  # fmt: skip
         self._half.lora.train()
         self._parameters = self._half.lora.parameters()
@@ -93,6 +96,7 @@ def halves_of(task: SplitTask, base: BaseModel) -> tuple[TrainedHalf, ...]:
         ModelError: if a cut is outside the model.
     """
     cuts = [row.cut or 0 for row in task.rows]
+    trains_from = max(cuts) if task.work.device_frozen else 0
     if task.work.server == "copies":
-        return tuple(TrainedHalf(task, base, first=cut) for cut in cuts)
-    return (TrainedHalf(task, base, first=min(cuts)),) * len(cuts)
+        return tuple(TrainedHalf(task, base, first=cut, trains_from=trains_from) for cut in cuts)
+    return (TrainedHalf(task, base, first=min(cuts), trains_from=trains_from),) * len(cuts)

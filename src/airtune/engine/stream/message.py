@@ -34,7 +34,7 @@ class Kind(IntEnum):
     """What a message is."""
 
     WELCOME = 1
-    """Server: go on with `step` of `steps`."""
+    """Server: go on with `step` of `steps`; beside it, the samples that it remembers."""
     ACTIVATION = 2
     """Device: lengths and labels beside the activation at the cut."""
     GRADIENT = 3

@@ -22,6 +22,7 @@ from airtune.engine.stream.body import largest_body_bytes, reads_of
 from airtune.engine.stream.crossing import Crossing
 from airtune.engine.stream.gather import Batches, Choice, Turns, gather, turns_of
 from airtune.engine.stream.half import TrainedHalf, halves_of
+from airtune.engine.stream.memory import ServerMemory
 from airtune.engine.stream.message import Message, run_number
 from airtune.engine.stream.seats import Seat, Table, new_token
 from airtune.engine.stream.task import ServerRound, SplitTask, check_task
@@ -41,8 +42,12 @@ Learnt = tuple[dict[int, torch.Tensor], dict[int, float]]
 class SplitRound:
     """One round: a table that streams put into, and the loop that takes from it."""
 
-    def __init__(self, task: SplitTask) -> None:
+    def __init__(self, task: SplitTask, memory: ServerMemory) -> None:
         """Prepare the server's half, or one a device.
+
+        Args:
+            task: The round.
+            memory: What is remembered of samples; the round adds to it.
 
         Raises:
             MethodError: if the stream does not carry this work.
@@ -53,13 +58,13 @@ class SplitRound:
         self._base = current_base(task.base, task.state)
         self._stay = task.work.labels == "stay"
         self._halves = halves_of(task, self._base)
-        self._crossing = Crossing(task, self._base)
+        self._crossing = Crossing(task, self._base, memory.begin(task))
         self.table = Table(
             run_number(task.run), task.round,
             tuple(Seat(row.device, place, row.local_steps, new_token())
                   for place, row in enumerate(task.rows)),
             replace(task.timing, window_s=0.0) if task.work.server == "copies" else task.timing,
-            largest_body_bytes(self._base.shape, task.workload),
+            largest_body_bytes(self._base.shape, task.workload), self._crossing.listed,
         )  # fmt: skip
         self._choice = self._chosen()
 
@@ -105,6 +110,7 @@ class SplitRound:
             broken=tuple(seat.losses for seat in everyone),
             batches=sum(half.passes for half in halves),
             skipped=sum(half.skipped for half in halves),
+            computed=ledger.computed, listed_bytes=self._crossing.listed_bytes,
             order=self._order(),
         )  # fmt: skip
 
@@ -135,7 +141,9 @@ class SplitRound:
             seat, loss = joined[part.device], losses.get(part.device, float("nan"))
             self._crossing.ledger.losses[seat.step, seat.place] = loss
             gradient, payload = gradients.get(part.device), None
-            if gradient is not None:
+            if gradient is not None and self.task.work.device_frozen:
+                payload = b""
+            elif gradient is not None:
                 payload = self._coded(
                     seat, gradient, part.attention_mask, "gradient", kept=kept[part.device]
                 )

@@ -7,6 +7,7 @@ import queue
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -98,6 +99,8 @@ class Table:
     seats: tuple[Seat, ...]
     timing: Timing
     max_body_bytes: int
+    listed: Callable[[Seat], bytes] = lambda seat: b""
+    """What a device is told when it joins of the samples that the server has."""
     began_at: float = field(default_factory=time.monotonic)
     is_open: bool = True
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -123,7 +126,7 @@ class Table:
                 return f"device {seat.device} is connected already; one stream a token"
             seat.outbox, seat.has_joined, seat.has_left = outbox, True, False
             seat.slot, seat.awaits = None, Kind.ACTIVATION
-            outbox.send(self._message(seat, Kind.WELCOME))
+            outbox.send(self._message(seat, Kind.WELCOME, beside=self.listed(seat)))
             self.changed.notify_all()
         return ""
 
@@ -210,11 +213,12 @@ class Table:
         self.changed.notify_all()
 
     def _message(
-        self, seat: Seat, kind: Kind, payload: bytes = b"", *, loss: float = float("nan")
-    ) -> Message:
+        self, seat: Seat, kind: Kind, payload: bytes = b"", *, beside: bytes = b"",
+        loss: float = float("nan"),
+    ) -> Message:  # fmt: skip
         return Message(
             kind, self.run, self.round, seat.step, seat.device, steps=seat.steps,
-            payload=payload, loss=loss,
+            beside=beside, payload=payload, loss=loss,
         )  # fmt: skip
 
     def close(self, failure: str = "") -> None:

@@ -21,6 +21,7 @@ import grpc
 from airtune.engine.stream.base import Shelf, base_handler
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, channel_options
 from airtune.engine.stream.link import measure_handler
+from airtune.engine.stream.memory import ServerMemory
 from airtune.engine.stream.message import parts_of, read_message
 from airtune.engine.stream.rounds import SplitRound
 from airtune.engine.stream.seats import Ending, Outbox, Seat, Table
@@ -90,6 +91,7 @@ class StreamServer:
         """
         self.shelf = Shelf()
         """Base models that are handed out."""
+        self._memory = ServerMemory()
         self._tables: list[Table] = []
         self._lock = threading.Lock()
         calls = streams + fetches + _SPARE
@@ -124,7 +126,7 @@ class StreamServer:
         Raises:
             MethodError: if a stream does not carry this work.
         """
-        made = SplitRound(task)
+        made = SplitRound(task, self._memory)
         result: list[ServerRound] = []
 
         def serve() -> None:

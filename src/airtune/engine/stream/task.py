@@ -10,7 +10,7 @@ from airtune.errors import MethodError
 from airtune.model.base import BaseModel
 from airtune.model.lora import Adapters, Head
 from airtune.model.state import GlobalState
-from airtune.plan import Assignment, Floats, Workload, WorkSpec
+from airtune.plan import Assignment, CodecSpec, Floats, Workload, WorkSpec
 from airtune.work.train import TrainSettings
 
 
@@ -30,6 +30,8 @@ class SplitTask:
     workload: Workload
     seed: int
     timing: Timing = field(default_factory=Timing)
+    samples: tuple[int, ...] = ()
+    """Examples of each device; needed where samples are remembered, whose number they bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class ServerRound:
     """(steps, devices), of messages without their headers."""
     down_bytes: Floats
     beside_bytes: Floats
-    """Of `up_bytes`: labels and lengths."""
+    """Of `up_bytes`: labels, lengths, numbers of samples."""
     up_bound_bytes: Floats
     """What the payloads would take at least, were their entries independent and normal."""
     down_bound_bytes: Floats
@@ -64,16 +66,26 @@ class ServerRound:
     """Passes the server has run, all copies together."""
     skipped: int
     """Of these, those whose gradient was not finite and was not used."""
+    computed: Floats
+    """(steps, devices), fraction of the samples of which something was sent; 0 where none came."""
+    listed_bytes: Floats
+    """(devices,), of the lists of samples with which their streams began; in no other figure."""
     order: tuple[int, ...]
     """Columns in the order in which a sequential server first served them, those that never came
     last; otherwise as they are."""
+
+
+def remembers(work: WorkSpec, codec: CodecSpec) -> bool:
+    """Return whether both ends of a cut remember the samples that cross it."""
+    return work.device_frozen or codec.predict
 
 
 def check_task(task: SplitTask) -> None:
     """Refuse what the stream does not carry.
 
     Raises:
-        MethodError: if the local work needs a device part that is handed over, or a memory of samples.
+        MethodError: if the local work needs a device part that is handed over, or the task is not
+            whole.
     """
     work = task.work
     wrong = [
@@ -83,8 +95,11 @@ def check_task(task: SplitTask) -> None:
                 work.hand_over,
                 "hand_over, as streams carry no adapters from one device to the next in a round",
             ),
-            (work.device_frozen, "a frozen device part, whose samples both ends remember"),
-            (any(row.codec.predict for row in task.rows), "a predictive codec"),
+            (
+                len(task.samples) != len(task.rows)
+                and any(remembers(work, row.codec) for row in task.rows),
+                "samples that are remembered, where it is not said how many each device has",
+            ),
             (any(row.cut is None for row in task.rows), "a device without a cut"),
             (not task.rows, "no device"),
         )
