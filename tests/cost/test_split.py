@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from airtune.codec import encode
-from airtune.cost import split_cost, train_flops
+from airtune.cost import split_cost, stream_bytes, train_flops
 from airtune.cost.memory import saved_bytes, server_saved_bytes
+from airtune.cost.most import LISTED_BYTES
 from airtune.cost.split import seen_samples
 from airtune.model.base import base_of
 from airtune.model.batch import Batch
@@ -183,3 +184,12 @@ def test_server_holds_copies_of_adapters_or_one_batch_at_a_time(sample_of, probl
         for server in ("shared", "copies", "sequential")
     }
     assert peaks["sequential"] < peaks["shared"] < peaks["copies"]
+
+
+def test_steps_may_take_the_list_of_what_is_remembered(sample, problem_of, plan_of):
+    problem = problem_of(sample.shape, samples=30)
+    plain, predictive = (
+        stream_bytes(problem, replace(plan_of(cut=1), codecs=(CodecSpec(predict=value),)))
+        for value in (False, True)
+    )
+    assert (predictive - plain == 30 * LISTED_BYTES).all()

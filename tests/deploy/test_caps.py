@@ -117,19 +117,25 @@ def test_a_device_that_would_send_too_much_does_not(
     assert "were set aside for it" in record.devices["reason"][0]
 
 
-def test_steps_of_a_split_round_count(recipe: Any, nodes: Any, server: Any, tmp_path: Path) -> None:
-    split = recipe(**QUICK | {
-        "method.name": "splitlora", "limits.device_bytes_per_month": 1e9, "train.rounds": 1,
-    })  # fmt: skip
+@pytest.mark.parametrize("method", [
+    {"method.name": "splitlora", "train.rounds": 1},
+    {"method.name": "sft", "method.codec": "none", "method.device_frozen": True, "train.rounds": 2},
+])  # fmt: skip
+def test_steps_of_a_split_round_count(
+    recipe: Any, nodes: Any, server: Any, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    split = recipe(**QUICK | method | {"limits.device_bytes_per_month": 1e9})
     fleet = nodes(["a", "b"])
     weighed = Weighed(fleet)
     folder = _run(split, fleet, tmp_path, server)
     record = read_run(folder)
-    assert list(record.devices["status"]) == ["ok", "ok"]
-    steps = record.rounds[0]["split"]
-    crossed = steps["activation_up_bytes"] + steps["gradient_down_bytes"]
+    assert set(record.devices["status"]) == {"ok"}
+    rounds = [row["split"] for row in record.rounds]
+    both = ("activation_up_bytes", "gradient_down_bytes", "listed_down_bytes")
+    crossed = sum(steps[name] for steps in rounds for name in both)
+    assert all(steps["listed_down_bytes"] > 0 for steps in rounds[1:])
     over = sum(_used(folder)) - sum(weighed.of(device) for device in (0, 1))
-    assert crossed <= over <= crossed + 2 * 64 * 5
+    assert crossed <= over <= crossed + 2 * 64 * 5 * len(rounds)
     tight = split.model_copy(update={"limits": split.limits.model_copy(
         update={"device_bytes_per_month": max(_used(folder)) * 0.9})})  # fmt: skip
     with pytest.raises(InfeasibleError):

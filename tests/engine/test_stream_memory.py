@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from airtune.cost.most import LISTED_BYTES
 from airtune.errors import CodecError
 from airtune.plan import CodecSpec, WorkSpec
 from airtune.work.split import CutMemory
@@ -12,7 +13,7 @@ from airtune.work.split import CutMemory
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
 
 from airtune.engine.stream import DeviceEnd, StreamServer  # noqa: E402
-from airtune.engine.stream.memory import LISTED_BYTES, Held, agree, list_of  # noqa: E402
+from airtune.engine.stream.memory import Held, agree, list_of  # noqa: E402
 from airtune.engine.stream.message import Kind, Message, run_number  # noqa: E402
 from airtune.engine.stream.samples import HEAD_BYTES, take_samples  # noqa: E402
 

@@ -28,6 +28,8 @@ FRAME_BYTES = 128
 """Header, table of streams, checksum and the message around a payload."""
 _PARTS = 2
 """Payloads in which a batch may cross: samples that are new, and differences of the others."""
+LISTED_BYTES = 12
+"""Of a remembered sample, in the list with which a stream begins: its number and a stamp."""
 
 
 def most_payload_bytes(
@@ -95,7 +97,11 @@ def stream_bytes(problem: Problem, assignments: Assignments) -> Floats:
     if not (assignments.cut > 0).any():
         return np.zeros(len(assignments))
     up, down = _step(problem, assignments)
-    return np.where(assignments.cut > 0, assignments.local_steps * (up + down), 0.0)
+    frozen = problem.work.device_frozen
+    remembers = np.array([frozen or codec.predict for codec in assignments.codecs])
+    listed = LISTED_BYTES * problem.devices.samples[assignments.device]
+    steps = assignments.local_steps * (up + down) + listed * remembers[assignments.codec_index]
+    return np.where(assignments.cut > 0, steps, 0.0)
 
 
 def _update_bytes(problem: Problem, numbers: ArrayLike) -> Floats:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import grpc
 import numpy as np
 
+from airtune.cost.most import LISTED_BYTES
 from airtune.engine.allowance import does_not_hold
 from airtune.engine.stream.body import largest_body_bytes
 from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
 from airtune.engine.stream.ends import DeviceEnd
-from airtune.engine.stream.memory import LISTED_BYTES
 from airtune.engine.stream.message import (
     HEADER_BYTES,
     PACED_PART_BYTES,

@@ -20,6 +20,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from airtune.cost.most import LISTED_BYTES
 from airtune.engine.stream.task import SplitTask, remembers
 from airtune.errors import CodecError
 from airtune.model.stages import held_by_device
@@ -27,8 +28,6 @@ from airtune.plan import Assignment, Ints
 from airtune.work.wire import Values
 
 _ENTRY = np.dtype([("number", "<u4"), ("stamp", "<u8")])
-LISTED_BYTES = _ENTRY.itemsize
-"""Of a sample in the list."""
 
 
 @dataclass(frozen=True, slots=True)
