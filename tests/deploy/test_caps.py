@@ -134,6 +134,8 @@ def test_steps_of_a_split_round_count(
     both = ("activation_up_bytes", "gradient_down_bytes", "listed_down_bytes")
     crossed = sum(steps[name] for steps in rounds for name in both)
     assert all(steps["listed_down_bytes"] > 0 for steps in rounds[1:])
+    if "method.device_frozen" in method:  # its device parts need not come back
+        assert all(steps["adapter_up_bytes"] < 10_000 for steps in rounds)
     over = sum(_used(folder)) - sum(weighed.of(device) for device in (0, 1))
     assert crossed <= over <= crossed + 2 * 64 * 5 * len(rounds)
     tight = split.model_copy(update={"limits": split.limits.model_copy(

@@ -42,6 +42,7 @@ def _replayed(recipe: Any, nodes: Any, folder: Path, server: Any) -> RunRecord:
         {"method.name": "sft", "method.codec": "quantised"},
         {"method.name": "sft", "method.codec": "quantised", "method.predict": True},
         {"method.name": "sft", "method.codec": "none", "method.device_frozen": True},
+        {"method.name": "sft", "method.device_frozen": True, "upload.kind": "deadzone"},
         {"method.name": "sft", "upload.kind": "deadzone"},
     ],
 )  # fmt: skip

@@ -266,7 +266,8 @@ class Device:
         self._settle(task, here)
         cut = None if task.row is None else task.row.cut
         reference = reference_of(
-            state, shape, update.kept, update.rank, cut=cut,
+            state, shape, update.kept, update.rank,
+            cut=0 if cut and setup.work.device_frozen else cut,
             with_head=cut is None or setup.work.labels == "stay",
         )  # fmt: skip
         owed = None

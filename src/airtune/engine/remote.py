@@ -328,9 +328,11 @@ class Remote:
             return None
         work = self._setup.work
         kept = kept_by(row, state, self._shape, work)
-        # of a split round a device returns its own blocks, and the head where labels stay
+        # of a split round a device returns its own blocks, unless they are frozen, and the head
+        # where labels stay
         reference = reference_of(
-            state, self._shape, kept, row.rank, cut=row.cut,
+            state, self._shape, kept, row.rank,
+            cut=0 if row.cut and work.device_frozen else row.cut,
             with_head=row.cut is None or work.labels == "stay",
         )  # fmt: skip
         importance = self._importance(blobs) if "importance" in blobs else None
