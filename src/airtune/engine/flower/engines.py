@@ -32,6 +32,7 @@ from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split, mask_observation
 from airtune.engine.checks import Divide, check_shares
 from airtune.engine.flower.handover import Handover
+from airtune.engine.flower.received import Received
 from airtune.engine.flower.split import (
     JOIN_S,
     Serve,
@@ -47,7 +48,6 @@ from airtune.engine.remote import Answer, Remote, Trained
 from airtune.engine.stream import Timing
 from airtune.engine.stream.message import HEADER_BYTES
 from airtune.engine.timing import refusals
-from airtune.engine.uplink import Sent, Uplink
 from airtune.errors import DataError, InfeasibleError, MethodError, TrainingError
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import uplink_bps
@@ -94,7 +94,7 @@ class ReplayEngine(LocalEngine):
         """
         super().__init__(fleet, problem, base, data, needs=needs, work=work, settings=settings)
         self._remote, self._serve = remote, serve
-        self._received = _Received(self._problem, remote)
+        self._received = Received(self._problem, remote)
         self._uplink = self._received
         self._splitter = ServedSplitter(
             self._problem, fleet, base, data, settings=self._settings.train, run=remote.run_name,
@@ -412,31 +412,6 @@ class FlowerEngine(ReplayEngine):
         band = np.array([spec.up_bandwidth_hz for spec in links.specs])[links.link[device]]
         is_radio = np.isfinite(links.up_signal_hz[device])
         return np.where(is_radio, plan.assignments.share * band, np.nan)
-
-
-class _Received(Uplink):
-    """An uplink over which the devices have sent already: only sizes are left to know."""
-
-    def __init__(self, problem: Problem, remote: Remote) -> None:
-        super().__init__(problem)
-        self._remote = remote
-        self.coded_bytes: dict[int, int] = {}
-        """By device, of the round at hand."""
-
-    def send(self, plan: RoundPlan, state: GlobalState, outcomes: Mapping[int, Outcome]) -> Sent:
-        """Return the outcomes as they came, and what they took."""
-        size_bytes = self.sizes(plan, {
-            place: self.coded_bytes[device]
-            for place, device in enumerate(plan.assignments.device.tolist())
-            if self.is_coded and device in self.coded_bytes
-        })  # fmt: skip
-        return Sent(dict(outcomes), size_bytes, {})
-
-    def settle(self, sent: Sent, state: GlobalState, came: Mapping[int, Outcome]) -> None:
-        """Tell each device with its next task that this update counted."""
-        for outcome in came.values():
-            if outcome.update is not None:
-                self._remote.counted[outcome.device] = outcome.update.round
 
 
 def _status(item: Trained | None) -> str:
