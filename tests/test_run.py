@@ -290,3 +290,11 @@ def test_one_devices_state_is_taken_out_of_the_common_one(assets):
     assert of_device(state, 1).adapters == {"a": 2}
     fresh = GlobalState(0, {"a": 5}, {})
     assert of_device(fresh, 1) is fresh
+
+
+@pytest.mark.parametrize("name", ["fedspine", "flexlora", "flora"])
+def test_what_coding_lost_is_not_added_to_adapters_of_other_axes(name):
+    told = recipe(f"method.name={name}", "upload={kind: deadzone, feedback: true}")
+    with pytest.raises(RecipeError, match="new axes"):
+        choose_method(told)
+    choose_method(recipe(f"method.name={name}", "upload={kind: deadzone}"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("flwr")
-from airtune.deploy.messenger import in_a_fork
+from airtune.deploy.messenger import in_a_fork, serve
 
 
 def _code(work: Callable[[], None]) -> int:
@@ -38,3 +38,9 @@ def test_what_a_client_changes_stays_in_it(tmp_path: Path) -> None:
     assert _code(work) == 0
     assert here == []
     assert int((tmp_path / "who").read_text()) != os.getpid()
+
+
+def test_a_messenger_ends_when_it_is_told_to_though_no_node_answers() -> None:
+    looks = iter([True, True, False])
+    serve("127.0.0.1:1", b"secret", is_wanted=lambda: next(looks))
+    assert next(looks, None) is None

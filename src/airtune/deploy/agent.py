@@ -214,7 +214,7 @@ class Agent:
         self._say("the worker is ready")
 
     def _keep_node(self) -> None:
-        if self._stopping.is_set() or (self._node is not None and self._node.keep()):
+        if self._stopping.is_set() or (self._node is not None and self._node.is_running()):
             self._note_health()
             return
         if self._node is not None:
@@ -283,6 +283,7 @@ class Agent:
             "--auth-supernode-private-key", str(settings.key)]  # fmt: skip
         return FlowerNode(
             settings.server, proof=proof, home=folder / "flower", log=self._log,
+            secret=folder / "starter",
             config={"socket": str(folder / "hatch"), "token": str(folder / "token"),
                     "name": settings.name},
         )  # fmt: skip

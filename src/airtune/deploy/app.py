@@ -1,7 +1,7 @@
 """The two Flower apps: a server app that runs the round loop, and a client app that only carries.
 
-Flower starts a new client process for every message, so the client app hands it on to the agent's
-worker and imports nothing heavy. Where no agent runs (Flower's own simulation), it does the work
+A client process lives for one message, so the client app hands it on to the agent's worker and
+imports nothing heavy. Where no agent runs (Flower's own simulation), it does the work
 itself, with the model kept for as long as the process lives.
 """
 

@@ -2,7 +2,7 @@
 
 A unix socket that only its owner can open, and a random token that both ends prove to hold (HMAC,
 by `multiprocessing.connection`). What passes are bytes in frames; nothing is ever unpickled. Imports
-no torch: the client process is started anew for every message.
+no torch: a client process lives for one message.
 """
 
 from __future__ import annotations

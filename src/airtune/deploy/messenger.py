@@ -1,11 +1,15 @@
 """Flower's client processes, forked from one that has read everything already.
 
 Flower starts a process for every message, which reads Python's packages anew: two seconds of a fast
-processor and 125 MB each time, more than a small device has to spare. This program takes the place of
-Flower's starter (SuperExec): it reads the packages once, asks the SuperNode beside it for messages, and
-forks a client for each. A client still is a process of its own that lives for one message.
+processor and 125 MB each time, more than a small device has to spare. This program takes the place
+of Flower's starter (SuperExec): it reads the packages once, asks the SuperNode beside it for
+messages, and forks a client for each. A client still is a process of its own that lives for one
+message. Where the agent is gone, nobody would answer: the SuperNode is ended too.
 
-    python -m airtune.deploy.messenger HOST:PORT
+    python -m airtune.deploy.messenger HOST:PORT SECRET AGENT NODE
+
+SECRET is a file that both know, without which no other account of the machine takes a message;
+AGENT and NODE are numbers of processes.
 """
 
 from __future__ import annotations
@@ -16,12 +20,17 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
+import httpx
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.interceptors import (
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
@@ -30,25 +39,32 @@ from airtune.deploy import app
 __all__ = ["app", "in_a_fork", "serve"]  # the app is read here so that no client reads it again
 
 _LOOK_S = 0.1
+_ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
-def serve(address: str, *, is_wanted: Callable[[], bool]) -> None:
+def serve(address: str, secret: bytes, *, is_wanted: Callable[[], bool]) -> None:
     """Start a client for every message that a SuperNode has, until nobody wants it.
+
+    A SuperNode that does not answer is asked again: it starts and ends at other times.
 
     Args:
         address: HOST:PORT of the SuperNode's own interface, on this machine.
+        secret: that the SuperNode was started with.
         is_wanted: asked between messages.
     """
     client = RuntimeHttpClient.from_server_address(
         server_address=address, insecure=True, root_certificates=None,
-        interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec")],
-        retry_invoker=make_simple_http_retry_invoker(),
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={_ACQUIRE}),
+        ],
     )  # fmt: skip
-    asked = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    asked, own = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]), os.getpid()
     while is_wanted():
-        token = client.AcquireTask(asked).token
-        if token:
-            in_a_fork(lambda: run_clientapp(address, token, insecure=True))  # noqa: B023
+        with suppress(httpx.TransportError):
+            token = client.AcquireTask(asked).token
+            if token:
+                in_a_fork(lambda: run_clientapp(address, token, True, parent_pid=own))  # noqa: B023
         time.sleep(_LOOK_S)
     client.close()
 
@@ -74,13 +90,20 @@ def in_a_fork(work: Callable[[], None]) -> int:
     except BaseException:  # whatever it was, this process must not go on as its parent
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
 
 def _main() -> None:
-    parent = os.getppid()
+    address, secret, agent, node = (
+        sys.argv[1],
+        Path(sys.argv[2]),
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+    )
     is_asked_to_end = False
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -90,7 +113,11 @@ def _main() -> None:
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    serve(sys.argv[1], is_wanted=lambda: not is_asked_to_end and os.getppid() == parent)
+    serve(address, secret.read_bytes(),
+          is_wanted=lambda: not is_asked_to_end and os.getppid() == agent)  # fmt: skip
+    if not is_asked_to_end:
+        with suppress(ProcessLookupError):
+            os.killpg(node, signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""Flower's part of a device: its SuperNode, and the messenger that starts its client processes."""
+"""Flower's part of a device: its SuperNode, and the messenger that starts its client processes.
+
+The SuperNode's own interface listens on this machine alone, and gives messages only to who knows the
+secret of this device's folder.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -10,14 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from airtune.deploy.flower_cli import environment, program
+from airtune.deploy.hatch import new_token
 from airtune.deploy.processes import end_group
 
 
 class FlowerNode:
-    """The two processes, started and ended together; the messenger is started again alone."""
+    """The two processes, started and ended together."""
 
     def __init__(self, server: str, *, config: Mapping[str, str], proof: list[str],
-                 home: Path, log: Path) -> None:  # fmt: skip
+                 home: Path, log: Path, secret: Path) -> None:  # fmt: skip
         """Start both.
 
         Args:
@@ -26,32 +32,35 @@ class FlowerNode:
             proof: Flower's options for certificate and key, or for none.
             home: Flower's own folder.
             log: file that both write to, begun anew.
+            secret: file for what the two know of one another, made anew.
         """
+        new_token(secret)
         self._address = f"127.0.0.1:{_free_port()}"
         self._environment, self._log = environment(home), log
         log.write_bytes(b"")
         self._node = self._start([
             program("flower-supernode"), "--superlink", server, "--isolation", "process",
+            "--superexec-auth-secret-file", str(secret),
             "--host", "127.0.0.1", "--port", self._address.rpartition(":")[2], "--node-config",
             " ".join(f"{key}={json.dumps(value)}" for key, value in config.items()), *proof,
         ])  # fmt: skip
-        self._messenger = self._start_messenger()
+        try:
+            self._messenger = self._start([
+                sys.executable, "-m", "airtune.deploy.messenger", self._address, str(secret),
+                str(os.getpid()), str(self._node.pid),
+            ])  # fmt: skip
+        except OSError:
+            end_group(self._node, grace_s=1.0)
+            raise
 
-    def keep(self) -> bool:
-        """Return whether the node still runs, and see to its messenger if so."""
-        if self._node.poll() is not None:
-            return False
-        if self._messenger.poll() is not None:
-            self._messenger = self._start_messenger()
-        return True
+    def is_running(self) -> bool:
+        """Return whether both still run; one is of no use without the other."""
+        return self._node.poll() is None and self._messenger.poll() is None
 
     def end(self, *, grace_s: float) -> None:
         """End both, and what they have started."""
         end_group(self._messenger, grace_s=grace_s)
         end_group(self._node, grace_s=grace_s)
-
-    def _start_messenger(self) -> subprocess.Popen[bytes]:
-        return self._start([sys.executable, "-m", "airtune.deploy.messenger", self._address])
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:

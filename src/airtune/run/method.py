@@ -54,7 +54,7 @@ def check_feedback(recipe: Recipe, method: Method) -> None:
     Raises:
         RecipeError: if the method's aggregation gives the adapters new axes every round.
     """
-    if recipe.upload.feedback and method.aggregate.rule in ("factored", "stacked"):
+    if recipe.upload.feedback and method.aggregate.rule in ("factored", "lifted", "stacked"):
         raise RecipeError(
             f"upload.feedback cannot be used with {method.name}: its {method.aggregate.rule} "
             "aggregation gives the adapters new axes every round, in which nothing that was lost "

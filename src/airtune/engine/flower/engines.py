@@ -25,8 +25,10 @@ from airtune.cost import (
     most_upload_bytes,
     peak_memory,
     predict,
+    split_cost,
     stream_bytes,
     train_flops,
+    transfer_s,
 )
 from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split, mask_observation
@@ -50,7 +52,7 @@ from airtune.engine.stream.message import HEADER_BYTES
 from airtune.engine.timing import refusals
 from airtune.errors import DataError, InfeasibleError, MethodError, TrainingError
 from airtune.fleet.fleet import Fleet
-from airtune.fleet.rates import uplink_bps
+from airtune.fleet.rates import downlink_bps, uplink_bps
 from airtune.model.base import BaseModel
 from airtune.model.importance import Importance
 from airtune.model.state import GlobalState
@@ -98,7 +100,7 @@ class ReplayEngine(LocalEngine):
         self._uplink = self._received
         self._splitter = ServedSplitter(
             self._problem, fleet, base, data, settings=self._settings.train, run=remote.run_name,
-            train=self._have_trained, serve=serve,
+            train=self._have_trained, serve=serve, dropout=self._settings.dropout,
         )  # fmt: skip
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
@@ -247,6 +249,9 @@ class FlowerEngine(ReplayEngine):
         rates = uplink_bps(links, share, plan.assignments.device)
         problem, told = self._problem, plan.assignments
         peak_bytes = peak_memory(problem.shape, problem.workload, told).total
+        if np.any(told.cut > 0):
+            parts = split_cost(problem, told)
+            peak_bytes = np.where(told.cut > 0, parts.device_peak_bytes, peak_bytes)
         faults = refusals(problem, self._fleet, plan, peak_bytes)
         rows = [told.row(place) for place, fault in enumerate(faults) if not fault]
         began = time.monotonic()
@@ -264,9 +269,17 @@ class FlowerEngine(ReplayEngine):
 
     def _learn_handover(self, plan: RoundPlan, seen: Results, links: LinkState) -> None:
         """Compare when devices were done with the work that they reported and the way of the task."""
-        priced = predict(self._problem, plan.assignments, links=links,
+        told = plan.assignments
+        priced = predict(self._problem, told, links=links,
                          flops_per_s=self._fleet.flops_at(plan.round))  # fmt: skip
-        self._handover.learn(seen.finish_s, priced.download_s + seen.compute_s + seen.upload_s)
+        way_s = priced.download_s
+        if np.any(
+            told.cut > 0
+        ):  # what comes down in the steps is in what the device reports of them
+            adapters = split_cost(self._problem, told).adapter_down_bytes
+            fetch_s = transfer_s(adapters, downlink_bps(links, told.device))
+            way_s = np.where(told.cut > 0, fetch_s, way_s)
+        self._handover.learn(seen.finish_s, way_s + seen.compute_s + seen.upload_s)
 
     def _judging_s(self) -> float | None:
         """Nobody waits longer for a judgement than for a round."""

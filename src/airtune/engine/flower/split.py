@@ -38,6 +38,9 @@ from airtune.work.train import TrainSettings
 JOIN_S = 240.0
 """How long a device may take from its task to its stream: Flower's way takes seconds."""
 
+PATIENCE_S = 7 * 86400.0
+"""How long a replayed round may really take: its clock is another one."""
+
 Serve = Callable[[], tuple[StreamServer, str]]
 """Returns the stream's server and how devices address it; `:PORT` = at the server they know."""
 Train = Callable[
@@ -116,7 +119,7 @@ class ServedSplitter(Splitter):
 
     def __init__(
         self, problem: Problem, fleet: Fleet, base: BaseModel, data: FederatedData, *,
-        settings: TrainSettings, run: str, train: Train, serve: Serve | None,
+        settings: TrainSettings, run: str, train: Train, serve: Serve | None, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         """See `Splitter`.
 
@@ -129,16 +132,17 @@ class ServedSplitter(Splitter):
             run: its name, by which streams know it.
             train: has the devices of rows train, in their seats, from a state.
             serve: starts the stream; None = there is none.
+            dropout: of the recipe's fleet, which devices that are there do not replay.
         """
         super().__init__(problem, fleet, base, data, settings=settings)
-        self._run, self._train, self._serve = run, train, serve
+        self._run, self._train, self._serve, self._dropout = run, train, serve, dropout
 
     def _round(
         self, plan: RoundPlan, state: GlobalState, columns: Ints, dropped: Bools
     ) -> SplitResult:
         if self._serve is None:
             raise MethodError(no_stream(len(columns)))
-        if dropped[columns].any():
+        if self._dropout:
             raise MethodError(
                 "the recipe has devices vanish between forward and backward (fleet.dropout), which "
                 "devices that are there cannot replay; set it to 0, or leave --replay out"
@@ -147,7 +151,9 @@ class ServedSplitter(Splitter):
         served = open_split(
             self._serve, rows, run=self._run, round=plan.round, base=self._base, state=state,
             problem=self._problem, settings=self._settings,
-            timing=Timing(window_s=math.inf, join_s=JOIN_S),
+            timing=Timing(
+                window_s=math.inf, join_s=JOIN_S, answer_s=PATIENCE_S, deadline_s=PATIENCE_S
+            ),
         )  # fmt: skip
         try:
             trained = self._train(rows, state, plan.round, served.seats)

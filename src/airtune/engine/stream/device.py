@@ -103,7 +103,10 @@ class _Going:
     def go(self, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]) -> None:
         """Take all steps that are left over one connection."""
         welcome = self._read(answers, Kind.WELCOME, None)
-        self.end.agree(welcome.beside)
+        if (
+            welcome.step < self.end.steps
+        ):  # who is done is told nothing, and has nothing to agree on
+            self.end.agree(welcome.beside)
         self.listed_bytes += len(welcome.beside)
         for step in range(welcome.step, self.end.steps):
             self._step(step, answers, outgoing)
@@ -187,7 +190,7 @@ def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
     while True:
         done = going.learnt
         error = _connect(going, until)
-        if error is None:
+        if error is None or _is_over(error, going):
             break
         _raise_if_final(error, connection.target, until - time.monotonic() - pause)
         time.sleep(pause)
@@ -233,6 +236,11 @@ def _pieces(outgoing: queue.SimpleQueue[Message | None], pace: Pace | None) -> I
             if pace is not None:
                 pace(len(piece))
             yield piece
+
+
+def _is_over(error: grpc.RpcError, going: _Going) -> bool:
+    """Return whether the round ended meanwhile: a token that was good is not; what was learnt stands."""
+    return going.learnt > 0 and error.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 def _raise_if_final(error: grpc.RpcError, target: str, left_s: float) -> None:

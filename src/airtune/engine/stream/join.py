@@ -32,7 +32,8 @@ def join_round(
     """Return an outcome for each row of the task, in its order.
 
     A device's update is its own adapters on the blocks it holds and the server's on the rest: of the
-    copy that served it, where each has its own. A device that has returned nothing, or whom the server put out, has none.
+    copy that served it, where each has its own. A device that has returned nothing, or whom the
+    server put out, has none.
 
     Args:
         task: The round.

@@ -5,8 +5,8 @@ whatever step it is at. A device that dies between forward and backward has been
 `work.split`; the others never wait for it. It may come back in the same round and goes on at the
 step after the last one the server has seen of it, with what it then has of its own adapters.
 
-Where each device has a copy of the server, nobody is waited for, as no pass holds two devices. A
-sequential server takes them one after the other.
+Where each device has a copy of the server, no pass waits for who has not arrived; where labels stay,
+those that have wait for one another's heads. A sequential server takes them one after the other.
 
 With an infinite window and no fault this is `work.split.split_round`, number for number.
 """
