@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -64,7 +65,7 @@ def serve(address: str, secret: bytes, *, is_wanted: Callable[[], bool]) -> None
         with suppress(httpx.TransportError):
             token = client.AcquireTask(asked).token
             if token:
-                in_a_fork(lambda: run_clientapp(address, token, True, parent_pid=own))  # noqa: B023
+                in_a_fork(partial(run_clientapp, address, token, insecure=True, parent_pid=own))
         time.sleep(_LOOK_S)
     client.close()
 

@@ -35,18 +35,18 @@ class FlowerNode:
             secret: file for what the two know of one another, made anew.
         """
         new_token(secret)
-        self._address = f"127.0.0.1:{_free_port()}"
+        address = f"127.0.0.1:{_free_port()}"
         self._environment, self._log = environment(home), log
         log.write_bytes(b"")
         self._node = self._start([
             program("flower-supernode"), "--superlink", server, "--isolation", "process",
             "--superexec-auth-secret-file", str(secret),
-            "--host", "127.0.0.1", "--port", self._address.rpartition(":")[2], "--node-config",
+            "--host", "127.0.0.1", "--port", address.rpartition(":")[2], "--node-config",
             " ".join(f"{key}={json.dumps(value)}" for key, value in config.items()), *proof,
         ])  # fmt: skip
         try:
             self._messenger = self._start([
-                sys.executable, "-m", "airtune.deploy.messenger", self._address, str(secret),
+                sys.executable, "-m", "airtune.deploy.messenger", address, str(secret),
                 str(os.getpid()), str(self._node.pid),
             ])  # fmt: skip
         except OSError:
