@@ -36,7 +36,7 @@ from airtune.keys import derive_seed
 from airtune.model.cumulative import global_kept, pooled_scores, remembered
 from airtune.model.importance import Importance, pool
 from airtune.model.kept import linear_index
-from airtune.model.lora import Adapters, Head, layer_names
+from airtune.model.lora import Adapters, Head, layer_names, take
 from airtune.model.protect import add_noise, check_alike, clip_update, krum, trimmed_mean
 from airtune.model.state import GlobalState, Update
 from airtune.model.update import check_update
@@ -115,6 +115,10 @@ def _layers(
     linears = {linear.name: linear for linear in shape.linears}
     adapters: Adapters = {}
     merged = dict(state.merged)
+    sent = [
+        replace(one, adapters=take(state.adapters, shape, one.kept, one.rank))
+        for one in (updates if spec.rule == "lifted" else ())
+    ]
     for name in layer_names(state.adapters):
         linear = linears[name.partition(".")[2]]
         parts = _parts(name, linear, updates, weights, shape)
@@ -128,7 +132,9 @@ def _layers(
         elif spec.rule == "factored":
             a, b = _factored(previous, parts)
         elif spec.rule == "lifted":
-            a, b = _factored(previous, parts, starts=_starts(state, parts, name))
+            # what each device was sent, to be taken off
+            starts = _parts(name, linear, sent, -weights, shape)
+            a, b = _factored(previous, parts, starts=starts)
         else:
             a, b = _averaged(previous, parts)
         adapters[f"{name}.A"], adapters[f"{name}.B"] = a, b
@@ -241,24 +247,6 @@ def _mean(
         cover[place] += weight
     mean = total / cover.clamp_min(torch.finfo(torch.float64).tiny)
     return torch.where(cover > 0, mean.to(previous.dtype), previous.cpu())
-
-
-def _starts(state: GlobalState, parts: Sequence[_Part], name: str) -> list[_Part]:
-    """Return what each part was before the round, to be taken off: its weight is negative."""
-    a, b = state.adapters[f"{name}.A"], state.adapters[f"{name}.B"]
-    return [
-        replace(
-            part,
-            a=_taken(a[: part.a.shape[0]].T, part.columns).T,
-            b=_taken(b[:, : part.a.shape[0]], part.rows),
-            weight=-part.weight,
-        )
-        for part in parts
-    ]
-
-
-def _taken(tensor: torch.Tensor, index: Ints | None) -> torch.Tensor:
-    return tensor if index is None else tensor[torch.from_numpy(index)]
 
 
 def _stack(

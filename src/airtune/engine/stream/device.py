@@ -103,9 +103,7 @@ class _Going:
     def go(self, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]) -> None:
         """Take all steps that are left over one connection."""
         welcome = self._read(answers, Kind.WELCOME, None)
-        if (
-            welcome.step < self.end.steps
-        ):  # who is done is told nothing, and has nothing to agree on
+        if welcome.step < self.end.steps:  # who is done is told nothing
             self.end.agree(welcome.beside)
         self.listed_bytes += len(welcome.beside)
         for step in range(welcome.step, self.end.steps):
