@@ -48,7 +48,7 @@ from airtune.work.evaluate import evaluate
 from airtune.work.importance import measure_importance
 from airtune.work.network import current_base, tuned_network
 from airtune.work.train import Job, Outcome, train
-from airtune.work.uploads import Residuals, encode_update, reference_of
+from airtune.work.uploads import Residuals, encode_update, returned_of
 
 if TYPE_CHECKING:  # grpc is needed for split rounds alone
     from airtune.engine.stream.memory import Samples
@@ -265,11 +265,7 @@ class Device:
         setup, shape = task.setup, here.base.shape
         self._settle(task, here)
         cut = None if task.row is None else task.row.cut
-        reference = reference_of(
-            state, shape, update.kept, update.rank,
-            cut=0 if cut and setup.work.device_frozen else cut,
-            with_head=cut is None or setup.work.labels == "stay",
-        )  # fmt: skip
+        reference = returned_of(state, shape, update.kept, update.rank, cut=cut, work=setup.work)
         owed = None
         if setup.workload.upload_feedback:
             owed = self._lost.of(update, state, shape, reference)

@@ -42,7 +42,7 @@ from airtune.plan.observe import Status
 from airtune.work.evaluate import Quality
 from airtune.work.network import kept_by
 from airtune.work.train import Outcome
-from airtune.work.uploads import GROUPS, decode_update, reference_of
+from airtune.work.uploads import GROUPS, decode_update, returned_of
 
 SMALL_BYTES = 1 << 20
 """What an answer without tensors may hold."""
@@ -328,13 +328,7 @@ class Remote:
             return None
         work = self._setup.work
         kept = kept_by(row, state, self._shape, work)
-        # of a split round a device returns its own blocks, unless they are frozen, and the head
-        # where labels stay
-        reference = reference_of(
-            state, self._shape, kept, row.rank,
-            cut=0 if row.cut and work.device_frozen else row.cut,
-            with_head=row.cut is None or work.labels == "stay",
-        )  # fmt: skip
+        reference = returned_of(state, self._shape, kept, row.rank, cut=row.cut, work=work)
         importance = self._importance(blobs) if "importance" in blobs else None
         told = Update(row.device, reply.round, kept, row.rank, {}, {}, reply.samples, importance)
         payloads = {name: blobs[name] for name in GROUPS if name in blobs}

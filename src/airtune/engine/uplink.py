@@ -25,7 +25,7 @@ from airtune.work.uploads import (
     Residuals,
     decode_update,
     encode_update,
-    reference_of,
+    returned_of,
 )
 
 
@@ -122,11 +122,7 @@ class Uplink:
         self, outcome: Outcome, update: Update, state: GlobalState, cut: int | None
     ) -> tuple[Outcome, CodedUpdate]:
         shape, spec, work = self._problem.shape, self._problem.workload.upload, self._problem.work
-        reference = reference_of(
-            state, shape, update.kept, update.rank,
-            cut=0 if cut and work.device_frozen else cut,
-            with_head=cut is None or work.labels == "stay",
-        )  # fmt: skip
+        reference = returned_of(state, shape, update.kept, update.rank, cut=cut, work=work)
         owed = None
         if self._problem.workload.upload_feedback:
             owed = self._residuals.of(update, state, shape, reference)

@@ -33,7 +33,7 @@ from airtune.model.kept import Kept, linear_index
 from airtune.model.lora import take
 from airtune.model.stages import held_by_device
 from airtune.model.state import GlobalState, Update
-from airtune.plan import CodecSpec, ModelShape
+from airtune.plan import CodecSpec, ModelShape, WorkSpec
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 """Adapters and head tensors by their names, which never coincide."""
@@ -79,6 +79,28 @@ def reference_of(
     """
     held = state.adapters if cut is None else held_by_device(state.adapters, cut)
     return take(held, shape, kept, rank) | (dict(state.head) if with_head else {})
+
+
+def returned_of(
+    state: GlobalState, shape: ModelShape, kept: Kept, rank: int,
+    *, cut: int | None, work: WorkSpec,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """Return what a device was sent of all that it sends back in a method's local work.
+
+    One that is cut returns its own blocks, unless they are frozen, and the head where labels stay.
+
+    Args:
+        state: the server's, as broadcast.
+        shape: the unpruned model.
+        kept: the device's slice.
+        rank: the device's.
+        cut: blocks that the device holds; None = all.
+        work: the method's local work.
+    """
+    return reference_of(
+        state, shape, kept, rank, cut=0 if cut and work.device_frozen else cut,
+        with_head=cut is None or work.labels == "stay",
+    )  # fmt: skip
 
 
 def encode_update(
