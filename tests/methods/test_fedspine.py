@@ -127,6 +127,15 @@ def test_late_devices_earn_less_and_important_ones_more():
     assert np.all((reward >= 0) & (reward <= 1))
 
 
+def test_an_early_device_is_paid_no_less_than_one_in_time():
+    time_s = np.full(9, 3.0)
+    time_s[4], time_s[7] = 0.5, 9.0
+    results, came = results_of(finish_s=time_s)
+    reward = rewards(results, came, np.full(9, 0.5), RewardWeights())
+    np.testing.assert_allclose(np.delete(reward, 7), 0.5)
+    assert reward[7] < 0.5
+
+
 def test_a_device_that_never_answers_teaches_nothing():
     decider, problem = FedSpine(), PROBLEM
     state = decider.init(problem)

@@ -1,12 +1,13 @@
 """What a configuration was worth: the reward of FedSpine's bandit.
 
-    R = (a1 dLoss + a2 dPrune) Imp^a3 / (1 + a4 |T - T_mean| / T_mean), clipped to [0, 1]
+    R = (a1 dLoss + a2 dPrune) Imp^a3 / (1 + a4 max(T / T_mean - 1, 0)), clipped to [0, 1]
 
 dLoss is the relative loss drop of the device's round, placed among those of the fleet (0.5 the
 mean, 0 and 1 two standard deviations off): single batches are noisy and drops shrink as training
 goes on, which an absolute scale would take for a worse configuration. dPrune is the share of what
 was left to prune that is done, 1 where nothing was left; Imp the LoRA importance relative to the
-mean; T the finish time.
+mean; T the finish time. Only lateness costs: who is early waits, and a round is no longer for it,
+while an absolute difference would pay a device for being slower.
 
 Source: FedSpine (arXiv 2501.02438) names the ingredients; the form is reconstructed.
 """
@@ -27,7 +28,7 @@ class RewardWeights:
     loss: float = 0.5
     prune: float = 0.5
     importance: float = 0.25
-    time: float = 1.0
+    time: float = 3.0
 
 
 def rewards(results: Results, came: Bools, done: Floats, weights: RewardWeights) -> Floats:
@@ -47,7 +48,7 @@ def rewards(results: Results, came: Bools, done: Floats, weights: RewardWeights)
     worth = worth * _relative(results.importance[came]) ** weights.importance
     time_s = results.finish_s[came]
     mean_s = float(np.mean(time_s)) if time_s.size else 1.0
-    late = np.abs(time_s - mean_s) / max(mean_s, 1e-12)
+    late = np.maximum(time_s / max(mean_s, 1e-12) - 1.0, 0.0)
     return np.clip(worth / (1.0 + weights.time * late), 0.0, 1.0)
 
 
