@@ -31,23 +31,16 @@ from typing import TypeAlias
 import torch
 
 from airtune.errors import MethodError
-from airtune.keys import derive_seed, generator
+from airtune.keys import generator
 from airtune.model.base import BaseModel
-from airtune.model.cut import Arrived, ServerHalf
+from airtune.model.cut import Arrived
 from airtune.model.kept import keep_all
 from airtune.model.lora import Adapters, Head
 from airtune.model.stages import held_by_device
 from airtune.model.state import GlobalState, Update, current_base
 from airtune.plan import Floats, Workload, WorkSpec
-from airtune.work.lanes import (
-    Here,
-    Lane,
-    Ledger,
-    SplitJob,
-    on_cpu,
-    optimiser_of,
-    step_if_finite,
-)
+from airtune.work.half import TrainedHalf
+from airtune.work.lanes import Here, Lane, Ledger, SplitJob
 from airtune.work.train import Outcome, TrainSettings
 from airtune.work.wire import CutMemory
 
@@ -88,64 +81,6 @@ class SplitResult:
     def down_bytes(self) -> Floats:
         """(steps, devices), as encoded."""
         return self.ledger.down_bytes
-
-
-class _Server:
-    """The server half with its optimiser."""
-
-    def __init__(self, here: Here, first: int, trains_from: int) -> None:
-        self._here = here
-        self.half = ServerHalf(
-            here.base.network, here.base.family, here.state.adapters, first=first,
-            scale=here.settings.scale, dropout=here.settings.dropout,
-            seed=derive_seed(here.seed, "split server", here.round),
-            head=None if here.labels_stay else here.state.head, trains_from=trains_from,
-        )  # fmt: skip
-        self.half.lora.train()
-        self._parameters = self.half.lora.parameters()
-        self._optimiser = optimiser_of(self._parameters, here.settings)
-        self._steps = 0
-        self.skipped = 0
-
-    def step(self, arrived: Sequence[Arrived], ledger: Ledger, step: int) -> Gradients:
-        """Run one pass over all devices and update; return the gradients by column."""
-        self.half.lora.set_step(self._steps)
-        result = self.half.step(arrived, chunk=self._here.workload.loss_chunk)
-        self.update()
-        gradients = {}
-        for part, gradient, loss in zip(arrived, result.gradients, result.losses, strict=True):
-            ledger.losses[step, part.device] = float(loss)
-            if gradient is None:
-                ledger.refuse(part.device, f"the loss was {float(loss)} in step {step}")
-            else:
-                gradients[part.device] = gradient
-        return gradients
-
-    def relay(
-        self, arrived: Sequence[Arrived], lanes: Sequence[Lane], step: int, *, gone: set[int]
-    ) -> Gradients:
-        """Where labels stay: last hidden states out, their gradients back; then update."""
-        self.half.lora.set_step(self._steps)
-        states = self.half.forward(arrived)
-        hidden = {
-            part.device: state
-            for part, state in zip(arrived, states, strict=True)
-            if part.device not in gone
-        }
-        returned: Gradients = {}
-        for lane in lanes:
-            returned |= lane.finish(step, hidden)
-        gradients = self.half.backward(returned)
-        self.update()
-        return gradients
-
-    def update(self) -> None:
-        """Take an optimiser step, unless the gradient is not finite."""
-        self._steps += 1
-        if self._optimiser is None:
-            return
-        limit = self._here.settings.max_grad_norm
-        self.skipped += not step_if_finite(self._optimiser, self._parameters, limit=limit)
 
 
 def split_round(
@@ -213,14 +148,13 @@ class _Finished:
     skipped: int = 0
     order: tuple[int, ...] = ()
 
-    def add(self, lanes: Sequence[Lane], server: _Server, places: Sequence[int]) -> None:
+    def add(self, lanes: Sequence[Lane], server: TrainedHalf, places: Sequence[int]) -> None:
         """Take in what devices and their server hold at the end."""
         for lane in lanes:
             self.adapters |= lane.adapters()
             self.heads |= lane.heads()
-        adapters, head = on_cpu(server.half.adapters()), on_cpu(server.half.head())
-        self.servers |= dict.fromkeys(places, adapters)
-        self.server_heads |= dict.fromkeys(places, head)
+        self.servers |= dict.fromkeys(places, server.adapters())
+        self.server_heads |= dict.fromkeys(places, server.head())
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,10 +216,14 @@ class _Make:
     def _lane(self, jobs: dict[int, SplitJob]) -> Lane:
         return Lane(self.here, self.ledger, jobs)
 
-    def _server(self, first: int) -> _Server:
-        return _Server(self.here, first, self.trains_from)
+    def _server(self, first: int) -> TrainedHalf:
+        here = self.here
+        return TrainedHalf(
+            here.base, here.state, settings=here.settings, work=here.work, workload=here.workload,
+            seed=here.seed, round=here.round, first=first, trains_from=self.trains_from,
+        )  # fmt: skip
 
-    def _run(self, lanes: Sequence[Lane], server: _Server) -> None:
+    def _run(self, lanes: Sequence[Lane], server: TrainedHalf) -> None:
         """Take all steps of these devices with this server."""
         for step in range(max(lane.steps for lane in lanes)):
             going = [lane for lane in lanes if step < lane.steps and lane.active()]
@@ -294,14 +232,35 @@ class _Make:
                 continue
             lost = {part.device for part in arrived if self.gone[part.device] == step}
             if self.here.labels_stay:
-                gradients = server.relay(arrived, going, step, gone=lost)
+                gradients = _relay(server, arrived, going, step, gone=lost)
             else:
-                gradients = server.step(arrived, self.ledger, step)
+                gradients = self._serve(server, arrived, step)
             for place in lost:
                 self.ledger.lost_in[place] = step
                 self.ledger.refuse(place, f"lost between forward and backward in step {step}")
             for lane in going:
                 lane.learn(step, {p: g for p, g in gradients.items() if p not in lost})
+
+    def _serve(self, server: TrainedHalf, arrived: Sequence[Arrived], step: int) -> Gradients:
+        """Have the server learn from what arrived, and put down what it saw."""
+        gradients, losses = server.step(arrived)
+        for place, loss in losses.items():
+            self.ledger.losses[step, place] = loss
+            if place not in gradients:
+                self.ledger.refuse(place, f"the loss was {loss} in step {step}")
+        return gradients
+
+
+def _relay(
+    server: TrainedHalf, arrived: Sequence[Arrived], lanes: Sequence[Lane], step: int, *,
+    gone: set[int],
+) -> Gradients:  # fmt: skip
+    """Where labels stay: last hidden states out, their gradients back."""
+    hidden = {p: state for p, state in server.forward(arrived).items() if p not in gone}
+    returned: Gradients = {}
+    for lane in lanes:
+        returned |= lane.finish(step, hidden)
+    return server.backward(returned)
 
 
 def _check(state: GlobalState, jobs: Sequence[SplitJob], work: WorkSpec) -> None:

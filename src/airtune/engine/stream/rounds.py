@@ -15,22 +15,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from airtune.engine.stream.body import largest_body_bytes, reads_of
 from airtune.engine.stream.crossing import Crossing
 from airtune.engine.stream.gather import Batches, Choice, Turns, gather, turns_of
-from airtune.engine.stream.half import TrainedHalf, halves_of
 from airtune.engine.stream.memory import ServerMemory
 from airtune.engine.stream.message import Message, run_number
 from airtune.engine.stream.seats import Seat, Table, new_token
 from airtune.engine.stream.task import ServerRound, SplitTask, check_task
 from airtune.errors import CodecError
 from airtune.keys import generator
+from airtune.model.base import BaseModel
 from airtune.model.cut import Arrived
 from airtune.model.state import current_base
 from airtune.plan import Bools
+from airtune.work.half import TrainedHalf
 from airtune.work.split import mean_by_weight
 
 Group = tuple[TrainedHalf, list[Arrived]]
@@ -57,7 +59,7 @@ class SplitRound:
         self.task = task
         self._base = current_base(task.base, task.state)
         self._stay = task.work.labels == "stay"
-        self._halves = halves_of(task, self._base)
+        self._halves = _halves(task, self._base)
         self._crossing = Crossing(task, self._base, memory.begin(task))
         self.table = Table(
             run_number(task.run), task.round,
@@ -218,3 +220,16 @@ class SplitRound:
         except CodecError as error:
             self.table.end(seat, "refused", f"{direction} refused: {error}")
             return None
+
+
+def _halves(task: SplitTask, base: BaseModel) -> tuple[TrainedHalf, ...]:
+    """Return the half that serves each row: the same for all, or a copy each."""
+    cuts = [row.cut or 0 for row in task.rows]
+    trains_from = max(cuts) if task.work.device_frozen else 0
+    made = partial(
+        TrainedHalf, base, task.state, settings=task.settings, work=task.work,
+        workload=task.workload, seed=task.seed, round=task.round, trains_from=trains_from,
+    )  # fmt: skip
+    if task.work.server == "copies":
+        return tuple(made(first=cut) for cut in cuts)
+    return (made(first=min(cuts)),) * len(cuts)

@@ -6,41 +6,49 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from airtune.engine.stream.task import SplitTask
 from airtune.keys import derive_seed
 from airtune.model.base import BaseModel
 from airtune.model.cut import Arrived, ServerHalf
 from airtune.model.lora import Adapters, Head
+from airtune.model.state import GlobalState
+from airtune.plan import Workload, WorkSpec
 from airtune.work.lanes import on_cpu, optimiser_of, step_if_finite
+from airtune.work.train import TrainSettings
 
 
 class TrainedHalf:
     """A server half that learns; every pass over it is one step of its optimiser."""
 
     def __init__(
-        self, task: SplitTask, base: BaseModel, *, first: int, trains_from: int = 0
-    ) -> None:
+        self, base: BaseModel, state: GlobalState, *, settings: TrainSettings, work: WorkSpec,
+        workload: Workload, seed: int, round: int, first: int, trains_from: int = 0,
+    ) -> None:  # fmt: skip
         """Prepare the half.
 
         Args:
-            task: The round.
             base: With what has been merged into it.
+            state: What the round starts from.
+            settings: Learning rate and the like.
+            work: `labels` is read: where they stay, the head does too.
+            workload: `loss_chunk` is read.
+            seed: Of the run.
+            round: Counted from 0.
             first: The smallest cut that it will serve.
             trains_from: Adapters of blocks before this one are used, but not trained.
 
         Raises:
             ModelError: if the cut is outside the model.
         """
-        self._task = task
+        self._chunk, self._limit = workload.loss_chunk, settings.max_grad_norm
         self._half = ServerHalf(
-            base.network, base.family, task.state.adapters, first=first,
-            scale=task.settings.scale, dropout=task.settings.dropout,
-            seed=derive_seed(task.seed, "split server", task.round),
-            head=None if task.work.labels == "stay" else task.state.head, trains_from=trains_from,
+            base.network, base.family, state.adapters, first=first,
+            scale=settings.scale, dropout=settings.dropout,
+            seed=derive_seed(seed, "split server", round),
+            head=None if work.labels == "stay" else state.head, trains_from=trains_from,
         )  # fmt: skip
         self._half.lora.train()
         self._parameters = self._half.lora.parameters()
-        self._optimiser = optimiser_of(self._parameters, task.settings)
+        self._optimiser = optimiser_of(self._parameters, settings)
         self.passes = self.skipped = 0
         """Passes so far; of these, those whose gradient was not finite and was not used."""
 
@@ -50,7 +58,7 @@ class TrainedHalf:
         A device whose loss is not finite has no gradient.
         """
         self._half.lora.set_step(self.passes)
-        result = self._half.step(arrived, chunk=self._task.workload.loss_chunk)
+        result = self._half.step(arrived, chunk=self._chunk)
         self._learn()
         places = [part.device for part in arrived]
         gradients = {
@@ -85,18 +93,4 @@ class TrainedHalf:
         self.passes += 1
         if self._optimiser is None:
             return
-        limit = self._task.settings.max_grad_norm
-        self.skipped += not step_if_finite(self._optimiser, self._parameters, limit=limit)
-
-
-def halves_of(task: SplitTask, base: BaseModel) -> tuple[TrainedHalf, ...]:
-    """Return the half that serves each row: the same for all, or a copy each.
-
-    Raises:
-        ModelError: if a cut is outside the model.
-    """
-    cuts = [row.cut or 0 for row in task.rows]
-    trains_from = max(cuts) if task.work.device_frozen else 0
-    if task.work.server == "copies":
-        return tuple(TrainedHalf(task, base, first=cut, trains_from=trains_from) for cut in cuts)
-    return (TrainedHalf(task, base, first=min(cuts), trains_from=trains_from),) * len(cuts)
+        self.skipped += not step_if_finite(self._optimiser, self._parameters, limit=self._limit)
