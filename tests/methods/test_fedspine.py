@@ -136,6 +136,27 @@ def test_an_early_device_is_paid_no_less_than_one_in_time():
     assert reward[7] < 0.5
 
 
+def test_where_the_schedule_leaves_no_choice_the_ratio_neither_pays_nor_costs():
+    decider = FedSpine(warmup=0.2, cooldown=0.5, prune_every=PROBLEM.workload.local_steps * 2)
+    state, chose, paid = decider.init(PROBLEM), [], []
+    for round in range(PROBLEM.rounds):
+        seen = sample_observation(PROBLEM, round)
+        plan, state = decider.plan(PROBLEM, state, replace(seen, links=None, flops_per_s=None))
+        count = len(plan.assignments)
+        results = replace(
+            sample_results(PROBLEM, seen, plan), status=np.full(count, "ok"),
+            loss_first=np.full(count, 2.0), loss_last=np.full(count, 1.0),
+            finish_s=np.full(count, 3.0), importance=np.full(count, np.nan),
+        )  # fmt: skip
+        state = decider.learn(PROBLEM, state, results)
+        chose.append(any("ratio" in reason for reason in plan.reasons))
+        paid.append(state["reward_mean"])
+    still = [reward for had, reward in zip(chose, paid, strict=True) if not had]
+    assert any(chose)
+    assert len(still) > 2
+    np.testing.assert_allclose(still, 0.5)
+
+
 def test_a_device_that_never_answers_teaches_nothing():
     decider, problem = FedSpine(), PROBLEM
     state = decider.init(problem)

@@ -178,6 +178,9 @@ def test_average_is_the_mean_over_those_who_kept_a_row_or_column(seed, shape):
                 cover += weight * held[key].amax(axis)
             grid = cover[None, :] if axis == 0 else cover[:, None]
             expected = torch.where(grid > 0, total / grid, state.adapters[key])
+            largest = max(full[key].shape[axis] for full in fulls)
+            untrained = slice(largest, None) if axis == 0 else (slice(None), slice(largest, None))
+            expected[untrained] = state.adapters[key][untrained]
             torch.testing.assert_close(found.adapters[key], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -219,6 +222,27 @@ def test_norm_weights_are_the_norms_of_the_products():
     by_hand = aggregate(AggregateSpec("average"), state, updates, norms, shape=LLAMA)
     for name in normed.adapters:
         torch.testing.assert_close(normed.adapters[name], by_hand.adapters[name])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_heads_count_by_data_under_every_rule(rule):
+    state = state_of(LLAMA)
+    heads = [
+        replace(update, head={name: torch.full_like(t, place) for name, t in state.head.items()})
+        for place, update in enumerate(updates_of(2, state, LLAMA))
+    ]
+    found = aggregate(AggregateSpec(rule), state, heads, [1.0, 2.0, 1.0], shape=LLAMA)
+    assert torch.equal(found.head["head.weight"], torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("rule", ["average", "norm-weighted"])
+def test_directions_beyond_the_largest_rank_of_a_round_go_on_living(rule):
+    state = state_of(LLAMA)
+    updates = [update_of(place, state, LLAMA, rank=2) for place in range(2)]
+    found = aggregate(AggregateSpec(rule), state, updates, [1.0, 1.0], shape=LLAMA)
+    for name in layer_names(state.adapters):
+        assert torch.equal(found.adapters[f"{name}.A"][2:], state.adapters[f"{name}.A"][2:])
+        assert torch.equal(found.adapters[f"{name}.B"][:, 2:], state.adapters[f"{name}.B"][:, 2:])
 
 
 def test_what_nobody_kept_stays_as_it_was():

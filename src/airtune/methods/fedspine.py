@@ -123,9 +123,9 @@ class FedSpine:
         return {
             **_arrays(bandit),
             "level": np.zeros(count, np.int64), "told": np.zeros(count, np.int64),
-            "unit_s": np.full(count, np.nan), "point": np.full((count, 2), np.nan),
+            "unit_s": np.full(count, np.nan),
             "box": np.full(count, _NOTHING, np.int64), "group": np.zeros(count, np.int64),
-            "done": np.ones(count), "reward_mean": float("nan"),
+            "done": np.full(count, np.nan), "reward_mean": float("nan"),
         }  # fmt: skip
 
     def plan(
@@ -138,14 +138,14 @@ class FedSpine:
         box, point = self._points(problem, state, group, device, observation.round)
         level, floor = np.asarray(state["level"])[device], schedule.floor(observation.round)
         going_on = np.floor(point[:, 0] * (LEVELS - level) + 0.5).astype(np.int64)
-        step = going_on if schedule.is_due(observation.round) else np.zeros_like(level)
-        told = np.clip(np.maximum(level + step, floor), level, LEVELS)
-        left = LEVELS - level
-        done = np.where(left > 0, (told - level) / np.maximum(left, 1), 1.0)
+        is_due = schedule.is_due(observation.round)
+        told = np.clip(np.maximum(level + (going_on if is_due else 0), floor), level, LEVELS)
+        has_choice = is_due & (np.maximum(level, floor) < LEVELS)
+        done = np.where(has_choice, (told - level) / np.maximum(LEVELS - level, 1), np.nan)
         after = dict(state)
         after |= {
             "told": _put(state["told"], device, told), "group": group,
-            "done": _put(state["done"], device, done), "point": _put(state["point"], device, point),
+            "done": _put(state["done"], device, done),
             "box": _put(np.full(len(problem.devices), _NOTHING, np.int64), device, box),
         }  # fmt: skip
         rank = self._ranks(problem, point[:, 1])
@@ -293,16 +293,18 @@ class FedSpine:
         for index, part, size in zip(device, pruned, rank, strict=True):
             what = f"{problem.devices.names[index]}: prunes {part:.1%}"
             what += f" ({done[index]:.0%} of what was left)" if done[index] < 1.0 else ""
-            lines.append(f"{what}, rank {size}; {self._why(bandit, group[index], box[index])}")
+            why = self._why(bandit, group[index], box[index], prunes=bool(np.isfinite(done[index])))
+            lines.append(f"{what}, rank {size}; {why}")
         return tuple(lines)
 
-    def _why(self, bandit: Bandit, group: int, box: int) -> str:
+    def _why(self, bandit: Bandit, group: int, box: int, *, prunes: bool) -> str:
         if box == _NOTHING:
             return f"{self.form}, nothing is learnt"
         tried = float(bandit.trials[group, box])
         who = "alone" if self.form == "private" else f"group {group}"
         low, high = bandit.low[box], bandit.high[box]
-        place = f"ratio {low[0]:.2f}-{high[0]:.2f}, rank {low[1]:.2f}-{high[1]:.2f}"
+        place = f"ratio {low[0]:.2f}-{high[0]:.2f}" if prunes else "no pruning due"
+        place += f", rank {low[1]:.2f}-{high[1]:.2f}"
         if tried < 1e-9:
             return f"{who} tries {place} for the first time"
         mean = float(bandit.reward[group, box]) / tried

@@ -5,7 +5,7 @@
 dLoss is the relative loss drop of the device's round, placed among those of the fleet (0.5 the
 mean, 0 and 1 two standard deviations off): single batches are noisy and drops shrink as training
 goes on, which an absolute scale would take for a worse configuration. dPrune is the share of what
-was left to prune that is done, 1 where nothing was left; Imp the LoRA importance relative to the
+was left to prune that is done, 0.5 where the schedule left no choice; Imp the LoRA importance relative to the
 mean; T the finish time. Only lateness costs: who is early waits, and a round is no longer for it,
 while an absolute difference would pay a device for being slower.
 
@@ -37,14 +37,15 @@ def rewards(results: Results, came: Bools, done: Floats, weights: RewardWeights)
     Args:
         results: of the round, n devices.
         came: which of them answered, shape (n,).
-        done: share of the remaining pruning each did, shape (n,).
+        done: share of the remaining pruning each did, shape (n,); NaN where it had no choice.
         weights: of the ingredients.
     """
     drop = _placed(
         (results.loss_first[came] - results.loss_last[came])
         / np.maximum(np.abs(results.loss_first[came]), 1e-12)
     )
-    worth = weights.loss * drop + weights.prune * done[came]
+    pruned = np.where(np.isfinite(done[came]), done[came], 0.5)
+    worth = weights.loss * drop + weights.prune * pruned
     worth = worth * _relative(results.importance[came]) ** weights.importance
     time_s = results.finish_s[came]
     mean_s = float(np.mean(time_s)) if time_s.size else 1.0

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch.nn import functional
 
 from airtune.errors import ModelError, TrainingError
 from airtune.keys import derive_seed
@@ -98,7 +99,7 @@ def aggregate(
         state,
         round=state.round + 1,
         adapters=adapters,
-        head=_head(state.head, updates, used),
+        head=_head(state.head, updates, data_weights),
         importance=_importance(state, updates, data_weights),
         merged=merged,
     )
@@ -238,7 +239,11 @@ def _averaged(
 def _mean(
     previous: torch.Tensor, pieces: Sequence[tuple[torch.Tensor, Ints | None, float]]
 ) -> torch.Tensor:
-    """Return the mean of (rank_i, kept_i) pieces on the (rank, size) grid, column by column."""
+    """Return the mean of (rank_i, kept_i) pieces on the (rank, size) grid, column by column.
+
+    Smaller ranks count as zeros up to the largest of the round. What is beyond it nobody trained:
+    it stays, as factors that are both zero would never learn again.
+    """
     total = torch.zeros(previous.shape, dtype=torch.float64)
     cover = torch.zeros(previous.shape[1], dtype=torch.float64)
     for piece, index, weight in pieces:
@@ -246,7 +251,9 @@ def _mean(
         total[: piece.shape[0], place] += weight * piece.cpu().double()
         cover[place] += weight
     mean = total / cover.clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.where(cover > 0, mean.to(previous.dtype), previous.cpu())
+    largest = max(piece.shape[0] for piece, _, _ in pieces)
+    is_trained = (cover > 0) & (torch.arange(previous.shape[0]) < largest)[:, None]
+    return torch.where(is_trained, mean.to(previous.dtype), previous.cpu())
 
 
 def _stack(
@@ -321,7 +328,7 @@ def _factored(
 
     B_s = Q_b R_b and A_s' = Q_a R_a; the SVD of the small core R_b R_a' = U S V' gives
     B = Q_b U S / c and A = c V' Q_a', c the row norm of a fresh A. A keeps full rank where the
-    product has less, so no direction dies.
+    product has less, so no direction dies; of ranks above what a layer can have, zeros are left.
     """
     rank = previous[0].shape[0]
     stacked_b, stacked_a = _stack(previous, parts, starts=starts)
@@ -330,12 +337,14 @@ def _factored(
     u, values, v = torch.linalg.svd(left_core @ right_core.T, full_matrices=False)
     b = left @ (u[:, :rank] * (values[:rank] / A_ROW_NORM))
     a = A_ROW_NORM * (v[:rank] @ right.T)
+    missing = rank - a.shape[0]
+    a, b = functional.pad(a, (0, 0, 0, missing)), functional.pad(b, (0, missing))
     dtype = previous[0].dtype
     return a.to(dtype).contiguous(), b.to(dtype).contiguous()
 
 
 def _head(previous: Mapping[str, torch.Tensor], updates: Sequence[Update], weights: Floats) -> Head:
-    """Average the task heads; every rule does it the same way."""
+    """Average the task heads by the devices' data; every rule does it the same way."""
     head: Head = {}
     for name, old in previous.items():
         total = torch.zeros(old.shape, dtype=torch.float64)
