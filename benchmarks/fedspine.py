@@ -25,7 +25,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from airtune.compare import compare_methods
 from airtune.cost import forward_flops
 from airtune.methods import build_method
-from airtune.methods.sparsity import levels_of
+from airtune.methods.sparsity import Schedule, levels_of
 from airtune.model.base import BaseModel, base_of
 from airtune.model.batch import Sequences
 from airtune.model.importance import measure
@@ -43,6 +43,8 @@ DEVICES, ROUNDS, SEEDS = 80, 60, range(5)
 BEST = np.array([[0.15, 0.85], [0.5, 0.5], [0.85, 0.2]])
 """The arm that suits each kind of device: slow ones prune more at a smaller rank."""
 BATCH, TOKENS, RANK = 8, 64, 16
+RUN_ROUNDS = 30
+"""Of the recipes: how much is pruned in the first, which is the largest, rests on it."""
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "fedspine-gsm8k.yaml"
 DATA = ROOT.parent / "shared" / "data"
@@ -99,7 +101,10 @@ def memory() -> Iterator[Figure]:
     method = build_method("fedspine", {"prune_every": 5})
     # cumulative pruning only ever makes a device smaller: its first round is its largest
     levels = levels_of(base.shape, 0.5, "auto")
-    first, last = (_peak(base, method, prune=float(levels.prune_ffn[level])) for level in (2, -1))
+    floor = Schedule(rounds=RUN_ROUNDS, warmup=0, cooldown=RUN_ROUNDS // 2).floor(0)
+    first, last = (
+        _peak(base, method, prune=float(levels.prune_ffn[level])) for level in (floor, -1)
+    )
     against = (
         f"HETLoRA's first round at rank {RANK}; MiniLM-sized encoder, {BATCH} x {TOKENS} tokens, "
         "weights, adapters, optimiser, activations and importance"
@@ -135,7 +140,7 @@ def inference() -> Iterator[Figure]:
 
 
 def table() -> Iterator[Figure]:
-    """Train a shortened seed of the table of GSM8K: 8 of 60 rounds on shorter texts, four methods."""
+    """Train a shortened seed of the table of GSM8K: 8 of 30 rounds on shorter texts, four methods."""
     real = DATA.is_dir()
     recipe = load_recipe(str(RECIPE) if real else None, overrides=[*SHORT, *(() if real else FREE)])
     with tempfile.TemporaryDirectory() as folder:

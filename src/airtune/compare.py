@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.errors import (
+    AirtuneError,
     CheckpointError,
     InfeasibleError,
     RecipeError,
@@ -50,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A run that cannot be: its method has no answer for this fleet."""
+    """A run that cannot be: its method has no answer for this fleet, or a setting it cannot take."""
 
     label: str
     seed: int
@@ -192,6 +193,7 @@ def _run_all(
     watch.on_folder(place)
     results: list[RunResult] = []
     refused: list[Refused] = []
+    why: list[AirtuneError] = []
     total = len(entries) * len(seeds)
     try:
         for seed in seeds:
@@ -205,7 +207,8 @@ def _run_all(
                 mine = _recipe_for(recipe, entry, seed)
                 try:
                     done = _run_one(mine, entry.label, folder, assets=assets, watch=told)
-                except InfeasibleError as error:
+                except (InfeasibleError, RecipeError) as error:
+                    why.append(error)
                     refused.append(Refused(entry.label, seed, str(error)))
                     _drop_empty(folder)
                 else:
@@ -216,7 +219,7 @@ def _run_all(
             f"airtune compare --resume {place}"
         ) from error
     if not results:
-        raise InfeasibleError(refused[0].reason)
+        raise why[0]
     page = write_report([place], place)
     return Comparison(place, page, summarise(load_study([place])), tuple(results), tuple(refused))
 

@@ -180,8 +180,11 @@ def test_compare_with_controls_can_be_resumed(place, airtune):
     assert json.loads(out)["methods"] == done["methods"]
 
 
-def test_a_method_without_an_answer_is_left_out_of_a_comparison(place, airtune):
-    methods = "[fedavg-lora, {name: sft, cut: 9, codec: none, label: deep}]"
+@pytest.mark.parametrize(
+    "settings", ["name: sft, cut: 9, codec: none", "name: fedspine, min_rank: 512"]
+)
+def test_a_method_without_an_answer_is_left_out_of_a_comparison(place, airtune, settings):
+    methods = f"[fedavg-lora, {{{settings}, label: deep}}]"
     words = ["compare", "tiny.yaml", f"compare.methods={methods}", "train.rounds=1", "--json"]
     code, out, _ = airtune(*words)
     done = json.loads(out)

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 
 from airtune.calibrate import Measured, store
 from airtune.deploy import federation
 from airtune.deploy.federation import Order, run_federation
 from airtune.engine.envelope import Envelope
+from airtune.engine.message import Reply, pack_tensors, seal_reply, unpack_tensors
 from airtune.engine.stream import StreamServer
 from airtune.errors import (
     CheckpointError,
@@ -73,9 +75,21 @@ def _huge(device: int, reply: Envelope) -> Envelope:
     return Envelope(reply.header, (*reply.blobs, bytes(80 << 20)))
 
 
+def _grown(device: int, reply: Envelope) -> Envelope:
+    """Have device 1 say that it has more ranks left than it was told."""
+    if device != 1:
+        return reply
+    return Envelope(reply.header.replace(b'"rank_left":', b'"rank_left":99'), reply.blobs)
+
+
 @pytest.mark.parametrize(
     ("bend", "why"),
-    [(_cut_off, "truncated"), (_as_another, "'a', 'b' was asked"), (_huge, "at most")],
+    [
+        (_cut_off, "truncated"),
+        (_as_another, "'a', 'b' was asked"),
+        (_huge, "at most"),
+        (_grown, "rank left must be between 0 and"),
+    ],
 )
 def test_a_device_that_lies_is_refused_and_the_others_count(
     bend: Any, why: str, quick: Any, nodes: Any, tmp_path: Path
@@ -85,6 +99,27 @@ def test_a_device_that_lies_is_refused_and_the_others_count(
     record, _ = _run(quick, fleet, tmp_path)
     assert list(record.devices["status"]) == ["ok", "refused"]
     assert why in record.devices["reason"][1]
+
+
+def test_scores_that_are_not_finite_are_not_pooled(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    def without_numbers(device: int, reply: Envelope) -> Envelope:
+        if device != 1 or b'"kind":"measure"' not in reply.header:
+            return reply
+        scores = unpack_tensors(reply.blobs[0])
+        scores["importance/channels"][0, 0] = float("nan")
+        header = TypeAdapter(Reply).validate_json(reply.header)
+        return seal_reply(header, {"importance": pack_tensors(scores)})
+
+    fleet = nodes(["a", "b"])
+    fleet.mail.bend = without_numbers
+    told = {"method.name": "fedspine", "train.rounds": 1, "train.local_steps": 1, "data.limit": 30}
+    record, _ = _run(recipe(**told), fleet, tmp_path)
+    assert list(record.devices["status"]) == ["ok", "ok"]
+    (fault,) = record.rounds[0]["setup"]["faults"]
+    assert fault.startswith("b: ")
+    assert "channels has 1 scores that are not finite" in fault
 
 
 def test_an_answer_of_the_last_round_is_refused(

@@ -22,8 +22,8 @@ RULES = ["average", "norm-weighted", "factored", "lifted", "stacked"]
 RANK = 6
 
 
-def state_of(shape, seed=0):
-    workload = Workload(batch=1, tokens=4, local_steps=1, rank=RANK,
+def state_of(shape, seed=0, rank=RANK):
+    workload = Workload(batch=1, tokens=4, local_steps=1, rank=rank,
                         lora_targets=tuple(linear.name for linear in shape.linears))  # fmt: skip
     return GlobalState(
         3, filled(init_adapters(shape, workload, seed), seed), {"head.weight": torch.ones(2, 3)}
@@ -268,6 +268,17 @@ def test_no_direction_dies_when_products_are_zero():
         norms = found.adapters[f"{name}.A"].norm(dim=1)
         torch.testing.assert_close(norms, torch.full_like(norms, A_ROW_NORM))
         assert product(found.adapters, name).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("rule", ["factored", "lifted"])
+def test_a_rank_above_what_a_layer_can_have_keeps_its_shape(rule):
+    state = state_of(LLAMA, rank=12)  # keys are 8 wide
+    updates = [update_of(device, state, LLAMA, rank=12, seed=device) for device in range(2)]
+    found = aggregate(AggregateSpec(rule), state, updates, [1.0, 1.0], shape=LLAMA)
+    for name in layer_names(state.adapters):
+        assert found.adapters[f"{name}.A"].shape == state.adapters[f"{name}.A"].shape
+        expected = best_of_rank(dense_mean(name, state, updates, [0.5, 0.5], LLAMA), 12)
+        torch.testing.assert_close(product(found.adapters, name), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_importance_is_pooled_over_those_who_measured():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from airtune.report.bandit import (
     sentence,
     tree_figures,
 )
-from airtune.report.sparsity import deployed, equal_sparsity
+from airtune.report.sparsity import deployed, equal_sparsity, final_sparsity
 from airtune.report.study import load_study
 
 
@@ -77,6 +78,15 @@ def test_quality_is_compared_at_the_sparsity_reached(study):
     assert "+7.0 pt" in against.main
     assert against.tone == "better"
     assert lines["fedspine"].cells[2].small == ("2 others",)
+
+
+def test_devices_left_out_say_nothing_of_the_sparsity(study):
+    run = study.first
+    devices = {name: column.copy() for name, column in run.record.devices.items()}
+    left_out = np.flatnonzero(devices["round"] == devices["round"].max())[:3]
+    devices["local_steps"][left_out], devices["pruned"][left_out] = 0, 0.0
+    changed = replace(run, record=replace(run.record, devices=devices))
+    assert final_sparsity(changed) == pytest.approx(final_sparsity(run))
 
 
 def test_an_exported_model_stands_beside_the_dense_one(study, bandits):

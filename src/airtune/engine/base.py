@@ -26,6 +26,8 @@ class Setup:
     energy_j: float = 0.0
     each_bytes: float = 0.0
     """Received and sent by each device that was part of it; what counts of its month."""
+    faults: tuple[str, ...] = ()
+    """Why devices that were asked have no part in it, one text each."""
 
 
 @dataclass(frozen=True, slots=True)

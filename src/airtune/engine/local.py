@@ -346,24 +346,28 @@ class LocalEngine:
             )  # fmt: skip
             return replace(state, importance=known), Setup()
         has_data = self._problem.devices.samples[plan.assignments.device] > 0
-        found = self._reports(plan.assignments.device[has_data].tolist(), state)
+        found, faults = self._reports(plan.assignments.device[has_data].tolist(), state)
         devices, reports = list(found), list(found.values())
         weights = self._problem.devices.weight[devices].tolist()
         pooled = pool(reports, weights)
         if state.importance is not None:
             pooled = replace(state.importance, means=pooled.means)
-        return replace(state, importance=pooled), self._measuring(plan, reports[0], start_s)
+        setup = self._measuring(plan, reports[0], start_s)
+        return replace(state, importance=pooled), replace(setup, faults=faults)
 
-    def _reports(self, devices: Sequence[int], state: GlobalState) -> dict[int, Importance]:
-        """Have devices measure importance on their own data; by device."""
+    def _reports(
+        self, devices: Sequence[int], state: GlobalState
+    ) -> tuple[dict[int, Importance], tuple[str, ...]]:
+        """Have devices measure importance on their own data; by device, and why some have none."""
         base = current_base(self._base, state)
-        return {
+        measured = {
             device: measure_importance(
                 base, self._data.devices[device].train, criterion=self._work.importance,
                 batch=self._problem.workload.batch, seed=self._problem.seed, device=device,
             )
             for device in devices
         }  # fmt: skip
+        return measured, ()
 
     @property
     def _wants_means(self) -> bool:

@@ -162,7 +162,7 @@ class Remote:
         for device, answer in answers.items():
             if answer.status == "ok":
                 try:
-                    found[device] = self._importance(answer.blobs)
+                    found[device] = self._whole_importance(answer.blobs)
                 except CodecError as error:
                     answers[device] = replace(answer, status="refused", fault=str(error))
         return found, answers
@@ -326,6 +326,11 @@ class Remote:
         """Return an update as the server has it; what was kept is worked out, not believed."""
         if reply.status != "ok":
             return None
+        if not 0 <= reply.rank_left <= row.rank:
+            raise CodecError(
+                f"the rank left must be between 0 and the {row.rank} it was told, got "
+                f"{reply.rank_left}"
+            )
         work = self._setup.work
         kept = kept_by(row, state, self._shape, work)
         reference = returned_of(state, self._shape, kept, row.rank, cut=row.cut, work=work)
@@ -343,6 +348,17 @@ class Remote:
         if importance is None:
             raise CodecError("the importance asked for is missing")
         return importance
+
+    def _whole_importance(self, blobs: Mapping[str, bytes]) -> Importance:
+        """Return scores of the dense model, none of which may be missing."""
+        found = self._importance(blobs)
+        for name, scores in (("groups", found.groups), ("channels", found.channels)):
+            if not np.isfinite(scores).all():
+                raise CodecError(
+                    f"importance of {name} has {np.count_nonzero(~np.isfinite(scores))} scores "
+                    "that are not finite; it is refused"
+                )
+        return found
 
     def _scores_bytes(self) -> int:
         """Return the most that scores and means can take, in double precision."""

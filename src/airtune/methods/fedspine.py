@@ -99,8 +99,8 @@ class FedSpine:
                 )
         if self.groups < 1:
             raise RecipeError(f"groups must be at least 1, got {self.groups}")
-        if not self.explore >= 0.0:
-            raise RecipeError(f"explore must be at least 0, got {self.explore:g}")
+        if not 0.0 <= self.explore < np.inf:
+            raise RecipeError(f"explore must be at least 0 and finite, got {self.explore:g}")
         if not 0.0 < self.discount <= 1.0:
             raise RecipeError(f"discount must be above 0 and at most 1, got {self.discount:g}")
 

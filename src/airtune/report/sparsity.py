@@ -36,7 +36,10 @@ def final_sparsity(run: Run) -> float:
     devices = run.record.devices
     if "sparsity" not in settings or not devices["round"].size:
         return 0.0
-    last = devices["round"] == devices["round"].max()
+    worked = devices["local_steps"] > 0
+    if not worked.any():
+        return 0.0
+    last = worked & (devices["round"] == devices["round"][worked].max())
     return float(np.mean(devices["pruned"][last]))
 
 

@@ -157,14 +157,18 @@ class ReplayEngine(LocalEngine):
         }
         return done
 
-    def _reports(self, devices: Sequence[int], state: GlobalState) -> dict[int, Importance]:
+    def _reports(
+        self, devices: Sequence[int], state: GlobalState
+    ) -> tuple[dict[int, Importance], tuple[str, ...]]:
         found, answers = self._remote.measure(devices, state)
+        faults = {device: one.fault for device, one in answers.items() if device not in found}
         if not found:
-            faults = {answer.fault for answer in answers.values()}
             raise TrainingError(
-                f"no device measured importance, which pruning needs: {'; '.join(sorted(faults))}"
+                "no device measured importance, which pruning needs: "
+                f"{'; '.join(sorted(set(faults.values())))}"
             )
-        return found
+        names = self._problem.devices.names
+        return found, tuple(f"{names[device]}: {fault}" for device, fault in faults.items())
 
 
 class FlowerEngine(ReplayEngine):
