@@ -83,7 +83,7 @@ def choose(
         bandit: what was learnt so far.
         group: shape (devices,); whose statistics each device shares.
         settings: the dials.
-        allowed: shape (devices, boxes); a device with no allowed box plays its highest ratio.
+        allowed: shape (devices, boxes); at least one a device.
         generator: breaks ties and orders the devices of a group.
     """
     chosen = np.zeros(group.size, np.int64)
@@ -95,7 +95,7 @@ def choose(
         for row, device in enumerate(generator.permutation(devices)):
             index = _bounds(bandit, mean, trials, settings) + tie[row]
             index = np.where(allowed[device], index, -np.inf)
-            best = int(np.argmax(index if allowed[device].any() else bandit.centre[:, 0]))
+            best = int(np.argmax(index))
             chosen[device] = best
             trials[best] += 1.0
     return chosen
