@@ -10,6 +10,7 @@ from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import load_fleet
 from airtune.methods import sample_problem
 from airtune.planner import cut_peaks, feasible, find_shape, plan_model, plan_recipe, shape_of
+from airtune.planner.run import turns
 from airtune.recipe import load_recipe
 from airtune.run import check_memory, workload_of
 
@@ -177,3 +178,36 @@ def test_a_control_takes_the_time_of_those_who_train():
              zip(by["fedavg-lora"].devices, fleet.flops_at(0), strict=True)]  # fmt: skip
     assert by["pooled"].round_s == pytest.approx(sum(flops) / fleet.server.flops_per_s)
     assert by["pooled"].straggler == "no device trains"
+
+
+def test_every_device_is_asked_in_turn_and_as_many_together_as_a_round_asks():
+    present = np.array([True] * 7 + [False] * 2)
+    asked = np.array(list(turns(present, 0.4, np.random.default_rng(0))))
+    assert asked.shape == (3, 9)
+    assert asked.sum(axis=1).tolist() == [3, 3, 3]
+    np.testing.assert_array_equal(asked.any(axis=0), present)
+    (everybody,) = turns(present, 1.0, np.random.default_rng(0))
+    np.testing.assert_array_equal(everybody, present)
+    assert list(turns(np.zeros(3, bool), 0.5, np.random.default_rng(0))) == []
+
+
+def test_a_round_that_asks_a_part_of_the_fleet_costs_that_part():
+    whole, part = (
+        plan_recipe(
+            load_recipe(None, overrides=["fleet.source=jetson-80", f"fleet.participation={p}"])
+        )
+        for p in (1.0, 0.1)
+    )
+    assert part.total_upload_bytes == pytest.approx(0.1 * whole.total_upload_bytes)
+    assert part.round_s < whole.round_s
+    assert len(part.devices) == 80
+    assert all(np.isfinite(device.finish_s) for device in part.devices)
+    assert any("fleet.participation" in line for line in part.assumptions)
+
+
+def test_a_plan_prices_the_scores_that_a_method_measures():
+    plain, scored = (
+        plan_recipe(load_recipe(None, overrides=[f"method.name={name}", "method.sparsity=0.5"]))
+        for name in ("magnitude-prune", "loraprune")
+    )
+    assert scored.total_upload_bytes > plain.total_upload_bytes

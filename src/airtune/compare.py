@@ -107,7 +107,7 @@ def compare_methods(
     document = {
         "schema": _SCHEMA, "name": recipe.name or "methods", "recipe": recipe.plain(),
         "methods": [entry.label for entry in entries], "seeds": list(chosen),
-        "baseline": baseline_of(recipe, entries),
+        "baseline": baseline_of(recipe, entries, is_narrowed=bool(methods)),
         "entries": [asdict(entry) for entry in entries],
     }  # fmt: skip
     _claim(place, document)
@@ -168,15 +168,20 @@ def entries_of(recipe: Recipe, methods: Sequence[str | Mapping[str, Any]]) -> li
     return entries
 
 
-def baseline_of(recipe: Recipe, entries: Sequence[Entry]) -> str:
+def baseline_of(recipe: Recipe, entries: Sequence[Entry], *, is_narrowed: bool = False) -> str:
     """Return the label that the others are compared with.
+
+    Args:
+        recipe: says which, or leaves it open.
+        entries: what is compared.
+        is_narrowed: they were asked for beside the recipe, so its baseline need not be among them.
 
     Raises:
         RecipeError: if the recipe names one that is not compared.
     """
     labels = [entry.label for entry in entries]
     asked = recipe.compare.baseline
-    if asked is None:
+    if asked is None or (is_narrowed and asked not in labels):
         return _PLAIN_BASELINE if _PLAIN_BASELINE in labels else labels[0]
     if asked not in labels:
         raise RecipeError(

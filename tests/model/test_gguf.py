@@ -139,6 +139,25 @@ def test_other_models_and_unknown_tokenizers_are_refused(tmp_path):
         )
 
 
+@needs_gguf
+def test_only_special_added_tokens_are_control_tokens(tmp_path):
+    import gguf
+
+    mine = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    mine.add_tokens("<tool>")
+    write_gguf(tmp_path / "model.gguf", network_of("llama"), mine)
+    kinds = gguf.GGUFReader(tmp_path / "model.gguf").fields["tokenizer.ggml.token_type"].contents()
+    assert kinds[mine.convert_tokens_to_ids("<tool>")] == gguf.TokenType.USER_DEFINED
+    assert kinds[mine.convert_tokens_to_ids("<|user|>")] == gguf.TokenType.CONTROL
+
+
+def test_no_one_is_told_to_install_what_would_not_help(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    small = {name: SIZES[name] for name in list(SIZES)[:5]}
+    with pytest.raises(ModelError, match="got bert"):
+        check_gguf(BertForSequenceClassification(BertConfig(**small)))
+
+
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'airtune\[gguf\]'"):

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from airtune.model.importance import measure
 from airtune.model.kept import Kept
 from airtune.model.lora import attach, head_of, init_adapters, take
 from airtune.model.loss import class_logits
-from airtune.model.save import save_adapter, save_merged, save_pruned
+from airtune.model.save import save_adapter, save_merged, save_pruned, whole_folder
 from airtune.model.slicing import slice_network
 
 SCALE = 2.0
@@ -186,7 +188,7 @@ def test_an_existing_folder_is_replaced_only_on_request(make_base, workload_of, 
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "old").write_text("precious")
-    with pytest.raises(RunExistsError, match="adapter is already there"):
+    with pytest.raises(RunExistsError, match=r"adapter is already there.*--force"):
         save_adapter(folder, base, adapters, scale=SCALE)
     assert (folder / "old").exists()
     save_adapter(folder, base, adapters, scale=SCALE, overwrite=True)
@@ -206,6 +208,33 @@ def test_a_full_disk_leaves_nothing_half_written(make_base, workload_of, tmp_pat
     with pytest.raises(StorageError, match="the disk is full; free space"):
         save_adapter(tmp_path / "adapter", base, adapters, scale=SCALE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def precious(tmp_path):
+    """A folder that was written before."""
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "old").write_text("precious")
+    yield tmp_path / "m"
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["m", "m/old"]
+
+
+def test_what_was_there_stays_when_the_new_folder_does_not_get_whole(precious):
+    def write_half():
+        with whole_folder(precious, overwrite=True) as place:
+            (place / "half").write_text("half")
+            raise ModelError("not so")
+
+    with pytest.raises(ModelError, match="not so"):
+        write_half()
+
+
+def test_what_was_there_comes_back_when_the_new_folder_cannot_be_moved(precious):
+    with (
+        pytest.raises(StorageError, match="cannot write"),
+        whole_folder(precious, overwrite=True) as place,
+    ):
+        shutil.rmtree(place)
 
 
 def test_the_tokenizer_travels_with_the_model(make_base, workload_of, tmp_path):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from airtune.engine.checks import Divide
 from airtune.model.state import GlobalState, Update
-from airtune.plan import Floats, Need, Observation, Problem, Results, RoundPlan
+from airtune.plan import Floats, Need, Observation, Problem, Results, RoundPlan, WorkSpec
 
 Split = Literal["validation", "test"]
 
@@ -101,6 +101,16 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back whatever is held."""
         ...
+
+
+def with_work(problem: Problem, work: WorkSpec) -> Problem:
+    """Return the problem whose costs hold what the local work and its measuring take."""
+    scores = problem.workload.scores
+    if work.importance == "lora-gradient":
+        scores = "gradient"
+    elif work.importance == "salience":
+        scores = "activation"
+    return replace(problem, work=work, workload=replace(problem.workload, scores=scores))
 
 
 def mask_problem(problem: Problem, needs: frozenset[Need]) -> Problem:

@@ -18,7 +18,7 @@ from airtune.cost import energy_j, forward_flops, most_bytes, peak_memory
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
 from airtune.engine.allowance import Allowance
-from airtune.engine.base import Execution, Setup, Split, mask_observation
+from airtune.engine.base import Execution, Setup, Split, mask_observation, with_work
 from airtune.engine.checks import Divide
 from airtune.engine.clock import transfer
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
@@ -116,7 +116,7 @@ class LocalEngine:
         self._fleet, self._base, self._data = fleet, base, data
         self._needs = needs
         self._work = problem.work if work is None else work
-        self._problem = _with_work(problem, self._work)
+        self._problem = with_work(problem, self._work)
         self._settings = LocalSettings() if settings is None else settings
         self._uplink = Uplink(self._problem)
         self._splitter = Splitter(self._problem, fleet, base, data, settings=self._settings.train)
@@ -422,16 +422,6 @@ def round_half(value: float) -> int:
     (3, 3)
     """
     return int(np.floor(value + 0.5))
-
-
-def _with_work(problem: Problem, work: WorkSpec) -> Problem:
-    """Return the problem whose costs hold what the local work and its measuring take."""
-    scores = problem.workload.scores
-    if work.importance == "lora-gradient":
-        scores = "gradient"
-    elif work.importance == "salience":
-        scores = "activation"
-    return replace(problem, work=work, workload=replace(problem.workload, scores=scores))
 
 
 def prunes(assignments: Assignments, problem: Problem) -> bool:

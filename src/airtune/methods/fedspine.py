@@ -60,7 +60,8 @@ class FedSpine:
     """The decider of FedSpine; the other forms are its controls."""
 
     sparsity: float = 0.5
-    """Fraction of the blocks' weights that is gone at the end, exactly on every device."""
+    """Fraction of the blocks' weights that is gone at the end, to the nearest whole structures, the
+    same on every device."""
     structures: Structures = "auto"
     """What is removed; auto = heads too where the family's plain config can say so."""
     form: Form = "pooled"
@@ -157,7 +158,10 @@ class FedSpine:
         return plan.assignments.share
 
     def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Credit the points that were played; what never answered says nothing."""
+        """Credit the points that were played: nothing for what came late or not whole.
+
+        A device that never answered says nothing.
+        """
         _check_fleet(problem, state)
         who = results.device
         came = (results.status == "ok") & np.isfinite(results.finish_s)

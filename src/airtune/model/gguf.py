@@ -26,7 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from airtune.errors import MissingExtraError, ModelError
 
 _ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -89,10 +89,9 @@ def check_gguf(network: PreTrainedModel) -> None:
     """Refuse a model that GGUF cannot say exactly, before any work is done for it.
 
     Raises:
-        MissingExtraError: if the gguf package is not installed.
         ModelError: naming what is in the way.
+        MissingExtraError: if nothing is, but the gguf package is not installed.
     """
-    require_gguf()
     config = network.config
     if config.model_type not in _ARCHITECTURES or not hasattr(network, "lm_head"):
         raise ModelError(
@@ -108,6 +107,7 @@ def check_gguf(network: PreTrainedModel) -> None:
             f"gguf is not written for a {config.model_type} model with {what}; export merged or "
             "pruned, then convert that folder with llama.cpp's convert_hf_to_gguf.py"
         )
+    require_gguf()  # last: no one is to install it for a model that it cannot say
 
 
 def _add_sizes(writer: Any, config: Any) -> None:
@@ -157,7 +157,10 @@ def _vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> dict[str, Any]
         tokens[place], kinds[place] = token, _BYTE if _is_byte(token, model) else _NORMAL
     for added in content["added_tokens"]:
         place = added["id"]
-        tokens[place], kinds[place] = added["content"], _CONTROL
+        tokens[place], kinds[place] = (
+            added["content"],
+            _CONTROL if added["special"] else _USER_DEFINED,
+        )
     if model.get("unk_token") in pieces:
         kinds[pieces[model["unk_token"]]] = _UNKNOWN
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]

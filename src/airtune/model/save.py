@@ -14,9 +14,7 @@ with the same counts in every block. A folder appears whole or not at all.
 from __future__ import annotations
 
 import errno
-import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
@@ -32,7 +30,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from airtune.errors import ModelError, RunExistsError, StorageError
+from airtune.errors import AirtuneError, ModelError, RunExistsError, StorageError
 from airtune.model.base import BaseModel, auto_class
 from airtune.model.families import Config, Family
 from airtune.model.frame import PREPROCESSOR
@@ -80,7 +78,7 @@ def save_adapter(
     }
     tensors |= {f"base_model.model.{name}": value for name, value in (head or {}).items()}
     config = _adapter_config(base, adapters, scale, has_head=bool(head))
-    with _whole_folder(Path(folder), overwrite) as place:
+    with whole_folder(Path(folder), overwrite=overwrite) as place:
         config.save_pretrained(str(place))
         save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
         _save_reader(base, place)
@@ -150,7 +148,7 @@ def save_pruned(
     network = _plain_network(
         merged(sliced, base.family, adapters, scale=scale, head=head), config, base.shape
     )
-    with _whole_folder(Path(folder), overwrite) as place:
+    with whole_folder(Path(folder), overwrite=overwrite) as place:
         network.save_pretrained(str(place))
         _save_reader(base, place)
 
@@ -301,25 +299,49 @@ def _save_reader(base: BaseModel, place: Path) -> None:
 
 
 @contextmanager
-def _whole_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """Hand out an empty folder that takes its final name only when all is written."""
+def whole_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Hand out an empty folder that takes its final name only when the block ends well.
+
+    What was there under that name stays until then, and is gone for good only afterwards.
+
+    Args:
+        folder: The final name.
+        overwrite: Replace what is there.
+
+    Raises:
+        RunExistsError: if it is there and must not be replaced.
+        StorageError: if it cannot be written.
+    """
     if folder.exists() and not overwrite:
-        raise RunExistsError(f"{folder} is already there; choose another name or overwrite it")
-    place = None
+        raise RunExistsError(
+            f"{folder} is already there; choose another folder, or replace it: --force, or "
+            "overwrite=True from Python"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        place.chmod(0o755)
-        yield place
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(place, folder)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as holder:
+            made = Path(holder, "new")
+            made.mkdir()
+            yield made
+            _swap(made, folder, aside=Path(holder, "old"))
+    except AirtuneError:
+        raise
     except (OSError, SafetensorError) as error:
         is_full = getattr(error, "errno", None) == errno.ENOSPC or "StorageFull" in str(error)
         reason = "the disk is full" if is_full else str(error)
         raise StorageError(
             f"cannot write {folder}: {reason}; free space or choose another folder"
         ) from error
+
+
+def _swap(made: Path, folder: Path, *, aside: Path) -> None:
+    """Give a folder its final name; what has it is put aside, and back where that fails."""
+    try:
+        if folder.exists():
+            folder.replace(aside)
+        made.replace(folder)
     finally:
-        if place is not None and place.exists():
-            shutil.rmtree(place, ignore_errors=True)
+        if aside.exists() and not folder.exists():
+            aside.replace(folder)

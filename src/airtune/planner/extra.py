@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,7 +64,7 @@ def staging_lines(names: Sequence[str], size_bytes: float, seconds: Floats) -> l
 
 
 def cap_lines(
-    names: Sequence[str], round_bytes: Floats, problem: Problem, staged: float
+    names: Sequence[str], round_bytes: Floats, problem: Problem, staged: float, *, part: float = 1.0
 ) -> list[str]:
     """Return in words how many rounds a month's bytes hold.
 
@@ -72,16 +73,18 @@ def cap_lines(
         round_bytes: what each receives and sends in a round, (devices,); NaN = it takes no part.
         problem: gives the cap and the number of rounds.
         staged: bytes of the base, fetched in the first month.
+        part: of the rounds in which a device is asked, in (0, 1].
     """
     cap = problem.device_bytes_per_month
     if cap is None or not np.isfinite(round_bytes).any():
         return []
     most = int(np.nanargmax(round_bytes))
     held = max(int((cap - staged) // round_bytes[most]), 0)
-    if held >= problem.rounds:
+    asked = math.ceil(problem.rounds * part)
+    if held >= asked:
         return []
     return [
-        f"{format_bytes(cap)} a device and month hold {held} of {problem.rounds} rounds of "
+        f"{format_bytes(cap)} a device and month hold {held} of {asked} rounds of "
         f"{names[most]}, which takes {format_bytes(float(round_bytes[most]))} in each; a device is "
         "left out for the rest of a month (limits.device_bytes_per_month)"
     ]

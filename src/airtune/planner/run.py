@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from airtune.cost import Ladder, ladder, predict
-from airtune.engine.base import mask_observation, mask_problem
+from airtune.engine.base import mask_observation, mask_problem, with_work
 from airtune.fleet import Fleet, load_fleet
+from airtune.keys import generator
 from airtune.methods import method_row
 from airtune.plan import (
+    Bools,
     Calibration,
     CodecSpec,
     Floats,
@@ -45,7 +48,7 @@ from airtune.run.build import check_cuts
 from airtune.units import format_seconds
 
 SAMPLED_ROUNDS = 8
-"""Rounds whose links are drawn; figures are medians over them."""
+"""Rounds whose links are drawn, spread over the run; figures are medians over them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +113,17 @@ class _Sampled:
 
     columns: dict[str, Floats]
     round_s: Floats
+    """Of every planned round; a sampled one takes several where only a part of the fleet is asked."""
     last: list[int]
     cut: Ints
     """Shape (devices,), of the last round in which each took part."""
     codec: list[CodecSpec | None]
     """Of what crosses each device's cut; None where nothing does."""
+
+    @property
+    def part(self) -> float:
+        """The part of the rounds in which a device is asked."""
+        return len(self.columns["pruned"]) / max(len(self.round_s), 1)
 
 
 def plan_recipe(recipe: Recipe) -> Plan:
@@ -139,15 +148,18 @@ def plan_recipe(recipe: Recipe) -> Plan:
         server_memory_bytes=fleet.server.memory_bytes, work=chosen.method.work,
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
     )  # fmt: skip
-    problem = informed(problem, stored_measurement(recipe, chosen))
+    problem = informed(with_work(problem, chosen.method.work), stored_measurement(recipe, chosen))
     check_memory(problem, fleet, may_cut=method_row(recipe.method.name).may_cut)
     problem = problem_of_control(chosen, problem) if chosen.is_control else problem
-    sampled = _sample(problem, fleet, chosen)
+    part = 1.0 if chosen.is_control else recipe.fleet.participation
+    sampled = _sample(problem, fleet, chosen, participation=part)
     return _summary(recipe, fleet, problem, chosen, sampled=sampled)
 
 
-def _sample(problem: Problem, fleet: Fleet, chosen: Chosen) -> _Sampled:
-    """Let the method plan a few rounds and price each plan."""
+def _sample(
+    problem: Problem, fleet: Fleet, chosen: Chosen, *, participation: float
+) -> _Sampled:  # fmt: skip
+    """Let the method plan a few rounds and price each plan, the fleet part by part in each."""
     decider = chosen.method.decider
     known = mask_problem(problem, decider.needs)
     state = decider.init(known)
@@ -155,36 +167,52 @@ def _sample(problem: Problem, fleet: Fleet, chosen: Chosen) -> _Sampled:
              "upload_bytes", "download_bytes", "energy_j")  # fmt: skip
     count = min(problem.rounds, SAMPLED_ROUNDS)
     columns = {name: np.full((count, len(fleet)), np.nan) for name in names}
-    round_s, last = np.full(count, np.nan), []
+    round_s: list[float] = []
+    last: list[int] = []
     cut = np.zeros(len(fleet), np.int64)
     codec: list[CodecSpec | None] = [None] * len(fleet)
-    for number in range(count):
-        links = fleet.links_at(number, 0, 0.0)
+    for row, number in enumerate(np.linspace(0, problem.rounds - 1, count).astype(int).tolist()):
+        links, flops_per_s = fleet.links_at(number, 0, 0.0), fleet.flops_at(number)
         present = there(chosen, links.available)
-        observation = Observation(number, 0.0, links, present, fleet.flops_at(number))
-        if not present.any():
-            continue
-        plan, state = decider.plan(known, state, mask_observation(observation, decider.needs))
-        told = plan.assignments
-        cost = predict(problem, told, links=links, flops_per_s=fleet.flops_at(number))
-        cost = off_air(chosen, problem, told, cost) if chosen.is_control else cost
-        for name in names[2:]:
-            columns[name][number, told.device] = getattr(cost, name)
-        columns["pruned"][number, told.device] = problem.shape.pruned_fraction(
-            told.prune_heads, told.prune_ffn
-        )
-        columns["rank"][number, told.device] = told.rank
-        cut[told.device] = told.cut
-        for row in told if told.cut.any() else ():
-            codec[row.device] = row.codec if row.cut else None
-        able = cost.peak_bytes <= fleet.memory_bytes[told.device]
-        finish = np.where(able & np.isfinite(cost.finish_s), cost.finish_s, 0.0)
-        round_s[number] = min(finish.max(initial=0.0), problem.deadline_s or np.inf)
-        if chosen.is_control:
-            round_s[number] += server_s(chosen, problem)
-        if finish.any():
-            last.append(int(told.device[int(np.argmax(finish))]))
-    return _Sampled(columns, round_s, last, cut, codec)
+        for asked in turns(present, participation, generator(problem.seed, "plan", number)):
+            observation = Observation(number, 0.0, links, asked, flops_per_s)
+            plan, state = decider.plan(known, state, mask_observation(observation, decider.needs))
+            told = plan.assignments
+            cost = predict(problem, told, links=links, flops_per_s=flops_per_s)
+            cost = off_air(chosen, problem, told, cost) if chosen.is_control else cost
+            for name in names[2:]:
+                columns[name][row, told.device] = getattr(cost, name)
+            columns["pruned"][row, told.device] = problem.shape.pruned_fraction(
+                told.prune_heads, told.prune_ffn
+            )
+            columns["rank"][row, told.device] = told.rank
+            cut[told.device] = told.cut
+            for one in told if told.cut.any() else ():
+                codec[one.device] = one.codec if one.cut else None
+            able = cost.peak_bytes <= fleet.memory_bytes[told.device]
+            finish = np.where(able & np.isfinite(cost.finish_s), cost.finish_s, 0.0)
+            alone_s = server_s(chosen, problem) if chosen.is_control else 0.0
+            round_s.append(min(finish.max(initial=0.0), problem.deadline_s or np.inf) + alone_s)
+            if finish.any():
+                last.append(int(told.device[int(np.argmax(finish))]))
+    return _Sampled(columns, np.array(round_s), last, cut, codec)
+
+
+def turns(present: Bools, participation: float, draw: np.random.Generator) -> Iterator[Bools]:
+    """Yield who is asked together, until everybody who is there was asked; nobody = nothing.
+
+    Args:
+        present: shape (devices,).
+        participation: the part of them that a round asks, in (0, 1].
+        draw: mixes them; all are asked in one turn where the part is 1.
+    """
+    order = draw.permutation(np.flatnonzero(present))
+    together = max(1, int(participation * len(order) + 0.5))
+    for first in range(0, len(order), together):
+        # the last turn is filled up with the first of the order
+        asked = np.zeros(present.shape, np.bool_)
+        asked[np.take(order, range(first, first + together), mode="wrap")] = True
+        yield asked
 
 
 def _summary(
@@ -209,14 +237,15 @@ def _summary(
     if chosen.is_control:
         devices = tuple(replace(row, feasible="none, it is a control") for row in devices)
     staged = 0.0 if chosen.is_control else staging_bytes(recipe, problem)
-    stage_s = staging_s(fleet, staged, rounds=len(sampled.round_s))
+    drawn = len(sampled.columns["pruned"])
+    stage_s = staging_s(fleet, staged, rounds=drawn)
     devices = tuple(
         replace(row, stage_bytes=staged, stage_s=float(seconds))
         for row, seconds in zip(devices, stage_s, strict=True)
     )
-    round_s = float(_median(sampled.round_s[:, None])[0])
+    round_s = float(np.median(sampled.round_s)) if sampled.round_s.size else float("nan")
     rounds = problem.rounds
-    totals = {name: float(np.nansum(middle[name])) * rounds
+    totals = {name: float(np.nansum(middle[name])) * rounds * sampled.part
               for name in ("upload_bytes", "download_bytes", "energy_j")}  # fmt: skip
     return Plan(
         recipe=recipe.label, method=chosen.label, model=recipe.model.source,
@@ -232,11 +261,15 @@ def _summary(
             *fleet.assumptions,
             "every device holds equally many rows",
             f"every sequence is {recipe.data.max_length} tokens long (data.max_length)",
-            f"links as drawn in {len(sampled.round_s)} rounds; figures are medians over them",
+            f"links as drawn in {drawn} rounds of the run; figures are medians over them",
+            *([f"{sampled.part:.3g} of the devices are asked a round (fleet.participation), in a "
+               "random order; a device's figures are of a round that asks it"]
+              if sampled.part < 1.0 else []),
             *(["no sample is seen twice, so nothing is saved by remembering it"]
               if problem.work.device_frozen else []),
             *staging_lines(fleet.names, staged, stage_s),
-            *cap_lines(fleet.names, middle["upload_bytes"] + middle["download_bytes"], problem, staged),
+            *cap_lines(fleet.names, middle["upload_bytes"] + middle["download_bytes"], problem, staged,
+                       part=sampled.part),
             *_missed(middle["finish_s"], problem.deadline_s),
         ),
     )  # fmt: skip

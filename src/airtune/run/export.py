@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,19 +16,20 @@ from airtune.model.base import BaseModel
 from airtune.model.gguf import check_gguf, write_gguf
 from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import take
-from airtune.model.save import save_adapter, save_pruned
+from airtune.model.save import save_adapter, save_pruned, whole_folder
 from airtune.model.slicing import choose_kept
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import WorkSpec
 from airtune.recipe import Recipe, load_recipe
-from airtune.records import read_run, storage, write_atomically
+from airtune.records import read_run, write_atomically
 from airtune.run.build import load_model
+from airtune.run.manifest import MANIFEST, check_better, manifest_of, quality_of, unmeasured
 from airtune.run.method import choose_method
 from airtune.run.selfcheck import self_check
 from airtune.work.network import means_of, tuned_network
 
 Format = Literal["adapter", "merged", "pruned", "gguf"]
-MANIFEST, GGUF_NAME = "airtune.json", "model.gguf"
+GGUF_NAME = "model.gguf"
 FORMATS: tuple[Format, ...] = ("adapter", "merged", "pruned", "gguf")
 
 
@@ -40,16 +39,19 @@ def export_run(
 ) -> Path:  # fmt: skip
     """Write what a run has learned, as it stood after its last round.
 
+    The folder gets its name when it is whole and checked; until then what had it stays.
+
     Args:
         folder: the run folder.
         format: adapter (PEFT), merged (the dense model with the adapters in it), pruned (a smaller
             model), each loaded by plain peft or transformers; gguf (one file for llama.cpp, pruned
             where the run pruned for good).
         output: where to; None = `<run>/export-<format>`.
-        prune: for `pruned`, or another model format, after a run that kept the dense base: fraction
-            of heads and of FFN channels to remove, by the importance the run measured.
+        prune: for a model format, after a run that kept the dense base: fraction of heads and of
+            FFN channels to remove, by the importance the run measured. How good the result is was
+            not measured, so it needs `accept_worse`.
         overwrite: replace what is there.
-        accept_worse: write it even where it is worse than the untuned model.
+        accept_worse: write it even where it is worse than the untuned model, or may be.
 
     Returns:
         The folder that was written, with a manifest `airtune.json`: what it is, how good it was in
@@ -57,28 +59,28 @@ def export_run(
 
     Raises:
         CheckpointError: if the run has no finished round or is damaged.
-        RecipeError: if `pruned` needs a ratio, or it is out of range.
+        RecipeError: if the format is unknown, or `prune` is missing, out of range or of no use.
         MissingExtraError: if `gguf` needs a package that is not installed.
-        ModelError: if the format cannot say what was learned, it is worse than the untuned model,
-            or the files do not answer as the model in memory does.
-        RunExistsError: if the output is there.
+        ModelError: if the format cannot say what was learned, it is or may be worse than the
+            untuned model, or the files do not answer as the model in memory does.
+        RunExistsError: if the output is there, or is no export that `overwrite` may replace.
+        StorageError: if it cannot be written.
     """
-    if format not in FORMATS:
-        raise RecipeError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
-    trained = _trained(folder)
-    if not accept_worse:
-        _check_better(folder, trained.quality)
+    _check_asked(format, prune)
     place = output or folder / f"export-{format}"
-    if format == "adapter":
-        checked = _write_adapter(place, trained, overwrite=overwrite)
-    else:
-        kept = keep_all(trained.base.shape)
-        if format == "pruned" or prune is not None or trained.state.kept is not None:
-            kept = _kept(trained.base, trained.state, prune)
-        write = _write_gguf if format == "gguf" else _write_model
-        checked = write(place, trained, kept, overwrite=overwrite)
-    content = json.dumps(_manifest(trained, format) | checked, indent=1) + "\n"
-    write_atomically(place / MANIFEST, content.encode())
+    if overwrite:
+        _check_place(place)
+    trained = _trained(folder)
+    kept = _kept(trained, format, prune)
+    if prune is not None:
+        trained = replace(trained, quality=unmeasured(trained.quality, prune))
+    if not accept_worse:
+        check_better(folder, trained.quality, prune)
+    with whole_folder(place, overwrite=overwrite) as stage:
+        checked = _WRITERS[format](stage, trained, kept)
+        about = manifest_of(trained.recipe, trained.base, format, trained.quality)
+        content = json.dumps(about | checked, indent=1) + "\n"
+        write_atomically(stage / MANIFEST, content.encode())
     return place
 
 
@@ -98,7 +100,7 @@ class _Trained:
         return self.recipe.lora.lora_alpha / self.recipe.lora.r
 
 
-def _write_adapter(place: Path, trained: _Trained, *, overwrite: bool) -> dict[str, Any]:
+def _write_adapter(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
     if trained.state.merged:
         raise ModelError(
             "this method has merged its adapters into the base, which no adapter can say; "
@@ -110,74 +112,73 @@ def _write_adapter(place: Path, trained: _Trained, *, overwrite: bool) -> dict[s
             "export pruned"
         )
     save_adapter(
-        place, trained.base, trained.state.adapters, scale=trained.scale,
-        head=trained.state.head or None, overwrite=overwrite,
+        stage, trained.base, trained.state.adapters, scale=trained.scale,
+        head=trained.state.head or None, overwrite=True,
     )  # fmt: skip
     return {}
 
 
-def _write_model(place: Path, trained: _Trained, kept: Kept, *, overwrite: bool) -> dict[str, Any]:
+def _write_model(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
     base, state = trained.base, replace(trained.state, kept=kept)
     whole = current_base(base, state)
     rank = next(iter(state.adapters.values())).shape[0]
     # a run that kept the dense base was not tuned with means in the place of what is cut off here
     means = means_of(base, state, trained.work) if trained.work.cumulative else None
     save_pruned(
-        place, whole, kept, take(state.adapters, base.shape, kept, rank), scale=trained.scale,
-        head=state.head or None, means=means, overwrite=overwrite,
+        stage, whole, kept, take(state.adapters, base.shape, kept, rank), scale=trained.scale,
+        head=state.head or None, means=means, overwrite=True,
     )  # fmt: skip
     work = trained.work if trained.work.cumulative else replace(trained.work, compensate=False)
     tuned = tuned_network(base, state, scale=trained.scale, work=work)
-    shape = base.shape
-    groups, channels = len(kept.groups[0]), len(kept.channels[0])
     return {
-        "slice": {
-            "groups": groups, "of_groups": shape.kv_groups, "channels": channels,
-            "of_channels": shape.ffn,
-            "pruned": float(shape.pruned_fraction(
-                1.0 - groups / shape.kv_groups, 1.0 - channels / shape.ffn)),
-        },
-        "self_check": asdict(self_check(place, tuned.network, base)),
-    }  # fmt: skip
+        "slice": _slice(base, kept),
+        "self_check": asdict(self_check(stage, tuned.network, base)),
+    }
 
 
-def _write_gguf(place: Path, trained: _Trained, kept: Kept, *, overwrite: bool) -> dict[str, Any]:
+def _write_gguf(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
     """Write the plain folder first, which is checked, and turn it into one file."""
     check_gguf(trained.base.network)
-    if place.exists() and not overwrite:
-        raise RunExistsError(f"{place} is already there; choose another name or overwrite it")
-    with storage(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as temporary:
-            plain, written = Path(temporary) / "plain", Path(temporary) / "gguf"
-            checked = _write_model(plain, trained, kept, overwrite=False)
-            written.mkdir()
-            network = AutoModelForCausalLM.from_pretrained(str(plain))
-            write_gguf(written / GGUF_NAME, network, trained.base.tokenizer)
-            if place.exists():
-                shutil.rmtree(place)
-            written.replace(place)
+    plain = stage / "plain"
+    checked = _write_model(plain, trained, kept)
+    network = AutoModelForCausalLM.from_pretrained(str(plain))
+    write_gguf(stage / GGUF_NAME, network, trained.base.tokenizer)
+    shutil.rmtree(plain)
     return checked
 
 
-def _manifest(trained: _Trained, format: Format) -> dict[str, Any]:
-    recipe = trained.recipe
-    return {
-        "format": format,
-        "base": {"source": recipe.model.source, "revision": recipe.model.revision,
-                 "fingerprint": trained.base.fingerprint},
-        "method": recipe.method.name,
-        "template": recipe.data.template,
-        "quality": trained.quality,
+_WRITERS = {
+    "adapter": _write_adapter,
+    "merged": _write_model,
+    "pruned": _write_model,
+    "gguf": _write_gguf,
+}
+
+
+def _slice(base: BaseModel, kept: Kept) -> dict[str, Any]:
+    shape, groups, channels = base.shape, len(kept.groups[0]), len(kept.channels[0])
+    pruned = shape.pruned_fraction(1.0 - groups / shape.kv_groups, 1.0 - channels / shape.ffn)
+    found: dict[str, Any] = {
+        "groups": groups, "of_groups": shape.kv_groups, "channels": channels,
+        "of_channels": shape.ffn, "pruned": float(pruned),
     }  # fmt: skip
+    if channels < shape.ffn and not base.family.any_head_count:
+        found["heads"] = f"kept: a plain {base.family.name} config cannot have fewer"
+    return found
 
 
-def _check_better(folder: Path, quality: Mapping[str, Any]) -> None:
-    before, after = quality["untuned"], quality["tuned"]
-    if before is not None and after is not None and not after["loss"] <= before["loss"]:
-        raise ModelError(
-            f"the model of {folder} has a validation loss of {after['loss']:.4g}, the untuned one "
-            f"{before['loss']:.4g}; tune it longer, or export it anyway with --force"
+def _check_asked(format: str, prune: float | None) -> None:
+    """Refuse what no run can be written as, before one is loaded."""
+    if format not in FORMATS:
+        raise RecipeError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if prune is None:
+        return
+    if not 0.0 < prune < 1.0:
+        raise RecipeError(f"--prune must be above 0 and below 1, got {prune:g}")
+    if format == "adapter":
+        raise RecipeError(
+            f"--prune {prune:g} is for merged, pruned and gguf: an adapter holds nothing of the "
+            "model to remove; export pruned, or leave --prune out"
         )
 
 
@@ -192,30 +193,55 @@ def _trained(folder: Path) -> _Trained:
             "local-only has one model a device, and none to export; export another run"
         )
     base = load_model(recipe, labels=len(record.header["data"]["labels"]), device="cpu")
-    validations = [row["validation"] for row in record.rounds if row.get("validation")]
-    quality = {
-        "untuned": record.rounds[0].get("initial") if record.rounds else None,
-        "tuned": validations[-1] if validations else None,
-        "measured_on": "the validation share of the devices, model of the last round",
-    }
+    _check_base(folder, base, str(record.header["model"]["fingerprint"]), recipe)
     work = choose_method(recipe).method.work
-    return _Trained(base, checkpoint.state, work, recipe, quality)
+    return _Trained(base, checkpoint.state, work, recipe, quality_of(record))
 
 
-def _kept(base: BaseModel, state: GlobalState, prune: float | None) -> Kept:
+def _check_base(folder: Path, base: BaseModel, trained_on: str, recipe: Recipe) -> None:
+    """Refuse other weights than the run's; those it held in 4 bits cannot be told apart."""
+    if base.fingerprint != trained_on and not recipe.model.load_in_4bit:
+        raise ModelError(
+            f"{recipe.model.source} holds other weights now than when {folder} was run; get those "
+            "back, by model.revision for instance"
+        )
+
+
+def _check_place(place: Path) -> None:
+    """Refuse to replace what is no export.
+
+    Raises:
+        RunExistsError: naming the folder.
+    """
+    if place.is_file() or (
+        place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file()
+    ):
+        raise RunExistsError(
+            f"{place} is there and no export of airtune, so not even --force replaces it; choose "
+            "another folder"
+        )
+
+
+def _kept(trained: _Trained, format: Format, prune: float | None) -> Kept:
+    """Return what is left of the model that is written."""
+    state, shape = trained.state, trained.base.shape
     if state.kept is not None:
+        if prune is not None:
+            raise RecipeError(
+                f"this run pruned the model for good, so --prune {prune:g} would prune what is "
+                "pruned; leave --prune out"
+            )
         return state.kept
     if prune is None:
-        raise RecipeError(
-            "this run kept the dense base, so pruned needs to know how much: --prune 0.3 for "
-            "instance; its quality is not that of the run, measure it"
-        )
-    if not 0.0 < prune < 1.0:
-        raise RecipeError(f"--prune must be above 0 and below 1, got {prune:g}")
+        if format == "pruned":
+            raise RecipeError(
+                "this run kept the dense base, so pruned needs to know how much: --prune 0.3 for "
+                "instance; its quality is not that of the run, so add --force and evaluate it"
+            )
+        return keep_all(shape)
     if state.importance is None:
         raise ModelError(
             "the run never pruned, so it measured no importance to prune by; export merged"
         )
-    shape = base.shape
     groups, channels = int(shape.kept_groups(prune)), int(shape.kept_channels(prune))
     return choose_kept(state.importance, shape, groups, channels)

@@ -34,7 +34,10 @@ class SelfCheck:
     parameters: int
     dense_parameters: int
     tensor_bytes: int
+    """Bytes of the parameters, each once: what the weights take when loaded. Running the model takes
+    more: activations, and a language model's keys and values, are not in it."""
     dense_tensor_bytes: int
+    """The same of the dense base."""
     forward_s: float
     dense_forward_s: float
     batch: int
@@ -66,8 +69,9 @@ def self_check(folder: Path, tuned: nn.Module, base: BaseModel) -> SelfCheck:
     tolerance = TOLERANCE if is_single else COARSE_TOLERANCE
     if not difference <= tolerance:
         raise ModelError(
-            f"the model saved in {folder} answers differently from the one that was tuned: logits "
-            f"are off by {difference:.2g} of their spread, {tolerance:g} is rounding; do not use it"
+            "the model as saved answers differently from the one that was tuned, so it was not "
+            f"kept: logits are off by {difference:.2g} of their spread, {tolerance:g} is rounding; "
+            "this is a fault of airtune: report it, and export the adapter if the run has one"
         )
     forward_s, dense_s = _times([saved, base.network], ids)
     return SelfCheck(

@@ -1,0 +1,106 @@
+"""What an exported folder says of itself, and whether it is good enough to be written."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from airtune.data import TOPICS
+from airtune.data.template import PLAIN
+from airtune.errors import ModelError
+from airtune.model.base import BaseModel
+from airtune.recipe import Recipe
+from airtune.records import RunRecord
+from airtune.run.build import base_folder
+
+MANIFEST = "airtune.json"
+_MEASURED_ON = "the validation share of the devices"
+
+
+def manifest_of(
+    recipe: Recipe, base: BaseModel, format: str, quality: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what an exported folder says of itself: base, method, template and quality.
+
+    Args:
+        recipe: of the run.
+        base: what its model was tuned from.
+        format: one of the export's.
+        quality: of what is written; see `quality_of`.
+    """
+    template, origin = _template(recipe, base)
+    return {
+        "format": format,
+        "base": {"source": recipe.model.source, "revision": _commit(recipe) or recipe.model.revision,
+                 "fingerprint": base.fingerprint},
+        "method": recipe.method.name,
+        "template": template,
+        "template_from": origin,
+        "quality": quality,
+    }  # fmt: skip
+
+
+def quality_of(record: RunRecord) -> dict[str, Any]:
+    """Return how good a run's model was before the first and after the last round."""
+    validations = [row["validation"] for row in record.rounds if row.get("validation")]
+    return {
+        "untuned": record.rounds[0].get("initial") if record.rounds else None,
+        "tuned": validations[-1] if validations else None,
+        "measured_on": f"{_MEASURED_ON}, model of the last round",
+    }
+
+
+def unmeasured(quality: Mapping[str, Any], prune: float) -> dict[str, Any]:
+    """Return the quality of a run, without what was measured on a model that is not written."""
+    said = f"what --prune {prune:g} left of the tuned model was not evaluated"
+    return {**quality, "tuned": None, "measured_on": f"untuned on {_MEASURED_ON}; {said}"}
+
+
+def check_better(folder: Path, quality: Mapping[str, Any], prune: float | None) -> None:
+    """Refuse what is worse than the untuned model, or of which nobody knows how good it is.
+
+    Raises:
+        ModelError: saying which, and what to do.
+    """
+    if prune is not None:
+        raise ModelError(
+            f"--prune {prune:g} cuts into a model that the run of {folder} tuned and evaluated "
+            "whole, so how good the result is was not measured; export it with --force and "
+            "evaluate it, or tune with a method that prunes for good, as fedspine does"
+        )
+    before, after = quality["untuned"], quality["tuned"]
+    if before is None or after is None:
+        return
+    # records hold null for a loss that was not finite
+    tuned, untuned = (math.nan if one["loss"] is None else one["loss"] for one in (after, before))
+    if not tuned <= untuned:
+        raise ModelError(
+            f"the model of {folder} has a validation loss of {tuned:.4g}, the untuned one "
+            f"{untuned:.4g}; tune it longer, or export it anyway with --force"
+        )
+
+
+def _template(recipe: Recipe, base: BaseModel) -> tuple[Any, str | None]:
+    """Return how prompts and completions became texts, and who says so; None where there are none.
+
+    Whether a file has prompts or plain texts is in its columns alone, so that is left open here.
+    """
+    data, tokenizer = recipe.data, base.tokenizer
+    if data.task != "causal-lm" or data.columns.get("text") or data.source == TOPICS:
+        return None, None
+    if data.template is not None:
+        return data.template, "the recipe, for rows with a prompt"
+    chat = None if tokenizer is None else tokenizer.chat_template
+    if chat is not None:
+        return chat, "the tokenizer's chat template, for rows with a prompt"
+    return PLAIN, "airtune's default, for rows with a prompt"
+
+
+def _commit(recipe: Recipe) -> str | None:
+    """Return the commit of a base from the hub, which its cache names folders after."""
+    place = base_folder(recipe)
+    is_commit = place.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", place.name)
+    return place.name if is_commit else None

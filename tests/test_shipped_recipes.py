@@ -1,0 +1,66 @@
+"""FedSpine's shipped recipes: every method of their comparisons fits the model, without a weight."""
+
+from pathlib import Path
+
+import pytest
+
+from airtune.compare import baseline_of, entries_of
+from airtune.errors import RecipeError
+from airtune.methods import method_row
+from airtune.planner import plan_recipe
+from airtune.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("fedspine-*.yaml"))
+
+
+def shipped(path, monkeypatch):
+    """Return a recipe whose model's shape is known here, as paths from the checkout's root."""
+    monkeypatch.chdir(ROOT)
+    source = load_recipe(path).model.source
+    if "minilm" in source:  # the package need not be installed: its shape is a published one
+        return load_recipe(path, overrides=["model.source=minilm-l6"])
+    if source.startswith(".") and not Path(source).is_dir():
+        pytest.skip(f"{source} is evaluation data, which lies beside the checkout")
+    return load_recipe(path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_method_of_the_comparison_fits_model_and_fleet(path, monkeypatch):
+    recipe = shipped(path, monkeypatch)
+    entries = entries_of(recipe, recipe.compare.methods)
+    assert baseline_of(recipe, entries) == "hetlora"
+    for entry in entries:
+        plan = plan_recipe(load_recipe({**recipe.plain(), "method": dict(entry.method)}))
+        assert all(row.fits for row in plan.devices), entry.label
+        most = float(entry.method.get("sparsity", 0.0)) + 0.01
+        assert all(row.pruned <= most for row in plan.devices), entry.label
+        assert plan.round_s > 0.0
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_what_prunes_for_good_ends_at_one_sparsity(path, monkeypatch):
+    recipe = shipped(path, monkeypatch)
+    own = recipe.method.settings["sparsity"]
+    for entry in entries_of(recipe, recipe.compare.methods):
+        prunes = method_row(entry.method["name"]).build(entry.method["name"], {}).work.cumulative
+        assert entry.method.get("sparsity") == (own if prunes else None), entry.label
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("roberta", 124_647_170), ("llama7b", 6_738_415_616)]
+)
+def test_large_models_are_planned_on_their_published_shapes(name, parameters, monkeypatch):
+    recipe = shipped(ROOT / "recipes" / f"fedspine-{name}.yaml", monkeypatch)
+    plan = plan_recipe(recipe)
+    assert plan.parameters == parameters
+    assert recipe.train.local_steps == recipe.method.settings["prune_every"] == 20
+    assert len(plan.devices) == {"roberta": 80, "llama7b": 8}[name]
+
+
+def test_a_comparison_narrowed_by_hand_needs_no_baseline_of_the_recipe():
+    recipe = load_recipe(str(next(path for path in RECIPES if "base" in path.stem)))
+    entries = entries_of(recipe, ["fedspine", "flora"])
+    assert baseline_of(recipe, entries, is_narrowed=True) == "fedspine"
+    with pytest.raises(RecipeError, match="must be one of the methods compared, fedspine, flora"):
+        baseline_of(recipe, entries)
