@@ -74,7 +74,7 @@ def test_a_changed_recipe_does_not_resume(place, airtune, finished):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(place, airtune, monkeypatch):
-    from airtune import loop
+    from airtune.loop import rounds as loop
 
     save = loop.save_checkpoint
 

@@ -11,17 +11,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from airtune.engine.base import Engine, Execution, mask_problem
 from airtune.engine.checkpoint import Checkpoint, save_checkpoint
 from airtune.engine.checks import Divide, check_plan
 from airtune.engine.refusals import refuse_malformed
 from airtune.errors import RecipeError, RunInterruptedError, TrainingError
+from airtune.loop.rows import Record, Round, device_columns, round_record
 from airtune.model.aggregate import aggregate
 from airtune.model.state import GlobalState
 from airtune.plan import (
@@ -33,20 +33,10 @@ from airtune.plan import (
     RoundPlan,
     State,
 )
-from airtune.records import DEVICE_COLUMNS, RunWriter
+from airtune.records import RunWriter
 
 Metric = Literal["loss", "perplexity", "accuracy"]
-Record = dict[str, Any]
 OnRound = Callable[[Mapping[str, Any]], None]
-
-STATUSES = ("ok", "late", "refused", "failed", "absent")
-_NOTHING = frozenset({
-    "prune_heads", "prune_ffn", "pruned", "share", "download_bytes", "upload_bytes", "flops",
-    "peak_bytes", "energy_j",
-})  # fmt: skip
-"""Columns that are 0 for a device that was told nothing; other numbers are not known."""
-MAX_REASONS = 10
-"""Distinct reasons in a round's record; every device's own stands in `devices.csv`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +119,6 @@ class LoopResult:
     """As written to `result.json`."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
-    """One round, done."""
-
-    plan: RoundPlan | None
-    """None where no device was there."""
-    left_out: Mapping[int, str]
-    """Devices that were there and have too few bytes of the month left, and why."""
-    execution: Execution | None
-    state: GlobalState
-    method: State
-    start_s: float
-    end_s: float
-
-
 def begin(run: Run, state: GlobalState) -> Checkpoint:
     """Return the start of a new run: the method's first state, and the quality before tuning.
 
@@ -198,9 +173,9 @@ def _rounds(run: Run, start: Checkpoint, on_round: OnRound | None) -> Iterator[C
         done = _execute(run, now)
         validation = _validate(run, now, done)
         progress = _progress(run, now, done, validation)
-        record = _record(run, now, done, validation)
+        record = round_record(run.problem, now, done, validation)
         record["measured"] = {"wall_s": time.perf_counter() - began}
-        run.writer.append(record, _device_columns(run.problem, done))
+        run.writer.append(record, device_columns(run.problem, done))
         now = Checkpoint(
             now.rounds + 1, done.end_s, done.state, done.method, progress, run.engine.snapshot()
         )
@@ -220,20 +195,20 @@ def _is_over(run: Run, now: Checkpoint) -> bool:
     return run.settings.stop_at_target and now.progress["reached"] is not None
 
 
-def _execute(run: Run, now: Checkpoint) -> _Round:
+def _execute(run: Run, now: Checkpoint) -> Round:
     """Observe, plan, execute, aggregate and learn."""
     observation = run.engine.observe(now.rounds, now.time_s)
     plan, method, left_out = _plan(run, now, observation)
     if plan is None:
         idle = replace(now.state, round=now.state.round + 1)
         until_s = run.engine.idle_until_s(now.time_s, run.settings.idle_s)
-        return _Round(None, left_out, None, idle, now.method, now.time_s, until_s)
+        return Round(None, left_out, None, idle, now.method, now.time_s, until_s)
     divide = _divide(run, method, plan)
     execution = run.engine.execute(plan, now.state, divide, start_s=now.time_s)
     execution = refuse_malformed(execution, run.problem.shape)
     state = _aggregate(run, execution)
     method = run.method.decider.learn(run.known, method, execution.results)
-    return _Round(plan, left_out, execution, state, method, execution.start_s, execution.end_s)
+    return Round(plan, left_out, execution, state, method, execution.start_s, execution.end_s)
 
 
 def _plan(
@@ -294,7 +269,7 @@ def _aggregate(run: Run, execution: Execution) -> GlobalState:
     )
 
 
-def _validate(run: Run, now: Checkpoint, done: _Round) -> dict[str, float] | None:
+def _validate(run: Run, now: Checkpoint, done: Round) -> dict[str, float] | None:
     every = run.settings.evaluate_every
     if done.execution is None and done.left_out and now.progress.get("judged"):
         return None  # to judge again what has not changed would cost devices bytes they lack
@@ -305,7 +280,7 @@ def _validate(run: Run, now: Checkpoint, done: _Round) -> dict[str, float] | Non
 
 
 def _progress(
-    run: Run, now: Checkpoint, done: _Round, validation: Mapping[str, float] | None
+    run: Run, now: Checkpoint, done: Round, validation: Mapping[str, float] | None
 ) -> Record:
     """Return what the loop remembers after a round; plain values, saved with the checkpoint."""
     progress = dict(now.progress)
@@ -330,106 +305,6 @@ def _progress(
         if progress["reached"] is None and target.is_reached(progress["history"]):
             progress["reached"] = here
     return progress
-
-
-def _record(
-    run: Run, now: Checkpoint, done: _Round, validation: Mapping[str, float] | None
-) -> Record:
-    record: Record = {
-        "round": now.rounds, "start_s": done.start_s, "end_s": done.end_s,
-        "round_s": done.end_s - done.start_s, "predicted_s": None, "upload_bytes": 0.0,
-        "download_bytes": 0.0, "energy_j": 0.0, "train_loss": None,
-        "counts": dict.fromkeys(STATUSES, 0), "validation": validation, "solution": None,
-        "notes": {}, "reasons": [],
-    }  # fmt: skip
-    if now.rounds == 0:
-        record["initial"] = now.progress["initial"]
-    record["counts"]["absent"] = len(done.left_out)
-    if done.plan is None or done.execution is None:
-        record["reasons"] = list(dict.fromkeys(done.left_out.values()))[:MAX_REASONS] or [
-            "no device was available"
-        ]
-        return record
-    results, setup = done.execution.results, done.execution.setup
-    record |= {
-        "predicted_s": done.plan.predicted_s + done.execution.handover_s,
-        "upload_bytes": float(results.upload_bytes.sum()) + setup.upload_bytes,
-        "download_bytes": float(results.download_bytes.sum()) + setup.download_bytes,
-        "energy_j": float(np.nansum(results.energy_j)) + setup.energy_j,
-        "train_loss": _train_loss(run.problem, done.execution),
-        "counts": {
-            name: record["counts"][name] + int(np.sum(results.status == name)) for name in STATUSES
-        },
-        "solution": None if done.plan.solution is None else asdict(done.plan.solution),
-        "notes": dict(done.plan.notes),
-        "reasons": list(dict.fromkeys(done.plan.reasons))[:MAX_REASONS],
-    }
-    if setup.duration_s:
-        record["setup"] = asdict(setup)
-    if done.execution.split is not None:
-        record["split"] = dict(done.execution.split)
-    return record
-
-
-def _train_loss(problem: Problem, execution: Execution) -> float:
-    """Return the last local loss, weighted over the devices whose update counts."""
-    results = execution.results
-    counted = (results.status == "ok") & np.isfinite(results.loss_last)
-    weight = problem.devices.weight[results.device[counted]]
-    return float(results.loss_last[counted] @ weight / weight.sum()) if weight.sum() else math.nan
-
-
-def _device_columns(problem: Problem, done: _Round) -> Mapping[str, NDArray[Any]]:
-    """Return a round's rows of `devices.csv`: what each device was told and what came of it."""
-    out = _left_out_columns(problem, done.left_out)
-    if done.plan is None or done.execution is None:
-        return out
-    told, execution = done.plan.assignments, done.execution
-    results = execution.results
-    shared = ("device", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
-              "upload_bytes", "flops", "peak_bytes", "energy_j", "loss_first", "loss_last",
-              "samples", "importance", "status")  # fmt: skip
-    columns: dict[str, NDArray[Any]] = {name: getattr(results, name) for name in shared}
-    pairs = zip(execution.faults, done.plan.reasons, strict=True)
-    columns |= {
-        "name": np.array([problem.devices.names[device] for device in told.device], object),
-        "prune_heads": told.prune_heads,
-        "prune_ffn": told.prune_ffn,
-        "pruned": problem.shape.pruned_fraction(told.prune_heads, told.prune_ffn),
-        "rank": told.rank,
-        "rank_left": told.rank if results.rank_left is None else results.rank_left,
-        "cut": told.cut,
-        "codec": np.array([told.codecs[index].label for index in told.codec_index], object),
-        "share": told.share,
-        "bandwidth_hz": execution.bandwidth_hz,
-        "local_steps": told.local_steps,
-        "memory_bytes": execution.memory_bytes,
-        "reason": np.array([fault or reason for fault, reason in pairs], object),
-    }
-    return {name: np.concatenate([column, out[name]]) for name, column in columns.items()}
-
-
-def _left_out_columns(
-    problem: Problem, left_out: Mapping[int, str]
-) -> Mapping[str, NDArray[Any]]:  # fmt: skip
-    """Return the rows of devices that were told nothing: no work, no bytes, and the reason."""
-    device = np.array(sorted(left_out), np.int64)
-    columns: dict[str, NDArray[Any]] = {
-        name: np.zeros(len(device)) if name in _NOTHING else np.full(len(device), np.nan)
-        for name in DEVICE_COLUMNS if name != "round"
-    }  # fmt: skip
-    columns |= {
-        name: np.zeros(len(device), np.int64)
-        for name in ("rank", "rank_left", "cut", "local_steps", "samples")
-    }
-    texts = {"name": [problem.devices.names[index] for index in device],
-             "status": ["absent"] * len(device), "codec": [""] * len(device),
-             "reason": [left_out[index] for index in device.tolist()]}  # fmt: skip
-    columns |= {name: np.array(text, object) for name, text in texts.items()}
-    memory_bytes = problem.devices.memory_bytes
-    if memory_bytes is not None:
-        columns["memory_bytes"] = memory_bytes[device]
-    return columns | {"device": device}
 
 
 def _results(run: Run, now: Checkpoint) -> Record:
