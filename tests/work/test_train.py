@@ -167,6 +167,25 @@ def test_pruned_devices_return_their_slice_and_rank(base, state_of, job_of, work
     assert update.adapters["1.q_proj.B"].shape == (16, 2)
 
 
+def test_a_rank_with_its_own_scale_trains_as_if_it_were_the_rank_of_the_run(
+    base, state_of, job_of, workload_of
+):
+    state, job = state_of(base), job_of(base, 0, prune=0.5, rank=2)
+    moved = {n: t + 0.01 if n.endswith("B") else t for n, t in state.adapters.items()}
+    state = replace(state, adapters=moved)
+    own = run(base, state, [job], workload_of(base), work=WorkSpec(rank_scale="own"), scale=2.0)[0]
+    first = {n: t[:, :2] / 2 if n.endswith("B") else t[:2] for n, t in moved.items()}
+    alone = run(base, replace(state, adapters=first), [job], workload_of(base, rank=2), scale=4.0)[
+        0
+    ]
+    shared = run(base, state, [job], workload_of(base), scale=2.0)[0]
+    expected = {n: t * 2 if n.endswith("B") else t for n, t in alone.update.adapters.items()}
+    assert own.loss_last == pytest.approx(alone.loss_last, rel=1e-5)
+    assert own.loss_last != pytest.approx(shared.loss_last, rel=1e-5)
+    for name, tensor in own.update.adapters.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-4)
+
+
 def test_compensation_changes_what_a_pruned_device_trains_on(base, state_of, job_of, workload_of):
     state, workload, jobs = state_of(base), workload_of(base), [job_of(base, 0, prune=0.5)]
     with_means, without = (

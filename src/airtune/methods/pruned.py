@@ -44,6 +44,7 @@ def fedspine(name: str, settings: object) -> Method:
     work = WorkSpec(
         importance="lora-gradient", cumulative=True, over=decider.over,
         own_importance=decider.own_importance, prune_every=decider.prune_every,
+        rank_scale="own",
     )  # fmt: skip
     return Method(name, decider, AggregateSpec("lifted", shrinks=True, memory=MEMORY), work)
 

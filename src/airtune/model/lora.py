@@ -147,6 +147,13 @@ def take(
     return sliced
 
 
+def rescaled(adapters: Mapping[str, torch.Tensor], factor: float) -> Adapters:
+    """Return adapters whose product is `factor` times as large; A stays as it is."""
+    if factor == 1.0:
+        return dict(adapters)
+    return {name: item * factor if name.endswith(".B") else item for name, item in adapters.items()}
+
+
 def scatter(adapters: Mapping[str, torch.Tensor], shape: ModelShape, kept: Kept) -> Adapters:
     """Put sliced adapters back on the full grid, zero where the device has nothing."""
     full: Adapters = {}

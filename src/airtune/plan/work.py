@@ -29,6 +29,9 @@ class WorkSpec:
     tools can load the result, or over the whole model."""
     own_importance: float = 0.0
     """Weight of a device's own scores against the pooled ones when it prunes, in [0, 1]."""
+    rank_scale: Literal["shared", "own"] = "shared"
+    """What divides lora_alpha in the scale of B A while a device trains: the largest rank for all, or
+    its own, so that a device of low rank moves the product as far in a step as one of a high rank."""
     penalty: Literal["none", "proximal", "tail"] = "none"
     penalty_weight: float = 0.0
     tail: float = 0.99

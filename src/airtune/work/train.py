@@ -31,7 +31,7 @@ from airtune.model.batch import Batch
 from airtune.model.images import Examples
 from airtune.model.importance import Importance
 from airtune.model.kept import Kept
-from airtune.model.lora import Adapters, Head, LoraNetwork, attach, scatter, take
+from airtune.model.lora import Adapters, Head, LoraNetwork, attach, rescaled, scatter, take
 from airtune.model.loss import batch_losses, scored
 from airtune.model.sensitivity import Reading, Tracker, tracker
 from airtune.model.slicing import slice_network
@@ -103,6 +103,10 @@ class _Round:
     def shape(self) -> ModelShape:
         """The unpruned model."""
         return self.base.shape
+
+    def gain(self, rank: int) -> float:
+        """Return how many times the shared scale a device of a rank trains with."""
+        return self.workload.rank / rank if self.work.rank_scale == "own" else 1.0
 
 
 def train(
@@ -187,7 +191,7 @@ class _Carried:
 
 def _train_pass(here: _Round, stages: Sequence[Kept], jobs: Sequence[Job]) -> list[Outcome]:
     """Train devices of one slice, rank and number of steps together."""
-    steps = jobs[0].row.local_steps
+    steps, rank = jobs[0].row.local_steps, jobs[0].row.rank
     drawn = [_draw(here, job, steps) for job in jobs]
     known = [here.state.devices.get(job.device) for job in jobs]
     carried = _Carried(
@@ -208,7 +212,7 @@ def _train_pass(here: _Round, stages: Sequence[Kept], jobs: Sequence[Job]) -> li
         totals.append([np.nan if reading is None else reading.total for reading in readings])
         if place + 1 < len(stages):
             carried = _Carried(
-                [scatter(one, here.shape, kept) for one in lora.adapters()], lora.heads(),
+                [scatter(one, here.shape, kept) for one in _adapters(here, watch, rank)], lora.heads(),
                 [None if reading is None else reading.importance for reading in readings],
             )  # fmt: skip
     total = np.mean(np.array(totals), axis=0)
@@ -290,12 +294,13 @@ def _network(
     here: _Round, kept: Kept, jobs: Sequence[Job], carried: _Carried
 ) -> LoraNetwork:  # fmt: skip
     rank = jobs[0].row.rank
+    gain = here.gain(rank)
     sliced = slice_network(here.base, kept, means=means_of(here.base, here.state, here.work))
     lora = attach(
         sliced,
         here.base.family,
-        _slices(here, kept, rank, carried.adapters),
-        scale=here.settings.scale,
+        [rescaled(one, 1.0 / gain) for one in _slices(here, kept, rank, carried.adapters)],
+        scale=gain * here.settings.scale,
         dropout=here.settings.dropout,
         heads=carried.heads if here.state.head else (),
         seeds=[derive_seed(here.seed, "train", here.round, job.device) for job in jobs],
@@ -303,6 +308,11 @@ def _network(
     if here.workload.checkpointing:
         _checkpoint_(lora.network)
     return lora.train()
+
+
+def _adapters(here: _Round, watch: _Watch, rank: int) -> list[Adapters]:
+    """Return what every device has trained, in the scale that all share."""
+    return [rescaled(one, here.gain(rank)) for one in watch.lora.adapters()]
 
 
 def _slices(here: _Round, kept: Kept, rank: int, full: Sequence[Adapters]) -> list[Adapters]:
@@ -357,7 +367,7 @@ def _outcomes(
     total: Floats,
 ) -> list[Outcome]:  # fmt: skip
     rows = zip(
-        jobs, watch.lora.adapters(), watch.lora.heads(), watch.readings(),
+        jobs, _adapters(here, watch, jobs[0].row.rank), watch.lora.heads(), watch.readings(),
         watch.ranks_left(jobs[0].row.rank), strict=True,
     )  # fmt: skip
     outcomes = []
