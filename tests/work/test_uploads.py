@@ -12,8 +12,8 @@ from airtune.errors import CheckpointError, CodecError
 from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import take
 from airtune.model.state import Update
-from airtune.plan import Assignments, CodecSpec
-from airtune.work.uploads import Residuals, decode_update, encode_update, reference_of
+from airtune.plan import Assignments, CodecSpec, WorkSpec
+from airtune.work.uploads import Residuals, decode_update, encode_update, returned_of
 
 SPECS = {
     "fp16": CodecSpec("fp16"),
@@ -49,6 +49,10 @@ def half(shape):
         (np.arange(1, shape.kv_groups),) * shape.blocks,
         (np.arange(0, shape.ffn, 2),) * shape.blocks,
     )
+
+
+def reference_of(state, shape, kept, rank, cut=None):
+    return returned_of(state, shape, kept, rank, cut=cut, work=WorkSpec())
 
 
 def cross(update, reference, spec, residual=None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from airtune.errors import DataError
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 PLAIN = "{prompt}\n{completion}"
 """The template where neither the recipe nor the tokenizer has one."""
+
+Origin = Literal["recipe", "tokenizer", "default"]
+"""Who a template is from."""
 
 _DATE = "26 Jul 2024"
 """Some chat templates write the day; a fixed one keeps runs repeatable (theirs is this one)."""
@@ -45,12 +48,28 @@ def render(
     Raises:
         DataError: if a chat template changes the completion, so that it cannot be found again.
     """
-    if template is None and tokenizer.chat_template is not None:
+    origin, text = chosen_template(template, tokenizer.chat_template)
+    if origin == "tokenizer":
         return _render_chat(prompts, completions, tokenizer)
-    before, after = split_template(template or PLAIN)
+    before, after = split_template(text)
     heads = [before.replace("{prompt}", prompt) for prompt in prompts]
     texts = [head + text + after for head, text in zip(heads, completions, strict=True)]
     return Rendered(tuple(texts), tuple(map(len, heads)), special=True, end=True)
+
+
+def chosen_template(asked: str | None, chat: Any) -> tuple[Origin, Any]:
+    """Return which template is used, and whose it is.
+
+    Args:
+        asked: the recipe's; None = it has none.
+        chat: the tokenizer's chat template; None = it has none.
+
+    >>> chosen_template(None, None)[0], chosen_template("{prompt} = {completion}", "chat")[0]
+    ('default', 'recipe')
+    """
+    if asked is not None:
+        return "recipe", asked or PLAIN
+    return ("default", PLAIN) if chat is None else ("tokenizer", chat)
 
 
 def split_template(template: str) -> tuple[str, str]:

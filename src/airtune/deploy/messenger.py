@@ -99,12 +99,8 @@ def in_a_fork(work: Callable[[], None]) -> int:
 
 
 def _main() -> None:
-    address, secret, agent, node = (
-        sys.argv[1],
-        Path(sys.argv[2]),
-        int(sys.argv[3]),
-        int(sys.argv[4]),
-    )
+    address, secret = sys.argv[1], Path(sys.argv[2])
+    agent, node = map(int, sys.argv[3:5])
     is_asked_to_end = False
 
     def end(number: int, frame: FrameType | None) -> None:

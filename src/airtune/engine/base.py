@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -101,6 +102,15 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back whatever is held."""
         ...
+
+
+def asked_of(there: int, participation: float) -> int:
+    """Return how many of the devices that are there a round asks: at least one, halves up.
+
+    >>> asked_of(25, 0.1), asked_of(34, 0.1), asked_of(3, 0.1)
+    (3, 3, 1)
+    """
+    return max(1, math.floor(participation * there + 0.5))
 
 
 def with_work(problem: Problem, work: WorkSpec) -> Problem:

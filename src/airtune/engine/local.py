@@ -18,7 +18,7 @@ from airtune.cost import energy_j, forward_flops, most_bytes, peak_memory
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
 from airtune.engine.allowance import Allowance
-from airtune.engine.base import Execution, Setup, Split, mask_observation, with_work
+from airtune.engine.base import Execution, Setup, Split, asked_of, mask_observation, with_work
 from airtune.engine.checks import Divide
 from airtune.engine.clock import transfer
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
@@ -256,7 +256,7 @@ class LocalEngine:
         asked = np.zeros(available.shape, np.bool_)
         for there in map(np.flatnonzero, (available & ~short, available & short)):
             if len(there):
-                count = max(1, round_half(self._settings.participation * len(there)))
+                count = asked_of(len(there), self._settings.participation)
                 asked[stream.choice(there, size=count, replace=False)] = True
         return asked
 
@@ -413,15 +413,6 @@ class LocalEngine:
             energy_j=float(energy.sum()),
             each_bytes=each_bytes,
         )
-
-
-def round_half(value: float) -> int:
-    """Return the nearest whole number, halves up; Python's own rounds halves to even.
-
-    >>> round_half(2.5), round_half(3.4)
-    (3, 3)
-    """
-    return int(np.floor(value + 0.5))
 
 
 def prunes(assignments: Assignments, problem: Problem) -> bool:

@@ -5,9 +5,9 @@
 dLoss is the relative loss drop of the device's round, placed among those of the fleet (0.5 the
 mean, 0 and 1 two standard deviations off): single batches are noisy and drops shrink as training
 goes on, which an absolute scale would take for a worse configuration. dPrune is the share of what
-was left to prune that is done, 0.5 where the schedule left no choice; Imp the LoRA importance relative to the
-mean; T the finish time. Only lateness costs: who is early waits, and a round is no longer for it,
-while an absolute difference would pay a device for being slower.
+was left to prune that is done, 0.5 where the schedule left no choice; Imp the LoRA importance
+relative to the mean; T the finish time. Only lateness costs: who is early waits, and a round is no
+longer for it, while an absolute difference would pay a device for being slower.
 
 Source: FedSpine (arXiv 2501.02438) names the ingredients; the form is reconstructed.
 """

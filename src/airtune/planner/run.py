@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from airtune.cost import Ladder, ladder, predict
-from airtune.engine.base import mask_observation, mask_problem, with_work
+from airtune.cost import Ladder, Prediction, ladder, predict
+from airtune.engine.base import asked_of, mask_observation, mask_problem, with_work
 from airtune.fleet import Fleet, load_fleet
 from airtune.keys import generator
 from airtune.methods import method_row
 from airtune.plan import (
+    Assignments,
     Bools,
     Calibration,
     CodecSpec,
     Floats,
     Ints,
+    ModelShape,
     Observation,
     Problem,
 )
@@ -49,6 +51,8 @@ from airtune.units import format_seconds
 
 SAMPLED_ROUNDS = 8
 """Rounds whose links are drawn, spread over the run; figures are medians over them."""
+_PRICED = ("peak_bytes", "download_s", "compute_s", "upload_s", "finish_s", "upload_bytes",
+           "download_bytes", "energy_j")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +149,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
         shape=shape, devices=fleet.profiles(np.full(len(fleet), visits)), workload=workload,
         rounds=recipe.train.rounds, seed=recipe.seed, deadline_s=recipe.deadline_s,
         server_flops_per_s=fleet.server.flops_per_s,
-        server_memory_bytes=fleet.server.memory_bytes, work=chosen.method.work,
+        server_memory_bytes=fleet.server.memory_bytes,
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
     )  # fmt: skip
     problem = informed(with_work(problem, chosen.method.work), stored_measurement(recipe, chosen))
@@ -163,10 +167,8 @@ def _sample(
     decider = chosen.method.decider
     known = mask_problem(problem, decider.needs)
     state = decider.init(known)
-    names = ("pruned", "rank", "peak_bytes", "download_s", "compute_s", "upload_s", "finish_s",
-             "upload_bytes", "download_bytes", "energy_j")  # fmt: skip
     count = min(problem.rounds, SAMPLED_ROUNDS)
-    columns = {name: np.full((count, len(fleet)), np.nan) for name in names}
+    columns = {name: np.full((count, len(fleet)), np.nan) for name in ("pruned", "rank", *_PRICED)}
     round_s: list[float] = []
     last: list[int] = []
     cut = np.zeros(len(fleet), np.int64)
@@ -180,12 +182,7 @@ def _sample(
             told = plan.assignments
             cost = predict(problem, told, links=links, flops_per_s=flops_per_s)
             cost = off_air(chosen, problem, told, cost) if chosen.is_control else cost
-            for name in names[2:]:
-                columns[name][row, told.device] = getattr(cost, name)
-            columns["pruned"][row, told.device] = problem.shape.pruned_fraction(
-                told.prune_heads, told.prune_ffn
-            )
-            columns["rank"][row, told.device] = told.rank
+            _note(columns, row, problem.shape, told, cost)
             cut[told.device] = told.cut
             for one in told if told.cut.any() else ():
                 codec[one.device] = one.codec if one.cut else None
@@ -198,6 +195,16 @@ def _sample(
     return _Sampled(columns, np.array(round_s), last, cut, codec)
 
 
+def _note(
+    columns: dict[str, Floats], row: int, shape: ModelShape, told: Assignments, cost: Prediction
+) -> None:
+    """Put down what the devices of a plan are told and what it costs them."""
+    columns["pruned"][row, told.device] = shape.pruned_fraction(told.prune_heads, told.prune_ffn)
+    columns["rank"][row, told.device] = told.rank
+    for name in _PRICED:
+        columns[name][row, told.device] = getattr(cost, name)
+
+
 def turns(present: Bools, participation: float, draw: np.random.Generator) -> Iterator[Bools]:
     """Yield who is asked together, until everybody who is there was asked; nobody = nothing.
 
@@ -207,7 +214,7 @@ def turns(present: Bools, participation: float, draw: np.random.Generator) -> It
         draw: mixes them; all are asked in one turn where the part is 1.
     """
     order = draw.permutation(np.flatnonzero(present))
-    together = max(1, int(participation * len(order) + 0.5))
+    together = asked_of(len(order), participation)
     for first in range(0, len(order), together):
         # the last turn is filled up with the first of the order
         asked = np.zeros(present.shape, np.bool_)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.data import TOPICS
-from airtune.data.template import PLAIN
+from airtune.data.template import chosen_template
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
 from airtune.recipe import Recipe
@@ -18,6 +18,10 @@ from airtune.run.build import base_folder
 
 MANIFEST = "airtune.json"
 _MEASURED_ON = "the validation share of the devices"
+_FROM = {
+    "recipe": "the recipe", "tokenizer": "the tokenizer's chat template",
+    "default": "airtune's default",
+}  # fmt: skip
 
 
 def manifest_of(
@@ -91,12 +95,9 @@ def _template(recipe: Recipe, base: BaseModel) -> tuple[Any, str | None]:
     data, tokenizer = recipe.data, base.tokenizer
     if data.task != "causal-lm" or data.columns.get("text") or data.source == TOPICS:
         return None, None
-    if data.template is not None:
-        return data.template, "the recipe, for rows with a prompt"
     chat = None if tokenizer is None else tokenizer.chat_template
-    if chat is not None:
-        return chat, "the tokenizer's chat template, for rows with a prompt"
-    return PLAIN, "airtune's default, for rows with a prompt"
+    origin, template = chosen_template(data.template, chat)
+    return template, f"{_FROM[origin]}, for rows with a prompt"
 
 
 def _commit(recipe: Recipe) -> str | None:

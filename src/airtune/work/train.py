@@ -294,13 +294,12 @@ def _network(
     here: _Round, kept: Kept, jobs: Sequence[Job], carried: _Carried
 ) -> LoraNetwork:  # fmt: skip
     rank = jobs[0].row.rank
-    gain = here.gain(rank)
     sliced = slice_network(here.base, kept, means=means_of(here.base, here.state, here.work))
     lora = attach(
         sliced,
         here.base.family,
-        [rescaled(one, 1.0 / gain) for one in _slices(here, kept, rank, carried.adapters)],
-        scale=gain * here.settings.scale,
+        _slices(here, kept, rank, carried.adapters),
+        scale=here.gain(rank) * here.settings.scale,
         dropout=here.settings.dropout,
         heads=carried.heads if here.state.head else (),
         seeds=[derive_seed(here.seed, "train", here.round, job.device) for job in jobs],
@@ -316,10 +315,13 @@ def _adapters(here: _Round, watch: _Watch, rank: int) -> list[Adapters]:
 
 
 def _slices(here: _Round, kept: Kept, rank: int, full: Sequence[Adapters]) -> list[Adapters]:
-    """Cut every device's slice out of its adapters; once where all start from the same."""
-    if all(one is full[0] for one in full):
-        return [take(full[0], here.shape, kept, rank)] * len(full)
-    return [take(one, here.shape, kept, rank) for one in full]
+    """Cut every device's slice out of its adapters, in its scale; once where all start alike."""
+    is_shared = all(one is full[0] for one in full)
+    slices = [
+        rescaled(take(one, here.shape, kept, rank), 1.0 / here.gain(rank))
+        for one in (full[:1] if is_shared else full)
+    ]
+    return slices * len(full) if is_shared else slices
 
 
 def _checkpoint_(network: nn.Module) -> None:

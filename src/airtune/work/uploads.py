@@ -58,29 +58,6 @@ class CodedUpdate:
         return sum(map(len, self.payloads.values()))
 
 
-def reference_of(
-    state: GlobalState,
-    shape: ModelShape,
-    kept: Kept,
-    rank: int,
-    *,
-    cut: int | None = None,
-    with_head: bool = True,
-) -> dict[str, torch.Tensor]:
-    """Return what a device was sent of all that it sends back.
-
-    Args:
-        state: the server's, as broadcast.
-        shape: the unpruned model.
-        kept: the device's slice.
-        rank: the device's.
-        cut: blocks that the device holds; None = all.
-        with_head: a trained head is on the device.
-    """
-    held = state.adapters if cut is None else held_by_device(state.adapters, cut)
-    return take(held, shape, kept, rank) | (dict(state.head) if with_head else {})
-
-
 def returned_of(
     state: GlobalState, shape: ModelShape, kept: Kept, rank: int,
     *, cut: int | None, work: WorkSpec,
@@ -97,10 +74,11 @@ def returned_of(
         cut: blocks that the device holds; None = all.
         work: the method's local work.
     """
-    return reference_of(
-        state, shape, kept, rank, cut=0 if cut and work.device_frozen else cut,
-        with_head=cut is None or work.labels == "stay",
-    )  # fmt: skip
+    held, head = state.adapters, dict(state.head)
+    if cut is not None:
+        held = held_by_device(held, 0 if work.device_frozen else cut)
+        head = head if work.labels == "stay" else {}
+    return take(held, shape, kept, rank) | head
 
 
 def encode_update(
@@ -114,7 +92,7 @@ def encode_update(
 
     Args:
         update: the device's, with all tensors of the reference.
-        reference: from `reference_of`.
+        reference: from `returned_of`.
         spec: the codec.
         stream: for stochastic rounding.
         residual: what was lost before, by the names of the reference; None = nothing.
@@ -150,7 +128,7 @@ def decode_update(
         update: all that is sent beside the tensors; of its own tensors those that the reference
             does not name stay.
         payloads: by group, as received.
-        reference: from `reference_of`, for the slice, rank and cut of this update.
+        reference: from `returned_of`, for the slice, rank and cut of this update.
         spec: the codec that the device was told.
 
     Raises:

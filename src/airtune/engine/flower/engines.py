@@ -277,9 +277,8 @@ class FlowerEngine(ReplayEngine):
         priced = predict(self._problem, told, links=links,
                          flops_per_s=self._fleet.flops_at(plan.round))  # fmt: skip
         way_s = priced.download_s
-        if np.any(
-            told.cut > 0
-        ):  # what comes down in the steps is in what the device reports of them
+        # what comes down in the steps is in what the device reports of them
+        if np.any(told.cut > 0):
             adapters = split_cost(self._problem, told).adapter_down_bytes
             fetch_s = transfer_s(adapters, downlink_bps(links, told.device))
             way_s = np.where(told.cut > 0, fetch_s, way_s)
