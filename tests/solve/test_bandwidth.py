@@ -45,6 +45,17 @@ def test_agrees_with_a_general_solver(curves, seed):
     assert division.round_s == pytest.approx(answer.x[-1], rel=1e-3)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 12), st.integers(0, 10**6), st.floats(-9.0, 0.0))
+def test_long_computing_before_it_does_not_change_the_division(curves, n, seed, scale):
+    found = curves(n, seed)
+    bits = np.random.default_rng(seed).uniform(1.0, 9.0, n) * 4e7 * 10.0**scale
+    alone = divide_min_max(found, np.zeros(n), bits)
+    after = divide_min_max(found, np.full(n, 3600.0), bits)
+    assert after.status == "optimal"
+    assert after.share == pytest.approx(alone.share, rel=1e-9)
+
+
 def test_air_time_divides_by_bits_over_capacity():
     one = np.ones(3)
     capacity = np.array([1e6, 2e6, 4e6])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from airtune.errors import InfeasibleError
 from airtune.solve import divide_min_max, prune_min_max, solve_joint
+from airtune.solve.problem import SLACK
 
 
 def oracle_round_s(problem):
@@ -35,6 +36,16 @@ def test_agrees_with_an_independent_convex_solver(joint, n, seed, budget):
     assert solve_joint(problem).round_s == pytest.approx(oracle_round_s(problem), rel=1e-5)
 
 
+@pytest.mark.parametrize(("n", "seed", "budget"), [(4, 0, 0.0), (6, 1, 0.0), (6, 2, 0.3)])
+def test_a_device_without_data_is_pruned_as_far_as_helps(joint, n, seed, budget):
+    problem = joint(n, seed, budget=budget)
+    weight = problem.weight * (np.arange(n) % 3 > 0)
+    problem = replace(problem, weight=weight / weight.sum())
+    found = solve_joint(problem)
+    assert found.status == "optimal"
+    assert found.round_s == pytest.approx(oracle_round_s(problem), rel=1e-5)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.integers(1, 40), st.integers(0, 10**6), st.sampled_from([np.inf, 5.0]),
@@ -46,7 +57,8 @@ def test_is_feasible_and_certified_on_any_links(joint, n, seed, cap, kind, const
                     budget=budget)  # fmt: skip
     found = solve_joint(problem)
     assert found.status == "optimal"
-    assert -1e-12 <= found.gap <= 1e-8
+    # The pruning budget is met to SLACK, so the answer may be that much sooner than the bound.
+    assert -10 * SLACK <= found.gap <= 1e-8
     assert found.residual <= 1e-10
     finish = problem.finish_s(found.kept, found.share)
     assert finish.max() <= found.round_s * (1 + 1e-9)

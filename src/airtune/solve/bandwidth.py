@@ -6,7 +6,8 @@ For a common finish time T device i needs `z_i(T) = R_i^{-1}(bits_i / (T - fixed
 falling function of T; the least T at which a link's shares sum to its budget is its optimum, and
 links separate. Newton's method runs on all links at once, on the reciprocal of the sum, which is
 nearly linear in T. A tangent to the convex sum bounds the optimum from below: that is the
-certificate.
+certificate. The unknown is not T but the time after the last `fixed_i` of the link: where computing
+takes hours and sending milliseconds, T itself has too few digits to divide the link by.
 
 Source: the bandwidth block of joint pruning and bandwidth allocation (arXiv 2602.01024; equations
 reconstructed), generalised to several links, air time and dedicated links.
@@ -78,24 +79,25 @@ def divide_min_max(
     [0.25, 0.75]
     """
     _check(fixed_s, bits)
-    links = curves.budget.shape[0]
-    floor_s = fixed_s + bits / curves.rate(curves.most())
-    shared = np.flatnonzero(~curves.dedicated)
+    links, shared = curves.budget.shape[0], np.flatnonzero(~curves.dedicated)
+    least_s = bits / curves.rate(curves.most())
     share = np.ones(len(curves))
     bound_s, steps, excess = np.zeros(links), 0, 0.0
     if shared.size:
         part = curves.take(shared)
-        finish, bound_s, steps = _search(
-            part, (fixed_s[shared], bits[shared], floor_s[shared]), tolerance
-        )
-        need = part.share_for(bits[shared] / (finish[part.link] - fixed_s[shared]))
+        last_s = np.zeros(links)
+        np.maximum.at(last_s, part.link, fixed_s[shared])
+        early_s = last_s[part.link] - fixed_s[shared]
+        after, bound_s, steps = _search(part, (early_s, bits[shared], least_s[shared]), tolerance)
+        bound_s = last_s + bound_s
+        need = part.share_for(bits[shared] / (early_s + after[part.link]))
         load = part.load(need)
         # Handing out what is left, or taking back the last digit, keeps the sum exact.
         need *= (part.budget / np.where(load > 0.0, load, 1.0))[part.link]
         share[shared] = need
         excess = float(np.max(part.load(need) / part.budget - 1.0))
     finish_s = fixed_s + bits / curves.rate(share)
-    alone_s = float(np.max(floor_s[curves.dedicated], initial=0.0))
+    alone_s = float(np.max(finish_s[curves.dedicated], initial=0.0))
     bound = max(alone_s, float(np.max(bound_s)))
     round_s = float(np.max(finish_s))
     return Division(
@@ -117,21 +119,24 @@ def _check(fixed_s: Floats, bits: Floats) -> None:
 def _search(
     curves: Curves, load: tuple[Floats, Floats, Floats], tolerance: float
 ) -> tuple[Floats, Floats, int]:
-    """Return (finish time, certified lower bound) of every link, shape (links,), and the steps."""
-    fixed_s, bits, floor_s = load
+    """Return (finish, certified lower bound) of every link, shape (links,), and the steps.
+
+    Both are in seconds after the link's last `fixed_s`; `load` holds how long before it each device
+    begins to send, its payload, and how long it sends with the whole link.
+    """
+    early_s, bits, least_s = load
     link, budget, links = curves.link, curves.budget, curves.budget.shape[0]
     used = np.bincount(link, minlength=links) > 0
     low = np.zeros(links)
-    np.maximum.at(low, link, floor_s)
+    np.maximum.at(low, link, least_s - early_s)
     high = np.zeros(links)
-    even_s = fixed_s + bits / curves.rate(curves.equal_shares())
-    np.maximum.at(high, link, even_s)
+    np.maximum.at(high, link, bits / curves.rate(curves.equal_shares()) - early_s)
     bound, finish = low.copy(), low.copy()
     open_links = used & (high > low * (1.0 + tolerance))
     steps = 0
     while open_links.any() and steps < _MOST_STEPS:
         steps += 1
-        total, slope = _load(curves, fixed_s, bits, finish)
+        total, slope = _load(curves, early_s, bits, finish)
         with np.errstate(invalid="ignore", divide="ignore"):
             over = total - budget
             tangent = finish - over / slope
@@ -150,9 +155,9 @@ def _search(
     return np.where(used, finish, 1.0), bound, steps
 
 
-def _load(curves: Curves, fixed_s: Floats, bits: Floats, finish: Floats) -> tuple[Floats, Floats]:
+def _load(curves: Curves, early_s: Floats, bits: Floats, finish: Floats) -> tuple[Floats, Floats]:
     """Return the sum of shares each link needs for its finish time, and its derivative."""
-    left_s = finish[curves.link] - fixed_s
+    left_s = early_s + finish[curves.link]
     rate = bits / left_s
     share = curves.share_for(rate)
     change = -rate / left_s / curves.slope(share)

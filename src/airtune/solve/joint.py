@@ -74,7 +74,7 @@ def solve_joint(problem: JointProblem, *, force_nested: bool = False) -> JointSo
     """
     total = float(np.sum(problem.weight))
     if problem.least_value >= float(np.sum(problem.weight * problem.most_kept)) - SLACK * total:
-        return _only_bandwidth(problem, problem.most_kept)
+        return _only_bandwidth(problem, _kept_by_need(problem))
     if problem.least_value <= float(np.sum(problem.weight * problem.least_kept)):
         return _only_bandwidth(problem, problem.least_kept)
     if problem.curves.dedicated.all():
@@ -97,6 +97,11 @@ def solve_joint(problem: JointProblem, *, force_nested: bool = False) -> JointSo
             return solution
     tried = 0 if point is None else point.iterations
     return _nested(problem, blocks, tried)
+
+
+def _kept_by_need(problem: JointProblem) -> Floats:
+    """Return the least fractions that spend no pruning budget: all of it but where weight is 0."""
+    return np.where(problem.weight > 0.0, problem.most_kept, problem.least_kept)
 
 
 def _only_bandwidth(problem: JointProblem, kept: Floats) -> JointSolution:
