@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from airtune.cost import known_shapes, peak_memory
+from airtune.data.ledger import DataLedger, RowCounts
 from airtune.methods import build_method
 from airtune.methods.contract import sample_observation, sample_problem, sample_results
 from airtune.plan import Assignments, Workload
@@ -60,7 +61,8 @@ def _write(folder, method, seed, rounds, devices, target, ends, prefix):
             "Speeds are those of Jetson boards at 30 % of peak.",
             "Path loss 128.1 + 37.6 log10(d) with 8 dB shadowing.",
         ]},
-        "data": {"source": "embedded:arithmetic", "truncated": 3},
+        "data": {"source": "embedded:arithmetic", "truncated": 3,
+                 "ledger": DataLedger(RowCounts(read=60, truncated=3)).as_document()},
         "workload": dataclasses.asdict(WORKLOAD),
         "target": {"metric": "loss", "value": target},
         "rounds": rounds,

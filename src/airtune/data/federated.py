@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from airtune.data.answers import answer_of
 from airtune.data.columns import resolve_columns
 from airtune.data.labels import class_ids, label_keys, label_map
+from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.packing import pack
 from airtune.data.partition import (
     Parts,
@@ -55,6 +56,8 @@ class FederatedData:
     """The column that was used for every role."""
     counts: Mapping[str, Count]
     """Figures for the record, plain values: rows, truncated, dropped, blank, moved, ..."""
+    ledger: DataLedger = field(default_factory=DataLedger)
+    """What was left out, cut or mended, in both parts."""
     test_prompts: tuple[tuple[Ints, str], ...] = ()
     """Prompt tokens and final answer of every test row whose completion has a `#### answer`."""
 
@@ -66,8 +69,7 @@ class _Prepared:
     table: Table
     tokenised: Tokenised
     completions: tuple[str, ...]
-    blank: int
-    dropped: int
+    rows: RowCounts
 
 
 def load_federated(
@@ -110,6 +112,7 @@ def load_federated(
         labels=tuple(classes.values()),
         columns=columns,
         counts=_counts(ready, ready_test, parts, groups, names),
+        ledger=DataLedger(ready.rows, ready_test.rows),
         test_prompts=_prompts(ready_test),
     )
 
@@ -134,7 +137,6 @@ def _prepare(
     texts = [table.texts(name) for name in wanted]
     filled = np.array([all(map(str.strip, row)) for row in zip(*texts, strict=True)], np.bool_)
     kept = table.take(np.flatnonzero(filled))
-    blank = len(table) - len(kept)
     if not len(kept):
         raise DataError(f"every row of {table.source} is blank in {' or '.join(wanted)}")
     tokenised = _tokenise(kept, spec, columns, classes, tokenizer)
@@ -149,8 +151,12 @@ def _prepare(
         table=kept.take(rows),
         tokenised=_choose(tokenised, rows),
         completions=tuple(completions[row] for row in rows.tolist()) if completions else (),
-        blank=blank,
-        dropped=len(kept) - len(rows),
+        rows=RowCounts(
+            read=len(table),
+            blank=len(table) - len(kept),
+            dropped=len(kept) - len(rows),
+            truncated=int(tokenised.truncated[rows].sum()),
+        ),
     )
 
 
@@ -254,10 +260,10 @@ def _counts(
         "device_rows": [len(rows) for rows in parts.rows],
         "groups": list(names),
         "device_groups": by_group,
-        "truncated": int(ready.tokenised.truncated.sum()),
-        "test_truncated": int(test.tokenised.truncated.sum()),
-        "dropped": ready.dropped + test.dropped,
-        "blank": ready.blank + test.blank,
+        "truncated": ready.rows.truncated,
+        "test_truncated": test.rows.truncated,
+        "dropped": (ready.rows + test.rows).dropped,
+        "blank": (ready.rows + test.rows).blank,
         "moved": parts.moved,
         "tokens": sum(len(row) for row in ready.tokenised.tokens),
     }

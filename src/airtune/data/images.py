@@ -9,6 +9,7 @@ from airtune.data.federated import DeviceData, FederatedData
 from airtune.data.generated import TEST_ROWS, TRAIN_ROWS
 from airtune.data.image_files import Pictures, fit, read_pictures
 from airtune.data.labels import class_ids, label_map
+from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.partition import partition
 from airtune.data.shapes import FIGURES, draw
 from airtune.data.spec import DataSpec
@@ -59,6 +60,7 @@ def load_federated_images(
             "device_groups": by_class, "truncated": 0, "test_truncated": 0, "dropped": 0,
             "blank": 0, "moved": parts.moved,
         },
+        ledger=DataLedger(RowCounts(read=len(train)), RowCounts(read=len(test))),
     )  # fmt: skip
 
 

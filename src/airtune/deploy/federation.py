@@ -19,6 +19,7 @@ import numpy as np
 
 from airtune.calibrate import Measured
 from airtune.data.federated import Count, FederatedData
+from airtune.data.ledger import DataLedger, RowCounts
 from airtune.deploy.device import describe_reader
 from airtune.deploy.handout import Handout, open_handout
 from airtune.deploy.ledger import LEDGER, Ledger
@@ -295,14 +296,15 @@ def _pieces(
         server_flops_per_s=fleet.server.flops_per_s,
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
     )  # fmt: skip
+    cut = sum(item.truncated for item in roster.joined if item is not None)
     counts: dict[str, Count] = {
         "source": known.source, "rows": sum(roster.samples), "device_rows": list(roster.samples),
-        "test_rows": len(known.test),
-        "truncated": sum(item.truncated for item in roster.joined if item is not None),
+        "test_rows": len(known.test), "truncated": cut,
     }  # fmt: skip
     data = FederatedData(
         devices=known.nothing(len(roster.names)), test=known.test, labels=known.labels,
         columns={}, counts=counts, test_prompts=known.prompts,
+        ledger=DataLedger(RowCounts(read=sum(roster.samples), truncated=cut), known.rows),
     )  # fmt: skip
     return Pieces(recipe, Assets(base, data, fleet), problem, engine_settings(recipe))
 

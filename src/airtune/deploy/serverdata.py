@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer
 
 from airtune.data import DeviceData, FederatedData, load_federated, load_federated_images
+from airtune.data.ledger import RowCounts
 from airtune.errors import RecipeError
 from airtune.model.batch import Sequences
 from airtune.model.frame import load_frame
@@ -29,6 +30,8 @@ class Known:
     labels: tuple[str, ...]
     test: Examples
     prompts: tuple[tuple[Ints, str], ...] = ()
+    rows: RowCounts = field(default_factory=RowCounts)
+    """Of the test set."""
 
     def nothing(self, devices: int) -> tuple[DeviceData, ...]:
         """Return the devices' data as the server has them: not at all."""
@@ -50,7 +53,7 @@ def load_known(recipe: Recipe) -> Known:
     spec = recipe.data
     if spec.source != ON_DEVICE:
         found = _load(recipe)
-        return Known(spec.source, found.labels, found.test, found.test_prompts)
+        return Known(spec.source, found.labels, found.test, found.test_prompts, found.ledger.test)
     if spec.task != "causal-lm" and not spec.labels:
         raise RecipeError(
             "data.labels must name the classes in order where every device has its own data"
@@ -60,7 +63,7 @@ def load_known(recipe: Recipe) -> Known:
         return Known(ON_DEVICE, spec.labels, Sequences((), empty, 0))
     path = str(Path(spec.test).expanduser())
     found = _load(recipe.model_copy(update={"data": replace(spec, source=path, test=path)}))
-    return Known(ON_DEVICE, spec.labels, found.test, found.test_prompts)
+    return Known(ON_DEVICE, spec.labels, found.test, found.test_prompts, found.ledger.test)
 
 
 def _load(recipe: Recipe) -> FederatedData:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from airtune.data.ledger import recorded_lines
 from airtune.plan import Ints
 from airtune.report import (
     bandit,
@@ -65,6 +66,7 @@ def render_page(study: Study, summary: Summary) -> str:
         "deployed_titles": sparsity.DEPLOYED,
         "gain": _gain(study, figures),
         "inspected": [_inspect(run, figures) for run in runs],
+        "data_lines": recorded_lines(study.first.record.header),
         "limits": verdict.limits(study, summary),
         "methods": _method_lines(study),
         "recipe": _recipe(study),
@@ -272,9 +274,6 @@ def _assumptions(study: Study) -> list[str]:
     for found in _calibrations(study):
         what = "Codec prices" if "codecs" in found else "Pruning budget"
         said.append(f"{what}: {found['source']}; in no time figure of this page")
-    cut = (header.get("data") or {}).get("truncated")
-    if cut:
-        said.append(f"{cut} texts were longer than max_length and were cut.")
     return said
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.calibrate import Measured
+from airtune.data.ledger import recorded_lines
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
@@ -57,7 +58,7 @@ class RunResult:
     results: Mapping[str, Any] = field(default_factory=dict)
     """As in `result.json`: test, initial, validation_best, target_reached."""
     notes: tuple[str, ...] = ()
-    """What a reader should know: texts that were cut, devices that never took part."""
+    """What a reader should know: rows left out or cut, devices that never took part."""
 
 
 def run_recipe(
@@ -272,10 +273,7 @@ def _result(folder: Path, report: Path | None) -> RunResult:
 
 
 def _notes(record: RunRecord) -> tuple[str, ...]:
-    notes = []
-    cut = int(record.header["data"].get("truncated", 0))
-    if cut:
-        notes.append(f"{cut} training texts were longer than data.max_length and were cut")
+    notes = [line.marked for line in recorded_lines(record.header)]
     never = sum(1 for row in record.rounds if not row["counts"]["ok"])
     lost = {name: sum(int(row["counts"][name]) for row in record.rounds)
             for name in ("failed", "refused", "late", "absent")}  # fmt: skip

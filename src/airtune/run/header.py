@@ -47,7 +47,7 @@ def header(
         },
         "data": {"source": recipe.data.source, "task": recipe.data.task,
                  "partition": recipe.data.partition, "labels": list(assets.data.labels),
-                 **assets.data.counts},
+                 **assets.data.counts, "ledger": assets.data.ledger.as_document()},
         "workload": asdict(problem.workload),
         "target": None if recipe.target is None else recipe.target.model_dump(),
         "rounds": recipe.train.rounds,
