@@ -112,7 +112,7 @@ def test_importance_is_measured_once_before_the_first_round_that_prunes(
 
 
 def test_importance_without_data_costs_nothing(engine_of, plan_of, keep, state):
-    work = WorkSpec(importance="magnitude", compensate=False)
+    work = WorkSpec(importance="magnitude", mend="none")
     done = execute(engine_of(engine={"work": work}), plan_of(prune=0.5), state, keep)
     assert done.state.importance is not None
     assert done.setup.duration_s == 0.0

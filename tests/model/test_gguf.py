@@ -116,12 +116,48 @@ def test_half_precision_weights_keep_their_bytes(tmp_path, tokenizer):
 @needs_gguf
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"attention_bias": True}, "with biases"),
-     ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "with linear rope")],
+    [({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "with linear rope")],
 )  # fmt: skip
 def test_a_llama_that_gguf_would_not_compute_the_same_is_refused(change, said):
     with pytest.raises(ModelError, match=said):
         check_gguf(LlamaForCausalLM(LlamaConfig(**SIZES, **change)))
+
+
+def biased_llama():
+    """A Llama whose output projections alone have biases that are not zero."""
+    network = LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)).eval()
+    for name, parameter in network.named_parameters():
+        if name.endswith(("o_proj.bias", "down_proj.bias")):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return network
+
+
+@needs_gguf
+def test_constants_of_a_pruned_llama_are_written(tmp_path, tokenizer):
+    import gguf
+
+    network = biased_llama()
+    write_gguf(tmp_path / "model.gguf", network, tokenizer)
+    names = [one.name for one in gguf.GGUFReader(tmp_path / "model.gguf").tensors]
+    assert [name for name in names if name.startswith("blk.0.") and name.endswith(".bias")] == [
+        "blk.0.attn_output.bias",
+        "blk.0.ffn_down.bias",
+    ]
+    # transformers' reader takes the switches from the caller, llama.cpp from the tensors
+    read = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", attention_bias=True, mlp_bias=True
+    ).eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(read(ids).logits, network(ids).logits, atol=1e-5, rtol=0)
+
+
+@needs_gguf
+def test_biases_before_attention_are_refused():
+    network = biased_llama()
+    torch.nn.init.normal_(network.model.layers[1].self_attn.q_proj.bias)
+    with pytest.raises(ModelError, match="with biases before attention or MLP"):
+        check_gguf(network)
 
 
 @needs_gguf

@@ -19,6 +19,7 @@ from airtune.model.importance import measure
 from airtune.model.kept import Kept
 from airtune.model.lora import attach, head_of, init_adapters, take
 from airtune.model.loss import class_logits
+from airtune.model.mending import Mending, biased_layers, measure_grams
 from airtune.model.save import save_adapter, save_merged, save_pruned, whole_folder
 from airtune.model.slicing import slice_network
 
@@ -99,12 +100,12 @@ def test_a_merged_model_is_loaded_by_plain_transformers(base, make_batch, worklo
     assert type(loaded) is type(base.network)
 
 
-def check_pruned(base, kept, batch, workload_of, folder, means=None):
+def check_pruned(base, kept, batch, workload_of, folder, mending=None):
     adapters, head = trained(base, workload_of)
     mine = take(adapters, base.shape, kept, 4)
-    save_pruned(folder, base, kept, mine, scale=SCALE, head=head, means=means)
+    save_pruned(folder, base, kept, mine, scale=SCALE, head=head, mending=mending)
     loaded = auto(base).from_pretrained(folder).eval()
-    sliced = slice_network(base, kept, means=means)
+    sliced = slice_network(base, kept, mending=mending)
     ours = attach(sliced, base.family, [mine], scale=SCALE, heads=[head] if head else [])
     close(*(logits(n, batch, labels=base.shape.labels) for n in (loaded, ours.network)))
     assert loaded.num_parameters() < base.network.num_parameters()
@@ -132,16 +133,36 @@ def test_rope_scaling_survives_the_change_to_mistral(make_base, make_batch, work
     assert loaded.config.rope_parameters["factor"] == 4.0
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "roberta"])
-def test_fewer_channels_fold_their_mean_into_the_bias(
-    make_base, make_batch, workload_of, tmp_path, name
+def mending_by(base, batch, mend, *, saved=True):
+    means = measure(base.network, base.shape, [batch]).means
+    grams = measure_grams(base.network, base.shape, [(batch, 1.0)])
+    biased = biased_layers(base, saved=saved)
+    return Mending(means, grams if mend == "least-squares" else None, biased)
+
+
+@pytest.mark.parametrize("mend", ["mean", "least-squares"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2", "bert", "roberta"])
+def test_what_mends_a_slice_is_saved_with_it(
+    make_base, make_batch, workload_of, tmp_path, name, mend
 ):
     base = make_base(name)
     batch = make_batch(base)
-    means = measure(base.network, base.shape, [batch]).means
-    kept = kept_of(base.shape, base.shape.kv_groups, 5)
-    check_pruned(base, kept, batch, workload_of, tmp_path / "with", means=means)
-    check_pruned(base, kept, batch, workload_of, tmp_path / "without")
+    groups = 2 if base.family.any_head_count else base.shape.kv_groups
+    kept = kept_of(base.shape, groups, 5)
+    mending = mending_by(base, batch, mend)
+    loaded = check_pruned(base, kept, batch, workload_of, tmp_path / "m", mending=mending)
+    assert loaded.config.model_type == name
+
+
+@pytest.mark.parametrize("switch", [{}, {"attention_bias": True, "mlp_bias": True}])
+def test_constants_of_a_number_of_heads_that_llama_lacks_are_saved(
+    make_base, make_batch, workload_of, tmp_path, switch
+):
+    base = make_base("llama", num_key_value_heads=4, **switch)
+    batch, kept = make_batch(base), kept_of(base.shape, 3, 17)
+    mending = mending_by(base, batch, "mean")
+    loaded = check_pruned(base, kept, batch, workload_of, tmp_path / "m", mending=mending)
+    assert loaded.config.model_type == "granite"
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bert", "roberta"])
@@ -156,23 +177,25 @@ def test_families_that_cannot_have_fewer_heads_say_so(make_base, workload_of, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_biases_that_mistral_would_drop_are_refused(make_base, workload_of, tmp_path):
-    base = make_base("llama", num_key_value_heads=4, attention_bias=True)
+def test_a_classifier_with_biases_needs_heads_that_divide_the_width(
+    make_base, workload_of, tmp_path
+):
+    base = make_base("llama", labels=3, num_key_value_heads=4, attention_bias=True)
     kept = kept_of(base.shape, 3, 5)
     mine = take(trained(base, workload_of)[0], base.shape, kept, 4)
-    with pytest.raises(ModelError, match=r"3 heads do not divide a width of 32.*drops the biases"):
+    with pytest.raises(ModelError, match=r"3 heads do not divide a width of 32.*none has both"):
         save_pruned(tmp_path / "m", base, kept, mine, scale=SCALE)
 
 
-def test_means_without_a_bias_to_fold_into_are_refused(
+def test_a_constant_without_a_bias_to_hold_it_is_refused(
     make_base, make_batch, workload_of, tmp_path
 ):
     base = make_base("qwen2")
-    means = measure(base.network, base.shape, [make_batch(base)]).means
+    mending = mending_by(base, make_batch(base), "mean", saved=False)
     kept = kept_of(base.shape, 2, 5)
     mine = take(trained(base, workload_of)[0], base.shape, kept, 4)
-    with pytest.raises(ModelError, match="down_proj of a qwen2 model has no bias"):
-        save_pruned(tmp_path / "m", base, kept, mine, scale=SCALE, means=means)
+    with pytest.raises(ModelError, match=r"down_proj of a qwen2 model has no bias, and its config"):
+        save_pruned(tmp_path / "m", base, kept, mine, scale=SCALE, mending=mending)
 
 
 def test_counts_that_differ_over_blocks_are_refused(base, workload_of, uneven_kept, tmp_path):

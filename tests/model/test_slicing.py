@@ -11,6 +11,7 @@ from airtune.errors import ModelError
 from airtune.model.importance import Importance, Means, measure
 from airtune.model.kept import axis_index, check_kept, removed_index
 from airtune.model.loss import class_logits
+from airtune.model.mending import Mending, biased_layers
 from airtune.model.slicing import Kept, choose_kept, keep_all, slice_network
 from airtune.model.weights import shape_of
 
@@ -56,11 +57,12 @@ def masked_logits(base, kept, batch, means=None):
             handle.remove()
 
 
-@pytest.mark.parametrize("compensate", [False, True])
-def test_masked_and_sliced_agree_with_uneven_counts(base, make_batch, uneven_kept, compensate):
+@pytest.mark.parametrize("mend", ["none", "mean"])
+def test_masked_and_sliced_agree_with_uneven_counts(base, make_batch, uneven_kept, mend):
     batch, kept = make_batch(base), uneven_kept(base.shape)
-    means = measure(base.network, base.shape, [batch]).means if compensate else None
-    sliced = slice_network(base, kept, means=means)
+    means = None if mend == "none" else measure(base.network, base.shape, [batch]).means
+    mending = means and Mending(means, biased=biased_layers(base, saved=False))
+    sliced = slice_network(base, kept, mending=mending)
     real = batch.attention_mask.bool() if not base.shape.labels else slice(None)
     expected = masked_logits(base, kept, batch, means)[real]
     assert not torch.allclose(expected, logits(base, base.network, batch)[real], atol=1e-3)
@@ -175,5 +177,6 @@ def test_means_replace_exactly_what_is_constant(make_base, make_batch):
     down = base.family.linear(base.network, 0, "down_proj")
     zeros = np.zeros((2, 32))
     means = Means(zeros, np.tile(np.eye(48)[0], (2, 1)))
-    bias = base.family.linear(slice_network(base, kept, means=means), 0, "down_proj").bias
+    mending = Mending(means, biased=frozenset({"down_proj"}))
+    bias = base.family.linear(slice_network(base, kept, mending=mending), 0, "down_proj").bias
     torch.testing.assert_close(bias, down.weight[:, 0])

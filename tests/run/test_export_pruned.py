@@ -215,7 +215,9 @@ def test_gguf_holds_the_pruned_model_and_answers_the_same(run, tmp_path):
 
     place = export_run(run, "gguf", output=tmp_path / "file", accept_worse=True)
     assert {path.name for path in place.iterdir()} == {"model.gguf", "airtune.json"}
-    read = AutoModelForCausalLM.from_pretrained(place, gguf_file="model.gguf").eval()
+    read = AutoModelForCausalLM.from_pretrained(
+        place, gguf_file="model.gguf", attention_bias=True, mlp_bias=True
+    ).eval()
     ids = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)("two red apples", return_tensors="pt")
     with torch.no_grad():
         theirs = read(ids["input_ids"]).logits.flatten()[:5].numpy()

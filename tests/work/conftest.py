@@ -5,7 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from airtune.model.base import BaseModel, base_of
 from airtune.model.batch import IGNORED, Sequences
@@ -26,15 +33,21 @@ def _base(kind: type, config: object) -> BaseModel:
     return base_of(network)
 
 
+SIZES = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def base() -> BaseModel:
-    return _base(
-        LlamaForCausalLM,
-        LlamaConfig(
-            vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        ),
-    )  # fmt: skip
+    return _base(LlamaForCausalLM, LlamaConfig(**SIZES))
+
+
+@pytest.fixture(scope="session")
+def without_switch() -> BaseModel:
+    """A family whose config has no bias switch."""
+    return _base(Qwen2ForCausalLM, Qwen2Config(**SIZES))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from airtune.model.lora import attach
 from airtune.model.state import DeviceState
 from airtune.plan import WorkSpec
 from airtune.work.gradients import left_of_tail, shrink_tail_, tail_norms
-from airtune.work.network import can_compensate, kept_by, means_of
+from airtune.work.network import kept_by, mending_of, wants_means
 from airtune.work.train import TrainSettings, train
 
 
@@ -84,13 +84,16 @@ def test_importance_comes_with_the_update_and_goes_on_where_it_was(
             assert set(torch.from_numpy(scores).isfinite().nonzero().flatten().tolist()) == set(row)
 
 
-def test_means_are_used_where_the_saved_model_can_hold_them(base, classifier, state_of):
+def test_slices_are_mended_as_far_as_the_saved_model_can_say(base, without_switch, state_of):
     work = WorkSpec(cumulative=True)
-    assert not can_compensate(base)
-    assert can_compensate(classifier)
-    assert means_of(base, state_of(base), work) is None
-    assert means_of(base, state_of(base), WorkSpec()) is not None
-    assert means_of(classifier, state_of(classifier), work) is not None
+    outputs = frozenset({"o_proj", "down_proj"})
+    assert mending_of(base, state_of(base), work).biased == outputs
+    qwen = without_switch
+    assert mending_of(qwen, state_of(qwen), WorkSpec()).biased == outputs
+    assert mending_of(qwen, state_of(qwen), work) is None
+    assert not wants_means(qwen, work)
+    assert wants_means(qwen, replace(work, mend="least-squares"))
+    assert mending_of(base, state_of(base), WorkSpec(mend="none")) is None
 
 
 def test_a_cumulative_slice_starts_from_what_the_device_has_left(base, state_of, job_of):

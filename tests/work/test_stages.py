@@ -14,7 +14,7 @@ from airtune.work import train as train_module
 from airtune.work.network import kept_by, stages_by
 from airtune.work.train import TrainSettings, train
 
-WORK = WorkSpec(importance="lora-gradient", cumulative=True, prune_every=4, compensate=False)
+WORK = WorkSpec(importance="lora-gradient", cumulative=True, prune_every=4, mend="none")
 
 
 @pytest.fixture

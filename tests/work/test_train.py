@@ -189,7 +189,7 @@ def test_a_rank_with_its_own_scale_trains_as_if_it_were_the_rank_of_the_run(
 def test_compensation_changes_what_a_pruned_device_trains_on(base, state_of, job_of, workload_of):
     state, workload, jobs = state_of(base), workload_of(base), [job_of(base, 0, prune=0.5)]
     with_means, without = (
-        run(base, state, jobs, workload, work=WorkSpec(compensate=flag))[0]
+        run(base, state, jobs, workload, work=WorkSpec(mend="mean" if flag else "none"))[0]
         for flag in (True, False)
     )
     assert with_means.loss_first != without.loss_first

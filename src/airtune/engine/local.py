@@ -50,7 +50,7 @@ from airtune.work.importance import (
     measure_importance,
     report_bytes,
 )
-from airtune.work.network import can_compensate, current_base, tuned_network
+from airtune.work.network import current_base, tuned_network, wants_means
 from airtune.work.train import Job, Outcome, TrainSettings, train
 
 
@@ -338,7 +338,7 @@ class LocalEngine:
         """Have the devices of the plan measure importance, and pool what they report."""
         criterion = self._work.importance
         base = current_base(self._base, state)
-        if criterion in ("magnitude", "random") and not self._wants_means:
+        if criterion in ("magnitude", "random") and not wants_means(self._base, self._work):
             known = measure(
                 base.network, base.shape, [],
                 criterion="random" if criterion == "random" else "magnitude",
@@ -369,16 +369,12 @@ class LocalEngine:
         }  # fmt: skip
         return measured, ()
 
-    @property
-    def _wants_means(self) -> bool:
-        """Whether what is removed is replaced by its mean."""
-        return self._work.compensate and (not self._work.cumulative or can_compensate(self._base))
-
     def _lacks_scores(self, state: GlobalState) -> bool:
         """Whether something has to be measured before anything can be pruned."""
         known = state.importance
+        lacks_means = known is not None and known.means is None
         return known is None or (
-            self._work.cumulative and self._wants_means and known.means is None
+            self._work.cumulative and lacks_means and wants_means(self._base, self._work)
         )
 
     def _measuring(self, plan: RoundPlan, report: Importance, start_s: float) -> Setup:

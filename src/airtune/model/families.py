@@ -7,7 +7,7 @@ from the description, so a new family is a new entry. It does not load weights (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from torch import nn
@@ -46,6 +46,8 @@ class Family:
     shape: Callable[[Config, int], ModelShape]
     any_head_count: bool = True
     """A plain config of this family can say how many heads are left."""
+    bias_switches: Mapping[str, str] = field(default_factory=dict)
+    """Output projection -> the config's switch that gives it a bias, where there is one."""
     fused_width: str = ""
     """Attribute of a block that holds the width of each part of a fused query-key-value layer."""
 
@@ -177,7 +179,7 @@ def _vit_shape(config: Config, labels: int) -> ModelShape:
     )
 
 
-def _llama_like(name: str) -> Family:
+def _llama_like(name: str, bias_switches: Mapping[str, str] | None = None) -> Family:
     return Family(
         name=name,
         causal=True,
@@ -196,6 +198,7 @@ def _llama_like(name: str) -> Family:
         ffn_output="down_proj",
         head="score",
         shape=_llama_like_shape,
+        bias_switches=bias_switches or {},
     )
 
 
@@ -222,10 +225,10 @@ def _bert_like(name: str) -> Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": _llama_like("llama"),
+    "llama": _llama_like("llama", {"o_proj": "attention_bias", "down_proj": "mlp_bias"}),
     "mistral": _llama_like("mistral"),
     "qwen2": _llama_like("qwen2"),
-    "qwen3": _llama_like("qwen3"),
+    "qwen3": _llama_like("qwen3", {"o_proj": "attention_bias"}),
     "gpt2": Family(
         name="gpt2",
         causal=True,

@@ -3,7 +3,9 @@
 Only what can be said exactly is written: the families whose layout llama.cpp shares (Llama, Mistral,
 Qwen2, Qwen3), ordinary rotary positions, and tokenizers whose splitting rule has a name there. Llama
 and Mistral keep the two halves of a rotary pair apart, GGUF's "llama" next to each other, so their
-query and key rows are reordered. Weights keep their type; vectors are single precision, as
+query and key rows are reordered. Of a Llama's biases those after attention and MLP are written, which
+llama.cpp adds where they are; the others only a pruned model's config demands, and they must be zero.
+Weights keep their type; vectors are single precision, as
 llama.cpp asks.
 
 Source: the GGUF format and the reordering follow llama.cpp's convert_hf_to_gguf.py.
@@ -75,6 +77,8 @@ def write_gguf(path: Path, network: PreTrainedModel, tokenizer: PreTrainedTokeni
     for name, tensor in network.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
+        if _is_unsayable_bias(name, config):  # all zero, see check_gguf
+            continue
         if architecture == "llama":
             tensor = _reordered(name, tensor, config)
         values, kind = _values(gguf, tensor)
@@ -100,14 +104,34 @@ def check_gguf(network: PreTrainedModel) -> None:
         )
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
-    biased = config.model_type == "llama" and (config.attention_bias or config.mlp_bias)
+    biased = any(
+        bool(tensor.any())
+        for name, tensor in network.state_dict().items()
+        if _is_unsayable_bias(name, config)
+    )
     if rope != "default" or window is not None or biased:
-        what = "biases" if biased else f"a sliding window of {window}" if window else f"{rope} rope"
+        what = (
+            "biases before attention or MLP"
+            if biased
+            else f"a sliding window of {window}"
+            if window
+            else f"{rope} rope"
+        )
         raise ModelError(
             f"gguf is not written for a {config.model_type} model with {what}; export merged or "
             "pruned, then convert that folder with llama.cpp's convert_hf_to_gguf.py"
         )
     require_gguf()  # last: no one is to install it for a model that it cannot say
+
+
+def _is_unsayable_bias(name: str, config: Any) -> bool:
+    """Return whether a tensor is a bias for which llama.cpp's Llama has no place at every size."""
+    layer = name.removesuffix(".bias").rpartition(".")[2]
+    return (
+        config.model_type == "llama"
+        and name.endswith(".bias")
+        and layer not in ("o_proj", "down_proj")
+    )
 
 
 def _add_sizes(writer: Any, config: Any) -> None:

@@ -5,10 +5,12 @@ Pruned models become plain configs of their family, or of a neighbour that can s
 | family | heads | FFN channels |
 |---|---|---|
 | Mistral, Qwen2, Qwen3, ViT | any count | any count |
-| Llama | any count; as Mistral where the heads left do not divide the width | any count |
+| Llama | any count; as Mistral, or with biases as Granite, where the heads left do not divide the width | any count |
 | GPT-2, BERT, RoBERTa | all of them | any count |
 
-with the same counts in every block. A folder appears whole or not at all.
+with the same counts in every block. Constants that make up for what is removed become biases: GPT-2,
+BERT, RoBERTa and ViT have them, Llama's config has a switch for them, Qwen3's for its attention; the
+other biases that a switch brings are zero. A folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -25,18 +27,15 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import (
-    MistralConfig,
-    PreTrainedModel,
-)
+from transformers import GraniteConfig, MistralConfig, PreTrainedModel
 
 from airtune.errors import AirtuneError, ModelError, RunExistsError, StorageError
 from airtune.model.base import BaseModel, auto_class
 from airtune.model.families import Config, Family
 from airtune.model.frame import PREPROCESSOR
-from airtune.model.importance import Means
 from airtune.model.kept import Kept, check_kept, keep_all
 from airtune.model.lora import Adapters, Head, layer_names, merged
+from airtune.model.mending import Mending
 from airtune.model.slicing import slice_network
 from airtune.model.weights import bias_of
 from airtune.plan import ModelShape
@@ -121,7 +120,7 @@ def save_pruned(
     *,
     scale: float,
     head: Head | None = None,
-    means: Means | None = None,
+    mending: Mending | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a smaller model with the adapters in its weights; plain transformers loads it.
@@ -133,18 +132,18 @@ def save_pruned(
         adapters: Of that slice.
         scale: alpha / rank.
         head: The trained task head, or None.
-        means: Replace what is removed by its mean, where the layer has a bias to fold it into.
+        mending: How the slice makes up for what it lacks; None = not.
         overwrite: Replace a folder that is there.
 
     Raises:
-        ModelError: if no plain config can say what is left, or the base is held in 4 bits.
+        ModelError: if no plain config can say what is left, or hold a constant of the mending, or
+            the base is held in 4 bits.
         RunExistsError: if the folder is there and must not be replaced.
         StorageError: if it cannot be written.
     """
-    config = plain_config(base, kept)
-    if means is not None:
-        _check_foldable(base, kept)
-    sliced = slice_network(base, kept, means=means)
+    constants = frozenset() if mending is None else mending.biased
+    config = plain_config(base, kept, constants=constants)
+    sliced = slice_network(base, kept, mending=mending)
     network = _plain_network(
         merged(sliced, base.family, adapters, scale=scale, head=head), config, base.shape
     )
@@ -153,12 +152,17 @@ def save_pruned(
         _save_reader(base, place)
 
 
-def plain_config(base: BaseModel, kept: Kept) -> Config:
+def plain_config(base: BaseModel, kept: Kept, *, constants: frozenset[str] = frozenset()) -> Config:
     """Return the config under which plain transformers loads a slice.
+
+    Args:
+        base: The unpruned model.
+        kept: What is left.
+        constants: Output projections that hold one for what they lost, which takes a bias.
 
     Raises:
         ModelError: if there is none: counts differ over blocks, the family cannot have fewer
-            heads, or the base is held in 4 bits.
+            heads, or a bias where a constant is, or the base is held in 4 bits.
     """
     check_kept(kept, base.shape)
     groups, channels = _uniform("groups", kept.groups), _uniform("channels", kept.channels)
@@ -169,6 +173,11 @@ def plain_config(base: BaseModel, kept: Kept) -> Config:
         )
     config = type(base.network.config).from_dict(base.network.config.to_dict())
     setattr(config, _ffn_field(base.family), channels)
+    lost = {base.family.attention_output: groups < base.shape.kv_groups,
+            base.family.ffn_output: channels < base.shape.ffn}  # fmt: skip
+    for name in sorted(constants):
+        if lost[name] and bias_of(base.family.linear(base.network, 0, name)) is None:
+            setattr(config, _bias_switch(base.family, name), True)
     if groups == base.shape.kv_groups:
         return config
     if not base.family.any_head_count:
@@ -178,7 +187,7 @@ def plain_config(base: BaseModel, kept: Kept) -> Config:
         )
     heads = groups * (base.shape.heads // base.shape.kv_groups)
     if base.family.name == "llama" and base.shape.width % heads:
-        return _as_mistral(config, base.shape, heads, groups)
+        return _as_neighbour(config, base.shape, heads, groups)
     config.head_dim = base.shape.head_dim
     config.num_attention_heads = heads
     if hasattr(config, "num_key_value_heads"):
@@ -186,48 +195,56 @@ def plain_config(base: BaseModel, kept: Kept) -> Config:
     return config
 
 
-def _as_mistral(config: Config, shape: ModelShape, heads: int, groups: int) -> Config:
-    """Return Llama's config as a Mistral without a window, which computes the same."""
-    if any(linear.bias for linear in shape.linears):
+def _bias_switch(family: Family, name: str) -> str:
+    if name not in family.bias_switches:
+        raise ModelError(
+            f"{name} of a {family.name} model has no bias, and its config no switch for one, to hold "
+            "the mean of what was removed; save it without means, or with least squares, which "
+            "needs no bias"
+        )
+    return family.bias_switches[name]
+
+
+def _as_neighbour(config: Config, shape: ModelShape, heads: int, groups: int) -> Config:
+    """Return Llama's config under a name that allows any number of heads and computes the same.
+
+    A Mistral without a window; with biases, which Mistral lacks, a Granite whose multipliers are
+    Llama's.
+    """
+    settings = config.to_dict()
+    has_bias = bool(config.attention_bias or config.mlp_bias)
+    if has_bias and shape.labels:
         raise ModelError(
             f"{heads} heads do not divide a width of {shape.width}, which Llama's config demands, "
-            "and Mistral, which does not, drops the biases this model has; keep a number of "
-            "groups whose heads divide the width"
+            "and of the configs that do not, none has both biases and a classification head; keep "
+            "a number of groups whose heads divide the width, or set train.mend to none"
         )
-    settings = config.to_dict()
-    own = ("model_type", "architectures", "num_attention_heads", "num_key_value_heads", "head_dim",
-           "attention_bias", "mlp_bias", "pretraining_tp", "sliding_window")  # fmt: skip
-    return MistralConfig(
-        **{name: value for name, value in settings.items() if name not in own},
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        head_dim=shape.head_dim,
-        sliding_window=None,
-    )
+    own = {"model_type", "architectures", "num_attention_heads", "num_key_value_heads", "head_dim",
+           "pretraining_tp", "sliding_window"}  # fmt: skip
+    if not has_bias:
+        own |= {"attention_bias", "mlp_bias"}
+    given = {name: value for name, value in settings.items() if name not in own}
+    given |= {"num_attention_heads": heads, "num_key_value_heads": groups,
+              "head_dim": shape.head_dim}  # fmt: skip
+    if has_bias:
+        return GraniteConfig(**given, attention_multiplier=shape.head_dim**-0.5)
+    return MistralConfig(**given, sliding_window=None)
 
 
 def _plain_network(network: nn.Module, config: Config, shape: ModelShape) -> PreTrainedModel:
     """Return the class that plain transformers would make, holding the network's tensors."""
     with torch.device("meta"):
         plain = auto_class(shape).from_config(config)
-    plain.load_state_dict(network.state_dict(), assign=True)
+    tensors = network.state_dict()
+    for name, expected in plain.state_dict().items():
+        if name not in tensors and name.endswith(".bias"):  # of a switch that another layer needs
+            tensors[name] = torch.zeros(expected.shape, dtype=plain.dtype)
+    plain.load_state_dict(tensors, assign=True)
     plain.tie_weights()
     generation = getattr(network, "generation_config", None)
     if generation is not None:
         plain.generation_config = generation
     return plain.eval()
-
-
-def _check_foldable(base: BaseModel, kept: Kept) -> None:
-    for name, counts, full in (
-        (base.family.attention_output, kept.groups, base.shape.kv_groups),
-        (base.family.ffn_output, kept.channels, base.shape.ffn),
-    ):
-        if len(counts[0]) < full and bias_of(base.family.linear(base.network, 0, name)) is None:
-            raise ModelError(
-                f"{name} of a {base.family.name} model has no bias to hold the mean of what was "
-                "removed; tune and save it without means"
-            )
 
 
 def _uniform(name: str, rows: tuple[Sized, ...]) -> int:

@@ -1,9 +1,8 @@
 """Structured pruning that physically removes key-value groups and FFN channels.
 
 A sliced network is smaller: its linear layers lose rows and columns, so training it costs less
-time and memory, which masks do not achieve. What was removed can be replaced by its mean, a
-constant vector after each output projection (FLAP, arXiv 2312.11983). Blocks may keep different
-counts; only uniform counts can be saved for other tools (see `save`).
+time and memory, which masks do not achieve. What was removed can be made up for (see `mending`).
+Blocks may keep different counts; only uniform counts can be saved for other tools (see `save`).
 """
 
 from __future__ import annotations
@@ -15,10 +14,16 @@ from torch import nn
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
 from airtune.model.families import Family, replace_module_
-from airtune.model.importance import Importance, Means
-from airtune.model.kept import Kept, check_kept, keep_all, linear_index, removed_index
+from airtune.model.importance import Importance
+from airtune.model.kept import (
+    Kept,
+    check_kept,
+    keep_all,
+    linear_index,
+)
+from airtune.model.mending import Mending, mended
 from airtune.model.weights import bias_of, rebuilt, twin_of, weight_of
-from airtune.plan import Floats, Ints, Linear, ModelShape
+from airtune.plan import Floats, Ints, ModelShape
 
 __all__ = ["Kept", "choose_kept", "keep_all", "slice_network"]
 
@@ -43,7 +48,7 @@ def choose_kept(importance: Importance, shape: ModelShape, groups: int, channels
     return Kept(_largest(importance.groups, groups), _largest(importance.channels, channels))
 
 
-def slice_network(base: BaseModel, kept: Kept, *, means: Means | None = None) -> nn.Module:
+def slice_network(base: BaseModel, kept: Kept, *, mending: Mending | None = None) -> nn.Module:
     """Return a physically smaller network; the base stays as it is.
 
     Tensors that lose nothing are shared with the base, not copied.
@@ -51,11 +56,10 @@ def slice_network(base: BaseModel, kept: Kept, *, means: Means | None = None) ->
     Args:
         base: The unpruned model.
         kept: What stays, block by block.
-        means: Mean inputs of the output projections; what is removed is replaced by its mean,
-            as an addition to the projection's bias. None = by zero.
+        mending: How the output projections make up for what they no longer read; None = not.
 
     Raises:
-        ModelError: if `kept` does not fit the model.
+        ModelError: if `kept` does not fit the model, or a Gram matrix cannot be solved for.
     """
     check_kept(kept, base.shape)
     network = twin_of(base.network)
@@ -65,8 +69,13 @@ def slice_network(base: BaseModel, kept: Kept, *, means: Means | None = None) ->
             if columns is None and rows is None:
                 continue
             path = base.family.linears[linear.name]
-            mean = None if means is None else _removed_mean(base.shape, means, kept, linear, index)
-            smaller = _sliced(block.get_submodule(path), columns, rows, mean)
+            module = block.get_submodule(path)
+            change, constant = None, None
+            if mending is not None and columns is not None:
+                change, constant = mended(
+                    weight_of(module), mending, linear, shape=base.shape, kept=kept, block=index
+                )
+            smaller = _sliced(module, columns, rows, change, constant)
             replace_module_(block, path, smaller)
         _set_fused_width_(block, base.family, base.shape, len(kept.groups[index]))
     return network
@@ -76,32 +85,24 @@ def _sliced(
     module: nn.Module,
     columns: Ints | None,
     rows: Ints | None,
-    removed_mean: torch.Tensor | None,
+    change: torch.Tensor | None,
+    constant: torch.Tensor | None,
 ) -> nn.Module:
-    """Return a layer of the same kind with these columns and rows, None = all of them."""
+    """Return a layer of the same kind with these columns and rows, None = all of them.
+
+    What mends it is added: `change` to the weight that is left, `constant` to the bias.
+    """
     weight, bias = weight_of(module), bias_of(module)
-    if removed_mean is not None:
-        constant = weight.float() @ removed_mean.to(weight.device)
-        bias = (constant if bias is None else bias.float() + constant).to(weight.dtype)
     if rows is not None:
         index = torch.from_numpy(rows).to(weight.device)
         weight, bias = weight[index], None if bias is None else bias[index]
     if columns is not None:
         weight = weight[:, torch.from_numpy(columns).to(weight.device)]
+    if change is not None:
+        weight = (weight.double() + change).to(weight.dtype)
+    if constant is not None:
+        bias = (constant if bias is None else bias.double() + constant).to(weight.dtype)
     return rebuilt(module, weight, bias)
-
-
-def _removed_mean(
-    shape: ModelShape, means: Means, kept: Kept, linear: Linear, block: int
-) -> torch.Tensor | None:
-    """Return the mean input of a layer where it is removed and zero elsewhere, (in,)."""
-    removed = removed_index(shape, linear.in_axis, kept, block)
-    if removed is None:
-        return None
-    mean = means.attention[block] if linear.in_axis == "query" else means.ffn[block]
-    vector = np.zeros_like(mean)
-    vector[removed] = mean[removed]
-    return torch.from_numpy(vector).float()
 
 
 def _set_fused_width_(block: nn.Module, family: Family, shape: ModelShape, groups: int) -> None:

@@ -12,6 +12,7 @@ from airtune.model.families import replace_module_
 from airtune.model.importance import Importance
 from airtune.model.kept import Kept
 from airtune.model.lora import Adapters, Head, head_of, init_adapters
+from airtune.model.mending import Grams
 from airtune.model.weights import bias_of, rebuilt, twin_of, weight_of
 from airtune.plan import Workload
 
@@ -44,6 +45,8 @@ class GlobalState:
     """Where pruning is cumulative: what each device that has answered has left."""
     merged: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """`"{block}.{linear}"` -> (out, in): what the stacked rule has added to the base so far."""
+    grams: Grams | None = None
+    """Second moments of the dense model, pooled like the importance; None = not measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from airtune.plan.observe import (
     Workload,
 )
 from airtune.plan.shape import Bools, Floats, Ints, Linear, ModelShape
-from airtune.plan.work import ImportanceKind, WorkSpec
+from airtune.plan.work import ImportanceKind, Mend, WorkSpec
 
 __all__ = [
     "AggregateSpec",
@@ -38,6 +38,7 @@ __all__ = [
     "Linear",
     "LinkSpec",
     "LinkState",
+    "Mend",
     "Method",
     "ModelShape",
     "Need",

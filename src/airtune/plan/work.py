@@ -11,14 +11,17 @@ ImportanceKind = Literal[
     "fluctuation", "magnitude", "random", "lora-gradient", "first-order", "salience"
 ]
 
+Mend = Literal["none", "mean", "least-squares"]
+
 
 @dataclass(frozen=True, slots=True)
 class WorkSpec:
     """The closed set of switches by which methods change the local work."""
 
     importance: ImportanceKind = "fluctuation"
-    compensate: bool = True
-    """Replace what is removed by its mean, a constant vector a layer."""
+    mend: Mend = "mean"
+    """What stands for what is removed: nothing; its mean, a constant vector a layer; or the least
+    squares of what stays, from second moments that devices measure with the scores."""
     cumulative: bool = False
     """Pruned structures never come back (FedSpine); otherwise the dense base is sliced anew."""
     prune_every: int = 0

@@ -26,7 +26,7 @@ from airtune.run.build import load_model
 from airtune.run.manifest import MANIFEST, check_better, manifest_of, quality_of, unmeasured
 from airtune.run.method import choose_method
 from airtune.run.selfcheck import self_check
-from airtune.work.network import means_of, tuned_network
+from airtune.work.network import mending_of, tuned_network
 
 Format = Literal["adapter", "merged", "pruned", "gguf"]
 GGUF_NAME = "model.gguf"
@@ -122,13 +122,12 @@ def _write_model(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
     base, state = trained.base, replace(trained.state, kept=kept)
     whole = current_base(base, state)
     rank = next(iter(state.adapters.values())).shape[0]
-    # a run that kept the dense base was not tuned with means in the place of what is cut off here
-    means = means_of(base, state, trained.work) if trained.work.cumulative else None
+    # what is written must be sayable, whatever the devices trained with
+    work = replace(trained.work, cumulative=True)
     save_pruned(
         stage, whole, kept, take(state.adapters, base.shape, kept, rank), scale=trained.scale,
-        head=state.head or None, means=means, overwrite=True,
+        head=state.head or None, mending=mending_of(base, state, work), overwrite=True,
     )  # fmt: skip
-    work = trained.work if trained.work.cumulative else replace(trained.work, compensate=False)
     tuned = tuned_network(base, state, scale=trained.scale, work=work)
     return {
         "slice": _slice(base, kept),

@@ -7,15 +7,14 @@ from collections.abc import Sequence, Sized
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
 from airtune.model.cumulative import blended, narrowed
-from airtune.model.importance import Means
 from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import LoraNetwork, attach, take
+from airtune.model.mending import Mending, biased_layers
 from airtune.model.slicing import choose_kept, slice_network
 from airtune.model.state import GlobalState, current_base
-from airtune.model.weights import bias_of
 from airtune.plan import Assignment, ModelShape, WorkSpec
 
-__all__ = ["can_compensate", "current_base", "kept_by", "means_of", "stages_by", "tuned_network"]
+__all__ = ["current_base", "kept_by", "mending_of", "stages_by", "tuned_network", "wants_means"]
 
 
 def kept_by(row: Assignment, state: GlobalState, shape: ModelShape, work: WorkSpec) -> Kept:
@@ -86,23 +85,33 @@ def _between(before: Sequence[Sized], after: Sequence[Sized], part: float, *, wh
     return float(round(count)) if whole else count
 
 
-def can_compensate(base: BaseModel) -> bool:
-    """Return whether what is removed can be replaced by its mean in a model that is saved.
+def wants_means(base: BaseModel, work: WorkSpec) -> bool:
+    """Return whether slices are mended, so that means have to be measured.
 
-    The mean goes into the biases of the output projections, which Llama and its like lack.
+    A cumulative pruning ends in a model that is saved: the mean alone goes only into biases that a
+    plain config of the family can say.
     """
-    names = (base.family.attention_output, base.family.ffn_output)
-    return all(bias_of(base.family.linear(base.network, 0, name)) is not None for name in names)
+    if work.mend == "mean":
+        return bool(biased_layers(base, saved=work.cumulative))
+    return work.mend == "least-squares"
 
 
-def means_of(base: BaseModel, state: GlobalState, work: WorkSpec) -> Means | None:
-    """Return the means that stand for what is removed, or None where zero does.
+def mending_of(base: BaseModel, state: GlobalState, work: WorkSpec) -> Mending | None:
+    """Return how slices make up for what they lack; None where they do not.
 
-    A cumulative pruning ends in a model that is saved, so it uses means only where they can be.
+    Raises:
+        ModelError: if least squares are asked for and no second moments were measured.
     """
-    if not work.compensate or state.importance is None:
+    known = state.importance
+    if known is None or known.means is None or not wants_means(base, work):
         return None
-    return None if work.cumulative and not can_compensate(base) else state.importance.means
+    grams = state.grams if work.mend == "least-squares" else None
+    if grams is None and work.mend == "least-squares":
+        raise ModelError(
+            "slices are to be mended by least squares, but no second moments were measured; "
+            "measure them with the importance, or set train.mend to mean"
+        )
+    return Mending(known.means, grams, biased_layers(base, saved=work.cumulative))
 
 
 def tuned_network(
@@ -115,8 +124,8 @@ def tuned_network(
     whole = current_base(base, state)
     network, adapters = whole.network, state.adapters
     if state.kept is not None:
-        means = means_of(base, state, WorkSpec(cumulative=True) if work is None else work)
-        network = slice_network(whole, state.kept, means=means)
+        how = WorkSpec(cumulative=True) if work is None else work
+        network = slice_network(whole, state.kept, mending=mending_of(base, state, how))
         rank = next(iter(adapters.values())).shape[0]
         adapters = take(adapters, base.shape, state.kept, rank)
     return attach(

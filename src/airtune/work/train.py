@@ -39,7 +39,7 @@ from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, Bools, Floats, Ints, ModelShape, Workload, WorkSpec
 from airtune.work.batches import collate_examples, join_examples, lengths_of, round_batches
 from airtune.work.gradients import clip_, left_of_tail, pull_back_, shrink_tail_, tail_norms
-from airtune.work.network import current_base, means_of, stages_by
+from airtune.work.network import current_base, mending_of, stages_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +294,8 @@ def _network(
     here: _Round, kept: Kept, jobs: Sequence[Job], carried: _Carried
 ) -> LoraNetwork:  # fmt: skip
     rank = jobs[0].row.rank
-    sliced = slice_network(here.base, kept, means=means_of(here.base, here.state, here.work))
+    mending = mending_of(here.base, here.state, here.work)
+    sliced = slice_network(here.base, kept, mending=mending)
     lora = attach(
         sliced,
         here.base.family,
