@@ -193,3 +193,36 @@ def test_an_upload_has_only_what_its_kind_reads():
     assert coded.upload.feedback
     assert "upload.keep: must be above 0, got 0" in message(overrides=["upload.keep=0"])
     assert "split: cuts must rise, got 3, 1" in message(overrides=["split.cuts=[3, 1]"])
+
+
+WORDS = ["no", "yes", "on", "Off", "true", "null", "1e3", "007", "1.0", "0x1F", "12:30", "2024-01-01", "1_000"]  # fmt: skip
+
+
+def test_words_stay_as_written_where_words_are_wanted():
+    text = (
+        f"data: {{task: classification, labels: [{', '.join(WORDS)}], "
+        "columns: {label: on, text: 1e3}, split: no}"
+    )
+    data = load_recipe(parse_yaml(text, where="r.yaml")).data
+    assert list(data.labels) == WORDS
+    assert (dict(data.columns), data.split) == ({"label": "on", "text": "1e3"}, "no")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_words_stay_as_written_on_the_command_line(word):
+    changes = [f"data.labels=[a, {word}]", f"data.columns.text={word}", f"model.source={word}"]
+    recipe = load_recipe(overrides=changes)
+    assert recipe.data.labels == ("a", word)
+    assert (recipe.data.columns["text"], recipe.model.source) == (word, word)
+
+
+def test_a_saved_recipe_keeps_its_words():
+    recipe = load_recipe(overrides=[f"data.labels=[{', '.join(WORDS)}]"])
+    assert load_recipe(parse_yaml(dump_recipe(recipe), where="r.yaml")) == recipe
+
+
+def test_null_is_nothing_where_nothing_is_allowed_and_numbers_are_numbers_elsewhere():
+    text = "data: {test: null, subset: ~, revision: , alpha: 1e3, packing: yes}"
+    data = load_recipe(parse_yaml(text, where="r.yaml")).data
+    assert (data.test, data.subset, data.revision) == (None, None, None)
+    assert (data.alpha, data.packing) == (1000.0, True)

@@ -15,6 +15,7 @@ from airtune.errors import RecipeError
 from airtune.methods import settings_faults
 from airtune.recipe.faults import describe, keys_at, raise_faults, unknown_key
 from airtune.recipe.schema import Recipe
+from airtune.recipe.words import keep_words, wanted_at
 
 Values = dict[str, Any]
 
@@ -106,19 +107,29 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:
         if fault:
             faults.append(fault)
             continue
-        _put(changed, parts, parse_yaml(value, where=text))
+        _put(changed, parts, parse_yaml(value, where=text, wanted=wanted_at(Recipe, parts)))
     raise_faults(faults, "--set")
     return changed
 
 
-def parse_yaml(text: str, *, where: str) -> Any:
+def parse_yaml(text: str, *, where: str, wanted: Any = Recipe) -> Any:
     """Read YAML.
+
+    Args:
+        text: what to read.
+        where: named in an error.
+        wanted: the type that a recipe has here; words stay words where it wants text.
 
     Raises:
         RecipeError: if it is not YAML; the message says where.
     """
     try:
-        return yaml.load(text, _Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        keep_words(node, wanted)
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
