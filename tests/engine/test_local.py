@@ -57,6 +57,13 @@ def test_participation_asks_a_fraction_and_others_in_other_rounds(engine_of):
     assert np.array_equal(asked[2], engine.observe(2, 99.0).available)
 
 
+def test_a_device_without_data_is_not_asked(engine_of, problem_of, cell):
+    devices = problem_of(load_fleet(cell)).devices
+    weight = np.where(np.arange(6) == 2, 0.0, devices.weight)
+    engine = engine_of(problem={"devices": replace(devices, weight=weight)})
+    assert np.flatnonzero(~engine.observe(0, 0.0).available).tolist() == [2]
+
+
 def test_absent_devices_are_not_asked(engine_of, cell):
     cell["devices"][0]["availability"] = 0.0
     assert not engine_of(participation=0.5).observe(0, 0.0).available.any()

@@ -114,11 +114,25 @@ def test_memory_sets_the_least_pruning(problem, all_there):
         assert steps.peak_bytes[level] <= problem.devices.memory_bytes[5]
 
 
-def test_a_silent_device_waits_with_its_even_share(problem, observation):
-    plan = plan_of("jcpba", problem, observation, budget=0.3)
-    row = int(np.flatnonzero(plan.assignments.device == 7)[0])
-    assert plan.reasons[row] == "sample-7: no rate in this slot, waits with 50.00% of air"
+@pytest.mark.parametrize("name", [*PRUNERS, "best-bandwidth"])
+def test_a_device_in_an_outage_holds_no_share_until_it_can_send(
+    name, problem, observation, all_there
+):
+    decider = build_method(name, {}).decider
+    plan, state = decider.plan(problem, decider.init(problem), observation)
+    told = plan.assignments
+    row = int(np.flatnonzero(told.device == 7)[0])
+    assert plan.reasons[row] == "sample-7: no rate in this slot; gets none of air until it has one"
     assert np.isfinite(plan.predicted_s)
+    assert told.share[row] == 0.0
+    left = np.full(len(told), 1e5)
+    air = observation.links.link[told.device] == observation.links.link[7]
+    assert told.share[air].sum() == pytest.approx(1.0)
+    later = decider.divide(problem, state, plan, all_there.links, left)
+    assert later[row] > 0.0
+    assert later[air].sum() == pytest.approx(1.0)
+    kept = decider.divide(problem, state, plan, observation.links, left)
+    assert np.array_equal(kept, told.share)
 
 
 def test_nobody_there_is_an_empty_plan(problem, all_there):

@@ -146,6 +146,12 @@ class LocalEngine:
         self._splitter.restore(under("cut/", arrays))
         self._allowance.restore(under("month/", arrays))
 
+    @property
+    def _has_data(self) -> Bools:
+        """Which devices have rows to train on; all where weights say nothing."""
+        weight = self._problem.devices.weight
+        return np.asarray((weight > 0.0) | ~np.any(weight > 0.0))
+
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know: links at the start, speeds, and who is asked."""
         self._allowance.begin_round(time_s)
@@ -154,7 +160,7 @@ class LocalEngine:
             round=round,
             time_s=time_s,
             links=links,
-            available=self._asked(round, links.available),
+            available=self._asked(round, links.available & self._has_data),
             flops_per_s=self._fleet.flops_at(round),
         )
         return mask_observation(observation, self._needs)

@@ -60,12 +60,12 @@ def level_plan(
 def spread(seen: Seen, level: Ints, share: Floats, idle_level: Ints) -> tuple[Ints, Floats]:
     """Return levels and shares of all n devices from those of the able ones.
 
-    A device without any rate in this slot gets its even share and the lightest level it may use:
-    it may hear again in a later slot.
+    A device without any rate in this slot gets the lightest level it may use and no share: its
+    method divides the link anew in a later slot, when the device can send again.
     """
-    all_levels, all_shares = idle_level.copy(), seen.idle_share.copy()
-    all_levels[seen.able], all_shares[seen.able] = level, np.minimum(share, 1.0)
-    return all_levels, all_shares
+    all_levels = idle_level.copy()
+    all_levels[seen.able] = level
+    return all_levels, seen.shares(share)
 
 
 def _fleet_speed(observation: Observation) -> Floats:
@@ -85,7 +85,9 @@ def _reasons(
     lines = []
     for name, removed, part, place, compute_s, upload_s, finish_s in columns:
         if not np.isfinite(finish_s):
-            lines.append(f"{name}: no rate in this slot, waits with {part:.2%} of {link[place]}")
+            lines.append(
+                f"{name}: no rate in this slot; gets none of {link[place]} until it has one"
+            )
             continue
         early_s = slowest - finish_s
         end = (

@@ -32,7 +32,7 @@ class BestBandwidth(Memoryless):
         """Divide the links for the lightest level that each device can hold."""
         seen = see(problem, observation)
         allowed = allowed_levels(problem, seen, self.max_prune)
-        level, share, solution = lightest(allowed), seen.idle_share, None
+        level, share, solution = lightest(allowed), seen.shares(), None
         if seen.able.size:
             exact = exact_problem(problem, seen, allowed, 1.0)
             chosen = level[seen.able]

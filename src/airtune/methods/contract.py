@@ -37,6 +37,7 @@ from airtune.plan import (
     State,
     Workload,
 )
+from airtune.solve import silent
 
 _DEVICES = 9
 _ROUNDS = 3
@@ -256,9 +257,16 @@ def _check_shares(
     links, _ = _unmasked(seen)
     remaining = np.full(len(plan.assignments), 1e5)
     later = method.decider.divide(problem, state, plan, links, remaining)
+    starved = np.flatnonzero((later == 0) & ~silent(links, plan.assignments.device))
+    if starved.size:
+        name = problem.devices.names[plan.assignments.device[starved[0]]]
+        raise MethodError(
+            f"{method.name}: divide gives {name} no share, though it can send and has bytes left; "
+            "only a device in an outage, or one that is done, may get none"
+        )
     for source, share in (("plan", plan.assignments.share), ("divide", later)):
-        if share.shape != plan.assignments.device.shape or not np.all((share > 0) & (share <= 1)):
-            raise MethodError(f"{method.name}: shares of {source} must be in (0, 1], one a device")
+        if share.shape != plan.assignments.device.shape or not np.all((share >= 0) & (share <= 1)):
+            raise MethodError(f"{method.name}: shares of {source} must be in [0, 1], one a device")
         link = links.link[plan.assignments.device]
         total = np.bincount(link, share, minlength=len(links.specs))
         for index, spec in enumerate(links.specs):

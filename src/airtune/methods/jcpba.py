@@ -82,7 +82,7 @@ class Jcpba(Pruner):
         allowed = allowed_levels(problem, seen, self.max_prune)
         if not seen.able.size:
             return level_plan(
-                problem, observation, seen, lightest(allowed), seen.idle_share, why="waits"
+                problem, observation, seen, lightest(allowed), seen.shares(), why="waits"
             ), state
         budget, why = self._budget(problem, seen, allowed)
         relaxed, rounded = self._solve(problem, seen, allowed, budget)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from airtune.methods.budget import Budget, check_budget
+from airtune.methods.slot import keep_or_divide
 from airtune.plan import Floats, LinkState, Need, Problem, Results, RoundPlan, State
 
 
@@ -19,8 +20,8 @@ class Memoryless:
 
     def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
                remaining_bytes: Floats) -> Floats:  # fmt: skip
-        """Keep the shares of the plan in every slot."""
-        return plan.assignments.share
+        """Keep the shares of the plan until a device that got none can send."""
+        return keep_or_divide(plan, links, remaining_bytes)
 
     def learn(self, problem: Problem, state: State, results: Results) -> State:
         """Learn nothing: what matters is known, or never asked for."""

@@ -39,7 +39,7 @@ class RandomChoice(Pruner):
         allowed = allowed_levels(problem, seen, self.max_prune)
         if not seen.able.size:
             return level_plan(
-                problem, observation, seen, lightest(allowed), seen.idle_share, why="waits"
+                problem, observation, seen, lightest(allowed), seen.shares(), why="waits"
             ), state
         exact = exact_problem(problem, seen, allowed, 1.0)
         draws = generator(problem.seed, "random", observation.round)

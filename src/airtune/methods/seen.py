@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,15 +29,19 @@ class Seen:
     """Of the broadcast adapters; 0 where nothing comes down in this slot."""
     links: LinkState
     curves: Curves
-    """Uplinks of `able`, with what the silent devices hold taken off the budgets."""
+    """Uplinks of `able`."""
     able: Ints
     """Rows that have an uplink and a downlink in this slot."""
-    idle_share: Floats
-    """Even share of each device's link: what the silent ones hold meanwhile."""
 
     def of(self, column: Floats) -> Floats:
         """Return a column's rows for the devices that are able."""
         return column[self.able]
+
+    def shares(self, of_able: Floats | float = 0.0) -> Floats:
+        """Return the shares of all n devices from those of the able ones; the others hold none."""
+        share = np.zeros(self.device.shape)
+        share[self.able] = np.minimum(of_able, 1.0)
+        return share
 
     @property
     def able_names(self) -> tuple[str, ...]:
@@ -70,19 +74,13 @@ def see(problem: Problem, observation: Observation) -> Seen:
     down_s = transfer_s(size, downlink_bps(links, device))
     mute: Bools = silent(links, device) | ~np.isfinite(down_s)
     able = np.flatnonzero(~mute)
-    curves = curves_of(links, device[able])
-    dedicated = np.array([spec.kind == "dedicated" for spec in links.specs])[links.link[device]]
-    even = even_shares(links.link[device], dedicated)
-    held = np.bincount(
-        links.link[device], np.where(mute & ~dedicated, even, 0.0), minlength=len(links.specs)
-    )
     memory = problem.devices.memory_bytes
     return Seen(
         device=device, names=tuple(problem.devices.names[index] for index in device),
         weight=share_of_data(problem.devices, device), flops_per_s=speed[device],
         memory_bytes=np.full(device.shape, np.inf) if memory is None else memory[device],
         download_s=np.where(np.isfinite(down_s), down_s, 0.0), links=links,
-        curves=replace(curves, budget=curves.budget - held), able=able, idle_share=even,
+        curves=curves_of(links, device[able]), able=able,
     )  # fmt: skip
 
 

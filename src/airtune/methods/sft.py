@@ -22,6 +22,7 @@ from airtune.cost import predict, split_cost
 from airtune.errors import InfeasibleError, MethodError, RecipeError
 from airtune.methods.codec_menu import CodecChoice, Size, check_codec, codec_menu
 from airtune.methods.seen import Seen, see
+from airtune.methods.slot import divide_slot, keep_or_divide
 from airtune.methods.split_lines import Lines, Priced, check_cut, price, split_problem, told
 from airtune.methods.split_reasons import split_reasons
 from airtune.plan import (
@@ -45,18 +46,14 @@ from airtune.solve import (
     Spectrum,
     SplitProblem,
     SplitSolution,
-    curves_of,
     divide_spectrum,
-    silent,
     solve_split,
     solve_split_lagrangian,
 )
-from airtune.units import BITS_PER_BYTE, format_bytes
+from airtune.units import format_bytes
 
 _COMPARED_UP_TO = 200
 """Devices up to which the solver that is not used runs too, for the record."""
-_IDLE_SHARE = 1e-6
-"""Of a device that has nothing to send in a slot, or cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +159,7 @@ class Sft:
             }
         else:
             share, solution = np.zeros(0), None
-        shares = seen.idle_share.copy()
-        shares[seen.able] = np.minimum(share, 1.0)
-        assignments = told(problem, seen, lines, index, shares)
+        assignments = told(problem, seen, lines, index, seen.shares(share))
         return _round_plan(
             problem, observation, seen, assignments, why=why, solution=solution, notes=notes
         ), {"line": held, "decided": decided}
@@ -173,19 +168,8 @@ class Sft:
                remaining_bytes: Floats) -> Floats:  # fmt: skip
         """Divide the coming slot so that the slowest has sent what remains as soon as possible."""
         if self.spectrum == "equal":
-            return plan.assignments.share
-        device = plan.assignments.device
-        sends = ~silent(links, device) & (remaining_bytes > 0.0)
-        share = np.full(device.shape, _IDLE_SHARE)
-        rows = np.flatnonzero(sends)
-        if rows.size:
-            curves = curves_of(links, device[rows])
-            idle = np.bincount(links.link[device], ~sends, minlength=len(links.specs))
-            curves = replace(curves, budget=curves.budget - _IDLE_SHARE * idle)
-            bits = remaining_bytes[rows] * BITS_PER_BYTE
-            found = divide_spectrum(curves, np.zeros(rows.size), bits, self.spectrum)
-            share[rows] = np.clip(found.share, _IDLE_SHARE, 1.0)
-        return share
+            return keep_or_divide(plan, links, remaining_bytes)
+        return divide_slot(plan.assignments.device, links, remaining_bytes, self.spectrum)
 
     def learn(self, problem: Problem, state: State, results: Results) -> State:
         """Learn nothing: speeds and channels are known, and quality is measured beforehand."""

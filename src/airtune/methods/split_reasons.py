@@ -21,7 +21,7 @@ def split_reasons(
         codec = told.codecs[int(told.codec_index[row])].label
         place = link[int(seen.links.link[told.device[row]])]
         if not np.isfinite(expected.finish_s[row]):
-            lines.append(f"{name}: no rate in this slot, waits with {part:.2%} of {place}")
+            lines.append(f"{name}: no rate in this slot; gets none of {place} until it has one")
             continue
         lines.append(
             f"{name}: cut after block {cut} of {blocks}, {codec} ({why}); "

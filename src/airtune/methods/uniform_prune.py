@@ -51,7 +51,7 @@ class UniformPrune(Pruner):
         allowed = allowed_levels(problem, seen, self.max_prune)
         if not seen.able.size:
             return level_plan(
-                problem, observation, seen, lightest(allowed), seen.idle_share, why="waits"
+                problem, observation, seen, lightest(allowed), seen.shares(), why="waits"
             ), state
         exact = exact_problem(problem, seen, allowed, 1.0)
         least = least_budget(exact.weight, exact.pruned, exact.allowed)
