@@ -130,7 +130,9 @@ def make_run(
         writer = RunWriter.create(folder, {"name": "test"})
     else:
         writer = RunWriter.resume(folder, resume)
-    run = Run(Method("test", decider), problem, engine, writer, "me", loop or LoopSettings())
+    run = Run(
+        Method("test", decider, may_cut=True), problem, engine, writer, "me", loop or LoopSettings()
+    )
     return run, initial_state(base, workload, 3)
 
 

@@ -75,8 +75,8 @@ class Broken:
 
 
 @pytest.mark.parametrize(("fault", "message"), [
-    ("shares", "sum to"), ("reasons", "needs a reason"), ("random", "two different plans"),
-    ("mutates", "changed the state"), ("round", "is for round"), ("absent", "available are"),
+    ("shares", "sum to"), ("reasons", "needs a reason"), ("random", "two different answers"),
+    ("mutates", "plan changed the state"), ("round", "is for round"), ("absent", "available are"),
     ("divide", "shares of"), ("state", "must hold arrays"),
 ])  # fmt: skip
 def test_a_broken_promise_is_named(fault, message):

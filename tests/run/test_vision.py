@@ -27,6 +27,8 @@ from airtune.plan import CodecSpec
 
 @dataclass(frozen=True)
 class Cutter(WholeEqual):
+    may_cut = True
+
     def plan(self, problem, state, observation):
         plan, state = super().plan(problem, state, observation)
         told = plan.assignments

@@ -67,7 +67,7 @@ def short_run(
         setting.problem, devices=fleet.profiles(samples), rounds=setting.rounds,
         calibration=None, deadline_s=None, device_bytes_per_month=None, work=setting.work,
     )  # fmt: skip
-    method = Method("calibration", decider, work=setting.work)
+    method = Method("calibration", decider, work=setting.work, may_cut=True)
     engine = LocalEngine(
         fleet, problem, setting.base, data, work=setting.work, settings=setting.engine
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from airtune.engine.checks import Divide
 from airtune.model.state import GlobalState, Update
-from airtune.plan import Floats, Need, Observation, Problem, Results, RoundPlan, WorkSpec
+from airtune.plan import Floats, Observation, Problem, Results, RoundPlan, WorkSpec
 
 Split = Literal["validation", "test"]
 
@@ -121,25 +121,3 @@ def with_work(problem: Problem, work: WorkSpec) -> Problem:
     elif work.importance == "salience":
         scores = "activation"
     return replace(problem, work=work, workload=replace(problem.workload, scores=scores))
-
-
-def mask_problem(problem: Problem, needs: frozenset[Need]) -> Problem:
-    """Return the problem without what the method did not ask to know.
-
-    `capability` covers speed, memory and power of devices; `channel` covers transmit power.
-    """
-    devices = problem.devices
-    if "capability" not in needs:
-        devices = replace(devices, flops_per_s=None, memory_bytes=None, power_w=None)
-    if "channel" not in needs:
-        devices = replace(devices, transmit_power_w=None)
-    return replace(problem, devices=devices)
-
-
-def mask_observation(observation: Observation, needs: frozenset[Need]) -> Observation:
-    """Return the observation without what the method did not ask to know."""
-    return replace(
-        observation,
-        links=observation.links if "channel" in needs else None,
-        flops_per_s=observation.flops_per_s if "capability" in needs else None,
-    )

@@ -16,12 +16,12 @@ SHARE_TOLERANCE = 1e-6
 """How far the shares of a link may exceed 1 by rounding."""
 
 
-def check_plan(plan: RoundPlan, observation: Observation) -> None:
+def check_plan(plan: RoundPlan, observation: Observation, *, may_cut: bool) -> None:
     """Refuse a plan that no engine can execute.
 
     Raises:
-        MethodError: if it is for another round, names devices that are not there, or gives no
-            reason for each.
+        MethodError: if it is for another round, names devices that are not there, gives no
+            reason for each, or cuts though its method has not declared `may_cut`.
     """
     device = plan.assignments.device
     if plan.round != observation.round:
@@ -42,6 +42,11 @@ def check_plan(plan: RoundPlan, observation: Observation) -> None:
     if len(plan.reasons) != len(device):
         raise MethodError(
             f"a plan needs one reason a device, got {len(plan.reasons)} for {len(device)} devices"
+        )
+
+    if not may_cut and np.any(plan.assignments.cut):
+        raise MethodError(
+            "the plan cuts the model; a method that may do so declares may_cut = True"
         )
 
 

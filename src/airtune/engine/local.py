@@ -18,7 +18,7 @@ from airtune.cost import energy_j, forward_flops, most_bytes, peak_memory
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
 from airtune.engine.allowance import Allowance
-from airtune.engine.base import Execution, Setup, Split, asked_of, mask_observation, with_work
+from airtune.engine.base import Execution, Setup, Split, asked_of, with_work
 from airtune.engine.checks import Divide
 from airtune.engine.clock import transfer
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
@@ -41,6 +41,7 @@ from airtune.plan import (
     Problem,
     RoundPlan,
     WorkSpec,
+    mask_observation,
     whole_model,
 )
 from airtune.work.evaluate import evaluate, evaluate_devices, exact_match

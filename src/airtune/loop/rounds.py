@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from airtune.engine.base import Engine, Execution, mask_problem
+from airtune.engine.base import Engine, Execution
 from airtune.engine.checkpoint import Checkpoint, save_checkpoint
 from airtune.engine.checks import Divide, check_plan
 from airtune.engine.refusals import refuse_malformed
@@ -32,7 +32,9 @@ from airtune.plan import (
     Problem,
     RoundPlan,
     State,
+    mask_problem,
 )
+from airtune.plan.blame import blamed
 from airtune.records import RunWriter
 
 Metric = Literal["loss", "perplexity", "accuracy"]
@@ -126,7 +128,8 @@ def begin(run: Run, state: GlobalState) -> Checkpoint:
         run: what the run is made of.
         state: fresh adapters and head.
     """
-    method = run.method.decider.init(run.known)
+    with blamed(run.method, "init"):
+        method = run.method.decider.init(run.known)
     progress: Record = {"history": [], "best": None, "reached": None, "empty": 0, "initial": None,
                         "judged": run.settings.evaluate_every > 0}  # fmt: skip
     if run.settings.evaluate_every:
@@ -207,7 +210,8 @@ def _execute(run: Run, now: Checkpoint) -> Round:
     execution = run.engine.execute(plan, now.state, divide, start_s=now.time_s)
     execution = refuse_malformed(execution, run.problem.shape)
     state = _aggregate(run, execution)
-    method = run.method.decider.learn(run.known, method, execution.results)
+    with blamed(run.method, "learn"):
+        method = run.method.decider.learn(run.known, method, execution.results)
     return Round(plan, left_out, execution, state, method, execution.start_s, execution.end_s)
 
 
@@ -224,8 +228,9 @@ def _plan(
     decider, known = run.method.decider, run.known
     left_out: dict[int, str] = {}
     while np.any(observation.available):
-        plan, method = decider.plan(known, now.method, observation)
-        check_plan(plan, observation)
+        with blamed(run.method, "plan"):
+            plan, method = decider.plan(known, now.method, observation)
+            check_plan(plan, observation, may_cut=run.method.may_cut)
         faults = run.engine.over_cap(plan, now.state)
         over = {
             int(device): fault
@@ -249,7 +254,8 @@ def _divide(run: Run, method: State, plan: RoundPlan) -> Divide:
         return plan.assignments.share
 
     def ask(links: LinkState, remaining_bytes: Floats) -> Floats:
-        return decider.divide(known, method, plan, links, remaining_bytes)
+        with blamed(run.method, "divide"):
+            return decider.divide(known, method, plan, links, remaining_bytes)
 
     return ask if "channel" in decider.needs else keep
 

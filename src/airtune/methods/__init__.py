@@ -6,6 +6,7 @@ from airtune.methods.registry import (
     MethodRow,
     build_method,
     list_methods,
+    may_cut,
     method_row,
     settings_faults,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "build_method",
     "check_method",
     "list_methods",
+    "may_cut",
     "method_row",
     "sample_problem",
     "settings_faults",

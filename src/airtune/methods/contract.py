@@ -5,20 +5,23 @@
 
 The check plans a few rounds of a small made-up fleet (shared radio, measured air time, a dedicated
 link; a device that comes and goes, one that is silent, one with little memory) with everything
-hidden that the method did not ask for, and looks at what comes back.
+hidden that the method did not ask for, and looks at what comes back. `airtune check ./mine.py:Mine`
+does it from the command line.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 
 from airtune.cost import llama_like, peak_memory, predict
 from airtune.errors import MethodError
 from airtune.keys import generator
+from airtune.methods.plugins import as_method
 from airtune.plan import (
     Assignments,
     Calibration,
@@ -36,8 +39,14 @@ from airtune.plan import (
     SplitCalibration,
     State,
     Workload,
+    mask_observation,
+    mask_problem,
 )
+from airtune.plan.blame import blamed
 from airtune.solve import silent
+
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
 
 _DEVICES = 9
 _ROUNDS = 3
@@ -47,36 +56,50 @@ _SILENT = 7
 """The device whose link is out in round 1."""
 
 
-def check_method(method: Method, problem: Problem | None = None) -> None:
+def check_method(method: Method | object, problem: Problem | None = None) -> None:
     """Run a method through a few made-up rounds and check everything a method promises.
 
     It is pure and repeatable; covers every available device once, with a reason; its shares fit
-    every shared link, in the plan and in `divide`; it fits the memory it was told; its state
-    survives being saved and loaded; it works with whatever it did not ask for hidden.
+    every shared link, in the plan and in `divide`; it fits the memory it was told; it cuts only if
+    it said so; its state survives being saved and loaded; it works with whatever it did not ask for
+    hidden.
 
     Args:
-        method: the method, for instance from `build_method`.
+        method: the method, for instance from `build_method`, or a decider alone.
         problem: another problem to try it on, with nine devices on three links as in
             `sample_problem`; None = that one.
 
     Raises:
-        MethodError: at the first promise that is broken; the message names it.
+        MethodError: at the first promise that is broken; the message names it, with file and line.
     """
+    if not isinstance(method, Method):
+        method = as_method(type(method).__name__, method)
     full = replace(sample_problem() if problem is None else problem, work=method.work)
-    known = _masked(full, method)
-    state = method.decider.init(known)
+    known = mask_problem(full, method.decider.needs)
+    with blamed(method, "init"):
+        state = _same_twice("init", method.decider.init, known)
+        saved_and_loaded(state)
     for number in range(_ROUNDS):
         seen = sample_observation(full, number)
-        hidden = _hide(seen, method)
-        plan, after = method.decider.plan(known, state, hidden)
-        _check_repeatable(method, known, state, hidden, plan)
-        _check_plan(method, full, seen, plan)
-        _check_shares(method, known, after, plan, seen)
+        hidden = mask_observation(seen, method.decider.needs)
+        with blamed(method, "plan"):
+            plan, after = _same_twice("plan", method.decider.plan, known, state, hidden)
+            _check_plan(method, full, seen, plan)
+        links, _ = _unmasked(seen)
+        with blamed(method, "divide"):
+            remaining = np.full(len(plan.assignments), 1e5)
+            share = _same_twice(
+                "divide", method.decider.divide, known, after, plan, links, remaining
+            )
+            _check_shares("divide", share, plan, links)
+            _check_nobody_starves(full, share, plan, links)
         results = sample_results(full, seen, plan)
-        state = method.decider.learn(known, after, results)
-        saved = _saved_and_loaded(method, state)
-        _check_equal_next(method, known, (state, saved), _hide(sample_observation(full, number + 1),
-                                                               method))  # fmt: skip
+        with blamed(method, "learn"):
+            state = _same_twice("learn", method.decider.learn, known, after, results)
+            saved = saved_and_loaded(state)
+        upcoming = mask_observation(sample_observation(full, number + 1), method.decider.needs)
+        with blamed(method, "plan"):
+            _check_equal_next(method, known, (state, saved), upcoming)
         state = saved
 
 
@@ -197,88 +220,83 @@ def _dense(count: int, workload: Workload) -> Assignments:
     )  # fmt: skip
 
 
-def _masked(problem: Problem, method: Method) -> Problem:
-    devices = problem.devices
-    if "capability" not in method.decider.needs:
-        devices = replace(devices, flops_per_s=None, memory_bytes=None, power_w=None)
-    if "channel" not in method.decider.needs:
-        devices = replace(devices, transmit_power_w=None)
-    return replace(problem, devices=devices)
-
-
-def _hide(seen: Observation, method: Method) -> Observation:
-    needs = method.decider.needs
-    return replace(
-        seen,
-        links=seen.links if "channel" in needs else None,
-        flops_per_s=seen.flops_per_s if "capability" in needs else None,
-    )
-
-
-def _check_repeatable(
-    method: Method, problem: Problem, state: State, seen: Observation, plan: RoundPlan
-) -> None:
-    before = _bytes(state)
-    again, _ = method.decider.plan(problem, state, seen)
-    if _bytes(state) != before:
-        raise MethodError(f"{method.name}: plan changed the state it was given")
-    if not _same(plan, again):
+def _same_twice(
+    part: str, call: Callable[Given, Answer], *given: Given.args, **named: Given.kwargs
+) -> Answer:
+    """Return what a part of a method answers, asked twice; it may change nothing that it is given."""
+    before = _bytes(given)
+    answer = call(*given, **named)
+    told = _bytes(answer)
+    if _bytes(given) != before:
+        raise MethodError(f"{part} changed the state or the arrays that it was given; copy them")
+    if _bytes(call(*given, **named)) != told:
         raise MethodError(
-            f"{method.name}: the same state and observation gave two different plans; draw with "
+            f"{part} gave two different answers to the same question; draw with "
             "airtune.keys.generator(problem.seed, name, round)"
         )
+    return answer
 
 
 def _check_plan(method: Method, problem: Problem, seen: Observation, plan: RoundPlan) -> None:
-    told, name = plan.assignments, method.name
+    told = plan.assignments
     expected = np.flatnonzero(seen.available)
     if plan.round != seen.round:
-        raise MethodError(f"{name}: the plan is for round {plan.round}, not {seen.round}")
+        raise MethodError(f"the plan is for round {plan.round}, not {seen.round}")
     if not np.array_equal(told.device, expected):
         raise MethodError(
-            f"{name}: the plan covers devices {told.device.tolist()}, available are "
-            f"{expected.tolist()}"
+            f"the plan covers devices {told.device.tolist()}, available are {expected.tolist()}"
         )
     if len(plan.reasons) != len(told) or not all(plan.reasons):
-        raise MethodError(f"{name}: every device needs a reason, got {len(plan.reasons)}")
+        raise MethodError(f"every device needs a reason, got {len(plan.reasons)}")
+    if not method.may_cut and np.any(told.cut):
+        raise MethodError(
+            "the plan cuts the model; a method that may do so declares may_cut = True"
+        )
     links, speed = _unmasked(seen)
+    _check_shares("the plan", told.share, plan, links)
     peak = predict(problem, told, links=links, flops_per_s=speed).peak_bytes
     memory = problem.devices.memory_bytes
     if "capability" in method.decider.needs and memory is not None:
         over = np.flatnonzero(peak > memory[told.device])
         if over.size:
             device = problem.devices.names[told.device[over[0]]]
-            raise MethodError(f"{name}: {device} is told more than its memory holds")
+            raise MethodError(f"{device} is told more than its memory holds")
 
 
-def _check_shares(
-    method: Method, problem: Problem, state: State, plan: RoundPlan, seen: Observation
-) -> None:
-    links, _ = _unmasked(seen)
-    remaining = np.full(len(plan.assignments), 1e5)
-    later = method.decider.divide(problem, state, plan, links, remaining)
-    starved = np.flatnonzero((later == 0) & ~silent(links, plan.assignments.device))
-    if starved.size:
-        name = problem.devices.names[plan.assignments.device[starved[0]]]
+def _check_shares(source: str, share: Floats, plan: RoundPlan, links: LinkState) -> None:
+    device = plan.assignments.device
+    shape = getattr(share, "shape", None)
+    if shape != device.shape or not np.all((share >= 0) & (share <= 1)):
         raise MethodError(
-            f"{method.name}: divide gives {name} no share, though it can send and has bytes left; "
-            "only a device in an outage, or one that is done, may get none"
+            f"shares of {source} must be in [0, 1], one for each of {len(device)} devices, got "
+            f"{np.array2string(np.asarray(share), precision=3, threshold=6)} of shape {shape}"
         )
-    for source, share in (("plan", plan.assignments.share), ("divide", later)):
-        if share.shape != plan.assignments.device.shape or not np.all((share >= 0) & (share <= 1)):
-            raise MethodError(f"{method.name}: shares of {source} must be in [0, 1], one a device")
-        link = links.link[plan.assignments.device]
-        total = np.bincount(link, share, minlength=len(links.specs))
-        for index, spec in enumerate(links.specs):
-            if spec.kind == "shared" and total[index] > 1.0 + 1e-6:
-                raise MethodError(
-                    f"{method.name}: shares of link {spec.name} from {source} sum to "
-                    f"{total[index]:.6f}, more than 1"
-                )
+    total = np.bincount(links.link[device], share, minlength=len(links.specs))
+    for index, spec in enumerate(links.specs):
+        if spec.kind == "shared" and total[index] > 1.0 + 1e-6:
+            raise MethodError(
+                f"shares of link {spec.name} from {source} sum to {total[index]:.6f}, more than 1"
+            )
 
 
-def _saved_and_loaded(method: Method, state: State) -> State:
-    """Return the state after a trip through a file of arrays."""
+def _check_nobody_starves(
+    problem: Problem, share: Floats, plan: RoundPlan, links: LinkState
+) -> None:
+    device = plan.assignments.device
+    starved = np.flatnonzero((share == 0) & ~silent(links, device))
+    if starved.size:
+        raise MethodError(
+            f"divide gives {problem.devices.names[device[starved[0]]]} no share, though it can "
+            "send and has bytes left; only a device in an outage, or one that is done, may get none"
+        )
+
+
+def saved_and_loaded(state: State) -> State:
+    """Return the state after a trip through a file of arrays.
+
+    Raises:
+        MethodError: if it holds something else than arrays, numbers and text.
+    """
     try:
         arrays = {key: np.asarray(value) for key, value in state.items()}
         buffer = io.BytesIO()
@@ -291,29 +309,23 @@ def _saved_and_loaded(method: Method, state: State) -> State:
                 for key, value in state.items()
             }
     except (ValueError, TypeError, AttributeError) as error:
-        raise MethodError(
-            f"{method.name}: the state must hold arrays, numbers and text only: {error}"
-        ) from error
+        raise MethodError(f"the state must hold arrays, numbers and text only: {error}") from error
 
 
 def _check_equal_next(
     method: Method, problem: Problem, states: tuple[State, State], seen: Observation
 ) -> None:
     plans = [method.decider.plan(problem, state, seen)[0] for state in states]
-    if not _same(*plans):
-        raise MethodError(f"{method.name}: a saved and loaded state plans differently")
+    if _bytes(plans[0]) != _bytes(plans[1]):
+        raise MethodError("a saved and loaded state plans differently")
 
 
-def _same(one: RoundPlan, other: RoundPlan) -> bool:
-    columns = ("device", "prune_heads", "prune_ffn", "rank", "share", "local_steps", "cut",
-               "codec_index")  # fmt: skip
-    return one.reasons == other.reasons and all(
-        np.array_equal(getattr(one.assignments, name), getattr(other.assignments, name))
-        for name in columns
-    )
-
-
-def _bytes(state: State) -> bytes:
-    return b"".join(
-        key.encode() + np.asarray(value).tobytes() for key, value in sorted(state.items())
-    )
+def _bytes(value: object) -> bytes:
+    """Return what a value of the vocabulary says, so that two can be compared."""
+    if isinstance(value, Mapping):
+        return b"".join(str(key).encode() + _bytes(value[key]) for key in sorted(value))
+    if isinstance(value, tuple | list):
+        return b"".join(map(_bytes, value))
+    if is_dataclass(value):
+        return b"".join(_bytes(getattr(value, each.name)) for each in fields(value))
+    return value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from airtune.methods.budget import Budget, check_budget
 from airtune.methods.slot import keep_or_divide
-from airtune.plan import Floats, LinkState, Need, Problem, Results, RoundPlan, State
+from airtune.plan import Floats, LinkState, Need, Problem, Results, RoundPlan, State, Want
 
 
 class Memoryless:
@@ -41,6 +41,12 @@ class Pruner(Memoryless):
     max_prune: float = 0.7
     """Largest pruning rate of a device."""
     needs: frozenset[Need] = frozenset({"capability", "channel"})
+
+    @property
+    def wants(self) -> frozenset[Want]:
+        """What pruning costs, where the budget follows from it."""
+        is_open = self.budget == "auto" or self.quality_budget > 0.0
+        return frozenset({"pruning"} if is_open else ())
 
     def __post_init__(self) -> None:
         check_budget(self.budget, self.quality_budget, self.max_prune)

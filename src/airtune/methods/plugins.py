@@ -1,24 +1,30 @@
 """Methods from outside: a file and a name, `./mine.py:Mine`, or an entry point.
 
 What stands there is called with the recipe's settings and returns a `Method`, or a decider, which
-is then wrapped; a decider may carry `aggregate` and `work` to ask for other than the defaults.
+is then wrapped; a decider may carry `aggregate`, `work`, `wants` and `may_cut` to ask for other than
+the defaults.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import cast
+from typing import cast, get_args
 
 from airtune.errors import MethodError
-from airtune.plan import AggregateSpec, Decider, Method, WorkSpec
+from airtune.plan import AggregateSpec, Decider, Method, Need, Want, WorkSpec
+from airtune.plan.blame import line_of
 
 GROUP = "airtune.methods"
 _PARTS = ("init", "plan", "divide", "learn")
+_DECLARED = {"aggregate": AggregateSpec, "work": WorkSpec, "wants": frozenset, "may_cut": bool}
+"""What a decider may say of its method, and of which type."""
 
 
 def is_path(name: str) -> bool:
@@ -74,31 +80,51 @@ def as_method(name: str, made: object) -> Method:
     if isinstance(made, Method):
         return made
     missing = [part for part in _PARTS if not callable(getattr(made, part, None))]
-    if not isinstance(getattr(made, "needs", None), frozenset):
-        missing.append("needs (a frozenset)")
+    if not hasattr(made, "needs"):
+        missing.append("needs")
     if missing:
         raise MethodError(
             f"{name} made a {type(made).__name__}, which is no method: it lacks "
             f"{', '.join(missing)}"
         )
-    return Method(
-        name,
-        cast("Decider", made),
-        aggregate=getattr(made, "aggregate", AggregateSpec()),
-        work=getattr(made, "work", WorkSpec()),
-    )
+    _check_words(name, "needs", made.needs, get_args(Need))  # type: ignore[attr-defined]
+    _check_words(name, "wants", getattr(made, "wants", frozenset()), get_args(Want))
+    declared = {key: _declared(name, made, key, kind) for key, kind in _DECLARED.items()
+                if hasattr(made, key)}  # fmt: skip
+    return Method(name, cast("Decider", made), **declared)  # type: ignore[arg-type]
+
+
+def _check_words(name: str, key: str, value: object, known: tuple[str, ...]) -> None:
+    if not isinstance(value, frozenset) or not value <= set(known):
+        raise MethodError(
+            f"{key} of {name} must be a frozenset of {', '.join(known)}, or an empty one, got "
+            f"{value!r}"
+        )
+
+
+def _declared(name: str, made: object, key: str, kind: type) -> object:
+    value: object = getattr(made, key)
+    if not isinstance(value, kind):
+        raise MethodError(f"{key} of {name} must be a {kind.__name__}, got {value!r}")
+    return value
 
 
 @lru_cache(maxsize=32)
 def _module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"airtune_plugin_{path.stem}", path)
+    name = f"airtune_plugin_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise MethodError(f"{path} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a stranger's file can raise anything
-        raise MethodError(f"{path} fails when it is run: {error!r}") from error
+    except (Exception, SystemExit) as error:  # a stranger's file can raise anything
+        del sys.modules[name]
+        line = error.lineno if isinstance(error, SyntaxError) else None
+        line = line or line_of(error.__traceback__, str(path)) or 1
+        said = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise MethodError(f"{path}:{line}: {type(error).__name__}: {said}") from error
     return module
 
 

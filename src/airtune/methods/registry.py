@@ -58,8 +58,6 @@ class MethodRow:
     """The source gave the idea; the equations are this project's reading of it."""
     make: Callable[[str, object], Method] | None = None
     """From name and settings to the method; None = the settings are the decider."""
-    may_cut: bool = False
-    """It may leave blocks to the server; of a plug-in nothing is known, so it may."""
 
     def build(self, name: str, settings: Settings) -> Method:
         """Return the method with these settings.
@@ -179,26 +177,26 @@ METHODS: Mapping[str, MethodRow] = MappingProxyType({
     ),
     "sft": MethodRow(
         "method", Sft, "the model cut between device and server; cut, codec and spectrum chosen",
-        _SFT_PAPER, reconstructed=True, make=sft, may_cut=True,
+        _SFT_PAPER, reconstructed=True, make=sft,
     ),
     "split-sequential": MethodRow(
         "baseline", FixedSplit, "split learning: one device after the other hands its part over",
         "Distributed learning of deep neural network over multiple agents, arXiv 1810.06060",
-        make=fixed_split(WorkSpec(server="sequential", hand_over=True)), may_cut=True,
+        make=fixed_split(WorkSpec(server="sequential", hand_over=True)),
     ),
     "splitfed-v1": MethodRow(
         "baseline", FixedSplit, "split in parallel, a server model for each device, averaged",
-        _SPLITFED_PAPER, make=fixed_split(WorkSpec(server="copies")), may_cut=True,
+        _SPLITFED_PAPER, make=fixed_split(WorkSpec(server="copies")),
     ),
     "splitfed-v2": MethodRow(
         "baseline", FixedSplit, "one server model that visits the devices in turn",
-        _SPLITFED_PAPER, make=fixed_split(WorkSpec(server="sequential")), may_cut=True,
+        _SPLITFED_PAPER, make=fixed_split(WorkSpec(server="sequential")),
     ),
     "splitlora": MethodRow(
         "baseline", FixedSplit, "one shared server model, one cut, uncompressed, equal spectrum",
         "SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language Models, "
         "arXiv 2407.00952; device adapters are averaged every round", reconstructed=True,
-        make=fixed_split(WorkSpec()), may_cut=True,
+        make=fixed_split(WorkSpec()),
     ),
     "untuned": MethodRow("control", None, "the base model as it is", "control"),
     "local-only": MethodRow(
@@ -219,9 +217,7 @@ def list_methods() -> Mapping[str, MethodRow]:
     rows = dict(METHODS)
     for name, entry in entry_points_of().items():
         if name not in rows:
-            rows[name] = MethodRow(
-                "method", None, f"plug-in {entry.value}", entry.value, may_cut=True
-            )
+            rows[name] = MethodRow("method", None, f"plug-in {entry.value}", entry.value)
     return MappingProxyType(rows)
 
 
@@ -235,11 +231,11 @@ def method_row(name: str) -> MethodRow:
     if name in METHODS:
         return METHODS[name]
     if is_path(name):
-        return MethodRow("method", load_path(name), f"from {name}", name, may_cut=True)
+        return MethodRow("method", load_path(name), f"from {name}", name)
     entries = entry_points_of()
     if name in entries:
         entry = load_entry(entries[name])
-        return MethodRow("method", entry, f"plug-in {name}", name, may_cut=True)
+        return MethodRow("method", entry, f"plug-in {name}", name)
     known = [*METHODS, *entries]
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
@@ -257,6 +253,16 @@ def build_method(name: str, settings: Settings | None = None) -> Method:
     'jcpba'
     """
     return method_row(name).build(name, settings or {})
+
+
+def may_cut(name: str, settings: Settings | None = None) -> bool:
+    """Return whether a method, or a control of the run, may leave blocks to the server.
+
+    >>> may_cut("splitlora"), may_cut("untuned")
+    (True, False)
+    """
+    row = method_row(name)
+    return row.settings is not None and row.build(name, settings or {}).may_cut
 
 
 def settings_faults(name: str, settings: Settings) -> list[str]:

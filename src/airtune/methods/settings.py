@@ -14,7 +14,7 @@ from airtune.errors import RecipeError
 
 Settings = Mapping[str, object]
 
-_NOT_SETTINGS = frozenset({"needs", "aggregate", "work"})
+_NOT_SETTINGS = frozenset({"needs", "aggregate", "work", "wants", "may_cut"})
 """Fields of a decider that say what it is, not what a recipe may choose."""
 
 

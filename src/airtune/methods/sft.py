@@ -40,6 +40,7 @@ from airtune.plan import (
     RoundPlan,
     Solution,
     State,
+    Want,
     WorkSpec,
 )
 from airtune.solve import (
@@ -313,4 +314,5 @@ def sft(name: str, settings: object) -> Method:
         reuse_mask=settings.reuse_mask,
         gradient=CodecSpec("deadzone", step=step) if step else None,
     )  # fmt: skip
-    return Method(name, settings, work=work)
+    wants: frozenset[Want] = frozenset({"codecs"} if settings.weighs_codecs else ())
+    return Method(name, settings, work=work, wants=wants, may_cut=True)

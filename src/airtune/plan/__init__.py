@@ -2,6 +2,7 @@
 
 from airtune.plan.assignment import Assignment, Assignments, CodecSpec, whole_model
 from airtune.plan.link import LinkSpec, LinkState, RateModel
+from airtune.plan.mask import mask_observation, mask_problem
 from airtune.plan.method import (
     AggregateSpec,
     Decider,
@@ -11,6 +12,7 @@ from airtune.plan.method import (
     RoundPlan,
     Solution,
     State,
+    Want,
 )
 from airtune.plan.observe import (
     Calibration,
@@ -52,7 +54,10 @@ __all__ = [
     "Solution",
     "SplitCalibration",
     "State",
+    "Want",
     "WorkSpec",
     "Workload",
+    "mask_observation",
+    "mask_problem",
     "whole_model",
 ]

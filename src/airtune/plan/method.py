@@ -13,10 +13,13 @@ from airtune.plan.assignment import Assignments
 from airtune.plan.link import LinkState
 from airtune.plan.observe import Observation, Problem, Results
 from airtune.plan.shape import Floats
-from airtune.plan.work import WorkSpec
+from airtune.plan.work import WorkSpec, check_choice
 
 Need = Literal["capability", "channel"]
 """What a method asks to know; the engine hides the rest."""
+
+Want = Literal["pruning", "codecs"]
+"""What is measured for a method before its first round: what pruning costs, what codecs cost."""
 
 StateValue = NDArray[np.generic] | int | float | str | bool
 State = Mapping[str, StateValue]
@@ -57,6 +60,9 @@ class AggregateSpec:
     noise: float = 0.0
     """Gaussian noise on the mean, in units of clip_norm over the number of updates; 0 = none. With
     it all updates count alike."""
+
+    def __post_init__(self) -> None:
+        check_choice("aggregation rule", self.rule, AggregateRule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +138,7 @@ class Method:
     decider: Decider
     aggregate: AggregateSpec = AggregateSpec()
     work: WorkSpec = field(default_factory=WorkSpec)
+    wants: frozenset[Want] = frozenset()
+    """What is to be measured before the first round; nothing else is."""
+    may_cut: bool = False
+    """It may leave blocks to the server; a plan with a cut of another method is refused."""

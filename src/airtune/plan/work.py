@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from airtune.errors import MethodError
 from airtune.plan.assignment import CodecSpec
 
 ImportanceKind = Literal[
@@ -50,3 +51,18 @@ class WorkSpec:
     """A Top-K gradient keeps the positions its activation kept, which both ends know."""
     hand_over: bool = False
     """With a sequential server: each device starts from the device part of the one before it."""
+
+    def __post_init__(self) -> None:
+        check_choice("importance", self.importance, ImportanceKind)
+
+
+def check_choice(what: str, value: object, choices: object) -> None:
+    """Refuse a value that is none of a Literal's.
+
+    Raises:
+        MethodError: naming what it is, the value and the choices.
+
+    >>> check_choice("importance", "magnitude", ImportanceKind)
+    """
+    if value not in get_args(choices):
+        raise MethodError(f"{what} must be one of {', '.join(get_args(choices))}, got {value!r}")

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from airtune.cost import Ladder, Prediction, ladder, predict
-from airtune.engine.base import asked_of, mask_observation, mask_problem, with_work
+from airtune.engine.base import asked_of, with_work
 from airtune.fleet import Fleet, load_fleet
 from airtune.keys import generator
-from airtune.methods import method_row
 from airtune.plan import (
     Assignments,
     Bools,
@@ -23,7 +22,10 @@ from airtune.plan import (
     ModelShape,
     Observation,
     Problem,
+    mask_observation,
+    mask_problem,
 )
+from airtune.plan.blame import blamed
 from airtune.planner.control import (
     control_lines,
     off_air,
@@ -153,7 +155,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
     )  # fmt: skip
     problem = informed(with_work(problem, chosen.method.work), stored_measurement(recipe, chosen))
-    check_memory(problem, fleet, may_cut=method_row(recipe.method.name).may_cut)
+    check_memory(problem, fleet, may_cut=chosen.method.may_cut)
     problem = problem_of_control(chosen, problem) if chosen.is_control else problem
     part = 1.0 if chosen.is_control else recipe.fleet.participation
     sampled = _sample(problem, fleet, chosen, participation=part)
@@ -166,7 +168,8 @@ def _sample(
     """Let the method plan a few rounds and price each plan, the fleet part by part in each."""
     decider = chosen.method.decider
     known = mask_problem(problem, decider.needs)
-    state = decider.init(known)
+    with blamed(chosen.method, "init"):
+        state = decider.init(known)
     count = min(problem.rounds, SAMPLED_ROUNDS)
     columns = {name: np.full((count, len(fleet)), np.nan) for name in ("pruned", "rank", *_PRICED)}
     round_s: list[float] = []
@@ -178,7 +181,9 @@ def _sample(
         present = there(chosen, links.available)
         for asked in turns(present, participation, generator(problem.seed, "plan", number)):
             observation = Observation(number, 0.0, links, asked, flops_per_s)
-            plan, state = decider.plan(known, state, mask_observation(observation, decider.needs))
+            seen = mask_observation(observation, decider.needs)
+            with blamed(chosen.method, "plan"):
+                plan, state = decider.plan(known, state, seen)
             told = plan.assignments
             cost = predict(problem, told, links=links, flops_per_s=flops_per_s)
             cost = off_air(chosen, problem, told, cost) if chosen.is_control else cost

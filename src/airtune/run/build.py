@@ -24,7 +24,7 @@ from airtune.data import (
 from airtune.engine.local import LocalSettings
 from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import Fleet, load_fleet
-from airtune.methods import method_row
+from airtune.methods import may_cut
 from airtune.methods.split_lines import check_cut
 from airtune.model.base import BaseModel, load_base
 from airtune.model.batch import IGNORED
@@ -87,7 +87,7 @@ def build_pieces(recipe: Recipe, assets: Assets | None = None) -> Pieces:
         server_flops_per_s=assets.fleet.server.flops_per_s,
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
     )
-    check_memory(problem, assets.fleet, may_cut=method_row(recipe.method.name).may_cut)
+    check_memory(problem, assets.fleet, may_cut=_may_cut(recipe))
     return Pieces(recipe, assets, problem, engine_settings(recipe))
 
 
@@ -255,7 +255,7 @@ def check_cuts(recipe: Recipe, shape: ModelShape) -> None:
         InfeasibleError: if the method's own cut is not.
     """
     own = recipe.method.settings.get("cut")
-    if isinstance(own, int) and method_row(recipe.method.name).may_cut:
+    if isinstance(own, int) and _may_cut(recipe):
         check_cut(own, shape.blocks)
     if recipe.split.cuts and recipe.split.cuts[-1] >= shape.blocks:
         raise RecipeError(
@@ -289,6 +289,10 @@ def check_memory(problem: Problem, fleet: Fleet, *, may_cut: bool) -> None:
             "train.per_device_train_batch_size or data.max_length, set "
             "train.gradient_checkpointing or train.loss_chunk, or take a smaller model"
         )
+
+
+def _may_cut(recipe: Recipe) -> bool:
+    return may_cut(recipe.method.name, recipe.method.settings)
 
 
 def _first_cut_bytes(problem: Problem) -> float:

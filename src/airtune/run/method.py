@@ -64,17 +64,12 @@ def check_feedback(recipe: Recipe, method: Method) -> None:
 
 def wants_calibration(chosen: Chosen) -> bool:
     """Return whether the method decides its pruning by what pruning costs."""
-    decider = chosen.method.decider
-    if hasattr(decider, "weighs_codecs"):
-        return False
-    quality = getattr(decider, "quality_budget", 0.0)
-    is_auto = getattr(decider, "budget", None) == "auto"
-    return is_auto or (isinstance(quality, float) and quality > 0.0)
+    return "pruning" in chosen.method.wants
 
 
 def wants_split_calibration(chosen: Chosen) -> bool:
     """Return whether the method decides its codecs by what compressing activations costs."""
-    return bool(getattr(chosen.method.decider, "weighs_codecs", False))
+    return "codecs" in chosen.method.wants
 
 
 def _settings(recipe: Recipe) -> dict[str, object]:

@@ -31,7 +31,7 @@ from airtune.cost import (
     transfer_s,
 )
 from airtune.data.federated import FederatedData
-from airtune.engine.base import Execution, Setup, Split, mask_observation
+from airtune.engine.base import Execution, Setup, Split
 from airtune.engine.checks import Divide, check_shares
 from airtune.engine.flower.handover import Handover
 from airtune.engine.flower.received import Received
@@ -67,6 +67,7 @@ from airtune.plan import (
     Results,
     RoundPlan,
     WorkSpec,
+    mask_observation,
 )
 from airtune.units import format_bytes
 from airtune.work.evaluate import weigh
