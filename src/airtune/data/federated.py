@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -73,8 +73,9 @@ class _Prepared:
 
 
 def load_federated(
-    spec: DataSpec, *, tokenizer: PreTrainedTokenizerBase, devices: int, seed: int
-) -> FederatedData:
+    spec: DataSpec, *, tokenizer: PreTrainedTokenizerBase, devices: int, seed: int,
+    known: Sequence[str] = (),
+) -> FederatedData:  # fmt: skip
     """Read the data, tokenise it, and deal it out to the devices.
 
     The same spec, tokenizer, number of devices and seed give the same result. Rows with blank
@@ -86,6 +87,7 @@ def load_federated(
         tokenizer: a fast tokenizer of transformers.
         devices: how many devices, at least 1.
         seed: decides limits, partition and held-out rows.
+        known: classes of the model's own head, whose order is kept where they are the data's.
 
     Raises:
         DataError: if data is missing or malformed, or too little for the devices.
@@ -96,7 +98,7 @@ def load_federated(
     if test is None:
         train, test = set_aside(train, spec.test_share, generator(seed, "test-share"))
     columns = resolve_columns(spec, train)
-    classes = _classes(spec, train, columns)
+    classes = _classes(spec, train, columns, known)
     ready = _prepare(train, spec, columns, classes, tokenizer)
     ready_test = _prepare(test, spec, columns, classes, tokenizer)
     groups, names = _groups(ready, spec, columns, classes)
@@ -117,12 +119,15 @@ def load_federated(
     )
 
 
-def _classes(spec: DataSpec, train: Table, columns: Mapping[str, str]) -> dict[str, str]:
+def _classes(
+    spec: DataSpec, train: Table, columns: Mapping[str, str], known: Sequence[str]
+) -> dict[str, str]:
     if spec.task != "classification":
         return {}
     return label_map(
-        train, columns["label"], name_column=columns.get("label_name"), labels=spec.labels
-    )
+        train, columns["label"], name_column=columns.get("label_name"), labels=spec.labels,
+        known=known,
+    )  # fmt: skip
 
 
 def _prepare(

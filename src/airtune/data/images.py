@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from airtune.data.embedded import SHAPES
@@ -22,7 +24,7 @@ from airtune.plan import Ints
 
 
 def load_federated_images(
-    spec: DataSpec, *, frame: Frame, devices: int, seed: int
+    spec: DataSpec, *, frame: Frame, devices: int, seed: int, known: Sequence[str] = ()
 ) -> FederatedData:
     """Read labelled images, prepare them for a model, and deal them out to the devices.
 
@@ -33,6 +35,7 @@ def load_federated_images(
         frame: how the model wants its images.
         devices: how many devices, at least 1.
         seed: decides limits, partition and held-out images.
+        known: classes of the model's own head, whose order is kept where they are the data's.
 
     Raises:
         DataError: if data is missing or malformed, or too little for the devices.
@@ -41,7 +44,7 @@ def load_federated_images(
     if devices < 1:
         raise DataError(f"data needs at least 1 device to go to, got {devices}")
     train, test = _sets(spec, frame, seed)
-    classes, names = _classes(spec, train)
+    classes, names = _classes(spec, train, known)
     targets, test_targets = (_ids(part, classes) for part in (train, test))
     parts = partition(targets, devices, spec=spec, random=generator(seed, "partition"))
     whole = _images(train, targets, frame)
@@ -85,9 +88,11 @@ def _generated(spec: DataSpec, frame: Frame, seed: int) -> tuple[Pictures, Pictu
     return sets[0], sets[1]
 
 
-def _classes(spec: DataSpec, train: Pictures) -> tuple[dict[str, str], tuple[str, ...]]:
+def _classes(
+    spec: DataSpec, train: Pictures, known: Sequence[str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
     table = table_from_rows([{"label": label} for label in train.labels], source=train.source)
-    classes = label_map(table, "label", name_column=None, labels=spec.labels)
+    classes = label_map(table, "label", name_column=None, labels=spec.labels, known=known)
     return classes, tuple(classes.values())
 
 

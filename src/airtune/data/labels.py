@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from airtune.data.table import Table
 from airtune.errors import DataError
+from airtune.model.classes import order_like
 from airtune.plan import Ints
 
 
 def label_map(
-    table: Table, column: str, *, name_column: str | None, labels: tuple[str, ...]
-) -> dict[str, str]:
+    table: Table, column: str, *, name_column: str | None, labels: tuple[str, ...],
+    known: Sequence[str] = (),
+) -> dict[str, str]:  # fmt: skip
     """Return the name of every label, in the order of the class ids.
 
-    The ids follow `labels` where given (by name or by value), else the labels sorted: numbers by
-    size, words by alphabet. Names come from `name_column`, else a label is its own name.
+    The ids follow `labels` where given (by name or by value); else `known`, the classes of the
+    model's own head, where they are the same ones; else the labels sorted: numbers by size, words
+    by alphabet. Names come from `name_column`, else a label is its own name.
 
     Raises:
         DataError: if labels are missing, have two names, are not in `labels`, or are fewer than 2.
@@ -39,7 +42,9 @@ def label_map(
             f"classification needs at least 2 labels, {table.source} has "
             f"{', '.join(found) or 'none'} in column {column!r}"
         )
-    return {key: names[key] for key in found}
+    keys = list(found)
+    order = order_like([names[key] for key in keys], known) or range(len(keys))
+    return {keys[place]: names[keys[place]] for place in order}
 
 
 def label_keys(table: Table, column: str) -> list[str]:

@@ -294,7 +294,7 @@ class Device:
         ).hexdigest()
         if key not in self._loaded:
             recipe = self._with_base(task, self._recipe(setup.recipe))
-            base = self._base(recipe, labels=len(setup.labels))
+            base = self._base(recipe, classes=setup.labels)
             self._check_base(task, base)
             data = read_data(recipe, base, self._settings.data, labels=setup.labels,
                              device=task.device, devices=setup.devices)  # fmt: skip
@@ -337,10 +337,10 @@ class Device:
         changes = {"source": str(folder), "revision": None}
         return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
 
-    def _base(self, recipe: Recipe, *, labels: int) -> BaseModel:
-        key = json.dumps([recipe.model.model_dump(), labels, is_vision(recipe)])
+    def _base(self, recipe: Recipe, *, classes: tuple[str, ...]) -> BaseModel:
+        key = json.dumps([recipe.model.model_dump(), classes, is_vision(recipe)])
         if key not in self._bases:
-            self._bases = {key: load_model(recipe, labels=labels)}
+            self._bases = {key: load_model(recipe, classes=classes)}
         return self._bases[key]
 
     def _check_base(self, task: Task, base: BaseModel) -> None:
@@ -374,7 +374,7 @@ def read_data(
     Raises:
         DataError: if data are missing, malformed or too few.
     """
-    spec, share, seed = recipe.data, device, recipe.seed
+    spec, share, seed = replace(recipe.data, labels=labels), device, recipe.seed
     if source != OF_RECIPE:
         path = str(Path(source).expanduser())
         if not Path(path).exists():
@@ -382,7 +382,7 @@ def read_data(
         # the same rows stand in for a test set, which only the server may have
         spec = replace(
             spec, source=path, test=path, test_split=None, subset=None, revision=None,
-            partition="iid", labels=labels,
+            partition="iid",
         )  # fmt: skip
         share, devices = 0, 1
     if is_vision(recipe):

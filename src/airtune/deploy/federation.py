@@ -143,7 +143,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
         )
     tell(stage="loading the model", folder=str(place.folder))
     known = load_known(recipe)
-    base = load_model(recipe, labels=len(known.labels))
+    base = load_model(recipe, classes=known.labels)
     names = _names(order, place, nodes, recipe, tell)
     link = _Link(nodes, names)
     setup = Setup(

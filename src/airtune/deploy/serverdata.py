@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from airtune.data import DeviceData, FederatedData, load_federated, load_federated_images
 from airtune.data.ledger import RowCounts
 from airtune.errors import RecipeError
+from airtune.model.base import load_class_names
 from airtune.model.batch import Sequences
 from airtune.model.frame import load_frame
 from airtune.model.images import Examples
@@ -69,8 +70,9 @@ def load_known(recipe: Recipe) -> Known:
 def _load(recipe: Recipe) -> FederatedData:
     source, revision = model_source(recipe), recipe.model.revision
     spec = replace(recipe.data, partition="iid")
+    known = load_class_names(source, revision=revision)
     if is_vision(recipe):
         frame = load_frame(source, revision=revision)
-        return load_federated_images(spec, frame=frame, devices=1, seed=recipe.seed)
+        return load_federated_images(spec, frame=frame, devices=1, seed=recipe.seed, known=known)
     tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    return load_federated(spec, tokenizer=tokenizer, devices=1, seed=recipe.seed)
+    return load_federated(spec, tokenizer=tokenizer, devices=1, seed=recipe.seed, known=known)

@@ -8,12 +8,12 @@ depend on whom it is batched with; LoRA's dropout is the one that regularises.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from airtune.errors import ModelError
+from airtune.model.classes import class_names, name_classes_
 from airtune.model.families import Config, Family, family_of, shape_from_config
 from airtune.model.frame import Frame
 from airtune.model.quantised import require_bitsandbytes
@@ -69,6 +70,7 @@ def load_base(
     source: str | Path,
     *,
     labels: int = 0,
+    classes: Sequence[str] = (),
     dtype: str = "float32",
     device: str = "auto",
     load_in_4bit: bool = False,
@@ -79,7 +81,8 @@ def load_base(
     Args:
         source: Hub id or local folder.
         labels: Number of classes; 0 = a language model. A classification head that the weights do
-            not hold is drawn anew, always the same one.
+            not hold, or hold for another number of classes, is drawn anew, always the same one.
+        classes: Their names in the order of their ids, for the model's config; () = as it has them.
         dtype: "float32", "bfloat16" or "float16".
         device: "cpu", "cuda" (or "cuda:1"), or "auto" = cuda where there is one.
         load_in_4bit: Hold the linear layers of the base in 4 bits (NF4, by bitsandbytes).
@@ -87,7 +90,7 @@ def load_base(
 
     Raises:
         ModelError: if the model cannot be found or read, is of no supported family, or the dtype
-            or the device is not there, or the weights hold a head of another number of classes.
+            or the device is not there.
         MissingExtraError: if 4 bits are asked for and bitsandbytes is not installed.
     """
     if dtype not in DTYPES:
@@ -97,10 +100,11 @@ def load_base(
     place = place_of(device)
     config = _config(source, revision)
     shape_from_config(config, labels=labels)  # refuses what cannot be loaded before the weights are
-    _check_head(config, labels, source)
     quantisation = _quantisation(DTYPES[dtype]) if load_in_4bit else None
     loader = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
-    choices: dict[str, object] = {"num_labels": labels} if labels else {}
+    choices: dict[str, object] = {}
+    if labels:
+        choices = {"num_labels": labels, "ignore_mismatched_sizes": True}
     if quantisation is not None:
         choices |= {"quantization_config": quantisation, "device_map": {"": place}}
     with _reading(source), loading():
@@ -108,20 +112,12 @@ def load_base(
             source, revision=revision, dtype=DTYPES[dtype], output_loading_info=True, **choices
         )
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    _check_complete(report["missing_keys"], family_of(config), source)
+    _check_complete(report, family_of(config), source)
+    if classes:
+        name_classes_(network, classes)
     if quantisation is None:
         network = network.to(place)
     return base_of(network, tokenizer=tokenizer, source=str(source))
-
-
-def _check_head(config: Config, labels: int, source: str | Path) -> None:
-    holds_one = any(name.endswith("Classification") for name in config.architectures or ())
-    if labels and holds_one and int(config.num_labels) != labels:
-        raise ModelError(
-            f"{source} was saved with a head of {config.num_labels} classes, but the task has "
-            f"{labels}; give it data of {config.num_labels} classes or start from the base model "
-            "it was trained from"
-        )
 
 
 def base_of(
@@ -176,6 +172,15 @@ def load_shape(source: str | Path, *, labels: int = 0, revision: str | None = No
     return shape_from_config(_config(source, revision), labels=labels)
 
 
+def load_class_names(source: str | Path, *, revision: str | None = None) -> tuple[str, ...]:
+    """Return the names of a saved model's classes in the order of their ids; () where it has none.
+
+    Raises:
+        ModelError: if its config cannot be found or read.
+    """
+    return class_names(_config(source, revision))
+
+
 def fingerprint(network: nn.Module) -> str:
     """Return a hash of every weight's name, shape, type and up to 4096 of its numbers.
 
@@ -218,8 +223,19 @@ def _quantisation(compute: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def _check_complete(missing: set[str], family: Family, source: str | Path) -> None:
-    lost = sorted(name for name in missing if not name.startswith((family.head, "lm_head")))
+def _check_complete(report: Mapping[str, set[Any]], family: Family, source: str | Path) -> None:
+    """Refuse weights of which more than the head is not there or does not fit."""
+    unfit = [(name, *sizes) for name, *sizes in report["mismatched_keys"]
+             if not name.startswith(family.head)]  # fmt: skip
+    if unfit:
+        name, found, wanted = min(unfit)
+        raise ModelError(
+            f"the weights of {str(source)!r} do not fit its config: {name} is {tuple(found)}, the "
+            f"config says {tuple(wanted)}; the files are damaged or of another architecture"
+        )
+    lost = sorted(
+        name for name in report["missing_keys"] if not name.startswith((family.head, "lm_head"))
+    )
     # A checkpoint of the bare encoder may lack the pooler, which is then drawn like the head.
     lost = [name for name in lost if ".pooler." not in name]
     if lost:

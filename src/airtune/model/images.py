@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 from airtune.errors import DataError, ModelError
 from airtune.model.base import DTYPES, BaseModel, base_of, loading, place_of
 from airtune.model.batch import Batch, Sequences
+from airtune.model.classes import name_classes_
 from airtune.model.families import Config, family_of
 from airtune.model.frame import load_frame
 from airtune.plan import Ints
@@ -105,6 +106,7 @@ def load_image_base(
     source: str | Path,
     *,
     labels: int,
+    classes: Sequence[str] = (),
     dtype: str = "float32",
     device: str = "auto",
     revision: str | None = None,
@@ -136,6 +138,8 @@ def load_image_base(
             f"cannot load model {str(source)!r}: {error}; give a hub id or a folder with "
             "config.json and weights"
         ) from error
+    if classes:
+        name_classes_(network, classes)
     frame = load_frame(source, revision=revision)
     return replace(image_base_of(network.to(place_of(device)), source=str(source)), frame=frame)
 

@@ -26,7 +26,7 @@ from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import Fleet, load_fleet
 from airtune.methods import may_cut
 from airtune.methods.split_lines import check_cut
-from airtune.model.base import BaseModel, load_base
+from airtune.model.base import BaseModel, load_base, load_class_names
 from airtune.model.batch import IGNORED
 from airtune.model.frame import load_frame
 from airtune.model.images import Examples, Images, image_tokens, load_image_base
@@ -102,13 +102,18 @@ def load_assets(recipe: Recipe) -> Assets:
     """
     fleet = load_fleet(recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed)
     source, revision, count = model_source(recipe), recipe.model.revision, len(fleet)
+    known = load_class_names(source, revision=revision)
     if is_vision(recipe):
         frame = load_frame(source, revision=revision)
-        data = load_federated_images(recipe.data, frame=frame, devices=count, seed=recipe.seed)
+        data = load_federated_images(
+            recipe.data, frame=frame, devices=count, seed=recipe.seed, known=known
+        )
     else:
         tokenizer = _tokenizer(source, revision)
-        data = load_federated(recipe.data, tokenizer=tokenizer, devices=count, seed=recipe.seed)
-    base = load_model(recipe, labels=len(data.labels))
+        data = load_federated(
+            recipe.data, tokenizer=tokenizer, devices=count, seed=recipe.seed, known=known
+        )
+    base = load_model(recipe, classes=data.labels)
     check_length(recipe, base)
     return Assets(base, data, fleet)
 
@@ -118,12 +123,12 @@ def is_vision(recipe: Recipe) -> bool:
     return recipe.data.task == "image-classification"
 
 
-def load_model(recipe: Recipe, *, labels: int, device: str | None = None) -> BaseModel:
+def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = None) -> BaseModel:
     """Load the base model of a recipe.
 
     Args:
         recipe: checked.
-        labels: number of classes; 0 = a language model.
+        classes: their names in the order of their ids; () = a language model.
         device: where to, instead of where the recipe says; the weights are then whole, not in 4
             bits, so that they can be saved.
 
@@ -135,12 +140,12 @@ def load_model(recipe: Recipe, *, labels: int, device: str | None = None) -> Bas
     packed = section.load_in_4bit and device is None
     if not is_vision(recipe):
         return load_base(
-            model_source(recipe), labels=labels, dtype=section.dtype, device=place,
-            load_in_4bit=packed, revision=section.revision,
+            model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
+            device=place, load_in_4bit=packed, revision=section.revision,
         )  # fmt: skip
     return load_image_base(
-        model_source(recipe), labels=labels, dtype=section.dtype, device=place,
-        revision=section.revision,
+        model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
+        device=place, revision=section.revision,
     )  # fmt: skip
 
 

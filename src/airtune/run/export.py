@@ -191,7 +191,7 @@ def _trained(folder: Path) -> _Trained:
         raise ModelError(
             "local-only has one model a device, and none to export; export another run"
         )
-    base = load_model(recipe, labels=len(record.header["data"]["labels"]), device="cpu")
+    base = load_model(recipe, classes=record.header["data"]["labels"], device="cpu")
     _check_base(folder, base, str(record.header["model"]["fingerprint"]), recipe)
     work = choose_method(recipe).method.work
     return _Trained(base, checkpoint.state, work, recipe, quality_of(record))
