@@ -1,7 +1,7 @@
 import pytest
 
 from airtune.data import DataSpec
-from airtune.data.columns import resolve_columns
+from airtune.data.columns import has_labels, propose_columns, resolve_columns
 from airtune.data.table import table_from_rows
 from airtune.errors import DataError
 
@@ -25,6 +25,40 @@ def test_mapping_wins_and_brings_nothing_unasked():
     assert roles == {"label": "topic", "text": "text"}
 
 
+@pytest.mark.parametrize("name", ["Message", " message ", "MESSAGE"])
+def test_a_mapped_column_is_found_in_another_case(name):
+    roles = resolve({"message": "a", "Team": "b"}, task="classification",
+                    columns={"text": name, "label": "team"})  # fmt: skip
+    assert roles == {"text": "message", "label": "Team"}
+
+
+def test_a_mapped_column_stands_for_nothing_else():
+    row = {"label": "a text", "topic": "b"}
+    assert resolve(row, task="classification", columns={"text": "label"}) == {
+        "text": "label", "label": "topic"}  # fmt: skip
+    swapped = {"text": "label", "label": "text"}
+    assert resolve({"text": 0, "label": ""}, task="classification", columns=swapped) == swapped
+
+
+def test_a_name_that_fits_two_columns_is_refused():
+    with pytest.raises(DataError, match="columns 'Text', 'TEXT'; write the one"):
+        resolve({"Text": "", "TEXT": ""}, columns={"text": "text"})
+
+
+def test_an_input_without_instruction_is_the_prompt():
+    assert resolve({"input": "", "output": ""}) == {"prompt": "input", "completion": "output"}
+
+
+def test_what_to_map_is_proposed_from_the_content():
+    rows = [{"id": str(n), "news": f"a long text about {n}", "kind": "ab"[n % 2]} for n in range(9)]
+    table = table_from_rows(rows, source="rows.jsonl")
+    assert propose_columns("classification", table) == {"text": "news", "label": "kind"}
+    assert has_labels(table)
+    assert not has_labels(table_from_rows([{"a": str(n)} for n in range(9)], source="x"))
+    with pytest.raises(DataError, match=r"`data\.columns: \{text: news, label: kind\}`"):
+        resolve_columns(DataSpec(source="rows.jsonl", task="classification"), table)
+
+
 def test_text_mapped_makes_language_modelling_of_a_question_set():
     assert resolve({"question": "", "answer": ""}, columns={"text": "answer"}) == {"text": "answer"}
 
@@ -35,5 +69,7 @@ def test_absent_mapped_column_names_what_is_there():
 
 
 def test_role_without_column_says_how_to_map_it():
-    with pytest.raises(DataError, match=r"no column for 'completion'.*completion: COLUMN"):
+    with pytest.raises(
+        DataError, match=r"no column for 'completion'.*prompt: question, completion: COLUMN"
+    ):
         resolve({"question": "", "reply": ""})

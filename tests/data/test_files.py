@@ -1,10 +1,17 @@
 import csv
+import gzip
+import io
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from airtune.data.files import read_file, read_folder
+from airtune.data.decode import encoding_of
+from airtune.data.files import read_file
+from airtune.data.tabular import read_separated
 from airtune.errors import DataError
 
 ROWS = [{"question": "one, two?", "answer": "é"}, {"question": "line\nfeed", "answer": '"x"'}]
@@ -37,14 +44,20 @@ def test_blank_lines_are_skipped_and_lines_still_count(write):
     [
         ("a.jsonl", '{"a": 1}\n{"a": \n', r"a\.jsonl:2: not valid JSON"),
         ("a.jsonl", "[1, 2]\n", r"a\.jsonl:1: each line must be one object, got list"),
-        ("a.json", '{"a": 1}', "must hold a list of objects, got dict"),
+        ("a.json", '{"a": 1}', "must hold a list of objects, .* got dict"),
         ("a.json", '[{"a": 1},\n}', r"a\.json:2: not valid JSON"),
         ("a.csv", "x,y\n1,2\n1\n", r"a\.csv:3: a row must have 2 values as the head has, got 1"),
         ("a.csv", "x,y\n1,2,3\n", r"a\.csv:2: a row must have 2 values as the head has, got 3"),
         ("a.parquet", "not parquet", "not a valid parquet file"),
         ("a.jsonl", "\n", "holds no rows"),
         ("a.csv", "x,y\n", "holds no rows"),
-        ("a.txt", "x", r"known kind.*\.jsonl"),
+        ("a.doc", "x", r"known kind.*\.jsonl"),
+        ("a.csv", "x,y,x\n1,2,3\n", r"a\.csv:1: the head names 'x' in the columns 1, 3"),
+        ("a.csv", 'x,y\n1,"2\n3,4\n', r"a\.csv:3: not valid CSV \(unexpected end"),
+        ("a.csv", "a\0b\n", "NUL.*utf-16-le"),
+        ("a.csv", "version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("a.csv.gz", "x", "cannot be read: Not a gzipped file"),
+        ("a.jsonl", "[" * 99_999, r"a\.jsonl:1: JSON that cannot be read"),
     ],
 )
 def test_malformed_file_is_named_with_its_line(write, name, content, message):
@@ -57,28 +70,95 @@ def test_missing_file_is_named(tmp_path):
         read_file(tmp_path / "none.jsonl")
 
 
-def test_other_encoding_is_named(tmp_path):
+def test_other_encoding_is_named_and_read_where_it_is_said(tmp_path):
     (tmp_path / "a.jsonl").write_bytes('{"a": "é"}'.encode("latin-1"))
-    with pytest.raises(DataError, match=r"not UTF-8 text \(byte 7\)"):
+    with pytest.raises(DataError, match=r"not UTF-8 text \(byte 7\).*data\.encoding"):
         read_file(tmp_path / "a.jsonl")
+    assert read_file(tmp_path / "a.jsonl", encoding="cp1252").columns == {"a": ["é"]}
 
 
-def test_folder_joins_training_files_and_knows_test_and_validation(write, tmp_path):
-    for name, value in (("train-0.jsonl", 0), ("train-1.jsonl", 1), ("test.jsonl", 2),
-                        ("validation.jsonl", 3), ("latest.jsonl", 4)):  # fmt: skip
-        write(name, [{"a": value}])
-    train, test = read_folder(tmp_path)
-    assert (train.columns["a"], test.columns["a"]) == ([4, 0, 1], [2])
-    assert train.place(2).endswith("train-1.jsonl:1")
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(("name", "content"), [("a.jsonl", '{"a": "é"}\n'), ("a.csv", "a,b\né,1\n"),
+                                               ("a.txt", "é\n")])  # fmt: skip
+def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding, name, content):
+    (tmp_path / name).write_bytes(content.encode(encoding))
+    assert next(iter(read_file(tmp_path / name).columns.values()))[0] == "é"
 
 
-def test_folder_with_unlike_files_is_refused(write, tmp_path):
-    write("a.jsonl", [{"a": 1}])
-    write("b.jsonl", [{"b": 1}])
-    with pytest.raises(DataError, match="has the columns b but"):
-        read_folder(tmp_path)
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16-le"])
+def test_an_encoding_is_proposed_where_the_default_does_not_read(encoding):
+    data = "team,text\nnorth,Prüfstück fällt aus\n".encode(encoding)
+    assert encoding_of(data) == encoding
+    assert encoding_of("Prüfstück".encode()) is None
 
 
-def test_folder_without_data_is_refused(tmp_path):
-    with pytest.raises(DataError, match="holds no training file"):
-        read_folder(tmp_path)
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("sign", list(",;\t|"))
+@given(rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["C"]), min_size=1)] * 2)
+                     .filter(lambda row: any(map(str.strip, row))), min_size=1))  # fmt: skip
+def test_values_come_back_whatever_separates_them(name, sign, rows):
+    file = io.StringIO()
+    writer = csv.writer(file, delimiter=sign, quoting=csv.QUOTE_ALL)
+    writer.writerows([("text", "label"), *rows])
+    columns = read_separated(
+        file.getvalue(), Path(name), usual="," if "csv" in name else "\t"
+    ).columns
+    assert list(zip(columns["text"], columns["label"], strict=True)) == rows
+
+
+def test_spreadsheet_habits_are_read(write):
+    text = 'sep=;\n Text ;Label;;\n"a; ""b""\nc";1;;\n;;;\n\nd,e;2;;\n'
+    table = read_file(write("a.csv", text))
+    assert table.columns == {"Text": ['a; "b"\nc', "d,e"], "Label": ["1", "2"]}
+    assert table.place(1).endswith("a.csv:7")
+
+
+def test_an_index_without_a_name_is_a_column(write):
+    assert read_file(write("a.csv", ",text\n0,a\n")).columns == {"column 1": ["0"], "text": ["a"]}
+
+
+def test_a_value_may_be_long(write):
+    assert len(read_file(write("a.csv", f'a,b\n"{"x" * 200_000}",1\n')).columns["a"][0]) == 200_000
+
+
+def test_tab_separated_values_may_hold_stray_quotes(write):
+    assert read_file(write("a.tsv", 'a\tb\n"Good" film\t1\n"x\t0\n')).columns == {
+        "a": ['"Good" film', '"x'], "b": ["1", "0"]}  # fmt: skip
+
+
+def test_json_is_a_list_or_holds_one_or_is_lines(write):
+    rows = '[{"a": 1}, {"a": 2}]'
+    for name, content in (("a.json", rows), ("b.json", f'{{"version": 1, "data": {rows}}}'),
+                          ("c.jsonl", rows), ("d.json", '{"a": 1}\n{"a": 2}\n'),
+                          ("e.jsonl", '{"a": 1}\r\n{"a": 2}')):  # fmt: skip
+        assert read_file(write(name, content)).columns == {"a": [1, 2]}
+
+
+def test_line_separators_inside_json_end_no_line(write):
+    assert read_file(write("a.jsonl", '{"a": "x\u2028y\x85z"}\n')).columns == {
+        "a": ["x\u2028y\x85z"]
+    }
+
+
+def test_plain_text_is_a_line_or_a_paragraph_each(write):
+    text = "\n one\ntwo \n\n \nthree\n"
+    assert read_file(write("a.txt", text)).columns == {"text": ["one\ntwo", "three"]}
+    assert read_file(write("b.txt", "one\r\ntwo\n\n")).columns == {"text": ["one", "two"]}
+    log = read_file(write("a.log.2", text))
+    assert (log.columns, log.place(2)[-2:]) == ({"text": ["one", "two", "three"]}, ":6")
+
+
+def test_packed_files_are_unpacked(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n'))
+    assert read_file(tmp_path / "a.jsonl.gz").columns == {"a": [1]}
+
+
+def test_class_names_of_a_hub_file_are_kept(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=features)
+    rows.to_parquet(tmp_path / "train.parquet")
+    assert read_file(tmp_path / "train.parquet").columns == {
+        "text": ["a", "b"], "label": [1, None], "label_name": ["yes", None]}  # fmt: skip

@@ -1,6 +1,8 @@
+import math
+
 import pytest
 
-from airtune.data.labels import class_ids, label_map
+from airtune.data.labels import class_ids, label_keys, label_map, spelling_ledger
 from airtune.data.table import table_from_rows
 from airtune.errors import DataError
 
@@ -41,10 +43,22 @@ def test_given_labels_fix_the_ids_by_name_or_value():
     assert list(mapped(rows, labels=("1", "0"))) == ["1", "0"]
 
 
+def test_a_label_is_one_whatever_kind_of_file_holds_it():
+    for same in ([1, 1.0, "1", "1.0", " 1 "], [True, "true"], ["a", " a"], [-2, "-2.00"]):
+        assert len(set(label_keys(table(*same), "label"))) == 1
+    assert label_keys(table(None, "", " ", math.nan, 0), "label") == [None] * 4 + ["0"]
+
+
+def test_spellings_are_counted_and_named_but_not_merged():
+    ledger = spelling_ledger(["A b", "a_b", "a_b", "a_b", "c", None], ["A b", "ａ_b"])
+    assert (ledger.train.respelt, ledger.test.respelt) == (1, 2)
+    assert ledger.notes[0] == "labels 'A b' and 'a_b' are two classes"
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (table("a", None, ""), {}, r"rows.jsonl:2 has no value, rows.jsonl:3 has ''"),
+        (table("a", None, ""), {}, r"at least 2 labels, rows.jsonl has a in"),
         (table("a", 0.5), {}, r"whole number: rows.jsonl:2 has 0.5"),
         (table("a", "a"), {}, "at least 2 labels, rows.jsonl has a in"),
         (table("a", "b"), {"labels": ("a",)}, r"label 'b', which `data.labels` does not list \(a\)"),

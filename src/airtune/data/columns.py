@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
-from airtune.data.table import Table
+from airtune.data.table import Table, is_missing
 from airtune.errors import DataError
 
 USUAL: Mapping[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "question", "instruction"),
+    "prompt": ("prompt", "question", "instruction", "query", "input"),
     "completion": ("completion", "answer", "output", "response"),
     "context": ("context", "input"),
-    "text": ("text", "sentence", "sentence1", "question1", "premise", "content"),
+    "text": (
+        "text", "sentence", "sentence1", "question1", "premise", "content", "body", "message",
+        "review", "comment", "utterance", "tweet", "headline", "title",
+    ),
     "text_pair": ("text_pair", "sentence2", "question2", "hypothesis"),
-    "label": ("label", "labels"),
+    "label": (
+        "label", "labels", "class", "class_index", "category", "topic", "intent", "sentiment",
+        "target",
+    ),
     "label_name": ("label_name", "label_text"),
-}
-"""Names tried for a role that is not mapped, the first one present wins."""
+    "image": ("image", "img", "picture", "pixel_values"),
+}  # fmt: skip
+"""Names tried for a role that is not mapped, the first one present wins; neither case nor the
+sign between words counts."""
+
+_MOST_CLASSES = 200
+_ROWS_A_CLASS = 2.0
+"""A column is taken for labels where a value stands in this many rows or more on average."""
 
 
 def resolve_columns(spec: DataSpec, table: Table) -> dict[str, str]:
     """Return the column of every role in use.
 
-    What is mapped wins. A role that the task needs is found by its usual names; one that it can
-    do without (context, text_pair, label_name) only where nothing at all is mapped.
+    What is mapped wins, and a column that is mapped stands for nothing else. A role that the task
+    needs is found by its usual names; one that it can do without (context, text_pair, label_name)
+    only where nothing at all is mapped.
 
     Raises:
         DataError: if a mapped column is absent or a needed role has no column.
     """
-    roles = {role: name for role, name in spec.columns.items() if name}
-    for name in roles.values():
-        table.column(name)
+    roles = {role: find_column(name, table) for role, name in spec.columns.items() if name}
     bare = not set(roles) - {"group"}
-    for role in _needed(spec, roles, table):
-        roles.setdefault(role, _usual(role, table) or _missing(role, table, spec))
+    needed = _needed(spec, roles, table)
+    for role in needed:
+        if role not in roles:
+            roles[role] = _usual(role, table, roles) or _missing(role, needed, table, spec, roles)
     if bare:
         optional = ("context",) if "prompt" in roles else ()
         for role in optional if spec.task == "causal-lm" else ("text_pair", "label_name"):
-            found = _usual(role, table)
+            found = _usual(role, table, roles)
             if found is not None:
                 roles[role] = found
     if spec.source == ARITHMETIC:
@@ -47,23 +61,96 @@ def resolve_columns(spec: DataSpec, table: Table) -> dict[str, str]:
     return roles
 
 
+def find_column(name: str, table: Table) -> str:
+    """Return the column of this name; another case or sign between words is the same name.
+
+    Raises:
+        DataError: if there is none, or several that differ from it only in that.
+    """
+    if name in table.columns:
+        return name
+    alike = [column for column in table.columns if _plain(column) == _plain(name)]
+    if len(alike) > 1:
+        raise DataError(
+            f"{table.source} has the columns {', '.join(map(repr, alike))}; write the one that "
+            f"is meant by {name!r} exactly so in `data.columns`"
+        )
+    if not alike:
+        table.column(name)
+    return alike[0]
+
+
+def propose_columns(task: str, table: Table) -> dict[str, str]:
+    """Return the columns that content and usual names speak for; a guess for a person to check.
+
+    For a classification the label is a column of few values, each in several rows, and the text
+    the column with the longest texts; else the text alone. A role that nothing speaks for is left
+    out.
+    """
+    roles: dict[str, str] = {}
+    if task != "causal-lm":
+        label = _usual("label", table, roles) or _likely_label(table)
+        roles |= {} if label is None else {"label": label}
+    text = _usual("text", table, roles) or _likely_text(table, roles.values())
+    return ({} if text is None else {"text": text}) | roles
+
+
+def has_labels(table: Table) -> bool:
+    """Say whether a table has texts and a column of few values beside them."""
+    return set(propose_columns("classification", table)) == {"text", "label"}
+
+
+def _likely_label(table: Table) -> str | None:
+    for name, values in table.columns.items():
+        known = [value for value in values if not is_missing(value)]
+        if not all(isinstance(value, str | int) for value in known):
+            continue
+        classes = len({str(value).strip() for value in known})
+        if 2 <= classes <= min(_MOST_CLASSES, len(known) / _ROWS_A_CLASS):
+            return name
+    return None
+
+
+def _likely_text(table: Table, taken: Collection[str]) -> str | None:
+    lengths = {
+        name: sum(len(value) for value in values if isinstance(value, str))
+        for name, values in table.columns.items() if name not in taken
+    }  # fmt: skip
+    longest = max(lengths, key=lambda name: lengths[name], default=None)
+    return longest if longest is not None and lengths[longest] else None
+
+
 def _needed(spec: DataSpec, roles: Mapping[str, str], table: Table) -> tuple[str, ...]:
     if spec.task == "classification":
         return ("text", "label")
+    if spec.task == "image-classification":
+        return ("image", "label")
     if "text" in roles:
         return ()
-    if "prompt" in roles or "completion" in roles or _usual("prompt", table):
+    if "prompt" in roles or "completion" in roles or _usual("prompt", table, roles):
         return ("prompt", "completion")
     return ("text",)
 
 
-def _usual(role: str, table: Table) -> str | None:
-    return next((name for name in USUAL[role] if name in table.columns), None)
+def _usual(role: str, table: Table, roles: Mapping[str, str]) -> str | None:
+    """Return the first column with a usual name of a role that stands for no other role."""
+    free = {
+        _plain(name): name for name in reversed(list(table.columns)) if name not in roles.values()
+    }
+    return next((free[name] for name in USUAL[role] if name in free), None)
 
 
-def _missing(role: str, table: Table, spec: DataSpec) -> str:
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+
+
+def _missing(
+    role: str, needed: Sequence[str], table: Table, spec: DataSpec, roles: Mapping[str, str]
+) -> str:
+    guess = propose_columns(spec.task, table) if role in ("text", "label") else {}
+    shown = {name: roles.get(name) or guess.get(name, "COLUMN") for name in needed}
     raise DataError(
         f"{table.source} has no column for {role!r} of {spec.task}; it has "
-        f"{', '.join(table.columns) or 'none'}; name it, for instance "
-        f"`data.columns: {{{role}: COLUMN}}`"
+        f"{', '.join(table.columns) or 'none'}; name it, for instance `data.columns: "
+        f"{{{', '.join(f'{name}: {column}' for name, column in shown.items())}}}`"
     )

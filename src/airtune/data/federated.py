@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from airtune.data.answers import answer_of
-from airtune.data.columns import resolve_columns
-from airtune.data.labels import class_ids, label_keys, label_map
+from airtune.data.intake import take_in
+from airtune.data.labels import class_ids, label_keys
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.packing import pack
 from airtune.data.partition import (
@@ -19,9 +19,8 @@ from airtune.data.partition import (
     cluster_by_length,
     partition,
 )
-from airtune.data.read import read_rows, set_aside
 from airtune.data.spec import DataSpec
-from airtune.data.table import Table
+from airtune.data.table import Table, is_missing
 from airtune.data.template import render, render_texts
 from airtune.data.tokenise import Tokenised, tokenise_causal, tokenise_classes
 from airtune.errors import DataError
@@ -64,7 +63,7 @@ class FederatedData:
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A table and its tokens, without the rows that have nothing to learn from."""
+    """A table and its tokens, without the rows of which the length limit leaves nothing."""
 
     table: Table
     tokenised: Tokenised
@@ -94,13 +93,11 @@ def load_federated(
     """
     if devices < 1:
         raise DataError(f"data needs at least 1 device to go to, got {devices}")
-    train, test = read_rows(spec, seed=seed)
-    if test is None:
-        train, test = set_aside(train, spec.test_share, generator(seed, "test-share"))
-    columns = resolve_columns(spec, train)
-    classes = _classes(spec, train, columns, known)
-    ready = _prepare(train, spec, columns, classes, tokenizer)
-    ready_test = _prepare(test, spec, columns, classes, tokenizer)
+    found = take_in(spec, seed=seed, known=known)
+    columns, classes = found.columns, found.classes
+    ready = _prepare(found.train, spec, columns, classes, tokenizer)
+    ready_test = _prepare(found.test, spec, columns, classes, tokenizer)
+    ledger = found.ledger + DataLedger(ready.rows, ready_test.rows)
     groups, names = _groups(ready, spec, columns, classes)
     parts = partition(groups, devices, spec=spec, random=generator(seed, "partition"))
     held = tuple(
@@ -113,21 +110,17 @@ def load_federated(
         test=ready_test.tokenised.sequences(test_rows),
         labels=tuple(classes.values()),
         columns=columns,
-        counts=_counts(ready, ready_test, parts, groups, names),
-        ledger=DataLedger(ready.rows, ready_test.rows),
+        counts={
+            "source": ready.table.source,
+            "rows": len(ready.table),
+            "test_rows": len(ready_test.table),
+            "tokens": sum(len(row) for row in ready.tokenised.tokens),
+            **dealt_counts(parts, groups, names),
+            **ledger.totals(),
+        },
+        ledger=ledger,
         test_prompts=_prompts(ready_test),
     )
-
-
-def _classes(
-    spec: DataSpec, train: Table, columns: Mapping[str, str], known: Sequence[str]
-) -> dict[str, str]:
-    if spec.task != "classification":
-        return {}
-    return label_map(
-        train, columns["label"], name_column=columns.get("label_name"), labels=spec.labels,
-        known=known,
-    )  # fmt: skip
 
 
 def _prepare(
@@ -137,30 +130,21 @@ def _prepare(
     classes: Mapping[str, str],
     tokenizer: PreTrainedTokenizerBase,
 ) -> _Prepared:
-    """Leave out blank rows, tokenise, leave out rows with nothing to score."""
-    wanted = [columns[role] for role in ("prompt", "completion", "text") if role in columns]
-    texts = [table.texts(name) for name in wanted]
-    filled = np.array([all(map(str.strip, row)) for row in zip(*texts, strict=True)], np.bool_)
-    kept = table.take(np.flatnonzero(filled))
-    if not len(kept):
-        raise DataError(f"every row of {table.source} is blank in {' or '.join(wanted)}")
-    tokenised = _tokenise(kept, spec, columns, classes, tokenizer)
+    """Tokenise, and leave out rows with nothing to score."""
+    tokenised = _tokenise(table, spec, columns, classes, tokenizer)
     rows = np.flatnonzero(tokenised.scored)
     if not len(rows):
         raise DataError(
             f"no row of {table.source} has anything to score within {spec.max_length} tokens; "
             "raise `data.max_length`"
         )
-    completions = kept.texts(columns["completion"]) if "completion" in columns else []
+    completions = table.texts(columns["completion"]) if "completion" in columns else []
     return _Prepared(
-        table=kept.take(rows),
+        table=table.take(rows),
         tokenised=_choose(tokenised, rows),
         completions=tuple(completions[row] for row in rows.tolist()) if completions else (),
         rows=RowCounts(
-            read=len(table),
-            blank=len(table) - len(kept),
-            dropped=len(kept) - len(rows),
-            truncated=int(tokenised.truncated[rows].sum()),
+            dropped=len(table) - len(rows), truncated=int(tokenised.truncated[rows].sum())
         ),
     )
 
@@ -197,7 +181,7 @@ def _with_context(table: Table, columns: Mapping[str, str]) -> list[str]:
     prompts = table.texts(columns["prompt"])
     if "context" not in columns:
         return prompts
-    contexts = ("" if value is None else str(value) for value in table.column(columns["context"]))
+    contexts = ("" if is_missing(v) else str(v) for v in table.column(columns["context"]))
     return [
         f"{prompt}\n\n{context}" if context.strip() else prompt
         for prompt, context in zip(prompts, contexts, strict=True)
@@ -220,7 +204,7 @@ def _groups(
 ) -> tuple[Ints, tuple[str, ...]]:
     """Return what the partition groups rows by: a mapped column, the label, or a cluster."""
     if "group" in columns:
-        keys = label_keys(ready.table, columns["group"])
+        keys = [key or "(none)" for key in label_keys(ready.table, columns["group"])]
         names, groups = np.unique(np.array(keys), return_inverse=True)
         return groups.astype(np.int64), tuple(names.tolist())
     targets = ready.tokenised.targets
@@ -254,21 +238,12 @@ def _prompts(ready: _Prepared) -> tuple[tuple[Ints, str], ...]:
     )
 
 
-def _counts(
-    ready: _Prepared, test: _Prepared, parts: Parts, groups: Ints, names: tuple[str, ...]
-) -> dict[str, Count]:
+def dealt_counts(parts: Parts, groups: Ints, names: tuple[str, ...]) -> dict[str, Count]:
+    """Return for the record how many rows of each group went to which device."""
     by_group = [np.bincount(groups[rows], minlength=len(names)).tolist() for rows in parts.rows]
     return {
-        "source": ready.table.source,
-        "rows": len(ready.table),
-        "test_rows": len(test.table),
         "device_rows": [len(rows) for rows in parts.rows],
         "groups": list(names),
         "device_groups": by_group,
-        "truncated": ready.rows.truncated,
-        "test_truncated": test.rows.truncated,
-        "dropped": (ready.rows + test.rows).dropped,
-        "blank": (ready.rows + test.rows).blank,
         "moved": parts.moved,
-        "tokens": sum(len(row) for row in ready.tokenised.tokens),
     }

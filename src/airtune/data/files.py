@@ -1,75 +1,72 @@
-"""Reading jsonl, json, csv, tsv and parquet files, and folders of them.
+"""Reading jsonl, json, csv, tsv, parquet, txt and log files.
 
 Lines are read here and not by `datasets`, so that a fault can be told by file and line.
 """
 
 from __future__ import annotations
 
-import csv
+import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from airtune.data.table import Table, join_tables, table_from_rows
+from airtune.data.decode import decode, read_bytes
+from airtune.data.table import Table, name_labels, table_from_rows
+from airtune.data.tabular import read_separated
 from airtune.errors import DataError
 
-_TEST = re.compile(r"(^|[^a-z])test([^a-z]|$)")
-_ASIDE = re.compile(r"(^|[^a-z])(dev|val|valid|validation|readme|dataset_info)([^a-z]|$)")
+_ROTATED = re.compile(r"(\.log)(\.\d+|\.\d{4}-?\d{2}-?\d{2})$")
+"""`app.log.1`: the end of a log's name says which one it is."""
 
 
-def read_file(path: Path) -> Table:
-    """Return the rows of one file; the suffix says what it is.
+def read_file(path: Path, *, encoding: str | None = None) -> Table:
+    """Return the rows of one file; the suffix says what it is, with `.gz` after it if packed.
+
+    Args:
+        path: the file.
+        encoding: of text without a byte order mark; None = UTF-8.
 
     Raises:
         DataError: if the file is missing, empty, of an unknown kind or malformed, with the line.
     """
-    if path.suffix.lower() not in READERS:
+    kind = kind_of(path)
+    if kind is None:
         raise DataError(
-            f"{path} is of no known kind; the suffix must be one of {', '.join(READERS)}"
+            f"{path} is of no known kind; the suffix must be one of {', '.join(SUFFIXES)}"
         )
-    try:
-        table = READERS[path.suffix.lower()](path)
-    except FileNotFoundError as error:
-        raise DataError(f"no such file: {path}; check `data.source` and `data.test`") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    data = read_bytes(path)
+    if kind == ".parquet":
+        table = _read_parquet(data, path)
+    else:
+        table = _READERS[kind](decode(data, path, encoding), path)
     if not len(table):
         raise DataError(f"{path} holds no rows")
     return table
 
 
-def read_folder(folder: Path) -> tuple[Table, Table | None]:
-    """Return the training rows and, where a file has `test` in its name, the test rows.
+def kind_of(path: Path) -> str | None:
+    """Return the suffix that says how a file is read; None where it is no data file.
 
-    Files with dev, val or validation in their name are left aside: each device holds out its own.
-
-    Raises:
-        DataError: if the folder holds no training file or files with unlike columns.
+    >>> [kind_of(Path(name)) for name in ("a.CSV", "a.jsonl.gz", "app.log.3", "a.doc")]
+    ['.csv', '.jsonl', '.log', None]
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in READERS)
-    files = [path for path in files if not _ASIDE.search(path.stem.lower())]
-    test = [path for path in files if _TEST.search(path.stem.lower())]
-    train = [path for path in files if path not in test]
-    if not train:
-        raise DataError(f"{folder} holds no training file ({', '.join(READERS)})")
-    tables = [read_file(path) for path in train]
-    tests = [read_file(path) for path in test]
-    name = str(folder)
-    return join_tables(tables, source=name), join_tables(tests, source=name) if tests else None
+    name = path.name.lower().removesuffix(".gz")
+    suffix = Path(_ROTATED.sub(r"\1", name)).suffix
+    return suffix if suffix in SUFFIXES else None
 
 
-def _read_jsonl(path: Path) -> Table:
-    rows: list[Mapping[str, object]] = []
-    lines: list[int] = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                rows.append(_parse_object(line, f"{path}:{number}"))
-                lines.append(number)
-    return table_from_rows(rows, source=str(path), lines=lines)
+def _read_jsonl(text: str, path: Path) -> Table:
+    if text.lstrip().startswith("["):
+        rows = _objects(_parsed(text))
+        if rows is not None:
+            return table_from_rows(rows, source=str(path))
+    numbered = [
+        (number, line) for number, line in enumerate(_lines(text), start=1) if line.strip()
+    ]  # fmt: skip
+    rows = [_parse_object(line, f"{path}:{number}") for number, line in numbered]
+    return table_from_rows(rows, source=str(path), lines=[number for number, _ in numbered])
 
 
 def _parse_object(text: str, place: str) -> Mapping[str, object]:
@@ -80,63 +77,113 @@ def _parse_object(text: str, place: str) -> Mapping[str, object]:
             f"{place}: not valid JSON ({error.msg} at character {error.pos + 1}); each line must "
             "be one object"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: JSON that cannot be read ({error})") from error
     if not isinstance(value, dict):
         raise DataError(f"{place}: each line must be one object, got {type(value).__name__}")
     return value
 
 
-def _read_json(path: Path) -> Table:
-    text = path.read_text(encoding="utf-8-sig")
+def _read_json(text: str, path: Path) -> Table:
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if all(_objects([_parsed(line)]) for line in _lines(text) if line.strip()):
+            return _read_jsonl(text, path)
+        line = getattr(error, "lineno", 1)
         raise DataError(
-            f"{path}:{error.lineno}: not valid JSON ({error.msg}); a file with one object a line "
-            "is named .jsonl"
+            f"{path}:{line}: not valid JSON ({getattr(error, 'msg', error)}); it must be a list "
+            "of objects, or one object a line"
         ) from error
-    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-        raise DataError(f"{path} must hold a list of objects, got {type(rows).__name__}")
+    rows = _objects(value)
+    if rows is None:
+        raise DataError(
+            f"{path} must hold a list of objects, or an object with one such list, got "
+            f"{type(value).__name__}"
+        )
     return table_from_rows(rows, source=str(path))
 
 
-def _read_csv(path: Path) -> Table:
-    rows: list[Mapping[str, object]] = []
-    lines: list[int] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        try:
-            for row in reader:
-                _check_csv(row, f"{path}:{reader.line_num}", len(reader.fieldnames or ()))
-                rows.append(row)
-                lines.append(reader.line_num)
-        except csv.Error as error:
-            raise DataError(f"{path}:{reader.line_num}: not valid CSV ({error})") from error
-    return table_from_rows(rows, source=str(path), lines=lines)
+def _parsed(text: str) -> object:
+    """Return what JSON says, or None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
-def _check_csv(row: Mapping[str | None, object], place: str, wanted: int) -> None:
-    extra = row.get(None)
-    has = wanted + len(extra) if isinstance(extra, list) else wanted
-    has -= sum(value is None for value in row.values())
-    if has != wanted:
-        raise DataError(f"{place}: a row must have {wanted} values as the head has, got {has}")
+def _objects(value: object) -> Sequence[Mapping[str, object]] | None:
+    """Return a list of objects, or the one such list of an object; None where there is none."""
+    if isinstance(value, list):
+        return value if all(isinstance(row, dict) for row in value) else None
+    lists = list(value.values()) if isinstance(value, dict) else []
+    found = [rows for rows in lists if isinstance(rows, list) and rows and _objects(rows)]
+    return found[0] if len(found) == 1 else None
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_lines(text: str, path: Path) -> Table:
+    """Return a text a line."""
+    numbered = [(at, line.strip()) for at, line in enumerate(_lines(text), 1) if line.strip()]
+    return table_from_rows(
+        [{"text": line} for _, line in numbered], source=str(path), lines=[at for at, _ in numbered]
+    )
+
+
+def _read_text(text: str, path: Path) -> Table:
+    """Return a text a paragraph where blank lines part them, else a text a line."""
+    if not re.search(r"\n[ \t]*\n", "\n".join(_lines(text)).strip()):
+        return _read_lines(text, path)
+    rows: list[str] = []
+    starts: list[int] = []
+    is_open = False
+    for number, line in enumerate(_lines(text), start=1):
+        if line.strip() and is_open:
+            rows[-1] += f"\n{line.rstrip()}"
+        elif line.strip():
+            rows.append(line.strip())
+            starts.append(number)
+        is_open = bool(line.strip())
+    return table_from_rows([{"text": row} for row in rows], source=str(path), lines=starts)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines; only line feeds and carriage returns end one, as JSON wants it."""
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
+
+
+def _read_parquet(data: bytes, path: Path) -> Table:
     import pyarrow  # type: ignore[import-untyped]  # slow to import, and few need it
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        table = pyarrow.parquet.ParquetFile(path).read()
-    except pyarrow.ArrowInvalid as error:
+        held = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
+    except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a valid parquet file: {error}") from error
-    return table_from_rows(table.to_pylist(), source=str(path))
+    names = [str(name) for name in held.column_names]
+    columns = {name: held.column(place).to_pylist() for place, name in enumerate(names)}
+    table = table_from_rows([{}] * held.num_rows, source=str(path))
+    named = name_labels(columns, _class_names(held.schema.metadata or {}))
+    return Table(named, table.source, table.file, table.line, table.files)
 
 
-READERS: Mapping[str, Callable[[Path], Table]] = {
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
+    """Return the names of label columns, as `datasets` leaves them in a file's metadata."""
+    said = _parsed(metadata.get(b"huggingface", b"{}").decode("utf-8", "replace"))
+    features = said.get("info", {}).get("features", {}) if isinstance(said, dict) else {}
+    return {
+        name: feature["names"]
+        for name, feature in features.items()
+        if isinstance(feature, dict) and isinstance(feature.get("names"), list)
+    }
+
+
+_READERS: Mapping[str, Callable[[str, Path], Table]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
+    ".csv": partial(read_separated, usual=","),
+    ".tsv": partial(read_separated, usual="\t"),
+    ".txt": _read_text,
+    ".log": _read_lines,
 }
+SUFFIXES = (*_READERS, ".parquet")
+"""What a data file's name ends in."""

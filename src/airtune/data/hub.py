@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from airtune.data.table import Table, table_from_rows
+from airtune.data.table import Table, name_labels, table_from_rows
 from airtune.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,15 +65,10 @@ def read_saved(folder: Path, *, split: str) -> Table:
 def _table(rows: Dataset, source: str) -> Table:
     from datasets import ClassLabel
 
-    columns = {name: list(rows[name]) for name in rows.column_names}
-    for name, feature in rows.features.items():
-        if isinstance(feature, ClassLabel):
-            # -1 stands for a label that is not given
-            columns[name] = [None if v is None or v < 0 else v for v in columns[name]]
-            columns.setdefault(
-                "label_name",
-                [None if value is None else feature.int2str(value) for value in columns[name]],
-            )
+    named = {
+        name: each.names for name, each in rows.features.items() if isinstance(each, ClassLabel)
+    }
+    columns = name_labels({name: list(rows[name]) for name in rows.column_names}, named)
     length = len(rows)
     if not length:
         raise DataError(f"{source} holds no rows")

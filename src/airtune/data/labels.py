@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from airtune.data.table import Table
+from airtune.data.ledger import DataLedger, RowCounts
+from airtune.data.table import Table, is_missing
 from airtune.errors import DataError
 from airtune.model.classes import order_like
 from airtune.plan import Ints
+
+_WHOLE = re.compile(r"-?\d+\.0+", re.ASCII)
 
 
 def label_map(
     table: Table, column: str, *, name_column: str | None, labels: tuple[str, ...],
     known: Sequence[str] = (),
 ) -> dict[str, str]:  # fmt: skip
-    """Return the name of every label, in the order of the class ids.
+    """Return the name of every label, in the order of the class ids; rows without one count not.
 
     The ids follow `labels` where given (by name or by value); else `known`, the classes of the
     model's own head, where they are the same ones; else the labels sorted: numbers by size, words
     by alphabet. Names come from `name_column`, else a label is its own name.
 
     Raises:
-        DataError: if labels are missing, have two names, are not in `labels`, or are fewer than 2.
+        DataError: if labels have two names, are not in `labels`, or are fewer than 2.
     """
     keys = label_keys(table, column)
     names = _names(table, keys, name_column)
-    found = dict.fromkeys(sorted(set(keys), key=_order))
+    found = dict.fromkeys(sorted({key for key in keys if key is not None}, key=_order))
     if labels:
         by_name = {names[key]: key for key in found}
         strange = [key for key in found if key not in labels and names[key] not in labels]
@@ -42,20 +48,58 @@ def label_map(
             f"classification needs at least 2 labels, {table.source} has "
             f"{', '.join(found) or 'none'} in column {column!r}"
         )
-    keys = list(found)
-    order = order_like([names[key] for key in keys], known) or range(len(keys))
-    return {keys[place]: names[keys[place]] for place in order}
+    labels_found = list(found)
+    order = order_like([names[key] for key in labels_found], known) or range(len(found))
+    return {labels_found[place]: names[labels_found[place]] for place in order}
 
 
-def label_keys(table: Table, column: str) -> list[str]:
-    """Return a label column as text; a whole number is written without a fraction.
+def label_keys(table: Table, column: str) -> list[str | None]:
+    """Return a label column as text, None where a row has no label.
+
+    A whole number is written without a fraction, so that 1, 1.0, "1" and "1.0", as different
+    kinds of file hold it, are one label; true and false are written as JSON has them.
 
     Raises:
-        DataError: if a row has no label, or one that is neither text nor a whole number.
+        DataError: if a label is neither text nor a whole number.
     """
-    keys = [_key(value) for value in table.column(column)]
-    table.refuse(column, [key is None for key in keys], "must be text or a whole number", repr)
-    return [str(key) for key in keys]
+    values = table.column(column)
+    keys = [_key(value) for value in values]
+    wrong = [
+        key is None and not is_missing(value) for key, value in zip(keys, values, strict=True)
+    ]  # fmt: skip
+    table.refuse(column, wrong, "must be text or a whole number", repr)
+    return keys
+
+
+def spelling_ledger(train: Sequence[str | None], test: Sequence[str | None]) -> DataLedger:
+    """Count the rows of both parts whose label has a more frequent spelling, and name the labels.
+
+    >>> print(*spelling_ledger(["Good", "good", "good", "bad"], ["bad"]).notes)
+    labels 'Good' and 'good' are two classes
+    """
+    other = other_spellings([*train, *test])
+    rows, test_rows = (
+        RowCounts(respelt=sum(key in other for key in keys)) for keys in (train, test)
+    )
+    notes = (f"labels {rare!r} and {usual!r} are two classes" for rare, usual in other.items())
+    return DataLedger(rows, test_rows, tuple(notes))
+
+
+def other_spellings(keys: Sequence[str | None]) -> dict[str, str]:
+    """Return each label that another, more frequent one equals but for case, blanks or form.
+
+    >>> other_spellings(["Positive", "positive", "positive", "negative"])
+    {'Positive': 'positive'}
+    """
+    counts = Counter(key for key in keys if key is not None)
+    best: dict[str, str] = {}
+    for key in sorted(counts, key=lambda key: (-counts[key], key)):
+        best.setdefault(_folded(key), key)
+    return {key: best[_folded(key)] for key in sorted(counts) if best[_folded(key)] != key}
+
+
+def _folded(key: str) -> str:
+    return re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", key).casefold()).strip()
 
 
 def class_ids(table: Table, column: str, classes: Mapping[str, str]) -> Ints:
@@ -70,12 +114,15 @@ def class_ids(table: Table, column: str, classes: Mapping[str, str]) -> Ints:
         column, [key not in ids for key in keys],
         f"must be one of the labels seen in training ({', '.join(classes)})", repr,
     )  # fmt: skip
-    return np.array([ids[key] for key in keys], np.int64)
+    return np.array([ids[key] for key in keys if key is not None], np.int64)
 
 
 def _key(value: object) -> str | None:
     if isinstance(value, str):
-        return value.strip() or None
+        text = value.strip()
+        return (text.partition(".")[0] if _WHOLE.fullmatch(text) else text) or None
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else None
     return str(value) if isinstance(value, int) else None
@@ -86,11 +133,14 @@ def _order(key: str) -> tuple[int, int, str]:
     return (0, int(key), "") if digits.isascii() and digits.isdigit() else (1, 0, key)
 
 
-def _names(table: Table, keys: list[str], column: str | None) -> dict[str, str]:
-    if column is None:
-        return {key: key for key in keys}
+def _names(table: Table, keys: Sequence[str | None], column: str | None) -> dict[str, str]:
+    """Return the name of each label; one that nobody names is its own name."""
+    words = [None] * len(keys) if column is None else table.texts(column)
     names: dict[str, str] = {}
-    for row, (key, name) in enumerate(zip(keys, table.texts(column), strict=True)):
+    for row, (key, word) in enumerate(zip(keys, words, strict=True)):
+        if key is None:
+            continue
+        name = word or key
         if names.setdefault(key, name) != name:
             raise DataError(
                 f"{table.place(row)}: label {key!r} is named {name!r} here and {names[key]!r} "

@@ -23,7 +23,8 @@ class RowCounts:
     unlabelled: int = 0
     dropped: int = 0
     truncated: int = 0
-    repaired: int = 0
+    filled: int = 0
+    unreadable: int = 0
     respelt: int = 0
     shared: int = 0
 
@@ -50,8 +51,10 @@ KINDS: Mapping[str, Kind] = {
         "raise data.max_length or shorten the prompts",
     ),
     "truncated": Kind("cut at data.max_length", "raise data.max_length"),
-    "repaired": Kind(
-        "mended: half a character became U+FFFD", "cut texts between characters where they are made"
+    "filled": Kind("without a second text, read as empty", "fill or remove them"),
+    "unreadable": Kind(
+        "with U+FFFD for half a character, or one that could not be read",
+        "cut texts between characters, and decode them rightly, where they are made",
     ),
     "respelt": Kind(
         "labelled with another spelling of a more frequent class", "spell every class one way"
@@ -93,6 +96,14 @@ class DataLedger:
     def as_document(self) -> dict[str, Any]:
         """Return plain values, as `run.json` holds them under `data.ledger`."""
         return {**asdict(self), "notes": list(self.notes)}
+
+    def totals(self) -> dict[str, int]:
+        """Return the figures of `run.json` that are of rows left out or cut, both parts together."""
+        both = self.train + self.test
+        return {
+            "truncated": self.train.truncated, "test_truncated": self.test.truncated,
+            "dropped": both.dropped, "blank": both.blank,
+        }  # fmt: skip
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> DataLedger:

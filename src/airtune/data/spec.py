@@ -32,9 +32,9 @@ class DataSpec:
     """
 
     source: str = ARITHMETIC
-    """`embedded:arithmetic`, `embedded:topics`, `embedded:shapes`, a jsonl, json, csv, tsv or
-    parquet file, a folder of them, a folder made by `datasets`, or a hub id; of images also a
-    folder with a sub-folder a class, a npz file, or CIFAR's binary files."""
+    """`embedded:arithmetic`, `embedded:topics`, `embedded:shapes`, a jsonl, json, csv, tsv, txt,
+    log or parquet file, a folder of them, a folder made by `datasets`, or a hub id; of images also
+    a folder with a sub-folder a class, a npz file, or CIFAR's binary files."""
     task: Task = "causal-lm"
     columns: Mapping[str, str] = field(default_factory=dict)
     """Which column stands for which role; the usual names are found without it."""
@@ -42,12 +42,15 @@ class DataSpec:
     """File or folder of the test set; without it a folder's test file, a hub id's `test_split`,
     or a share of the source."""
     test_share: float = 0.1
-    """Fraction of the source kept as test set where there is no other."""
+    """Fraction of the source kept as test set where there is no other, drawn by class."""
+    encoding: str | None = None
+    """Of text files without a byte order mark, cp1252 for instance; None = UTF-8."""
     subset: str | None = None
-    """Configuration of a hub id."""
+    """Configuration of a hub id, or sub-folder of a folder."""
     split: str = "train"
     """Training split of a hub id or of a folder made by `datasets`."""
     test_split: str | None = None
+    """Test split of either; of a plain folder, validation for instance."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
     limit: int | None = None
@@ -61,7 +64,7 @@ class DataSpec:
     packing: bool = False
     """Join short training texts up to `max_length` tokens; causal-lm only."""
     labels: tuple[str, ...] = ()
-    """Classes in the order of their ids; empty = sorted, as found in the training rows."""
+    """Classes in the order of their ids; empty = sorted, as found in the whole source."""
     partition: Partition = "iid"
     alpha: float = 0.5
     """Concentration of the Dirichlet partition; small means unlike devices."""
@@ -87,11 +90,24 @@ def _choices(spec: DataSpec) -> list[str]:
         value = getattr(spec, name)
         if value not in get_args(kinds):
             faults.append(f"{name} must be one of {', '.join(get_args(kinds))}, got {value!r}")
+    if spec.encoding is not None and not _is_encoding(spec.encoding):
+        faults.append(
+            f"encoding must be one that Python knows, utf-8 or cp1252 for instance, got "
+            f"{spec.encoding!r}"
+        )
     if not spec.source:
         faults.append("source must name a file, a folder, a hub id or embedded data, got nothing")
     if spec.source.startswith(EMBEDDED_PREFIX) and spec.source not in EMBEDDED_SOURCES:
         faults.append(f"source must be one of {', '.join(EMBEDDED_SOURCES)}, got {spec.source!r}")
     return faults
+
+
+def _is_encoding(name: str) -> bool:
+    try:
+        "".encode(name)
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def _ranges(spec: DataSpec) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from airtune.errors import DataError
 from airtune.plan import Ints
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 FAULTS_SHOWN = 5
 """Faulty rows named in one message; more are only counted."""
 
@@ -53,14 +56,18 @@ class Table:
         return self.columns[name]
 
     def texts(self, name: str) -> list[str]:
-        """Return a column of text; blank text is allowed.
+        """Return a column of text; what a row lacks is blank.
 
         Raises:
             DataError: if a value is no text; the first few are named with file and line.
         """
-        values = self.column(name)
+        values = ["" if is_missing(value) else value for value in self.column(name)]
         self.refuse(name, [not isinstance(value, str) for value in values], "must be text")
         return [str(value) for value in values]
+
+    def replaced(self, name: str, values: Sequence[object]) -> Table:
+        """Return the table with other values in one column."""
+        return replace(self, columns={**self.columns, name: values})
 
     def refuse(
         self,
@@ -82,6 +89,33 @@ class Table:
         raise DataError(f"column {name!r} {rule}: {', '.join(named)}{more}")
 
 
+def is_missing(value: object) -> bool:
+    """Say whether a row has no value here: none, not a number, or blank text."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def whole_characters(value: object) -> object:
+    r"""Return a value in whose texts half a character, a lone surrogate, is U+FFFD.
+
+    JSON can spell halves, as programs write it that cut a text between them; no tokenizer and no
+    file takes one. Lists and mappings are searched.
+
+    >>> whole_characters(["a \ud83d", "\ud83d\ude00"]) == ["a \ufffd", "\U0001f600"]
+    True
+    """
+    if isinstance(value, str):
+        if value.isascii() or not _SURROGATE.search(value):
+            return value
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [whole_characters(item) for item in value]
+    if isinstance(value, Mapping):
+        return {whole_characters(key): whole_characters(item) for key, item in value.items()}
+    return value
+
+
 def table_from_rows(
     rows: Sequence[Mapping[str, object]], *, source: str, lines: Sequence[int] | None = None
 ) -> Table:
@@ -96,6 +130,27 @@ def table_from_rows(
     return Table(columns, source, np.zeros(len(rows), np.int64), line.astype(np.int64), (source,))
 
 
+def name_labels(
+    columns: Mapping[str, Sequence[object]], names: Mapping[str, Sequence[str]]
+) -> dict[str, Sequence[object]]:
+    """Return columns with a `label_name` beside the first that holds numbers of named classes.
+
+    Numbers that name no class, -1 for instance, stand for labels that are not given.
+
+    >>> name_labels({"label": [1, -1]}, {"label": ["no", "yes"]})
+    {'label': [1, None], 'label_name': ['yes', None]}
+    """
+    named = dict(columns)
+    for column, words in names.items():
+        values = columns.get(column, ())
+        if not all(value is None or isinstance(value, int) for value in values):
+            continue
+        known = [v if isinstance(v, int) and 0 <= v < len(words) else None for v in values]
+        named[column] = known
+        named.setdefault("label_name", [None if v is None else words[v] for v in known])
+    return named
+
+
 def join_tables(tables: Sequence[Table], *, source: str) -> Table:
     """Return the rows of several files of one source, one after the other.
 
@@ -107,7 +162,8 @@ def join_tables(tables: Sequence[Table], *, source: str) -> Table:
         if set(table.columns) != set(first.columns):
             raise DataError(
                 f"{table.source} has the columns {', '.join(table.columns)} but {first.source} has "
-                f"{', '.join(first.columns)}; name one file as `data.source`"
+                f"{', '.join(first.columns)}; name one file as `data.source`, or one of the "
+                "sub-folders as `data.subset`"
             )
     columns = {name: [v for table in tables for v in table.columns[name]] for name in first.columns}
     return Table(

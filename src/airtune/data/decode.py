@@ -1,0 +1,86 @@
+"""From the bytes of a file to its text: compression, byte order marks, encodings."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from airtune.errors import DataError
+
+_MARKS: Mapping[bytes, str] = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_POINTER = b"version https://git-lfs"
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds, unpacked where its name ends in `.gz`.
+
+    Raises:
+        DataError: if it is missing, cannot be read, or only points to a file that was not fetched.
+    """
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+    except FileNotFoundError as error:
+        raise DataError(f"no such file: {path}; check `data.source` and `data.test`") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read: {reason}") from error
+    if data.startswith(_POINTER):
+        raise DataError(f"{path} is a pointer of Git LFS and no data; run git lfs pull beside it")
+    return data
+
+
+def decode(data: bytes, path: Path, encoding: str | None) -> str:
+    """Return text; a byte order mark says more than `encoding`, and without both it is UTF-8.
+
+    Raises:
+        DataError: if the bytes are not of that encoding.
+    """
+    marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
+    name = marked or encoding or "utf-8"
+    try:
+        text = data.decode(name)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not {name.upper().removesuffix('-SIG')} text (byte {error.start}); say "
+            "what it is, `data.encoding: cp1252` for instance, or convert it"
+        ) from error
+    if "\0" in text:
+        raise DataError(
+            f"{path} holds the character NUL, as text in UTF-16 without a mark does; say "
+            "`data.encoding: utf-16-le` if it is that, or convert it"
+        )
+    return text
+
+
+def encoding_of(data: bytes) -> str | None:
+    """Return a `data.encoding` that reads the bytes where the default does not; else None.
+
+    What is neither UTF-8 nor marked is taken for Windows-1252, the usual one in the West; it is a
+    guess, and for a person to confirm.
+    """
+    try:
+        decode(data, Path(), None)
+    except DataError:
+        for name in ("utf-16-le", "cp1252", "latin-1"):
+            if _fits(data, name):
+                return name
+    return None
+
+
+def _fits(data: bytes, name: str) -> bool:
+    try:
+        text = data.decode(name)
+    except UnicodeDecodeError:
+        return False
+    # every even number of bytes is UTF-16; only Latin letters make it so with a NUL in most
+    return "\0" not in text and (name != "utf-16-le" or data.count(0) > len(data) / 4)

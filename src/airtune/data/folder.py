@@ -1,0 +1,160 @@
+"""Which files of a folder are data, and which of them are training and which test data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from airtune.data.files import SUFFIXES, kind_of, read_file
+from airtune.data.table import Table, join_tables
+from airtune.errors import DataError
+
+TRAIN = "train"
+_PLAIN = (".txt", ".log")
+"""Read only where a folder holds nothing with columns."""
+_SPLITS: Mapping[str, re.Pattern[str]] = {
+    "validation": re.compile(r"(^|[^a-z])(dev|val|valid|validation|eval)([^a-z]|$)"),
+    "test": re.compile(r"(^|[^a-z])test([^a-z]|$)"),
+    TRAIN: re.compile(r"(^|[^a-z])train(ing)?([^a-z]|$)"),
+}
+"""Split -> the words in a name that say so; the first that is found decides."""
+_NO_DATA = frozenset({
+    "readme", "license", "licence", "notice", "changelog", "citation", "requirements", "metadata",
+    "dataset_info", "dataset_infos", "dataset_dict", "state", "config",
+})  # fmt: skip
+"""What stands beside data and is none."""
+_LEFTOVERS = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin"})
+"""What other systems leave in folders, beside names that begin with a dot."""
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Yield all files below a folder, sorted; hidden ones and leavings of systems are no data."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name.lower() in _LEFTOVERS:
+            continue
+        if path.is_dir():
+            yield from visible_files(path)
+        else:
+            yield path
+
+
+def split_of(name: Path) -> str | None:
+    """Return the split that a relative path names: in the file's name, else in a folder's.
+
+    >>> split_of(Path("data/test-00000-of-00001.parquet")), split_of(Path("train/latest.log"))
+    ('test', 'train')
+    """
+    for part in (name.stem, *reversed(name.parts[:-1])):
+        for split, pattern in _SPLITS.items():
+            if pattern.search(part.lower()):
+                return split
+    return None
+
+
+def read_folder(
+    folder: Path,
+    *,
+    subset: str | None = None,
+    test_split: str | None = None,
+    encoding: str | None = None,
+) -> tuple[Table, Table | None]:
+    """Return the training rows and, where files are named after it, the test rows.
+
+    Sub-folders are looked into where the files at the top are not for training, as in a clone of
+    a hub's data set. A file that names no split is for training. Validation files are left aside:
+    each device holds out its own. Plain text is read only where nothing has columns.
+
+    Args:
+        folder: where to look.
+        subset: a sub-folder that is read instead, at the top or below `data`.
+        test_split: "test" or "validation"; None = test, where there is one.
+        encoding: of text without a byte order mark.
+
+    Raises:
+        DataError: if the folder holds no training file, files with unlike columns, or one file in
+            two formats.
+    """
+    root = _subset(folder, subset)
+    splits = _by_split(root)
+    if not splits[TRAIN]:
+        raise DataError(_nothing(root))
+    wanted = split_of(Path(test_split)) if test_split else "test"
+    if test_split and (wanted in (None, TRAIN) or not splits[wanted or TRAIN]):
+        raise DataError(
+            f"{root} has no file for test_split {test_split!r}; name one as `data.test`"
+        )
+    return _joined(root, splits[TRAIN], encoding), (
+        _joined(root, splits[wanted or "test"], encoding) if splits[wanted or "test"] else None
+    )
+
+
+def read_test_folder(folder: Path, *, encoding: str | None = None) -> Table:
+    """Return the rows of a folder's test files, or of all its files where none is named after it.
+
+    Raises:
+        DataError: if the folder holds no data file, or files with unlike columns.
+    """
+    splits = _by_split(folder)
+    paths = splits["test"] or splits[TRAIN] or splits["validation"]
+    if not paths:
+        raise DataError(_nothing(folder))
+    return _joined(folder, paths, encoding)
+
+
+def _joined(root: Path, paths: Sequence[Path], encoding: str | None) -> Table:
+    _refuse_twins(paths)
+    return join_tables([read_file(path, encoding=encoding) for path in paths], source=str(root))
+
+
+def _subset(folder: Path, subset: str | None) -> Path:
+    if subset is None:
+        return folder
+    found = [path for path in (folder / subset, folder / "data" / subset) if path.is_dir()]
+    if not found:
+        raise DataError(f"{folder} has no sub-folder {subset!r}; check `data.subset`")
+    return found[0]
+
+
+def _by_split(root: Path) -> dict[str, list[Path]]:
+    """Sort data files by their split; what names none is for training.
+
+    The files at the top count if one of them is named after training, else those of all
+    sub-folders if one of those is, else what is at the top, else all.
+    """
+    files = [path for path in visible_files(root) if _is_data(path)]
+    structured = [path for path in files if kind_of(path) not in _PLAIN] or files
+    top = [path for path in structured if path.parent == root]
+    says = {path: split_of(path.relative_to(root)) for path in structured}
+    for some in (top, structured):
+        if TRAIN in (says[path] for path in some):
+            break
+    else:
+        some = top if None in (says[path] for path in top) else structured
+    splits: dict[str, list[Path]] = {split: [] for split in _SPLITS}
+    for path in some:
+        splits[says[path] or TRAIN].append(path)
+    return splits
+
+
+def _is_data(path: Path) -> bool:
+    return kind_of(path) is not None and path.name.lower().partition(".")[0] not in _NO_DATA
+
+
+def _refuse_twins(paths: Sequence[Path]) -> None:
+    """Refuse a file that is there in two formats: its rows would count twice."""
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        plain = path.with_name(path.name.removesuffix(".gz")).with_suffix("")
+        other = seen.setdefault(plain, path)
+        if kind_of(other) != kind_of(path):
+            raise DataError(
+                f"{other} and {path.name} look like one file in two formats; name one of them as "
+                "`data.source`"
+            )
+
+
+def _nothing(root: Path) -> str:
+    others = [path.relative_to(root).as_posix() for path in visible_files(root)][:5]
+    held = f"; it holds {', '.join(others)}" if others else ""
+    return f"{root} holds no training file ({', '.join(SUFFIXES)}){held}"

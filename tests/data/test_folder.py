@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from airtune.data.folder import read_folder, read_test_folder
+from airtune.errors import DataError
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Write files with one row each, whose value is the file's name."""
+
+    def _tree(*names):
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plain = path.suffix in (".txt", ".log") or ".log." in name
+            path.write_text(name if plain else json.dumps({"text": name}) + "\n")
+        return tmp_path
+
+    return _tree
+
+
+def read(folder, **options):
+    train, test = read_folder(folder, **options)
+    return train.columns["text"], None if test is None else test.columns["text"]
+
+
+def test_training_files_are_joined_and_test_and_validation_are_known(tree):
+    folder = tree(
+        "train-0.jsonl", "train-1.jsonl", "test.jsonl", "validation.jsonl", "latest.jsonl"
+    )
+    assert read(folder) == (["latest.jsonl", "train-0.jsonl", "train-1.jsonl"], ["test.jsonl"])
+    assert read_folder(folder)[0].place(2).endswith("train-1.jsonl:1")
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "test"),
+    [
+        (["data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl",
+          "data/validation-00000-of-00001.jsonl", "dataset_infos.json", "vocab.txt"],
+         ["data/train-00000-of-00001.jsonl"], ["data/test-00000-of-00001.jsonl"]),
+        (["data/train/0000.jsonl", "data/test/0000.jsonl"],
+         ["data/train/0000.jsonl"], ["data/test/0000.jsonl"]),
+        (["train/a.log", "test/b.log", "README.txt"], ["train/a.log"], ["test/b.log"]),
+        (["north/app.log", "north/app.log.1", "south/app.log"],
+         ["north/app.log", "north/app.log.1", "south/app.log"], None),
+        (["part-0.jsonl", "notes.txt", "more/part-1.jsonl"], ["part-0.jsonl"], None),
+        ([".git/train.jsonl", "__MACOSX/train.jsonl", "._a.jsonl", ".cache/x.jsonl", "a.jsonl"],
+         ["a.jsonl"], None),
+        (["test.jsonl", "sub/train.jsonl"], ["sub/train.jsonl"], ["test.jsonl"]),
+    ],
+)  # fmt: skip
+def test_the_layout_of_a_folder_is_known(tree, names, train, test):
+    assert read(tree(*names)) == (train, test)
+
+
+def test_a_subset_is_a_sub_folder(tree):
+    folder = tree("cola/train.jsonl", "sst2/train.jsonl", "sst2/test.jsonl")
+    assert read(folder, subset="sst2") == (["sst2/train.jsonl"], ["sst2/test.jsonl"])
+    with pytest.raises(DataError, match=r"no sub-folder 'mnli'; check `data\.subset`"):
+        read(folder, subset="mnli")
+
+
+def test_the_test_split_of_a_folder_can_be_its_validation_files(tree):
+    folder = tree("train.jsonl", "test.jsonl", "dev.jsonl")
+    assert read(folder, test_split="validation")[1] == ["dev.jsonl"]
+    with pytest.raises(DataError, match="no file for test_split 'holdout'"):
+        read(folder, test_split="holdout")
+
+
+def test_a_folder_named_as_test_set_is_read_whatever_its_files_are_called(tree):
+    assert read_test_folder(tree("test-0.jsonl", "test-1.jsonl")).columns["text"] == [
+        "test-0.jsonl", "test-1.jsonl"]  # fmt: skip
+
+
+def test_one_file_in_two_formats_is_refused(tree):
+    folder = tree("train.jsonl")
+    (folder / "train.csv").write_text("text\na\n")
+    with pytest.raises(DataError, match="one file in two formats"):
+        read_folder(folder)
+
+
+def test_a_folder_with_unlike_files_is_refused(tree):
+    folder = tree("a.jsonl")
+    (folder / "b.jsonl").write_text('{"b": 1}\n')
+    with pytest.raises(DataError, match="has the columns b but"):
+        read_folder(folder)
+
+
+def test_a_folder_without_data_says_what_it_holds(tree):
+    folder = tree("a.jsonl")
+    (folder / "a.jsonl").rename(folder / "a.doc")
+    with pytest.raises(DataError, match=r"holds no training file.*it holds a\.doc"):
+        read_folder(folder)

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+
+from airtune.data import TOPICS, DataSpec
+from airtune.data.intake import take_in
+from airtune.errors import DataError
+
+
+def classified(path, **more):
+    return DataSpec(source=str(path), task="classification", **more)
+
+
+@pytest.mark.parametrize("settings", [{}, {"limit": 12}, {"test_share": 0.5}])
+def test_classes_do_not_depend_on_what_is_drawn(write, settings):
+    rows = [{"text": f"text {n}", "label": "rare" if n == 0 else "ab"[n % 2]} for n in range(40)]
+    path = write("a.jsonl", rows)
+    for seed in range(6):
+        found = take_in(classified(path, **settings), seed=seed)
+        assert list(found.classes) == ["a", "b", "rare"]
+        assert "rare" not in found.test.columns["label"]
+
+
+def test_few_embedded_rows_have_all_their_classes_in_either_part():
+    spec = DataSpec(source=TOPICS, task="classification", limit=6, test_limit=40)
+    found = take_in(spec, seed=0)
+    assert {*found.train.columns["label"], *found.test.columns["label"]} == set(found.classes)
+
+
+def test_rows_without_text_or_label_are_left_out_and_counted(write):
+    rows = [{"text": f"text {n}", "label": n % 2} for n in range(20)]
+    rows += [{"text": None, "label": 1}, {"text": " ", "label": 1}, {"label": 0},
+             {"text": "a", "label": None}, {"text": "b", "label": ""}, {"text": None}]  # fmt: skip
+    path = write("a.jsonl", rows)
+    found = take_in(classified(path, test=str(path)), seed=0)
+    counts = found.ledger.train
+    assert (counts.read, counts.blank, counts.unlabelled, len(found.train)) == (26, 4, 2, 20)
+
+
+def test_a_missing_second_text_is_empty_and_counted(write):
+    rows = [
+        {"text": f"text {n}", "text_pair": None if n == 3 else "b", "label": n % 2}
+        for n in range(20)
+    ]
+    path = write("a.jsonl", rows)
+    found = take_in(classified(path, test=str(path)), seed=0)
+    assert found.ledger.train.filled == 1
+    assert found.train.texts("text_pair")[3] == ""
+
+
+def test_half_characters_are_replaced_and_counted(write):
+    rows = [
+        {"text": f"text {n}" + "\ud83d" * (n < 3), "label": "ab"[n % 2] + "\ude00"}
+        for n in range(20)
+    ]
+    path = write("a.jsonl", rows)
+    found = take_in(classified(path, test=str(path)), seed=0)
+    assert found.ledger.train.unreadable == 20
+    assert found.train.texts("text")[2] == "text 2\ufffd"
+    assert list(found.classes) == ["a\ufffd", "b\ufffd"]
+
+
+def test_rows_in_both_parts_are_counted_whatever_their_label(write):
+    rows = [{"text": f"text {n}", "label": n % 2} for n in range(20)]
+    test = [{"text": " text 3 ", "label": 0}, {"text": "new", "label": 0}]
+    spec = classified(write("a.jsonl", rows), test=str(write("b.jsonl", test)))
+    ledger = take_in(spec, seed=0).ledger
+    assert (ledger.test.read, ledger.test.shared, ledger.train.shared) == (2, 1, 0)
+    assert any(line.warns and "training rows too" in line.text for line in ledger.lines())
+
+
+def test_numbers_of_a_csv_are_the_labels_of_a_jsonl(write):
+    path = write("a.csv", "text,label\n" + "".join(f"text {n},{n % 2}.0\n" for n in range(20)))
+    test = write("b.jsonl", [{"text": "new", "label": 1}])
+    found = take_in(classified(path, test=str(test)), seed=0)
+    assert list(found.classes) == ["0", "1"]
+
+
+def test_a_part_without_a_usable_row_is_refused(write):
+    path = write("a.jsonl", [{"text": f"t {n}", "label": n % 2} for n in range(20)])
+    test = write("b.jsonl", [{"text": "new", "label": None}])
+    with pytest.raises(DataError, match=r"every row of .*b\.jsonl is blank in text or label"):
+        take_in(classified(path, test=str(test)), seed=0)
+
+
+def test_a_record_of_the_ledger_is_plain(write):
+    path = write("a.jsonl", [{"text": f"t {n}", "label": n % 2} for n in range(20)])
+    assert json.dumps(take_in(classified(path), seed=0).ledger.as_document())
