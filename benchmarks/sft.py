@@ -20,7 +20,8 @@ import torch
 
 from airtune.compare import compare_methods
 from airtune.data import FederatedData
-from airtune.methods import METHODS
+from airtune.fleet import load_fleet
+from airtune.methods import METHODS, build_method
 from airtune.model.aggregate import aggregate
 from airtune.model.base import BaseModel
 from airtune.model.batch import Batch
@@ -29,7 +30,17 @@ from airtune.model.lora import Adapters, attach, init_adapters
 from airtune.model.loss import batch_losses
 from airtune.model.stacked import StackedLora
 from airtune.model.state import initial_state
-from airtune.plan import AggregateSpec, Assignment, CodecSpec, Workload, WorkSpec
+from airtune.plan import (
+    AggregateSpec,
+    Assignment,
+    CodecSpec,
+    Observation,
+    Problem,
+    SplitCalibration,
+    Workload,
+    WorkSpec,
+)
+from airtune.planner.shape import find_shape
 from airtune.recipe import load_recipe
 from airtune.records import read_run
 from airtune.run import load_assets
@@ -59,6 +70,7 @@ def run() -> Iterator[Figure]:
         yield from gradients()
         yield from one_pass()
         yield from several_epochs()
+        yield from timescales()
         yield from delay()
     finally:
         torch.set_num_threads(threads)
@@ -125,6 +137,45 @@ def several_epochs() -> Iterator[Figure]:
         best = _least(here, rounds, plain.loss, choices)
         yield _saved(f"sft.bytes_left_several_epochs_{name}", best, 1 - 0.98, plain,
                      f"{rounds} rounds, {EPOCHS} epochs")  # fmt: skip
+
+
+def timescales() -> Iterator[Figure]:
+    """Seconds a step with the cut kept for ten rounds against deciding everything every round."""
+    for fleet in ("cell-10", "phones", "orin-6-sites"):
+        kept, anew = (_mean_step_s(fleet, every) for every in (10, 1))
+        yield at_most(f"sft.kept_cut_step_{fleet}", kept / anew, 1.03,
+                      "mean step of 30 rounds, cut and codec chosen every round")  # fmt: skip
+
+
+def _mean_step_s(name: str, large_every: int) -> float:
+    fleet = load_fleet(name)
+    shape = find_shape("Qwen/Qwen2.5-0.5B")
+    targets = tuple(linear.name for linear in shape.linears)
+    workload = Workload(batch=2, tokens=96, local_steps=4, rank=8, lora_targets=targets)
+    problem = Problem(
+        shape=shape, devices=fleet.profiles(np.ones(len(fleet))), workload=workload, rounds=30,
+        seed=0, server_flops_per_s=fleet.server.flops_per_s, split=_priced(shape.blocks),
+        server_memory_bytes=fleet.server.memory_bytes,
+    )  # fmt: skip
+    decider = build_method("sft", {"large_every": large_every}).decider
+    state, steps = decider.init(problem), []
+    for number in range(problem.rounds):
+        links, flops_per_s = fleet.links_at(number, 0, 0.0), fleet.flops_at(number)
+        seen = Observation(number, 0.0, links, links.available, flops_per_s)
+        plan, state = decider.plan(problem, state, seen)
+        steps.append(plan.solution.objective if plan.solution else math.nan)
+    return float(np.nanmean(steps))
+
+
+def _priced(blocks: int) -> SplitCalibration:
+    """Return made-up prices that fall with the codec's fineness: only times are compared."""
+    steps = (0.3, 0.75, 1.5, 3.0)
+    cuts = np.array([1, blocks // 2, blocks - 1])
+    distortion = np.array([[0.008, 0.04, 0.12, 0.3]] * 3)
+    return SplitCalibration(
+        tuple(_zone(step) for step in steps), cuts, distortion,
+        np.array([0.001, 0.006, 0.02, 0.08]), "made up",
+    )  # fmt: skip
 
 
 _STEPS = ((0.3, 0.5), (0.5, 0.75), (0.75, 1.5), (1.5, 1.5))

@@ -1,13 +1,14 @@
 """SFT: split fine-tuning against one shared server model, on two timescales.
 
 Every `large_every` rounds each device gets a cut and a codec so that a step is over soonest within
-its memory and a budget on quality, whose price in loss a short calibration has measured. Every
-round, and every slot of it, the spectrum is divided anew for what is still to be sent. Both
-decisions have the published solver and one that certifies its answer; the record holds how far
-apart they are.
+its memory and a budget on quality, whose price in loss a short calibration has measured. In the
+rounds between, both are chosen anew for the links as they are, but no cut is later than the blocks
+that the device holds. In every slot the spectrum is divided for what is still to be sent. Cut and codec, and the spectrum, each have the
+published solver and one that certifies its answer; the record holds how far apart they are.
 
 Source: Split Fine-Tuning for Large Language Models in Wireless Networks (arXiv 2501.09237); the
-equations are reconstructed. The certified solvers and the measured price are this project's.
+equations are reconstructed. The paper keeps cut and codec on the large timescale; choosing within
+the blocks held every round, the certified solvers and the measured price are this project's.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Sft:
     reuse_mask: bool = False
     """A Top-K gradient keeps its activation's positions."""
     large_every: int = 10
-    """Rounds between choices of cut and codec."""
+    """Rounds between choices of the blocks that a device holds."""
     needs: frozenset[Need] = frozenset({"capability", "channel"})
 
     def __post_init__(self) -> None:
@@ -120,12 +121,12 @@ class Sft:
     def init(self, problem: Problem) -> State:
         """Return a state in which nobody has a cut yet."""
         nothing = np.full(len(problem.devices), -1, np.int64)
-        return {"line": nothing, "decided": -1}
+        return {"line": nothing, "cut": nothing.copy(), "decided": -1}
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
     ) -> tuple[RoundPlan, State]:
-        """Choose cuts and codecs where it is time to, and divide the spectrum.
+        """Choose cuts and codecs, within the blocks held unless it is time for others, and shares.
 
         Raises:
             InfeasibleError: if a device's memory fits no cut, the server's not even the latest
@@ -134,26 +135,23 @@ class Sft:
         seen = see(problem, observation)
         lines, why = self._lines(problem)
         priced = price(problem, seen, lines)
-        held, decided = (
-            np.asarray(state["line"], np.int64).copy(),
-            int(np.asarray(state["decided"])),
-        )
-        index = _usual(priced, held[seen.device])
+        line, cut = (np.asarray(state[name], np.int64).copy() for name in ("line", "cut"))
+        decided = int(np.asarray(state["decided"]))
+        index = _usual(priced, line[seen.device])
         notes: dict[str, float] = {}
-        used: SplitSolution | None = None
-        due = decided < 0 or observation.round - decided >= self.large_every
         if seen.able.size:
             task = split_problem(problem, seen, lines, priced, self.quality_budget)
-            known = held[seen.device[seen.able]]
-            due = due or not _is_served(problem, seen, lines, index)
-            if due or bool(np.any(known < 0)):
-                tasks = [] if due else [_joined_by(task, known)]
-                tasks += _later_and_later(task, lines)
-                used, apart = self._served(problem, seen, lines, tasks, index)
-                index[seen.able], notes = used.index, notes | apart
-                held[seen.device[seen.able]] = used.index
-                decided = observation.round if due else decided
-            share, solution, apart = self._spectrum(task, index[seen.able], used)
+            due = decided < 0 or observation.round - decided >= self.large_every
+            able = seen.device[seen.able]
+            kept = [] if due else self._within(task, lines, cut[able])
+            tasks = kept + _later_and_later(task, lines)
+            used, place, notes = self._served(problem, seen, lines, tasks, index)
+            index[seen.able] = line[able] = used.index
+            if place < len(kept):
+                cut[able] = np.maximum(cut[able], lines.cut[used.index])
+            else:
+                cut[able], decided = lines.cut[used.index], observation.round
+            share, solution, apart = self._spectrum(task, used)
             notes |= apart | {
                 "quality_loss": task.loss_of(index[seen.able]),
                 "step_s": solution.objective,
@@ -163,7 +161,7 @@ class Sft:
         assignments = told(problem, seen, lines, index, seen.shares(share))
         return _round_plan(
             problem, observation, seen, assignments, why=why, solution=solution, notes=notes
-        ), {"line": held, "decided": decided}
+        ), {"line": line, "cut": cut, "decided": decided}
 
     def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
                remaining_bytes: Floats) -> Floats:  # fmt: skip
@@ -190,10 +188,23 @@ class Sft:
         lines = Lines.of(cuts, codecs, problem.split)
         return (lines if self.weighs_codecs else replace(lines, loss=np.zeros(len(lines)))), why
 
+    def _within(self, task: SplitProblem, lines: Lines, cut: Ints) -> list[SplitProblem]:
+        """Return the task with the blocks that devices hold; none if memory or the budget refuse.
+
+        A device may leave blocks that it holds to the server for a round, but needs no others. Where
+        both ends remember samples, the cut stays as it is. A device without a cut chooses freely.
+        """
+        asked, held = lines.cut[None, :], cut[:, None]
+        fixed = self.predict or self.device_frozen
+        allowed = task.allowed & ((asked == held if fixed else asked <= held) | (held < 0))
+        least = np.min(np.where(allowed, task.loss, np.inf), axis=1)
+        fits = float(np.sum(least)) <= task.loss_budget
+        return [replace(task, allowed=allowed)] if fits else []
+
     def _served(
         self, problem: Problem, seen: Seen, lines: Lines, tasks: Sequence[SplitProblem], index: Ints
-    ) -> tuple[SplitSolution, dict[str, float]]:
-        """Return the choice in the first of the tasks whose answer the server's memory holds.
+    ) -> tuple[SplitSolution, int, dict[str, float]]:
+        """Return the choice in the first task whose answer the server's memory holds, and its place.
 
         `index` has the lines of the devices that cannot send in this slot.
 
@@ -201,12 +212,12 @@ class Sft:
             InfeasibleError: if it holds none.
         """
         found = index.copy()
-        for task in tasks:
+        for place, task in enumerate(tasks):
             used, notes = self._choose(task)
             found[seen.able] = used.index
-            if _is_served(problem, seen, lines, found):
-                return used, notes
-        peak = _server_peak(problem, seen, lines, found)
+            peak = _server_peak(problem, seen, lines, found)
+            if peak <= problem.server_memory_bytes:
+                return used, place, notes
         raise InfeasibleError(
             f"the server has {format_bytes(problem.server_memory_bytes)} of memory, but serving "
             f"{len(found)} devices needs {format_bytes(peak)} even through the latest cuts that "
@@ -229,10 +240,10 @@ class Sft:
         return replace(descended, bound_s=float(min(exact.bound_s, descended.step_s))), notes
 
     def _spectrum(
-        self, task: SplitProblem, index: Ints, chosen: SplitSolution | None
+        self, task: SplitProblem, chosen: SplitSolution
     ) -> tuple[Floats, Solution, dict[str, float]]:
-        """Return shares for lines already chosen, and how far every rule is from the exact one."""
-        rows = np.arange(len(task))
+        """Return shares for the lines chosen, and how far every rule is from the exact one."""
+        rows, index = np.arange(len(task)), chosen.index
         fixed, bits = task.forward_s[rows, index], task.bits[rows, index]
         exact = divide_spectrum(task.curves, fixed, bits)
         found = exact if self.spectrum == "exact" else divide_spectrum(
@@ -242,27 +253,16 @@ class Sft:
         if self.spectrum != "sqp" and len(task) <= _COMPARED_UP_TO:
             stepped = divide_spectrum(task.curves, fixed, bits, "sqp")
             notes["gap_sqp"] = stepped.round_s / exact.bound_s - 1.0
-        after = task.after_s(index)
-        bound = exact.bound_s + after if chosen is None else chosen.bound_s
-        step_s = found.round_s + after
+        step_s = found.round_s + task.after_s(index)
         solution = Solution(
-            status=exact.status if chosen is None else chosen.status, objective=step_s,
-            iterations=found.iterations + (0 if chosen is None else chosen.iterations),
-            residual=found.residual, gap=float(step_s / bound - 1.0),
-            method=f"spectrum {self.spectrum}" if chosen is None
-            else f"{chosen.method}, spectrum {self.spectrum}; seconds a step",
-        )  # fmt: skip
+            status=chosen.status,
+            objective=step_s,
+            iterations=found.iterations + chosen.iterations,
+            residual=found.residual,
+            gap=float(step_s / chosen.bound_s - 1.0),
+            method=f"{chosen.method}, spectrum {self.spectrum}; seconds a step",
+        )
         return found.share, solution, notes
-
-
-def _joined_by(task: SplitProblem, known: Ints) -> SplitProblem:
-    """Return the task in which only devices without a line choose one, if the budget allows it."""
-    rows, fixed = np.arange(len(task)), known >= 0
-    only = np.zeros_like(task.allowed)
-    only[rows, np.maximum(known, 0)] = True
-    allowed = np.where(fixed[:, None], only & task.allowed, task.allowed)
-    least = np.min(np.where(allowed, task.loss, np.inf), axis=1)
-    return replace(task, allowed=allowed) if float(np.sum(least)) <= task.loss_budget else task
 
 
 def _later_and_later(task: SplitProblem, lines: Lines) -> list[SplitProblem]:
@@ -281,10 +281,6 @@ def _usual(priced: Priced, held: Ints) -> Ints:
 def _server_peak(problem: Problem, seen: Seen, lines: Lines, index: Ints) -> float:
     rows = told(problem, seen, lines, index, np.ones(index.shape))
     return split_cost(problem, rows).server_peak_bytes
-
-
-def _is_served(problem: Problem, seen: Seen, lines: Lines, index: Ints) -> bool:
-    return _server_peak(problem, seen, lines, index) <= problem.server_memory_bytes
 
 
 def _round_plan(
