@@ -10,6 +10,11 @@ from hypothesis import settings
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -19,6 +24,11 @@ from transformers import (
     MistralConfig,
     MistralForCausalLM,
     MistralForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Phi3ForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
@@ -29,9 +39,11 @@ from transformers import (
     Qwen3ForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
-from airtune.cost import bert_like, gpt2_like, llama_like
+from airtune.cost import bert_like, gpt2_like, llama_like, modernbert_like
 from airtune.plan import Assignments, ModelShape, Workload
 
 # a property's time depends on the machine's other work
@@ -83,12 +95,17 @@ def _bert(family: str, types: int) -> ModelShape:
     )  # fmt: skip
 
 
+def _modernbert(**biases: bool) -> ModelShape:
+    return modernbert_like(blocks=3, width=48, heads=6, ffn=80, vocab=100, labels=LABELS, **biases)
+
+
 def samples() -> dict[str, Sample]:
     """Every family as a language model and as a classifier, with its biases and ties."""
     untied, tied = {"tie_word_embeddings": False}, {"tie_word_embeddings": True}
     classes = {"num_labels": LABELS, "pad_token_id": 0}
     biases = {"attention_bias": True, "mlp_bias": True}
     qwen3 = {**DECODER, "head_dim": 16}
+    gemma = {**DECODER, "head_dim": 16, "sliding_window": 8, "pad_token_id": 0}
     gpt2 = {"n_embd": 48, "n_layer": 3, "n_head": 6, "vocab_size": 100, "n_positions": 64}
     all_biases = {"qkv_bias": True, "output_bias": True, "mlp_bias": True}
     return {
@@ -132,6 +149,46 @@ def samples() -> dict[str, Sample]:
         "gpt2 untied": Sample(GPT2LMHeadModel, GPT2Config(**gpt2, **untied), _gpt2(tied=False)),
         "gpt2 classes": Sample(
             GPT2ForSequenceClassification, GPT2Config(**gpt2, **classes), _gpt2(labels=LABELS)
+        ),
+        "gemma3": Sample(
+            Gemma3ForCausalLM, Gemma3TextConfig(**gemma, tie_word_embeddings=True),
+            _llama("gemma3_text", head_dim=16, tied=True, qk_norm=True),
+        ),
+        "gemma3 classes": Sample(
+            Gemma3TextForSequenceClassification, Gemma3TextConfig(**gemma, num_labels=LABELS),
+            _llama("gemma3_text", head_dim=16, labels=LABELS, qk_norm=True),
+        ),
+        "smollm3": Sample(
+            SmolLM3ForCausalLM, SmolLM3Config(**DECODER, **tied, **biases, pad_token_id=0),
+            _llama("smollm3", tied=True, **all_biases),
+        ),
+        "phi3": Sample(
+            Phi3ForCausalLM, Phi3Config(**DECODER, **untied, pad_token_id=0), _llama("phi3")
+        ),
+        "phi3 classes": Sample(
+            Phi3ForSequenceClassification, Phi3Config(**DECODER, **classes),
+            _llama("phi3", labels=LABELS),
+        ),
+        "distilbert": Sample(
+            DistilBertForSequenceClassification,
+            DistilBertConfig(
+                dim=48, hidden_dim=80, n_layers=3, n_heads=6, vocab_size=100,
+                max_position_embeddings=70, num_labels=LABELS,
+            ),
+            _bert("distilbert", 0),
+        ),
+        "modernbert": Sample(
+            ModernBertForSequenceClassification,
+            ModernBertConfig(**ENCODER, pad_token_id=0, num_labels=LABELS, local_attention=8),
+            _modernbert(),
+        ),
+        "modernbert biases": Sample(
+            ModernBertForSequenceClassification,
+            ModernBertConfig(
+                **ENCODER, **biases, pad_token_id=0, num_labels=LABELS, norm_bias=True,
+                classifier_bias=True,
+            ),
+            _modernbert(attention_bias=True, mlp_bias=True, norm_bias=True, head_bias=True),
         ),
         "bert": Sample(
             BertForSequenceClassification, BertConfig(**ENCODER, num_labels=LABELS),

@@ -22,7 +22,7 @@ BATCH, TOKENS = 2, 16
 def adapted(sample, names, *, trains_head=False):
     family = family_of(sample.config)
     paths = [family.path(block, name) for block in range(3) for name in names]
-    head = [family.head] if trains_head else None
+    head = list(family.heads) if trains_head else None
     return get_peft_model(
         sample.build(), LoraConfig(r=4, target_modules=paths, modules_to_save=head)
     )
@@ -42,7 +42,7 @@ def counted(model, labels):
 
 def scored_by_transformers(shape):
     """Decoders that classify score every token in transformers; here only the last."""
-    if not shape.labels or shape.family in ("bert", "roberta"):
+    if not shape.labels or shape.family in ("bert", "roberta", "distilbert", "modernbert"):
         return 0
     return 2 * 3 * shape.head_macs * BATCH * (TOKENS - 1)
 

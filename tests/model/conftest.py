@@ -9,12 +9,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BertConfig,
+    DistilBertConfig,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    ModernBertConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
     RobertaConfig,
+    SmolLM3Config,
 )
 
 from airtune.model.base import BaseModel, base_of
@@ -48,6 +53,25 @@ _CONFIGS = {
     "gpt2": lambda: GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=64),
     "bert": lambda: BertConfig(**_ENCODER),
     "roberta": lambda: RobertaConfig(**_ENCODER),
+    "gemma3_text": lambda: Gemma3TextConfig(
+        **_DECODER,
+        head_dim=16,
+        sliding_window=4,
+        query_pre_attn_scalar=16,
+        pad_token_id=0,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "smollm3": lambda: SmolLM3Config(**_DECODER, pad_token_id=0, no_rope_layers=[1, 0, 1]),
+    "phi3": lambda: Phi3Config(**_DECODER, pad_token_id=0),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=61, dim=32, hidden_dim=48, n_layers=2, n_heads=4, max_position_embeddings=64
+    ),
+    "modernbert": lambda: ModernBertConfig(
+        **_ENCODER,
+        pad_token_id=0,
+        local_attention=6,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
 }
 
 Make = Callable[..., BaseModel]

@@ -30,8 +30,17 @@ def base(request, make_base):
     if name == "vit":
         return tiny_vit()
     return make_base(
-        name, labels=labels, num_hidden_layers=BLOCKS, layer_types=["full_attention"] * BLOCKS
-    )
+        name, labels=labels, num_hidden_layers=BLOCKS,
+        layer_types=layer_types_of(name), classifier_pooling="mean",
+    )  # fmt: skip
+
+
+def layer_types_of(name):
+    """Windows in some of the blocks, where the family has them."""
+    types = ["full_attention"] * BLOCKS
+    if name in ("gemma3_text", "modernbert"):
+        types[1] = "sliding_attention"
+    return types
 
 
 def tiny_vit():
@@ -255,13 +264,15 @@ def test_adapters_before_a_block_can_be_used_and_not_trained(state_of_llama):
     assert gradients_of(server.lora, 0).keys() == held_by_server(adapters, 2).keys()
 
 
-def test_the_head_reads_one_position_of_a_classifier_and_all_of_a_language_model():
+def test_the_head_reads_one_position_of_a_classifier_and_all_where_it_needs_them(make_base):
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
-    last = head_positions(FAMILIES["llama"], mask, classifies=True)
+    last = head_positions(make_base("llama", labels=3).network, mask)
     assert last.tolist() == [[False, False, True], [False, True, False]]
-    first = head_positions(FAMILIES["bert"], mask, classifies=True)
+    first = head_positions(make_base("bert").network, mask)
     assert first.tolist() == [[True, False, False]] * 2
-    assert torch.equal(head_positions(FAMILIES["gpt2"], mask, classifies=False), mask.bool())
+    assert torch.equal(head_positions(make_base("gpt2").network, mask), mask.bool())
+    mean = make_base("modernbert", classifier_pooling="mean").network
+    assert torch.equal(head_positions(mean, mask), mask.bool())
 
 
 @pytest.mark.parametrize("cut", [0, 3, -1])

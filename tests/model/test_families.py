@@ -1,5 +1,5 @@
 import pytest
-from transformers import BertConfig, DeiTConfig, OPTConfig
+from transformers import BertConfig, DeiTConfig, Gemma3TextConfig, OPTConfig
 
 from airtune.errors import ModelError
 from airtune.model.families import FAMILIES, family_of, shape_from_config
@@ -36,13 +36,25 @@ def test_biases_are_where_the_shape_says(base):
 
 @pytest.mark.parametrize("config", [OPTConfig(), DeiTConfig()])
 def test_an_unknown_family_names_the_supported_ones(config):
-    with pytest.raises(ModelError, match="supported are bert, gpt2, llama"):
+    with pytest.raises(
+        ModelError, match="supported are bert, distilbert, gemma3_text, gpt2, llama"
+    ):
         family_of(config)
 
 
 def test_an_encoder_is_no_language_model():
     with pytest.raises(ModelError, match="bert model is an encoder and cannot be a language model"):
         shape_from_config(BertConfig(), labels=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("final_logit_softcapping", 30.0, "caps its logits"),
+     ("use_bidirectional_attention", True, "attends to both sides")],
+)  # fmt: skip
+def test_a_gemma_that_would_be_trained_otherwise_than_it_computes_is_refused(field, value, said):
+    with pytest.raises(ModelError, match=said):
+        shape_from_config(Gemma3TextConfig(**{field: value}))
 
 
 def test_families_are_named_after_their_model_type():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, BertConfig, ViTConfig
 
-from airtune.cost.shapes import vit_like
+from airtune.cost.encoders import vit_like
 from airtune.errors import DataError, ModelError
 from airtune.model.families import shape_from_config
 from airtune.model.images import (

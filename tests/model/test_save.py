@@ -20,11 +20,11 @@ from airtune.model.kept import Kept
 from airtune.model.lora import attach, head_of, init_adapters, take
 from airtune.model.loss import class_logits
 from airtune.model.mending import Mending, biased_layers, measure_grams
-from airtune.model.save import save_adapter, save_merged, save_pruned, whole_folder
+from airtune.model.save import plain_config, save_adapter, save_merged, save_pruned, whole_folder
 from airtune.model.slicing import slice_network
 
 SCALE = 2.0
-ANY_HEADS = ["llama", "mistral", "qwen2", "qwen3"]
+ANY_HEADS = ["llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3"]
 
 
 def logits(network, batch, *, labels):
@@ -123,6 +123,15 @@ def test_any_number_of_heads_is_loaded_by_plain_transformers(
     loaded = check_pruned(base, kept, make_batch(base), workload_of, tmp_path / "m")
     as_mistral = name == "llama" and groups == 3
     assert loaded.config.model_type == ("mistral" if as_mistral else name)
+
+
+def test_gemma_keeps_heads_that_divide_its_width_and_says_so_of_others(
+    make_base, make_batch, workload_of, tmp_path
+):
+    base = make_base("gemma3_text", num_key_value_heads=4)
+    check_pruned(base, kept_of(base.shape, 2, 17), make_batch(base), workload_of, tmp_path / "m")
+    with pytest.raises(ModelError, match="3 heads do not divide a width of 32"):
+        plain_config(base, kept_of(base.shape, 3, 17))
 
 
 def test_rope_scaling_survives_the_change_to_mistral(make_base, make_batch, workload_of, tmp_path):

@@ -71,8 +71,10 @@ def reference(shape: ModelShape, worth):
         is_ffn = "ffn" in (layer.in_axis, layer.out_axis)
         target = (channels if is_ffn else groups)[block]
         sums = score.sum(0) if layer.out_axis == "width" else score.sum(1)
-        repeats = 1 if layer.out_axis == "width" else layer.repeats
-        target += sums.numpy().reshape(repeats, len(target), -1).sum((0, 2))
+        axes = (layer.in_axis,) if layer.out_axis == "width" else layer.parts
+        ends = np.cumsum([shape.span(axis) * len(target) for axis in axes])
+        for part in np.split(sums.numpy(), ends[:-1]):
+            target += part.reshape(len(target), -1).sum(1)
     raw = groups.sum() + channels.sum()
     return groups / groups.mean(1, keepdims=True), channels / channels.mean(1, keepdims=True), raw
 

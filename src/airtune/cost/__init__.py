@@ -1,6 +1,7 @@
 """What an assignment costs on a device: FLOPs, bytes, seconds, memory and joules; numpy only."""
 
 from airtune.cost.delay import SplitTimes, gradient_bps, split_times, transfer_s, turn_share
+from airtune.cost.encoders import bert_like, modernbert_like, vit_like
 from airtune.cost.flops import forward_flops, train_flops
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes
@@ -14,7 +15,7 @@ from airtune.cost.payload import (
 )
 from airtune.cost.prediction import Prediction, energy_j, predict
 from airtune.cost.presets import known_shapes
-from airtune.cost.shapes import bert_like, gpt2_like, llama_like, vit_like
+from airtune.cost.shapes import gpt2_like, llama_like
 from airtune.cost.speed import Probe, SpeedProfile, achieved_flops_per_s, fit_speed
 from airtune.cost.split import SplitCost, line_cost, split_cost
 
@@ -40,6 +41,7 @@ __all__ = [
     "line_cost",
     "llama_like",
     "lora_parameters",
+    "modernbert_like",
     "most_bytes",
     "most_upload_bytes",
     "peak_memory",

@@ -130,7 +130,7 @@ def _head_macs(shape: ModelShape, workload: Workload, flow: Flow) -> float:
     """Multiply-adds of the head for one batch: forward, input gradient and trained weights."""
     macs = (1.0 + flow.output) * shape.head_macs
     if workload.trains_head:
-        # an encoder's classifier has biases, and RoBERTa's dense layer too: no products
+        # an encoder's classifier has biases, and a trained dense layer too: no products
         biases = shape.labels if shape.family in ENCODERS else 0
         macs += min(shape.trained_head_parameters - biases, shape.head_macs)
     return scored_positions(shape, workload) * macs

@@ -23,8 +23,10 @@ from airtune.plan import Assignments, Floats, Linear, ModelShape, Workload
 Place = Literal["hidden", "context", "middle", "product"]
 """The tensor that a linear layer reads."""
 
-ENCODERS = frozenset({"bert", "roberta"})
-"""Families whose norms follow attention and FFN, and whose head begins with a dense layer."""
+POST_NORM = frozenset({"bert", "roberta", "distilbert"})
+"""Families whose norms follow attention and FFN, and which have none after the blocks."""
+ENCODERS = POST_NORM | {"modernbert"}
+"""Families whose head begins with a dense layer and ends with a classifier that has a bias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,7 @@ def _flow(shape: ModelShape, names: set[str], *, hidden: bool) -> Flow:
     attention = [linear for linear in shape.linears if reads(linear) == "hidden"]
     # a fused layer makes queries, keys and values at once
     query, key, value = [
-        hidden or linear.name in names for linear in attention * attention[0].repeats
+        hidden or linear.name in names for linear in attention for _ in linear.parts
     ]
     inner = [linear for linear in shape.linears if reads(linear) == "middle"]
     (output,) = [linear for linear in shape.linears if reads(linear) == "context"]

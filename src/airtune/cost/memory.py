@@ -27,6 +27,7 @@ import numpy as np
 
 from airtune.cost.graph import (
     ENCODERS,
+    POST_NORM,
     Flow,
     Kept,
     flows,
@@ -168,17 +169,21 @@ def _attention_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Fl
         return np.zeros(len(left.rank))
     numbers = 4.0 * left.query + workload.tokens
     # a norm a head keeps its input, before the rotation, and one number
-    if _has_head_norms(shape):
+    if shape.head_norms:
         norms = flow.query * (left.query + left.heads) + flow.key * (left.key + left.groups)
     else:
         norms = np.zeros(len(left.rank))
+    if shape.gated and shape.linears[0].fused and shape.heads == shape.kv_groups:
+        # rotation copies queries and keys, and the values keep the fused layer's whole output
+        numbers = numbers + left.query + left.key
     return workload.dtype_bytes * numbers + SINGLE * (norms + left.heads)
 
 
 def _norm_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:
-    """What the block's two norms keep: their input and one or two numbers a position."""
+    """What the block's norms keep: their input and one or two numbers a position."""
     # a post-norm block normalises after its attention and its FFN, a pre-norm one before
-    inputs = (flow.middle, flow.output) if shape.family in ENCODERS else (flow.hidden, flow.middle)
+    before, after = (flow.hidden, flow.middle), (flow.middle, flow.output)
+    inputs = [*before, *after] if shape.sandwich else after if shape.family in POST_NORM else before
     return np.full(len(left.rank), sum(inputs) * _one_norm_bytes(shape, workload))
 
 
@@ -197,8 +202,10 @@ def _adapter_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow
         columns, _ = sizes(shape, linear, left)
         total = total + left.rank * workload.adapter_bytes
         place = reads(linear)
-        # attention already keeps its output, the input of the output projection
-        is_kept = place in seen or (place == "context" and flow.context)
+        # attention already keeps its output, the input of the output projection; Phi-3's partial
+        # rotation lays the heads out in another order, so there the projection reads a copy
+        is_shared = place == "context" and flow.context and shape.family != "phi3"
+        is_kept = place in seen or is_shared
         if not (shared and is_kept):
             total = total + columns * workload.adapter_bytes
         seen.add(place)
@@ -206,7 +213,7 @@ def _adapter_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow
 
 
 def _one_norm_bytes(shape: ModelShape, workload: Workload) -> float:
-    if shape.gated:
+    if shape.rms_norm:
         return float(SINGLE * (shape.width + 1))
     return float(workload.dtype_bytes * shape.width + 2 * SINGLE)
 
@@ -214,11 +221,14 @@ def _one_norm_bytes(shape: ModelShape, workload: Workload) -> float:
 def _tail_bytes(shape: ModelShape, workload: Workload, flow: Flow) -> float:
     """What the final norm, pooler, classifier and loss keep of one batch."""
     rows = scored_positions(shape, workload) * shape.width * workload.dtype_bytes
-    if shape.family in ENCODERS:
-        # tanh keeps its output; RoBERTa's trained dense layer the hidden states it reads from
-        trained = workload.trains_head and shape.family == "roberta"
+    if shape.family in POST_NORM:
+        # tanh or relu keeps its output; a trained dense layer the hidden states it reads from
+        trained = workload.trains_head and shape.family != "bert"
         return rows + trained * rows * workload.tokens
     norm = flow.output * workload.batch * workload.tokens * _one_norm_bytes(shape, workload)
+    if shape.family in ENCODERS:
+        # the head's activation and norm keep their inputs
+        norm = norm + rows + workload.batch * _one_norm_bytes(shape, workload)
     # a language model's loss keeps the gradient of its rows, a trained classifier its input
     return rows * (shape.task == "causal-lm" or workload.trains_head) + norm
 
@@ -254,7 +264,3 @@ def _backward_bytes(shape: ModelShape, workload: Workload, left: Kept) -> Floats
         widest = np.max([np.prod(sizes(shape, each, left), axis=0) for each in shape.linears], 0)
         work = work + workload.dtype_bytes * widest
     return np.asarray(work, np.float64)
-
-
-def _has_head_norms(shape: ModelShape) -> bool:
-    return shape.gated and shape.block_extra_parameters > 2 * shape.width

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from airtune.cost.shapes import bert_like, gpt2_like, llama_like, vit_like
+from airtune.cost.encoders import bert_like, vit_like
+from airtune.cost.shapes import gpt2_like, llama_like
 from airtune.plan import ModelShape
 
 # name: family, blocks, width, heads, key-value groups, head width, FFN, vocabulary, tied

@@ -18,7 +18,7 @@ LEVELS = 16
 """Steps between dense and the final sparsity: few enough that devices share slices."""
 TILE, TILED_FROM = 16, 1024
 """Channels that go together, in models with at least so many of them."""
-FIXED_HEADS = frozenset({"bert", "roberta", "gpt2"})
+FIXED_HEADS = frozenset({"bert", "roberta", "distilbert", "modernbert", "gpt2"})
 """Families whose plain configs cannot say that a block has fewer heads."""
 
 

@@ -226,7 +226,7 @@ def _quantisation(compute: torch.dtype) -> BitsAndBytesConfig:
 def _check_complete(report: Mapping[str, set[Any]], family: Family, source: str | Path) -> None:
     """Refuse weights of which more than the head is not there or does not fit."""
     unfit = [(name, *sizes) for name, *sizes in report["mismatched_keys"]
-             if not name.startswith(family.head)]  # fmt: skip
+             if not name.startswith(family.heads)]  # fmt: skip
     if unfit:
         name, found, wanted = min(unfit)
         raise ModelError(
@@ -234,7 +234,7 @@ def _check_complete(report: Mapping[str, set[Any]], family: Family, source: str 
             f"config says {tuple(wanted)}; the files are damaged or of another architecture"
         )
     lost = sorted(
-        name for name in report["missing_keys"] if not name.startswith((family.head, "lm_head"))
+        name for name in report["missing_keys"] if not name.startswith((*family.heads, "lm_head"))
     )
     # A checkpoint of the bare encoder may lack the pooler, which is then drawn like the head.
     lost = [name for name in lost if ".pooler." not in name]

@@ -197,7 +197,7 @@ class ServerHalf:
         places = family.block_list(self.lora.network)
         for block in places[:trains_from]:
             block.requires_grad_(requires_grad=False)
-        self._stages = [Stage(places[j] if j >= first else None) for j in range(blocks)]
+        self._stages = [Stage(places[j], is_held=j >= first) for j in range(blocks)]
         replace_module_(self._body, family.blocks, nn.ModuleList(self._stages))
         ends = ends_of(family)
         self._arrival = Arrival(self._body.get_submodule(ends.embedding))

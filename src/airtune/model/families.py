@@ -6,18 +6,24 @@ from the description, so a new family is a new entry. It does not load weights (
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from torch import nn
-from transformers import PreTrainedConfig
 
-from airtune.cost.shapes import bert_like, gpt2_like, llama_like, vit_like
 from airtune.errors import ModelError
+from airtune.model.config_shapes import Config as Config
+from airtune.model.config_shapes import (
+    bert_like_shape,
+    gpt2_shape,
+    llama_like_shape,
+    modernbert_shape,
+    vit_shape,
+)
 from airtune.plan import ModelShape
 
-Config: TypeAlias = PreTrainedConfig
+Resize = Callable[[nn.Module, ModelShape, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +50,24 @@ class Family:
     head: str
     """The task head that is trained for classification, from the network."""
     shape: Callable[[Config, int], ModelShape]
+    dense_head: str = ""
+    """A layer between backbone and head that is trained with it, where that is a module apart."""
+    ffn_field: str = "intermediate_size"
+    """The config's name for the number of FFN channels."""
     any_head_count: bool = True
     """A plain config of this family can say how many heads are left."""
+    heads_divide_width: bool = False
+    """Its config is refused by transformers where the number of heads does not divide the width."""
     bias_switches: Mapping[str, str] = field(default_factory=dict)
     """Output projection -> the config's switch that gives it a bias, where there is one."""
-    fused_width: str = ""
-    """Attribute of a block that holds the width of each part of a fused query-key-value layer."""
+    resize_: Resize | None = None
+    """Tells a sliced block how many key-value groups it has, where it splits a fused layer by a
+    number of its own."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The modules of the head that are trained for classification."""
+        return tuple(name for name in (self.dense_head, self.head) if name)
 
     def block_list(self, network: nn.Module) -> nn.ModuleList:
         """Return the network's blocks, first to last."""
@@ -111,94 +129,57 @@ def replace_module_(root: nn.Module, path: str, module: nn.Module) -> None:
     setattr(root.get_submodule(parent), name, module)
 
 
-def _llama_like_shape(config: Config, labels: int) -> ModelShape:
-    kind = config.model_type
-    bias = bool(getattr(config, "attention_bias", False)) and kind in ("llama", "qwen3")
-    return llama_like(
-        kind,
-        blocks=config.num_hidden_layers,
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        kv_groups=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None)
-        or config.hidden_size // config.num_attention_heads,
-        ffn=config.intermediate_size,
-        vocab=config.vocab_size,
-        tied=bool(config.tie_word_embeddings),
-        labels=labels,
-        qkv_bias=bias or kind == "qwen2",
-        output_bias=bias,
-        mlp_bias=kind == "llama" and bool(config.mlp_bias),
-        qk_norm=kind == "qwen3",
-    )
+_LLAMA_LINEARS = {
+    "q_proj": "self_attn.q_proj",
+    "k_proj": "self_attn.k_proj",
+    "v_proj": "self_attn.v_proj",
+    "o_proj": "self_attn.o_proj",
+    "gate_proj": "mlp.gate_proj",
+    "up_proj": "mlp.up_proj",
+    "down_proj": "mlp.down_proj",
+}
+_PHI3_LINEARS = {
+    "qkv_proj": "self_attn.qkv_proj",
+    "o_proj": "self_attn.o_proj",
+    "gate_up_proj": "mlp.gate_up_proj",
+    "down_proj": "mlp.down_proj",
+}
+_BOTH_SWITCHES = {"o_proj": "attention_bias", "down_proj": "mlp_bias"}
 
 
-def _gpt2_shape(config: Config, labels: int) -> ModelShape:
-    return gpt2_like(
-        blocks=config.n_layer,
-        width=config.n_embd,
-        heads=config.n_head,
-        ffn=config.n_inner or 4 * config.n_embd,
-        vocab=config.vocab_size,
-        positions=config.n_positions,
-        tied=bool(config.tie_word_embeddings),
-        labels=labels,
-    )
+def _resize_gpt2_(block: nn.Module, shape: ModelShape, groups: int) -> None:
+    block.get_submodule("attn").split_size = groups * shape.group_width  # type: ignore[assignment]
 
 
-def _bert_like_shape(config: Config, labels: int) -> ModelShape:
-    return bert_like(
-        config.model_type,
-        blocks=config.num_hidden_layers,
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        ffn=config.intermediate_size,
-        vocab=config.vocab_size,
-        positions=config.max_position_embeddings,
-        types=config.type_vocab_size,
-        labels=labels,
-    )
+def _resize_phi3_(block: nn.Module, shape: ModelShape, groups: int) -> None:
+    """Phi-3 splits by two numbers, one of them in the config that all blocks share."""
+    attention = block.get_submodule("self_attn")
+    config = copy.copy(attention.config)
+    vars(config)["num_attention_heads"] = groups * (shape.heads // shape.kv_groups)
+    vars(attention).update(config=config, num_key_value_heads=groups)
 
 
-def _vit_shape(config: Config, labels: int) -> ModelShape:
-    for name in ("image_size", "patch_size"):
-        if not isinstance(size := getattr(config, name), int):
-            raise ModelError(f"{name} of a vit model must be one number, got {size}")
-    return vit_like(
-        blocks=config.num_hidden_layers,
-        width=config.hidden_size,
-        heads=config.num_attention_heads,
-        head_dim=getattr(config, "head_dim", None)
-        or config.hidden_size // config.num_attention_heads,
-        ffn=config.intermediate_size,
-        image=config.image_size,
-        patch=config.patch_size,
-        channels=config.num_channels,
-        labels=labels,
-        qkv_bias=bool(config.qkv_bias),
-    )
-
-
-def _llama_like(name: str, bias_switches: Mapping[str, str] | None = None) -> Family:
+def _llama_like(
+    name: str,
+    bias_switches: Mapping[str, str] | None = None,
+    *,
+    linears: Mapping[str, str] | None = None,
+    heads_divide_width: bool = False,
+    resize_: Resize | None = None,
+) -> Family:
     return Family(
         name=name,
         causal=True,
         backbone="model",
         blocks="layers",
-        linears={
-            "q_proj": "self_attn.q_proj",
-            "k_proj": "self_attn.k_proj",
-            "v_proj": "self_attn.v_proj",
-            "o_proj": "self_attn.o_proj",
-            "gate_proj": "mlp.gate_proj",
-            "up_proj": "mlp.up_proj",
-            "down_proj": "mlp.down_proj",
-        },
+        linears=linears or _LLAMA_LINEARS,
         attention_output="o_proj",
         ffn_output="down_proj",
         head="score",
-        shape=_llama_like_shape,
+        shape=llama_like_shape,
+        heads_divide_width=heads_divide_width,
         bias_switches=bias_switches or {},
+        resize_=resize_,
     )
 
 
@@ -219,16 +200,21 @@ def _bert_like(name: str) -> Family:
         attention_output="attention.output.dense",
         ffn_output="output.dense",
         head="classifier",
-        shape=_bert_like_shape,
+        shape=bert_like_shape,
         any_head_count=False,
     )
 
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": _llama_like("llama", {"o_proj": "attention_bias", "down_proj": "mlp_bias"}),
+    "llama": _llama_like("llama", _BOTH_SWITCHES, heads_divide_width=True),
     "mistral": _llama_like("mistral"),
     "qwen2": _llama_like("qwen2"),
     "qwen3": _llama_like("qwen3", {"o_proj": "attention_bias"}),
+    "gemma3_text": _llama_like(
+        "gemma3_text", {"o_proj": "attention_bias"}, heads_divide_width=True
+    ),
+    "smollm3": _llama_like("smollm3", _BOTH_SWITCHES),
+    "phi3": _llama_like("phi3", linears=_PHI3_LINEARS, resize_=_resize_phi3_),
     "gpt2": Family(
         name="gpt2",
         causal=True,
@@ -243,12 +229,47 @@ FAMILIES: Mapping[str, Family] = {
         attention_output="attn.c_proj",
         ffn_output="mlp.c_proj",
         head="score",
-        shape=_gpt2_shape,
+        shape=gpt2_shape,
+        ffn_field="n_inner",
         any_head_count=False,
-        fused_width="attn.split_size",
+        resize_=_resize_gpt2_,
     ),
     "bert": _bert_like("bert"),
     "roberta": _bert_like("roberta"),
+    "distilbert": Family(
+        name="distilbert",
+        causal=False,
+        backbone="distilbert",
+        blocks="transformer.layer",
+        linears={
+            "q_lin": "attention.q_lin",
+            "k_lin": "attention.k_lin",
+            "v_lin": "attention.v_lin",
+            "out_lin": "attention.out_lin",
+            "lin1": "ffn.lin1",
+            "lin2": "ffn.lin2",
+        },
+        attention_output="out_lin",
+        ffn_output="lin2",
+        head="classifier",
+        shape=bert_like_shape,
+        dense_head="pre_classifier",
+        ffn_field="hidden_dim",
+        any_head_count=False,
+    ),
+    "modernbert": Family(
+        name="modernbert",
+        causal=False,
+        backbone="model",
+        blocks="layers",
+        linears={name: name for name in ("attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo")},
+        attention_output="attn.Wo",
+        ffn_output="mlp.Wo",
+        head="classifier",
+        shape=modernbert_shape,
+        any_head_count=False,
+        bias_switches={"attn.Wo": "attention_bias", "mlp.Wo": "mlp_bias"},
+    ),
     "vit": Family(
         name="vit",
         causal=False,
@@ -265,7 +286,7 @@ FAMILIES: Mapping[str, Family] = {
         attention_output="o_proj",
         ffn_output="fc2",
         head="classifier",
-        shape=_vit_shape,
+        shape=vit_shape,
     ),
 }
 """The supported `model_type`s."""

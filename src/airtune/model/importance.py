@@ -24,7 +24,7 @@ from airtune.model.batch import Batch
 from airtune.model.families import Family, family_of
 from airtune.model.kept import Kept, keep_all, linear_index
 from airtune.model.weights import weight_of
-from airtune.plan import Floats, ModelShape
+from airtune.plan import Floats, Linear, ModelShape
 
 Criterion = Literal["fluctuation", "magnitude", "random"]
 
@@ -219,12 +219,29 @@ def _magnitude(
             squares = _plain(family.linear(network, block, linear.name)).square()
             axis, sums = (linear.in_axis, squares.sum(0))
             if axis == "width":
-                axis, sums = linear.out_axis, squares.sum(1).reshape(linear.repeats, -1).sum(0)
+                axis, sums = linear.out_axis, per_structure(squares.sum(1), shape, linear)
             kind = "ffn" if axis == "ffn" else "attention"
             scores[kind] += sums.cpu().numpy().reshape(len(scores[kind]), -1).sum(1)
         groups.append(_spread(scores["attention"], kept.groups[block], shape.kv_groups))
         channels.append(_spread(scores["ffn"], kept.channels[block], shape.ffn))
     return np.stack(groups), np.stack(channels)
+
+
+def per_structure(sums: torch.Tensor, shape: ModelShape, linear: Linear) -> torch.Tensor:
+    """Add up a score a row by the structure that owns the row, in every part of a fused layer.
+
+    Args:
+        sums: One number a row of the layer, sliced or not, (out,).
+        shape: The unpruned model.
+        linear: Whose rows they are; it makes no `width`.
+
+    Returns:
+        One number a structure that is left, (groups,) or (channels,).
+    """
+    spans = [shape.span(axis) for axis in linear.parts]
+    count = len(sums) // sum(spans)
+    parts = torch.split(sums, [count * span for span in spans])
+    return torch.stack([part.reshape(count, -1).sum(1) for part in parts]).sum(0)
 
 
 def _plain(module: nn.Module) -> torch.Tensor:

@@ -69,7 +69,7 @@ def axis_index(shape: ModelShape, axis: Axis, kept: Kept, block: int) -> Ints | 
     groups = kept.groups[block]
     if len(groups) == shape.kv_groups:
         return None
-    span = shape.group_width if axis == "query" else shape.head_dim
+    span = shape.span(axis)
     return np.asarray((groups[:, None] * span + np.arange(span)).reshape(-1), np.int64)
 
 
@@ -87,11 +87,15 @@ def linear_index(
 ) -> tuple[Ints | None, Ints | None]:
     """Return the kept columns (inputs) and rows (outputs) of a layer; None where all stay.
 
-    A fused layer keeps the same positions in each of its parts.
+    A fused layer keeps the same structures in each of its parts.
     """
     columns = axis_index(shape, linear.in_axis, kept, block)
-    rows = axis_index(shape, linear.out_axis, kept, block)
-    if rows is not None and linear.repeats > 1:
-        size = int(shape.axis_size(linear.out_axis, shape.kv_groups, shape.ffn))
-        rows = np.concatenate([rows + part * size for part in range(linear.repeats)])
-    return columns, rows
+    parts: list[Ints] = []
+    first = 0
+    for axis in linear.parts:
+        index = axis_index(shape, axis, kept, block)
+        if index is None:
+            return columns, None
+        parts.append(index + first)
+        first += int(shape.axis_size(axis, shape.kv_groups, shape.ffn))
+    return columns, np.concatenate(parts)

@@ -258,10 +258,10 @@ def head_of(network: nn.Module, family: Family) -> Head:
     """Return a copy of the task head that classification trains; {} for a language model."""
     if not hasattr(network, family.head):
         return {}
-    head: nn.Module = network.get_submodule(family.head)
     return {
-        f"{family.head}.{name}": tensor.detach().float().cpu().clone()
-        for name, tensor in head.named_parameters()
+        f"{path}.{name}": tensor.detach().float().cpu().clone()
+        for path in family.heads
+        for name, tensor in network.get_submodule(path).named_parameters()
     }
 
 

@@ -172,7 +172,7 @@ def plain_config(base: BaseModel, kept: Kept, *, constants: frozenset[str] = fro
             "with load_in_4bit: false"
         )
     config = type(base.network.config).from_dict(base.network.config.to_dict())
-    setattr(config, _ffn_field(base.family), channels)
+    setattr(config, base.family.ffn_field, channels)
     lost = {base.family.attention_output: groups < base.shape.kv_groups,
             base.family.ffn_output: channels < base.shape.ffn}  # fmt: skip
     for name in sorted(constants):
@@ -186,7 +186,7 @@ def plain_config(base: BaseModel, kept: Kept, *, constants: frozenset[str] = fro
             f"{base.shape.kv_groups}; prune FFN channels only for an export, or save the adapter"
         )
     heads = groups * (base.shape.heads // base.shape.kv_groups)
-    if base.family.name == "llama" and base.shape.width % heads:
+    if base.family.heads_divide_width and base.shape.width % heads:
         return _as_neighbour(config, base.shape, heads, groups)
     config.head_dim = base.shape.head_dim
     config.num_attention_heads = heads
@@ -208,9 +208,17 @@ def _bias_switch(family: Family, name: str) -> str:
 def _as_neighbour(config: Config, shape: ModelShape, heads: int, groups: int) -> Config:
     """Return Llama's config under a name that allows any number of heads and computes the same.
 
+    Gemma 3 has no such neighbour.
+
     A Mistral without a window; with biases, which Mistral lacks, a Granite whose multipliers are
     Llama's.
     """
+    if config.model_type != "llama":
+        raise ModelError(
+            f"{heads} heads do not divide a width of {shape.width}, which a plain "
+            f"{config.model_type} config demands; keep a number of groups whose heads divide it, or "
+            "prune FFN channels only"
+        )
     settings = config.to_dict()
     has_bias = bool(config.attention_bias or config.mlp_bias)
     if has_bias and shape.labels:
@@ -257,10 +265,6 @@ def _uniform(name: str, rows: tuple[Sized, ...]) -> int:
     return counts[0]
 
 
-def _ffn_field(family: Family) -> str:
-    return "n_inner" if family.name == "gpt2" else "intermediate_size"
-
-
 def _adapter_config(
     base: BaseModel, adapters: Adapters, scale: float, *, has_head: bool
 ) -> LoraConfig:
@@ -274,7 +278,7 @@ def _adapter_config(
         r=rank,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         target_modules=_target_modules(base, names),
-        modules_to_save=[base.family.head] if has_head else None,
+        modules_to_save=list(base.family.heads) if has_head else None,
         fan_in_fan_out=base.family.name == "gpt2",
     )
 

@@ -32,7 +32,7 @@ from airtune.errors import ModelError
 from airtune.model.base import BaseModel
 from airtune.model.batch import Batch
 from airtune.model.families import Family, family_of, replace_module_
-from airtune.model.importance import Importance
+from airtune.model.importance import Importance, per_structure
 from airtune.model.kept import Kept
 from airtune.model.lora import LoraNetwork
 from airtune.model.loss import batch_losses
@@ -174,7 +174,7 @@ class GradientTracker:
             is_ffn = "ffn" in (linear.in_axis, linear.out_axis)
             sums = (channels if is_ffn else groups)[block]
             for device in range(self._lora.devices):
-                sums[device] += _structure_sums(layer, device, linear, sums.shape[1]).cpu()
+                sums[device] += _structure_sums(layer, device, linear, self._shape).cpu()
         self._smoothed.add(groups, channels, usable)
 
     def readings(self) -> list[Reading]:
@@ -184,7 +184,7 @@ class GradientTracker:
 
 @torch.no_grad()
 def _structure_sums(
-    layer: StackedLora, device: int, linear: Linear, structures: int
+    layer: StackedLora, device: int, linear: Linear, shape: ModelShape
 ) -> torch.Tensor:
     """Return the importance of one layer's structures for one device, (structures,)."""
     a, b = layer.a[device], layer.b[device]
@@ -203,8 +203,8 @@ def _structure_sums(
         worth = (tall[part] @ wide).mul_(whole).abs_()
         sums.append(worth.sum(1 if by_row else 0))
     if by_row:
-        return torch.cat(sums).reshape(linear.repeats, structures, -1).sum((0, 2))
-    return torch.stack(sums).sum(0).reshape(structures, -1).sum(1)
+        return per_structure(torch.cat(sums), shape, linear)
+    return torch.stack(sums).sum(0).reshape(-1, shape.span(linear.in_axis)).sum(1)
 
 
 class SalienceTracker:
@@ -309,7 +309,7 @@ def first_order(base: BaseModel, batches: Iterable[Batch]) -> Importance:
         for linear in shape.linears:
             is_ffn = "ffn" in (linear.in_axis, linear.out_axis)
             scores = channels if is_ffn else groups
-            scores[block] += _first_order_sums(network, family, block, linear, scores.shape[1])
+            scores[block] += _first_order_sums(network, family, block, linear, shape)
     if not (np.isfinite(groups).all() and np.isfinite(channels).all()):
         raise ModelError("first-order importance is not finite; check the data and the model")
     return Importance(_comparable(groups), _comparable(channels))
@@ -329,7 +329,7 @@ def _trainable(base: BaseModel) -> nn.Module:
 
 
 def _first_order_sums(
-    network: nn.Module, family: Family, block: int, linear: Linear, structures: int
+    network: nn.Module, family: Family, block: int, linear: Linear, shape: ModelShape
 ) -> Floats:
     module = family.linear(network, block, linear.name)
     weight, gradient = module.get_parameter("weight"), module.get_parameter("weight").grad
@@ -339,9 +339,9 @@ def _first_order_sums(
     if isinstance(module, Conv1D):
         worth = worth.T
     if linear.in_axis == "width":
-        sums = worth.sum(1).reshape(linear.repeats, structures, -1).sum((0, 2))
+        sums = per_structure(worth.sum(1), shape, linear)
     else:
-        sums = worth.sum(0).reshape(structures, -1).sum(1)
+        sums = worth.sum(0).reshape(-1, shape.span(linear.in_axis)).sum(1)
     return np.asarray(sums.cpu().numpy())
 
 

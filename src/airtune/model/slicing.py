@@ -13,7 +13,7 @@ from torch import nn
 
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
-from airtune.model.families import Family, replace_module_
+from airtune.model.families import replace_module_
 from airtune.model.importance import Importance
 from airtune.model.kept import (
     Kept,
@@ -77,7 +77,8 @@ def slice_network(base: BaseModel, kept: Kept, *, mending: Mending | None = None
                 )
             smaller = _sliced(module, columns, rows, change, constant)
             replace_module_(block, path, smaller)
-        _set_fused_width_(block, base.family, base.shape, len(kept.groups[index]))
+        if base.family.resize_ is not None:
+            base.family.resize_(block, base.shape, len(kept.groups[index]))
     return network
 
 
@@ -103,12 +104,6 @@ def _sliced(
     if constant is not None:
         bias = (constant if bias is None else bias.double() + constant).to(weight.dtype)
     return rebuilt(module, weight, bias)
-
-
-def _set_fused_width_(block: nn.Module, family: Family, shape: ModelShape, groups: int) -> None:
-    if family.fused_width:
-        path, _, name = family.fused_width.rpartition(".")
-        setattr(block.get_submodule(path), name, groups * shape.group_width)
 
 
 def _largest(scores: Floats, count: int) -> tuple[Ints, ...]:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from airtune.errors import ModelError
-from airtune.model.families import Family, replace_module_
+from airtune.model.families import Family, family_of, replace_module_
 from airtune.model.lora import Adapters
 from airtune.model.weights import twin_of
 
@@ -35,9 +36,14 @@ _ENDS: Mapping[str, Ends] = {
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "gemma3_text": _LLAMA,
+    "smollm3": _LLAMA,
+    "phi3": _LLAMA,
     "gpt2": Ends("wte", "wpe", "ln_f"),
     "bert": Ends("embeddings"),
     "roberta": Ends("embeddings"),
+    "distilbert": Ends("embeddings"),
+    "modernbert": Ends("embeddings", norm="final_norm"),
     "vit": Ends("embeddings", norm="layernorm"),
 }
 
@@ -67,10 +73,12 @@ class Nothing(nn.Module):
 class Stage(nn.Module):
     """A block that only the rows of devices that have joined go through; they come first."""
 
-    def __init__(self, block: nn.Module | None) -> None:
+    def __init__(self, block: nn.Module, *, is_held: bool) -> None:
         super().__init__()
-        self.block = block
+        self.block = block if is_held else None
         self.joined = 0
+        # ModernBERT asks its blocks which mask they need
+        self.attention_type = getattr(block, "attention_type", "")
 
     def forward(self, hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         """Map (rows, tokens, width) to the same shape."""
@@ -126,18 +134,19 @@ def held_by_server(adapters: Mapping[str, torch.Tensor], cut: int) -> Adapters:
     return {name: item for name, item in adapters.items() if int(name.partition(".")[0]) >= cut}
 
 
-def head_positions(family: Family, mask: torch.Tensor, *, classifies: bool) -> torch.Tensor:
+def head_positions(network: PreTrainedModel, mask: torch.Tensor) -> torch.Tensor:
     """Return which positions of the last hidden state the head reads, as far as the mask tells.
 
-    A language model may read all real ones; a classifier one: a decoder the last, an encoder the
-    first.
+    A language model may read all real ones, and so does a ModernBERT that takes their mean; another
+    classifier reads one: a decoder the last, an encoder the first.
 
     Args:
-        family: The model's.
+        network: The model.
         mask: (rows, tokens).
-        classifies: The task is classification.
     """
-    if not classifies:
+    family = family_of(network.config)
+    pools = getattr(network.config, "classifier_pooling", "cls") == "mean"
+    if pools or not hasattr(network, family.head):
         return mask.bool()
     place = mask.sum(1) - 1 if family.causal else torch.zeros_like(mask[:, 0])
     return torch.arange(mask.shape[1], device=mask.device) == place[:, None]

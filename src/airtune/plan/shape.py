@@ -22,16 +22,20 @@ Axis = Literal["width", "query", "kv", "ffn"]
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """One linear layer of a block: `in_axis -> out_axis`, the latter `repeats` times.
-
-    `repeats` is 3 for GPT-2's fused query-key-value layer and 1 elsewhere.
-    """
+    """One linear layer of a block: `in_axis -> out_axis`, and the parts fused behind the latter."""
 
     name: str
     in_axis: Axis
     out_axis: Axis
     bias: bool = False
-    repeats: int = 1
+    fused: tuple[Axis, ...] = ()
+    """What one matrix makes after `out_axis`: keys and values behind the queries (GPT-2, Phi-3,
+    ModernBERT), the up projection behind the gate (Phi-3, ModernBERT)."""
+
+    @property
+    def parts(self) -> tuple[Axis, ...]:
+        """All that the layer makes, in order of its rows."""
+        return (self.out_axis, *self.fused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class ModelShape:
     linears: tuple[Linear, ...]
     """The linear layers of one block, in order of use."""
     gated: bool
-    """The FFN multiplies a gate and an up projection (Llama) instead of one (BERT)."""
+    """The FFN multiplies a gate and an up projection (Llama) instead of one (BERT), and positions are
+    rotary."""
     embedding_parameters: int
     """Token, position and type embeddings with their norm."""
     block_extra_parameters: int
@@ -70,6 +75,12 @@ class ModelShape:
     trained_head_parameters: int = 0
     """Parameters of the task head that are trained and sent where a recipe trains it: the
     classifier, without final norm or pooler; 0 for a language model."""
+    rms_norm: bool = False
+    """Norms divide by the root mean square, in single precision (Llama), instead of LayerNorm."""
+    head_norms: bool = False
+    """Queries and keys are normalised a head (Qwen3, Gemma 3)."""
+    sandwich: bool = False
+    """What attention and FFN put out is normalised as well as what they read (Gemma 3)."""
 
     @property
     def group_width(self) -> int:
@@ -86,21 +97,23 @@ class ModelShape:
         dropped = np.rint(np.asarray(prune_ffn, dtype=np.float64) * self.ffn)
         return np.asarray(np.maximum(self.ffn - dropped, 1), np.int64)
 
+    def span(self, axis: Axis) -> int:
+        """Rows of an axis that one structure owns: a key-value group, or an FFN channel."""
+        return {"query": self.group_width, "kv": self.head_dim, "ffn": 1, "width": self.width}[axis]
+
     def axis_size(self, axis: Axis, groups: ArrayLike, channels: ArrayLike) -> Ints:
         """Length of an axis when `groups` and `channels` are kept; any array shape."""
         groups, channels = np.asarray(groups, np.int64), np.asarray(channels, np.int64)
         if axis == "width":
             return np.full(np.broadcast_shapes(groups.shape, channels.shape), self.width, np.int64)
-        if axis == "ffn":
-            return channels
-        return groups * (self.group_width if axis == "query" else self.head_dim)
+        return (channels if axis == "ffn" else groups) * self.span(axis)
 
     def linear_sizes(
         self, linear: Linear, groups: ArrayLike, channels: ArrayLike
     ) -> tuple[Ints, Ints]:
         """Return (in_features, out_features) of a block's linear layer after slicing."""
-        rows = self.axis_size(linear.out_axis, groups, channels) * linear.repeats
-        return self.axis_size(linear.in_axis, groups, channels), rows
+        rows = [self.axis_size(axis, groups, channels) for axis in linear.parts]
+        return self.axis_size(linear.in_axis, groups, channels), np.asarray(sum(rows), np.int64)
 
     def block_parameters(self, groups: ArrayLike, channels: ArrayLike) -> Ints:
         """Parameters of one block when `groups` and `channels` are kept; any array shape."""

@@ -179,9 +179,7 @@ class Lane:
     def finish(self, step: int, hidden: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Where labels stay: compute the losses, return the hidden states' gradients as sent."""
         here = self._here
-        reads = head_positions(
-            here.base.family, self._batch.attention_mask, classifies=here.base.shape.labels > 0
-        )
+        reads = head_positions(here.base.network, self._batch.attention_mask)
         mine = {place: hidden[place] for place in self._jobs if place in hidden}
         whole = self._gathered(step, mine, reads, direction="hidden")
         losses, gradient = self.half.finish(whole, self._batch, chunk=here.workload.loss_chunk)

@@ -156,7 +156,7 @@ def decoded(payload: bytes, wanted: tuple[int, int], *, kept: Bools | None = Non
 
 def reads_of(base: BaseModel, mask: torch.Tensor) -> torch.Tensor:
     """Return the positions that the head reads, (batch, tokens)."""
-    return head_positions(base.family, mask, classifies=base.shape.labels > 0)
+    return head_positions(base.network, mask)
 
 
 def codec_stream(seed: int, place: tuple[int, int, int], direction: str) -> np.random.Generator:
