@@ -20,7 +20,7 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     ),
     "text_pair": ("text_pair", "sentence2", "question2", "hypothesis"),
     "label": (
-        "label", "labels", "class", "class_index", "category", "topic", "intent", "sentiment",
+        "label", "labels", "fine_label", "class", "class_index", "category", "topic", "intent", "sentiment",
         "target",
     ),
     "label_name": ("label_name", "label_text"),
@@ -51,8 +51,7 @@ def resolve_columns(spec: DataSpec, table: Table) -> dict[str, str]:
         if role not in roles:
             roles[role] = _usual(role, table, roles) or _missing(role, needed, table, spec, roles)
     if bare:
-        optional = ("context",) if "prompt" in roles else ()
-        for role in optional if spec.task == "causal-lm" else ("text_pair", "label_name"):
+        for role in _optional(spec, roles):
             found = _usual(role, table, roles)
             if found is not None:
                 roles[role] = found
@@ -130,6 +129,12 @@ def _needed(spec: DataSpec, roles: Mapping[str, str], table: Table) -> tuple[str
     if "prompt" in roles or "completion" in roles or _usual("prompt", table, roles):
         return ("prompt", "completion")
     return ("text",)
+
+
+def _optional(spec: DataSpec, roles: Mapping[str, str]) -> tuple[str, ...]:
+    if spec.task == "causal-lm":
+        return ("context",) if "prompt" in roles else ()
+    return ("text_pair", "label_name") if spec.task == "classification" else ("label_name",)
 
 
 def _usual(role: str, table: Table, roles: Mapping[str, str]) -> str | None:

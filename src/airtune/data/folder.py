@@ -30,13 +30,20 @@ _LEFTOVERS = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin"})
 
 def visible_files(folder: Path) -> Iterator[Path]:
     """Yield all files below a folder, sorted; hidden ones and leavings of systems are no data."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name.lower() in _LEFTOVERS:
-            continue
+    for path in visible(folder):
         if path.is_dir():
             yield from visible_files(path)
         else:
             yield path
+
+
+def visible(folder: Path) -> list[Path]:
+    """Return what a folder holds, sorted, without what is hidden or left by systems."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if not path.name.startswith(".") and path.name.lower() not in _LEFTOVERS
+    ]
 
 
 def split_of(name: Path) -> str | None:

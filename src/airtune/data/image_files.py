@@ -6,35 +6,37 @@ are read.
 
 from __future__ import annotations
 
-import io
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from airtune.data.columns import resolve_columns
 from airtune.data.files import read_file
+from airtune.data.folder import read_folder, visible, visible_files
 from airtune.data.hub import is_saved, read_hub, read_saved
+from airtune.data.labels import label_keys
+from airtune.data.picture import Pixels, upright_pixels
+from airtune.data.picture import decode_picture as _decode
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table
-from airtune.errors import DataError, MissingExtraError
+from airtune.errors import DataError
 from airtune.model.frame import Frame
 from airtune.plan import Ints
 
-Pixels = NDArray[np.uint8]
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
-LARGEST_PIXELS = 64 * 2**20
-"""Pixels of one picture; a file that claims more is refused before it is decoded."""
 _TEST = ("test", "val", "valid", "validation")
 _CIFAR: Mapping[int, int] = {1 + 3072: 1, 2 + 3072: 2}
 """Bytes of a record -> label bytes before the pixels; the last of them is the class."""
-_IMAGE_COLUMNS = ("image", "img", "picture", "pixel_values")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,9 @@ def _read_folder(folder: Path, spec: DataSpec, frame: Frame) -> tuple[Pictures, 
             raise DataError(f"{folder} holds no training file; data_batch_1.bin or train.bin")
         parts = [_joined([_cifar(path, frame) for path in some]) for some in (train, test) if some]
         return parts[0], parts[1] if len(parts) > 1 else None
-    inner = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    if not any(path.suffix.lower() in SUFFIXES for path in visible_files(folder)):
+        return _read_tables(folder, spec, frame)
+    inner = {path.name.lower(): path for path in visible(folder) if path.is_dir()}
     if "train" in inner:
         test_name = next((name for name in _TEST if name in inner), None)
         test_set = None if test_name is None else _read_classes(inner[test_name], frame)
@@ -117,17 +121,30 @@ def _read_folder(folder: Path, spec: DataSpec, frame: Frame) -> tuple[Pictures, 
     return _read_classes(folder, frame), None
 
 
+def _read_tables(folder: Path, spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures | None]:
+    """Read a clone of a hub's data set, whose parquet files hold the pictures."""
+    try:
+        tables = read_folder(folder, subset=spec.subset, test_split=spec.test_split)
+    except DataError as error:
+        raise DataError(
+            f"{folder} holds no images; one sub-folder a class with {', '.join(SUFFIXES)} is "
+            "needed, or a npz, parquet or CIFAR .bin file"
+        ) from error
+    train, test = tables
+    return _from_table(train, spec, frame), None if test is None else _from_table(test, spec, frame)
+
+
 def _read_classes(folder: Path, frame: Frame) -> Pictures:
     """Read a folder with one sub-folder a class."""
     files = [
         (path, kind.name)
-        for kind in sorted(folder.iterdir()) if kind.is_dir()
-        for path in sorted(kind.rglob("*")) if path.suffix.lower() in SUFFIXES
+        for kind in visible(folder) if kind.is_dir()
+        for path in visible_files(kind) if path.suffix.lower() in SUFFIXES
     ]  # fmt: skip
     if not files:
         raise DataError(
-            f"{folder} holds no images; one sub-folder a class with {', '.join(SUFFIXES)} is "
-            "needed, or a npz, parquet or CIFAR .bin file"
+            f"{folder} holds no images in sub-folders; one sub-folder a class with "
+            f"{', '.join(SUFFIXES)} is needed"
         )
     pixels = [fit(_decode(path.read_bytes(), str(path)), frame) for path, _ in files]
     return Pictures(np.stack(pixels), tuple(name for _, name in files), str(folder))
@@ -202,26 +219,15 @@ def _cifar(path: Path, frame: Frame) -> Pictures:
 
 def _from_table(table: Table, spec: DataSpec, frame: Frame) -> Pictures:
     """Read a column of encoded pictures, as `datasets` writes them to parquet."""
-    image = _column(table, spec.columns.get("image"), _IMAGE_COLUMNS, "image")
-    label = _column(table, spec.columns.get("label"), _LABEL_COLUMNS, "label")
-    name = spec.columns.get("label_name", "label_name" if "label_name" in table.columns else label)
-    values = table.column(name)
-    table.refuse(name, [not isinstance(v, int | str) for v in values], "must be text or a number")
+    columns = resolve_columns(spec, table)
+    image, name = columns["image"], columns.get("label_name", columns["label"])
+    labels = label_keys(table, name)
+    table.refuse(name, [label is None for label in labels], "must be text or a whole number")
     pixels = [
         fit(_picture(value, table.place(row)), frame)
         for row, value in enumerate(table.column(image))
     ]
-    return Pictures(np.stack(pixels), tuple(map(str, values)), table.source)
-
-
-def _column(table: Table, mapped: str | None, usual: Sequence[str], role: str) -> str:
-    found = mapped or next((name for name in usual if name in table.columns), None)
-    if found is None or found not in table.columns:
-        raise DataError(
-            f"{table.source} has no column for {role}, it has {', '.join(table.columns)}; map it "
-            "with `data.columns`"
-        )
-    return found
+    return Pictures(np.stack(pixels), tuple(map(str, labels)), table.source)
 
 
 def _picture(value: object, place: str) -> Pixels:
@@ -229,28 +235,9 @@ def _picture(value: object, place: str) -> Pixels:
         value = value.get("bytes")
     if isinstance(value, bytes):
         return _decode(value, place)
-    if hasattr(value, "convert"):  # a picture that `datasets` has decoded
-        return np.asarray(value.convert("RGB"), np.uint8)
+    if hasattr(value, "getexif"):  # a picture that `datasets` has opened
+        return upright_pixels(cast("Image", value))
     raise DataError(f"{place}: an image must be encoded bytes, got {type(value).__name__}")
-
-
-def _decode(data: bytes, place: str) -> Pixels:
-    try:
-        from PIL import Image, UnidentifiedImageError
-    except ImportError as error:
-        raise MissingExtraError(
-            "reading pictures needs Pillow; pip install 'airtune[vision]'"
-        ) from error
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > LARGEST_PIXELS:
-                raise DataError(
-                    f"{place} claims {picture.width} x {picture.height} pixels, at most "
-                    f"{LARGEST_PIXELS} are read"
-                )
-            return np.asarray(picture.convert("RGB"), np.uint8)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{place} is no picture that can be read: {error}") from error
 
 
 def fit(image: Pixels, frame: Frame) -> Pixels:

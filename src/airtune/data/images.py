@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from airtune.data.draw import at_most, set_aside
 from airtune.data.embedded import SHAPES
-from airtune.data.federated import DeviceData, FederatedData
+from airtune.data.federated import DeviceData, FederatedData, dealt_counts
 from airtune.data.generated import TEST_ROWS, TRAIN_ROWS
 from airtune.data.image_files import Pictures, fit, read_pictures
-from airtune.data.labels import class_ids, label_map
+from airtune.data.labels import class_ids, label_map, spelling_ledger
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.partition import partition
 from airtune.data.shapes import FIGURES, draw
@@ -43,15 +44,20 @@ def load_federated_images(
     """
     if devices < 1:
         raise DataError(f"data needs at least 1 device to go to, got {devices}")
-    train, test = _sets(spec, frame, seed)
-    classes, names = _classes(spec, train, known)
+    whole, test = (
+        _generated(spec, frame, seed) if spec.source == SHAPES else read_pictures(spec, frame)
+    )
+    made = () if test is None or spec.source != SHAPES else test.labels
+    classes = _classes(spec, (*whole.labels, *made), whole.source, known)
+    names = tuple(classes.values())
+    train, test = _drawn(whole, test, classes, spec=spec, seed=seed)
     targets, test_targets = (_ids(part, classes) for part in (train, test))
     parts = partition(targets, devices, spec=spec, random=generator(seed, "partition"))
-    whole = _images(train, targets, frame)
-    by_class = [np.bincount(targets[rows], minlength=len(names)).tolist() for rows in parts.rows]
+    images = _images(train, targets, frame)
+    ledger = _ledger(train, test)
     return FederatedData(
         devices=tuple(
-            _device(whole, rows, spec, generator(seed, "held-out", device))
+            _device(images, rows, spec, generator(seed, "held-out", device))
             for device, rows in enumerate(parts.rows)
         ),
         test=_images(test, test_targets, frame),
@@ -59,22 +65,33 @@ def load_federated_images(
         columns={},
         counts={
             "source": train.source, "rows": len(train), "test_rows": len(test),
-            "device_rows": [len(rows) for rows in parts.rows], "groups": list(names),
-            "device_groups": by_class, "truncated": 0, "test_truncated": 0, "dropped": 0,
-            "blank": 0, "moved": parts.moved,
+            **dealt_counts(parts, targets, names), **ledger.totals(),
         },
-        ledger=DataLedger(RowCounts(read=len(train)), RowCounts(read=len(test))),
+        ledger=ledger,
     )  # fmt: skip
 
 
-def _sets(spec: DataSpec, frame: Frame, seed: int) -> tuple[Pictures, Pictures]:
-    if spec.source == SHAPES:
-        return _generated(spec, frame, seed)
-    train, test = read_pictures(spec, frame)
-    train = _at_most(train, spec.limit, generator(seed, "limit"))
-    if test is None:
-        return _set_aside(train, spec.test_share, generator(seed, "test-share"))
-    return train, _at_most(test, spec.test_limit, generator(seed, "test-limit"))
+def _drawn(
+    whole: Pictures, test: Pictures | None, classes: Mapping[str, str], *, spec: DataSpec, seed: int
+) -> tuple[Pictures, Pictures]:
+    """Keep as many images as the limits say; without a test set, set a share aside by class."""
+    if spec.source == SHAPES and test is not None:
+        return whole, test
+    train = whole.take(at_most(len(whole), spec.limit, generator(seed, "limit")))
+    if test is not None:
+        return train, test.take(at_most(len(test), spec.test_limit, generator(seed, "test-limit")))
+    kept, aside = set_aside(
+        _ids(train, classes), spec.test_share, generator(seed, "test-share"), source=train.source
+    )
+    return train.take(kept), train.take(aside)
+
+
+def _ledger(train: Pictures, test: Pictures) -> DataLedger:
+    """Count labels spelt in two ways, and test images that are training images too."""
+    seen = {image.tobytes() for image in train.pixels}
+    shared = sum(image.tobytes() in seen for image in test.pixels)
+    rows = DataLedger(RowCounts(read=len(train)), RowCounts(read=len(test), shared=shared))
+    return rows + spelling_ledger(train.labels, test.labels)
 
 
 def _generated(spec: DataSpec, frame: Frame, seed: int) -> tuple[Pictures, Pictures]:
@@ -89,14 +106,13 @@ def _generated(spec: DataSpec, frame: Frame, seed: int) -> tuple[Pictures, Pictu
 
 
 def _classes(
-    spec: DataSpec, train: Pictures, known: Sequence[str]
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    table = table_from_rows([{"label": label} for label in train.labels], source=train.source)
-    classes = label_map(table, "label", name_column=None, labels=spec.labels, known=known)
-    return classes, tuple(classes.values())
+    spec: DataSpec, labels: Sequence[str], source: str, known: Sequence[str]
+) -> dict[str, str]:
+    table = table_from_rows([{"label": label} for label in labels], source=source)
+    return label_map(table, "label", name_column=None, labels=spec.labels, known=known)
 
 
-def _ids(pictures: Pictures, classes: dict[str, str]) -> Ints:
+def _ids(pictures: Pictures, classes: Mapping[str, str]) -> Ints:
     rows = [{"label": label} for label in pictures.labels]
     return class_ids(table_from_rows(rows, source=pictures.source), "label", classes)
 
@@ -112,22 +128,3 @@ def _device(images: Images, rows: Ints, spec: DataSpec, random: np.random.Genera
     return DeviceData(
         train=images.take(np.sort(order[count:])), validation=images.take(np.sort(order[:count]))
     )
-
-
-def _at_most(pictures: Pictures, limit: int | None, random: np.random.Generator) -> Pictures:
-    if limit is None or len(pictures) <= limit:
-        return pictures
-    return pictures.take(np.sort(random.permutation(len(pictures))[:limit]))
-
-
-def _set_aside(
-    pictures: Pictures, share: float, random: np.random.Generator
-) -> tuple[Pictures, Pictures]:
-    count = round(share * len(pictures))
-    if not 0 < count < len(pictures):
-        raise DataError(
-            f"{pictures.source} has no test set and {share:g} of its {len(pictures)} images is "
-            f"{count}; name one as `data.test` or change `data.test_share`"
-        )
-    order = random.permutation(len(pictures))
-    return pictures.take(np.sort(order[count:])), pictures.take(np.sort(order[:count]))
