@@ -30,7 +30,7 @@ from airtune.errors import (
 )
 from airtune.recipe import Recipe, check_recipe
 from airtune.records import write_atomically
-from airtune.report import Summary, load_study, summarise, write_report
+from airtune.report import Study, Summary, load_study, summarise, write_report
 from airtune.run import Assets, RunResult, Watch, load_assets, new_folder, resume_run, run_recipe
 
 COMPARE_FILE = "compare.json"
@@ -64,6 +64,7 @@ class Comparison:
 
     folder: Path
     report: Path
+    study: Study
     summary: Summary
     runs: tuple[RunResult, ...]
     refused: tuple[Refused, ...] = ()
@@ -226,7 +227,8 @@ def _run_all(
     if not results:
         raise why[0]
     page = write_report([place], place)
-    return Comparison(place, page, summarise(load_study([place])), tuple(results), tuple(refused))
+    study = load_study([place])
+    return Comparison(place, page, study, summarise(study), tuple(results), tuple(refused))
 
 
 def _drop_empty(folder: Path) -> None:

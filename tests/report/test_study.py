@@ -5,6 +5,7 @@ import pytest
 
 from airtune.errors import CheckpointError
 from airtune.report.study import load_study
+from airtune.report.summary import summarise
 
 
 def test_a_comparison_keeps_its_order_and_baseline(comparison):
@@ -20,7 +21,7 @@ def test_a_comparison_keeps_its_order_and_baseline(comparison):
 def test_one_run_has_no_baseline(build_run):
     study = load_study([build_run()])
     assert study.baseline is None
-    assert study.metric.target == 2.6
+    assert study.target == 2.6
     assert study.first.quality.shape == (30,)
 
 
@@ -45,12 +46,16 @@ def test_runs_that_are_not_there_yet_are_named(small_comparison):
     )  # fmt: skip
 
 
-def test_without_a_target_the_end_of_the_baseline_becomes_it(small_comparison):
+def test_without_a_target_none_is_made_up(small_comparison):
     folder = small_comparison(("jcpba", "fedavg-lora"), (0, 1), rounds=8, target=None)
     study = load_study([folder])
-    ends = [run.smoothed[-1] for run in study.of("fedavg-lora")]
-    assert study.metric.target == pytest.approx(np.mean(ends))
-    assert study.target_is_posterior
+    assert study.target is None
+    row = summarise(study).rows["fedavg-lora"]
+    first, other = study.of("fedavg-lora")[0], study.of("jcpba")[0]
+    end_s = min(first.end_s[-1], other.end_s[-1])
+    assert row.at_time[0] == first.quality[np.flatnonzero(first.end_s <= end_s)[-1]]
+    sent = min(first.traffic_bytes[-1], other.traffic_bytes[-1])
+    assert row.at_bytes[0] == first.quality[np.flatnonzero(first.traffic_bytes <= sent)[-1]]
 
 
 def test_bytes_and_time_only_rise(build_run):

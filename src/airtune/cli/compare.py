@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +14,16 @@ from airtune.cli.console import print_json, print_line, print_note, print_table
 from airtune.cli.folders import find_run
 from airtune.cli.options import AsJson, Settings, Words, split_words
 from airtune.errors import RecipeError
+from airtune.report.wording import mean_of
 from airtune.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from airtune.compare import Comparison
-    from airtune.report import Against
+    from airtune.report import Against, Row, Study
     from airtune.report.stats import Change, Reached
+
+
+_QUALITIES = ("best", "final", "worst", "test", "at_time", "at_bytes")
 
 
 def compare(
@@ -105,41 +111,53 @@ def read_seeds(text: str) -> list[int]:
 
 
 def _print(done: Comparison) -> None:
-    summary = done.summary
-    rows = [
-        [name, _reached(row.time, format_seconds), _reached(row.bytes, format_bytes),
-         f"{row.best.mean():.4f}", f"{row.test.mean():.4f}", *_against(summary.against.get(name))]
-        for name, row in summary.rows.items()
-    ]  # fmt: skip
-    print_table(
-        "",
-        [
-            "method",
-            "time to target",
-            "bytes to target",
-            "best",
-            "test",
-            "time vs base",
-            "bytes vs base",
-        ],
-        rows,
-    )
-    print_line("time and bytes to the target, mean over seeds ('>' = missed in some); the last two "
-               "columns: change against the baseline, with its 95 % interval from three seeds on")  # fmt: skip
+    study, rows, against = done.study, done.summary.rows, done.summary.against
+    end = "" if study.target is None else " to target"
+    columns = ["method", f"time{end}", f"bytes{end}", "hit", "time vs base", "bytes vs base"]
+    print_table("", columns if study.target is not None else columns[:3], [
+        [name, _spent(row.time, study, format_seconds), _spent(row.bytes, study, format_bytes),
+         *_hits(row.time, against.get(name), study)]
+        for name, row in rows.items()
+    ])  # fmt: skip
+    if study.target is not None:
+        print_line(
+            f"target: {study.label} {study.metric.write(study.target)}; means over seeds, '>' = missed "
+            "in some;\nchange against the baseline, 95 % interval from three seeds on"
+        )
+    _print_quality(study, rows)
     for refused in done.refused:
         print_note(f"left out: {refused.label}, seed {refused.seed}: {refused.reason}")
     print_line(f"report: {done.report}")
 
 
-def _reached(values: tuple[Reached, ...], show: Any) -> str:
+def _print_quality(study: Study, rows: Mapping[str, Row]) -> None:
+    fair = (
+        {"at equal time": "at_time", "at equal bytes": "at_bytes"} if study.target is None else {}
+    )
+    kinds = fair | {"best": "best", "last": "final", "worst tenth": "worst", "test": "test"}
+    print_table("", [f"{study.metric.label}", *kinds], [
+        [name, *(study.metric.write(mean_of(getattr(row, kind))) for kind in kinds.values())]
+        for name, row in rows.items()
+    ])  # fmt: skip
+    print_line("best, last and worst tenth are of the devices' validation data")
+
+
+def _spent(values: tuple[Reached, ...], study: Study, show: Any) -> str:
     mean = sum(value.value for value in values) / len(values)
-    return f"{'' if all(value.hit for value in values) else '> '}{show(mean)}"
+    is_exact = study.target is None or all(value.hit for value in values)
+    return f"{'' if is_exact else '> '}{show(mean)}"
+
+
+def _hits(values: tuple[Reached, ...], against: Against | None, study: Study) -> list[str]:
+    if study.target is None:
+        return []
+    return [f"{sum(value.hit for value in values)} of {len(values)}", *_against(against)]
 
 
 def _against(against: Against | None) -> list[str]:
     if against is None:
         return ["baseline", ""]
-    return [_change(against.time), _change(against.bytes)]
+    return [_change(against.time), _change(replace(against.bytes, low=math.nan))]
 
 
 def _change(change: Change) -> str:
@@ -154,14 +172,15 @@ def _document(done: Comparison) -> dict[str, Any]:
     return {
         "folder": str(done.folder),
         "report": str(done.report),
+        "metric": done.study.metric.name,
+        "target": done.study.target,
         "methods": {
             name: {
                 "seeds": list(row.seeds),
                 "time_to_target_s": [value.value for value in row.time],
                 "reached": [value.hit for value in row.time],
                 "bytes_to_target": [value.value for value in row.bytes],
-                "best": row.best.tolist(),
-                "test": row.test.tolist(),
+                **{name: getattr(row, name).tolist() for name in _QUALITIES},
                 "against_baseline": _plain(done.summary.against.get(name)),
             }
             for name, row in done.summary.rows.items()
@@ -173,7 +192,8 @@ def _document(done: Comparison) -> dict[str, Any]:
 def _plain(against: Against | None) -> dict[str, Any] | None:
     if against is None:
         return None
-    changes = {"time": against.time, "bytes": against.bytes, "best": against.best}
+    changes = {"time": against.time, "bytes": against.bytes,
+               **{name: getattr(against, name) for name in _QUALITIES}}  # fmt: skip
     return {
         name: {"mean": change.mean, "low": change.low, "high": change.high, "bound": change.bound}
         for name, change in changes.items()

@@ -13,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from airtune.errors import AirtuneError
+from airtune.records import METRICS, main_metric
 
 _NUMBER_WIDTH = 28
 """Longer cells are sentences, even where they begin with a digit."""
@@ -42,6 +43,25 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
     console.width = max(console.width, natural)
     console.print(table)
+
+
+def print_quality(results: Mapping[str, Any]) -> None:
+    """Print the table of what a run ended with.
+
+    Args:
+        results: as in `result.json`.
+    """
+    keys = ("before", "initial"), ("best validation", "validation_best"), (
+        "last validation", "validation_last"), ("test", "test")  # fmt: skip
+    parts = {label: results.get(key) or {} for label, key in keys}
+    seen = {name for part in parts.values() for name in part}
+    shown = [metric for name, metric in METRICS.items() if name in seen]
+    rows = [
+        [split, *(metric.write(metric.of(part)) for metric in shown),
+         main_metric(part).write(main_metric(part).worst_of(part))]
+        for split, part in parts.items() if part
+    ]  # fmt: skip
+    print_table("", ["quality", *(metric.label for metric in shown), "worst tenth"], rows)
 
 
 def print_error(error: AirtuneError, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airtune.cli.console import print_json, print_line, print_note, print_table
+from airtune.cli.console import print_json, print_line, print_note, print_quality
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
 from airtune.deploy.flower_cli import Link
 from airtune.deploy.reach import check_server
@@ -95,18 +95,6 @@ def _round(row: dict[str, Any]) -> str:
 
 
 def _print_result(event: dict[str, Any]) -> None:
-    result = event["result"] or {}
-    rows = []
-    for label, key in (("before", "initial"), ("best validation", "validation_best"),
-                       ("test", "test")):  # fmt: skip
-        part = result.get(key) or {}
-        rows.append(
-            [label, *(_figure(part.get(name)) for name in ("loss", "perplexity", "accuracy"))]
-        )
-    print_table("", ["quality", "loss", "perplexity", "accuracy"], rows)
+    print_quality(event["result"] or {})
     print_line(f"records at the server: {event['folder']}")
     print_line(f"report at the server: {event['report']}")
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

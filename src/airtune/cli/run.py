@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from airtune.cli.console import print_json, print_line, print_note, print_table
+from airtune.cli.console import print_json, print_line, print_note, print_quality
 from airtune.cli.folders import find_run
 from airtune.cli.options import AsJson, Settings, Words, split_words
 from airtune.errors import RecipeError
@@ -121,12 +121,7 @@ def _announce(as_json: bool) -> Any:
 
 
 def _print(result: RunResult) -> None:
-    rows = [
-        [split, *(_figure(result.results.get(key), name) for name in _names(result))]
-        for split, key in (("before", "initial"), ("best validation", "validation_best"),
-                           ("test", "test"))
-    ]  # fmt: skip
-    print_table("", ["quality", *_names(result)], rows)
+    print_quality(result.results)
     print_line(
         f"{result.rounds} rounds took {format_seconds(result.time_s)} on the fleet's clock; "
         f"{format_bytes(result.upload_bytes)} up, {format_bytes(result.download_bytes)} down"
@@ -137,14 +132,3 @@ def _print(result: RunResult) -> None:
     for note in result.notes:
         print_line(f"note: {note}")
     print_line(f"report: {result.report}")
-
-
-def _names(result: RunResult) -> list[str]:
-    known = ("loss", "perplexity", "accuracy", "exact_match", "worst_tenth")
-    seen = {name for part in result.results.values() if isinstance(part, dict) for name in part}
-    return [name for name in known if name in seen]
-
-
-def _figure(part: Any, name: str) -> str:
-    value = part.get(name) if isinstance(part, dict) else None
-    return "-" if value is None else f"{value:.4f}"

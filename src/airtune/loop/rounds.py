@@ -35,9 +35,8 @@ from airtune.plan import (
     mask_problem,
 )
 from airtune.plan.blame import blamed
-from airtune.records import RunWriter
+from airtune.records import METRICS, RunWriter, main_metric
 
-Metric = Literal["loss", "perplexity", "accuracy"]
 OnRound = Callable[[Mapping[str, Any]], None]
 
 
@@ -45,7 +44,7 @@ OnRound = Callable[[Mapping[str, Any]], None]
 class Target:
     """The quality that a run is timed to."""
 
-    metric: Metric
+    metric: Literal["loss", "perplexity", "accuracy"]
     value: float
     window: int = 1
     """Evaluations that are averaged before they are compared."""
@@ -70,7 +69,7 @@ class Target:
         if len(history) < self.window:
             return False
         mean = sum(history[-self.window :]) / self.window
-        return mean >= self.value if self.metric == "accuracy" else mean <= self.value
+        return METRICS[self.metric].meets(mean, self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,10 +296,12 @@ def _progress(
     if validation is None:
         return progress
     here = {"round": now.rounds, "time_s": done.end_s, **validation}
-    best = progress["best"]
-    if best is None or validation["loss"] < best["loss"]:
-        progress["best"] = here
+    progress["last"] = here
     target = run.settings.target
+    metric = main_metric(validation, None if target is None else target.metric)
+    best = progress["best"]
+    if best is None or metric.is_better(metric.of(validation), metric.of(best)):
+        progress["best"] = here
     if target is not None:
         if target.metric not in validation:
             raise RecipeError(
@@ -322,5 +323,6 @@ def _results(run: Run, now: Checkpoint) -> Record:
         "test": dict(run.engine.evaluate(now.state, "test")),
         "initial": progress["initial"],
         "validation_best": progress["best"],
+        "validation_last": progress.get("last"),
         "target_reached": progress["reached"],
     }

@@ -22,7 +22,7 @@ from airtune.units import parse_bytes
 EMBEDDED = "embedded"
 """`model.source` of the small model that is shipped."""
 
-Metric = Literal["loss", "perplexity", "accuracy"]
+TargetMetric = Literal["loss", "perplexity", "accuracy"]
 
 _UNHASHED = frozenset({"name", "output", "compare", "threads"})
 """What does not change a run's numbers, or is checked apart."""
@@ -151,7 +151,7 @@ class MethodSection(BaseModel):
 class TargetSection(Section):
     """The quality that is to be reached, fixed before the run."""
 
-    metric: Metric
+    metric: TargetMetric
     """Measured on the validation share of the devices, smoothed over three evaluations."""
     value: float = Field(gt=0)
     """Loss and perplexity are to fall to it, accuracy to rise to it."""

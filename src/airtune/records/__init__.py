@@ -18,6 +18,7 @@ while it is read (`run._UPGRADES`), one of a newer schema is refused.
 from __future__ import annotations
 
 from airtune.records.files import storage, write_atomically, write_csv
+from airtune.records.metric import METRICS, Metric, main_metric, range_fault
 from airtune.records.run import (
     SCHEMA,
     Json,
@@ -32,12 +33,16 @@ from airtune.records.table import DEVICE_COLUMNS, Columns
 
 __all__ = [
     "DEVICE_COLUMNS",
+    "METRICS",
     "SCHEMA",
     "Columns",
     "Json",
+    "Metric",
     "RunRecord",
     "RunWriter",
     "flatten",
+    "main_metric",
+    "range_fault",
     "read_rounds",
     "read_run",
     "storage",

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from airtune.errors import CheckpointError, RunExistsError, StorageError
 from airtune.records.files import add, cut, storage, write_atomically, write_csv
+from airtune.records.metric import range_fault
 from airtune.records.table import HEADER_LINE, Columns, format_rows, join, parse_rows
 
 SCHEMA = 1
@@ -109,9 +110,12 @@ class RunWriter:
                 scalar stands for all rows.
 
         Raises:
-            ValueError: if a column is missing, unknown or of another length.
+            ValueError: if a column is missing, unknown or of another length, or a quality is outside
+                its metric's range.
             StorageError: if the disk is full; the files are then as before.
         """
+        for part in ("initial", "validation"):
+            _check_range(f"round {round_record['round']}, {part}", round_record.get(part))
         table = format_rows({"round": round_record["round"], **devices})
         block = {"rows": table.count(b"\n"), "bytes": len(table), "crc32": zlib.crc32(table)}
         line = _format_line(round_record, block)
@@ -126,7 +130,14 @@ class RunWriter:
         self._rounds_bytes += len(line)
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Write `rounds.csv` and `result.json`, which mark the run as ended."""
+        """Write `rounds.csv` and `result.json`, which mark the run as ended.
+
+        Raises:
+            ValueError: if a quality is outside its metric's range.
+            StorageError: if the disk is full.
+        """
+        for part, quality in results.items():
+            _check_range(part, quality)
         write_rounds_csv(read_rounds(self.folder), self.folder / "rounds.csv")
         write_atomically(self.folder / "result.json", _document(results))
 
@@ -182,6 +193,12 @@ def write_rounds_csv(rounds: Sequence[Mapping[str, Any]], path: Path) -> None:
     # a round without validation holds null where others hold a block of columns
     names = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     write_csv(path, names, ([row.get(name) for name in names] for row in rows))
+
+
+def _check_range(part: str, quality: object) -> None:
+    fault = range_fault(quality) if isinstance(quality, Mapping) else None
+    if fault:
+        raise ValueError(f"{part}: {fault}")
 
 
 def _plain(value: Any) -> Any:

@@ -14,13 +14,12 @@ from airtune.report.study import Study
 from airtune.report.summary import Cost, Row, Summary
 from airtune.report.wording import (
     FORMS,
-    count_misses,
+    count_hits,
     count_rounds,
     count_seeds,
     format_change,
     format_gap,
     format_interval,
-    format_quality,
     format_range,
     format_reached,
     format_total,
@@ -63,8 +62,24 @@ class Line:
     cells: list[Cell] = field(default_factory=list)
 
 
-TITLES = ("Time to target", "Bytes to target", "Energy to target", "Best quality", "Worst tenth",
-          "Test")  # fmt: skip
+_QUALITY = {
+    "best": "Best validation", "final": "Last validation", "worst": "Worst tenth, last",
+    "test": "Test",
+}  # fmt: skip
+_AT_EQUAL_COST = {"at_time": "At equal time", "at_bytes": "At equal bytes"}
+
+
+def titles(study: Study) -> tuple[str, ...]:
+    """Return the heads of the table's columns."""
+    end = "in all" if study.target is None else "to target"
+    costs = [f"{what} {end}" for what in ("Time", "Bytes", "Energy")]
+    return (*costs, *_qualities(study).values())
+
+
+def _qualities(study: Study) -> dict[str, str]:
+    """Return the qualities of the table: without a target, those at equal cost among them."""
+    is_fair = study.target is None and study.baseline is not None
+    return (_AT_EQUAL_COST if is_fair else {}) | _QUALITY
 
 
 def cards(study: Study, summary: Summary) -> list[Card]:
@@ -75,10 +90,10 @@ def cards(study: Study, summary: Summary) -> list[Card]:
         _cost_card(study, summary, "bytes", "Bytes"),
         _cost_card(study, summary, "energy", "Energy"),
     ]
-    name = study.metric.name
+    metric = study.metric
     for title, values, kind in (
-        (f"Best {study.metric.label}", row.best, "best"),
-        ("Worst tenth of devices", row.worst, "worst"),
+        (f"Best {study.label}", row.best, "best"),
+        (f"Worst tenth of devices, {metric.label}", row.worst, "worst"),
     ):
         value = mean_of(values)
         if math.isnan(value):
@@ -88,10 +103,10 @@ def cards(study: Study, summary: Summary) -> list[Card]:
         if study.baseline is not None:
             change = getattr(summary.against[study.focus], kind)
             base = mean_of(getattr(summary.rows[study.baseline], kind))
-            against = f"{study.baseline}: {format_quality(base, name)}"
-            note = f"difference {format_gap(change, name)}"
-            tone = _tone(change, higher=study.metric.higher)
-        shown.append(Card(title, format_quality(value, name), against, note, tone))
+            against = f"{study.baseline}: {metric.write(base)}"
+            note = f"difference {format_gap(change, metric)}"
+            tone = _tone(change, higher=metric.higher)
+        shown.append(Card(title, metric.write(value), against, note, tone))
     return shown
 
 
@@ -107,7 +122,7 @@ def table(study: Study, summary: Summary) -> list[Line]:
             is_baseline=name == study.baseline,
             cells=[
                 *(_cost_cell(study, summary, row, kind) for kind in ("time", "bytes", "energy")),
-                *(_quality_cell(study, summary, row, kind) for kind in ("best", "worst", "test")),
+                *(_quality_cell(study, summary, row, kind) for kind in _qualities(study)),
             ],
         )
         for name, row in summary.rows.items()
@@ -116,12 +131,12 @@ def table(study: Study, summary: Summary) -> list[Line]:
 
 def _cost_card(study: Study, summary: Summary, kind: Cost, title: str) -> Card:
     row = summary.rows[study.focus]
-    if study.metric.target is None:
+    if study.target is None:
         total = format_total(row.cost(kind), FORMS[kind])
         return Card(f"{title} in all", total, "", "no target was set")
     spent = format_reached(row.cost(kind), FORMS[kind])
     if study.baseline is None:
-        missed = count_misses(row.cost(kind))
+        missed = count_hits(row.cost(kind))
         return Card(f"{title} to target", spent, "", missed or _rounds_note(row, kind))
     change = getattr(summary.against[study.focus], kind)
     base = format_reached(summary.rows[study.baseline].cost(kind), FORMS[kind])
@@ -138,7 +153,7 @@ def _cost_card(study: Study, summary: Summary, kind: Cost, title: str) -> Card:
 
 
 def _cost_cell(study: Study, summary: Summary, row: Row, kind: Cost) -> Cell:
-    if study.metric.target is None:
+    if study.target is None:
         return Cell(format_total(row.cost(kind), FORMS[kind]), ("in all",))
     small = []
     tone: Tone = "plain"
@@ -148,7 +163,7 @@ def _cost_cell(study: Study, summary: Summary, row: Row, kind: Cost) -> Cell:
             spread = format_range(change)
             small.append(format_change(change) + (f" ({spread})" if spread else ""))
             tone = _tone(change, higher=False)
-    small.append(count_misses(row.cost(kind)))
+    small.append(count_hits(row.cost(kind)))
     if kind == "bytes":
         small.append(_rounds_note(row, kind))
     main = format_reached(row.cost(kind), FORMS[kind])
@@ -156,14 +171,15 @@ def _cost_cell(study: Study, summary: Summary, row: Row, kind: Cost) -> Cell:
 
 
 def _quality_cell(study: Study, summary: Summary, row: Row, kind: str) -> Cell:
-    name = study.metric.name
-    main = format_quality(mean_of(getattr(row, kind)), name)
+    main = study.metric.write(mean_of(getattr(row, kind)))
     if row.method not in summary.against:
         return Cell(main)
     change: Change = getattr(summary.against[row.method], kind)
     if change.bound == "unknown":
         return Cell(main)
-    return Cell(main, (format_gap(change, name),), _tone(change, higher=study.metric.higher))
+    return Cell(
+        main, (format_gap(change, study.metric),), _tone(change, higher=study.metric.higher)
+    )
 
 
 def _rounds_note(row: Row, kind: Cost) -> str:

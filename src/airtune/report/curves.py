@@ -10,10 +10,11 @@ from typing import Literal
 import numpy as np
 
 from airtune.plan import Floats
+from airtune.records import Metric
 from airtune.report.figure import Figure, axis, colour_of, dash_of, layout
-from airtune.report.study import HIGHER_IS_BETTER, Run, Study
+from airtune.report.study import Run, Study
 from airtune.report.summary import Row, Summary
-from airtune.report.wording import bytes_scale, format_quality, seconds_scale
+from airtune.report.wording import bytes_scale, seconds_scale
 
 Kind = Literal["time", "bytes"]
 _POINTS = 160
@@ -44,12 +45,7 @@ class Chart:
     x_title: str
     y_title: str
     target: float | None
-    metric: str
-
-    @property
-    def is_share(self) -> bool:
-        """The quality is a share of right answers, shown in percent."""
-        return self.metric in HIGHER_IS_BETTER
+    metric: Metric
 
 
 def quality_chart(study: Study, summary: Summary, kind: Kind) -> Chart:
@@ -67,9 +63,9 @@ def quality_chart(study: Study, summary: Summary, kind: Kind) -> Chart:
         kind=kind,
         curves=tuple(curves),
         x_title=f"{titles[kind]} ({unit})",
-        y_title=study.metric.label,
-        target=study.metric.target,
-        metric=study.metric.name,
+        y_title=study.label,
+        target=study.target,
+        metric=study.metric,
     )
 
 
@@ -84,7 +80,7 @@ def draw(chart: Chart) -> Figure:
     """Return the chart as a plotly figure."""
     traces = [trace for curve in chart.curves for trace in _traces(curve, chart)]
     figure = layout(x=axis(chart.x_title, from_zero=True), y=axis(chart.y_title), height=400)
-    if chart.is_share:
+    if chart.metric.is_share:
         figure["yaxis"]["tickformat"] = ".0%"
     if chart.target is not None:
         figure["shapes"] = [{
@@ -92,7 +88,7 @@ def draw(chart: Chart) -> Figure:
             "y1": chart.target, "line": {"color": "var(--muted)", "width": 1, "dash": "dot"},
         }]  # fmt: skip
         figure["annotations"] = [{
-            "text": f"target {format_quality(chart.target, chart.metric)}", "xref": "paper",
+            "text": f"target {chart.metric.write(chart.target)}", "xref": "paper",
             "x": 1, "y": chart.target, "xanchor": "right", "yanchor": "bottom",
             "showarrow": False, "font": {"color": "var(--muted)", "size": 12},
         }]  # fmt: skip
@@ -104,7 +100,7 @@ def _traces(curve: Curve, chart: Chart) -> list[Figure]:
     colour = colour_of(curve.colour)
     band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
             "legendgroup": curve.method, "x": curve.spent.tolist()}  # fmt: skip
-    shown = ":.1%" if chart.is_share else ":.4g"
+    shown = ":.1%" if chart.metric.is_share else ":.4g"
     traces: list[Figure] = [
         {**band, "y": curve.low.tolist()},
         {**band, "y": curve.high.tolist(), "fill": "tonexty", "fillcolor": f"{colour} 16%"},
@@ -136,14 +132,14 @@ def _curve(runs: Sequence[Run], row: Row, chart: tuple[Kind, float, float], colo
     """
     kind, scale, most = chart
     spent = [_spent(run, kind)[run.evaluated] / scale for run in runs]
-    quality = [run.smoothed for run in runs]
+    quality = [run.quality for run in runs]
     if all(math.isfinite(run.initial) for run in runs):
         spent = [np.concatenate([[0.0], column]) for column in spent]
-        quality = [np.concatenate([[run.initial], run.smoothed]) for run in runs]
+        quality = [np.concatenate([[run.initial], run.quality]) for run in runs]
     if max(column[-1] for column in spent) <= 0.0:
         # a control that spends nothing here is a level to compare with
         spent = [np.array([0.0, most]) for _ in runs]
-        quality = [run.smoothed[[-1, -1]] for run in runs]
+        quality = [run.quality[[-1, -1]] for run in runs]
     start, end = max(column[0] for column in spent), min(column[-1] for column in spent)
     points = np.unique(np.concatenate([column[(column >= start) & (column <= end)]
                                        for column in spent]))  # fmt: skip

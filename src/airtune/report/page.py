@@ -25,11 +25,11 @@ from airtune.report import (
     svg,
     verdict,
 )
-from airtune.report.cards import TITLES, cards, table
+from airtune.report.cards import cards, table, titles
 from airtune.report.figure import Figure
 from airtune.report.study import Run, Study, with_metric
 from airtune.report.summary import Summary, summarise
-from airtune.report.wording import count_rounds, count_seeds, format_quality
+from airtune.report.wording import count_rounds, count_seeds
 from airtune.units import format_seconds
 
 
@@ -73,7 +73,7 @@ def render_page(study: Study, summary: Summary) -> str:
         "assumptions": _assumptions(study),
         "provenance": _provenance(study),
         "assumed": assumption_line(study),
-        "titles": TITLES,
+        "titles": titles(study),
     }
     page = environment.get_template("page.html")
     return page.render(
@@ -105,7 +105,7 @@ def assumption_line(study: Study) -> str:
 def quality_svg(study: Study, summary: Summary, kind: curves.Kind) -> str:
     """Return the quality curves as an SVG document."""
     what = {"time": "virtual wall-clock", "bytes": "bytes on the air"}[kind]
-    title = f"{study.metric.label} against {what}"
+    title = f"{study.label} against {what}"
     chart = curves.quality_chart(study, summary, kind)
     return svg.write_chart(chart, title[0].upper() + title[1:], assumption_line(study))
 
@@ -122,9 +122,8 @@ def _quality(study: Study, summary: Summary, figures: dict[str, Figure]) -> list
         key = f"quality-{kind}"
         figures[key] = curves.draw(chart)
         better = "higher" if study.metric.higher else "lower"
-        caption = (
-            f"{spread}smoothed over 3 evaluations; {better} is better. A dot marks the target."
-        )
+        mark = "" if study.target is None else " A dot marks the target."
+        caption = f"{spread}{better} is better.{mark}"
         drawn = quality_svg(study, summary, "time" if kind == "time" else "bytes")
         plots.append(Plot(key, f"Against {what}", caption[0].upper() + caption[1:], Markup(drawn)))
     return plots + _accuracy(study, figures, spread)
@@ -136,7 +135,7 @@ def _accuracy(study: Study, figures: dict[str, Figure], spread: str) -> list[Plo
     if seen is None:
         return []
     figures["accuracy-time"] = curves.draw(curves.quality_chart(seen, summarise(seen), "time"))
-    caption = f"{spread}smoothed over 3 evaluations; higher is better."
+    caption = f"{spread}higher is better."
     return [Plot("accuracy-time", "Accuracy against virtual wall-clock",
                  caption[0].upper() + caption[1:])]  # fmt: skip
 
@@ -288,15 +287,20 @@ def _calibrations(study: Study) -> list[Mapping[str, Any]]:
 def _provenance(study: Study) -> list[str]:
     metric = study.metric
     lines = []
-    if metric.target is not None:
-        when = (
-            "set after the runs, from the end of the baseline"
-            if study.target_is_posterior
-            else "fixed before the runs"
-        )
+    if study.target is not None:
         lines.append(
-            f"Target: {metric.label} {format_quality(metric.target, metric.name)}, {when}. A run "
-            "reaches it when the mean of its last three evaluations does."
+            f"Target: {study.label} {metric.write(study.target)}, fixed before the runs. A run reaches "
+            "it when the mean of its last three evaluations does."
+        )
+    lines.append(
+        f"Best and last validation are of the devices' held-out data, {metric.label} weighted by "
+        "their data; the worst tenth is the mean of the tenth of the devices with the worst "
+        f"{metric.label} at the last validation; test is the test set, after the last round."
+    )
+    if study.target is None and study.baseline is not None:
+        lines.append(
+            "At equal time and at equal bytes: the last validation before the run of a seed that "
+            "ended soonest, or sent least, came to its end."
         )
     lines.append(
         "Intervals are 95 % percentile bootstraps over paired seeds; with few seeds they are "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +12,13 @@ import numpy as np
 
 from airtune.errors import CheckpointError
 from airtune.plan import Floats
+from airtune.records import METRICS, Metric
 from airtune.report.cards import Cell, Line
 from airtune.report.curves import colour_index
 from airtune.report.figure import palette_place
 from airtune.report.stats import difference
-from airtune.report.study import HIGHER_IS_BETTER, Run, Study
-from airtune.report.wording import format_gap, format_quality, hold, mean_of
+from airtune.report.study import Run, Study
+from airtune.report.wording import format_gap, hold, mean_of
 from airtune.units import format_bytes, format_seconds
 
 EQUAL = 0.01
@@ -63,8 +63,10 @@ def _line(study: Study, name: str, sparsity: Mapping[str, float]) -> Line:
     first = study.focus if study.focus in alike else alike[0]
     qualities = _test_metrics(study)
     main = qualities[0]
-    mean = [format_quality(mean_of(_test(study, name, metric)), metric) for metric in qualities]
-    small = tuple(f"{metric} {text}" for metric, text in zip(qualities[1:], mean[1:], strict=True))
+    mean = [metric.write(mean_of(_test(study, name, metric))) for metric in qualities]
+    small = tuple(
+        f"{metric.label} {text}" for metric, text in zip(qualities[1:], mean[1:], strict=True)
+    )
     if first == name:
         against = Cell("–", (f"{len(alike) - 1} others",) if len(alike) > 1 else ())
     else:
@@ -76,29 +78,29 @@ def _line(study: Study, name: str, sparsity: Mapping[str, float]) -> Line:
         )  # fmt: skip
         against = Cell(format_gap(change, main), (f"against {first}",))
         if change.is_resolved:
-            better = change.is_more == (main in HIGHER_IS_BETTER)
+            better = change.is_more == main.higher
             against = replace(against, tone="better" if better else "worse")
     return Line(
         method=name, key=palette_place(colour_index(study, study.methods.index(name))),
         is_baseline=name == study.baseline,
         cells=[
             Cell(hold(f"{100 * sparsity[name]:.1f} %") if sparsity[name] else "dense"),
-            Cell(f"{mean[0]} {main}" if main not in HIGHER_IS_BETTER else mean[0], small), against,
+            Cell(mean[0] if main.is_share else f"{mean[0]} {main.label}", small), against,
         ],
     )  # fmt: skip
 
 
-def _test_metrics(study: Study) -> list[str]:
+def _test_metrics(study: Study) -> list[Metric]:
     """Return the qualities every test measured, accuracy first."""
     results = [(run.record.results or {}).get("test") or {} for run in study.runs]
-    known = [name for name in ("accuracy", "loss") if all(name in result for result in results)]
-    return known or [study.metric.name]
+    names = [name for name in ("accuracy", "loss") if all(name in result for result in results)]
+    return [METRICS[name] for name in names] or [study.metric]
 
 
-def _test(study: Study, name: str, metric: str, seeds: list[int] | None = None) -> Floats:
+def _test(study: Study, name: str, metric: Metric, seeds: list[int] | None = None) -> Floats:
     runs = [run for run in study.of(name) if seeds is None or run.seed in seeds]
     tests = [(run.record.results or {}).get("test") or {} for run in runs]
-    return np.array([float(test.get(metric, math.nan)) for test in tests])
+    return np.array([metric.of(test) for test in tests], float)
 
 
 def deployed(study: Study) -> list[Line]:

@@ -18,30 +18,9 @@ import yaml
 
 from airtune.errors import CheckpointError
 from airtune.plan import Floats
-from airtune.records import RunRecord, read_run
-from airtune.report.stats import smooth
+from airtune.records import METRICS, Metric, RunRecord, main_metric, range_fault, read_run
 
-HIGHER_IS_BETTER = frozenset({"accuracy", "exact_match"})
 _PLAIN_BASELINE = "fedavg-lora"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """The quality that the report is about."""
-
-    name: str
-    target: float | None
-    """None = no target was set before the run."""
-
-    @property
-    def higher(self) -> bool:
-        """More is better."""
-        return self.name in HIGHER_IS_BETTER
-
-    @property
-    def label(self) -> str:
-        """The metric in words."""
-        return f"validation {self.name.replace('_', ' ')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +41,19 @@ class Run:
     quality: Floats
     """The metric at these rounds, shape (evaluated,)."""
     worst_tenth: Floats
+    """The same metric over the worst tenth of the devices, shape (evaluated,)."""
 
-    @property
-    def smoothed(self) -> Floats:
-        """The metric as it is compared with a target, shape (evaluated,)."""
-        return smooth(self.quality)
+    def at(self, spent: Floats, budget: float) -> float:
+        """Return the metric when no more than a budget was spent; NaN where it is not known.
+
+        Args:
+            spent: a cumulative column, shape (rounds,).
+            budget: in its unit.
+        """
+        if not self.quality.size or self.total(spent) == 0.0:
+            return float(self.quality[-1]) if self.quality.size else math.nan
+        done = int(np.searchsorted(spent[self.evaluated], budget * (1 + 1e-9), side="right"))
+        return float(self.quality[done - 1]) if done else self.initial
 
     @property
     def is_finished(self) -> bool:
@@ -84,6 +71,8 @@ class Study:
 
     name: str
     metric: Metric
+    target: float | None
+    """None = no target was set before the runs, and none is made up afterwards."""
     methods: tuple[str, ...]
     runs: tuple[Run, ...]
     baseline: str | None
@@ -91,8 +80,11 @@ class Study:
     missing: tuple[str, ...] = ()
     """Runs that the comparison asks for and that are not there yet."""
     recipe: str = ""
-    target_is_posterior: bool = False
-    """The target was not fixed before the runs but taken from the baseline's end."""
+
+    @property
+    def label(self) -> str:
+        """The metric in words, with the data it is measured on."""
+        return f"validation {self.metric.label}"
 
     def of(self, method: str) -> list[Run]:
         """Return a method's runs, by seed."""
@@ -137,11 +129,11 @@ def load_study(folders: Sequence[Path]) -> Study:
 
 def with_metric(study: Study, name: str) -> Study | None:
     """Return the same runs seen by another metric, without a target; None where no run has it."""
-    metric = Metric(name, None)
+    metric = METRICS[name]
     runs = tuple(_run(run.record, run.method, metric) for run in study.runs)
     if not all(run.quality.size for run in runs):
         return None
-    return replace(study, metric=metric, runs=runs, target_is_posterior=False)
+    return replace(study, metric=metric, target=None, runs=runs)
 
 
 def _read_plan(path: Path) -> dict[str, Any]:
@@ -155,7 +147,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
 
 
 def _assemble(plan: Mapping[str, Any], records: Sequence[RunRecord]) -> Study:
-    metric = _metric(records)
+    metric, target = _metric(records)
     runs = tuple(_run(record, label, metric) for record, label in _labelled(records))
     asked = [str(name) for name in plan.get("methods", [])]
     present = list(dict.fromkeys(run.method for run in runs))
@@ -165,19 +157,16 @@ def _assemble(plan: Mapping[str, Any], records: Sequence[RunRecord]) -> Study:
     missing = [f"{name} with seed {seed}" for name in asked for seed in plan.get("seeds", [])
                if (name, seed) not in done]  # fmt: skip
     baseline = _baseline(plan.get("baseline"), methods)
-    posterior = metric.target is None and baseline is not None
-    if posterior:
-        metric = Metric(metric.name, _final_quality([r for r in runs if r.method == baseline]))
     recipe = plan.get("recipe") or ""
     return Study(
         metric=metric,
+        target=target,
         methods=methods,
         runs=runs,
         baseline=baseline,
         missing=tuple(missing),
         name=str(plan.get("name") or records[0].header.get("name") or "run"),
         recipe=recipe if isinstance(recipe, str) else yaml.safe_dump(recipe, sort_keys=False),
-        target_is_posterior=posterior and metric.target is not None,
     )
 
 
@@ -187,11 +176,6 @@ def _baseline(asked: object, methods: Sequence[str]) -> str | None:
     if isinstance(asked, str) and asked in methods:
         return asked
     return _PLAIN_BASELINE if _PLAIN_BASELINE in methods else methods[0]
-
-
-def _final_quality(runs: Sequence[Run]) -> float | None:
-    ends = [float(run.smoothed[-1]) for run in runs if run.quality.size]
-    return sum(ends) / len(ends) if ends else None
 
 
 def _labelled(records: Iterable[RunRecord]) -> list[tuple[RunRecord, str]]:
@@ -206,17 +190,24 @@ def _labelled(records: Iterable[RunRecord]) -> list[tuple[RunRecord, str]]:
     return labelled
 
 
-def _metric(records: Sequence[RunRecord]) -> Metric:
+def _metric(records: Sequence[RunRecord]) -> tuple[Metric, float | None]:
+    """Return what the runs are judged by, and the target that was set before them."""
     target = records[0].header.get("target") or {}
-    seen = {key for record in records for row in record.rounds for key in row["validation"] or {}}
-    fallback = "accuracy" if "accuracy" in seen else "loss"
+    seen = {
+        key: 0.0 for record in records for row in record.rounds for key in row["validation"] or {}
+    }
     value = target.get("value")
-    return Metric(target.get("metric") or fallback, None if value is None else float(value))
+    return main_metric(seen, target.get("metric")), None if value is None else float(value)
 
 
 def _run(record: RunRecord, label: str, metric: Metric) -> Run:
     rounds = record.rounds
-    evaluated = [place for place, row in enumerate(rounds) if _number(row, metric.name) is not None]
+    for row in rounds:
+        fault = range_fault(row["validation"])
+        if fault:
+            raise CheckpointError(f"{record.folder}, round {row['round']}: {fault}; restore it")
+    judged = np.array([metric.of(row["validation"]) for row in rounds], float)
+    evaluated = np.flatnonzero(~np.isnan(judged)).tolist()
     return Run(
         method=label,
         seed=int(record.header["seed"]),
@@ -227,23 +218,13 @@ def _run(record: RunRecord, label: str, metric: Metric) -> Run:
         ),
         energy_j=np.nancumsum(column(rounds, "energy_j")),
         evaluated=evaluated,
-        initial=_initial(rounds, metric.name),
-        quality=np.array([_number(rounds[place], metric.name) for place in evaluated], float),
-        worst_tenth=np.array([_number(rounds[place], "worst_tenth") for place in evaluated], float),
+        initial=metric.of(rounds[0].get("initial") if rounds else None),
+        quality=judged[evaluated],
+        worst_tenth=np.array([metric.worst_of(rounds[k]["validation"]) for k in evaluated], float),
     )
-
-
-def _initial(rounds: Sequence[Mapping[str, Any]], name: str) -> float:
-    value = ((rounds[0].get("initial") if rounds else None) or {}).get(name)
-    return math.nan if value is None else float(value)
 
 
 def column(rounds: Sequence[Mapping[str, Any]], name: str) -> Floats:
     """Return a field of every round, shape (rounds,); NaN where it is null or not there."""
     values = [row.get(name) for row in rounds]
     return np.array([math.nan if value is None else value for value in values], float)
-
-
-def _number(row: Mapping[str, Any], name: str) -> float | None:
-    value = (row.get("validation") or {}).get(name)
-    return None if value is None else float(value)

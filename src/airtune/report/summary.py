@@ -20,7 +20,7 @@ from airtune.report.stats import (
     relative_change,
     smooth,
 )
-from airtune.report.study import Metric, Run, Study
+from airtune.report.study import Run, Study
 
 Cost = Literal["time", "bytes", "energy", "rounds"]
 
@@ -36,11 +36,17 @@ class Row:
     energy: tuple[Reached, ...]
     rounds: tuple[Reached, ...]
     best: Floats
-    """Best smoothed validation quality, shape (seeds,); NaN where nothing was evaluated."""
+    """Best validation, shape (seeds,); NaN where nothing was evaluated."""
     final: Floats
+    """Last validation, as the next one."""
     worst: Floats
-    """The smoothed metric of the worst tenth of the devices at the end."""
+    """The metric over the worst tenth of the devices, by that metric."""
     test: Floats
+    """Of the model after the last round."""
+    at_time: Floats
+    """Last validation before the soonest run of the seed ended."""
+    at_bytes: Floats
+    """Last validation before more was sent than by the run of the seed that sent least in all."""
 
     def cost(self, kind: Cost) -> tuple[Reached, ...]:
         """Return what the method spent until the target, a value a seed."""
@@ -57,9 +63,12 @@ class Against:
     energy: Change
     rounds: Change
     best: Change
-    """Absolute, in units of the metric, as the next two."""
+    """Absolute, in units of the metric, as those that follow."""
+    final: Change
     worst: Change
     test: Change
+    at_time: Change
+    at_bytes: Change
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,7 @@ class Summary:
 
 def summarise(study: Study) -> Summary:
     """Return the numbers of a study."""
-    rows = {method: _row(study.of(method), study.metric) for method in study.methods}
+    rows = {method: _row(study.of(method), study) for method in study.methods}
     base = rows.get(study.baseline or "")
     against = {name: compare(row, base) for name, row in rows.items() if base and row is not base}
     return Summary(rows, against)
@@ -90,8 +99,11 @@ def compare(row: Row, base: Row) -> Against:
     return Against(
         time=cost("time"), bytes=cost("bytes"), energy=cost("energy"), rounds=cost("rounds"),
         best=difference(row.best[mine], base.best[other]),
+        final=difference(row.final[mine], base.final[other]),
         worst=difference(row.worst[mine], base.worst[other]),
         test=difference(row.test[mine], base.test[other]),
+        at_time=difference(row.at_time[mine], base.at_time[other]),
+        at_bytes=difference(row.at_bytes[mine], base.at_bytes[other]),
     )  # fmt: skip
 
 
@@ -100,6 +112,7 @@ def write_comparison_csv(study: Study, summary: Summary, path: Path) -> None:
     names = (
         "method", "seed", "metric", "target", "reached", "time_to_target_s", "bytes_to_target",
         "energy_to_target_j", "rounds_to_target", "best", "final", "worst_tenth", "test",
+        "at_equal_time", "at_equal_bytes",
     )  # fmt: skip
     write_csv(path, names, iter(list(_lines(study, summary))))
 
@@ -110,49 +123,64 @@ def _lines(study: Study, summary: Summary) -> list[list[Any]]:
     for row in summary.rows.values():
         for place, seed in enumerate(row.seeds):
             costs = [row.cost(kind)[place] for kind in ("time", "bytes", "energy", "rounds")]
-            quality = [column[place] for column in (row.best, row.final, row.worst, row.test)]
+            columns = (row.best, row.final, row.worst, row.test, row.at_time, row.at_bytes)
+            quality = [column[place] for column in columns]
+            hit = None if study.target is None else int(costs[0].hit)
             lines.append([
-                row.method, seed, metric.name, metric.target, int(costs[0].hit),
-                *(cost.value for cost in costs),
+                row.method, seed, metric.name, study.target, hit,
+                *(cost.value if hit is not None else None for cost in costs),
                 *(None if math.isnan(value) else float(value) for value in quality),
             ])  # fmt: skip
     return lines
 
 
-def _row(runs: Sequence[Run], metric: Metric) -> Row:
+def _row(runs: Sequence[Run], study: Study) -> Row:
+    metric = study.metric
+
     def reached(spent: Callable[[Run], Floats]) -> tuple[Reached, ...]:
-        return tuple(_reached(run, metric, spent(run)) for run in runs)
+        return tuple(_reached(run, study, spent(run)) for run in runs)
 
     def each(value: Callable[[Run], float]) -> Floats:
         return np.array([value(run) for run in runs], float)
 
-    pick = np.max if metric.higher else np.min
+    def last(column: Floats) -> float:
+        return float(column[-1]) if column.size else math.nan
+
     return Row(
         method=runs[0].method,
         seeds=tuple(run.seed for run in runs),
-        time=reached(lambda run: run.end_s),
-        bytes=reached(lambda run: run.traffic_bytes),
+        time=reached(_time),
+        bytes=reached(_traffic),
         energy=reached(lambda run: run.energy_j),
         rounds=reached(lambda run: np.arange(1.0, len(run.record.rounds) + 1.0)),
-        best=each(lambda run: float(pick(run.smoothed)) if run.quality.size else math.nan),
-        final=each(lambda run: float(run.smoothed[-1]) if run.quality.size else math.nan),
-        worst=each(
-            lambda run: float(smooth(run.worst_tenth)[-1]) if run.quality.size else math.nan
-        ),
-        test=each(lambda run: _test_quality(run, metric)),
+        best=each(lambda run: metric.best(run.quality.tolist())),
+        final=each(lambda run: last(run.quality)),
+        worst=each(lambda run: last(run.worst_tenth)),
+        test=each(lambda run: metric.of((run.record.results or {}).get("test"))),
+        at_time=each(lambda run: run.at(run.end_s, _shared(study, run.seed, _time))),
+        at_bytes=each(lambda run: run.at(run.traffic_bytes, _shared(study, run.seed, _traffic))),
     )
 
 
-def _reached(run: Run, metric: Metric, spent: Floats) -> Reached:
+def _time(run: Run) -> Floats:
+    return run.end_s
+
+
+def _traffic(run: Run) -> Floats:
+    return run.traffic_bytes
+
+
+def _shared(study: Study, seed: int, spent: Callable[[Run], Floats]) -> float:
+    """Return what every run of a seed has spent; one that spent nothing is a level, no limit."""
+    totals = [run.total(spent(run)) for run in study.runs if run.seed == seed]
+    return min((total for total in totals if total > 0.0), default=0.0)
+
+
+def _reached(run: Run, study: Study, spent: Floats) -> Reached:
     total = run.total(spent)
-    if metric.target is None or not run.evaluated:
+    if study.target is None or not run.evaluated:
         return Reached(total, hit=False)
     return cost_to_target(
-        spent[run.evaluated], run.smoothed, metric.target, higher=metric.higher, total=total
-    )
-
-
-def _test_quality(run: Run, metric: Metric) -> float:
-    test = (run.record.results or {}).get("test") or {}
-    value = test.get(metric.name)
-    return math.nan if value is None else float(value)
+        spent[run.evaluated], smooth(run.quality), study.target, higher=study.metric.higher,
+        total=total,
+    )  # fmt: skip

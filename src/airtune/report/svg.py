@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from airtune.plan import Floats
 from airtune.report.curves import Chart, Curve
 from airtune.report.figure import COLOURS, palette_place
-from airtune.report.wording import format_quality
 
 _WIDTH, _HEIGHT = 760, 430
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 22, 70, 78
@@ -111,7 +110,7 @@ def _grid(scale: _Scale, chart: Chart) -> Iterator[str]:
     for value in ticks(scale.low, scale.high):
         place = scale.y(value)
         yield f'<path class="grid" d="M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"/>'
-        text = f"{100 * value:g} %" if chart.is_share else f"{value:g}"
+        text = f"{100 * value:g} %" if chart.metric.is_share else f"{value:g}"
         yield (f'<text class="soft" x="{_LEFT - 8}" y="{place + 4:.1f}" '
                f'text-anchor="end">{text}</text>')  # fmt: skip
     for value in ticks(0.0, scale.right):
@@ -149,7 +148,7 @@ def _target(chart: Chart, scale: _Scale) -> Iterator[str]:
     yield (f'<path class="rule" stroke-dasharray="2 4" '
            f'd="M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"/>')  # fmt: skip
     yield (f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{place - 6:.1f}" text-anchor="end">'
-           f"target {format_quality(chart.target, chart.metric)}</text>")  # fmt: skip
+           f"target {chart.metric.write(chart.target)}</text>")  # fmt: skip
 
 
 def _marker(curve: Curve, chart: Chart, scale: _Scale) -> str:

@@ -15,8 +15,8 @@ from airtune.report.wording import (
     count_rounds,
     count_seeds,
     format_change,
+    format_gap,
     format_interval,
-    format_quality,
     format_reached,
     mean_of,
 )
@@ -31,10 +31,10 @@ def headline(study: Study, summary: Summary) -> str:
     row = summary.rows[study.focus]
     if study.baseline is None:
         return _alone(study, row)
+    if study.target is None:
+        return _at_equal_cost(study, summary)
     change = summary.against[study.focus].time
     pair = f"{study.focus} and {study.baseline}"
-    if study.metric.target is None:
-        return f"No target could be set, so {pair} are compared by their curves only."
     if change.bound == "unknown":
         return (
             f"No saving can be stated for {pair}: in some seed both missed the target, or one "
@@ -63,20 +63,39 @@ def headline(study: Study, summary: Summary) -> str:
 def limits(study: Study, summary: Summary) -> list[str]:
     """Return where the method does not help, or what its limits were, as sentences."""
     sentences = list(_missing(study))
+    said = _against if study.target is not None else _worse_at_equal_cost
     for name, against in summary.against.items():
-        sentences.extend(_against(summary.rows[name], str(study.baseline), against))
+        sentences.extend(said(summary.rows[name], study, against))
     sentences.extend(_best_control(study, summary))
     sentences.extend(_limits_of_run(study.first, study, summary.rows[study.focus]))
     return sentences
+
+
+def _at_equal_cost(study: Study, summary: Summary) -> str:
+    """Compare by quality where no target was set before the runs."""
+    row, base = summary.rows[study.focus], summary.rows[str(study.baseline)]
+    against, write = summary.against[study.focus], study.metric.write
+    parts = [
+        f"at equal {what} {write(mean_of(ours))} against {write(mean_of(theirs))} "
+        f"({format_gap(change, study.metric)})"
+        for what, ours, theirs, change in (
+            ("time", row.at_time, base.at_time, against.at_time),
+            ("bytes", row.at_bytes, base.at_bytes, against.at_bytes),
+        )
+    ]
+    return (
+        f"No target was set before the runs. {study.label.capitalize()} of {study.focus} against "
+        f"{study.baseline}, over {count_seeds(against.at_time.pairs)}: {'; '.join(parts)}."
+    )
 
 
 def _alone(study: Study, row: Row) -> str:
     metric = study.metric
     run = study.first
     whole = f"{count_rounds(len(run.record.rounds))} took {format_seconds(run.total(run.end_s))}"
-    if metric.target is None:
+    if study.target is None:
         return f"{study.focus}: {whole} on the virtual clock. No target was set."
-    goal = f"the target ({metric.label} {format_quality(metric.target, metric.name)})"
+    goal = f"the target ({study.label} {metric.write(study.target)})"
     seeds = "" if len(row.seeds) == 1 else f" on average over {count_seeds(len(row.seeds))}"
     if not all(cost.hit for cost in row.time):
         missed = sum(not cost.hit for cost in row.time)
@@ -105,8 +124,20 @@ def _missing(study: Study) -> Iterator[str]:
             )
 
 
-def _against(row: Row, base: str, against: Against) -> Iterator[str]:
-    name = row.method
+def _worse_at_equal_cost(row: Row, study: Study, against: Against) -> Iterator[str]:
+    for what, change in (("time", against.at_time), ("bytes", against.at_bytes)):
+        worse = change.is_less if study.metric.higher else change.is_more
+        if worse:
+            yield (
+                f"{row.method} is worse than {study.baseline} at equal {what}: "
+                f"{format_gap(change, study.metric)}."
+            )
+        elif change.bound != "unknown" and not math.isnan(change.low) and not change.is_resolved:
+            yield f"{row.method} is not resolved from {study.baseline} at equal {what}."
+
+
+def _against(row: Row, study: Study, against: Against) -> Iterator[str]:
+    name, base = row.method, study.baseline
     costs = (("time", against.time), ("traffic", against.bytes), ("energy", against.energy))
     unresolved = []
     for what, change in costs:
@@ -153,10 +184,9 @@ def _limits_of_run(run: Run, study: Study, row: Row) -> Iterator[str]:
     metric = study.metric
     worst, best = mean_of(row.worst), mean_of(row.final)
     if math.isfinite(worst) and math.isfinite(best):
-        shown = format_quality(worst, metric.name), format_quality(best, metric.name)
         yield (
-            f"The worst tenth of the devices ended at {shown[0]} {metric.name.replace('_', ' ')}, "
-            f"the weighted mean of all at {shown[1]}."
+            f"The worst tenth of the devices ended at {metric.write(worst)} {metric.label}, the "
+            f"weighted mean of all at {metric.write(best)}."
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from airtune.plan import Floats
+from airtune.records import Metric
 from airtune.report.stats import Change, Reached
 from airtune.units import format_bytes, format_seconds
 
@@ -32,21 +33,6 @@ def format_joules(energy_j: float) -> str:
     return f"{energy_j:.3g} J"
 
 
-def format_quality(value: float, metric: str) -> str:
-    """Write a quality: a share of right answers as percent, anything else as a number.
-
-    >>> format_quality(0.5, "accuracy"), format_quality(1.2, "loss")
-    ('50.0 %', '1.200')
-    """
-    if math.isnan(value):
-        return "–"
-    return (
-        f"{100 * value:.1f} %"
-        if metric in ("accuracy", "exact_match")
-        else f"{value:#.4g}".rstrip(".")
-    )
-
-
 def format_reached(costs: Sequence[Reached], form: Form) -> str:
     r"""Write the mean cost to target over seeds; "> T" where a seed missed it.
 
@@ -64,16 +50,16 @@ def format_total(costs: Sequence[Reached], form: Form) -> str:
     return hold(form(sum(cost.value for cost in costs) / len(costs)))
 
 
-def count_misses(costs: Sequence[Reached]) -> str:
-    """Say how many seeds missed the target, or nothing.
+def count_hits(costs: Sequence[Reached]) -> str:
+    """Say in how many seeds the target was hit; nothing where one seed hit it.
 
-    >>> count_misses([Reached(2.0, True), Reached(4.0, False)])
-    'missed by 1 of 2 seeds'
+    >>> count_hits([Reached(2.0, True), Reached(4.0, False)])
+    'hit in 1 of 2 seeds'
     """
-    missed = sum(not cost.hit for cost in costs)
-    if not missed:
-        return ""
-    return "missed" if missed == len(costs) else f"missed by {missed} of {len(costs)} seeds"
+    hits = sum(cost.hit for cost in costs)
+    if len(costs) == 1:
+        return "" if hits else "missed"
+    return f"hit in {hits} of {len(costs)} seeds"
 
 
 def format_change(change: Change) -> str:
@@ -112,15 +98,15 @@ def format_range(change: Change) -> str:
     return hold(f"{_percent(change.low).removesuffix(' %')} … {_percent(change.high)}")
 
 
-def format_gap(change: Change, metric: str) -> str:
+def format_gap(change: Change, metric: Metric) -> str:
     r"""Write an absolute difference of a quality with its interval.
 
-    >>> format_gap(Change(-0.02, -0.03, -0.01, 5), "loss")
+    >>> format_gap(Change(-0.02, -0.03, -0.01, 5), METRICS["loss"])
     '−0.020 (−0.030\xa0…\xa0−0.010)'
     """
     if change.bound == "unknown":
         return "–"
-    mean, low, high = (_signed(value, metric) for value in (change.mean, change.low, change.high))
+    mean, low, high = map(metric.write_change, (change.mean, change.low, change.high))
     return mean if math.isnan(change.low) else f"{mean} {hold(f'({low} … {high})')}"
 
 
@@ -168,13 +154,6 @@ def bytes_scale(most_bytes: float) -> tuple[float, str]:
 def _percent(value: float) -> str:
     text = f"{100 * value:+.0f} %" if abs(value) >= 0.095 else f"{100 * value:+.1f} %"
     return text.replace("-", "−")
-
-
-def _signed(value: float, metric: str) -> str:
-    if metric in ("accuracy", "exact_match"):
-        return f"{100 * value:+.1f} pt".replace("-", "−")
-    text = f"{value:+#.2g}" if abs(value) < 10.0 else f"{value:+.1f}"
-    return text.rstrip(".").replace("-", "−")
 
 
 FORMS: dict[str, Form] = {
