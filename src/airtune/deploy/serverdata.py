@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from airtune.data import DeviceData, FederatedData, load_federated, load_federated_images
 from airtune.data.ledger import RowCounts
@@ -15,6 +14,7 @@ from airtune.model.base import load_class_names
 from airtune.model.batch import Sequences
 from airtune.model.frame import load_frame
 from airtune.model.images import Examples
+from airtune.model.source import load_tokenizer
 from airtune.plan import Ints
 from airtune.recipe import Recipe
 from airtune.run.build import is_vision, model_source
@@ -74,5 +74,5 @@ def _load(recipe: Recipe) -> FederatedData:
     if is_vision(recipe):
         frame = load_frame(source, revision=revision)
         return load_federated_images(spec, frame=frame, devices=1, seed=recipe.seed, known=known)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    tokenizer = load_tokenizer(source, revision)
     return load_federated(spec, tokenizer=tokenizer, devices=1, seed=recipe.seed, known=known)

@@ -13,19 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -33,10 +30,10 @@ from airtune.errors import ModelError
 from airtune.model.classes import class_names, name_classes_
 from airtune.model.families import Config, Family, family_of, shape_from_config
 from airtune.model.frame import Frame
+from airtune.model.gguf_source import is_gguf, loader_arguments
 from airtune.model.quantised import require_bitsandbytes
+from airtune.model.source import Tokenizer, load_config, load_tokenizer, reading
 from airtune.plan import ModelShape
-
-Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOADING = Lock()
@@ -79,7 +76,7 @@ def load_base(
     """Load a base model with its tokenizer.
 
     Args:
-        source: Hub id or local folder.
+        source: Hub id, local folder, or GGUF file.
         labels: Number of classes; 0 = a language model. A classification head that the weights do
             not hold, or hold for another number of classes, is drawn anew, always the same one.
         classes: Their names in the order of their ids, for the model's config; () = as it has them.
@@ -91,14 +88,15 @@ def load_base(
     Raises:
         ModelError: if the model cannot be found or read, is of no supported family, or the dtype
             or the device is not there.
-        MissingExtraError: if 4 bits are asked for and bitsandbytes is not installed.
+        MissingExtraError: if 4 bits are asked for and bitsandbytes is not installed, or the source is
+            a GGUF file and gguf is not.
     """
     if dtype not in DTYPES:
         raise ModelError(
             f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}; set model.dtype"
         )
     place = place_of(device)
-    config = _config(source, revision)
+    config = load_config(source, revision)
     shape_from_config(config, labels=labels)  # refuses what cannot be loaded before the weights are
     quantisation = _quantisation(DTYPES[dtype]) if load_in_4bit else None
     loader = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
@@ -107,12 +105,15 @@ def load_base(
         choices = {"num_labels": labels, "ignore_mismatched_sizes": True}
     if quantisation is not None:
         choices |= {"quantization_config": quantisation, "device_map": {"": place}}
-    with _reading(source), loading():
+    with reading(source), loading():
         network, report = loader.from_pretrained(
-            source, revision=revision, dtype=DTYPES[dtype], output_loading_info=True, **choices
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            **loader_arguments(source), revision=revision, dtype=DTYPES[dtype],
+            output_loading_info=True, **choices,
+        )  # fmt: skip
+        tokenizer = load_tokenizer(source, revision)
     _check_complete(report, family_of(config), source)
+    if is_gguf(source):  # its blocks are plain numbers now, to be trained and saved as such
+        network.hf_quantizer.remove_quantization_config(network)
     if classes:
         name_classes_(network, classes)
     if quantisation is None:
@@ -169,7 +170,7 @@ def load_shape(source: str | Path, *, labels: int = 0, revision: str | None = No
     Raises:
         ModelError: if the config cannot be found or read, or is of no supported family.
     """
-    return shape_from_config(_config(source, revision), labels=labels)
+    return shape_from_config(load_config(source, revision), labels=labels)
 
 
 def load_class_names(source: str | Path, *, revision: str | None = None) -> tuple[str, ...]:
@@ -178,7 +179,7 @@ def load_class_names(source: str | Path, *, revision: str | None = None) -> tupl
     Raises:
         ModelError: if its config cannot be found or read.
     """
-    return class_names(_config(source, revision))
+    return class_names(load_config(source, revision))
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -194,11 +195,6 @@ def fingerprint(network: nn.Module) -> str:
         sample = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].cpu().contiguous()
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _config(source: str | Path, revision: str | None) -> Config:
-    with _reading(source):
-        return AutoConfig.from_pretrained(source, revision=revision)
 
 
 def place_of(name: str) -> str:
@@ -243,18 +239,6 @@ def _check_complete(report: Mapping[str, set[Any]], family: Family, source: str 
             f"the weights of {str(source)!r} lack {len(lost)} tensors of a {family.name} model, "
             f"{lost[0]} for one; the files are damaged or of another architecture"
         )
-
-
-@contextmanager
-def _reading(source: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"cannot load model {str(source)!r}: {reason}; give a hub id or a folder with "
-            "config.json, weights and tokenizer (HF_HUB_OFFLINE and HF_HOME are obeyed)"
-        ) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from airtune.cost import known_shapes
 from airtune.data import EMBEDDED_MODEL, SHAPES, TOPICS
 from airtune.errors import ModelError
 from airtune.model.base import load_shape
+from airtune.model.gguf_source import is_gguf
 from airtune.plan import ModelShape
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run.build import model_source
@@ -40,7 +41,7 @@ def find_shape(model: str, *, labels: int = 0, revision: str | None = None) -> M
     """
     if model == EMBEDDED:
         return load_shape(EMBEDDED_MODEL, labels=labels)
-    if Path(model).is_dir():
+    if is_gguf(model) or Path(model).is_dir():
         return load_shape(model, labels=labels, revision=revision)
     shapes = known_shapes()
     name = model.rpartition("/")[2].lower().removesuffix("-hf").removesuffix("-instruct")

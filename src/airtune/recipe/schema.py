@@ -72,7 +72,7 @@ class ModelSection(Section):
     """The base model."""
 
     source: str = Field(default=EMBEDDED, min_length=1)
-    """Hub id, local folder, or `embedded` for the small model that is shipped."""
+    """Hub id, local folder, GGUF file, or `embedded` for the small model that is shipped."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the base in memory and in the arithmetic."""
     device: Annotated[str, AfterValidator(_device)] = "auto"

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from airtune.cost import ladder, peak_memory
 from airtune.data import (
@@ -29,7 +28,9 @@ from airtune.methods.split_lines import check_cut
 from airtune.model.base import BaseModel, load_base, load_class_names
 from airtune.model.batch import IGNORED
 from airtune.model.frame import load_frame
+from airtune.model.gguf_source import is_gguf
 from airtune.model.images import Examples, Images, image_tokens, load_image_base
+from airtune.model.source import load_tokenizer
 from airtune.plan import Assignments, ModelShape, Problem, Workload
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.units import format_bytes
@@ -109,7 +110,7 @@ def load_assets(recipe: Recipe) -> Assets:
             recipe.data, frame=frame, devices=count, seed=recipe.seed, known=known
         )
     else:
-        tokenizer = _tokenizer(source, revision)
+        tokenizer = load_tokenizer(source, revision)
         data = load_federated(
             recipe.data, tokenizer=tokenizer, devices=count, seed=recipe.seed, known=known
         )
@@ -150,7 +151,7 @@ def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = N
 
 
 def model_source(recipe: Recipe) -> str:
-    """Return the folder or hub id of the model.
+    """Return the folder, GGUF file or hub id of the model.
 
     Raises:
         ModelError: if it is a path and nothing is there.
@@ -158,8 +159,13 @@ def model_source(recipe: Recipe) -> str:
     source = recipe.model.source
     if source == EMBEDDED:
         return str(EMBEDDED_VISION if is_vision(recipe) else EMBEDDED_MODEL)
-    if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
-        raise ModelError(f"there is no folder {source!r}; set model.source to a folder or a hub id")
+    place = Path(source).expanduser()
+    if is_gguf(source) and not place.is_file():
+        raise ModelError(f"there is no file {source!r}; set model.source to a GGUF file")
+    if source.startswith((".", "/", "~")) and not (place.is_dir() or is_gguf(source)):
+        raise ModelError(
+            f"there is no folder {source!r}; set model.source to a folder, a GGUF file or a hub id"
+        )
     return str(Path(source).expanduser()) if source.startswith("~") else source
 
 
@@ -167,9 +173,14 @@ def base_folder(recipe: Recipe) -> Path:
     """Return where this machine has a recipe's base.
 
     Raises:
-        ModelError: if it has it neither as a folder nor from the hub.
+        ModelError: if it has it neither as a folder nor from the hub, or it is one GGUF file.
     """
     source = model_source(recipe)
+    if is_gguf(source):
+        raise ModelError(
+            f"{source!r} is a GGUF file, which a server does not hand out; set model.stage to none and "
+            "put the file on every device, or give model.source a folder"
+        )
     if Path(source).is_dir():
         return Path(source)
     found = try_to_load_from_cache(source, "config.json", revision=recipe.model.revision)
@@ -354,17 +365,3 @@ def _scored(held: Sequence[Examples], tokens: int) -> float:
     if not rows:
         return 1.0
     return sum(int((row[1:] != IGNORED).sum()) for row in rows) / (len(rows) * tokens)
-
-
-def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            source, revision=revision
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"cannot load model {source!r}: {reason}; give a hub id or a folder with config.json, "
-            "weights and tokenizer (HF_HUB_OFFLINE and HF_HOME are obeyed)"
-        ) from error
-    return tokenizer

@@ -12,6 +12,7 @@ from airtune.data import TOPICS
 from airtune.data.template import chosen_template
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
+from airtune.model.gguf_source import is_gguf
 from airtune.recipe import Recipe
 from airtune.records import RunRecord
 from airtune.run.build import base_folder
@@ -102,6 +103,8 @@ def _template(recipe: Recipe, base: BaseModel) -> tuple[Any, str | None]:
 
 def _commit(recipe: Recipe) -> str | None:
     """Return the commit of a base from the hub, which its cache names folders after."""
+    if is_gguf(recipe.model.source):
+        return None
     place = base_folder(recipe)
     is_commit = place.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", place.name)
     return place.name if is_commit else None

@@ -12,9 +12,9 @@ from torch import nn
 from transformers import GenerationMixin
 
 from airtune.errors import DataError, ModelError
-from airtune.model.base import Tokenizer
 from airtune.model.images import Examples, Images, image_tokens
 from airtune.model.loss import class_logits, scored, token_losses
+from airtune.model.source import Tokenizer
 from airtune.plan import Floats, Ints
 from airtune.work.batches import collate_examples, join_examples, lengths_of
 

@@ -1,0 +1,59 @@
+"""Reading config and tokenizer of a model source: a hub id, a folder, or a GGUF file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from airtune.errors import ModelError
+from airtune.model.families import Config
+from airtune.model.gguf_source import gguf_config, gguf_tokenizer, is_gguf
+
+Tokenizer: TypeAlias = PreTrainedTokenizerBase
+
+
+def load_config(source: str | Path, revision: str | None = None) -> Config:
+    """Return a model's config; no weight is read.
+
+    Raises:
+        ModelError: if it cannot be found or read.
+        MissingExtraError: if it is a GGUF file and the gguf package is not installed.
+    """
+    with reading(source):
+        if is_gguf(source):
+            return gguf_config(source)
+        config: Config = AutoConfig.from_pretrained(source, revision=revision)
+        return config
+
+
+def load_tokenizer(source: str | Path, revision: str | None = None) -> Tokenizer:
+    """Return a model's tokenizer.
+
+    Raises:
+        ModelError: if it cannot be found or read.
+        MissingExtraError: if it is a GGUF file and the gguf package is not installed.
+    """
+    with reading(source):
+        if is_gguf(source):
+            return gguf_tokenizer(source)
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        return tokenizer
+
+
+@contextmanager
+def reading(source: str | Path) -> Iterator[None]:
+    """Turn what transformers' loaders raise into a ModelError that says what to give instead."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"cannot load model {str(source)!r}: {reason}; give a hub id, a folder with config.json, "
+            "weights and tokenizer, or a GGUF file (HF_HUB_OFFLINE and HF_HOME are obeyed)"
+        ) from error
