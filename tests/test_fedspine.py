@@ -107,7 +107,10 @@ def test_every_pruning_method_ends_exactly_at_the_same_sparsity(tmp_path, name, 
     groups, channels = sizes.pop()
     pruned = float(shape.pruned_fraction(1 - groups / shape.kv_groups, 1 - channels / shape.ffn))
     assert pruned == pytest.approx(0.5, abs=1.0 / shape.ffn)
-    assert (groups == shape.kv_groups) == (family == "bert")
+    if family == "bert":
+        assert groups == shape.kv_groups
+    elif name in ("loraprune", "llm-pruner"):
+        assert groups < shape.kv_groups, "these prune in proportion, as published"
     last = read_run(tmp_path).devices
     final = last["pruned"][last["round"] == ROUNDS - 1]
     np.testing.assert_allclose(final, pruned)

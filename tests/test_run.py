@@ -210,7 +210,7 @@ def test_ctrl_c_before_the_first_round_leaves_nothing(tmp_path, assets, monkeypa
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("airtune.run.measurement.calibrate_pruning", interrupt)
+    monkeypatch.setattr("airtune.run.sensitivity.measure_sensitivity", interrupt)
     asked = recipe(f"output={tmp_path}")
     with pytest.raises(RunInterruptedError, match="nothing was written, start the run again"):
         run_recipe(asked, assets=assets)

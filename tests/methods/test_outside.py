@@ -96,15 +96,15 @@ def test_nothing_is_measured_that_a_method_does_not_ask_for(written):
     assert not build_method(name).wants
     asked, _ = written((field, f"wants = frozenset({{'pruning'}})\n    {field}"))
     assert as_method("Mine", build_method(asked).decider).wants <= {"pruning"}
-    assert build_method("jcpba").wants == {"pruning"}
-    assert not build_method("jcpba", {"budget": 0.2}).wants
+    assert build_method("jcpba").wants == {"sensitivity", "pruning"}
+    assert build_method("jcpba", {"budget": 0.2}).wants == {"sensitivity"}
     assert build_method("sft").wants == {"codecs"}
     assert not build_method("sft", {"codec": "none"}).wants
 
 
 @pytest.mark.parametrize(("old", "new", "said"), [
     ("frozenset()", "frozenset({'chanel'})", "needs of .* must be a frozenset of capability, chan"),
-    ("frozenset()", "frozenset(); wants = {'pruning'}", "wants of .* must be a frozenset of pruni"),
+    ("frozenset()", "frozenset(); wants = {'pruning'}", "wants of .* must be a frozenset of sensi"),
     ("frozenset()", "frozenset(); may_cut = 'no'", "may_cut of .* must be a bool, got 'no'"),
     ("frozenset()", "frozenset(); work = 'magnitude'", "work of .* must be a WorkSpec"),
 ])  # fmt: skip

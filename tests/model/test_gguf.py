@@ -12,6 +12,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -153,6 +155,20 @@ def test_constants_of_a_pruned_llama_are_written(tmp_path, tokenizer):
 
 
 @needs_gguf
+def test_a_granite_is_written_only_where_it_computes_what_llama_does(tmp_path, tokenizer):
+    import gguf
+
+    odd = {**SIZES, "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 8}
+    plain = GraniteForCausalLM(GraniteConfig(**odd, attention_multiplier=8**-0.5))
+    write_gguf(tmp_path / "model.gguf", plain, tokenizer)
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["general.architecture"].contents() == "llama"
+    assert fields["llama.attention.head_count"].contents() == 3
+    with pytest.raises(ModelError, match="granite model with multipliers of its own"):
+        check_gguf(GraniteForCausalLM(GraniteConfig(**odd, logits_scaling=8.0)))
+
+
+@needs_gguf
 def test_biases_before_attention_are_refused():
     network = biased_llama()
     torch.nn.init.normal_(network.model.layers[1].self_attn.q_proj.bias)
@@ -164,7 +180,7 @@ def test_biases_before_attention_are_refused():
 def test_other_models_and_unknown_tokenizers_are_refused(tmp_path):
     small = {name: SIZES[name] for name in list(SIZES)[:5]}
     with pytest.raises(
-        ModelError, match="language models of llama, mistral, qwen2, qwen3, got bert"
+        ModelError, match="language models of llama, mistral, qwen2, qwen3, granite, got bert"
     ):
         check_gguf(BertForSequenceClassification(BertConfig(**small)))
     odd = Tokenizer(models.BPE({"a": 0}, []))

@@ -28,7 +28,9 @@ assert not any(name.split(".")[0] == "airtune" for name in sys.modules)
 with torch.no_grad():
     print(network.num_parameters(), *network(words["input_ids"]).logits.flatten()[:5].tolist())
 """
-FEDSPINE = ["method.name=fedspine", "method.prune_every=2", "method.min_rank=2"]
+FEDSPINE = [
+    "method.name=fedspine", "method.prune_every=2", "method.min_rank=2", "method.structures=ffn",
+]  # fmt: skip
 QUICK = [
     "train.rounds=2", "train.local_steps=2", "train.per_device_train_batch_size=4", "data.limit=120", "data.test_limit=20",
     "data.max_length=64", "fleet.devices=4", "threads=1",

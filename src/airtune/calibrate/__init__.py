@@ -1,16 +1,20 @@
-"""What pruning or compression costs this model on these data: measured by short federations."""
+"""What pruning or compression costs this model on these data: short runs, or forward passes."""
 
 from airtune.calibrate.compression import calibrate_codecs
 from airtune.calibrate.measured import Measured, from_document, load, store
 from airtune.calibrate.pruning import calibrate_pruning
-from airtune.calibrate.short import Setting
+from airtune.calibrate.sensitivity import Probe, measure_sensitivity
+from airtune.calibrate.short import Setting, chosen_devices
 
 __all__ = [
     "Measured",
+    "Probe",
     "Setting",
     "calibrate_codecs",
     "calibrate_pruning",
+    "chosen_devices",
     "from_document",
     "load",
+    "measure_sensitivity",
     "store",
 ]

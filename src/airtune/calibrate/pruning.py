@@ -83,7 +83,7 @@ class SpreadPruning(Memoryless):
         self, problem: Problem, state: State, observation: Observation
     ) -> tuple[RoundPlan, State]:
         """Give every device a level of the ladder near its rate."""
-        levels = ladder(problem.shape, problem.workload)
+        levels = ladder(problem.shape, problem.workload, problem.sensitivity)
         rates = spread_rates(self.mean, problem.devices.weight, problem.seed, observation.round)
         chosen = nearest_levels(levels, rates)
         everybody = np.arange(len(problem.devices))

@@ -52,9 +52,14 @@ class Setting:
 
 def some_devices(setting: Setting) -> FederatedData:
     """Return the data of a few devices, evenly chosen among those that have some."""
-    held = [device for device in setting.data.devices if len(device.train)]
-    chosen = np.unique(np.linspace(0, len(held) - 1, min(setting.devices, len(held))).round())
-    return replace(setting.data, devices=tuple(held[int(place)] for place in chosen))
+    return chosen_devices(setting.data, setting.devices)
+
+
+def chosen_devices(data: FederatedData, devices: int) -> FederatedData:
+    """Return the data of at most so many devices, evenly chosen among those that have some."""
+    held = [device for device in data.devices if len(device.train)]
+    chosen = np.unique(np.linspace(0, len(held) - 1, min(devices, len(held))).round())
+    return replace(data, devices=tuple(held[int(place)] for place in chosen))
 
 
 def short_run(

@@ -17,7 +17,7 @@ def export(
     *,
     format: Annotated[Literal["adapter", "merged", "pruned", "gguf"], typer.Option("--format", help="What to write.")] = "adapter",
     output: Annotated[Path | None, typer.Option(help="Folder to write; default: in the run folder.")] = None,
-    prune: Annotated[float | None, typer.Option(help="With merged, pruned or gguf, of a run that kept the dense base: fraction of heads and FFN channels to remove; needs --force, as the result was not evaluated.")] = None,
+    prune: Annotated[float | None, typer.Option(help="With merged, pruned or gguf, of a run that kept the dense base: fraction of the blocks' weights to remove; needs --force, as the result was not evaluated.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is there, and write even what is worse than the untuned model or was not evaluated.")] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip

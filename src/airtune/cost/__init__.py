@@ -6,6 +6,7 @@ from airtune.cost.flops import forward_flops, train_flops
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes
 from airtune.cost.most import most_bytes, most_upload_bytes, stream_bytes
+from airtune.cost.path import Order, PruningPath, counts_for, pruning_path
 from airtune.cost.payload import (
     base_bytes,
     download_bytes,
@@ -22,14 +23,17 @@ from airtune.cost.split import SplitCost, line_cost, split_cost
 __all__ = [
     "Ladder",
     "Memory",
+    "Order",
     "Prediction",
     "Probe",
+    "PruningPath",
     "SpeedProfile",
     "SplitCost",
     "SplitTimes",
     "achieved_flops_per_s",
     "base_bytes",
     "bert_like",
+    "counts_for",
     "download_bytes",
     "energy_j",
     "fit_speed",
@@ -46,6 +50,7 @@ __all__ = [
     "most_upload_bytes",
     "peak_memory",
     "predict",
+    "pruning_path",
     "saved_bytes",
     "split_cost",
     "split_times",

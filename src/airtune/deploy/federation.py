@@ -56,10 +56,13 @@ from airtune.run import (
     Pieces,
     build_pieces,
     choose_method,
+    known_sensitivity,
     new_folder,
     problem_of,
     remembered,
+    remembered_sensitivity,
     stored_measurement,
+    stored_sensitivity,
     workload_of,
 )
 from airtune.run.build import engine_settings, is_vision, load_model, pinned
@@ -350,11 +353,17 @@ def _begin(
     and writes it to its header, from which it reads it again when it is resumed.
     """
     if not place.is_new:
-        measured = remembered(read_run(place.folder).header)
+        record = read_run(place.folder)
+        measured = remembered(record.header)
+        pieces = known_sensitivity(pieces, remembered_sensitivity(record.header))
         saved = load_checkpoint(place.folder / "checkpoint", identity=identity(pieces))
         writer = RunWriter.resume(place.folder, 0 if saved is None else saved.rounds)
         return _priced(pieces, chosen.method, measured), writer
-    measured = stored_measurement(pieces.recipe, chosen, fingerprint=pieces.assets.base.fingerprint)
+    fingerprint = pieces.assets.base.fingerprint
+    measured = stored_measurement(pieces.recipe, chosen, fingerprint=fingerprint)
+    pieces = known_sensitivity(
+        pieces, stored_sensitivity(pieces.recipe, chosen, fingerprint=fingerprint)
+    )
     document = header(
         pieces, chosen.method, label=chosen.label, summary=chosen.summary,
         reconstructed=chosen.reconstructed, measured=measured,

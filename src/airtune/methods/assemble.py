@@ -37,7 +37,7 @@ def level_plan(
         solution: how the optimisation ended.
         notes: figures for the record.
     """
-    steps, workload = ladder_of(problem.shape, problem.workload), problem.workload
+    steps, workload = ladder_of(problem), problem.workload
     count = seen.device.shape[0]
     told = Assignments(
         device=seen.device, prune_heads=steps.prune_heads[level], prune_ffn=steps.prune_ffn[level],

@@ -27,6 +27,7 @@ from airtune.methods.sparsity import (
     LEVELS,
     Schedule,
     Structures,
+    Target,
     check_ranks,
     check_sparsity,
     levels_of,
@@ -105,13 +106,18 @@ class FedSpine:
         if not 0.0 < self.discount <= 1.0:
             raise RecipeError(f"discount must be above 0 and at most 1, got {self.discount:g}")
 
+    @property
+    def target(self) -> Target:
+        """Where pruning ends."""
+        return Target(self.sparsity, self.structures)
+
     def init(self, problem: Problem) -> State:
         """Return the state that knows nothing.
 
         Raises:
             RecipeError: if the sparsity or a rank is outside what the model or lora.r allows.
         """
-        levels_of(problem.shape, self.sparsity, self.structures)
+        levels_of(problem, self.target)
         most = problem.workload.rank
         check_ranks(self.min_rank, most)
         if self.fixed_rank and not self.min_rank <= self.fixed_rank <= most:
@@ -243,7 +249,7 @@ class FedSpine:
     def _assembled(
         self, problem: Problem, observation: Observation, state: State, *, told: Ints, rank: Ints
     ) -> RoundPlan:
-        levels = levels_of(problem.shape, self.sparsity, self.structures)
+        levels = levels_of(problem, self.target)
         device, pruned = available(observation), levels.pruned[told]
         floor = self._schedule(problem).floor(observation.round)
         notes: dict[str, Note] = {

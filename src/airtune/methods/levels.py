@@ -9,7 +9,7 @@ import numpy as np
 from airtune.cost import Ladder, ladder
 from airtune.errors import InfeasibleError
 from airtune.methods.seen import Seen
-from airtune.plan import Bools, Floats, Ints, ModelShape, Problem, Workload
+from airtune.plan import Bools, Floats, Ints, ModelShape, Problem, Sensitivity, Workload
 from airtune.solve import Division, JointProblem, LadderProblem, divide_min_max
 from airtune.units import BITS_PER_BYTE, format_bytes
 
@@ -17,9 +17,13 @@ _SLACK = 1e-9
 
 
 @lru_cache(maxsize=16)
-def ladder_of(shape: ModelShape, workload: Workload) -> Ladder:
-    """Return the model's ladder; the same shape and workload are priced once."""
-    return ladder(shape, workload)
+def _ladder(shape: ModelShape, workload: Workload, sensitivity: Sensitivity | None) -> Ladder:
+    return ladder(shape, workload, sensitivity)
+
+
+def ladder_of(problem: Problem) -> Ladder:
+    """Return the model's ladder; the same shape, workload and sensitivity are priced once."""
+    return _ladder(problem.shape, problem.workload, problem.sensitivity)
 
 
 def allowed_levels(problem: Problem, seen: Seen, max_prune: float) -> Bools:
@@ -28,7 +32,7 @@ def allowed_levels(problem: Problem, seen: Seen, max_prune: float) -> Bools:
     Raises:
         InfeasibleError: if a device cannot hold even the heaviest level; the message names it.
     """
-    steps = ladder_of(problem.shape, problem.workload)
+    steps = ladder_of(problem)
     fits = steps.peak_bytes <= seen.memory_bytes[:, None]
     allowed = fits & (steps.pruned <= max_prune + _SLACK)
     none = ~allowed.any(axis=1)
@@ -52,14 +56,14 @@ def lightest(allowed: Bools) -> Ints:
 
 def finish_table(problem: Problem, seen: Seen, share: Floats) -> Floats:
     """Return when each able device would finish at each level at given shares, shape (n, levels)."""
-    steps = ladder_of(problem.shape, problem.workload)
+    steps = ladder_of(problem)
     upload_s = steps.upload_bytes * BITS_PER_BYTE / seen.curves.rate(share)[:, None]
     return seen.of(seen.download_s)[:, None] + _compute_s(steps, seen) + upload_s
 
 
 def exact_problem(problem: Problem, seen: Seen, allowed: Bools, budget: float) -> LadderProblem:
     """Return the joint problem of the able devices at the ladder's exact costs."""
-    steps = ladder_of(problem.shape, problem.workload)
+    steps = ladder_of(problem)
     return LadderProblem(
         curves=seen.curves, fixed_s=seen.of(seen.download_s), compute_s=_compute_s(steps, seen),
         bits=steps.upload_bytes * BITS_PER_BYTE, pruned=steps.pruned,
@@ -84,7 +88,7 @@ def smooth_problem(problem: Problem, seen: Seen, allowed: Bools, budget: float) 
     and FLOPs linearly, so the line is off only where whole groups keep heads and channels out of
     balance. Rounding works with the exact costs again.
     """
-    steps = ladder_of(problem.shape, problem.workload)
+    steps = ladder_of(problem)
     rows = allowed[seen.able]
     last = int(np.max(np.flatnonzero(rows.any(axis=0))))
     flops, flops_fixed = _line(steps.pruned, steps.flops, last)

@@ -44,9 +44,9 @@ class Pruner(Memoryless):
 
     @property
     def wants(self) -> frozenset[Want]:
-        """What pruning costs, where the budget follows from it."""
+        """What heads and channels cost; what pruning costs, where the budget follows from it."""
         is_open = self.budget == "auto" or self.quality_budget > 0.0
-        return frozenset({"pruning"} if is_open else ())
+        return frozenset({"sensitivity", "pruning"} if is_open else {"sensitivity"})
 
     def __post_init__(self) -> None:
         check_budget(self.budget, self.quality_budget, self.max_prune)

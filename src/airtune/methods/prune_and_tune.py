@@ -11,11 +11,14 @@ from typing import Literal
 
 import numpy as np
 
+from airtune.cost import Order
 from airtune.methods.blind import equal_links
 from airtune.methods.seen import available
 from airtune.methods.sparsity import (
     LEVELS,
     Structures,
+    Target,
+    check_order,
     check_ranks,
     check_sparsity,
     levels_of,
@@ -42,6 +45,9 @@ class PruneAndTune:
     """Fraction of the blocks' weights that is gone at the end."""
     structures: Structures = "auto"
     """What is removed; auto = heads too where the family's plain config can say so."""
+    order: Order = "measured"
+    """What goes first: whichever of heads and channels was measured to cost least, or both in
+    proportion, as the papers prune."""
     pace: Literal["cubic", "once"] = "cubic"
     """Little by little, or all before the first round."""
     warmup: float = 0.0
@@ -56,10 +62,16 @@ class PruneAndTune:
 
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity, self.warmup, self.cooldown, self.prune_every)
+        check_order(self.order)
+
+    @property
+    def target(self) -> Target:
+        """Where pruning ends."""
+        return Target(self.sparsity, self.structures, self.order)
 
     def init(self, problem: Problem) -> State:
         """Return no state: the schedule says it all."""
-        levels_of(problem.shape, self.sparsity, self.structures)
+        levels_of(problem, self.target)
         if self.min_rank:
             check_ranks(self.min_rank, problem.workload.rank)
         return {}
@@ -91,7 +103,7 @@ def level_round(
     problem: Problem, observation: Observation, how: PruneAndTune, *, level: int, rank: int
 ) -> RoundPlan:
     """Return the plan with every device on one level and rank, links divided equally."""
-    levels = levels_of(problem.shape, how.sparsity, how.structures)
+    levels = levels_of(problem, how.target)
     device = available(observation)
     count = device.shape[0]
     told = equal_links(

@@ -10,7 +10,7 @@ from airtune.errors import MethodError, RecipeError
 from airtune.methods.fedspine import FedSpine
 from airtune.methods.prune_and_tune import PruneAndTune
 from airtune.methods.unlike_ranks import UnlikeRanks
-from airtune.plan import AggregateSpec, ImportanceKind, Method, WorkSpec
+from airtune.plan import AggregateSpec, ImportanceKind, Method, Want, WorkSpec
 from airtune.plan.method import AggregateRule
 
 Chosen = TypeVar("Chosen")
@@ -46,7 +46,8 @@ def fedspine(name: str, settings: object) -> Method:
         own_importance=decider.own_importance, prune_every=decider.prune_every,
         rank_scale="own",
     )  # fmt: skip
-    return Method(name, decider, AggregateSpec("lifted", shrinks=True, memory=MEMORY), work)
+    rule = AggregateSpec("lifted", shrinks=True, memory=MEMORY)
+    return Method(name, decider, rule, work, wants=frozenset({"sensitivity"}))
 
 
 def hetlora(name: str, settings: object) -> Method:
@@ -72,7 +73,10 @@ def pruned_by(importance: ImportanceKind) -> Callable[[str, object], Method]:
         chosen = _of(settings, PruneAndTune)
         every = chosen.prune_every if chosen.pace == "cubic" else 0
         work = WorkSpec(importance=importance, cumulative=True, prune_every=every)
-        return Method(name, chosen, AggregateSpec("average", shrinks=True, memory=MEMORY), work)
+        rule = AggregateSpec("average", shrinks=True, memory=MEMORY)
+        is_measured = chosen.order == "measured"
+        wants: frozenset[Want] = frozenset({"sensitivity"} if is_measured else ())
+        return Method(name, chosen, rule, work, wants=wants)
 
     return make
 

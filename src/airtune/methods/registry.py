@@ -145,7 +145,7 @@ METHODS: Mapping[str, MethodRow] = MappingProxyType({
         "Adaptations, arXiv 2409.05976", make=unlike_ranks("stacked"),
     ),
     "loraprune": MethodRow(
-        "baseline", partial(PruneAndTune, prune_every=10),
+        "baseline", partial(PruneAndTune, prune_every=10, order="proportional"),
         "prune-and-tune by gradients of the LoRA factors, the same for all",
         "LoRAPrune, arXiv 2305.18403, federated; no layer is left out, as a plain config has like "
         "layers", reconstructed=True, make=pruned_by("lora-gradient"),
@@ -157,7 +157,7 @@ METHODS: Mapping[str, MethodRow] = MappingProxyType({
         make=pruned_by("salience"),
     ),
     "llm-pruner": MethodRow(
-        "baseline", partial(PruneAndTune, pace="once"),
+        "baseline", partial(PruneAndTune, pace="once", order="proportional"),
         "pruned at once by weight times gradient, then tuned",
         "LLM-Pruner, arXiv 2305.11627, federated", make=pruned_by("first-order"),
     ),

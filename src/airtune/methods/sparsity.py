@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from airtune.cost import Order, counts_for, pruning_path
 from airtune.errors import RecipeError
-from airtune.plan import Floats, Ints, ModelShape, Problem
+from airtune.plan import Floats, Ints, ModelShape, Problem, Sensitivity
 
 Structures = Literal["auto", "heads-and-ffn", "ffn"]
 
 LEVELS = 16
 """Steps between dense and the final sparsity: few enough that devices share slices."""
-TILE, TILED_FROM = 16, 1024
-"""Channels that go together, in models with at least so many of them."""
 FIXED_HEADS = frozenset({"bert", "roberta", "distilbert", "modernbert", "gpt2"})
 """Families whose plain configs cannot say that a block has fewer heads."""
 
@@ -108,21 +107,51 @@ def check_sparsity(sparsity: float, warmup: float, cooldown: float, prune_every:
         raise RecipeError(f"prune_every must be at least 1 local iteration, got {prune_every}")
 
 
-@lru_cache(maxsize=16)
-def levels_of(shape: ModelShape, sparsity: float, structures: Structures) -> Levels:
-    """Return the levels of a model on the way to a sparsity, the nearest whole structures to it.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where pruning is to end, and in which order it goes there."""
 
-    Wide models lose channels in tiles of `TILE`.
-    Heads and channels fall in step; each level keeps a subset of what the one before keeps.
+    sparsity: float
+    """Fraction of the blocks' weights that is gone at the end."""
+    structures: Structures
+    """What is removed."""
+    order: Order = "measured"
+    """What goes first."""
+
+
+def levels_of(problem: Problem, target: Target) -> Levels:
+    """Return the levels of a problem's model on the way to a sparsity, the nearest whole structures.
+
+    Each level keeps a subset of what the one before keeps.
 
     Raises:
         RecipeError: if the sparsity would leave a block without a head or a channel.
     """
-    groups, channels = _final(shape, sparsity, prunes_heads(shape, structures))
-    part, tile = np.arange(LEVELS + 1) / LEVELS, _tile(shape)
-    heads = np.floor(part * groups + 0.5) / shape.kv_groups
-    ffn = np.floor(part * channels / tile + 0.5) * tile / shape.ffn
-    return Levels(heads, ffn, shape.pruned_fraction(heads, ffn))
+    return _levels(problem.shape, problem.sensitivity, target)
+
+
+@lru_cache(maxsize=16)
+def _levels(shape: ModelShape, sensitivity: Sensitivity | None, target: Target) -> Levels:
+    path = pruning_path(
+        shape, sensitivity, order=target.order, heads=prunes_heads(shape, target.structures)
+    )
+    final = counts_for(shape, path, target.sparsity)
+    if final is None:
+        has_heads = path.groups[-1] < shape.kv_groups
+        what = "one head group and one FFN channel" if has_heads else "one FFN channel (heads stay)"
+        raise RecipeError(
+            f"sparsity {target.sparsity:g} would leave a block of this {shape.family} model "
+            f"without {what}; the most is {path.pruned[-1]:.3f}; lower method.sparsity"
+        )
+    groups, channels = final
+    heads = 1.0 - np.maximum(path.groups, groups) / shape.kv_groups
+    ffn = 1.0 - np.maximum(path.channels, channels) / shape.ffn
+    heads = np.append(heads, 1.0 - groups / shape.kv_groups)
+    ffn = np.append(ffn, 1.0 - channels / shape.ffn)
+    pruned = shape.pruned_fraction(heads, ffn)
+    aims = pruned[-1] * np.arange(LEVELS + 1) / LEVELS
+    level = np.searchsorted(pruned, aims + 1e-12, side="right") - 1
+    return Levels(heads[level], ffn[level], pruned[level])
 
 
 def prunes_heads(shape: ModelShape, structures: Structures) -> bool:
@@ -130,6 +159,16 @@ def prunes_heads(shape: ModelShape, structures: Structures) -> bool:
     return structures == "heads-and-ffn" or (
         structures == "auto" and shape.family not in FIXED_HEADS
     )
+
+
+def check_order(order: str) -> None:
+    """Refuse an order that is none.
+
+    Raises:
+        RecipeError: naming the value and what is allowed.
+    """
+    if order not in get_args(Order):
+        raise RecipeError(f"order must be one of {', '.join(get_args(Order))}, got {order!r}")
 
 
 def ranks_between(least: int, most: int, part: Floats) -> Ints:
@@ -153,30 +192,3 @@ def check_ranks(least: int, most: int) -> None:
             f"min_rank must be between 1 and lora.r, which is {most}, got {least}; raise lora.r or "
             "lower method.min_rank"
         )
-
-
-def _tile(shape: ModelShape) -> int:
-    """Return the step in which channels go: whole tiles of a processor where that costs no exactness.
-
-    A matrix product of 384 columns is faster than one of 383; of 1024 channels on, a tile is less
-    than 1.6 % of them.
-    """
-    return TILE if shape.ffn >= TILED_FROM and shape.ffn % TILE == 0 else 1
-
-
-def _final(shape: ModelShape, sparsity: float, heads: bool) -> tuple[int, int]:
-    """Return (groups, channels) that are gone at the end."""
-    most = shape.kv_groups - 1 if heads else 0
-    groups = min(math.floor(sparsity * shape.kv_groups + 0.5), most) if heads else 0
-    by_heads = float(shape.pruned_fraction(groups / shape.kv_groups, 0.0))
-    one = float(shape.pruned_fraction(0.0, 1.0 / shape.ffn))
-    tile = _tile(shape)
-    channels = max(math.floor((sparsity - by_heads) / one / tile + 0.5), 0) * tile
-    if channels > shape.ffn - 1:
-        reach = float(shape.pruned_fraction(most / shape.kv_groups, 1.0 - 1.0 / shape.ffn))
-        what = "one head group and one FFN channel" if heads else "one FFN channel (heads stay)"
-        raise RecipeError(
-            f"sparsity {sparsity:g} would leave a block of this {shape.family} model without "
-            f"{what}; the most is {reach:.3f}; lower method.sparsity"
-        )
-    return groups, channels

@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,7 +28,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from airtune.errors import MissingExtraError, ModelError
 
-_ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
+    # what a pruned Llama with biases is saved as where its heads do not divide the width
+    "granite": "llama",
+}  # fmt: skip
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -102,21 +107,7 @@ def check_gguf(network: PreTrainedModel) -> None:
             f"gguf is written for language models of {', '.join(_ARCHITECTURES)}, got "
             f"{config.model_type} ({type(network).__name__}); export pruned or merged"
         )
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
-    biased = any(
-        bool(tensor.any())
-        for name, tensor in network.state_dict().items()
-        if _is_unsayable_bias(name, config)
-    )
-    if rope != "default" or window is not None or biased:
-        what = (
-            "biases before attention or MLP"
-            if biased
-            else f"a sliding window of {window}"
-            if window
-            else f"{rope} rope"
-        )
+    if what := _unsayable(network):
         raise ModelError(
             f"gguf is not written for a {config.model_type} model with {what}; export merged or "
             "pruned, then convert that folder with llama.cpp's convert_hf_to_gguf.py"
@@ -124,11 +115,35 @@ def check_gguf(network: PreTrainedModel) -> None:
     require_gguf()  # last: no one is to install it for a model that it cannot say
 
 
+def _unsayable(network: PreTrainedModel) -> str:
+    """Return what GGUF cannot say of a model of one of its families; empty where it says all."""
+    config = network.config
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope != "default":
+        return f"{rope} rope"
+    window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+    if window is not None:
+        return f"a sliding window of {window}"
+    tensors = network.state_dict().items()
+    if any(bool(one.any()) for name, one in tensors if _is_unsayable_bias(name, config)):
+        return "biases before attention or MLP"
+    if config.model_type == "granite" and not _is_llama(config):
+        return "multipliers of its own"
+    return ""
+
+
+def _is_llama(config: Any) -> bool:
+    """Return whether a Granite computes what a Llama does."""
+    ones = (config.embedding_multiplier, config.logits_scaling, config.residual_multiplier)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return ones == (1.0, 1.0, 1.0) and math.isclose(config.attention_multiplier, head_dim**-0.5)
+
+
 def _is_unsayable_bias(name: str, config: Any) -> bool:
     """Return whether a tensor is a bias for which llama.cpp's Llama has no place at every size."""
     layer = name.removesuffix(".bias").rpartition(".")[2]
     return (
-        config.model_type == "llama"
+        config.model_type in ("llama", "granite")
         and name.endswith(".bias")
         and layer not in ("o_proj", "down_proj")
     )

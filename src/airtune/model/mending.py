@@ -44,6 +44,8 @@ class Grams:
     """(blocks, heads * head_dim, heads * head_dim)."""
     ffn: torch.Tensor
     """(blocks, ffn, ffn)."""
+    means: Means
+    """Of the same inputs, weighted alike, so that centred moments are none of less than zero."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class Mending:
 
     means: Means
     grams: Grams | None = None
-    """None = by the mean alone."""
+    """None = by the mean alone; their own means count then."""
     biased: frozenset[str] = frozenset()
     """Output projections that may hold a constant; the others are mended without one, or not at
     all by the mean alone."""
@@ -110,7 +112,11 @@ def measure_grams(
             handle.remove()
     if total <= 0.0:
         raise ModelError("a Gram matrix is measured on data and got no batch; give at least one")
-    grams = Grams(attention.div_(total), ffn.div_(total))
+    means = [second.sum.div_(total).numpy() for _, second in watched]
+    grams = Grams(
+        attention.div_(total), ffn.div_(total),
+        Means(np.stack(means[: shape.blocks]), np.stack(means[shape.blocks :])),
+    )  # fmt: skip
     if not all(bool(part.isfinite().all()) for part in (grams.attention, grams.ffn)):
         raise ModelError(
             "a Gram matrix is not finite: the model overflows on these data; check the model, or "
@@ -124,6 +130,7 @@ class _Second:
 
     def __init__(self, total: torch.Tensor) -> None:
         self.total = total
+        self.sum = torch.zeros(len(total), dtype=torch.float64)
         self.mask: torch.Tensor | None = None
         self.weight = 1.0
 
@@ -133,7 +140,9 @@ class _Second:
         if self.mask is not None:
             values = values[self.mask]
         values = values.reshape(-1, values.shape[-1]).float()
-        self.total += (values.T @ values).cpu() * (self.weight / len(values))
+        share = self.weight / len(values)
+        self.total += (values.T @ values).cpu() * share
+        self.sum += values.double().sum(0).cpu() * share
 
 
 def mended(
@@ -167,7 +176,8 @@ def mended(
     if stays is None or goes is None:
         return None, None
     is_attention = linear.in_axis == "query"
-    mean = (mending.means.attention if is_attention else mending.means.ffn)[block]
+    means = mending.means if mending.grams is None else mending.grams.means
+    mean = (means.attention if is_attention else means.ffn)[block]
     has_bias = linear.name in mending.biased
     stay, go = (torch.from_numpy(rows).to(weight.device) for rows in (stays, goes))
     average = torch.from_numpy(np.nan_to_num(mean)).double().to(weight.device)

@@ -20,6 +20,7 @@ from airtune.plan.observe import (
     Problem,
     Profiles,
     Results,
+    Sensitivity,
     SplitCalibration,
     Workload,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "RateModel",
     "Results",
     "RoundPlan",
+    "Sensitivity",
     "Solution",
     "SplitCalibration",
     "State",

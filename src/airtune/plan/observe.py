@@ -107,6 +107,23 @@ class SplitCalibration:
 
 
 @dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """How much a model's answers change when heads, or channels, go; measured by forward passes.
+
+    Costs are noise over signal of the last hidden state; fractions and costs rise from 0.
+    """
+
+    heads: tuple[float, ...]
+    """Fractions of key-value groups removed."""
+    heads_cost: tuple[float, ...]
+    ffn: tuple[float, ...]
+    """Fractions of FFN channels removed."""
+    ffn_cost: tuple[float, ...]
+    source: str
+    """One line that says how it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """All that stands before the first round. Hidden parts are None."""
 
@@ -122,6 +139,8 @@ class Problem:
     work: WorkSpec = field(default_factory=WorkSpec)
     """What the method's local work does beside the knobs, as far as it costs anything."""
     split: SplitCalibration | None = None
+    sensitivity: Sensitivity | None = None
+    """What heads and channels cost; None = not measured, so what is typical counts."""
     device_bytes_per_month: float | None = None
     """Most that a device may receive and send in 30 days of the run; the loop keeps to it for every
     method. None = no cap."""

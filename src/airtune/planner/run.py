@@ -44,6 +44,7 @@ from airtune.run import (
     informed,
     longest_input,
     stored_measurement,
+    stored_sensitivity,
     wants_calibration,
     wants_split_calibration,
     workload_of,
@@ -155,6 +156,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
     )  # fmt: skip
     problem = informed(with_work(problem, chosen.method.work), stored_measurement(recipe, chosen))
+    problem = replace(problem, sensitivity=stored_sensitivity(recipe, chosen))
     check_memory(problem, fleet, may_cut=chosen.method.may_cut)
     problem = problem_of_control(chosen, problem) if chosen.is_control else problem
     part = 1.0 if chosen.is_control else recipe.fleet.participation
@@ -230,7 +232,7 @@ def turns(present: Bools, participation: float, draw: np.random.Generator) -> It
 def _summary(
     recipe: Recipe, fleet: Fleet, problem: Problem, chosen: Chosen, *, sampled: _Sampled
 ) -> Plan:
-    levels = ladder(problem.shape, problem.workload)
+    levels = ladder(problem.shape, problem.workload, problem.sensitivity)
     middle = {name: _median(column) for name, column in sampled.columns.items()}
     peaks = {
         predicts: cut_peaks(problem, predicts=predicts)

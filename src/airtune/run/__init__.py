@@ -25,6 +25,11 @@ from airtune.run.method import (
     wants_calibration,
     wants_split_calibration,
 )
+from airtune.run.sensitivity import (
+    known_sensitivity,
+    remembered_sensitivity,
+    stored_sensitivity,
+)
 
 __all__ = [
     "Assets",
@@ -37,14 +42,17 @@ __all__ = [
     "choose_method",
     "export_run",
     "informed",
+    "known_sensitivity",
     "load_assets",
     "longest_input",
     "new_folder",
     "problem_of",
     "remembered",
+    "remembered_sensitivity",
     "resume_run",
     "run_recipe",
     "stored_measurement",
+    "stored_sensitivity",
     "wants_calibration",
     "wants_split_calibration",
     "workload_of",

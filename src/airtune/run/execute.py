@@ -26,6 +26,7 @@ from airtune.run.header import header
 from airtune.run.leakage import leakage_of
 from airtune.run.measurement import informed, measure, remembered
 from airtune.run.method import Chosen, choose_method
+from airtune.run.sensitivity import known_sensitivity, remembered_sensitivity, with_sensitivity
 
 RECIPE_FILE = "recipe.yaml"
 _WINDOW = 3
@@ -96,6 +97,7 @@ def run_recipe(
         watch.on_stage("loading model and data")
         pieces = build_pieces(recipe, assets)
         chosen = choose_method(recipe, label=label)
+        pieces = with_sensitivity(pieces, chosen, watch.on_stage)
         measured = measure(pieces, chosen, watch.on_stage)
     except KeyboardInterrupt as error:
         raise RunInterruptedError(
@@ -132,6 +134,7 @@ def resume_run(
     pieces = build_pieces(recipe, assets)
     _check_same(folder, record.header, pieces)
     chosen = choose_method(recipe, label=str(record.header["method"]["name"]))
+    pieces = known_sensitivity(pieces, remembered_sensitivity(record.header))
     measured = remembered(record.header)
     checkpoint = load_checkpoint(folder / "checkpoint", identity=identity(pieces))
     writer = RunWriter.resume(folder, 0 if checkpoint is None else checkpoint.rounds)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from transformers import AutoModelForCausalLM
 
+from airtune.cost import counts_for, pruning_path
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.errors import CheckpointError, ModelError, RecipeError, RunExistsError
 from airtune.model.base import BaseModel
@@ -19,13 +20,14 @@ from airtune.model.lora import take
 from airtune.model.save import save_adapter, save_pruned, whole_folder
 from airtune.model.slicing import choose_kept
 from airtune.model.state import GlobalState, current_base
-from airtune.plan import WorkSpec
+from airtune.plan import Sensitivity, WorkSpec
 from airtune.recipe import Recipe, load_recipe
 from airtune.records import read_run, write_atomically
 from airtune.run.build import load_model
 from airtune.run.manifest import MANIFEST, check_better, manifest_of, quality_of, unmeasured
 from airtune.run.method import choose_method
 from airtune.run.selfcheck import self_check
+from airtune.run.sensitivity import remembered_sensitivity
 from airtune.work.network import mending_of, tuned_network
 
 Format = Literal["adapter", "merged", "pruned", "gguf"]
@@ -47,9 +49,9 @@ def export_run(
             model), each loaded by plain peft or transformers; gguf (one file for llama.cpp, pruned
             where the run pruned for good).
         output: where to; None = `<run>/export-<format>`.
-        prune: for a model format, after a run that kept the dense base: fraction of heads and of
-            FFN channels to remove, by the importance the run measured. How good the result is was
-            not measured, so it needs `accept_worse`.
+        prune: for a model format, after a run that kept the dense base: fraction of the blocks'
+            weights to remove, heads and channels as the run measured that they matter. How good the
+            result is was not measured, so it needs `accept_worse`.
         overwrite: replace what is there.
         accept_worse: write it even where it is worse than the untuned model, or may be.
 
@@ -93,6 +95,8 @@ class _Trained:
     work: WorkSpec
     recipe: Recipe
     quality: dict[str, Any]
+    sensitivity: Sensitivity | None
+    """What the run measured that heads and channels cost."""
 
     @property
     def scale(self) -> float:
@@ -194,7 +198,8 @@ def _trained(folder: Path) -> _Trained:
     base = load_model(recipe, classes=record.header["data"]["labels"], device="cpu")
     _check_base(folder, base, str(record.header["model"]["fingerprint"]), recipe)
     work = choose_method(recipe).method.work
-    return _Trained(base, checkpoint.state, work, recipe, quality_of(record))
+    sensitivity = remembered_sensitivity(record.header)
+    return _Trained(base, checkpoint.state, work, recipe, quality_of(record), sensitivity)
 
 
 def _check_base(folder: Path, base: BaseModel, trained_on: str, recipe: Recipe) -> None:
@@ -242,5 +247,10 @@ def _kept(trained: _Trained, format: Format, prune: float | None) -> Kept:
         raise ModelError(
             "the run never pruned, so it measured no importance to prune by; export merged"
         )
-    groups, channels = int(shape.kept_groups(prune)), int(shape.kept_channels(prune))
-    return choose_kept(state.importance, shape, groups, channels)
+    path = pruning_path(shape, trained.sensitivity, heads=trained.base.family.any_head_count)
+    counts = counts_for(shape, path, prune)
+    if counts is None:
+        raise RecipeError(
+            f"--prune {prune:g} would leave nothing of a block; the most is {path.pruned[-1]:.3f}"
+        )
+    return choose_kept(state.importance, shape, *counts)

@@ -56,6 +56,8 @@ def header(
     if recipe.protection.model_dump(exclude_defaults=True):
         asked = recipe.protection.model_dump()
         document["protection"] = {**asked, "epsilon": epsilon_of(recipe)}
+    if problem.sensitivity is not None:
+        document["sensitivity"] = asdict(problem.sensitivity)
     if measured is not None:
         kind = (
             "split_calibration"

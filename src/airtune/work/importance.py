@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from airtune.keys import generator
 from airtune.model.base import BaseModel
+from airtune.model.batch import Batch
 from airtune.model.images import Examples, Images, image_tokens
 from airtune.model.importance import Importance, measure
+from airtune.model.mending import Grams, measure_grams
 from airtune.model.sensitivity import first_order
 from airtune.plan import ImportanceKind, ModelShape
 from airtune.work.batches import collate_examples, draw_batches
@@ -44,6 +47,23 @@ def measure_importance(
     Raises:
         DataError: if the device has no example.
     """
+    batches = calibration_batches(base, sequences, batch=batch, seed=seed, device=device)
+    if criterion == "magnitude" or criterion == "random":
+        return measure(base.network, base.shape, batches, criterion=criterion, seed=seed)
+    start = measure(base.network, base.shape, batches)
+    if criterion == "first-order":
+        return replace(first_order(base, batches), means=start.means)
+    return start
+
+
+def calibration_batches(
+    base: BaseModel, sequences: Examples, *, batch: int = 8, seed: int = 0, device: int = 0
+) -> list[Batch]:
+    """Return up to four batches of a device's own data, always the same ones.
+
+    Raises:
+        DataError: if the device has no example.
+    """
     steps = min(MEASURED_BATCHES, -(-len(sequences) // batch))
     drawn = draw_batches(
         len(sequences), steps=max(steps, 1), batch=min(batch, max(len(sequences), 1)),
@@ -54,15 +74,30 @@ def measure_importance(
         if isinstance(sequences, Images)
         else max(map(len, sequences.tokens))
     )
-    batches = [
-        collate_examples(sequences, rows, tokens=tokens, device=base.device) for rows in drawn
-    ]
-    if criterion == "magnitude" or criterion == "random":
-        return measure(base.network, base.shape, batches, criterion=criterion, seed=seed)
-    start = measure(base.network, base.shape, batches)
-    if criterion == "first-order":
-        return replace(first_order(base, batches), means=start.means)
-    return start
+    return [collate_examples(sequences, rows, tokens=tokens, device=base.device) for rows in drawn]
+
+
+def measure_device_grams(
+    base: BaseModel, held: Sequence[tuple[int, Examples, float]], *, batch: int = 8, seed: int = 0
+) -> Grams:
+    """Return second moments of the dense base's output projections, pooled over devices.
+
+    Args:
+        base: the dense model, without adapters.
+        held: device, its training data, its weight.
+        batch: examples in a batch.
+        seed: of the run.
+
+    Raises:
+        DataError: if a device has no example.
+        ModelError: if there is no device, or what the layers read is not finite.
+    """
+    drawn = (
+        (one, weight)
+        for device, sequences, weight in held
+        for one in calibration_batches(base, sequences, batch=batch, seed=seed, device=device)
+    )
+    return measure_grams(base.network, base.shape, drawn)
 
 
 def report_bytes(shape: ModelShape) -> float:
