@@ -19,10 +19,11 @@ from airtune.data.partition import (
     cluster_by_length,
     partition,
 )
+from airtune.data.samples import TextRows, spread
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table, is_missing
 from airtune.data.template import render, render_texts
-from airtune.data.tokenise import Tokenised, tokenise_causal, tokenise_classes
+from airtune.data.tokenise import Tokenised
 from airtune.errors import DataError
 from airtune.keys import generator
 from airtune.model.images import Examples
@@ -59,6 +60,8 @@ class FederatedData:
     """What was left out, cut or mended, in both parts."""
     test_prompts: tuple[tuple[Ints, str], ...] = ()
     """Prompt tokens and final answer of every test row whose completion has a `#### answer`."""
+    samples: TextRows = field(default_factory=TextRows)
+    """A few test rows, for the records; none of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class _Prepared:
     """A table and its tokens, without the rows of which the length limit leaves nothing."""
 
     table: Table
+    texts: TextRows
     tokenised: Tokenised
     completions: tuple[str, ...]
     rows: RowCounts
@@ -120,6 +124,7 @@ def load_federated(
         },
         ledger=ledger,
         test_prompts=_prompts(ready_test),
+        samples=ready_test.texts.take(spread(len(ready_test.texts))),
     )
 
 
@@ -131,7 +136,8 @@ def _prepare(
     tokenizer: PreTrainedTokenizerBase,
 ) -> _Prepared:
     """Tokenise, and leave out rows with nothing to score."""
-    tokenised = _tokenise(table, spec, columns, classes, tokenizer)
+    texts = _texts(table, spec, columns, classes, tokenizer)
+    tokenised = texts.tokenised(tokenizer, max_length=spec.max_length)
     rows = np.flatnonzero(tokenised.scored)
     if not len(rows):
         raise DataError(
@@ -141,6 +147,7 @@ def _prepare(
     completions = table.texts(columns["completion"]) if "completion" in columns else []
     return _Prepared(
         table=table.take(rows),
+        texts=texts.take(rows.tolist()),
         tokenised=_choose(tokenised, rows),
         completions=tuple(completions[row] for row in rows.tolist()) if completions else (),
         rows=RowCounts(
@@ -149,20 +156,18 @@ def _prepare(
     )
 
 
-def _tokenise(
+def _texts(
     table: Table,
     spec: DataSpec,
     columns: Mapping[str, str],
     classes: Mapping[str, str],
     tokenizer: PreTrainedTokenizerBase,
-) -> Tokenised:
+) -> TextRows:
     if spec.task == "classification":
-        return tokenise_classes(
-            table.texts(columns["text"]),
-            table.texts(columns["text_pair"]) if "text_pair" in columns else None,
-            class_ids(table, columns["label"], classes),
-            tokenizer=tokenizer,
-            max_length=spec.max_length,
+        return TextRows(
+            tuple(table.texts(columns["text"])),
+            tuple(table.texts(columns["text_pair"])) if "text_pair" in columns else (),
+            classes=tuple(class_ids(table, columns["label"], classes).tolist()),
         )
     if "text" in columns:
         rendered = render_texts(table.texts(columns["text"]))
@@ -173,7 +178,9 @@ def _tokenise(
             tokenizer=tokenizer,
             template=spec.template,
         )
-    return tokenise_causal(rendered, tokenizer=tokenizer, max_length=spec.max_length)
+    return TextRows(
+        rendered.texts, starts=rendered.starts, special=rendered.special, end=rendered.end
+    )
 
 
 def _with_context(table: Table, columns: Mapping[str, str]) -> list[str]:

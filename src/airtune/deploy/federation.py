@@ -20,6 +20,7 @@ import numpy as np
 from airtune.calibrate import Measured
 from airtune.data.federated import Count, FederatedData
 from airtune.data.ledger import DataLedger, RowCounts
+from airtune.data.samples import write_samples
 from airtune.deploy.device import describe_reader
 from airtune.deploy.handout import Handout, open_handout
 from airtune.deploy.ledger import LEDGER, Ledger
@@ -306,7 +307,7 @@ def _pieces(
     }  # fmt: skip
     data = FederatedData(
         devices=known.nothing(len(roster.names)), test=known.test, labels=known.labels,
-        columns={}, counts=counts, test_prompts=known.prompts,
+        columns={}, counts=counts, test_prompts=known.prompts, samples=known.samples,
         ledger=DataLedger(RowCounts(read=sum(roster.samples), truncated=cut), known.rows),
     )  # fmt: skip
     return Pieces(recipe, Assets(base, data, fleet), problem, engine_settings(recipe))
@@ -373,6 +374,7 @@ def _begin(
     with storage(place.folder):
         place.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(place.folder / RECIPE_FILE, dump_recipe(pieces.recipe))
+    write_samples(place.folder, pieces.assets.data.samples)
     rows = [None if item is None else asdict(item) for item in roster.joined]
     write_atomically(
         place.folder / ROSTER, json.dumps({"names": list(roster.names), "joined": rows}, indent=1)

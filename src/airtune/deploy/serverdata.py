@@ -9,6 +9,7 @@ import numpy as np
 
 from airtune.data import DeviceData, FederatedData, load_federated, load_federated_images
 from airtune.data.ledger import RowCounts
+from airtune.data.samples import TextRows
 from airtune.errors import RecipeError
 from airtune.model.base import load_class_names
 from airtune.model.batch import Sequences
@@ -33,6 +34,8 @@ class Known:
     prompts: tuple[tuple[Ints, str], ...] = ()
     rows: RowCounts = field(default_factory=RowCounts)
     """Of the test set."""
+    samples: TextRows = field(default_factory=TextRows)
+    """A few rows of it."""
 
     def nothing(self, devices: int) -> tuple[DeviceData, ...]:
         """Return the devices' data as the server has them: not at all."""
@@ -54,7 +57,7 @@ def load_known(recipe: Recipe) -> Known:
     spec = recipe.data
     if spec.source != ON_DEVICE:
         found = _load(recipe)
-        return Known(spec.source, found.labels, found.test, found.test_prompts, found.ledger.test)
+        return _known(spec.source, found)
     if spec.task != "causal-lm" and not spec.labels:
         raise RecipeError(
             "data.labels must name the classes in order where every device has its own data"
@@ -64,7 +67,13 @@ def load_known(recipe: Recipe) -> Known:
         return Known(ON_DEVICE, spec.labels, Sequences((), empty, 0))
     path = str(Path(spec.test).expanduser())
     found = _load(recipe.model_copy(update={"data": replace(spec, source=path, test=path)}))
-    return Known(ON_DEVICE, spec.labels, found.test, found.test_prompts, found.ledger.test)
+    return replace(_known(ON_DEVICE, found), labels=spec.labels)
+
+
+def _known(source: str, found: FederatedData) -> Known:
+    return Known(
+        source, found.labels, found.test, found.test_prompts, found.ledger.test, found.samples
+    )
 
 
 def _load(recipe: Recipe) -> FederatedData:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -56,6 +56,8 @@ class BaseModel:
     """Hash that server and device compare: names, shapes and a sample of every weight."""
     frame: Frame | None = None
     """How it wants its images; None for a model of texts."""
+    drawn: tuple[str, ...] = ()
+    """Modules beside the head that the weights did not hold and that were drawn, as a pooler is."""
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +120,24 @@ def load_base(
         name_classes_(network, classes)
     if quantisation is None:
         network = network.to(place)
-    return base_of(network, tokenizer=tokenizer, source=str(source))
+    base = base_of(network, tokenizer=tokenizer, source=str(source))
+    return replace(base, drawn=_drawn(report, base.family))
+
+
+def _drawn(report: Mapping[str, set[Any]], family: Family) -> tuple[str, ...]:
+    """Return the modules beside the head that have a parameter which was drawn."""
+    names = (name for name in report["missing_keys"] if _may_be_drawn(name, family))
+    beside = {name for name in names if not name.startswith((*family.heads, "lm_head"))}
+    pooler = f"{family.backbone}.pooler"
+    return tuple(
+        sorted({pooler if name.startswith(pooler) else name.partition(".")[0] for name in beside})
+    )
+
+
+def _may_be_drawn(name: str, family: Family) -> bool:
+    """Return whether a checkpoint of the bare backbone lacks it: the task's layers, and a pooler."""
+    inner = f"{family.backbone}."
+    return not name.startswith(inner) or name.startswith(f"{inner}pooler.")
 
 
 def base_of(
@@ -150,7 +169,7 @@ class AutoClass(Protocol):
     def from_config(self, config: Config) -> PreTrainedModel:
         """Return a network with fresh weights."""
 
-    def from_pretrained(self, source: str) -> PreTrainedModel:
+    def from_pretrained(self, source: str, **settings: Any) -> PreTrainedModel:
         """Return a saved network."""
 
 
@@ -229,11 +248,7 @@ def _check_complete(report: Mapping[str, set[Any]], family: Family, source: str 
             f"the weights of {str(source)!r} do not fit its config: {name} is {tuple(found)}, the "
             f"config says {tuple(wanted)}; the files are damaged or of another architecture"
         )
-    lost = sorted(
-        name for name in report["missing_keys"] if not name.startswith((*family.heads, "lm_head"))
-    )
-    # A checkpoint of the bare encoder may lack the pooler, which is then drawn like the head.
-    lost = [name for name in lost if ".pooler." not in name]
+    lost = sorted(name for name in report["missing_keys"] if not _may_be_drawn(name, family))
     if lost:
         raise ModelError(
             f"the weights of {str(source)!r} lack {len(lost)} tensors of a {family.name} model, "

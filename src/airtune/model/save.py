@@ -75,12 +75,22 @@ def save_adapter(
         for name in names
         for part in ("A", "B")
     }
-    tensors |= {f"base_model.model.{name}": value for name, value in (head or {}).items()}
+    whole = dict(head or {}) | _drawn(base)
+    tensors |= {f"base_model.model.{name}": value for name, value in whole.items()}
     config = _adapter_config(base, adapters, scale, has_head=bool(head))
     with whole_folder(Path(folder), overwrite=overwrite) as place:
         config.save_pretrained(str(place))
         save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
         _save_reader(base, place)
+
+
+def _drawn(base: BaseModel) -> Head:
+    """Return what the base's files do not hold, so that an adapter has to."""
+    return {
+        f"{module}.{name}": parameter.detach().float().cpu().contiguous()
+        for module in base.drawn
+        for name, parameter in base.network.get_submodule(module).named_parameters()
+    }
 
 
 def save_merged(
@@ -278,9 +288,15 @@ def _adapter_config(
         r=rank,
         lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
         target_modules=_target_modules(base, names),
-        modules_to_save=list(base.family.heads) if has_head else None,
+        modules_to_save=_whole_modules(base, has_head=has_head),
         fan_in_fan_out=base.family.name == "gpt2",
     )
+
+
+def _whole_modules(base: BaseModel, *, has_head: bool) -> list[str] | None:
+    """Return the modules that an adapter holds whole."""
+    names = list(base.family.heads) if has_head else []
+    return [*names, *(module.rpartition(".")[2] for module in base.drawn)] or None
 
 
 def _peft_task(shape: ModelShape) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from airtune.calibrate import Measured
 from airtune.data.ledger import recorded_lines
+from airtune.data.samples import write_samples
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
@@ -109,6 +110,7 @@ def run_recipe(
     )  # fmt: skip
     document["identity"] = identity(pieces)
     write_atomically(_made(place) / RECIPE_FILE, dump_recipe(recipe))
+    write_samples(place, pieces.assets.data.samples)
     writer = RunWriter.create(place, document)
     watch.on_folder(place)
     return _finish(pieces, chosen, writer, measured, watch=watch, reports=reports)

@@ -8,16 +8,20 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from airtune.cost import counts_for, pruning_path
+from airtune.data.samples import TextRows, read_samples
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.errors import CheckpointError, ModelError, RecipeError, RunExistsError
 from airtune.model.base import BaseModel
 from airtune.model.gguf import check_gguf, write_gguf
+from airtune.model.images import read_batches_
 from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import take
 from airtune.model.save import save_adapter, save_pruned, whole_folder
+from airtune.model.saved import load_adapted, load_saved
 from airtune.model.slicing import choose_kept
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import Sensitivity, WorkSpec
@@ -26,6 +30,7 @@ from airtune.records import read_run, write_atomically
 from airtune.run.build import load_model
 from airtune.run.manifest import MANIFEST, check_better, manifest_of, quality_of, unmeasured
 from airtune.run.method import choose_method
+from airtune.run.replay import replay
 from airtune.run.selfcheck import self_check
 from airtune.run.sensitivity import remembered_sensitivity
 from airtune.work.network import mending_of, tuned_network
@@ -97,6 +102,8 @@ class _Trained:
     quality: dict[str, Any]
     sensitivity: Sensitivity | None
     """What the run measured that heads and channels cost."""
+    samples: TextRows
+    """A few test rows."""
 
     @property
     def scale(self) -> float:
@@ -119,7 +126,8 @@ def _write_adapter(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]
         stage, trained.base, trained.state.adapters, scale=trained.scale,
         head=trained.state.head or None, overwrite=True,
     )  # fmt: skip
-    return {}
+    saved = load_adapted(stage, trained.base, revision=trained.recipe.model.revision)
+    return {"replay": _replayed(stage, saved, trained, trained.state, trained.work)}
 
 
 def _write_model(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
@@ -132,11 +140,20 @@ def _write_model(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
         stage, whole, kept, take(state.adapters, base.shape, kept, rank), scale=trained.scale,
         head=state.head or None, mending=mending_of(base, state, work), overwrite=True,
     )  # fmt: skip
-    tuned = tuned_network(base, state, scale=trained.scale, work=work)
-    return {
-        "slice": _slice(base, kept),
-        "self_check": asdict(self_check(stage, tuned.network, base)),
-    }
+    saved = load_saved(stage, base)
+    found = {"slice": _slice(base, kept), "replay": _replayed(stage, saved, trained, state, work)}
+    if base.frame is not None:
+        read_batches_(saved)
+    return {**found, "self_check": asdict(self_check(saved, base))}
+
+
+def _replayed(
+    stage: Path, saved: nn.Module, trained: _Trained, state: GlobalState, work: WorkSpec
+) -> dict[str, Any]:
+    """Ask what was saved the run's own test rows."""
+    tuned = tuned_network(trained.base, state, scale=trained.scale, work=work).network
+    limit = trained.recipe.data.max_length
+    return asdict(replay(saved, stage, tuned, trained.base, trained.samples, max_length=limit))
 
 
 def _write_gguf(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
@@ -199,7 +216,8 @@ def _trained(folder: Path) -> _Trained:
     _check_base(folder, base, str(record.header["model"]["fingerprint"]), recipe)
     work = choose_method(recipe).method.work
     sensitivity = remembered_sensitivity(record.header)
-    return _Trained(base, checkpoint.state, work, recipe, quality_of(record), sensitivity)
+    quality, samples = quality_of(record), read_samples(folder)
+    return _Trained(base, checkpoint.state, work, recipe, quality, sensitivity, samples)
 
 
 def _check_base(folder: Path, base: BaseModel, trained_on: str, recipe: Recipe) -> None:
