@@ -21,6 +21,7 @@ from airtune.keys import generator
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.base import base_of
 from airtune.model.batch import Sequences
+from airtune.model.server import ServerSettings
 from airtune.model.state import initial_state
 from airtune.plan import (
     Assignments,
@@ -246,6 +247,50 @@ def test_what_coding_has_lost_goes_on_after_a_kill(whole, tmp_path):
     sent, plain = (read_run(place).rounds[-1] for place in (lossy, whole))
     assert sent["upload_bytes"] < 0.2 * plain["upload_bytes"]
     assert sent["round_s"] < plain["round_s"]
+
+
+SWITCHES = LoopSettings(decay=0.2, server=ServerSettings(average=0.9, momentum=0.5))
+
+
+def test_a_learning_loop_with_all_its_switches_resumes_to_the_same_bits(whole, tmp_path):
+    full, folder = tmp_path / "whole", tmp_path / "run"
+    train(full, loop=SWITCHES)
+
+    def die(record):
+        if record["round"] == 1:
+            raise Killed
+
+    run, state = make_run(folder, loop=SWITCHES)
+    with pytest.raises(Killed):
+        run_rounds(run, begin(run, state), on_round=die)
+    resume(folder, loop=SWITCHES)
+    assert_equal_runs(folder, full)
+    last, result = read_run(full).rounds[-1], read_run(full).results
+    assert last["validation_raw"]["loss"] != last["validation"]["loss"]
+    assert result["test_raw"]["loss"] != result["test"]["loss"]
+    assert "validation_raw" not in read_run(whole).rounds[-1]
+
+
+def test_the_learning_rate_falls_linearly_over_the_budget(tmp_path):
+    run, state = make_run(tmp_path / "run", loop=LoopSettings(decay=0.25))
+    seen = []
+    execute = run.engine.execute
+    run.engine.execute = lambda plan, *rest, **more: (
+        seen.append(plan.learning_rate) or execute(plan, *rest, **more)
+    )
+    run_rounds(run, begin(run, state))
+    assert seen == pytest.approx([1.0 - 0.75 * round / ROUNDS for round in range(ROUNDS)])
+
+
+def test_no_round_begins_after_the_seconds_of_the_run(whole, tmp_path):
+    rounds = read_run(whole).rounds
+    budget_s = 0.5 * (rounds[0]["end_s"] + rounds[1]["end_s"])
+    run, state = make_run(tmp_path / "run", loop=LoopSettings(evaluate_every=9))
+    run = replace(run, problem=replace(run.problem, seconds=budget_s))
+    run_rounds(run, begin(run, state))
+    record = read_run(tmp_path / "run")
+    assert [row["end_s"] for row in record.rounds] == [row["end_s"] for row in rounds[:2]]
+    assert record.rounds[-1]["validation"] is not None
 
 
 class Cutter(Wanderer):

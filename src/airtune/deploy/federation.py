@@ -299,6 +299,7 @@ def _pieces(
         seed=recipe.seed, deadline_s=recipe.deadline_s,
         server_flops_per_s=fleet.server.flops_per_s,
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
+        seconds=recipe.train.seconds,
     )  # fmt: skip
     cut = sum(item.truncated for item in roster.joined if item is not None)
     counts: dict[str, Count] = {
@@ -403,7 +404,7 @@ def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> Rep
 def _rounds(pieces: Pieces, chosen: Chosen, engine: Engine, writer: RunWriter, tell: Tell) -> None:
     run = Run(
         chosen.method, pieces.problem, engine, writer, identity(pieces),
-        loop_settings(pieces),
+        replace(loop_settings(pieces), evaluate_raw=False),  # a judgement costs devices bytes
     )  # fmt: skip
     try:
         saved = load_checkpoint(writer.folder / "checkpoint", identity=run.identity)

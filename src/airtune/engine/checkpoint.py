@@ -167,6 +167,8 @@ def _decode(document: Json, tensors: Mapping[str, torch.Tensor], arrays: Arrays)
         kept=_kept(_under("kept/", arrays)),
         devices=unpack_devices(_under("devices/", arrays)),
         merged=_under("merged/", tensors),
+        average=_under("average/", tensors),
+        velocity=_under("velocity/", tensors),
     )
     return Checkpoint(
         document["rounds"], document["time_s"], state, method, document["progress"],
@@ -175,7 +177,8 @@ def _decode(document: Json, tensors: Mapping[str, torch.Tensor], arrays: Arrays)
 
 
 def _groups(state: GlobalState) -> dict[str, Mapping[str, torch.Tensor]]:
-    return {"adapters": state.adapters, "head": state.head, "merged": state.merged}
+    return {"adapters": state.adapters, "head": state.head, "merged": state.merged,
+            "average": state.average, "velocity": state.velocity}  # fmt: skip
 
 
 def _under(prefix: str, values: Mapping[str, Value]) -> dict[str, Value]:

@@ -334,7 +334,8 @@ class LocalEngine:
             for row in rows
         ]  # fmt: skip
         outcomes = train(
-            self._base, state, jobs, settings=self._settings.train, work=self._work,
+            self._base, state, jobs, settings=self._settings.train.at(plan.learning_rate),
+            work=self._work,
             workload=self._problem.workload, seed=self._problem.seed, round=plan.round,
         )  # fmt: skip
         return dict(zip(places, outcomes, strict=True))

@@ -188,6 +188,7 @@ class Remote:
 
     def train(
         self, rows: Sequence[Assignment], state: GlobalState, *, round: int,
+        learning_rate: float = 1.0,
         deadline_s: float | None = None, upload_bps: Mapping[int, float] | None = None,
         seats: Mapping[int, Seat] | None = None, expected: Mapping[int, float] | None = None,
     ) -> dict[int, Trained]:  # fmt: skip
@@ -197,6 +198,7 @@ class Remote:
             rows: what each is told.
             state: where they start.
             round: counted from 0.
+            learning_rate: of this round, as a part of the setup's.
             deadline_s: seconds after which an answer is late; None = patience.
             upload_bps: each device's share of its link; None = nobody keeps to one.
             seats: where the devices of a split round find the server's half.
@@ -206,10 +208,11 @@ class Remote:
             By device; every row has one.
         """
         blob, order = self._broadcast(rows, state)
+        setup = replace(self._setup, train=self._setup.train.at(learning_rate))
         tasks, blobs = {}, {}
         for row in rows:
             tasks[row.device] = replace(
-                self._task("train", row.device, round=round, order=order), row=row,
+                self._task("train", row.device, round=round, order=order), row=row, setup=setup,
                 upload_bps=None if upload_bps is None else upload_bps.get(row.device),
                 counted=self.counted.get(row.device, -1),
                 seat=None if seats is None else seats.get(row.device),

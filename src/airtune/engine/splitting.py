@@ -153,7 +153,8 @@ class Splitter:
             if dropped[column]
         }
         return split_round(
-            self._base, state, jobs, settings=self._settings, work=self._problem.work,
+            self._base, state, jobs, settings=self._settings.at(plan.learning_rate),
+            work=self._problem.work,
             workload=self._problem.workload, seed=self._problem.seed, round=plan.round,
             memory=self._memory, drops=drops,
         )  # fmt: skip

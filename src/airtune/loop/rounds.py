@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from airtune.engine.refusals import refuse_malformed
 from airtune.errors import RecipeError, RunInterruptedError, TrainingError
 from airtune.loop.rows import Record, Round, device_columns, round_record
 from airtune.model.aggregate import aggregate
+from airtune.model.server import ServerSettings, advance, evaluated
 from airtune.model.state import GlobalState
 from airtune.plan import (
     Floats,
@@ -86,6 +87,11 @@ class LoopSettings:
     """Virtual seconds the server waits when no device is there."""
     scale: float = 2.0
     """alpha / rank of the adapters; used by the aggregation that merges."""
+    decay: float = 1.0
+    """Part of the learning rate that is left at the end of the budget, falling linearly."""
+    server: ServerSettings = field(default_factory=ServerSettings)
+    evaluate_raw: bool = True
+    """Where the server keeps a mean, validate its last weights too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +176,14 @@ def run_rounds(run: Run, start: Checkpoint, *, on_round: OnRound | None = None) 
 def _rounds(run: Run, start: Checkpoint, on_round: OnRound | None) -> Iterator[Checkpoint]:
     """Yield the checkpoint after each round, once it is saved."""
     now = start
-    while now.rounds < run.problem.rounds and not _is_over(run, now):
+    while not _is_used_up(run, now.rounds, now.time_s) and not _is_over(run, now):
         began = time.perf_counter()
         done = _execute(run, now)
         validation = _validate(run, now, done)
         progress = _progress(run, now, done, validation)
         record = round_record(run.problem, now, done, validation)
+        if validation is not None and run.settings.evaluate_raw and done.state.average:
+            record["validation_raw"] = dict(run.engine.evaluate(done.state, "validation"))
         record["measured"] = {"wall_s": time.perf_counter() - began}
         run.writer.append(record, device_columns(run.problem, done))
         now = Checkpoint(
@@ -185,6 +193,11 @@ def _rounds(run: Run, start: Checkpoint, on_round: OnRound | None) -> Iterator[C
         if on_round is not None:
             on_round(record)
         yield now
+
+
+def _is_used_up(run: Run, rounds: int, time_s: float) -> bool:
+    """Return whether the budget of rounds, or of seconds, is used up."""
+    return run.problem.progress(rounds, time_s) >= 1.0
 
 
 def _is_over(run: Run, now: Checkpoint) -> bool:
@@ -208,7 +221,7 @@ def _execute(run: Run, now: Checkpoint) -> Round:
     divide = _divide(run, method, plan)
     execution = run.engine.execute(plan, now.state, divide, start_s=now.time_s)
     execution = refuse_malformed(execution, run.problem.shape)
-    state = _aggregate(run, execution)
+    state = _aggregate(run, now.state, execution)
     with blamed(run.method, "learn"):
         method = run.method.decider.learn(run.known, method, execution.results)
     return Round(plan, left_out, execution, state, method, execution.start_s, execution.end_s)
@@ -230,6 +243,8 @@ def _plan(
         with blamed(run.method, "plan"):
             plan, method = decider.plan(known, now.method, observation)
             check_plan(plan, observation, may_cut=run.method.may_cut)
+        used = run.problem.progress(observation.round, observation.time_s)
+        plan = replace(plan, learning_rate=1.0 - (1.0 - run.settings.decay) * used)
         faults = run.engine.over_cap(plan, now.state)
         over = {
             int(device): fault
@@ -259,11 +274,11 @@ def _divide(run: Run, method: State, plan: RoundPlan) -> Divide:
     return ask if "channel" in decider.needs else keep
 
 
-def _aggregate(run: Run, execution: Execution) -> GlobalState:
+def _aggregate(run: Run, before: GlobalState, execution: Execution) -> GlobalState:
     if not execution.updates:
         return replace(execution.state, round=execution.state.round + 1)
     devices = [update.device for update in execution.updates]
-    return aggregate(
+    after = aggregate(
         run.method.aggregate,
         execution.state,
         execution.updates,
@@ -272,16 +287,18 @@ def _aggregate(run: Run, execution: Execution) -> GlobalState:
         scale=run.settings.scale,
         seed=run.problem.seed,
     )
+    rule = run.method.aggregate.rule
+    return advance(run.settings.server, before, execution.state, after, rule=rule)
 
 
 def _validate(run: Run, now: Checkpoint, done: Round) -> dict[str, float] | None:
     every = run.settings.evaluate_every
     if done.execution is None and done.left_out and now.progress.get("judged"):
         return None  # to judge again what has not changed would cost devices bytes they lack
-    is_last = now.rounds + 1 == run.problem.rounds
+    is_last = _is_used_up(run, now.rounds + 1, done.end_s)
     if not every or not (is_last or (now.rounds + 1) % every == 0):
         return None
-    return dict(run.engine.evaluate(done.state, "validation"))
+    return dict(run.engine.evaluate(evaluated(done.state), "validation"))
 
 
 def _progress(
@@ -317,10 +334,12 @@ def _progress(
 def _results(run: Run, now: Checkpoint) -> Record:
     """Return what the run ended with; this is the one time that the test data are used."""
     progress = now.progress
+    raw = {"test_raw": dict(run.engine.evaluate(now.state, "test"))} if now.state.average else {}
     return {
         "rounds": now.rounds,
         "time_s": now.time_s,
-        "test": dict(run.engine.evaluate(now.state, "test")),
+        "test": dict(run.engine.evaluate(evaluated(now.state), "test")),
+        **raw,
         "initial": progress["initial"],
         "validation_best": progress["best"],
         "validation_last": progress.get("last"),

@@ -42,6 +42,10 @@ from airtune.model.protect import add_noise, check_alike, clip_update, krum, tri
 from airtune.model.state import GlobalState, Update
 from airtune.model.update import check_update
 from airtune.plan import AggregateSpec, Floats, Ints, Linear, ModelShape
+from airtune.plan.method import AggregateRule
+
+TURNS_AXES: frozenset[AggregateRule] = frozenset({"factored", "lifted", "stacked"})
+"""Rules after which a direction of the adapters is not the one it was in the round before."""
 
 A_ROW_NORM = 1.0 / math.sqrt(3.0)
 """Norm of a row of a fresh A; refactored rows get the same, so that learning rates keep their
@@ -341,6 +345,24 @@ def _factored(
     a, b = functional.pad(a, (0, 0, 0, missing)), functional.pad(b, (0, missing))
     dtype = previous[0].dtype
     return a.to(dtype).contiguous(), b.to(dtype).contiguous()
+
+
+def mixed_products(old: Adapters, new: Adapters, *, share: float) -> Adapters:
+    """Return factors, of the same rank, of the mean of two sets of products.
+
+    Args:
+        old: on the full grid.
+        new: the same layers.
+        share: weight of `new`, in [0, 1].
+    """
+    mixed: Adapters = {}
+    for name in layer_names(new):
+        a, b = f"{name}.A", f"{name}.B"
+        parts = [
+            _Part(old[a], old[b], None, None, 1.0 - share), _Part(new[a], new[b], None, None, share)
+        ]  # fmt: skip
+        mixed[a], mixed[b] = _factored((new[a], new[b]), parts)
+    return mixed
 
 
 def _head(previous: Mapping[str, torch.Tensor], updates: Sequence[Update], weights: Floats) -> Head:

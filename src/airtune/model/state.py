@@ -45,6 +45,11 @@ class GlobalState:
     """Where pruning is cumulative: what each device that has answered has left."""
     merged: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """`"{block}.{linear}"` -> (out, in): what the stacked rule has added to the base so far."""
+    average: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Mean of the server's tensors over its rounds, by `"adapters/"`, `"head/"` or `"merged/"` and
+    their names; {} where none is kept (`airtune.model.server`)."""
+    velocity: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What the last round moved each tensor by, with momentum; by the same names."""
     grams: Grams | None = None
     """Second moments of the dense model, pooled like the importance; None = not measured."""
 

@@ -96,6 +96,8 @@ class RoundPlan:
     deadline_s: float | None = None
     """Updates later than this after the start of the round are dropped."""
     solution: Solution | None = None
+    learning_rate: float = 1.0
+    """Of this round, as a part of the recipe's; the loop sets it."""
     notes: Mapping[str, Note] = field(default_factory=dict)
     """For the record, for instance the multiplier or the budget chosen."""
 

@@ -144,6 +144,13 @@ class Problem:
     device_bytes_per_month: float | None = None
     """Most that a device may receive and send in 30 days of the run; the loop keeps to it for every
     method. None = no cap."""
+    seconds: float | None = None
+    """Of the run, on its clock: no round begins after them; None = the rounds alone count."""
+
+    def progress(self, round: int, time_s: float) -> float:
+        """Return the part of the budget, in rounds or seconds, that is used, in [0, 1]."""
+        by_time = 0.0 if self.seconds is None else time_s / self.seconds
+        return min(max(round / self.rounds, by_time), 1.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,13 +102,18 @@ class TrainSection(Section):
     """What every device does in a round, and how many rounds there are."""
 
     rounds: int = Field(default=20, ge=1)
-    """Rounds of the run."""
+    """Rounds of the run, at most."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Seconds of the run on its clock: no round begins after them; none = rounds alone count."""
     local_steps: int = Field(default=5, ge=1)
     """Optimiser steps of a device in a round."""
     per_device_train_batch_size: int = Field(default=8, ge=1)
     """Sequences in a step."""
     learning_rate: float = Field(default=3e-3, gt=0)
-    """Of AdamW, constant."""
+    """Of AdamW."""
+    decay: float = Field(default=1.0, gt=0, le=1)
+    """Part of the learning rate that is left at the end of rounds or seconds, falling linearly; 1 =
+    constant."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Of AdamW, on the adapters."""
     max_grad_norm: float = Field(default=1.0, ge=0)
@@ -117,6 +122,11 @@ class TrainSection(Section):
     """Recompute activations in the backward pass: less memory, more FLOPs."""
     loss_chunk: int = Field(default=0, ge=0)
     """Positions whose logits exist at a time; 0 = all of them."""
+    server_average: float = Field(default=0.0, ge=0, lt=1)
+    """Most that the past counts in the running mean of the server's weights, .9 for instance, which
+    is then evaluated and exported; 0 = the last weights are."""
+    server_momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Part of a round's change that the server adds to the next; 0 = none."""
 
 
 class FleetSection(Section):

@@ -58,6 +58,10 @@ train:
   local_steps: 5         # optimiser steps of a device in a round
   per_device_train_batch_size: 8
   learning_rate: {learning_rate}   # AdamW
+  # decay: 1.0           # part of the learning rate that is left at the end; falls linearly
+  # server_average: 0.0  # .9 = evaluate and export a running mean of the server's weights
+  # server_momentum: 0.0 # part of a round's change that the server adds to the next
+  # seconds: null        # budget on the run's clock, beside rounds
   # weight_decay: 0.0
   # max_grad_norm: 1.0   # 0 = never scaled down
   gradient_checkpointing: {checkpointing}   # less memory, more FLOPs

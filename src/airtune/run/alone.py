@@ -85,7 +85,7 @@ class AloneEngine(OffAir):
         job = Job(row.device, row, self.pieces.assets.data.devices[row.device].train, 1.0)
         (outcome,) = train(
             self.pieces.assets.base, of_device(state, row.device), [job],
-            settings=self.pieces.engine.train, work=WorkSpec(),
+            settings=self.pieces.engine.train.at(plan.learning_rate), work=WorkSpec(),
             workload=self.pieces.problem.workload, seed=self.pieces.problem.seed, round=plan.round,
         )  # fmt: skip
         return outcome

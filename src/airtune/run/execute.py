@@ -16,6 +16,7 @@ from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
+from airtune.model.server import ServerSettings
 from airtune.model.state import initial_state
 from airtune.plan import Method, Problem
 from airtune.recipe import Recipe, dump_recipe, load_recipe
@@ -231,6 +232,8 @@ def loop_settings(pieces: Pieces) -> LoopSettings:
         target=None if asked is None else Target(asked.metric, asked.value, window=_WINDOW),
         stop_at_target=asked is not None and asked.stop,
         scale=pieces.engine.train.scale,
+        decay=recipe.train.decay,
+        server=ServerSettings(recipe.train.server_average, recipe.train.server_momentum),
     )
 
 

@@ -22,6 +22,7 @@ from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import take
 from airtune.model.save import save_adapter, save_pruned, whole_folder
 from airtune.model.saved import load_adapted, load_saved
+from airtune.model.server import evaluated
 from airtune.model.slicing import choose_kept
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import Sensitivity, WorkSpec
@@ -216,8 +217,9 @@ def _trained(folder: Path) -> _Trained:
     _check_base(folder, base, str(record.header["model"]["fingerprint"]), recipe)
     work = choose_method(recipe).method.work
     sensitivity = remembered_sensitivity(record.header)
+    state = evaluated(checkpoint.state)
     quality, samples = quality_of(record), read_samples(folder)
-    return _Trained(base, checkpoint.state, work, recipe, quality, sensitivity, samples)
+    return _Trained(base, state, work, recipe, quality, sensitivity, samples)
 
 
 def _check_base(folder: Path, base: BaseModel, trained_on: str, recipe: Recipe) -> None:

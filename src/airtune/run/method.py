@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from airtune.errors import RecipeError
 from airtune.methods import build_method, method_row, settings_faults
+from airtune.model.aggregate import TURNS_AXES
 from airtune.plan import Method
 from airtune.recipe import Recipe
 from airtune.run.controls import CONTROLS, WholeModel
@@ -43,22 +44,26 @@ def choose_method(recipe: Recipe, *, label: str | None = None) -> Chosen:
     else:
         method = build_method(name, _settings(recipe))
         method = protected(recipe, method)
-    check_feedback(recipe, method)
+    check_axes(recipe, method)
     shown = label or name.rpartition(":")[2]
     return Chosen(method, shown, row.summary, row.reconstructed, is_control=name in CONTROLS)
 
 
-def check_feedback(recipe: Recipe, method: Method) -> None:
-    """Refuse error feedback where what was lost means nothing in the next round.
+def check_axes(recipe: Recipe, method: Method) -> None:
+    """Refuse what carries a direction of the adapters over to the next round where there is none.
 
     Raises:
         RecipeError: if the method's aggregation gives the adapters new axes every round.
     """
-    if recipe.upload.feedback and method.aggregate.rule in ("factored", "lifted", "stacked"):
+    if method.aggregate.rule not in TURNS_AXES:
+        return
+    asked = {"upload.feedback": recipe.upload.feedback,
+             "train.server_momentum": recipe.train.server_momentum}  # fmt: skip
+    for key in (key for key, value in asked.items() if value):
         raise RecipeError(
-            f"upload.feedback cannot be used with {method.name}: its {method.aggregate.rule} "
-            "aggregation gives the adapters new axes every round, in which nothing that was lost "
-            "can be made up for; leave upload.feedback out"
+            f"{key} cannot be used with {method.name}: its {method.aggregate.rule} aggregation "
+            "gives the adapters new axes every round, in which nothing of the last round's can be "
+            f"added; leave {key} out"
         )
 
 

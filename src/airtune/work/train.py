@@ -17,7 +17,7 @@ whose loss, gradient or tensors stop being finite is refused; the others go on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -55,6 +55,10 @@ class TrainSettings:
     dropout: float = 0.0
     pass_tokens: int = 4096
     """Padded tokens that devices may put into one batched pass together."""
+
+    def at(self, part: float) -> TrainSettings:
+        """Return the settings of a round that trains at a part of the learning rate."""
+        return self if part == 1.0 else replace(self, learning_rate=part * self.learning_rate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,14 +145,16 @@ class ReplayEngine(LocalEngine):
         self, plan: RoundPlan, state: GlobalState, places: Sequence[int]
     ) -> dict[int, Outcome]:
         rows = [plan.assignments.row(place) for place in places]
-        done = self._have_trained(rows, state, plan.round)
+        done = self._have_trained(rows, state, plan)
         return {place: done[row.device].outcome for place, row in zip(places, rows, strict=True)}
 
     def _have_trained(
-        self, rows: Sequence[Assignment], state: GlobalState, round: int,
+        self, rows: Sequence[Assignment], state: GlobalState, plan: RoundPlan,
         seats: Mapping[int, Seat] | None = None,
     ) -> dict[int, Trained]:  # fmt: skip
-        done = self._remote.train(rows, state, round=round, seats=seats)
+        done = self._remote.train(
+            rows, state, round=plan.round, learning_rate=plan.learning_rate, seats=seats
+        )
         self._received.coded_bytes |= {
             device: item.coded_bytes for device, item in done.items() if item.coded_bytes
         }
@@ -304,7 +306,7 @@ class FlowerEngine(ReplayEngine):
         try:
             done = self._remote.train(
                 rows, state, round=plan.round, deadline_s=deadline_s,
-                seats=seats, upload_bps=upload_bps, expected=update,
+                learning_rate=plan.learning_rate, seats=seats, upload_bps=upload_bps, expected=update,
             )  # fmt: skip
             if split is None:
                 return done, None
@@ -348,7 +350,8 @@ class FlowerEngine(ReplayEngine):
         deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
         return open_split(
             self._serve, cut, run=self._remote.run_name, round=plan.round, base=self._base,
-            state=state, problem=self._problem, settings=self._settings.train,
+            state=state, problem=self._problem,
+            settings=self._settings.train.at(plan.learning_rate),
             timing=Timing(join_s=JOIN_S, deadline_s=deadline_s or 3600.0),
         )  # fmt: skip
 

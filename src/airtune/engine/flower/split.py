@@ -44,9 +44,9 @@ PATIENCE_S = 7 * 86400.0
 Serve = Callable[[], tuple[StreamServer, str]]
 """Returns the stream's server and how devices address it; `:PORT` = at the server they know."""
 Train = Callable[
-    [Sequence[Assignment], GlobalState, int, Mapping[int, Seat]], Mapping[int, Trained]
+    [Sequence[Assignment], GlobalState, RoundPlan, Mapping[int, Seat]], Mapping[int, Trained]
 ]
-"""Has the devices of some rows train from a state, in a round, in their seats; by device."""
+"""Has the devices of some rows of a plan train from a state, in their seats; by device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +150,13 @@ class ServedSplitter(Splitter):
         rows = [plan.assignments.row(int(column)) for column in columns]
         served = open_split(
             self._serve, rows, run=self._run, round=plan.round, base=self._base, state=state,
-            problem=self._problem, settings=self._settings,
+            problem=self._problem, settings=self._settings.at(plan.learning_rate),
             timing=Timing(
                 window_s=math.inf, join_s=JOIN_S, answer_s=PATIENCE_S, deadline_s=PATIENCE_S
             ),
         )  # fmt: skip
         try:
-            trained = self._train(rows, state, plan.round, served.seats)
+            trained = self._train(rows, state, plan, served.seats)
             joined, result = served.join(trained)
         finally:
             served.opened.close()
