@@ -151,3 +151,13 @@ def test_nothing_is_ever_unpickled(tmp_path):
     (folder / "state.json").write_text(json.dumps(document))
     with pytest.raises(CheckpointError, match="allow_pickle"):
         load_checkpoint(tmp_path, identity="me")
+
+
+def test_the_best_round_stays_beside_the_last_two(tmp_path):
+    for number in range(1, 6):
+        save_checkpoint(tmp_path, make(number), identity="me", best=min(number, 2))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["round-000002", "round-000004", "round-000005"]
+    assert load_checkpoint(tmp_path, identity="me").rounds == 5
+    assert load_checkpoint(tmp_path, identity="me", rounds=2).rounds == 2
+    assert load_checkpoint(tmp_path, identity="me", rounds=3) is None

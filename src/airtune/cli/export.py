@@ -18,6 +18,7 @@ def export(
     format: Annotated[Literal["adapter", "merged", "pruned", "gguf"], typer.Option("--format", help="What to write.")] = "adapter",
     output: Annotated[Path | None, typer.Option(help="Folder to write; default: in the run folder.")] = None,
     prune: Annotated[float | None, typer.Option(help="With merged, pruned or gguf, of a run that kept the dense base: fraction of the blocks' weights to remove; needs --force, as the result was not evaluated.")] = None,
+    round: Annotated[Literal["best", "last"], typer.Option("--round", help="Which round's model: the last, or the best on the devices' validation data.")] = "last",
     force: Annotated[bool, typer.Option("--force", help="Replace what is there, and write even what is worse than the untuned model or was not evaluated.")] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -28,7 +29,7 @@ def export(
     folder = find_run(run, mark="run.json")
     from airtune.run import export_run
 
-    place = export_run(folder, format, output=output, prune=prune, overwrite=force,
+    place = export_run(folder, format, output=output, prune=prune, round=round, overwrite=force,
                        accept_worse=force)  # fmt: skip
     if as_json:
         print_json({"format": format, "folder": str(place)})

@@ -7,7 +7,7 @@
         state.json            the rest, with checksums of itself and of the other two; written last
 
 A folder is filled under another name, forced to the disk and renamed, so a kill at any moment leaves
-the last whole one. The last two are kept. Nothing is ever unpickled. Random generators need no
+the last whole one. The last two are kept, and the best one. Nothing is ever unpickled. Random generators need no
 place here: every draw is made by key (`airtune.keys`).
 """
 
@@ -64,13 +64,16 @@ class Checkpoint:
     """What the engine remembers beside the state."""
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, identity: str) -> None:
-    """Save a checkpoint and remove all but the last two.
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, *, identity: str, best: int | None = None
+) -> None:
+    """Save a checkpoint and remove all but the last two and the best one.
 
     Args:
         folder: the run's `checkpoint` folder; made where it is missing.
         checkpoint: the run after a whole round.
         identity: a hash of what the run is made from; only such a run may go on from here.
+        best: rounds after which the model was best; None = not known.
 
     Raises:
         StorageError: if the disk is full; the checkpoints that were there stay.
@@ -95,17 +98,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, identity: str) -> N
             shutil.rmtree(partial, ignore_errors=True)
             raise
     for old in _saved(folder)[:-KEPT_CHECKPOINTS]:
-        shutil.rmtree(old, ignore_errors=True)
+        if best is None or old.name != _name(best):
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path, *, identity: str) -> Checkpoint | None:
-    """Load the newest checkpoint, or None where there is none.
+def load_checkpoint(folder: Path, *, identity: str, rounds: int | None = None) -> Checkpoint | None:
+    """Load the newest checkpoint, or that after so many rounds; None where there is none.
 
     Raises:
         CheckpointError: if it is damaged, of a newer version, or belongs to another run; the message
             names the file.
     """
-    saved = _saved(folder)
+    saved = [path for path in _saved(folder) if rounds is None or path.name == _name(rounds)]
     if not saved:
         return None
     newest = saved[-1]

@@ -189,7 +189,8 @@ def _rounds(run: Run, start: Checkpoint, on_round: OnRound | None) -> Iterator[C
         now = Checkpoint(
             now.rounds + 1, done.end_s, done.state, done.method, progress, run.engine.snapshot()
         )
-        save_checkpoint(run.writer.folder / "checkpoint", now, identity=run.identity)
+        best = None if progress["best"] is None else progress["best"]["round"] + 1
+        save_checkpoint(run.writer.folder / "checkpoint", now, identity=run.identity, best=best)
         if on_round is not None:
             on_round(record)
         yield now

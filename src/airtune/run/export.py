@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from airtune.cost import counts_for, pruning_path
 from airtune.data.samples import TextRows, read_samples
-from airtune.engine.checkpoint import load_checkpoint
+from airtune.engine.checkpoint import Checkpoint, load_checkpoint
 from airtune.errors import CheckpointError, ModelError, RecipeError, RunExistsError
 from airtune.model.base import BaseModel
 from airtune.model.gguf import check_gguf, write_gguf
@@ -37,15 +37,16 @@ from airtune.run.sensitivity import remembered_sensitivity
 from airtune.work.network import mending_of, tuned_network
 
 Format = Literal["adapter", "merged", "pruned", "gguf"]
+Round = Literal["best", "last"]
 GGUF_NAME = "model.gguf"
 FORMATS: tuple[Format, ...] = ("adapter", "merged", "pruned", "gguf")
 
 
 def export_run(
     folder: Path, format: Format, *, output: Path | None = None, prune: float | None = None,
-    overwrite: bool = False, accept_worse: bool = False,
+    round: Round = "last", overwrite: bool = False, accept_worse: bool = False,
 ) -> Path:  # fmt: skip
-    """Write what a run has learned, as it stood after its last round.
+    """Write what a run has learned, as it stood after its last round or its best one.
 
     The folder gets its name when it is whole and checked; until then what had it stays.
 
@@ -58,6 +59,7 @@ def export_run(
         prune: for a model format, after a run that kept the dense base: fraction of the blocks'
             weights to remove, heads and channels as the run measured that they matter. How good the
             result is was not measured, so it needs `accept_worse`.
+        round: last, or best = the one whose model was best on the devices' validation data.
         overwrite: replace what is there.
         accept_worse: write it even where it is worse than the untuned model, or may be.
 
@@ -67,18 +69,19 @@ def export_run(
 
     Raises:
         CheckpointError: if the run has no finished round or is damaged.
-        RecipeError: if the format is unknown, or `prune` is missing, out of range or of no use.
+        RecipeError: if the format or the round is unknown, `prune` is missing, out of range or of no
+            use, or the best round is asked of a run that validated none.
         MissingExtraError: if `gguf` needs a package that is not installed.
         ModelError: if the format cannot say what was learned, it is or may be worse than the
             untuned model, or the files do not answer as the model in memory does.
         RunExistsError: if the output is there, or is no export that `overwrite` may replace.
         StorageError: if it cannot be written.
     """
-    _check_asked(format, prune)
+    _check_asked(format, prune, round)
     place = output or folder / f"export-{format}"
     if overwrite:
         _check_place(place)
-    trained = _trained(folder)
+    trained = _trained(folder, round)
     kept = _kept(trained, format, prune)
     if prune is not None:
         trained = replace(trained, quality=unmeasured(trained.quality, prune))
@@ -94,7 +97,7 @@ def export_run(
 
 @dataclass(frozen=True, slots=True)
 class _Trained:
-    """A run as it stood after its last round."""
+    """A run as it stood after one of its rounds."""
 
     base: BaseModel
     state: GlobalState
@@ -188,10 +191,12 @@ def _slice(base: BaseModel, kept: Kept) -> dict[str, Any]:
     return found
 
 
-def _check_asked(format: str, prune: float | None) -> None:
+def _check_asked(format: str, prune: float | None, round: str) -> None:
     """Refuse what no run can be written as, before one is loaded."""
     if format not in FORMATS:
         raise RecipeError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+    if round not in ("best", "last"):
+        raise RecipeError(f"--round must be best or last, got {round!r}")
     if prune is None:
         return
     if not 0.0 < prune < 1.0:
@@ -203,12 +208,10 @@ def _check_asked(format: str, prune: float | None) -> None:
         )
 
 
-def _trained(folder: Path) -> _Trained:
+def _trained(folder: Path, round: Round = "last") -> _Trained:
     record = read_run(folder)
     recipe = load_recipe(folder / "recipe.yaml")
-    checkpoint = load_checkpoint(folder / "checkpoint", identity=str(record.header["identity"]))
-    if checkpoint is None:
-        raise CheckpointError(f"{folder} has no finished round to export; let the run get on first")
+    checkpoint = _checkpoint(folder, str(record.header["identity"]), round)
     if any(name.partition("/")[1] for name in checkpoint.state.adapters):
         raise ModelError(
             "local-only has one model a device, and none to export; export another run"
@@ -218,8 +221,31 @@ def _trained(folder: Path) -> _Trained:
     work = choose_method(recipe).method.work
     sensitivity = remembered_sensitivity(record.header)
     state = evaluated(checkpoint.state)
-    quality, samples = quality_of(record), read_samples(folder)
+    quality, samples = quality_of(record, checkpoint.rounds), read_samples(folder)
     return _Trained(base, state, work, recipe, quality, sensitivity, samples)
+
+
+def _checkpoint(folder: Path, identity: str, round: Round) -> Checkpoint:
+    """Return the last checkpoint, or the best one, which the last names."""
+    place = folder / "checkpoint"
+    last = load_checkpoint(place, identity=identity)
+    if last is None:
+        raise CheckpointError(f"{folder} has no finished round to export; let the run get on first")
+    if round == "last":
+        return last
+    named = last.progress.get("best")
+    if named is None:
+        raise RecipeError(
+            f"{folder} validated no round, so none is known to be the best; export --round last, or "
+            "run it with evaluation.every above 0"
+        )
+    best = load_checkpoint(place, identity=identity, rounds=named["round"] + 1)
+    if best is None:
+        raise CheckpointError(
+            f"{place} no longer holds round {named['round'] + 1}, the best of {folder}; export "
+            "--round last"
+        )
+    return best
 
 
 def _check_base(folder: Path, base: BaseModel, trained_on: str, recipe: Recipe) -> None:

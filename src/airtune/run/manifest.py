@@ -48,13 +48,14 @@ def manifest_of(
     }  # fmt: skip
 
 
-def quality_of(record: RunRecord) -> dict[str, Any]:
-    """Return how good a run's model was before the first and after the last round."""
-    validations = [row["validation"] for row in record.rounds if row.get("validation")]
+def quality_of(record: RunRecord, rounds: int) -> dict[str, Any]:
+    """Return how good a run's model was before the first round and after so many."""
+    done = record.rounds[:rounds]
+    validations = [row["validation"] for row in done if row.get("validation")]
     return {
-        "untuned": record.rounds[0].get("initial") if record.rounds else None,
+        "untuned": done[0].get("initial") if done else None,
         "tuned": validations[-1] if validations else None,
-        "measured_on": f"{_MEASURED_ON}, model of the last round",
+        "measured_on": f"{_MEASURED_ON}, model after {rounds} of {len(record.rounds)} rounds",
     }
 
 
