@@ -55,6 +55,15 @@ def test_a_run_on_the_real_clock_has_what_devices_measured(
     assert told[-1]["result"]["test"]["loss"] > 0
 
 
+def test_least_squares_are_refused_where_no_second_moments_are_sent(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    asked = recipe(**{"train.mend": "least-squares"})
+    with pytest.raises(RecipeError, match=r"train\.mend: least-squares is for simulated.*use mean"):
+        _run(asked, nodes(["a"]), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def _cut_off(device: int, reply: Envelope) -> Envelope:
     """Truncate what device 1 answers to training."""
     if device != 1 or not reply.blobs:

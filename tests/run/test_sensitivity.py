@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from airtune.errors import CheckpointError
+from airtune.errors import CheckpointError, RecipeError
 from airtune.recipe import load_recipe
 from airtune.records import read_run
 from airtune.run import remembered_sensitivity, run_recipe
@@ -36,6 +36,15 @@ def test_it_is_measured_once_and_stands_in_the_header(tmp_path, monkeypatch):
 def test_what_a_published_rule_does_not_use_is_not_measured():
     recipe = load_recipe(overrides=["method.name=llm-pruner"])
     assert not choose_method(recipe).method.wants
+
+
+def test_how_slices_are_mended_is_the_recipes_or_the_methods():
+    assert choose_method(load_recipe(overrides=["train.mend=least-squares"])).method.work.mend == (
+        "least-squares"
+    )
+    assert choose_method(load_recipe()).method.work.mend == "mean"
+    with pytest.raises(RecipeError, match=r"train\.mend.*none.*mean.*least-squares"):
+        load_recipe(overrides=["train.mend=squares"])
 
 
 def test_damage_is_named(tmp_path):

@@ -3,6 +3,7 @@
 from airtune.cost.delay import SplitTimes, gradient_bps, split_times, transfer_s, turn_share
 from airtune.cost.encoders import bert_like, modernbert_like, vit_like
 from airtune.cost.flops import forward_flops, train_flops
+from airtune.cost.grams import gram_bytes, gram_flops, gram_peak_bytes
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes
 from airtune.cost.most import most_bytes, most_upload_bytes, stream_bytes
@@ -40,6 +41,9 @@ __all__ = [
     "forward_flops",
     "gpt2_like",
     "gradient_bps",
+    "gram_bytes",
+    "gram_flops",
+    "gram_peak_bytes",
     "known_shapes",
     "ladder",
     "line_cost",

@@ -141,6 +141,11 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     recipe = order.recipe if place.is_new else load_recipe(place.folder / RECIPE_FILE)
     recipe = pinned(recipe)
     chosen = choose_method(recipe)
+    if chosen.method.work.mend == "least-squares":
+        raise RecipeError(
+            "train.mend: least-squares is for simulated devices: second moments are not sent over "
+            "real links; use mean"
+        )
     if chosen.is_control:
         raise RecipeError(
             f"{chosen.method.name} is a control and federates nothing; run it without --server"

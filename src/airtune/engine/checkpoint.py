@@ -35,6 +35,7 @@ from airtune.engine.devices import pack_devices, unpack_devices
 from airtune.errors import CheckpointError, MethodError
 from airtune.model.importance import Importance, Means
 from airtune.model.kept import Kept
+from airtune.model.mending import gram_tensors, grams_of
 from airtune.model.state import GlobalState
 from airtune.plan import State
 from airtune.plan.method import StateValue
@@ -173,6 +174,7 @@ def _decode(document: Json, tensors: Mapping[str, torch.Tensor], arrays: Arrays)
         merged=_under("merged/", tensors),
         average=_under("average/", tensors),
         velocity=_under("velocity/", tensors),
+        grams=grams_of(_under("grams/", tensors)),
     )
     return Checkpoint(
         document["rounds"], document["time_s"], state, method, document["progress"],
@@ -181,8 +183,11 @@ def _decode(document: Json, tensors: Mapping[str, torch.Tensor], arrays: Arrays)
 
 
 def _groups(state: GlobalState) -> dict[str, Mapping[str, torch.Tensor]]:
-    return {"adapters": state.adapters, "head": state.head, "merged": state.merged,
-            "average": state.average, "velocity": state.velocity}  # fmt: skip
+    return {
+        "adapters": state.adapters, "head": state.head, "merged": state.merged,
+        "average": state.average, "velocity": state.velocity,
+        "grams": {} if state.grams is None else gram_tensors(state.grams),
+    }  # fmt: skip
 
 
 def _under(prefix: str, values: Mapping[str, Value]) -> dict[str, Value]:

@@ -14,40 +14,38 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from airtune.cost import energy_j, forward_flops, most_bytes, peak_memory
+from airtune.cost import gram_bytes, most_bytes, peak_memory
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
 from airtune.engine.allowance import Allowance
 from airtune.engine.base import Execution, Setup, Split, asked_of, with_work
 from airtune.engine.checks import Divide
-from airtune.engine.clock import transfer
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
+from airtune.engine.measuring import holders_of_grams, price_measuring
 from airtune.engine.splitting import Splitter, rows_of, split_record
 from airtune.engine.timing import Timing, joined, refusals, time_round, time_whole
 from airtune.engine.uplink import Uplink
 from airtune.errors import FleetError, RecipeError
 from airtune.fleet.fleet import Fleet
-from airtune.fleet.rates import uplink_bps
 from airtune.keys import generator
 from airtune.model.base import BaseModel
 from airtune.model.importance import Importance, measure, pool
+from airtune.model.mending import Grams
 from airtune.model.state import GlobalState
 from airtune.plan import (
     Assignments,
     Bools,
-    Floats,
     Need,
     Observation,
     Problem,
     RoundPlan,
     WorkSpec,
     mask_observation,
-    whole_model,
 )
 from airtune.work.evaluate import evaluate, evaluate_devices, exact_match
 from airtune.work.importance import (
-    MEASURED_BATCHES,
     importance_bytes,
+    measure_device_grams,
     measure_importance,
     report_bytes,
 )
@@ -216,6 +214,8 @@ class LocalEngine:
         most = most_bytes(self._problem, plan.assignments)
         if prunes(plan.assignments, self._problem) and self._lacks_scores(state):
             most = most + report_bytes(self._problem.shape)
+            if self._work.mend == "least-squares":
+                most = most + 2.0 * gram_bytes(self._problem.shape)
         return self._allowance.faults(plan.assignments.device, most)
 
     def idle_until_s(self, time_s: float, idle_s: float) -> float:
@@ -360,8 +360,23 @@ class LocalEngine:
         pooled = pool(reports, weights)
         if state.importance is not None:
             pooled = replace(state.importance, means=pooled.means)
-        setup = self._measuring(plan, reports[0], start_s)
-        return replace(state, importance=pooled), replace(setup, faults=faults)
+        state = replace(state, importance=pooled, grams=self._grams(base, devices))
+        setup = price_measuring(
+            self._problem, self._fleet, plan,
+            report_bytes=importance_bytes(reports[0]), start_s=start_s,
+        )  # fmt: skip
+        return state, replace(setup, faults=faults)
+
+    def _grams(self, base: BaseModel, devices: Sequence[int]) -> Grams | None:
+        """Have devices measure second moments, where least squares need them, and pool those."""
+        if self._work.mend != "least-squares":
+            return None
+        able = holders_of_grams(self._problem, self._fleet, np.array(devices, np.int64))
+        weight = self._problem.devices.weight
+        held = [(int(one), self._data.devices[one].train, float(weight[one])) for one in able]
+        return measure_device_grams(
+            base, held, batch=self._problem.workload.batch, seed=self._problem.seed
+        )
 
     def _reports(
         self, devices: Sequence[int], state: GlobalState
@@ -381,41 +396,11 @@ class LocalEngine:
         """Whether something has to be measured before anything can be pruned."""
         known = state.importance
         lacks_means = known is not None and known.means is None
-        return known is None or (
-            self._work.cumulative and lacks_means and wants_means(self._base, self._work)
-        )
-
-    def _measuring(self, plan: RoundPlan, report: Importance, start_s: float) -> Setup:
-        """Price it: four forward passes, and the report over the plan's share of the link.
-
-        First-order scores take a backward pass with gradients of all weights as well.
-        """
-        device, slot_s = plan.assignments.device, self._fleet.slot_s
-        dense = whole_model(
-            device, rank=1, local_steps=MEASURED_BATCHES, share=plan.assignments.share
-        )
-        passes = 3 if self._work.importance == "first-order" else 1
-        flops = (
-            passes
-            * MEASURED_BATCHES
-            * forward_flops(self._problem.shape, self._problem.workload, dense)
-        )
-        compute_s = flops / self._fleet.flops_at(plan.round)[device]
-
-        def rates(slot: int, remaining: Floats) -> Floats:
-            links = self._fleet.links_at(plan.round, slot, start_s + slot * (slot_s or 0.0))
-            return uplink_bps(links, plan.assignments.share, device)
-
-        each_bytes = importance_bytes(report)
-        sizes = np.full(len(device), each_bytes)
-        sent = transfer(rates, start_s=compute_s, size_bytes=sizes, slot_s=slot_s)
-        finish_s = np.where(np.isfinite(sent.finish_s), sent.finish_s, compute_s)
-        energy = energy_j(self._problem, device, compute_s=compute_s, upload_s=finish_s - compute_s)
-        return Setup(
-            duration_s=float(np.max(finish_s, initial=0.0)),
-            upload_bytes=float(sent.sent_bytes.sum()),
-            energy_j=float(energy.sum()),
-            each_bytes=each_bytes,
+        lacks_grams = self._work.mend == "least-squares" and state.grams is None
+        return (
+            lacks_grams
+            or known is None
+            or (self._work.cumulative and lacks_means and wants_means(self._base, self._work))
         )
 
 

@@ -16,7 +16,7 @@ of inputs (arXiv 2203.07259, 2302.04089), reconstructed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +46,25 @@ class Grams:
     """(blocks, ffn, ffn)."""
     means: Means
     """Of the same inputs, weighted alike, so that centred moments are none of less than zero."""
+
+
+def gram_tensors(grams: Grams) -> dict[str, torch.Tensor]:
+    """Return what `grams_of` makes the same again of."""
+    means = {name: torch.from_numpy(getattr(grams.means, name)) for name in ("attention", "ffn")}
+    return {"attention": grams.attention, "ffn": grams.ffn,
+            **{f"mean/{name}": mean for name, mean in means.items()}}  # fmt: skip
+
+
+def grams_of(tensors: Mapping[str, torch.Tensor]) -> Grams | None:
+    """Return second moments from their tensors; None for {}.
+
+    Raises:
+        KeyError: if one is missing.
+    """
+    if not tensors:
+        return None
+    means = Means(tensors["mean/attention"].numpy(), tensors["mean/ffn"].numpy())
+    return Grams(tensors["attention"], tensors["ffn"], means)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
-from airtune.plan import CodecSpec
+from airtune.plan import CodecSpec, Mend
 from airtune.plan.assignment import CodecKind
 from airtune.units import parse_bytes
 
@@ -122,6 +122,9 @@ class TrainSection(Section):
     """Recompute activations in the backward pass: less memory, more FLOPs."""
     loss_chunk: int = Field(default=0, ge=0)
     """Positions whose logits exist at a time; 0 = all of them."""
+    mend: Mend | None = None
+    """What stands for what a slice lacks: none, mean or least-squares; not given = as the method has
+    it, which is mean."""
     server_average: float = Field(default=0.0, ge=0, lt=1)
     """Most that the past counts in the running mean of the server's weights, .9 for instance, which
     is then evaluated and exported; 0 = the last weights are."""

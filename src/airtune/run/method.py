@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from airtune.errors import RecipeError
 from airtune.methods import build_method, method_row, settings_faults
@@ -44,6 +44,8 @@ def choose_method(recipe: Recipe, *, label: str | None = None) -> Chosen:
     else:
         method = build_method(name, _settings(recipe))
         method = protected(recipe, method)
+        if recipe.train.mend is not None:
+            method = replace(method, work=replace(method.work, mend=recipe.train.mend))
     check_axes(recipe, method)
     shown = label or name.rpartition(":")[2]
     return Chosen(method, shown, row.summary, row.reconstructed, is_control=name in CONTROLS)

@@ -1,0 +1,133 @@
+"""A real language model: what pruning costs it, as saved and read by plain transformers.
+
+The model's folder and the data's are given by environment variables, as the project ships neither:
+
+    AIRTUNE_REAL_MODEL   a causal language model, SmolLM2-135M-Instruct for the goals
+    AIRTUNE_REAL_DATA    a folder with gsm8k_train.jsonl and gsm8k_test.jsonl
+
+Where one is not set every figure is skipped with the reason. Losses are of the untuned model on 16
+test rows of at most 256 tokens, prompts masked; scores, means and second moments are measured on 32
+training rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from airtune.calibrate import Probe, measure_sensitivity
+from airtune.cost import counts_for, pruning_path
+from airtune.data import DataSpec, FederatedData, load_federated
+from airtune.model.base import BaseModel, load_base
+from airtune.model.kept import Kept
+from airtune.model.lora import init_adapters, take
+from airtune.model.save import save_pruned
+from airtune.model.slicing import choose_kept
+from airtune.model.state import GlobalState
+from airtune.plan import Mend, Workload, WorkSpec
+from airtune.work.evaluate import evaluate
+from airtune.work.importance import measure_device_grams, measure_importance
+from airtune.work.network import mending_of
+from benchmarks.figure import Figure, at_most, skipped
+
+MODEL, DATA = "AIRTUNE_REAL_MODEL", "AIRTUNE_REAL_DATA"
+TRAIN_ROWS, TEST_ROWS, TOKENS, BATCH = 32, 16, 256, 8
+PRUNED = 0.3
+WORST_LOSS = 1.9
+"""Of the goals, for SmolLM2-135M-Instruct at this size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model and the data it is measured on."""
+
+    base: BaseModel
+    data: FederatedData
+
+    def loss(self, network: object) -> float:
+        """Return the loss a token on the test rows."""
+        return evaluate(network, self.data.test).loss  # type: ignore[arg-type]
+
+
+def run() -> Iterator[Figure]:
+    """Measure every row of the goals for a real model, or say why not."""
+    missing = [name for name in (MODEL, DATA) if not Path(os.environ.get(name, "")).is_dir()
+               or not os.environ.get(name)]  # fmt: skip
+    if missing:
+        reason = f"skipped: {' and '.join(missing)} must name a folder"
+        yield skipped("real.pruned_loss", f"<= {WORST_LOSS:g}", reason)
+        return
+    yield from pruning(_subject())
+
+
+def pruning(subject: Subject) -> Iterator[Figure]:
+    """Yield the loss of slices, saved and read back by plain transformers, by how they are mended."""
+    dense = subject.loss(subject.base.network)
+    yield Figure("real.dense_loss", dense, "none", True, "the model as it is")
+    # scores and means do not depend on how slices are mended; second moments are measured once
+    scored = _scored(subject)
+    mends: tuple[Mend, ...] = ("mean", "least-squares")
+    for mend in mends:
+        work = WorkSpec(mend=mend, cumulative=True)
+        kept, pruned = _slice(subject, scored, work)
+        loss = _saved_loss(subject, scored, kept, work)
+        size = (f"{len(kept.groups[0])} groups, {len(kept.channels[0])} channels, {pruned:.3f} of the "
+                f"blocks' weights gone, untuned; dense {dense:.3f}")  # fmt: skip
+        name = mend.replace("-", "_")
+        yield at_most(f"real.pruned_loss_{name}", loss, WORST_LOSS, size)
+        yield at_most(f"real.channels_beyond_32_{name}", len(kept.channels[0]) % 32, 0, size)
+
+
+def _subject() -> Subject:
+    model, data = os.environ[MODEL], Path(os.environ[DATA])
+    spec = DataSpec(
+        source=str(data / "gsm8k_train.jsonl"), test=str(data / "gsm8k_test.jsonl"),
+        max_length=TOKENS, limit=TRAIN_ROWS, test_limit=TEST_ROWS, held_out=0.0,
+    )  # fmt: skip
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return Subject(
+        load_base(model, device="cpu"),
+        load_federated(spec, tokenizer=tokenizer, devices=1, seed=0),
+    )
+
+
+def _scored(subject: Subject) -> GlobalState:
+    train = subject.data.devices[0].train
+    importance = measure_importance(subject.base, train, batch=BATCH)
+    grams = measure_device_grams(subject.base, [(0, train, 1.0)], batch=BATCH)
+    return GlobalState(0, {}, {}, importance=importance, grams=grams)
+
+
+def _slice(subject: Subject, scored: GlobalState, work: WorkSpec) -> tuple[Kept, float]:
+    """Return the slice that is nearest to the size asked for, and its size."""
+    base, importance = subject.base, scored.importance
+    found = measure_sensitivity(Probe(base, subject.data, work, BATCH, 0))
+    path = pruning_path(base.shape, found, heads=base.family.any_head_count)
+    counts = counts_for(base.shape, path, PRUNED)
+    if counts is None or importance is None:
+        raise SystemExit(f"{base.source} cannot lose {PRUNED:g} of its blocks' weights")
+    groups, channels = counts
+    gone = 1.0 - groups / base.shape.kv_groups, 1.0 - channels / base.shape.ffn
+    kept = choose_kept(importance, base.shape, groups, channels)
+    return kept, float(base.shape.pruned_fraction(*gone))
+
+
+def _saved_loss(subject: Subject, scored: GlobalState, kept: Kept, work: WorkSpec) -> float:
+    """Return the loss of a slice that plain transformers has loaded."""
+    base = subject.base
+    names = tuple(linear.name for linear in base.shape.linears)
+    workload = Workload(1, TOKENS, local_steps=1, rank=2, lora_targets=names)
+    adapters = take(init_adapters(base.shape, workload, 0), base.shape, kept, 2)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "pruned"
+        save_pruned(place, base, kept, adapters, scale=1.0, mending=mending_of(base, scored, work))
+        config = json.loads((place / "config.json").read_text())
+        if config["intermediate_size"] != len(kept.channels[0]):
+            raise SystemExit("the saved config has another number of channels than the slice")
+        return subject.loss(AutoModelForCausalLM.from_pretrained(place).eval())

@@ -1,0 +1,76 @@
+"""What measuring scores before the first pruning takes on the virtual clock."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from airtune.cost import energy_j, forward_flops, gram_bytes, gram_flops, gram_peak_bytes
+from airtune.engine.base import Setup
+from airtune.engine.clock import transfer
+from airtune.errors import InfeasibleError
+from airtune.fleet.fleet import Fleet
+from airtune.fleet.rates import downlink_bps, uplink_bps
+from airtune.plan import Floats, Ints, Problem, RoundPlan, whole_model
+from airtune.units import BITS_PER_BYTE, format_bytes
+from airtune.work.importance import MEASURED_BATCHES
+
+
+def price_measuring(
+    problem: Problem, fleet: Fleet, plan: RoundPlan, *, report_bytes: float, start_s: float
+) -> Setup:
+    """Price four forward passes, and the report over the plan's share of the link.
+
+    First-order scores take a backward pass with gradients of all weights as well; least squares,
+    second moments, which are sent with the scores and come back pooled on the broadcast.
+
+    Args:
+        problem: with the local work.
+        fleet: devices and links.
+        plan: whose devices measure.
+        report_bytes: of scores and means.
+        start_s: virtual time at which they begin.
+    """
+    device, slot_s, work = plan.assignments.device, fleet.slot_s, problem.work
+    has_grams = work.mend == "least-squares"
+    dense = whole_model(device, rank=1, local_steps=MEASURED_BATCHES, share=plan.assignments.share)
+    passes = 3 if work.importance == "first-order" else 1
+    flops = passes * forward_flops(problem.shape, problem.workload, dense)
+    flops = flops + (gram_flops(problem.shape, problem.workload) if has_grams else 0.0)
+    compute_s = MEASURED_BATCHES * flops / fleet.flops_at(plan.round)[device]
+    shared_bytes = gram_bytes(problem.shape) if has_grams else 0.0
+
+    def rates(slot: int, remaining: Floats) -> Floats:
+        links = fleet.links_at(plan.round, slot, start_s + slot * (slot_s or 0.0))
+        return uplink_bps(links, plan.assignments.share, device)
+
+    sizes = np.full(len(device), report_bytes + shared_bytes)
+    sent = transfer(rates, start_s=compute_s, size_bytes=sizes, slot_s=slot_s)
+    finish_s = np.where(np.isfinite(sent.finish_s), sent.finish_s, compute_s)
+    energy = energy_j(problem, device, compute_s=compute_s, upload_s=finish_s - compute_s)
+    down_bps = downlink_bps(fleet.links_at(plan.round, 0, start_s), device)
+    heard_s = shared_bytes * BITS_PER_BYTE / np.where(down_bps > 0.0, down_bps, np.inf)
+    return Setup(
+        duration_s=float(np.max(finish_s, initial=0.0) + np.max(heard_s, initial=0.0)),
+        upload_bytes=float(sent.sent_bytes.sum()),
+        download_bytes=shared_bytes * len(device),
+        energy_j=float(energy.sum()),
+        each_bytes=report_bytes + 2.0 * shared_bytes,
+    )
+
+
+def holders_of_grams(problem: Problem, fleet: Fleet, device: Ints) -> Ints:
+    """Return the devices whose memory holds the dense base and its second moments.
+
+    Raises:
+        InfeasibleError: if none does; the message names the largest.
+    """
+    needed = gram_peak_bytes(problem.shape, problem.workload)
+    able = device[fleet.memory_bytes[device] >= needed]
+    if not able.size:
+        most = int(device[np.argmax(fleet.memory_bytes[device])])
+        raise InfeasibleError(
+            f"least squares need the second moments of the dense model, {format_bytes(needed)} with "
+            f"the base, and {fleet.names[most]}, which has most memory of the devices asked, has "
+            f"{format_bytes(float(fleet.memory_bytes[most]))}; set train.mend to mean"
+        )
+    return able

@@ -1,0 +1,70 @@
+"""Second moments for least squares: measured once, priced, held by a checkpoint, and who can."""
+
+import numpy as np
+import pytest
+import torch
+
+from airtune.cost import gram_bytes
+from airtune.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from airtune.errors import InfeasibleError
+from airtune.fleet import load_fleet
+from airtune.model.state import initial_state
+from airtune.plan import WorkSpec
+from airtune.work.importance import measure_device_grams
+
+WORK = WorkSpec(mend="least-squares")
+
+
+@pytest.fixture
+def state(base, problem_of, cell):
+    return initial_state(base, problem_of(load_fleet(cell)).workload, 0)
+
+
+def execute(engine, plan, state, keep):
+    return engine.execute(plan, state, keep(plan), start_s=0.0)
+
+
+def test_they_are_measured_once_with_the_scores_and_cost_what_they_weigh(
+    engine_of, plan_of, keep, state, base
+):
+    engine = engine_of(engine={"work": WORK})
+    plain = execute(engine_of(), plan_of(prune=0.5), state, keep)
+    first = execute(engine, plan_of(prune=0.5), state, keep)
+    size = gram_bytes(base.shape)
+    assert first.setup.upload_bytes == pytest.approx(plain.setup.upload_bytes + 6 * size)
+    assert first.setup.download_bytes == 6 * size
+    assert first.setup.each_bytes == plain.setup.each_bytes + 2 * size
+    assert first.setup.duration_s > plain.setup.duration_s
+    assert not torch.equal(
+        first.updates[0].adapters["0.down_proj.B"], plain.updates[0].adapters["0.down_proj.B"]
+    )
+    again = execute(engine, plan_of(prune=0.5), first.state, keep)
+    assert again.setup.duration_s == 0.0
+    assert again.state.grams is first.state.grams
+
+
+def test_only_devices_that_hold_the_dense_model_measure(
+    engine_of, plan_of, keep, state, base, cell, data, problem_of
+):
+    small = {**cell["devices"][0], "name": "small", "memory_gib": 5e-5, "count": 1}
+    cell["devices"].insert(0, small)
+    cell["devices"][1]["count"] = 5
+    fleet = load_fleet(cell)
+    weight = problem_of(fleet).devices.weight
+    done = execute(engine_of(engine={"work": WORK}), plan_of(prune=0.5), state, keep)
+    held = [(one, data.devices[one].train, float(weight[one])) for one in range(1, 6)]
+    expected = measure_device_grams(base, held, batch=problem_of(fleet).workload.batch, seed=3)
+    torch.testing.assert_close(done.state.grams.ffn, expected.ffn)
+    for device in cell["devices"]:
+        device["memory_gib"] = 5e-5
+    with pytest.raises(InfeasibleError, match=r"least squares need .* set train\.mend to mean"):
+        execute(engine_of(engine={"work": WORK}), plan_of(prune=0.5), state, keep)
+
+
+def test_a_checkpoint_holds_them(engine_of, plan_of, keep, state, tmp_path):
+    done = execute(engine_of(engine={"work": WORK}), plan_of(prune=0.5), state, keep)
+    save_checkpoint(tmp_path, Checkpoint(1, 0.0, done.state, {}), identity="me")
+    read = load_checkpoint(tmp_path, identity="me").state.grams
+    assert torch.equal(read.attention, done.state.grams.attention)
+    assert torch.equal(read.ffn, done.state.grams.ffn)
+    np.testing.assert_array_equal(read.means.ffn, done.state.grams.means.ffn)
