@@ -25,7 +25,7 @@ def test_a_plan_has_a_row_a_device_that_adds_up():
     assert plan.total_s == pytest.approx(plan.round_s * plan.rounds)
     sent = sum(row.upload_bytes for row in plan.devices) * plan.rounds
     assert plan.total_upload_bytes == pytest.approx(sent)
-    assert any("data.max_length" in line for line in plan.assumptions)
+    assert any("a sequence has" in line and "95 %" in line for line in plan.assumptions)
 
 
 def test_better_division_plans_a_shorter_round():

@@ -1,7 +1,7 @@
 import pytest
 
 from airtune.data import DataSpec
-from airtune.data.columns import has_labels, propose_columns, resolve_columns
+from airtune.data.columns import propose_columns, resolve_columns
 from airtune.data.table import table_from_rows
 from airtune.errors import DataError
 
@@ -53,8 +53,7 @@ def test_what_to_map_is_proposed_from_the_content():
     rows = [{"id": str(n), "news": f"a long text about {n}", "kind": "ab"[n % 2]} for n in range(9)]
     table = table_from_rows(rows, source="rows.jsonl")
     assert propose_columns("classification", table) == {"text": "news", "label": "kind"}
-    assert has_labels(table)
-    assert not has_labels(table_from_rows([{"a": str(n)} for n in range(9)], source="x"))
+    assert propose_columns("causal-lm", table) == {"text": "news"}
     with pytest.raises(DataError, match=r"`data\.columns: \{text: news, label: kind\}`"):
         resolve_columns(DataSpec(source="rows.jsonl", task="classification"), table)
 

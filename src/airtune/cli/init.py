@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ def init(
     *,
     model: Annotated[str | None, typer.Option(help="Hub id or folder; default: the shipped model.")] = None,
     data: Annotated[str | None, typer.Option(help="File, folder or hub id; default: shipped data.")] = None,
-    task: Annotated[str, typer.Option(help="causal-lm, classification or image-classification.")] = "causal-lm",
+    task: Annotated[str | None, typer.Option(help="causal-lm, classification or image-classification; default: as model and data say.")] = None,
     method: Annotated[str, typer.Option(help="See airtune list methods.")] = "jcpba",
     fleet: Annotated[str | None, typer.Option(help="See airtune list fleets.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
@@ -25,23 +25,44 @@ def init(
 ) -> None:  # fmt: skip
     """Write a commented recipe, ready to run.
 
+    Data on this machine are looked at: task, columns, encoding and length stand in the recipe.
+
     Example: airtune init --model Qwen/Qwen2.5-0.5B --data ./logs.jsonl
     """
     from airtune.data.embedded import ARITHMETIC, SHAPES, TOPICS
-    from airtune.recipe import check_recipe, commented_recipe, parse_yaml
+    from airtune.recipe import EMBEDDED, check_recipe, commented_recipe, default_fleet, parse_yaml
     from airtune.records import write_atomically
 
     if path.exists() and not force:
         raise RunExistsError(f"{path} is already there; choose another name or add --force")
-    if data is not None and data.startswith((".", "/")) and not Path(data).exists():
+    if (
+        data is not None
+        and data.startswith((".", "/", "~"))
+        and not Path(data).expanduser().exists()
+    ):
         raise DataError(f"there is no data at {data!r}; give a file, a folder or a hub id")
-    shipped = {"classification": TOPICS, "image-classification": SHAPES}.get(task, ARITHMETIC)
+    shipped = {"classification": TOPICS, "image-classification": SHAPES}.get(task or "", ARITHMETIC)
+    asked = {"source": data or shipped} | ({} if task is None else {"task": task})
+    spec = check_recipe({"data": asked}, name="what was asked for").data
+    found: dict[str, Any] = {"task": spec.task}
+    said: tuple[str, ...] = ()
+    if data is not None:
+        from airtune.run.propose import propose_data
+
+        proposal = propose_data(
+            data, model=model or EMBEDDED, task=None if task is None else spec.task,
+            fleet=fleet or default_fleet(model),
+        )  # fmt: skip
+        found, said = proposal.settings(), proposal.lines
     text = commented_recipe(
-        file=str(path), model=model, data=data or shipped, task=task, method=method, fleet=fleet
+        file=str(path), model=model, data=data or shipped, method=method, fleet=fleet, **found
     )
     check_recipe(parse_yaml(text, where=str(path)), name="the recipe asked for")
     write_atomically(path, text)
     if as_json:
-        print_json({"recipe": str(path)})
-    else:
-        print_line(f"wrote {path}\ncheck it: airtune plan {path}\nrun it:   airtune run {path}")
+        print_json({"recipe": str(path), **found})
+        return
+    print_line(f"wrote {path}")
+    for line in said:
+        print_line(f"data: {line}")
+    print_line(f"check it: airtune plan {path}\nrun it:   airtune run {path}")

@@ -90,6 +90,8 @@ def _print_plan(plan: Plan) -> None:
     )
     print_line(f"rounds: {plan.rounds_source}")
     print_line(f"straggler: {plan.straggler}")
+    for line in plan.data:
+        print_line(f"data: {line}")
     _print_assumptions(plan.assumptions)
 
 

@@ -79,6 +79,12 @@ def find_column(name: str, table: Table) -> str:
     return alike[0]
 
 
+def usual_roles(table: Table) -> dict[str, str]:
+    """Return the roles that columns have by their usual names, whatever the task."""
+    found = {role: _usual(role, table, {}) for role in USUAL}
+    return {role: name for role, name in found.items() if name is not None}
+
+
 def propose_columns(task: str, table: Table) -> dict[str, str]:
     """Return the columns that content and usual names speak for; a guess for a person to check.
 
@@ -92,11 +98,6 @@ def propose_columns(task: str, table: Table) -> dict[str, str]:
         roles |= {} if label is None else {"label": label}
     text = _usual("text", table, roles) or _likely_text(table, roles.values())
     return ({} if text is None else {"text": text}) | roles
-
-
-def has_labels(table: Table) -> bool:
-    """Say whether a table has texts and a column of few values beside them."""
-    return set(propose_columns("classification", table)) == {"text", "label"}
 
 
 def _likely_label(table: Table) -> str | None:

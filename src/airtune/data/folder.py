@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from airtune.data.decode import encoding_of, read_bytes
 from airtune.data.files import SUFFIXES, kind_of, read_file
 from airtune.data.table import Table, join_tables
 from airtune.errors import DataError
@@ -107,6 +108,17 @@ def read_test_folder(folder: Path, *, encoding: str | None = None) -> Table:
     if not paths:
         raise DataError(_nothing(folder))
     return _joined(folder, paths, encoding)
+
+
+def proposed_encoding(path: Path) -> str | None:
+    """Return a `data.encoding` for a file, or for a folder's data files; None = the default reads.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    files = [file for file in visible_files(path) if _is_data(file)] if path.is_dir() else [path]
+    texts = (file for file in files if file.is_file() and kind_of(file) not in (None, ".parquet"))
+    return next((found for file in texts if (found := encoding_of(read_bytes(file)))), None)
 
 
 def _joined(root: Path, paths: Sequence[Path], encoding: str | None) -> Table:

@@ -35,6 +35,7 @@ from airtune.planner.control import (
 )
 from airtune.planner.cuts import cut_peaks, feasible_cuts
 from airtune.planner.extra import cap_lines, staging_bytes, staging_lines, staging_s
+from airtune.planner.lengths import length_line, planned_workload, typical_problem
 from airtune.planner.shape import shape_of
 from airtune.recipe import Recipe
 from airtune.run import (
@@ -42,14 +43,13 @@ from airtune.run import (
     check_memory,
     choose_method,
     informed,
-    longest_input,
     stored_measurement,
     stored_sensitivity,
     wants_calibration,
     wants_split_calibration,
-    workload_of,
 )
 from airtune.run.build import check_cuts
+from airtune.run.inspect import Inspection, inspect_data
 from airtune.units import format_seconds
 
 SAMPLED_ROUNDS = 8
@@ -108,6 +108,8 @@ class Plan:
     straggler: str
     """The device that most often finishes last, and why."""
     assumptions: tuple[str, ...]
+    data: tuple[str, ...] = ()
+    """What would become of the data's rows: left out, cut, in both parts."""
 
     def as_document(self) -> dict[str, Any]:
         """Return plain values."""
@@ -142,10 +144,11 @@ def plan_recipe(recipe: Recipe) -> Plan:
         RecipeError: if a value does not fit the model.
         InfeasibleError: if no device has the memory for any pruning, or the method finds no plan.
     """
-    shape = shape_of(recipe)
+    found = inspect_data(recipe)
+    shape = shape_of(recipe, classes=0 if found is None else len(found.data.labels))
     check_cuts(recipe, shape)
     fleet = load_fleet(recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed)
-    workload = workload_of(recipe, shape, tokens=longest_input(recipe))
+    workload = planned_workload(recipe, shape, found)
     chosen = choose_method(recipe)
     visits = recipe.train.rounds * workload.local_steps * workload.batch
     problem = Problem(
@@ -160,14 +163,19 @@ def plan_recipe(recipe: Recipe) -> Plan:
     check_memory(problem, fleet, may_cut=chosen.method.may_cut)
     problem = problem_of_control(chosen, problem) if chosen.is_control else problem
     part = 1.0 if chosen.is_control else recipe.fleet.participation
-    sampled = _sample(problem, fleet, chosen, participation=part)
-    return _summary(recipe, fleet, problem, chosen, sampled=sampled)
+    typical = typical_problem(problem, found)
+    sampled = _sample(problem, fleet, chosen, typical=typical, participation=part)
+    return _summary(recipe, fleet, problem, chosen, sampled=sampled, found=found)
 
 
 def _sample(
-    problem: Problem, fleet: Fleet, chosen: Chosen, *, participation: float
+    problem: Problem, fleet: Fleet, chosen: Chosen, *, typical: Problem, participation: float
 ) -> _Sampled:  # fmt: skip
-    """Let the method plan a few rounds and price each plan, the fleet part by part in each."""
+    """Let the method plan a few rounds and price each plan, the fleet part by part in each.
+
+    The method plans as in a run, and memory is that of the longest text; the rest is priced by
+    `typical`, the problem at the usual length.
+    """
     decider = chosen.method.decider
     known = mask_problem(problem, decider.needs)
     with blamed(chosen.method, "init"):
@@ -187,15 +195,17 @@ def _sample(
             with blamed(chosen.method, "plan"):
                 plan, state = decider.plan(known, state, seen)
             told = plan.assignments
-            cost = predict(problem, told, links=links, flops_per_s=flops_per_s)
-            cost = off_air(chosen, problem, told, cost) if chosen.is_control else cost
+            peak_bytes = predict(problem, told, links=links, flops_per_s=flops_per_s).peak_bytes
+            cost = predict(typical, told, links=links, flops_per_s=flops_per_s)
+            cost = replace(cost, peak_bytes=peak_bytes)
+            cost = off_air(chosen, typical, told, cost) if chosen.is_control else cost
             _note(columns, row, problem.shape, told, cost)
             cut[told.device] = told.cut
             for one in told if told.cut.any() else ():
                 codec[one.device] = one.codec if one.cut else None
             able = cost.peak_bytes <= fleet.memory_bytes[told.device]
             finish = np.where(able & np.isfinite(cost.finish_s), cost.finish_s, 0.0)
-            alone_s = server_s(chosen, problem) if chosen.is_control else 0.0
+            alone_s = server_s(chosen, typical) if chosen.is_control else 0.0
             round_s.append(min(finish.max(initial=0.0), problem.deadline_s or np.inf) + alone_s)
             if finish.any():
                 last.append(int(told.device[int(np.argmax(finish))]))
@@ -230,8 +240,9 @@ def turns(present: Bools, participation: float, draw: np.random.Generator) -> It
 
 
 def _summary(
-    recipe: Recipe, fleet: Fleet, problem: Problem, chosen: Chosen, *, sampled: _Sampled
-) -> Plan:
+    recipe: Recipe, fleet: Fleet, problem: Problem, chosen: Chosen, *, sampled: _Sampled,
+    found: Inspection | None,
+) -> Plan:  # fmt: skip
     levels = ladder(problem.shape, problem.workload, problem.sensitivity)
     middle = {name: _median(column) for name, column in sampled.columns.items()}
     peaks = {
@@ -264,6 +275,7 @@ def _summary(
     return Plan(
         recipe=recipe.label, method=chosen.label, model=recipe.model.source,
         parameters=problem.shape.parameters, devices=devices, rounds=rounds,
+        data=() if found is None else tuple(line.marked for line in found.data.ledger.lines()),
         rounds_source="one, in which nothing is trained" if rounds < recipe.train.rounds
         else _rounds_source(problem.calibration), round_s=round_s, total_s=round_s * rounds,
         total_upload_bytes=totals["upload_bytes"], total_download_bytes=totals["download_bytes"],
@@ -274,7 +286,7 @@ def _summary(
             *control_lines(chosen),
             *fleet.assumptions,
             "every device holds equally many rows",
-            f"every sequence is {recipe.data.max_length} tokens long (data.max_length)",
+            length_line(recipe, found),
             f"links as drawn in {drawn} rounds of the run; figures are medians over them",
             *([f"{sampled.part:.3g} of the devices are asked a round (fleet.participation), in a "
                "random order; a device's figures are of a round that asks it"]

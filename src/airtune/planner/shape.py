@@ -18,15 +18,21 @@ _CLASSES = 2
 """Labels assumed where the recipe does not list them."""
 
 
-def shape_of(recipe: Recipe) -> ModelShape:
+def shape_of(recipe: Recipe, *, classes: int = 0) -> ModelShape:
     """Return the shape of a recipe's model, without a weight.
+
+    Args:
+        recipe: checked.
+        classes: how many the data have; 0 = as the recipe says, or a guess.
 
     Raises:
         ModelError: if its config cannot be found.
     """
     labels = 0
     if recipe.data.task != "causal-lm":
-        labels = len(recipe.data.labels) or _SHIPPED_CLASSES.get(recipe.data.source, _CLASSES)
+        labels = (
+            classes or len(recipe.data.labels) or _SHIPPED_CLASSES.get(recipe.data.source, _CLASSES)
+        )
     source = model_source(recipe)
     if recipe.model.source == EMBEDDED:
         return load_shape(source, labels=labels)

@@ -2,13 +2,14 @@
 
 from airtune.recipe.read import check_recipe, dump_recipe, load_recipe, override, parse_yaml
 from airtune.recipe.schema import EMBEDDED, Recipe
-from airtune.recipe.template import commented_recipe
+from airtune.recipe.template import commented_recipe, default_fleet
 
 __all__ = [
     "EMBEDDED",
     "Recipe",
     "check_recipe",
     "commented_recipe",
+    "default_fleet",
     "dump_recipe",
     "load_recipe",
     "override",

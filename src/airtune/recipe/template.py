@@ -33,7 +33,7 @@ lora:
 data:
   source: {data}
   task: {task}           # causal-lm (loss on the completion only), classification, image-classification
-  # columns: {columns}
+  {columns}
   # test: null           # file with test data; default: test_share of the source
   # test_share: 0.1
   # limit: null          # most training rows; test_limit likewise
@@ -42,6 +42,7 @@ data:
   # split: train
   # test_split: null
   # revision: null
+  {encoding}
   max_length: {max_length}        # tokens; longer texts are cut, and counted
   # template: null       # text with {{prompt}} and {{completion}}; default: the tokenizer's
   # packing: false       # join short texts up to max_length (causal-lm)
@@ -70,7 +71,7 @@ train:
 
 fleet:
   source: {fleet}        # airtune list fleets; or a YAML file of your own
-  # devices: null        # how many; default: as the fleet says
+  {devices}
   # seed: null           # draws the devices; default: the recipe's seed
   # participation: 1.0   # fraction of the available devices asked in a round
   # dropout: 0.0         # probability that a device vanishes within a round
@@ -141,7 +142,9 @@ _LARGE = {
 
 
 def commented_recipe(*, file: str, model: str | None, data: str, task: str, method: str,
-                     fleet: str | None) -> str:  # fmt: skip
+                     fleet: str | None, columns: Mapping[str, str] | None = None,
+                     encoding: str | None = None, max_length: int | None = None,
+                     devices: int | None = None) -> str:  # fmt: skip
     """Return a recipe with a comment on every key.
 
     Args:
@@ -151,17 +154,37 @@ def commented_recipe(*, file: str, model: str | None, data: str, task: str, meth
         task: "causal-lm", "classification" or "image-classification".
         method: `method.name`.
         fleet: `fleet.source`; None = one that suits the model.
+        columns: `data.columns`; None = found by their usual names.
+        encoding: `data.encoding`; None = UTF-8.
+        max_length: `data.max_length`; None = one that suits the model.
+        devices: `fleet.devices`; None = as the fleet says.
     """
     values: Mapping[str, str] = dict(_SMALL if model is None else _LARGE)
     roles = {
         "classification": "{text: text, label: label}",
         "image-classification": "{image: image, label: label}",
     }.get(task, "{prompt: question, completion: answer}")
+    mapped = _scalar(dict(columns)) if columns else roles
     return _TEMPLATE.format(
         file=file,
-        columns=f"{roles}   # role: column; usual names are found without it",
+        columns=_said(
+            "columns", mapped, bool(columns), "role: column; usual names are found without it"
+        ),
+        encoding=_said(
+            "encoding",
+            encoding or "null",
+            encoding is not None,
+            "of text without a byte order mark, cp1252 for instance; default: UTF-8",
+        ),
+        devices=_said(
+            "devices",
+            str(devices or "null"),
+            devices is not None,
+            "how many; default: as the fleet says",
+        ),
         **{
             **values,
+            **({} if max_length is None else {"max_length": str(max_length)}),
             "model": _scalar(model or "embedded"),
             "data": _scalar(data),
             "task": task,
@@ -171,6 +194,19 @@ def commented_recipe(*, file: str, model: str | None, data: str, task: str, meth
     )
 
 
-def _scalar(text: str) -> str:
-    """Return text as YAML would have it, quoted where it must be."""
-    return yaml.safe_dump(text, default_flow_style=True, width=10_000).splitlines()[0]
+def default_fleet(model: str | None) -> str:
+    """Return `fleet.source` for a model of this name; None = the shipped one."""
+    return (_SMALL if model is None else _LARGE)["fleet"]
+
+
+def _said(key: str, value: str, is_set: bool, comment: str) -> str:
+    """Return a line of the template: the key where it is set, else as a comment."""
+    line = f"{key}: {value}"
+    return f"{line}   # {comment}" if is_set else f"# {line}   # {comment}"
+
+
+def _scalar(value: str | dict[str, str]) -> str:
+    """Return a value in one line as YAML would have it, quoted where it must be."""
+    return yaml.safe_dump(
+        value, default_flow_style=True, width=10_000, allow_unicode=True, sort_keys=False
+    ).splitlines()[0]

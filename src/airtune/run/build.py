@@ -27,6 +27,7 @@ from airtune.methods import may_cut
 from airtune.methods.split_lines import check_cut
 from airtune.model.base import BaseModel, load_base, load_class_names
 from airtune.model.batch import IGNORED
+from airtune.model.families import Config
 from airtune.model.frame import load_frame
 from airtune.model.gguf_source import is_gguf
 from airtune.model.images import Examples, Images, image_tokens, load_image_base
@@ -330,14 +331,19 @@ def check_length(recipe: Recipe, base: BaseModel) -> None:
     Raises:
         RecipeError: if `data.max_length` exceeds them.
     """
-    positions = int(getattr(base.network.config, "max_position_embeddings", 0) or 0)
-    if base.shape.family == "roberta":
-        positions -= 2  # its first two positions stand for padding
+    positions = positions_of(base.network.config)
     if positions and recipe.data.max_length > positions:
         raise RecipeError(
             f"data.max_length must be at most {positions}, the positions of this model, "
             f"got {recipe.data.max_length}"
         )
+
+
+def positions_of(config: Config) -> int:
+    """Return how many tokens a text model reads at most; 0 = its config does not say."""
+    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
+    # the first two positions of a RoBERTa stand for padding
+    return positions - 2 if config.model_type == "roberta" else positions
 
 
 def pinned(recipe: Recipe) -> Recipe:
@@ -353,11 +359,11 @@ def _workload(recipe: Recipe, assets: Assets) -> Workload:
         return workload_of(recipe, assets.base.shape, tokens=tokens)
     texts = [part.tokens for part in held if not isinstance(part, Images)]
     longest = max((len(row) for part in texts for row in part), default=2)
-    scored = _scored(held, longest)
+    scored = scored_share(held, longest)
     return workload_of(recipe, assets.base.shape, tokens=longest, scored=scored)
 
 
-def _scored(held: Sequence[Examples], tokens: int) -> float:
+def scored_share(held: Sequence[Examples], tokens: int) -> float:
     """Return the fraction of padded positions whose loss counts, over all training examples.
 
     The first token of a text is predicted by nothing, so it never counts.

@@ -1,0 +1,150 @@
+"""What a recipe should say of data that a person names: task, columns, encoding, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airtune.data.columns import propose_columns, resolve_columns, usual_roles
+from airtune.data.embedded import SHAPES
+from airtune.data.folder import proposed_encoding, visible_files
+from airtune.data.image_files import SUFFIXES
+from airtune.data.read import read_rows
+from airtune.data.spec import DataSpec, Task
+from airtune.data.table import Table
+from airtune.errors import DataError
+from airtune.fleet import load_fleet
+from airtune.model.families import Config, family_of
+from airtune.model.images import Images
+from airtune.model.source import load_config
+from airtune.recipe import Recipe, check_recipe
+from airtune.run.build import positions_of
+from airtune.run.inspect import Inspection, base_here, inspect_data, is_here
+
+_NO_LIMIT = 2**20
+"""Tokens: nothing is cut while lengths are measured."""
+_USUAL_LENGTH, _LONGEST = 512, 2048
+"""Tokens: texts up to the first are kept whole, the most that is proposed."""
+_STEP = 16
+_ROWS_A_DEVICE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What to write into a recipe; what is None or empty stays at its default."""
+
+    task: Task
+    columns: Mapping[str, str] = field(default_factory=dict)
+    encoding: str | None = None
+    max_length: int | None = None
+    devices: int | None = None
+    """Where the fleet has more than the rows are enough for."""
+    lines: tuple[str, ...] = ()
+    """What was found, for the person who asked."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return what the commented recipe takes."""
+        return {
+            "task": self.task, "columns": dict(self.columns), "encoding": self.encoding,
+            "max_length": self.max_length, "devices": self.devices,
+        }  # fmt: skip
+
+
+def propose_data(source: str, *, model: str, task: Task | None, fleet: str) -> Proposal:
+    """Look at data as a run of this model would, and return what its recipe should say.
+
+    An encoder classifies; a decoder does where a column is named as labels are and none as prompts
+    or answers are. Data that are not on this machine are not looked at.
+
+    Raises:
+        DataError: if they are malformed, or a column that the task needs cannot be told.
+    """
+    if task == "image-classification" or (task is None and _holds_pictures(source)):
+        return Proposal("image-classification")
+    if not is_here(DataSpec(source=source)):
+        return Proposal(task or "causal-lm")
+    encoding = proposed_encoding(Path(source).expanduser())
+    table, _ = read_rows(DataSpec(source=source, encoding=encoding), seed=0)
+    base = base_here(_recipe(model, {"source": source}))
+    config = None if base is None else load_config(base)
+    task = task or _task(table, config)
+    columns, is_guess = _columns(source, task, table, config)
+    found = inspect_data(_recipe(model, {
+        "source": source, "task": task, "columns": columns, "encoding": encoding,
+        "max_length": _NO_LIMIT,
+    }))  # fmt: skip
+    named = ", ".join(f"{role}: {column}" for role, column in columns.items())
+    told = f"columns {named}{', guessed from their content: check them' if is_guess else ''}"
+    if found is None:
+        return Proposal(task, columns, encoding, lines=(told,))
+    rows, devices = found.lengths.texts, len(load_fleet(fleet))
+    return Proposal(
+        task, columns, encoding,
+        max_length=_max_length(found, 0 if config is None else positions_of(config)),
+        devices=max(1, rows // _ROWS_A_DEVICE) if rows < devices * _ROWS_A_DEVICE else None,
+        lines=(told, *_lines(found)),
+    )  # fmt: skip
+
+
+def _recipe(model: str, data: Mapping[str, Any]) -> Recipe:
+    return check_recipe({"model": {"source": model}, "data": dict(data)})
+
+
+def _holds_pictures(source: str) -> bool:
+    path = Path(source).expanduser()
+    if source == SHAPES:
+        return True
+    if not path.is_dir():
+        return path.suffix.lower() in (".npz", ".bin")
+    return any(file.suffix.lower() in (*SUFFIXES, ".bin") for file in visible_files(path))
+
+
+def _task(table: Table, config: Config | None) -> Task:
+    roles = usual_roles(table)
+    if roles.get("image"):
+        return "image-classification"
+    if config is not None and not family_of(config).causal:
+        return "classification"
+    is_labelled = {"text", "label"} <= roles.keys() and not {"prompt", "completion"} & roles.keys()
+    return "classification" if is_labelled else "causal-lm"
+
+
+def _columns(
+    source: str, task: Task, table: Table, config: Config | None
+) -> tuple[dict[str, str], bool]:
+    """Return the columns by their usual names, or else by content, and whether it was that."""
+    try:
+        return resolve_columns(DataSpec(source=source, task=task), table), False
+    except DataError as error:
+        guess = propose_columns(task, table)
+        if "text" in guess and (task == "causal-lm" or "label" in guess):
+            return guess, True
+        if config is not None and not family_of(config).causal and "label" not in guess:
+            raise DataError(
+                f"{error}. A {config.model_type} model classifies and needs labels; take a "
+                "decoder for texts alone"
+            ) from error
+        raise
+
+
+def _max_length(found: Inspection, positions: int) -> int:
+    """Return room for all texts, or for 95 % of them where a few are long."""
+    test = found.data.test
+    tested = 0 if isinstance(test, Images) else max(map(len, test.tokens), default=0)
+    longest = max(found.lengths.longest, tested)
+    wanted = longest if longest <= _USUAL_LENGTH else found.lengths.most
+    rounded = -(-max(wanted, _STEP) // _STEP) * _STEP
+    return min(rounded, _LONGEST, positions or _LONGEST)
+
+
+def _lines(found: Inspection) -> tuple[str, ...]:
+    data = found.data
+    classes = f", {len(data.labels)} classes" if data.labels else ""
+    return (
+        f"{data.counts['rows']:,} rows for training, {data.counts['test_rows']:,} for the test"
+        f"{classes}",
+        f"tokens of a text: {found.lengths}",
+        *(line.marked for line in data.ledger.lines()),
+    )
