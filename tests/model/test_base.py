@@ -56,6 +56,8 @@ def test_weights_of_another_architecture_are_refused(tmp_path):
     other = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                        intermediate_size=16, vocab_size=20)  # fmt: skip
     other.save_pretrained(tmp_path / "m")
+    words = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "m")
     with pytest.raises(ModelError, match="lack 16 tensors of a bert model"):
         load_base(tmp_path / "m", labels=2)
 

@@ -203,6 +203,7 @@ def _choose(tokenised: Tokenised, rows: Ints) -> Tokenised:
         tokenised.truncated[rows],
         tokenised.prompt[rows],
         tokenised.scored[rows],
+        chosen.segments,
     )
 
 

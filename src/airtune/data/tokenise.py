@@ -29,6 +29,8 @@ class Tokenised:
     """Tokens before the first scored one; 0 for classification and plain text."""
     scored: Bools
     """At least one token can be scored; the cut may have left the prompt alone."""
+    segments: tuple[Ints, ...] = ()
+    """Segment ids as the tokenizer gives them; () where it gives none."""
 
     def sequences(self, rows: Ints) -> Sequences:
         """Return the chosen rows as training examples."""
@@ -37,7 +39,8 @@ class Tokenised:
         else:
             targets = tuple(self.targets[row] for row in rows.tolist())
         tokens = tuple(self.tokens[row] for row in rows.tolist())
-        return Sequences(tokens, targets, truncated=int(self.truncated[rows].sum()))
+        segments = tuple(self.segments[row] for row in rows.tolist()) if self.segments else ()
+        return Sequences(tokens, targets, int(self.truncated[rows].sum()), segments)
 
 
 def tokenise_causal(
@@ -114,22 +117,27 @@ def tokenise_classes(
     """Return the tokens of texts, or of pairs of texts, with one class each.
 
     Texts that are too long are cut by the tokenizer, which keeps its end marks and, of a pair,
-    cuts the longer one.
+    cuts the longer one. Segment ids are those that the tokenizer gives to anybody.
     """
-    options = {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
     second = None if pairs is None else list(pairs)
-    encoded = tokenizer(list(texts), second, **options)["input_ids"]
-    long = [row for row, ids in enumerate(encoded) if len(ids) > max_length]
+    encoded = tokenizer(list(texts), second, return_attention_mask=False, verbose=False)
+    long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
     if long:
         again = tokenizer(
             [texts[row] for row in long],
             None if pairs is None else [pairs[row] for row in long],
-            truncation="longest_first", max_length=max_length, **options,
-        )["input_ids"]  # fmt: skip
-        for row, ids in zip(long, again, strict=True):
-            encoded[row] = ids
-    tokens = tuple(np.array(ids, np.int64) for ids in encoded)
+            truncation="longest_first", max_length=max_length, return_attention_mask=False,
+            verbose=False,
+        )  # fmt: skip
+        for name, rows in again.items():
+            for row, ids in zip(long, rows, strict=True):
+                encoded[name][row] = ids
+    tokens, segments = (
+        tuple(np.array(ids, np.int64) for ids in encoded.get(name, ()))
+        for name in ("input_ids", "token_type_ids")
+    )
     truncated = np.zeros(len(tokens), np.bool_)
     truncated[long] = True
     scored = np.array([len(row) > 0 for row in tokens], np.bool_)
-    return Tokenised(tokens, classes, truncated, np.zeros(len(tokens), np.int64), scored)
+    prompt = np.zeros(len(tokens), np.int64)
+    return Tokenised(tokens, classes, truncated, prompt, scored, segments)

@@ -15,10 +15,9 @@ from airtune.model.base import load_class_names
 from airtune.model.batch import Sequences
 from airtune.model.frame import load_frame
 from airtune.model.images import Examples
-from airtune.model.source import load_tokenizer
 from airtune.plan import Ints
 from airtune.recipe import Recipe
-from airtune.run.build import is_vision, model_source
+from airtune.run.build import is_vision, model_source, read_tokenizer
 
 ON_DEVICE = "devices"
 """`data.source: devices`: every device has its own data, named by `airtune agent --data`."""
@@ -83,5 +82,6 @@ def _load(recipe: Recipe) -> FederatedData:
     if is_vision(recipe):
         frame = load_frame(source, revision=revision)
         return load_federated_images(spec, frame=frame, devices=1, seed=recipe.seed, known=known)
-    tokenizer = load_tokenizer(source, revision)
-    return load_federated(spec, tokenizer=tokenizer, devices=1, seed=recipe.seed, known=known)
+    return load_federated(
+        spec, tokenizer=read_tokenizer(recipe), devices=1, seed=recipe.seed, known=known
+    )

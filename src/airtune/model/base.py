@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from airtune.errors import ModelError
+from airtune.model.admission import agree_, check_finite, refuse_pickled
 from airtune.model.classes import class_names, name_classes_
 from airtune.model.families import Config, Family, family_of, shape_from_config
 from airtune.model.frame import Frame
@@ -74,8 +75,9 @@ def load_base(
     device: str = "auto",
     load_in_4bit: bool = False,
     revision: str | None = None,
+    allow_pickle: bool = False,
 ) -> BaseModel:
-    """Load a base model with its tokenizer.
+    """Load a base model with its tokenizer, and settle what they must agree on.
 
     Args:
         source: Hub id, local folder, or GGUF file.
@@ -86,10 +88,11 @@ def load_base(
         device: "cpu", "cuda" (or "cuda:1"), or "auto" = cuda where there is one.
         load_in_4bit: Hold the linear layers of the base in 4 bits (NF4, by bitsandbytes).
         revision: Branch, tag or commit on the hub.
+        allow_pickle: Read weights that are there as pickles only (`pytorch_model.bin`).
 
     Raises:
-        ModelError: if the model cannot be found or read, is of no supported family, or the dtype
-            or the device is not there.
+        ModelError: if the model or its tokenizer cannot be found or read, is of no supported family
+            or not finite, is pickled and must not be, or the dtype or the device is not there.
         MissingExtraError: if 4 bits are asked for and bitsandbytes is not installed, or the source is
             a GGUF file and gguf is not.
     """
@@ -100,11 +103,14 @@ def load_base(
     place = place_of(device)
     config = load_config(source, revision)
     shape_from_config(config, labels=labels)  # refuses what cannot be loaded before the weights are
+    if not allow_pickle:
+        refuse_pickled(source)
     quantisation = _quantisation(DTYPES[dtype]) if load_in_4bit else None
+    tokenizer = load_tokenizer(source, classifies=labels > 0, revision=revision)
     loader = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
-    choices: dict[str, object] = {}
+    choices: dict[str, object] = {"use_safetensors": None if allow_pickle else True}
     if labels:
-        choices = {"num_labels": labels, "ignore_mismatched_sizes": True}
+        choices |= {"num_labels": labels, "ignore_mismatched_sizes": True}
     if quantisation is not None:
         choices |= {"quantization_config": quantisation, "device_map": {"": place}}
     with reading(source), loading():
@@ -112,10 +118,11 @@ def load_base(
             **loader_arguments(source), revision=revision, dtype=DTYPES[dtype],
             output_loading_info=True, **choices,
         )  # fmt: skip
-        tokenizer = load_tokenizer(source, revision)
-    _check_complete(report, family_of(config), source)
+    _check_complete(report, family_of(config), source, classifies=labels > 0)
+    check_finite(network, str(source))
     if is_gguf(source):  # its blocks are plain numbers now, to be trained and saved as such
         network.hf_quantizer.remove_quantization_config(network)
+    agree_(network, tokenizer)
     if classes:
         name_classes_(network, classes)
     if quantisation is None:
@@ -127,7 +134,7 @@ def load_base(
 def _drawn(report: Mapping[str, set[Any]], family: Family) -> tuple[str, ...]:
     """Return the modules beside the head that have a parameter which was drawn."""
     names = (name for name in report["missing_keys"] if _may_be_drawn(name, family))
-    beside = {name for name in names if not name.startswith((*family.heads, "lm_head"))}
+    beside = {name for name in names if not name.startswith(family.heads)}
     pooler = f"{family.backbone}.pooler"
     return tuple(
         sorted({pooler if name.startswith(pooler) else name.partition(".")[0] for name in beside})
@@ -238,8 +245,10 @@ def _quantisation(compute: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def _check_complete(report: Mapping[str, set[Any]], family: Family, source: str | Path) -> None:
-    """Refuse weights of which more than the head is not there or does not fit."""
+def _check_complete(
+    report: Mapping[str, set[Any]], family: Family, source: str | Path, *, classifies: bool
+) -> None:
+    """Refuse weights of which more than a classifier's head and pooler are not there."""
     unfit = [(name, *sizes) for name, *sizes in report["mismatched_keys"]
              if not name.startswith(family.heads)]  # fmt: skip
     if unfit:
@@ -248,7 +257,8 @@ def _check_complete(report: Mapping[str, set[Any]], family: Family, source: str 
             f"the weights of {str(source)!r} do not fit its config: {name} is {tuple(found)}, the "
             f"config says {tuple(wanted)}; the files are damaged or of another architecture"
         )
-    lost = sorted(name for name in report["missing_keys"] if not _may_be_drawn(name, family))
+    drawn = {name for name in report["missing_keys"] if classifies and _may_be_drawn(name, family)}
+    lost = sorted(report["missing_keys"] - drawn)
     if lost:
         raise ModelError(
             f"the weights of {str(source)!r} lack {len(lost)} tensors of a {family.name} model, "

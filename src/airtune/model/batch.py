@@ -28,6 +28,8 @@ class Sequences:
     targets: tuple[Ints, ...] | Ints
     truncated: int = 0
     """How many texts were longer than the limit and were cut."""
+    segments: tuple[Ints, ...] = ()
+    """Segment ids (`token_type_ids`) of every example, where the tokenizer gives any; else ()."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -43,6 +45,16 @@ class Batch:
     """(batch, tokens), 1 where a token is real."""
     labels: torch.Tensor
     """(batch, tokens) for a language model, not shifted; (batch,) for classification."""
+    token_type_ids: torch.Tensor | None = None
+    """(batch, tokens), which text of a pair a token belongs to; None = the model is not told."""
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What a network reads, by transformers' names."""
+        told = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.token_type_ids is not None:
+            told["token_type_ids"] = self.token_type_ids
+        return told
 
 
 def collate(
@@ -64,17 +76,22 @@ def collate(
         raise DataError("a batch needs at least one example, got none")
     rows = [sequences.tokens[int(index)] for index in indices]
     length = max(len(row) for row in rows) if padding == "right" else padding
-    input_ids = np.full((len(rows), length), pad_id, np.int64)
-    mask = np.zeros((len(rows), length), np.int64)
-    for place, row in enumerate(rows):
-        input_ids[place, : len(row)] = row[:length]
-        mask[place, : len(row)] = 1
+    input_ids = _padded(rows, length, pad_id)
+    mask = _padded([np.ones(len(row), np.int64) for row in rows], length, 0)
     if isinstance(sequences.targets, np.ndarray):
         labels = sequences.targets[np.asarray(indices, np.int64)].astype(np.int64)
     else:
-        labels = np.full((len(rows), length), IGNORED, np.int64)
-        for place, index in enumerate(indices):
-            target = sequences.targets[int(index)]
-            labels[place, : len(target)] = target[:length]
-    arrays = (torch.from_numpy(array).to(device) for array in (input_ids, mask, labels))
-    return Batch(*arrays)
+        targets = [sequences.targets[int(index)] for index in indices]
+        labels = _padded(targets, length, IGNORED)
+    arrays = [input_ids, mask, labels]
+    if sequences.segments:
+        arrays.append(_padded([sequences.segments[int(index)] for index in indices], length, 0))
+    return Batch(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+def _padded(rows: Sequence[Ints], length: int, fill: int) -> Ints:
+    """Return rows cut or filled on the right to one length, (rows, length)."""
+    whole = np.full((len(rows), length), fill, np.int64)
+    for place, row in enumerate(rows):
+        whole[place, : len(row)] = row[:length]
+    return whole

@@ -116,9 +116,7 @@ class DeviceHalf:
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the activation at the cut, (rows, tokens, width), cut off from the graph."""
-        output = self.body(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        )
+        output = self.body(**batch.inputs, use_cache=False)
         self._activation = torch.as_tensor(output.last_hidden_state)
         return self._activation.detach()
 
@@ -239,9 +237,7 @@ class ServerHalf:
             ModelError: if what arrived does not fit the model or one another.
         """
         order, batch, leaves = self._join(arrived)
-        output = self._body(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        )
+        output = self._body(**batch.inputs, use_cache=False)
         hidden = torch.as_tensor(output.last_hidden_state)
         self._waiting = (hidden, leaves, [arrived[place] for place in order])
         pieces = hidden.detach().split_with_sizes([len(leaf) for leaf in leaves])

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from airtune.errors import MissingExtraError, ModelError
+from airtune.model.admission import surplus_tokens, told_surplus
 
 _ARCHITECTURES = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
@@ -188,6 +189,11 @@ def _vocabulary(tokenizer: PreTrainedTokenizerFast, size: int) -> dict[str, Any]
     """Return model, splitting rule, tokens and their kinds, merges or scores."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
+    if surplus := surplus_tokens(tokenizer, size):
+        raise ModelError(
+            f"{told_surplus(surplus, size)}, and gguf has one row for each; take those tokens out "
+            "of the tokenizer or give the model rows for them, or export merged"
+        )
     pieces = dict(model["vocab"]) if model["type"] == "BPE" else {}
     rule = _rule(content)
     tokens = [f"[PAD{place}]" for place in range(size)]

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
 
 from airtune.errors import DataError, ModelError
+from airtune.model.admission import check_finite, refuse_pickled
 from airtune.model.base import DTYPES, BaseModel, base_of, loading, place_of
 from airtune.model.batch import Batch, Sequences
 from airtune.model.classes import name_classes_
@@ -110,12 +111,16 @@ def load_image_base(
     dtype: str = "float32",
     device: str = "auto",
     revision: str | None = None,
+    allow_pickle: bool = False,
 ) -> BaseModel:
     """Load a vision transformer as a base model; a head of another size is drawn anew.
 
     Raises:
-        ModelError: if it cannot be found or read, is no vision transformer, or the dtype is unknown.
+        ModelError: if it cannot be found or read, is no vision transformer, is not finite or pickled
+            and must not be, or the dtype is unknown.
     """
+    if not allow_pickle:
+        refuse_pickled(source)
     if dtype not in DTYPES:
         raise ModelError(
             f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}; set model.dtype"
@@ -129,7 +134,7 @@ def load_image_base(
         with loading():
             network = AutoModelForImageClassification.from_pretrained(
                 source, revision=revision, dtype=DTYPES[dtype], num_labels=labels,
-                ignore_mismatched_sizes=True,
+                ignore_mismatched_sizes=True, use_safetensors=None if allow_pickle else True,
             )  # fmt: skip
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
@@ -140,6 +145,7 @@ def load_image_base(
         ) from error
     if classes:
         name_classes_(network, classes)
+    check_finite(network, str(source))
     frame = load_frame(source, revision=revision)
     return replace(image_base_of(network.to(place_of(device)), source=str(source)), frame=frame)
 

@@ -169,7 +169,7 @@ def _moments(
         for batch in batches:
             for moments in watched.values():
                 moments.mask = batch.attention_mask.bool()
-            backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            backbone(**batch.inputs)
             seen += 1
     finally:
         network.train(was_training)

@@ -101,7 +101,7 @@ def class_logits(network: nn.Module, batch: Batch) -> torch.Tensor:
     """
     family = family_of(network.config)
     if not family.causal:
-        output = network(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        output = network(**batch.inputs)
         return torch.as_tensor(output.logits)
     last = batch.attention_mask.sum(1) - 1
     hidden = _hidden(network, batch)
@@ -134,7 +134,5 @@ def batch_losses(
 def _hidden(network: nn.Module, batch: Batch) -> torch.Tensor:
     """Return the last hidden states, (batch, tokens, width)."""
     backbone = network.get_submodule(family_of(network.config).backbone)
-    output = backbone(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    )
+    output = backbone(**batch.inputs, use_cache=False)
     return torch.as_tensor(output.last_hidden_state)

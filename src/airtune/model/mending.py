@@ -124,7 +124,7 @@ def measure_grams(
         for batch, weight in batches:
             for _, second in watched:
                 second.mask, second.weight = batch.attention_mask.bool(), weight
-            backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+            backbone(**batch.inputs)
             total += weight
     finally:
         for handle in handles:

@@ -10,7 +10,8 @@ from typing import TypeAlias
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from airtune.errors import ModelError
-from airtune.model.families import Config
+from airtune.model.admission import settle_tokenizer_
+from airtune.model.families import Config, family_of
 from airtune.model.gguf_source import gguf_config, gguf_tokenizer, is_gguf
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
@@ -30,17 +31,30 @@ def load_config(source: str | Path, revision: str | None = None) -> Config:
         return config
 
 
-def load_tokenizer(source: str | Path, revision: str | None = None) -> Tokenizer:
-    """Return a model's tokenizer.
+def load_tokenizer(
+    source: str | Path, *, classifies: bool = False, revision: str | None = None
+) -> Tokenizer:
+    """Return a model's tokenizer, settled as `load_base` does; no weight is read.
+
+    Args:
+        source: Hub id, local folder, or GGUF file.
+        classifies: The task is classification.
+        revision: Branch, tag or commit on the hub.
 
     Raises:
-        ModelError: if it cannot be found or read.
+        ModelError: if it cannot be found or read, or has no token that can pad.
         MissingExtraError: if it is a GGUF file and the gguf package is not installed.
     """
+    config = load_config(source, revision)
     with reading(source):
-        if is_gguf(source):
-            return gguf_tokenizer(source)
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer: Tokenizer = (
+            gguf_tokenizer(source)
+            if is_gguf(source)
+            else AutoTokenizer.from_pretrained(source, revision=revision)
+        )
+        settle_tokenizer_(
+            tokenizer, config, family_of(config), classifies=classifies, source=str(source)
+        )
         return tokenizer
 
 

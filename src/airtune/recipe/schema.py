@@ -81,6 +81,8 @@ class ModelSection(Section):
     """Hold the base in 4 bits (CUDA, extra `quantised`)."""
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
+    allow_pickle: bool = False
+    """Read weights that are there as pickles only; they can run code, so trust who made them."""
     stage: Literal["none", "server"] = "none"
     """Over real devices: `server` = one that lacks the base fetches it from the server, once."""
 

@@ -22,6 +22,7 @@ model:
   dtype: float32         # float32, bfloat16, float16
   device: auto           # where this machine computes: auto, cpu, cuda
   load_in_4bit: false    # hold the base in 4 bits (CUDA; pip install 'airtune[quantised]')
+  # allow_pickle: false  # read weights that are there only as pickles, which can run code
   # stage: none          # server = real devices that lack the base fetch it from the server
 
 lora:

@@ -31,7 +31,7 @@ from airtune.model.families import Config
 from airtune.model.frame import load_frame
 from airtune.model.gguf_source import is_gguf
 from airtune.model.images import Examples, Images, image_tokens, load_image_base
-from airtune.model.source import load_tokenizer
+from airtune.model.source import Tokenizer, load_tokenizer
 from airtune.plan import Assignments, ModelShape, Problem, Workload
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.units import format_bytes
@@ -112,7 +112,7 @@ def load_assets(recipe: Recipe) -> Assets:
             recipe.data, frame=frame, devices=count, seed=recipe.seed, known=known
         )
     else:
-        tokenizer = load_tokenizer(source, revision)
+        tokenizer = read_tokenizer(recipe)
         data = load_federated(
             recipe.data, tokenizer=tokenizer, devices=count, seed=recipe.seed, known=known
         )
@@ -145,10 +145,23 @@ def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = N
         return load_base(
             model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
             device=place, load_in_4bit=packed, revision=section.revision,
+            allow_pickle=section.allow_pickle,
         )  # fmt: skip
     return load_image_base(
         model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
-        device=place, revision=section.revision,
+        device=place, revision=section.revision, allow_pickle=section.allow_pickle,
+    )  # fmt: skip
+
+
+def read_tokenizer(recipe: Recipe) -> Tokenizer:
+    """Load the tokenizer of a recipe's model, as settled for its task; no weight is read.
+
+    Raises:
+        ModelError: if it cannot be found or read.
+    """
+    return load_tokenizer(
+        model_source(recipe), classifies=recipe.data.task != "causal-lm",
+        revision=recipe.model.revision,
     )  # fmt: skip
 
 

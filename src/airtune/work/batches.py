@@ -53,14 +53,17 @@ def join(parts: Iterable[tuple[Sequences, Sequence[int] | Ints]]) -> Sequences:
     tokens: list[Ints] = []
     labels: list[Ints] = []
     classes: list[int] = []
+    segments: list[Ints] = []
     for sequences, indices in parts:
         for index in indices:
             tokens.append(sequences.tokens[int(index)])
+            segments.extend(sequences.segments[int(index) : int(index) + 1])
             if isinstance(sequences.targets, np.ndarray):
                 classes.append(int(sequences.targets[int(index)]))
             else:
                 labels.append(sequences.targets[int(index)])
-    return Sequences(tuple(tokens), np.array(classes, np.int64) if classes else tuple(labels))
+    targets = np.array(classes, np.int64) if classes else tuple(labels)
+    return Sequences(tuple(tokens), targets, segments=tuple(segments))
 
 
 def join_examples(parts: Iterable[tuple[Examples, Sequence[int] | Ints]]) -> Examples:
