@@ -63,10 +63,12 @@ def _play(pieces, method, problem, engine, folder: Path) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method.name": "jcpba", "method.budget": 0.25},
+        {"method.name": "jcpba", "method.budget": 0.25, "download.kind": "topk",
+         "download.keep": 1.0, "download.bits": 8},
         {"method.name": "fedspine"},
         {"method.name": "fedavg-lora", "upload.kind": "topk", "upload.keep": 0.1,
-         "upload.bits": 8, "upload.feedback": "true"},
+         "upload.bits": 8, "upload.feedback": "true", "download.kind": "fp16",
+         "train.decay": 0.5, "train.server_average": 0.9, "train.server_momentum": 0.5},
     ],
     ids=["jcpba", "fedspine", "coded"],
 )  # fmt: skip

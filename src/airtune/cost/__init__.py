@@ -10,6 +10,7 @@ from airtune.cost.most import most_bytes, most_upload_bytes, stream_bytes
 from airtune.cost.path import Order, PruningPath, counts_for, pruning_path
 from airtune.cost.payload import (
     base_bytes,
+    broadcast_bytes,
     download_bytes,
     lora_parameters,
     trained_parameters,
@@ -34,6 +35,7 @@ __all__ = [
     "achieved_flops_per_s",
     "base_bytes",
     "bert_like",
+    "broadcast_bytes",
     "counts_for",
     "download_bytes",
     "energy_j",

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from airtune.cost.payload import (
-    download_bytes,
+    broadcast_bytes,
     lora_parameters,
     score_bytes,
     trained_parameters,
     upload_bytes,
+    widest,
 )
 from airtune.cost.split import INTEGER_BYTES
 from airtune.plan import Assignments, CodecSpec, Floats, Problem
@@ -83,12 +84,18 @@ def most_upload_bytes(problem: Problem, assignments: Assignments) -> Floats:
 def most_download_bytes(problem: Problem, assignments: Assignments) -> Floats:
     """Return what each device can receive in a round, at most, shape (n,)."""
     shape, workload = problem.shape, problem.workload
-    rank = int(np.max(assignments.rank, initial=1))
-    whole = np.full(len(assignments), download_bytes(shape, workload, rank))
+    spec, one = workload.download, widest(assignments)
+    size = broadcast_bytes(shape, workload, assignments)
+    if spec.kind != "identity":
+        size = float(_coded_bytes(spec, trained_parameters(shape, workload, one))[0])
+    whole = np.full(len(assignments), size)
     is_cut = assignments.cut > 0
     if not is_cut.any():
         return whole
-    parts = _part_parameters(problem, assignments) * float(workload.adapter_bytes)
+    numbers = _part_parameters(problem, assignments)
+    parts = numbers * float(workload.adapter_bytes)
+    if spec.kind != "identity":
+        parts = _coded_bytes(spec, numbers)
     return np.where(is_cut, parts + assignments.local_steps * _step(problem, assignments)[1], whole)
 
 
@@ -109,7 +116,12 @@ def _update_bytes(problem: Problem, numbers: ArrayLike) -> Floats:
     spec, count = problem.workload.upload, np.asarray(numbers, np.float64)
     if spec.kind == "identity":
         return count * problem.workload.adapter_bytes
-    return most_payload_bytes(count, spec, parts=3)
+    return _coded_bytes(spec, count)
+
+
+def _coded_bytes(spec: CodecSpec, numbers: ArrayLike) -> Floats:
+    """Return the most that factors A, factors B and a head take once coded."""
+    return most_payload_bytes(numbers, spec, parts=3)
 
 
 def _part_parameters(problem: Problem, assignments: Assignments) -> Floats:

@@ -10,11 +10,13 @@ its head (`airtune.work.uploads`), each priced by `airtune.cost.coded`.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from airtune.cost.coded import payload_bytes
 from airtune.cost.graph import Kept, kept, sizes, targets
-from airtune.plan import Assignments, Floats, Ints, ModelShape, Workload
+from airtune.plan import Assignments, CodecSpec, Floats, Ints, ModelShape, Workload
 from airtune.units import BITS_PER_BYTE
 
 SCALE_BITS = 32 / 64
@@ -55,7 +57,7 @@ def upload_bytes(shape: ModelShape, workload: Workload, assignments: Assignments
         numbers = trained_parameters(shape, workload, assignments).astype(np.float64)
         size = numbers * workload.adapter_bytes
     else:
-        size = _coded(shape, workload, left)
+        size = _coded(shape, workload, left, workload.upload)
     return np.asarray(size + score_bytes(shape, workload, assignments))
 
 
@@ -80,6 +82,30 @@ def download_bytes(shape: ModelShape, workload: Workload, rank: int) -> float:
         )
     )
     return float(shape.blocks * rank * sides + _head(shape, workload)) * workload.adapter_bytes
+
+
+def broadcast_bytes(shape: ModelShape, workload: Workload, assignments: Assignments) -> float:
+    """Return the bytes that every device of a plan receives before it trains the whole model.
+
+    As they are, the adapters are sent on the full grid at the largest rank; coded, the largest
+    slice of the plan is, and these are the expected payloads. 0 for an empty plan.
+    """
+    if not len(assignments):
+        return 0.0
+    if workload.download.kind == "identity":
+        return download_bytes(shape, workload, int(assignments.rank.max()))
+    return float(_coded(shape, workload, kept(shape, widest(assignments)), workload.download)[0])
+
+
+def widest(assignments: Assignments) -> Assignments:
+    """Return one row that keeps as much as any of a plan, at the largest rank, without a cut."""
+    return replace(
+        assignments.take(np.zeros(1, np.int64)),
+        prune_heads=assignments.prune_heads.min(keepdims=True),
+        prune_ffn=assignments.prune_ffn.min(keepdims=True),
+        rank=assignments.rank.max(keepdims=True),
+        cut=np.zeros(1, np.int64),
+    )
 
 
 def base_bytes(shape: ModelShape, workload: Workload) -> float:
@@ -117,16 +143,16 @@ def _weight_bytes(workload: Workload) -> tuple[float, float]:
     return workload.base_bits / BITS_PER_BYTE, workload.base_bits / BITS_PER_BYTE
 
 
-def _coded(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
-    """Return the expected payloads of coded updates, (n,)."""
+def _coded(shape: ModelShape, workload: Workload, left: Kept, spec: CodecSpec) -> Floats:
+    """Return the expected payloads of coded adapters and heads, (n,)."""
     pairs = [sizes(shape, linear, left) for linear in targets(shape, workload)]
     each = left.blocks * left.rank
     total = sum(
-        (payload_bytes(each * sum(side), workload.upload) for side in zip(*pairs, strict=True)),
+        (payload_bytes(each * sum(side), spec) for side in zip(*pairs, strict=True)),
         start=np.zeros(len(each)),
     )
     head = _head(shape, workload)
-    return total + (left.whole * payload_bytes(head, workload.upload) if head else 0.0)
+    return total + (left.whole * payload_bytes(head, spec) if head else 0.0)
 
 
 def _block_sides(shape: ModelShape, workload: Workload, left: Kept) -> Floats:

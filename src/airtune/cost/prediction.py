@@ -20,7 +20,7 @@ import numpy as np
 from airtune.cost.delay import split_times, transfer_s
 from airtune.cost.flops import train_flops
 from airtune.cost.memory import peak_memory
-from airtune.cost.payload import download_bytes, upload_bytes
+from airtune.cost.payload import broadcast_bytes, upload_bytes
 from airtune.cost.split import split_cost
 from airtune.errors import MethodError
 from airtune.fleet.rates import downlink_bps, uplink_bps
@@ -92,8 +92,7 @@ def _whole(
 ) -> Prediction:
     """Return the prediction of devices that train the whole model, each for itself."""
     shape, workload, device = problem.shape, problem.workload, assignments.device
-    rank = int(np.max(assignments.rank, initial=1))
-    down = np.full(len(assignments), download_bytes(shape, workload, rank))
+    down = np.full(len(assignments), broadcast_bytes(shape, workload, assignments))
     up = upload_bytes(shape, workload, assignments)
     flops = train_flops(shape, workload, assignments)
     download_s = transfer_s(down, downlink_bps(links, device))

@@ -222,9 +222,10 @@ def _exchanged(problem: Problem, assignments: Assignments, *, up: bool) -> Float
         coded = payload_bytes(head, workload.upload) if head else 0.0
         extra = head * workload.adapter_bytes if workload.upload.kind == "identity" else coded
     else:
-        numbers = lora_parameters(shape, workload, assignments).astype(np.float64)
-        adapters = numbers * workload.adapter_bytes
-        extra = head * workload.adapter_bytes
+        sent = replace(workload, scores="none", upload=workload.download)
+        adapters = upload_bytes(shape, sent, assignments)
+        coded = payload_bytes(head, workload.download) if head else 0.0
+        extra = head * workload.adapter_bytes if workload.download.kind == "identity" else coded
     return np.asarray((0.0 if work.device_frozen else 1.0) * adapters + extra, np.float64)
 
 

@@ -39,7 +39,7 @@ from airtune.keys import generator
 from airtune.model.base import BaseModel
 from airtune.model.frame import load_frame
 from airtune.model.kept import keep_all
-from airtune.model.state import GlobalState, Update
+from airtune.model.state import GlobalState, Update, initial_state
 from airtune.plan import Assignment
 from airtune.recipe import Recipe
 from airtune.run.build import is_vision, load_model, model_source
@@ -48,7 +48,7 @@ from airtune.work.evaluate import evaluate
 from airtune.work.importance import measure_importance
 from airtune.work.network import current_base, tuned_network
 from airtune.work.train import Job, Outcome, train
-from airtune.work.uploads import Residuals, encode_update, returned_of
+from airtune.work.uploads import GROUPS, Residuals, encode_update, returned_of
 
 if TYPE_CHECKING:  # grpc is needed for split rounds alone
     from airtune.engine.stream.memory import Samples
@@ -219,7 +219,7 @@ class Device:
     def _train(
         self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
-        setup, state = task.setup, _state(task, blobs)
+        setup, state = task.setup, _state(task, blobs, here.base)
         if task.row is None:
             raise MismatchError(f"round {task.round} came without an assignment; it is refused")
         if task.row.cut is not None:
@@ -416,8 +416,16 @@ def _reply(task: Task) -> Reply:
     return Reply(task.kind, task.run, task.round, task.device, task.name, task.ticket)
 
 
-def _state(task: Task, blobs: Mapping[str, bytes]) -> GlobalState:
-    return unpack_state(blobs.get("state", b""), task.order, round=task.round, own=blobs.get("own"))
+def _state(task: Task, blobs: Mapping[str, bytes], base: BaseModel | None = None) -> GlobalState:
+    """Return the state of a task; with the base it belongs to where its adapters may be coded."""
+    payloads = {name: blobs[name] for name in GROUPS if name in blobs}
+    blank = None
+    if payloads and base is not None:
+        blank = initial_state(base, task.setup.workload, task.setup.seed)
+    return unpack_state(
+        blobs.get("state", b""), task.order, round=task.round, own=blobs.get("own"),
+        payloads=payloads, blank=blank, shape=None if base is None else base.shape,
+    )  # fmt: skip
 
 
 def _figures(outcome: Outcome) -> dict[str, float | None]:

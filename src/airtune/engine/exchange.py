@@ -20,12 +20,23 @@ from airtune.model.importance import Importance, Means
 from airtune.model.kept import Kept
 from airtune.model.state import DeviceState, GlobalState
 from airtune.plan import ModelShape
+from airtune.work.downloads import Broadcast, opened
 
 _GROUPS = ("adapters", "head", "merged")
 
 
-def pack_state(state: GlobalState) -> tuple[bytes, tuple[str, ...]]:
-    """Return what every device of a round is sent, and the order of its tensors."""
+def pack_state(
+    state: GlobalState, sent: Broadcast | None = None, *, shape: ModelShape | None = None
+) -> tuple[bytes, tuple[str, ...]]:  # fmt: skip
+    """Return what every device of a round is sent, and the order of its tensors.
+
+    Args:
+        state: the server's.
+        sent: the adapters and head as coded, whose payloads travel beside it; None = as they are.
+        shape: of the unpruned model, with `sent`.
+    """
+    if sent is not None:
+        state = replace(state, adapters={}, head={})
     tensors: dict[str, torch.Tensor] = {}
     for group in _GROUPS:
         found: Tensors = getattr(state, group)
@@ -38,12 +49,20 @@ def pack_state(state: GlobalState) -> tuple[bytes, tuple[str, ...]]:
             for kind, blocks in rows.items()
             for block, row in enumerate(blocks)
         }
+    if sent is not None and shape is not None:
+        tensors |= {
+            f"sent/{kind}": torch.from_numpy(np.stack([np.isin(np.arange(size), row) for row in rows]))
+            for kind, size, rows in (("groups", shape.kv_groups, sent.kept.groups),
+                                     ("channels", shape.ffn, sent.kept.channels))
+        } | {"sent/rank": torch.tensor([sent.rank])}  # fmt: skip
     return pack_tensors(tensors), tuple(tensors)
 
 
 def unpack_state(
-    content: bytes, order: tuple[str, ...], *, round: int, own: bytes | None = None
-) -> GlobalState:
+    content: bytes, order: tuple[str, ...], *, round: int, own: bytes | None = None,
+    payloads: Mapping[str, bytes] | None = None, blank: GlobalState | None = None,
+    shape: ModelShape | None = None,
+) -> GlobalState:  # fmt: skip
     """Return the state that a device works from.
 
     Args:
@@ -51,6 +70,9 @@ def unpack_state(
         order: of its tensors.
         round: whose state it is.
         own: from `pack_own`; None = nothing of this device's own.
+        payloads: of a coded broadcast, by group; None or {} = the adapters came as they are.
+        blank: with payloads: any state of this model, for names and sizes.
+        shape: with payloads: of the unpruned model.
 
     Raises:
         CodecError: if it is damaged or incomplete.
@@ -60,6 +82,10 @@ def unpack_state(
         raise CodecError("the broadcast lacks tensors that its header names; ask for it again")
     ordered = {name: tensors[name] for name in order}
     groups = {group: _under(f"{group}/", ordered) for group in _GROUPS}
+    if payloads and blank is not None and shape is not None:
+        kept, rank = _read_sent(_under("sent/", ordered), shape)
+        found = opened(blank, payloads, kept, rank, shape=shape)
+        groups |= {"adapters": found.adapters, "head": found.head}
     return GlobalState(
         round=round,
         adapters=groups["adapters"],
@@ -146,6 +172,21 @@ def _read_kept(tensors: Tensors) -> Kept | None:
         for kind in ("groups/", "channels/")
     )
     return Kept(groups, channels)
+
+
+def _read_sent(tensors: Tensors, shape: ModelShape) -> tuple[Kept, int]:
+    """Return the slice and rank that a coded broadcast holds."""
+    sizes = {"groups": (shape.blocks, shape.kv_groups), "channels": (shape.blocks, shape.ffn)}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != sizes | {"rank": (1,)}:
+        raise CodecError(
+            f"the broadcast must say which of {sizes} it holds, and its rank; got {found}; ask for "
+            "it again"
+        )
+    groups, channels = (
+        tuple(np.flatnonzero(row) for row in tensors[kind].numpy()) for kind in sizes
+    )
+    return Kept(groups, channels), int(tensors["rank"][0])
 
 
 def _unpack_own(content: bytes) -> Mapping[int, DeviceState]:

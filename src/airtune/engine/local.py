@@ -42,6 +42,7 @@ from airtune.plan import (
     WorkSpec,
     mask_observation,
 )
+from airtune.work.downloads import Broadcast, code_broadcast
 from airtune.work.evaluate import evaluate, evaluate_devices, exact_match
 from airtune.work.importance import (
     importance_bytes,
@@ -178,15 +179,23 @@ class LocalEngine:
         else:
             setup = Setup()
         begin_s = start_s + setup.duration_s
+        sent = self._broadcast(plan, state)
+        if sent is not None:
+            state = sent.state
+        size_bytes = None if sent is None else float(sent.size_bytes)
         record = None
         if np.any(plan.assignments.cut > 0):
-            timing, outcomes, record = self._through_cuts(plan, state, divide, start_s=begin_s)
+            timing, outcomes, record = self._through_cuts(
+                plan, state, divide, start_s=begin_s, download_bytes=size_bytes
+            )
         elif self._uplink.is_coded:
-            timing, outcomes = self._train_then_time(plan, state, divide, start_s=begin_s)
+            timing, outcomes = self._train_then_time(
+                plan, state, divide, start_s=begin_s, download_bytes=size_bytes
+            )
         else:
             timing = time_round(
                 self._problem, self._fleet, plan, divide,
-                start_s=begin_s, dropped=self._dropped(plan),
+                start_s=begin_s, dropped=self._dropped(plan), download_bytes=size_bytes,
             )  # fmt: skip
             outcomes = self._train(plan, state, in_time(timing))
         status = timing.status.copy()
@@ -272,8 +281,24 @@ class LocalEngine:
         draws = generator(self._problem.seed, "dropout", plan.round).random(len(self._fleet))
         return np.asarray(draws[plan.assignments.device] < self._settings.dropout)
 
+    def _broadcast(self, plan: RoundPlan, state: GlobalState) -> Broadcast | None:
+        """Return what the devices are sent, None where it is the state as it is."""
+        spec = self._problem.workload.download
+        if spec.kind == "identity" or not len(plan.assignments):
+            return None
+        return code_broadcast(
+            state, plan.assignments, spec, generator(self._problem.seed, "download", plan.round),
+            shape=self._problem.shape, work=self._work,
+        )  # fmt: skip
+
     def _train_then_time(
-        self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
+        self,
+        plan: RoundPlan,
+        state: GlobalState,
+        divide: Divide,
+        *,
+        start_s: float,
+        download_bytes: float | None,
     ) -> tuple[Timing, dict[int, Outcome]]:
         """Have everybody train who can answer: how long a coded update takes, only coding tells."""
         dropped = self._dropped(plan)
@@ -281,13 +306,20 @@ class LocalEngine:
         timing = time_round(
             self._problem, self._fleet, plan, divide,
             start_s=start_s, dropped=dropped, upload_bytes=sent.size_bytes,
+            download_bytes=download_bytes,
         )  # fmt: skip
         came = {place: sent.outcomes[place] for place in in_time(timing)}
         self._uplink.settle(sent, state, came)
         return timing, came
 
     def _through_cuts(
-        self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
+        self,
+        plan: RoundPlan,
+        state: GlobalState,
+        divide: Divide,
+        *,
+        start_s: float,
+        download_bytes: float | None,
     ) -> tuple[Timing, dict[int, Outcome], Mapping[str, object]]:
         """Have cut devices train through their cuts and the others the whole model, then time it."""
         dropped = self._dropped(plan)
@@ -307,6 +339,7 @@ class LocalEngine:
             timing = time_whole(
                 self._problem, self._fleet, rest, air.part(whole),
                 dropped=dropped[whole], upload_bytes=sent.size_bytes[whole],
+                download_bytes=download_bytes,
             )  # fmt: skip
             parts.append((whole, timing))
         timing = joined(len(plan.assignments), parts)

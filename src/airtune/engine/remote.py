@@ -39,6 +39,7 @@ from airtune.model.importance import Importance
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, ModelShape
 from airtune.plan.observe import Status
+from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import Quality
 from airtune.work.network import kept_by
 from airtune.work.train import Outcome
@@ -188,7 +189,7 @@ class Remote:
 
     def train(
         self, rows: Sequence[Assignment], state: GlobalState, *, round: int,
-        learning_rate: float = 1.0,
+        learning_rate: float = 1.0, sent: Broadcast | None = None,
         deadline_s: float | None = None, upload_bps: Mapping[int, float] | None = None,
         seats: Mapping[int, Seat] | None = None, expected: Mapping[int, float] | None = None,
     ) -> dict[int, Trained]:  # fmt: skip
@@ -199,6 +200,7 @@ class Remote:
             state: where they start.
             round: counted from 0.
             learning_rate: of this round, as a part of the setup's.
+            sent: the broadcast of the state, where it is coded.
             deadline_s: seconds after which an answer is late; None = patience.
             upload_bps: each device's share of its link; None = nobody keeps to one.
             seats: where the devices of a split round find the server's half.
@@ -207,7 +209,8 @@ class Remote:
         Returns:
             By device; every row has one.
         """
-        blob, order = self._broadcast(rows, state)
+        blob, order = self._broadcast(rows, state, sent)
+        coded = {} if sent is None else dict(sent.payloads)
         setup = replace(self._setup, train=self._setup.train.at(learning_rate))
         tasks, blobs = {}, {}
         for row in rows:
@@ -218,7 +221,7 @@ class Remote:
                 seat=None if seats is None else seats.get(row.device),
             )  # fmt: skip
             own = pack_own(state, row.device)
-            blobs[row.device] = {"state": blob} | ({} if own is None else {"own": own})
+            blobs[row.device] = {"state": blob} | coded | ({} if own is None else {"own": own})
         answers = self._ask(
             tasks, blobs, limit=self._update_bytes(state), deadline_s=deadline_s,
             expected={device: size + self._scores_bytes() - SMALL_BYTES
@@ -227,11 +230,11 @@ class Remote:
         return {row.device: self._trained(row, state, answers[row.device]) for row in rows}
 
     def _broadcast(
-        self, rows: Sequence[Assignment], state: GlobalState
+        self, rows: Sequence[Assignment], state: GlobalState, sent: Broadcast | None
     ) -> tuple[bytes, tuple[str, ...]]:
         """Pack what all are sent; scores only where somebody slices by them."""
         slices = bool(state.devices) or any(row.prune_heads or row.prune_ffn for row in rows)
-        return pack_state(state if slices else without_scores(state))
+        return pack_state(state if slices else without_scores(state), sent, shape=self._shape)
 
     def _task(self, kind: Kind, device: int, *, round: int, order: tuple[str, ...] = ()) -> Task:
         return Task(kind, self._run, round, device, self._names[device], secrets.token_hex(8),

@@ -73,6 +73,7 @@ def time_round(
     start_s: float,
     dropped: Bools,
     upload_bytes: Floats | None = None,
+    download_bytes: float | None = None,
 ) -> Timing:
     """Let a round pass on the virtual clock.
 
@@ -84,18 +85,22 @@ def time_round(
         start_s: virtual time at which the round begins.
         dropped: devices that will vanish before they answer, shape (n,).
         upload_bytes: of updates that have been coded, shape (n,); None = the cost model's.
+        download_bytes: of a broadcast that has been coded; None = the cost model's.
 
     Raises:
         MethodError: if shares, of the plan or of `divide`, give out more than a link has.
     """
     air = Air(fleet, plan, divide, start_s=start_s)
     part = air.part(np.arange(len(plan.assignments)))
-    return time_whole(problem, fleet, plan, part, dropped=dropped, upload_bytes=upload_bytes)
+    return time_whole(
+        problem, fleet, plan, part, dropped=dropped, upload_bytes=upload_bytes,
+        download_bytes=download_bytes,
+    )  # fmt: skip
 
 
 def time_whole(
     problem: Problem, fleet: Fleet, plan: RoundPlan, air: Part, *, dropped: Bools,
-    upload_bytes: Floats | None = None,
+    upload_bytes: Floats | None = None, download_bytes: float | None = None,
 ) -> Timing:  # fmt: skip
     """Let a round pass for devices that train the whole model; `air` is theirs.
 
@@ -106,18 +111,20 @@ def time_whole(
         air: the links as they have them.
         dropped: as for `time_round`.
         upload_bytes: as for `time_round`.
+        download_bytes: as for `time_round`.
     """
     device, links = plan.assignments.device, air.links(0)
     cost = predict(problem, plan.assignments, links=links, flops_per_s=fleet.flops_at(plan.round))
     faults = refusals(problem, fleet, plan, cost.peak_bytes)
     sent = cost.upload_bytes if upload_bytes is None else upload_bytes
+    received = cost.download_bytes if download_bytes is None else download_bytes
     able = np.array([not fault for fault in faults], np.bool_)
     deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
     until_s = np.inf if deadline_s is None else deadline_s
     phases = _phases(
         air, until_s=until_s,
         compute_s=np.where(able, cost.compute_s, 0.0),
-        sizes=(np.where(able, cost.download_bytes, 0.0),
+        sizes=(np.where(able, received, 0.0),
                np.where(able & ~dropped, sent, 0.0)),
     )  # fmt: skip
     status, reasons = _statuses(phases, faults, able=able, dropped=dropped, deadline_s=deadline_s)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from airtune.cost import download_bytes, transfer_s
+from airtune.cost import broadcast_bytes, transfer_s
 from airtune.errors import MethodError
 from airtune.fleet.rates import downlink_bps
-from airtune.plan import Bools, Floats, Ints, LinkState, Observation, Problem, Profiles
+from airtune.plan import Bools, Floats, Ints, LinkState, Observation, Problem, Profiles, whole_model
 from airtune.solve import Curves, curves_of, silent
 
 
@@ -68,9 +68,9 @@ def see(problem: Problem, observation: Observation) -> Seen:
             f"add {missing!r} to its needs"
         )
     device = available(observation)
-    size = np.full(
-        device.shape, download_bytes(problem.shape, problem.workload, problem.workload.rank)
-    )
+    nothing = np.zeros(device.shape)
+    dense = whole_model(device, rank=problem.workload.rank, local_steps=1, share=nothing)
+    size = np.full(device.shape, broadcast_bytes(problem.shape, problem.workload, dense))
     down_s = transfer_s(size, downlink_bps(links, device))
     mute: Bools = silent(links, device) | ~np.isfinite(down_s)
     able = np.flatnonzero(~mute)

@@ -50,6 +50,9 @@ class Workload:
     """How an update is coded on the wire: its difference to the adapters that were broadcast."""
     upload_feedback: bool = False
     """What coding lost is added to the device's next update."""
+    download: CodecSpec = field(default_factory=CodecSpec)
+    """How the broadcast is coded; the identity sends the full grid, any other codec the union of
+    what the round's devices keep, at the largest of their ranks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,13 @@ class UploadSection(CodecSection):
     """Add what coding lost to the device's next update."""
 
 
+class DownloadSection(CodecSection):
+    """How the server's adapters are coded for every method's devices.
+
+    The identity sends all of them, any other kind only what some device of the round keeps.
+    """
+
+
 class SplitSection(Section):
     """The short measurement of what compressing cut activations costs."""
 
@@ -327,6 +334,7 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     calibration: CalibrationSection = CalibrationSection()
     upload: UploadSection = UploadSection()
+    download: DownloadSection = DownloadSection()
     split: SplitSection = SplitSection()
     protection: ProtectionSection = ProtectionSection()
     limits: LimitsSection = LimitsSection()

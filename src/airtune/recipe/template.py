@@ -106,6 +106,12 @@ evaluation:
 #   step: 0.75           # of deadzone: quantiser step in standard deviations
 #   feedback: false      # add what coding lost to the next update
 
+# download:              # how what devices are sent is coded, for every method
+#   kind: identity       # identity = all adapters; any other kind only what somebody keeps
+#   keep: 0.1            # of topk; 1.0 with 8 bits = one byte a number
+#   bits: 4              # of topk: bits of a kept level
+#   step: 0.75           # of deadzone: quantiser step in standard deviations
+
 # protection:            # against dishonest devices, and for privacy
 #   clip_norm: 0.0       # largest norm of an update's difference to the broadcast; 0 = not clipped
 #   aggregate: krum      # trimmed-mean or krum, for methods whose updates are of one shape

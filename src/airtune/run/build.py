@@ -244,6 +244,7 @@ def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int, scored: float
         scored=scored,
         trains_head=recipe.data.task != "causal-lm",
         upload=recipe.upload.spec(),
+        download=recipe.download.spec(),
         upload_feedback=recipe.upload.feedback,
     )
 

@@ -103,7 +103,7 @@ def encode_update(
     tensors = update.adapters | update.head
     payloads: dict[str, bytes] = {}
     lost: dict[str, torch.Tensor] = {}
-    for group, names in _groups(reference):
+    for group, names in groups_of(reference):
         parts = [tensors[name].detach().float().cpu() for name in names]
         if spec.kind != "identity":
             parts = [
@@ -112,10 +112,10 @@ def encode_update(
             ]
         if residual is not None:
             parts = [part + residual[name] for name, part in zip(names, parts, strict=True)]
-        column = _column(parts)
+        column = as_column(parts)
         payloads[group] = encode(column, replace(spec, predict=False), stream)
         missing = column - decode(payloads[group], max_elements=column.size)
-        lost |= _cut_up(missing, {name: reference[name] for name in names})
+        lost |= cut_up(missing, {name: reference[name] for name in names})
     return CodedUpdate(payloads, lost)
 
 
@@ -134,7 +134,7 @@ def decode_update(
     Raises:
         CodecError: if a payload is missing, damaged, or of another size than the reference's.
     """
-    wanted = dict(_groups(reference))
+    wanted = dict(groups_of(reference))
     if payloads.keys() != wanted.keys():
         raise CodecError(
             f"an update of this slice comes in payloads {sorted(wanted)}, got {sorted(payloads)}; "
@@ -150,14 +150,14 @@ def decode_update(
                 f"payload {group} must hold {size} numbers in a column, got {column.shape}; ask "
                 "for it again"
             )
-        found |= _cut_up(column, like)
+        found |= cut_up(column, like)
     if spec.kind != "identity":
         found = {name: reference[name].cpu().float() + part for name, part in found.items()}
     typed = {name: part.to(reference[name].dtype) for name, part in found.items()}
     return replace(
         update,
-        adapters=update.adapters | {k: v for k, v in typed.items() if _group(k) != "head"},
-        head=update.head | {k: v for k, v in typed.items() if _group(k) == "head"},
+        adapters=update.adapters | {k: v for k, v in typed.items() if group_of(k) != "head"},
+        head=update.head | {k: v for k, v in typed.items() if group_of(k) == "head"},
     )
 
 
@@ -222,24 +222,26 @@ class Residuals:
         }
 
 
-def _groups(tensors: Tensors) -> Iterator[tuple[str, list[str]]]:
+def groups_of(tensors: Tensors) -> Iterator[tuple[str, list[str]]]:
+    """Yield each group that has a tensor, with the names of its tensors in their order."""
     for group in GROUPS:
-        names = [name for name in tensors if _group(name) == group]
+        names = [name for name in tensors if group_of(name) == group]
         if names:
             yield group, names
 
 
-def _group(name: str) -> str:
+def group_of(name: str) -> str:
     """Return the group of a tensor: adapters are named by their block."""
     return name[-1] if name.partition(".")[0].isdecimal() else "head"
 
 
-def _column(parts: list[torch.Tensor]) -> Values:
+def as_column(parts: list[torch.Tensor]) -> Values:
+    """Return tensors as one column of numbers, (n, 1)."""
     flat = torch.cat([part.reshape(-1) for part in parts])
     return np.asarray(flat.numpy(), np.float32).reshape(-1, 1)
 
 
-def _cut_up(column: Values, like: Tensors) -> dict[str, torch.Tensor]:
+def cut_up(column: Values, like: Tensors) -> dict[str, torch.Tensor]:
     """Return a column as tensors shaped like those given, in their order."""
     ends = np.cumsum([item.numel() for item in like.values()])[:-1]
     return {
@@ -252,14 +254,21 @@ def _cut_up(column: Values, like: Tensors) -> dict[str, torch.Tensor]:
 
 def _place(name: str, shape: ModelShape, update: Update) -> tuple[slice | torch.Tensor, ...]:
     """Return where a tensor of an update stands on the full grid."""
-    kind = _group(name)
+    return place_of(name, shape, update.kept, update.rank)
+
+
+def place_of(
+    name: str, shape: ModelShape, kept: Kept, rank: int
+) -> tuple[slice | torch.Tensor, ...]:
+    """Return where a tensor of a slice and rank stands on the full grid."""
+    kind = group_of(name)
     if kind == "head":
         return (slice(None),)
     block, _, rest = name.partition(".")
     layer = rest.removesuffix(f".{kind}")
     linear = next(item for item in shape.linears if item.name == layer)
-    columns, rows = linear_index(shape, linear, update.kept, int(block))
+    columns, rows = linear_index(shape, linear, kept, int(block))
     index = columns if kind == "A" else rows
     along = slice(None) if index is None else torch.from_numpy(index)
-    ranks = slice(update.rank)
+    ranks = slice(rank)
     return (ranks, along) if kind == "A" else (along, ranks)

@@ -49,7 +49,7 @@ from airtune.engine.message import Seat
 from airtune.engine.remote import Answer, Remote, Trained
 from airtune.engine.stream import Timing
 from airtune.engine.stream.message import HEADER_BYTES
-from airtune.engine.timing import refusals
+from airtune.engine.timing import bandwidth_hz, refusals
 from airtune.errors import DataError, InfeasibleError, MethodError, TrainingError
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import downlink_bps, uplink_bps
@@ -70,6 +70,7 @@ from airtune.plan import (
     mask_observation,
 )
 from airtune.units import format_bytes
+from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import weigh
 from airtune.work.train import Outcome
 
@@ -97,6 +98,7 @@ class ReplayEngine(LocalEngine):
         """
         super().__init__(fleet, problem, base, data, needs=needs, work=work, settings=settings)
         self._remote, self._serve = remote, serve
+        self._sent: Broadcast | None = None
         self._received = Received(self._problem, remote)
         self._uplink = self._received
         self._splitter = ServedSplitter(
@@ -137,6 +139,10 @@ class ReplayEngine(LocalEngine):
         self._received.coded_bytes = {}
         return super().execute(plan, state, divide, start_s=start_s)
 
+    def _broadcast(self, plan: RoundPlan, state: GlobalState) -> Broadcast | None:
+        self._sent = super()._broadcast(plan, state)
+        return self._sent
+
     def _judging_s(self) -> float | None:
         """Return how long devices may take to judge the model; None = patience."""
         return None
@@ -153,8 +159,9 @@ class ReplayEngine(LocalEngine):
         seats: Mapping[int, Seat] | None = None,
     ) -> dict[int, Trained]:  # fmt: skip
         done = self._remote.train(
-            rows, state, round=plan.round, learning_rate=plan.learning_rate, seats=seats
-        )
+            rows, state, round=plan.round, learning_rate=plan.learning_rate, seats=seats,
+            sent=self._sent,
+        )  # fmt: skip
         self._received.coded_bytes |= {
             device: item.coded_bytes for device, item in done.items() if item.coded_bytes
         }
@@ -250,6 +257,8 @@ class FlowerEngine(ReplayEngine):
                 of a split round failed.
         """
         state, setup = self._ready(plan, state, start_s)
+        sent = self._broadcast(plan, state)
+        state = state if sent is None else sent.state
         begin_s = start_s + setup.duration_s
         links = self._fleet.links_at(plan.round, 0, begin_s)
         share = check_shares(plan.assignments.share, plan.assignments, links)
@@ -306,7 +315,7 @@ class FlowerEngine(ReplayEngine):
         try:
             done = self._remote.train(
                 rows, state, round=plan.round, deadline_s=deadline_s,
-                learning_rate=plan.learning_rate, seats=seats, upload_bps=upload_bps, expected=update,
+                learning_rate=plan.learning_rate, sent=self._sent, seats=seats, upload_bps=upload_bps, expected=update,
             )  # fmt: skip
             if split is None:
                 return done, None
@@ -387,7 +396,7 @@ class FlowerEngine(ReplayEngine):
                 if item is not None and item.outcome.update is not None
             ),
             state=state, start_s=begin_s, end_s=begin_s + took_s,
-            bandwidth_hz=self._bandwidth(plan, begin_s),
+            bandwidth_hz=bandwidth_hz(self._fleet.links_at(plan.round, 0, begin_s), plan),
             memory_bytes=self._fleet.memory_bytes[told.device], faults=texts, setup=setup,
         )  # fmt: skip
 
@@ -425,13 +434,6 @@ class FlowerEngine(ReplayEngine):
                               upload_s=np.nan_to_num(upload_s)),
             importance=columns["importance"], rank_left=rank_left,
         )  # fmt: skip
-
-    def _bandwidth(self, plan: RoundPlan, time_s: float) -> Floats:
-        """Return the hertz of each device's uplink; NaN on a link of measured capacity."""
-        links, device = self._fleet.links_at(plan.round, 0, time_s), plan.assignments.device
-        band = np.array([spec.up_bandwidth_hz for spec in links.specs])[links.link[device]]
-        is_radio = np.isfinite(links.up_signal_hz[device])
-        return np.where(is_radio, plan.assignments.share * band, np.nan)
 
 
 def _status(item: Trained | None) -> str:
