@@ -219,7 +219,7 @@ def test_gguf_holds_the_pruned_model_and_answers_the_same(run, tmp_path):
     from transformers import AutoModelForCausalLM
 
     place = export_run(run, "gguf", output=tmp_path / "file", accept_worse=True)
-    assert {path.name for path in place.iterdir()} == {"model.gguf", "airtune.json"}
+    assert {path.name for path in place.iterdir()} == {"model.gguf", "airtune.json", "README.md"}
     read = AutoModelForCausalLM.from_pretrained(
         place, gguf_file="model.gguf", attention_bias=True, mlp_bias=True
     ).eval()

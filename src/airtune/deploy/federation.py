@@ -67,6 +67,7 @@ from airtune.run import (
     workload_of,
 )
 from airtune.run.build import engine_settings, is_vision, load_model, pinned
+from airtune.run.by_class import by_class_of
 from airtune.run.execute import RECIPE_FILE, identity, loop_settings
 from airtune.run.header import header
 from airtune.units import format_bytes
@@ -410,6 +411,7 @@ def _rounds(pieces: Pieces, chosen: Chosen, engine: Engine, writer: RunWriter, t
     run = Run(
         chosen.method, pieces.problem, engine, writer, identity(pieces),
         replace(loop_settings(pieces), evaluate_raw=False),  # a judgement costs devices bytes
+        afterwards=by_class_of(pieces, chosen.method.work),
     )  # fmt: skip
     try:
         saved = load_checkpoint(writer.folder / "checkpoint", identity=run.identity)

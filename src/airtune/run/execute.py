@@ -17,13 +17,14 @@ from airtune.engine.local import LocalEngine
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.server import ServerSettings
-from airtune.model.state import initial_state
+from airtune.model.state import GlobalState, initial_state
 from airtune.plan import Method, Problem
 from airtune.recipe import Recipe, dump_recipe, load_recipe
 from airtune.records import RunRecord, RunWriter, read_run, storage, write_atomically
 from airtune.report import write_report
 from airtune.run import controls
 from airtune.run.build import Assets, Pieces, build_pieces, pinned
+from airtune.run.by_class import by_class_of
 from airtune.run.header import header
 from airtune.run.leakage import leakage_of
 from airtune.run.measurement import informed, measure, remembered
@@ -191,9 +192,23 @@ def _run_method(
     )  # fmt: skip
     run = Run(
         method, problem, engine, writer, identity(pieces), loop_settings(pieces),
-        afterwards=leakage_of(pieces, writer.folder) if pieces.recipe.evaluation.leakage else None,
+        afterwards=_afterwards(pieces, method, writer.folder),
     )  # fmt: skip
     _run_loop(run, pieces, watch)
+
+
+def _afterwards(
+    pieces: Pieces, method: Method, folder: Path
+) -> Callable[[GlobalState], Mapping[str, Any]]:
+    """Return what is measured once on the last state."""
+    asked = [by_class_of(pieces, method.work)]
+    if pieces.recipe.evaluation.leakage:
+        asked.append(leakage_of(pieces, folder))
+
+    def measure(state: GlobalState) -> Mapping[str, Any]:
+        return {name: value for one in asked for name, value in one(state).items()}
+
+    return measure
 
 
 def problem_of(pieces: Pieces, method: Method, measured: Measured | None) -> Problem:

@@ -27,8 +27,10 @@ from airtune.model.slicing import choose_kept
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import Sensitivity, WorkSpec
 from airtune.recipe import Recipe, load_recipe
-from airtune.records import read_run, write_atomically
+from airtune.records import RunRecord, read_run, write_atomically
+from airtune.run.answers import Answer, sample_answers
 from airtune.run.build import load_model
+from airtune.run.card import CARD, Exported, card_of
 from airtune.run.manifest import MANIFEST, check_better, manifest_of, quality_of, unmeasured
 from airtune.run.method import choose_method
 from airtune.run.replay import replay
@@ -90,9 +92,19 @@ def export_run(
     with whole_folder(place, overwrite=overwrite) as stage:
         checked = _WRITERS[format](stage, trained, kept)
         about = manifest_of(trained.recipe, trained.base, format, trained.quality)
-        content = json.dumps(about | checked, indent=1) + "\n"
-        write_atomically(stage / MANIFEST, content.encode())
+        _describe(stage, trained, about | checked, is_tested=trained.is_last and prune is None)
     return place
+
+
+def _describe(stage: Path, trained: _Trained, about: dict[str, Any], *, is_tested: bool) -> None:
+    """Write the manifest and the model card."""
+    content = json.dumps(about, indent=1) + "\n"
+    write_atomically(stage / MANIFEST, content.encode())
+    card = card_of(Exported(
+        about["format"], trained.recipe, trained.base, trained.record, about["quality"], is_tested,
+        about["base"]["revision"], tuple(Answer(**each) for each in about["answers"]),
+    ))  # fmt: skip
+    write_atomically(stage / CARD, card)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +120,9 @@ class _Trained:
     """What the run measured that heads and channels cost."""
     samples: TextRows
     """A few test rows."""
+    record: RunRecord
+    is_last: bool
+    """It is the last round."""
 
     @property
     def scale(self) -> float:
@@ -131,7 +146,7 @@ def _write_adapter(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]
         head=trained.state.head or None, overwrite=True,
     )  # fmt: skip
     saved = load_adapted(stage, trained.base, revision=trained.recipe.model.revision)
-    return {"replay": _replayed(stage, saved, trained, trained.state, trained.work)}
+    return _asked(stage, saved, trained, trained.state, trained.work)
 
 
 def _write_model(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
@@ -145,19 +160,23 @@ def _write_model(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
         head=state.head or None, mending=mending_of(base, state, work), overwrite=True,
     )  # fmt: skip
     saved = load_saved(stage, base)
-    found = {"slice": _slice(base, kept), "replay": _replayed(stage, saved, trained, state, work)}
+    found = {"slice": _slice(base, kept)} | _asked(stage, saved, trained, state, work)
     if base.frame is not None:
         read_batches_(saved)
     return {**found, "self_check": asdict(self_check(saved, base))}
 
 
-def _replayed(
+def _asked(
     stage: Path, saved: nn.Module, trained: _Trained, state: GlobalState, work: WorkSpec
 ) -> dict[str, Any]:
-    """Ask what was saved the run's own test rows."""
-    tuned = tuned_network(trained.base, state, scale=trained.scale, work=work).network
-    limit = trained.recipe.data.max_length
-    return asdict(replay(saved, stage, tuned, trained.base, trained.samples, max_length=limit))
+    """Ask what was saved the run's own test rows: is it the tuned model, and what does it say?"""
+    base, samples, limit = trained.base, trained.samples, trained.recipe.data.max_length
+    tuned = tuned_network(base, state, scale=trained.scale, work=work).network
+    answers = sample_answers(saved, stage, base, samples, max_length=limit)
+    return {
+        "replay": asdict(replay(saved, stage, tuned, base, samples, max_length=limit)),
+        "answers": [asdict(answer) for answer in answers],
+    }
 
 
 def _write_gguf(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
@@ -222,7 +241,8 @@ def _trained(folder: Path, round: Round = "last") -> _Trained:
     sensitivity = remembered_sensitivity(record.header)
     state = evaluated(checkpoint.state)
     quality, samples = quality_of(record, checkpoint.rounds), read_samples(folder)
-    return _Trained(base, state, work, recipe, quality, sensitivity, samples)
+    is_last = checkpoint.rounds == len(record.rounds)
+    return _Trained(base, state, work, recipe, quality, sensitivity, samples, record, is_last)
 
 
 def _checkpoint(folder: Path, identity: str, round: Round) -> Checkpoint:

@@ -12,6 +12,7 @@ from airtune.data import TOPICS
 from airtune.data.template import chosen_template
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
+from airtune.model.classes import class_names
 from airtune.model.gguf_source import is_gguf
 from airtune.recipe import Recipe
 from airtune.records import RunRecord
@@ -42,6 +43,7 @@ def manifest_of(
         "base": {"source": recipe.model.source, "revision": _commit(recipe) or recipe.model.revision,
                  "fingerprint": base.fingerprint},
         "method": recipe.method.name,
+        "id2label": dict(enumerate(class_names(base.network.config))) if base.shape.labels else None,
         "template": template,
         "template_from": origin,
         "quality": quality,

@@ -48,6 +48,8 @@ class Scores:
     correct: Ints
     """1 where classified right; 0 for a language model."""
     is_classification: bool
+    answer: Ints
+    """The class that is said; 0 for a language model."""
 
     def quality(self, chosen: slice = slice(None)) -> Quality:
         """Return the quality over a range of examples; NaN loss where nothing is scored."""
@@ -144,19 +146,20 @@ def score(network: nn.Module, examples: Examples, *, chunk: int = 0) -> Scores:
     is_classification = isinstance(examples.targets, np.ndarray)
     device = next(iter(network.parameters())).device
     tokens = _most_tokens(network, examples)
-    loss_sum = np.zeros(len(examples))
+    loss_sum, answer = np.zeros(len(examples)), np.zeros(len(examples), np.int64)
     count, correct = np.ones((2, len(examples)), np.int64) * [[1], [0]]
     for rows in _passes(lengths_of(examples, tokens=tokens)):
         batch = collate_examples(examples, rows, tokens=tokens, device=device)
         if is_classification:
             logits = class_logits(network, batch).float()
             losses = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
-            correct[rows] = (logits.argmax(1) == batch.labels).cpu().numpy()
+            answer[rows] = logits.argmax(1).cpu().numpy()
+            correct[rows] = answer[rows] == batch.labels.cpu().numpy()
         else:
             losses = token_losses(network, batch, chunk=chunk).double().sum(1)
             count[rows] = scored(batch).sum(1).cpu().numpy()
         loss_sum[rows] = losses.double().cpu().numpy()
-    return Scores(loss_sum, count, correct, is_classification)
+    return Scores(loss_sum, count, correct, is_classification, answer)
 
 
 @torch.no_grad()

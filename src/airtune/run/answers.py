@@ -1,0 +1,100 @@
+"""What an exported model says to a few test rows, as its card shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from airtune.data.samples import TextRows
+from airtune.model.base import BaseModel
+from airtune.model.classes import class_names
+
+SHOWN = 5
+MOST_TOKENS = 64
+"""Of an answer that is generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A question, what the model says, and what is right."""
+
+    prompt: str
+    said: str
+    right: str
+
+
+def sample_answers(
+    saved: nn.Module, place: Path, base: BaseModel, samples: TextRows, *, max_length: int
+) -> tuple[Answer, ...]:
+    """Ask a saved model test rows, evenly over those that were kept.
+
+    Args:
+        saved: loaded from `place`.
+        place: the folder; its tokenizer is used.
+        base: what it was tuned from.
+        samples: test rows; of images there are none.
+        max_length: tokens at which the run cuts a text.
+    """
+    if not samples:
+        return ()
+    tokenizer = AutoTokenizer.from_pretrained(str(place))
+    count = min(SHOWN, len(samples))
+    rows = [samples.take([place * len(samples) // count]) for place in range(count)]
+    if not base.shape.labels:
+        return tuple(_written(saved, tokenizer, row, max_length) for row in rows)
+    names = class_names(base.network.config)
+    return tuple(_classified(saved, tokenizer, row, max_length, names) for row in rows)
+
+
+@torch.no_grad()
+def _classified(
+    saved: nn.Module, tokenizer: PreTrainedTokenizerBase, row: TextRows, max_length: int,
+    names: Sequence[str],
+) -> Answer:  # fmt: skip
+    inputs = tokenizer(
+        row.texts[0], row.pairs[0] if row.pairs else None, truncation=True,
+        max_length=max_length, return_tensors="pt",
+    )  # fmt: skip
+    scores = saved(**inputs).logits[0].float().softmax(0)
+    said = int(scores.argmax())
+    return Answer(
+        "\n".join((row.texts[0], *row.pairs)), f"{names[said]} ({float(scores[said]):.2f})",
+        names[row.classes[0]],
+    )  # fmt: skip
+
+
+def _written(
+    saved: nn.Module, tokenizer: PreTrainedTokenizerBase, row: TextRows, max_length: int
+) -> Answer:
+    text = row.texts[0]
+    prompt, right = text[: (start := _start(row))], text[start:]
+    inputs = tokenizer(
+        prompt, add_special_tokens=row.special, truncation=True, max_length=max_length,
+        return_tensors="pt",
+    )  # fmt: skip
+    used = inputs["input_ids"].shape[1]
+    room = int(getattr(saved.config, "max_position_embeddings", 0) or used + MOST_TOKENS) - used
+    if room < 1 or not used:
+        return Answer(prompt, "", right)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    generate = getattr(saved, "generate")  # noqa: B009
+    output = generate(
+        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False,
+        max_new_tokens=min(MOST_TOKENS, room), pad_token_id=pad,
+    )  # fmt: skip
+    said = tokenizer.decode(output[0, used:].tolist(), skip_special_tokens=True)
+    return Answer(prompt, str(said), right)
+
+
+def _start(row: TextRows) -> int:
+    """Return where the answer begins; of a plain text, after its first third."""
+    if row.starts[0]:
+        return row.starts[0]
+    text = row.texts[0]
+    blank = text.find(" ", len(text) // 3)
+    return blank if blank > 0 else len(text)
