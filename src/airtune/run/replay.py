@@ -223,11 +223,7 @@ def _own(tuned: nn.Module, batches: Sequence[Batch], *, is_classifier: bool) -> 
     for batch in batches:
         if batch.input_ids.is_floating_point():
             batch = replace(batch, input_ids=batch.input_ids.to(dtype))
-        logits = (
-            class_logits(tuned, batch)
-            if is_classifier
-            else tuned(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-        )
+        logits = class_logits(tuned, batch) if is_classifier else tuned(**batch.inputs).logits
         answers.append(logits[0].double())
     return answers
 
