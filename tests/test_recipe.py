@@ -72,7 +72,7 @@ def test_all_faults_are_reported_together():
         (["target={metric: accuracy, value: 0.5}"],
          "target.metric of causal-lm must be loss or perplexity, got 'accuracy'"),
         (["method.name=jcbpa"], "method.name: there is no method 'jcbpa'; did you mean jcpba?"),
-        (["method.max_prune=1.5"], "method.max_prune: must be in [0, 1), got 1.5"),
+        (["method.max_prune=1.5"], "method.max_prune: must be auto or in [0, 1), got 1.5"),
     ],
 )  # fmt: skip
 def test_a_fault_names_key_allowed_and_value(overrides, expected):

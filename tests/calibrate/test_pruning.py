@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airtune.calibrate import Measured, Setting, calibrate_pruning, load, store
-from airtune.calibrate.pruning import read_curves, spread_rates
+from airtune.calibrate.pruning import read_curves, runs_away, spread_rates
 from airtune.errors import CheckpointError
 from airtune.plan import WorkSpec
 from airtune.recipe import load_recipe
@@ -87,8 +87,30 @@ def test_a_measurement_repeats_and_reads_back(setting, tmp_path):
     read = load(tmp_path / "cache" / "c.json")
     assert isinstance(read, Measured)
     assert read.curves == first.curves
+    assert read.calibration.most == first.calibration.most
     assert read.calibration.rounds_ratio.tolist() == first.calibration.rounds_ratio.tolist()
     assert "off the clock" in read.calibration.source
+
+
+def test_the_calibration_stops_where_the_loss_runs_away(setting, monkeypatch):
+    losses = {0.0: (4.0, 3.0, 2.0), 0.1: (4.0, 3.2, 2.2), 0.2: (4.0, 4.5, 4.2)}
+    asked = []
+
+    def short_run(_, data, decider):
+        asked.append(decider.mean)
+        return losses[decider.mean], 1.0
+
+    monkeypatch.setattr("airtune.calibrate.pruning.short_run", short_run)
+    found = calibrate_pruning(setting, (0.1, 0.2, 0.3, 0.4)).calibration
+    assert asked == [0.0, 0.1, 0.2]
+    assert found.budget.tolist() == [0.0, 0.1, 0.2]
+    assert found.most == 0.2, "the largest rate of a device in the last run that went well"
+    monkeypatch.setitem(losses, 0.1, (4.0, 4.5, 4.2))
+    assert calibrate_pruning(setting, (0.1, 0.2)).calibration.most == 0.0
+
+
+def test_a_model_that_learns_nothing_says_nothing_of_pruning():
+    assert not runs_away((4.0, 4.0, 4.1), (4.0, 4.2, 4.3))
 
 
 def test_the_dense_run_prunes_nothing(setting):

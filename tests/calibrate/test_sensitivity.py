@@ -8,6 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from airtune.calibrate import Probe, measure_sensitivity
+from airtune.calibrate.sensitivity import BATCHES
 from airtune.data import FederatedData
 from airtune.data.federated import DeviceData
 from airtune.model.base import base_of
@@ -35,7 +36,7 @@ def test_a_cost_is_noise_over_signal_of_the_last_hidden_state(probe):
     found = measure_sensitivity(probe)
     base, train = probe.base, probe.data.devices[0].train
     kept = choose_kept(measure_importance(base, train, batch=2), base.shape, 4, 20)
-    batches = calibration_batches(base, train, batch=2)
+    batches = calibration_batches(base, train, batch=2)[:BATCHES]
 
     def states(network):
         with torch.no_grad():

@@ -1,5 +1,6 @@
 """The order of pruning against brute force, and what few groups and wide models need."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airtune.cost import known_shapes, llama_like, pruning_path
+from airtune.cost import known_shapes, llama_like, most_pruned, pruning_path
 from airtune.cost.path import TILE, typical
 from airtune.plan import Sensitivity
 
@@ -81,6 +82,15 @@ def test_heads_that_must_stay_do():
     path = pruning_path(FEW, heads=False)
     assert np.all(path.groups == 3)
     assert path.channels.tolist() == list(range(12, 0, -1))
+
+
+def test_the_most_that_may_go_is_where_the_noise_reaches_the_signal():
+    at, rise = (0.0, 0.25, 0.5, 0.75), (0.0, 0.3, 0.9, 9.0)
+    known = Sensitivity((0.0, 0.5), (0.0, 99.0), at, rise, "")
+    assert most_pruned(FEW, known) == pytest.approx(float(FEW.pruned_fraction(0.0, 0.5)))
+    assert most_pruned(FEW, replace(known, ffn_cost=(0.0, 50.0, 60.0, 70.0))) == 0.0
+    path = pruning_path(FEW, known)
+    assert np.all(np.diff(path.cost) >= 0.0)
 
 
 def test_a_cost_that_dips_is_read_as_its_convex_hull():

@@ -98,7 +98,7 @@ def test_an_unknown_name_suggests_the_nearest():
     ({"solvr": "bcd"}, "solvr: jcpba has no such setting; did you mean solver?"),
     ({"solver": "sqp"}, "solver: must be exact or bcd, got 'sqp'"),
     ({"budget": "much"}, "budget: must be auto or a number, got 'much'"),
-    ({"max_prune": 1.5}, "max_prune: must be in [0, 1), got 1.5"),
+    ({"max_prune": 1.5}, "max_prune: must be auto or in [0, 1), got 1.5"),
     ({"quality_budget": True}, "quality_budget: must be a number, got True"),
 ])  # fmt: skip
 def test_faults_name_key_value_and_what_is_allowed(settings, fault):

@@ -91,7 +91,7 @@ def load(path: Path) -> Measured | None:
 def _tables(found: Calibration | SplitCalibration) -> dict[str, Any]:
     if isinstance(found, Calibration):
         names = ("budget", "rounds_ratio", "quality_loss")
-        return {name: getattr(found, name).tolist() for name in names}
+        return {name: getattr(found, name).tolist() for name in names} | {"most": found.most}
     return {
         "codecs": [asdict(codec) for codec in found.codecs],
         "cuts": found.cuts.tolist(),
@@ -104,7 +104,8 @@ def _read_budgets(document: Mapping[str, Any]) -> Calibration:
     budget, ratio, loss = (
         np.array(document[name], np.float64) for name in ("budget", "rounds_ratio", "quality_loss")
     )
-    return Calibration(budget, ratio, loss, str(document["source"]))
+    most = float(document.get("most", 1.0))
+    return Calibration(budget, ratio, loss, str(document["source"]), most)
 
 
 def _read_codecs(document: Mapping[str, Any]) -> SplitCalibration:

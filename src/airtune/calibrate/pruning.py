@@ -9,6 +9,10 @@ what pruning costs.
     rounds_ratio(rate) = rounds needed with it / rounds needed without, to the same loss
     quality_loss(rate) = relative loss increase after the same rounds
 
+Rates are tried from small to large, and no more after one whose loss runs away: that ends no better
+than the untuned model began, or needs ten times the rounds. The largest rate of a device in the runs
+before is the most that is then pruned.
+
 Both are read off the validation curves by interpolation, over the last quarter of the rounds, and
 made to rise with the rate. The ratio grows with the rounds (a pruned model lags more, the lower the
 loss already is), so a few devices over as many rounds as the run will need measure it better than
@@ -58,8 +62,14 @@ def calibrate_pruning(setting: Setting, budgets: tuple[float, ...]) -> Measured:
     """
     began = time.perf_counter()
     small = some_devices(setting)
-    rates = (0.0, *budgets)
-    runs = [short_run(setting, small, SpreadPruning(mean)) for mean in rates]
+    runs = [short_run(setting, small, SpreadPruning(0.0))]
+    most = 0.0
+    for mean in budgets:
+        runs.append(short_run(setting, small, SpreadPruning(mean)))
+        if runs_away(runs[0][0], runs[-1][0]):
+            break
+        most = min(2.0 * mean, 1.0)
+    rates = (0.0, *budgets[: len(runs) - 1])
     curves = tuple(curve for curve, _ in runs)
     device_s = setting.device_s(sum(spent for _, spent in runs))
     source = (
@@ -67,9 +77,23 @@ def calibrate_pruning(setting: Setting, budgets: tuple[float, ...]) -> Measured:
         f"{device_s:.0f} device-seconds at the median speed, off the clock"
     )
     return Measured(
-        calibration=read_curves(rates, curves, source), device_s=device_s,
+        calibration=replace(read_curves(rates, curves, source), most=most), device_s=device_s,
         wall_s=time.perf_counter() - began, curves=curves, fingerprint=setting.base.fingerprint,
     )  # fmt: skip
+
+
+def runs_away(dense: tuple[float, ...], curve: tuple[float, ...]) -> bool:
+    """Return whether pruning has cost more than training can make up for.
+
+    Args:
+        dense: loss before the first round and after each, nothing pruned.
+        curve: the same with a pruning rate.
+
+    >>> runs_away((4.0, 3.0, 2.0), (4.0, 3.5, 3.0)), runs_away((4.0, 3.0, 2.0), (4.0, 5.0, 4.5))
+    (False, True)
+    """
+    has_learned = dense[-1] < dense[0]
+    return has_learned and (curve[-1] >= curve[0] or _rounds_ratio(dense, curve) >= _WORST_RATIO)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from airtune.work.network import mending_of
 
 GROUP_POINTS, CHANNEL_POINTS = 4, 8
 """Counts of each kind at which the model is measured, dense included."""
-BATCHES = 4
+BATCHES = 2
 """Most batches whose hidden states are compared."""
 WORST_ERROR = 0.95
 """Beyond it nothing is told apart."""

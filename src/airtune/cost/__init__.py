@@ -7,7 +7,7 @@ from airtune.cost.grams import gram_bytes, gram_flops, gram_peak_bytes
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes
 from airtune.cost.most import most_bytes, most_upload_bytes, stream_bytes
-from airtune.cost.path import Order, PruningPath, counts_for, pruning_path
+from airtune.cost.path import Order, PruningPath, counts_for, most_pruned, pruning_path
 from airtune.cost.payload import (
     base_bytes,
     broadcast_bytes,
@@ -53,6 +53,7 @@ __all__ = [
     "lora_parameters",
     "modernbert_like",
     "most_bytes",
+    "most_pruned",
     "most_upload_bytes",
     "peak_memory",
     "predict",

@@ -41,6 +41,8 @@ class PruningPath:
     """FFN channels; never rises, at least one tile."""
     pruned: Floats
     """Fraction of the blocks' linear weights removed; rises strictly from 0."""
+    cost: Floats
+    """Noise over signal of what the untuned model then computes, made convex; never falls."""
 
 
 def pruning_path(
@@ -68,15 +70,17 @@ def pruning_path(
     groups = np.arange(shape.kv_groups, 0 if heads else shape.kv_groups - 1, -1)
     channels = channel_counts(shape)
     gone = 1.0 - groups / shape.kv_groups, 1.0 - channels / shape.ffn
+    known = typical(shape) if sensitivity is None else sensitivity
+    costs = (
+        _convex(np.array(known.heads), np.array(known.heads_cost), gone[0]),
+        _convex(np.array(known.ffn), np.array(known.ffn_cost), gone[1]),
+    )
     if order == "proportional":
         keys = tuple((part[1:] + part[:-1]) / 2.0 for part in gone)
     else:
-        known = typical(shape) if sensitivity is None else sensitivity
         saved = shape.pruned_fraction(gone[0], 0.0), shape.pruned_fraction(0.0, gone[1])
-        costs = (known.heads, known.heads_cost), (known.ffn, known.ffn_cost)
         keys = tuple(
-            np.diff(_convex(np.array(at), np.array(cost), part)) / np.diff(weights)
-            for (at, cost), part, weights in zip(costs, gone, saved, strict=True)
+            np.diff(cost) / np.diff(weights) for cost, weights in zip(costs, saved, strict=True)
         )
     # channels first where both cost the same
     is_group = np.repeat([False, True], [len(keys[1]), len(keys[0])])
@@ -84,7 +88,20 @@ def pruning_path(
     lost = np.concatenate([[0], np.cumsum(turns)]), np.concatenate([[0], np.cumsum(~turns)])
     kept = groups[lost[0]], channels[lost[1]]
     pruned = shape.pruned_fraction(1.0 - kept[0] / shape.kv_groups, 1.0 - kept[1] / shape.ffn)
-    return PruningPath(np.asarray(kept[0], np.int64), np.asarray(kept[1], np.int64), pruned)
+    return PruningPath(
+        np.asarray(kept[0], np.int64), np.asarray(kept[1], np.int64), pruned,
+        costs[0][lost[0]] + costs[1][lost[1]],
+    )  # fmt: skip
+
+
+def most_pruned(shape: ModelShape, sensitivity: Sensitivity) -> float:
+    """Return the largest fraction to remove: beyond it the noise outgrows the signal.
+
+    There the loss of an untuned model runs away (a Llama of 135M parameters, mended by means, goes
+    from 1.26 nats to about 2 at that point and to 2.8 a sixth of its weights further on).
+    """
+    path = pruning_path(shape, sensitivity)
+    return float(path.pruned[np.flatnonzero(path.cost <= 1.0)[-1]])
 
 
 def counts_for(shape: ModelShape, path: PruningPath, pruned: float) -> tuple[int, int] | None:

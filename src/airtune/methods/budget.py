@@ -7,14 +7,17 @@ from typing import Literal
 
 import numpy as np
 
+from airtune.cost import most_pruned
 from airtune.errors import RecipeError
-from airtune.plan import Bools, Calibration, Floats
+from airtune.plan import Bools, Calibration, Floats, Problem
 from airtune.solve import rounds_ratio
 
 Budget = Literal["auto"] | float
+UNMEASURED_MOST = 0.7
+"""Largest pruning rate of a device where nothing was measured."""
 
 
-def check_budget(budget: Budget, quality_budget: float, max_prune: float) -> None:
+def check_budget(budget: Budget, quality_budget: float, max_prune: Budget) -> None:
     """Refuse settings that mean nothing.
 
     Raises:
@@ -27,8 +30,18 @@ def check_budget(budget: Budget, quality_budget: float, max_prune: float) -> Non
             f"quality_budget is a relative loss increase in [0, 1), 0.02 for 2 %, got "
             f"{quality_budget:g}"
         )
-    if not 0.0 <= max_prune < 1.0:
-        raise RecipeError(f"max_prune must be in [0, 1), got {max_prune:g}")
+    if max_prune != "auto" and not (isinstance(max_prune, int | float) and 0.0 <= max_prune < 1.0):
+        raise RecipeError(f"max_prune must be auto or in [0, 1), got {max_prune!r}")
+
+
+def most_of(problem: Problem, max_prune: Budget) -> float:
+    """Return the largest pruning rate of a device: as set, or as far as was measured to be sound."""
+    if max_prune != "auto":
+        return float(max_prune)
+    found = [] if problem.calibration is None else [problem.calibration.most]
+    if problem.sensitivity is not None:
+        found.append(most_pruned(problem.shape, problem.sensitivity))
+    return min(found, default=UNMEASURED_MOST)
 
 
 def least_budget(weight: Floats, pruned: Floats, allowed: Bools) -> float:

@@ -8,6 +8,7 @@ import numpy as np
 
 from airtune.cost import Ladder, ladder
 from airtune.errors import InfeasibleError
+from airtune.methods.budget import UNMEASURED_MOST, Budget, most_of
 from airtune.methods.seen import Seen
 from airtune.plan import Bools, Floats, Ints, ModelShape, Problem, Sensitivity, Workload
 from airtune.solve import Division, JointProblem, LadderProblem, divide_min_max
@@ -26,24 +27,33 @@ def ladder_of(problem: Problem) -> Ladder:
     return _ladder(problem.shape, problem.workload, problem.sensitivity)
 
 
-def allowed_levels(problem: Problem, seen: Seen, max_prune: float) -> Bools:
+def allowed_levels(problem: Problem, seen: Seen, max_prune: Budget) -> Bools:
     """Return which levels fit a device's memory and the method's limit, shape (n, levels).
+
+    Where the limit is what was measured to be sound, a device whose memory forces more gets its
+    lightest level beyond it.
 
     Raises:
         InfeasibleError: if a device cannot hold even the heaviest level; the message names it.
     """
     steps = ladder_of(problem)
     fits = steps.peak_bytes <= seen.memory_bytes[:, None]
-    allowed = fits & (steps.pruned <= max_prune + _SLACK)
-    none = ~allowed.any(axis=1)
+    limit = most_of(problem, max_prune)
+    allowed = fits & (steps.pruned <= limit + _SLACK)
+    none = np.asarray(~allowed.any(axis=1), np.bool_)
+    if max_prune == "auto" and none.any():
+        limit = max(limit, UNMEASURED_MOST)
+        forced = fits & (steps.pruned <= limit + _SLACK) & none[:, None]
+        allowed |= forced & (np.cumsum(forced, axis=1) == 1)
+        none = np.asarray(~allowed.any(axis=1), np.bool_)
     if none.any():
         row = int(np.flatnonzero(none)[0])
-        reach = np.flatnonzero(steps.pruned <= max_prune + _SLACK)
+        reach = np.flatnonzero(steps.pruned <= limit + _SLACK)
         least = float(steps.peak_bytes[reach[-1]])
         raise InfeasibleError(
             f"device {seen.names[row]} has {format_bytes(seen.memory_bytes[row])} of memory, but "
             f"training needs {format_bytes(least)} even with {steps.pruned[reach[-1]]:.0%} pruned "
-            f"(max_prune {max_prune:g}); shorten the sequences, lower the batch, turn on gradient "
+            f"(max_prune {limit:g}); shorten the sequences, lower the batch, turn on gradient "
             "checkpointing or leave the device out"
         )
     return allowed

@@ -38,8 +38,9 @@ class Pruner(Memoryless):
     quality_budget: float = 0.0
     """Instead: the relative loss increase allowed, 0.02 for 2 %, turned into a rate by the
     calibration; 0 = off."""
-    max_prune: float = 0.7
-    """Largest pruning rate of a device."""
+    max_prune: Budget = "auto"
+    """Largest pruning rate of a device; auto = as far as was measured that the model bears it, .7 where
+    nothing was; memory may force more."""
     needs: frozenset[Need] = frozenset({"capability", "channel"})
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from airtune.methods.assemble import level_plan, spread
-from airtune.methods.budget import choose_budget, least_budget
+from airtune.methods.budget import choose_budget, least_budget, most_of
 from airtune.methods.levels import allowed_levels, exact_problem, finish_table, lightest
 from airtune.methods.memoryless import Pruner
 from airtune.methods.seen import see
@@ -45,7 +45,7 @@ class PruneEqualBandwidth(Pruner):
             self.budget, self.quality_budget, problem.calibration, least=least,
             search=lambda measured: best_budget(
                 measured, lambda rate: levels_in_time(exact, finish, moments, rate)[1],
-                least=least, most=self.max_prune,
+                least=least, most=most_of(problem, self.max_prune),
             ),
         )  # fmt: skip
         level, _ = levels_in_time(exact, finish, moments, budget)

@@ -8,7 +8,7 @@ import numpy as np
 
 from airtune.keys import generator
 from airtune.methods.assemble import level_plan, spread
-from airtune.methods.budget import choose_budget, least_budget
+from airtune.methods.budget import choose_budget, least_budget, most_of
 from airtune.methods.levels import allowed_levels, divide_for, exact_problem, lightest
 from airtune.methods.memoryless import Pruner
 from airtune.methods.seen import see
@@ -48,7 +48,7 @@ class RandomChoice(Pruner):
             self.budget, self.quality_budget, problem.calibration, least=least,
             search=lambda measured: best_budget(
                 measured, lambda rate: _mean_round_s(exact, rate),
-                least=least, most=self.max_prune,
+                least=least, most=most_of(problem, self.max_prune),
             ),
         )  # fmt: skip
         level = draw_levels(draws, exact, budget)

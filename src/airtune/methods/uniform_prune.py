@@ -9,7 +9,7 @@ import numpy as np
 
 from airtune.errors import RecipeError
 from airtune.methods.assemble import level_plan, spread
-from airtune.methods.budget import choose_budget, least_budget
+from airtune.methods.budget import choose_budget, least_budget, most_of
 from airtune.methods.levels import (
     allowed_levels,
     divide_for,
@@ -59,7 +59,7 @@ class UniformPrune(Pruner):
             self.budget, self.quality_budget, problem.calibration, least=least,
             search=lambda measured: best_budget(
                 measured, lambda rate: self._divide(problem, seen, exact, rate)[2],
-                least=least, most=self.max_prune,
+                least=least, most=most_of(problem, self.max_prune),
             ),
         )  # fmt: skip
         level, share, _ = self._divide(problem, seen, exact, budget)

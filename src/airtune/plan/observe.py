@@ -91,6 +91,8 @@ class Calibration:
     """Relative loss increase at equal rounds, for `quality_budget`."""
     source: str
     """One line that says how it was measured."""
+    most: float = 1.0
+    """Largest pruning rate of a device in a short run whose loss did not run away."""
 
 
 @dataclass(frozen=True, slots=True)

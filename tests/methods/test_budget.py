@@ -1,0 +1,35 @@
+"""The most that a device may prune: as set, as measured, or what memory forces."""
+
+import numpy as np
+import pytest
+
+from airtune.cost import llama_like
+from airtune.methods.budget import UNMEASURED_MOST, most_of
+from airtune.plan import Calibration, Problem, Profiles, Sensitivity, Workload
+
+SHAPE = llama_like("llama", blocks=2, width=64, heads=6, kv_groups=3, head_dim=8, ffn=12, vocab=60,
+                   tied=True)  # fmt: skip
+STEEP = Sensitivity((0.0, 0.5), (0.0, 99.0), (0.0, 0.25, 0.5), (0.0, 0.9, 9.0), "")
+
+
+def problem_of(**measured):
+    nothing = Profiles(("one",), np.ones(1), np.ones(1, np.int64), np.zeros(1, np.int64),
+                       None, None, None, None)  # fmt: skip
+    work = Workload(1, 8, local_steps=1, rank=2, lora_targets=())
+    return Problem(SHAPE, nothing, work, rounds=1, seed=0, **measured)
+
+
+def calibration(most):
+    return Calibration(np.array([0.0]), np.ones(1), np.zeros(1), "", most)
+
+
+def test_what_is_set_counts_whatever_was_measured():
+    assert most_of(problem_of(sensitivity=STEEP), 0.6) == 0.6
+
+
+def test_what_was_measured_counts_and_the_smaller_of_both():
+    quarter = float(SHAPE.pruned_fraction(0.0, 0.25))
+    assert most_of(problem_of(), "auto") == UNMEASURED_MOST
+    assert most_of(problem_of(sensitivity=STEEP), "auto") == pytest.approx(quarter)
+    both = problem_of(sensitivity=STEEP, calibration=calibration(0.01))
+    assert most_of(both, "auto") == 0.01
