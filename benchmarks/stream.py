@@ -121,7 +121,7 @@ def take_part(target: str, token: str) -> None:
     """Be the device, and print the median of a step and of its parts."""
     import numpy as np
 
-    from airtune.engine.stream import Connection, DeviceEnd, run_device
+    from airtune.engine.stream import Connection, DeviceEnd, Way, run_device
     from airtune.plan import WorkSpec
     from airtune.work.train import TrainSettings
 
@@ -143,7 +143,7 @@ def take_part(target: str, token: str) -> None:
 
     end = Timed(base, state, job, settings=TrainSettings(), work=WorkSpec(), workload=workload,
                 seed=0, round=0)  # fmt: skip
-    part = run_device(end, Connection(target, token, "bench"))
+    part = run_device(end, Connection(Way(target), token, "bench"))
     # the first step finds a cold connection; bytes differ from batch to batch, so means of all
     print(json.dumps({
         "step_s": float(np.diff(ends).mean()), "compute_s": float(np.median(own)),

@@ -81,8 +81,7 @@ class Federation:
         keys = self.keys[device.name]
         words = ["--server", f"{SERVER_ADDRESS}:{PORT}", "--data", "recipe",
                  "--key", str(keys / "device.key"), "--ca", str(keys / "ca.crt"),
-                 "--probe", str(self.folder / f"{device.name}.json"),
-                 "--folder", str(self.folder / f"{device.name}-logs")]  # fmt: skip
+                 "--probe", str(self.folder / f"{device.name}.json")]  # fmt: skip
         if device.memory_mb is not None:
             words += ["--memory", f"{device.memory_mb:g}MB"]
         self.agents[place] = self._begin(place, "agent", *words, log=device.name)

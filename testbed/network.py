@@ -150,15 +150,6 @@ def is_sending(spec: Spec, device: int) -> bool:
     return found is not None and int(found[1]) > 0
 
 
-def is_streaming(spec: Spec, device: int, port: int) -> bool:
-    """Return whether a device holds a connection to a port of the server."""
-    told = _output(
-        "ip", "netns", "exec", device_space(spec, device), "cat", "/proc/net/tcp", "/proc/net/tcp6"
-    )
-    far = f":{port:04X}"
-    return any(row[2].endswith(far) and row[3] == "01" for row in map(str.split, told.splitlines()))
-
-
 def _join(server: str, space: str, place: int, device: DeviceSpec) -> None:
     near = f"d{place}"
     if device.needs_tunnel:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "airtune"
 
 ROOMS = (
-    "errors", "units", "keys", "plan", "records", "fleet", "cost", "solve", "codec", "model",
+    "errors", "units", "keys", "plan", "records", "wire", "fleet", "cost", "solve", "codec", "model",
     "work", "methods", "data", "report", "engine", "loop", "recipe", "calibrate", "run", "planner",
     "compare", "deploy", "cli",
 )  # fmt: skip
@@ -84,20 +84,27 @@ def test_importing_a_numeric_room_loads_no_torch(room):
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("package", ["flwr", "grpc", "ray"])
-def test_distribution_stays_in_its_folder(package):
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("flwr", {("deploy", "app.py")}),
+        ("ray", set()),
+        ("grpc", {"wire", ("engine", "stream"), "deploy"}),
+    ],
+)
+def test_distribution_stays_in_its_folder(package, allowed):
     users = {
         path.relative_to(PACKAGE).parts[:2]
         for path in modules()
         if any(name.split(".")[0] == package for name in imports(path))
     }
-    allowed = {
-        ("engine", "flower"),
-        ("deploy", "app.py"),
-        ("deploy", "messenger.py"),
-        ("engine", "stream"),
-    }
-    assert users <= allowed
+    assert not {user for user in users if user not in allowed and user[0] not in allowed}
+
+
+@pytest.mark.parametrize("module", ["wire.letters", "deploy.agent", "deploy.front"])
+def test_what_waits_loads_no_torch(module):
+    code = f"import sys, airtune.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_only_the_registry_names_methods_to_the_loop():

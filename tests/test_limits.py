@@ -13,7 +13,6 @@ from airtune.codec import encode
 from airtune.cost.most import most_payload_bytes
 from airtune.data.federated import DeviceData, FederatedData
 from airtune.engine import allowance as month
-from airtune.engine.allowance import Allowance
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine, LocalSettings
 from airtune.errors import CheckpointError, RecipeError, TrainingError
@@ -26,6 +25,7 @@ from airtune.model.state import initial_state
 from airtune.plan import CodecSpec, Problem, Workload
 from airtune.recipe import load_recipe
 from airtune.records import RunWriter, read_run
+from airtune.wire.allowance import Allowance
 from airtune.work.train import TrainSettings
 
 DEVICES, ROUNDS = 4, 5

@@ -5,9 +5,9 @@ import shutil
 import pytest
 
 from airtune.data import EMBEDDED_MODEL
-from airtune.engine.stage import is_base_file
 from airtune.planner import plan_recipe
 from airtune.recipe import load_recipe
+from airtune.wire.stage import is_base_file
 
 SMALL = ("fleet.devices=3", "train.rounds=4", "method.name=fedavg-lora", "data.max_length=48")
 

@@ -19,15 +19,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'airtune[flower]'")
+pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[federation]'")
 
-from testbed.federation import PORT, federation  # noqa: E402
+from testbed.federation import federation  # noqa: E402
 from testbed.network import (  # noqa: E402
     CGROUP,
     device_space,
     down,
     is_sending,
-    is_streaming,
     set_link,
     set_rate,
     set_speed,
@@ -218,8 +217,8 @@ def test_a_link_that_goes_down_and_up_costs_its_round_at_most(bed):
 
 def test_a_device_that_dies_in_a_split_round_stops_nobody(bed):
     run = Going(bed, "method.name=sft", "train.rounds=2", "train.local_steps=40")
-    run.await_that(lambda: is_streaming(SPEC, 0, PORT + 1), "a stream")
-    time.sleep(2.0)  # some of its forty steps
+    sent = sent_bytes(0)
+    run.await_that(lambda: sent_bytes(0) > sent + 500_000, "some of its forty steps")
     assert kill("airtune.deploy.worker", bed.agents[0].pid)
     rows = run.end()
     assert len(rows) == 2
@@ -229,10 +228,10 @@ def test_a_device_that_dies_in_a_split_round_stops_nobody(bed):
     assert rows[0]["split"]["device_steps"][1] == 40
 
 
-def test_a_server_app_that_is_killed_fails_the_run_and_it_resumes(bed):
+def test_a_runs_process_that_is_killed_fails_the_run_and_it_resumes(bed):
     run = Going(bed)
     run.await_round(1)
-    assert kill("flwr-serverapp", bed.server.pid)
+    assert kill("airtune.deploy.runner", bed.server.pid)
     with pytest.raises(RuntimeError):
         run.end()
     done = run.rounds()
@@ -241,10 +240,10 @@ def test_a_server_app_that_is_killed_fails_the_run_and_it_resumes(bed):
     assert run.numbers() == [0, 1, 2]
 
 
-def test_a_superlink_that_is_killed_comes_back_and_the_run_resumes(bed):
+def test_a_front_that_is_killed_comes_back_and_the_run_resumes(bed):
     run = Going(bed)
     run.await_round(1)
-    assert kill("flower-superlink", bed.server.pid)
+    assert kill("airtune.deploy.front", bed.server.pid)
     with pytest.raises(RuntimeError):
         run.end()
     done = run.rounds()

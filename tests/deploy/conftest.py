@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from airtune.deploy.device import Device, DeviceSettings
-from airtune.engine.envelope import Arrival, Envelope, More
 from airtune.engine.local import LocalEngine
 from airtune.errors import AirtuneError
 from airtune.loop import Run, begin, run_rounds
@@ -18,6 +17,7 @@ from airtune.recipe import Recipe, load_recipe
 from airtune.records import RunRecord, RunWriter, read_run
 from airtune.run import build_pieces, choose_method
 from airtune.run.execute import loop_settings
+from airtune.wire.envelope import Arrival, Envelope, More
 
 
 class Mail:

@@ -9,8 +9,8 @@ import pytest
 
 from airtune.deploy.device import Device, DeviceSettings
 from airtune.deploy.federation import Order, run_federation
-from airtune.engine.envelope import Envelope
 from airtune.engine.message import VERSION
+from airtune.wire.envelope import Envelope
 
 Bend = Callable[[Envelope], Envelope]
 

@@ -14,11 +14,11 @@ from airtune.deploy.device import Device, DeviceSettings
 from airtune.deploy.federation import Order, run_federation
 from airtune.deploy.handout import BLOCK_BYTES, Block
 from airtune.deploy.ledger import LEDGER, Ledger
-from airtune.engine.allowance import MONTH_S
-from airtune.engine.envelope import Envelope
 from airtune.engine.stream import StreamServer
 from airtune.errors import CheckpointError, InfeasibleError, MismatchError
 from airtune.records import read_run
+from airtune.wire.allowance import MONTH_S
+from airtune.wire.envelope import Envelope
 
 
 class Weighed:
@@ -107,10 +107,10 @@ def test_the_next_month_goes_on(recipe: Any, nodes: Any, tmp_path: Path) -> None
 def test_a_device_that_would_send_too_much_does_not(
     recipe: Any, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import airtune.engine.flower.engines as engines
+    import airtune.engine.remote.engines as engines
 
     monkeypatch.setattr(engines, "most_upload_bytes", lambda problem, told: np.zeros(len(told)))
-    monkeypatch.setattr("airtune.engine.remote.Remote._scores_bytes", lambda self: 1 << 20)
+    monkeypatch.setattr("airtune.engine.remote.devices.Remote._scores_bytes", lambda self: 1 << 20)
     limited = recipe(**QUICK | {"limits.device_bytes_per_month": 1e9, "train.rounds": 1})
     record = read_run(_run(limited, nodes(["a"]), tmp_path))
     assert list(record.devices["status"]) == ["failed"]

@@ -4,27 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from airtune.deploy import admission
-from airtune.deploy.admission import revoke_device
 from airtune.deploy.enroll import enroll, read_inventory
-from airtune.deploy.keys import make_device_key
-from airtune.deploy.register import Register, Registered
-from airtune.deploy.site import ServerSettings
-from airtune.errors import ConnectionFailedError, DeploymentError
+from airtune.deploy.keys import make_device_key, read_public_key
+from airtune.deploy.register import Register
+from airtune.errors import DeploymentError
 
 
 def test_a_bundle_has_what_belongs_on_the_device(tmp_path: Path) -> None:
     [(device, folder)] = enroll(tmp_path, {"gate-1": None})
-    assert folder is not None
-    assert {path.name for path in folder.iterdir()} == {"device.key", "device.pub", "ca.crt"}
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"device.key", "device.pub", "device.crt", "ca.crt"}
     assert Register(tmp_path).devices["gate-1"].fingerprint == device.fingerprint
 
 
 def test_a_name_is_given_once_and_its_bundle_stays(tmp_path: Path) -> None:
     [(_, folder)] = enroll(tmp_path, {"gate-1": None})
-    assert folder is not None
     key = (folder / "device.key").read_bytes()
-    with pytest.raises(DeploymentError, match="a device 'gate-1' already"):
+    with pytest.raises(DeploymentError, match="device 'gate-1' is there already"):
         enroll(tmp_path, {"gate-1": None})
     assert (folder / "device.key").read_bytes() == key
 
@@ -38,30 +34,30 @@ def test_a_key_is_one_devices_alone(tmp_path: Path) -> None:
 
 def test_a_revoked_device_is_not_valid_and_may_come_back_with_a_new_key(tmp_path: Path) -> None:
     [(before, _)] = enroll(tmp_path, {"gate-1": None})
-    revoke_device(tmp_path, "gate-1")
+    Register(tmp_path).revoke("gate-1")
     assert Register(tmp_path).valid() == []
     with pytest.raises(DeploymentError, match="no valid device"):
-        revoke_device(tmp_path, "gate-1")
+        Register(tmp_path).revoke("gate-1")
     [(after, _)] = enroll(tmp_path, {"gate-1": None})
     assert after.fingerprint != before.fingerprint
 
 
-@pytest.mark.parametrize("fault", [DeploymentError("refused"), ConnectionFailedError("silent")])
-def test_a_device_that_the_server_was_not_told_of_can_be_added_again(
-    fault: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> int:
-        raise fault
+def test_a_key_that_the_device_made_gets_a_certificate_and_stays_there(tmp_path: Path) -> None:
+    public = make_device_key(tmp_path / "own.key")
+    [(device, folder)] = enroll(tmp_path / "state", {"gate-1": public})
+    assert {path.name for path in folder.iterdir()} == {"device.crt", "ca.crt"}
+    assert device.public == read_public_key(public)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(admission, "running", lambda state: ServerSettings(state))
-        patched.setattr(admission, "_tell", refuse)
-        with pytest.raises(type(fault)):
-            enroll(tmp_path, {"gate-1": None})
-    assert Register(tmp_path).devices == {}
-    assert not (tmp_path / "bundles" / "gate-1").exists()
-    [(device, _)] = enroll(tmp_path, {"gate-1": None})
-    assert Register(tmp_path).valid() == [device]
+
+def test_an_operator_is_no_device_and_the_other_way_round(tmp_path: Path) -> None:
+    enroll(tmp_path, {"ada": None}, role="run")
+    enroll(tmp_path, {"gate-1": None})
+    register = Register(tmp_path)
+    assert (set(register.operators), set(register.devices)) == ({"ada"}, {"gate-1"})
+    with pytest.raises(DeploymentError, match="no valid device 'ada'; there are: gate-1"):
+        register.revoke("ada")
+    with pytest.raises(DeploymentError, match="the operator 'ada' is there already"):
+        enroll(tmp_path, {"ada": None})
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "-a", "x" * 64])
@@ -70,13 +66,13 @@ def test_names_that_could_be_paths_are_refused(name: str, tmp_path: Path) -> Non
         enroll(tmp_path, {name: None})
 
 
-def test_only_valid_devices_have_a_name_for_their_node(tmp_path: Path) -> None:
-    register = Register(tmp_path)
-    register.add(Registered("gate-1", "key", "print"))
-    register.set_node("gate-1", 2**63)
-    assert Register(tmp_path).name_of(2**63) == "gate-1"
-    register.revoke("gate-1")
-    assert Register(tmp_path).name_of(2**63) is None
+def test_a_key_has_one_owner_whose_revocation_stays(tmp_path: Path) -> None:
+    [(device, _)] = enroll(tmp_path, {"gate-1": None})
+    Register(tmp_path).revoke("gate-1")
+    owner = Register(tmp_path).owner_of(device.public)
+    assert owner is not None
+    assert owner.revoked
+    assert Register(tmp_path).owner_of("another") is None
 
 
 def test_a_damaged_register_is_said_to_be(tmp_path: Path) -> None:

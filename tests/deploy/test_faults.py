@@ -17,9 +17,9 @@ import pytest
 
 from airtune.codec import frame, plain
 from airtune.deploy.federation import Order, run_federation
-from airtune.engine.envelope import Arrival, Envelope
 from airtune.errors import ConnectionFailedError, StorageError
 from airtune.records import read_run
+from airtune.wire.envelope import Arrival, Envelope
 
 pytestmark = pytest.mark.slow
 NAMES = ["board", "laptop", "phone"]

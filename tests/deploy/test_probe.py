@@ -1,6 +1,7 @@
 """A probe file says what was measured, and the fleet reads it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -84,22 +85,24 @@ def test_the_link_must_be_measured_or_told():
     from airtune.cli.probe import _link_speeds
 
     with pytest.raises(DeploymentError, match="--server"):
-        _link_speeds(None, None, None, None, 3.0, insecure=False)
-    with pytest.raises(DeploymentError, match="--insecure"):
-        _link_speeds("edge:1", None, None, None, None, insecure=False)
-    assert _link_speeds(None, None, None, 2.0, 3.0, insecure=False)[:2] == (2e6, 3e6)
+        _link_speeds(None, None, None, 3.0)
+    with pytest.raises(DeploymentError, match="leave --up-mbps"):
+        _link_speeds("edge:1", None, 2.0, None)
+    nowhere = (Path("no.crt"), Path("no.key"), Path("no.pem"))
+    with pytest.raises(DeploymentError, match=r"no file at --ca no\.crt"):
+        _link_speeds("edge:1", nowhere, None, None)
+    assert _link_speeds(None, None, 2.0, 3.0)[:2] == (2e6, 3e6)
 
 
 @pytest.mark.slow
-def test_the_command_probes_over_the_streams_port(tmp_path):
+def test_the_command_probes_over_the_servers_port(tmp_path):
     pytest.importorskip("grpc", reason="grpcio is not installed")
     from airtune.engine.stream import StreamServer
 
-    server = StreamServer(may_measure=lambda token: token == "t")
-    (tmp_path / "token").write_text("t\n")
+    server = StreamServer(may_measure=lambda token: True)
     code = invoke([
         "probe", str(tmp_path / "probe.json"), "--server", f"127.0.0.1:{server.port}",
-        "--token-file", str(tmp_path / "token"), "--insecure", "--seconds", "1",
+        "--insecure", "--seconds", "1",
         "--model", "smollm2-135m",
     ])  # fmt: skip
     server.close()

@@ -12,7 +12,6 @@ from pydantic import TypeAdapter
 from airtune.calibrate import Measured, store
 from airtune.deploy import federation
 from airtune.deploy.federation import Order, run_federation
-from airtune.engine.envelope import Envelope
 from airtune.engine.message import Reply, pack_tensors, seal_reply, unpack_tensors
 from airtune.engine.stream import StreamServer
 from airtune.errors import (
@@ -26,6 +25,7 @@ from airtune.plan import Calibration
 from airtune.records import read_run
 from airtune.run import choose_method
 from airtune.run.measurement import calibration_path
+from airtune.wire.envelope import Envelope
 
 
 def _run(recipe: Any, nodes: Any, root: Path, **order: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -51,7 +51,7 @@ def test_a_run_on_the_real_clock_has_what_devices_measured(
     assert list(record.devices["status"]) == ["ok", "ok"]
     np.testing.assert_allclose(record.devices["finish_s"], 0.5)
     assert (record.devices["compute_s"] > 0).all()
-    assert record.header["engine"] == {"kind": "flower", "clock": "real", "devices": ["a", "b"]}
+    assert record.header["engine"] == {"kind": "remote", "clock": "real", "devices": ["a", "b"]}
     assert told[-1]["result"]["test"]["loss"] > 0
 
 
@@ -316,12 +316,12 @@ def test_a_run_keeps_the_calibration_that_it_began_with(
     assert record.header["calibration"]["quality_loss"] == [0.0, 0.1]
     path.unlink()
     met = []
-    ready = federation.FlowerEngine.__init__
+    ready = federation.RemoteEngine.__init__
 
     def noted(self: Any, fleet: Any, problem: Any, *args: Any, **kwargs: Any) -> None:
         met.append(problem.calibration)
         ready(self, fleet, problem, *args, **kwargs)
 
-    monkeypatch.setattr(federation.FlowerEngine, "__init__", noted)
+    monkeypatch.setattr(federation.RemoteEngine, "__init__", noted)
     _run(changed, nodes(["a"]), tmp_path / "same", resume=record.folder)
     np.testing.assert_array_equal(met[0].quality_loss, [0.0, 0.1])

@@ -179,7 +179,7 @@ class Streams:
 
         By device: what stands in for `DeviceEnd`, how late it comes, and what it remembers.
         """
-        from airtune.engine.stream import Connection, DeviceEnd, run_device
+        from airtune.engine.stream import Connection, DeviceEnd, Way, run_device
 
         opened, parts = self.server.open(task), {}
 
@@ -193,7 +193,7 @@ class Streams:
             target, token = f"127.0.0.1:{self.server.port}", opened.tokens[one.device]
             try:
                 parts[one.device] = run_device(
-                    end, Connection(target, token, task.run, deadline_s=30.0)
+                    end, Connection(Way(target), token, task.run, deadline_s=30.0)
                 )
             except (TrainingError, CodecError) as error:
                 parts[one.device] = error
@@ -255,7 +255,7 @@ def _close(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -
 @pytest.fixture(scope="session")
 def streams() -> Iterator[Streams]:
     """Four blocks and a server of streams."""
-    pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
+    pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[federation]'")
     from airtune.engine.stream import StreamServer
 
     with torch.random.fork_rng():

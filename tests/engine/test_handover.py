@@ -1,22 +1,9 @@
-"""What Flower adds to a round is expected from what it added before."""
+"""What a round takes beside work and links is expected from what it took before."""
 
 import numpy as np
 import pytest
 
-from airtune.engine.flower.handover import LOOK_S, Handover
-
-
-def test_before_any_round_more_devices_wait_longer_and_never_beyond_a_look_and_the_rest() -> None:
-    expected = [Handover().expected_s(devices) for devices in (1, 2, 10, 1000)]
-    assert expected == sorted(expected)
-    assert LOOK_S / 2 < expected[0] < expected[-1] < LOOK_S + 1.0
-
-
-def test_the_longest_of_many_random_waits_is_the_first_guess() -> None:
-    waits = np.random.default_rng(0).uniform(0.0, LOOK_S, (20_000, 4)).max(axis=1).mean()
-    assert Handover().expected_s(4) - Handover().expected_s(1) == pytest.approx(
-        waits - LOOK_S / 2, abs=0.02
-    )
+from airtune.engine.remote.handover import Handover
 
 
 def test_what_a_round_took_beyond_its_work_is_expected_of_the_next() -> None:

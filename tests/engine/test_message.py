@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airtune.engine.envelope import Envelope
 from airtune.engine.message import (
     VERSION,
     Reply,
@@ -22,6 +21,7 @@ from airtune.engine.message import (
 )
 from airtune.errors import CodecError, MismatchError
 from airtune.plan import Assignment, CodecSpec, Workload, WorkSpec
+from airtune.wire.envelope import Envelope
 from airtune.work.train import TrainSettings
 
 SETUP = Setup(

@@ -29,7 +29,9 @@ from airtune.plan import Assignment, CodecSpec, Workload, WorkSpec
 from airtune.work.split import SplitJob, split_round
 from airtune.work.train import TrainSettings
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
+grpc = pytest.importorskip(
+    "grpc", reason="grpcio is not installed: pip install 'airtune[federation]'"
+)
 
 from airtune.engine.stream import (  # noqa: E402
     Connection,
@@ -38,13 +40,13 @@ from airtune.engine.stream import (  # noqa: E402
     SplitTask,
     StreamServer,
     Timing,
+    Way,
     channel_credentials,
     join_round,
     measure_link,
     run_device,
     server_credentials,
 )
-from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel  # noqa: E402
 from airtune.engine.stream.message import (  # noqa: E402
     HEADER_BYTES,
     Expected,
@@ -54,8 +56,9 @@ from airtune.engine.stream.message import (  # noqa: E402
     read_message,
     run_number,
 )
+from airtune.wire.channel import SERVICE, TOKEN_KEY, open_channel  # noqa: E402
 
-pytest.importorskip("cryptography", reason="pip install 'airtune[flower]'")
+pytest.importorskip("cryptography", reason="pip install 'airtune[federation]'")
 from airtune.deploy.keys import ensure_certificates  # noqa: E402
 
 SETTINGS = TrainSettings(learning_rate=1e-2)
@@ -113,7 +116,7 @@ def go(server, task, jobs, *, kind=DeviceEnd, doomed=()):
         target = f"127.0.0.1:{server.port}"
         try:
             parts[one.device] = run_device(
-                end, Connection(target, opened.tokens[one.device], RUN, deadline_s=30.0)
+                end, Connection(Way(target), opened.tokens[one.device], RUN, deadline_s=30.0)
             )
         except (TrainingError, CodecError) as error:
             parts[one.device] = error
@@ -289,7 +292,7 @@ def test_a_device_that_lies_is_out_and_the_other_finishes(server, base, honest, 
     liar.start()
     part = run_device(
         end_of(task_of(base, jobs), jobs[0]),
-        Connection(f"127.0.0.1:{server.port}", opened.tokens[0], RUN),
+        Connection(Way(f"127.0.0.1:{server.port}"), opened.tokens[0], RUN),
     )
     liar.join(10)
     result = opened.wait(10)
@@ -342,7 +345,9 @@ def test_what_streams_do_not_carry_is_refused_before_it_begins(server, base):
 def test_a_server_that_is_not_there_is_named(base):
     task = task_of(base, [job(0, 1)])
     with pytest.raises(ConnectionFailedError, match="cannot be reached"):
-        run_device(end_of(task, job(0, 1)), Connection("127.0.0.1:9", "x", RUN, deadline_s=0.5))
+        run_device(
+            end_of(task, job(0, 1)), Connection(Way("127.0.0.1:9"), "x", RUN, deadline_s=0.5)
+        )
 
 
 def test_with_tls_a_device_trusts_its_own_authority_alone(base, tmp_path):
@@ -357,7 +362,7 @@ def test_with_tls_a_device_trusts_its_own_authority_alone(base, tmp_path):
     def connection(authority):
         credentials = channel_credentials(authority.read_bytes())
         target = f"127.0.0.1:{server.port}"
-        return Connection(target, opened.tokens[0], RUN, credentials, deadline_s=20.0)
+        return Connection(Way(target, credentials), opened.tokens[0], RUN, deadline_s=20.0)
 
     with pytest.raises(ConnectionFailedError, match="does not trust"):
         run_device(end_of(task, jobs[0]), connection(files[1].authority))
@@ -367,12 +372,12 @@ def test_with_tls_a_device_trusts_its_own_authority_alone(base, tmp_path):
 
 
 def test_the_link_is_measured_by_who_may(server):
-    link = measure_link(f"127.0.0.1:{server.port}", "probe", seconds=0.3)
+    link = measure_link(Way(f"127.0.0.1:{server.port}"), "probe", seconds=0.3)
     assert link.up_bps > 1e7
     assert link.down_bps > 1e7
     assert 0 < link.round_trip_s < 1
     with pytest.raises(FleetError, match="may not measure"):
-        measure_link(f"127.0.0.1:{server.port}", "guess", seconds=0.1)
+        measure_link(Way(f"127.0.0.1:{server.port}"), "guess", seconds=0.1)
 
 
 DEVICE = """
@@ -409,7 +414,7 @@ if __name__ == "__main__":
             sys.stdin.readline()
             super().learn(payload)
     end.__class__ = Reports
-    part = run_device(end, Connection(target, token, "a run"))
+    part = run_device(end, Connection(Way(target), token, "a run"))
     save_file(part.adapters, out)
 """
 

@@ -10,7 +10,9 @@ from airtune.errors import CodecError
 from airtune.plan import CodecSpec, WorkSpec
 from airtune.work.split import CutMemory
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
+grpc = pytest.importorskip(
+    "grpc", reason="grpcio is not installed: pip install 'airtune[federation]'"
+)
 
 from airtune.engine.stream import DeviceEnd, StreamServer  # noqa: E402
 from airtune.engine.stream.memory import Held, agree, list_of  # noqa: E402

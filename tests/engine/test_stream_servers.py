@@ -9,7 +9,7 @@ import torch
 from airtune.errors import TrainingError
 from airtune.plan import CodecSpec, WorkSpec
 
-pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
+pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[federation]'")
 
 from airtune.engine.stream import DeviceEnd
 

@@ -20,6 +20,7 @@ def agent(
     server: Annotated[str, typer.Option(help="HOST:PORT of the server.")],
     data: Annotated[str, typer.Option(help="File or folder of this device's data, or recipe: its share of the recipe's own.")],
     key: Annotated[Path, typer.Option(help="This device's private key.")] = Path("device.key"),
+    cert: Annotated[Path | None, typer.Option(help="The certificate of that key; none = device.crt beside it.", show_default=False)] = None,
     ca: Annotated[Path, typer.Option(help="The server's ca.crt.")] = Path("ca.crt"),
     name: Annotated[str, typer.Option(help="With --insecure: what this device calls itself.")] = "",
     insecure: Annotated[bool, typer.Option("--insecure", help="The server has no TLS and no keys.")] = False,
@@ -29,20 +30,20 @@ def agent(
     reserve: Annotated[str | None, typer.Option(help="Memory left to the device's owner, 1.5GB for instance.")] = None,
     when: Annotated[str | None, typer.Option(help="Local hours in which it takes part, 22:00-05:00 for instance.")] = None,
     probe: Annotated[Path | None, typer.Option(help="This device's probe file, from airtune probe.")] = None,
-    folder: Annotated[Path | None, typer.Option(help="Where logs are kept.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where base models from the server are kept; none = $XDG_CACHE_HOME/airtune.", show_default=False)] = None,
     give_up: Annotated[float, typer.Option(help="Seconds for which an unreachable server is tried; 0 = for ever.")] = 0.0,
-    patience: Annotated[float, typer.Option(help="Seconds for which a refused key is tried: a server remembers a lost connection for about a minute.")] = 100.0,
+    patience: Annotated[float, typer.Option(help="Seconds for which a refused key is tried.")] = 100.0,
 ) -> None:  # fmt: skip
     """Take part in runs until stopped; only calls out, reconnects by itself.
 
     Example: airtune agent --server edge.example.org:9443 --data ./logs.jsonl
     """
     from airtune.deploy.agent import Agent, AgentSettings, read_hours
+    from airtune.deploy.proof import Proof
 
     settings = AgentSettings(
-        server=server, data=data, key=None if insecure else key,
-        authority=None if insecure else ca, name=name or socket.gethostname(), insecure=insecure,
+        server=server, data=data, name=name or socket.gethostname(),
+        proof=None if insecure else Proof(ca, key, cert or key.with_suffix(".crt")),
         model=model, compute=compute, memory_bytes=_bytes("memory", memory),
         reserve_bytes=_bytes("reserve", reserve),
         hours=None if when is None else read_hours(when), probe=_read_probe(probe),
@@ -50,7 +51,7 @@ def agent(
     )  # fmt: skip
     if insecure:
         print_note("INSECURE: no TLS and no key; whoever is on the way can read and change updates")
-    Agent(settings, say=print_note, folder=folder).run()
+    Agent(settings, say=print_note).run()
 
 
 def _cache() -> Path:

@@ -27,7 +27,8 @@ def add(
 ) -> None:  # fmt: skip
     """Let devices connect.
 
-    For each a folder is made with what belongs on the device: its key and the server's ca.crt.
+    For each a folder is made with what belongs on the device: its key, the certificate of that key,
+    and the server's ca.crt.
 
     Example: airtune device add gate-1 gate-2
     """
@@ -43,12 +44,11 @@ def add(
     added = enroll(state, wanted)
     if as_json:
         print_json({"devices": [{"name": device.name, "fingerprint": device.fingerprint,
-                                 "folder": None if folder is None else str(folder)}
+                                 "folder": str(folder)}
                                 for device, folder in added]})  # fmt: skip
         return
     for device, folder in added:
-        what = "its own key" if folder is None else f"copy {folder} to the device"
-        print_line(f"{device.name}: key {device.fingerprint}, {what}")
+        print_line(f"{device.name}: key {device.fingerprint}, copy {folder} to the device")
 
 
 @app.command("list")
@@ -74,7 +74,7 @@ def revoke(
     state: State = DEFAULT_STATE,
 ) -> None:
     """Refuse a device from now on; its key is not accepted again."""
-    from airtune.deploy.admission import revoke_device
+    from airtune.deploy.register import Register
 
-    device = revoke_device(state, name)
+    device = Register(state).revoke(name)
     print_line(f"{name} is revoked (key {device.fingerprint}); its agent is refused from now on")

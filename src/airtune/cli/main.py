@@ -20,6 +20,7 @@ from airtune.cli import (
     export,
     init,
     listing,
+    operator,
     plan,
     probe,
     report,
@@ -44,6 +45,7 @@ for verb in (init.init, run.run, plan.plan, compare.compare, check.check, report
 app.command("list")(listing.list_)
 app.add_typer(server.app, name="server")
 app.add_typer(device.app, name="device")
+app.add_typer(operator.app, name="operator")
 
 
 def _print_version(*, wanted: bool) -> None:

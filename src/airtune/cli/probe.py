@@ -19,13 +19,12 @@ def probe(
     *,
     name: Annotated[str | None, typer.Option(help="Of the device; none = its host name.")] = None,
     server: Annotated[
-        str | None, typer.Option(help="HOST:PORT of the server's stream, to measure the link.")
+        str | None, typer.Option(help="HOST:PORT of the server, to measure the link.")
     ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that may measure.")
-    ] = None,
-    ca: Annotated[Path | None, typer.Option(help="The authority's certificate, ca.crt.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Speak in the clear.")] = False,
+    key: Annotated[Path, typer.Option(help="This device's private key.")] = Path("device.key"),
+    cert: Annotated[Path | None, typer.Option(help="The certificate of that key; none = device.crt beside it.", show_default=False)] = None,
+    ca: Annotated[Path, typer.Option(help="The server's ca.crt.")] = Path("ca.crt"),
+    insecure: Annotated[bool, typer.Option("--insecure", help="The server has no TLS and no keys.")] = False,
     up_mbps: Annotated[float | None, typer.Option(min=0, help="Instead of --server.")] = None,
     down_mbps: Annotated[float | None, typer.Option(min=0, help="Instead of --server.")] = None,
     link: Annotated[
@@ -46,10 +45,11 @@ def probe(
 ) -> None:  # fmt: skip
     """Measure this device: FLOP/s in training, memory, power, and the link to the server.
 
-    Examples: airtune probe camera-3.json --server edge:9443 --ca ca.crt --token-file token ·
+    Examples: airtune probe camera-3.json --server edge:9443 ·
     airtune probe --up-mbps 20 --down-mbps 50
     """
-    speeds = _link_speeds(server, token_file, ca, up_mbps, down_mbps, insecure=insecure)
+    files = None if insecure else (ca, key, cert or key.with_suffix(".crt"))
+    speeds = _link_speeds(server, files, up_mbps, down_mbps)
     from airtune.deploy.probe import (
         Figures,
         device_name,
@@ -85,8 +85,8 @@ def _said(document: Mapping[str, Any], left_bytes: float) -> str:
 
 
 def _link_speeds(
-    server: str | None, token_file: Path | None, ca: Path | None, up_mbps: float | None,
-    down_mbps: float | None, *, insecure: bool,
+    server: str | None, files: tuple[Path, Path, Path] | None, up_mbps: float | None,
+    down_mbps: float | None,
 ) -> tuple[float, float, float]:  # fmt: skip
     """Return uplink and downlink in bit/s and the round trip, measured or as told.
 
@@ -102,14 +102,10 @@ def _link_speeds(
         return up_mbps * 1e6, down_mbps * 1e6, float("nan")
     if up_mbps is not None or down_mbps is not None:
         raise DeploymentError("--server measures the link; leave --up-mbps and --down-mbps out")
-    if (ca is None) != insecure or token_file is None:
-        raise DeploymentError(
-            "measuring the link needs --token-file and --ca with the server's ca.crt; --insecure "
-            "instead of --ca speaks in the clear"
-        )
-    from airtune.engine.stream import channel_credentials, measure_link
+    from airtune.deploy.proof import Proof
+    from airtune.wire.channel import Way
+    from airtune.wire.link import measure_link
 
-    credentials = None if ca is None else channel_credentials(ca.read_bytes())
-    token = token_file.read_text(encoding="ascii").strip()
-    found = measure_link(server, token, credentials=credentials)
+    credentials = None if files is None else Proof(*files).credentials()
+    found = measure_link(Way(server, credentials))
     return found.up_bps, found.down_bps, found.round_trip_s

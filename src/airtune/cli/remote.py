@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airtune.cli.console import print_json, print_line, print_note, print_quality
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
-from airtune.deploy.flower_cli import Link
+from airtune.deploy.proof import Proof
 from airtune.deploy.reach import check_server
-from airtune.deploy.submit import follow, submit
+from airtune.deploy.submit import Link, follow, submit
 from airtune.errors import DeploymentError, RunInterruptedError
 from airtune.recipe import load_recipe
+
+_KEYS = ("local", "operator")
+"""Names of an operator's key: of the server's own machine, of who was added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +24,42 @@ class Remote:
 
     server: str
     ca: Path | None = None
+    key: Path | None = None
     insecure: bool = False
     replay: bool = False
     devices: int = 0
     resume: str | None = None
 
-    def link(self, home: Path) -> Link:
-        """Return the way to the server."""
+    def link(self) -> Link:
+        """Return the way to the server.
+
+        Raises:
+            DeploymentError: if certificate or key are not found.
+        """
         address = self.server if ":" in self.server else f"{self.server}:{DEFAULT_PORT}"
-        if self.insecure:
-            return Link(address, None, home)
-        usual = DEFAULT_STATE / "tls" / "ca.crt"
-        found = self.ca or next((path for path in (usual, Path("ca.crt")) if path.is_file()), None)
-        if found is None:
-            raise DeploymentError("name the server's ca.crt with --ca; it is in its folder tls/")
-        return Link(address, found, home)
+        return Link(address, None if self.insecure else find_proof(self.ca, self.key))
+
+
+def find_proof(ca: Path | None, key: Path | None) -> Proof:
+    """Return an operator's files: as named, beside the authority's, or where they usually are.
+
+    Raises:
+        DeploymentError: if they are nowhere.
+    """
+    usual = (DEFAULT_STATE / "tls" / "ca.crt", Path("ca.crt"))
+    authority = ca or next((path for path in usual if path.is_file()), None)
+    if authority is None:
+        raise DeploymentError("name the server's ca.crt with --ca; it is in its folder tls/")
+    beside = [authority.with_name(f"{name}.key") for name in _KEYS]
+    found = key or next((path for path in beside if path.is_file()), None)
+    if found is None:
+        raise DeploymentError(
+            f"there is no operator's key beside {authority}; name one with --key, or ask for "
+            "airtune operator add at the server"
+        )
+    proof = Proof(authority, found, found.with_suffix(".crt"))
+    proof.check()
+    return proof
 
 
 def run_remotely(wanted: Remote, source: str | None, changes: list[str], *, as_json: bool) -> None:
@@ -45,24 +68,22 @@ def run_remotely(wanted: Remote, source: str | None, changes: list[str], *, as_j
     Raises:
         RunInterruptedError: on Ctrl-C; the run goes on at the server.
     """
-    recipe = load_recipe(source, overrides=changes)
-    with tempfile.TemporaryDirectory(prefix="airtune-flower-") as home:
-        link = wanted.link(Path(home))
-        check_server(link.address, link.authority)
-        run = submit(
-            link, recipe, resume=wanted.resume or "", devices=wanted.devices,
-            clock="replay" if wanted.replay else "real",
-        )  # fmt: skip
-        if not as_json:
-            print_note(f"run {run} at {link.address}")
-        try:
-            for event in follow(link, run):
-                _show(event, as_json=as_json)
-        except KeyboardInterrupt as error:
-            raise RunInterruptedError(
-                f"no longer following; run {run} goes on at the server (airtune server stop "
-                f"--run {run} ends it there)"
-            ) from error
+    recipe, link = load_recipe(source, overrides=changes), wanted.link()
+    check_server(link.address, None if link.proof is None else link.proof.authority)
+    run = submit(
+        link, recipe, resume=wanted.resume or "", devices=wanted.devices,
+        clock="replay" if wanted.replay else "real",
+    )  # fmt: skip
+    if not as_json:
+        print_note(f"run {run} at {link.address}")
+    try:
+        for event in follow(link, run):
+            _show(event, as_json=as_json)
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError(
+            f"no longer following; run {run} goes on at the server (airtune server stop "
+            f"--run {run} ends it there)"
+        ) from error
 
 
 def _show(event: Any, *, as_json: bool) -> None:

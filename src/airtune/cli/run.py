@@ -29,6 +29,7 @@ def run(
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard.")] = False,
     server: Annotated[str | None, typer.Option(help="HOST[:PORT] of a server: run on real devices.")] = None,
     ca: Annotated[Path | None, typer.Option(help="With --server: its ca.crt; none = of the server's state folder here.")] = None,
+    key: Annotated[Path | None, typer.Option(help="With --server: your operator key; none = beside its ca.crt.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="With --server: it has no TLS.")] = False,
     replay: Annotated[bool, typer.Option("--replay", help="With --server: the recipe's fleet keeps time, devices hold shares of its data.")] = False,
     devices: Annotated[int, typer.Option(help="With --server: how many devices to wait for.")] = 0,
@@ -45,14 +46,20 @@ def run(
     source, changes = split_words(words, settings)
     check_options(
         server is not None,
-        remote={"--ca": ca, "--insecure": insecure, "--replay": replay, "--devices": devices},
+        remote={
+            "--ca": ca,
+            "--key": key,
+            "--insecure": insecure,
+            "--replay": replay,
+            "--devices": devices,
+        },
         local={"--folder": folder, "--tensorboard": tensorboard},
     )
     if server is not None:
         from airtune.cli.remote import Remote, run_remotely
 
         wanted = Remote(
-            server, ca, insecure=insecure, replay=replay, devices=devices, resume=resume
+            server, ca, key, insecure=insecure, replay=replay, devices=devices, resume=resume
         )
         run_remotely(wanted, source, changes + ([f"name={name}"] if name else []), as_json=as_json)
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,30 +54,24 @@ def start(
 @app.command()
 def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     """Show whether the server runs, its devices and its runs."""
-    from airtune.deploy.admission import list_nodes
-    from airtune.deploy.server import list_runs
     from airtune.deploy.site import running
-    from airtune.deploy.turned_away import refused_keys
+    from airtune.deploy.submit import local_link
 
     settings = running(state)
-    link = settings.link()
-    nodes, runs = list_nodes(link), list_runs(link)
-    names, refused = _names_of(state), refused_keys(state)
+    said = local_link(settings).call("List")
     if as_json:
-        print_json({"address": settings.address, "insecure": settings.insecure,
-                    "devices": [{**row, "name": names.get(int(row["node-id"]))} for row in nodes],
-                    "runs": runs, "refused": [asdict(one) for one in refused]})  # fmt: skip
+        print_json({"address": settings.address, "insecure": settings.insecure, **said})
         return
-    kind = "without TLS" if settings.insecure else "TLS and device keys"
+    kind = "without TLS" if settings.insecure else "TLS and keys"
     print_line(f"server at {settings.host}:{settings.port}, {kind}, state in {state}")
     print_table("", ["device", "status", "since"],
-                [[names.get(int(row["node-id"]), row["node-id"]), row["status"], row["online-at"]]
-                 for row in nodes])  # fmt: skip
-    print_table("", ["run", "status", "elapsed s"],
-                [[row["run-id"], row["status"], f"{row['elapsed']:.0f}"] for row in runs])  # fmt: skip
-    for one in refused:
-        times = f" ({one.count} times since the start)" if one.count > 1 else ""
-        print_line(one.reason + times)
+                [[row["name"], row["status"], row["since"]] for row in said["devices"]])  # fmt: skip
+    print_table("", ["run", "name", "status", "operator", "began"],
+                [[str(row["number"]), row["name"], row["status"], row["operator"], row["began"]]
+                 for row in said["runs"]])  # fmt: skip
+    for one in said["refused"]:
+        times = f" ({one['count']} times since the start)" if one["count"] > 1 else ""
+        print_line(one["reason"] + times)
 
 
 @app.command()
@@ -86,22 +79,20 @@ def logs(
     *,
     state: State = DEFAULT_STATE,
     lines: Annotated[int, typer.Option(help="How many lines from the end.")] = 50,
+    run: Annotated[int | None, typer.Option(help="Of this run.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what is written.")] = False,
-) -> None:
-    """Show what the server has logged."""
-    from airtune.deploy.register import Register
-    from airtune.deploy.turned_away import as_sentence
-
-    path, register = state / "server.log", Register(state)
+) -> None:  # fmt: skip
+    """Show what the server has logged, or one run."""
+    path = state / "server.log" if run is None else state / "logs" / f"run-{run}.log"
     if not path.is_file():
-        raise DeploymentError(f"there is no log at {path}; no server was started from {state}")
+        raise DeploymentError(f"there is no log at {path}; was it started from {state}?")
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file.readlines()[-lines:]:
-            print_line(as_sentence(line, register) or line.rstrip("\n"))
+            print_line(line.rstrip("\n"))
         while follow:
             line = file.readline()
             if line:
-                print_line(as_sentence(line, register) or line.rstrip("\n"))
+                print_line(line.rstrip("\n"))
             else:
                 time.sleep(0.5)
 
@@ -115,9 +106,10 @@ def stop(
     """Stop the server, or one run."""
     from airtune.deploy import server
     from airtune.deploy.site import running
+    from airtune.deploy.submit import local_link
 
     if run is not None:
-        server.stop_run(running(state).link(), run)
+        local_link(running(state)).call("Stop", run=run)
         print_line(f"run {run} was stopped; airtune run --resume goes on from its last checkpoint")
         return
     print_line(f"stopped (process {server.stop(state)})")
@@ -127,14 +119,22 @@ def stop(
 def drain(*, state: State = DEFAULT_STATE) -> None:
     """Take no new run, wait for those that run, then stop."""
     from airtune.deploy import server
+    from airtune.deploy.site import DRAINING, running
+    from airtune.deploy.submit import local_link
 
-    server.drain(state, say=print_note)
+    link = local_link(running(state))
+    (state / DRAINING).touch()
+    while going := [row for row in link.call("List")["runs"] if row["status"] == "running"]:
+        print_note(f"{len(going)} runs go on; the server stops after them")
+        time.sleep(3.0)
+    server.stop(state)
     print_line("drained and stopped")
 
 
 def _detach(settings: ServerSettings) -> None:
     """Start the server as a process of its own and wait until it is ready."""
     from airtune.deploy.server import last_line
+    from airtune.deploy.site import read_document
 
     words = [sys.executable, "-m", "airtune.cli", "server", "start", "--state", str(settings.state),
              "--host", settings.host, "--port", str(settings.port)]  # fmt: skip
@@ -147,18 +147,12 @@ def _detach(settings: ServerSettings) -> None:
             words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             start_new_session=True,
         )  # fmt: skip
-    is_ready = (settings.state / "server.json").is_file
     until = time.monotonic() + _START_S
-    while not is_ready():
+    while (read_document(settings.state) or {}).get("pid") != process.pid:
         if process.poll() is not None:
             raise DeploymentError(last_line(log).removeprefix("error: "))
         if time.monotonic() > until:
+            process.terminate()
             raise DeploymentError(f"the server is not ready after {_START_S:.0f} s; see {log}")
         time.sleep(0.1)
     print_line(f"the server is ready at {settings.host}:{settings.port} (process {process.pid})")
-
-
-def _names_of(state: Path) -> dict[int, str]:
-    from airtune.deploy.register import Register
-
-    return {device.node: device.name for device in Register(state).valid() if device.node}

@@ -1,13 +1,11 @@
 """The agent: what runs on a device for as long as its owner lets it.
 
-    agent (this process)  supervises the others and starts them again
-    ├── worker            holds base model, data and device state; does the work; may be capped
-    ├── SuperNode         Flower's: calls the server and takes its messages
-    └── messenger         forks a client process for each, which hands it to the worker
+    agent (this process)  calls the server, waits for tickets, and starts what works
+    └── worker            holds base model, data and device state; does the tasks; may be capped
 
-A device only calls out. A SuperNode that was killed is refused by the server until the server has
-missed its heartbeats (about a minute), so the agent waits and tries again; a key that stays refused
-longer than that is not known, or was revoked.
+A device only calls out. The worker is started when the first task comes and ended when none has come
+for a while: a device that waits holds a connection and little else. Code never comes: a task is a
+checked message to the airtune that is installed here.
 """
 
 from __future__ import annotations
@@ -15,8 +13,6 @@ from __future__ import annotations
 import datetime
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,25 +22,19 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from airtune.deploy.hatch import new_token
-from airtune.deploy.memory import check_cap, close_pipes, start_capped
-from airtune.deploy.node import FlowerNode
-from airtune.deploy.reach import check_clock, check_server
-from airtune.deploy.worker import WorkerSettings
-from airtune.errors import (
-    ConnectionFailedError,
-    DataError,
-    DeploymentError,
-    KeyRefusedError,
-)
+import grpc
+
+from airtune.deploy.attend import Attending, Ended
+from airtune.deploy.memory import check_cap
+from airtune.deploy.proof import Proof
+from airtune.deploy.reach import check_server
+from airtune.deploy.workplace import Workplace
+from airtune.errors import ConnectionFailedError, DataError, DeploymentError, KeyRefusedError
 
 REFUSED_S = 100.0
-"""A key that is refused for longer is not one whose last connection is still remembered."""
-_PAUSE_S, _LONGEST_PAUSE_S = 2.0, 60.0
+"""How long a key that is refused is tried."""
+_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _LOOK_S = 0.5
-START_S = 600.0
-"""How long a worker may take to start: a slow card takes minutes to read torch."""
-_HEALTHY = "SuperNode ID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +44,10 @@ class AgentSettings:
     server: str
     """HOST:PORT."""
     data: str
-    key: Path | None = None
-    """The device's private key; None with `insecure`."""
-    authority: Path | None = None
-    """Certificate that the server's is checked against."""
+    proof: Proof | None = None
+    """The device's key and certificate, and the server's authority; None with `insecure`."""
     name: str = ""
     """What the device calls itself; with keys, the server knows better."""
-    insecure: bool = False
     model: str | None = None
     compute: str = "auto"
     memory_bytes: float | None = None
@@ -73,7 +60,6 @@ class AgentSettings:
     give_up_s: float = float("inf")
     """How long an unreachable server is tried."""
     refused_s: float = REFUSED_S
-    """How long a key that is refused is tried."""
     cache: Path | None = None
     """Where base models that the server hands out are kept; None = it may not hand out any."""
 
@@ -121,39 +107,26 @@ def check_settings(settings: AgentSettings) -> None:
         raise DeploymentError(f"--server must be HOST:PORT, got {settings.server!r}")
     if settings.data != "recipe" and not Path(settings.data).expanduser().exists():
         raise DataError(f"there are no data at {settings.data}; give --data a file or folder")
-    if not settings.insecure:
-        for what, path in (("key", settings.key), ("ca", settings.authority)):
-            if path is None or not path.is_file():
-                raise DeploymentError(
-                    f"there is no file at --{what} {path}; copy the device's folder that airtune "
-                    "device add has made, or say --insecure for a server without TLS and keys"
-                )
+    if settings.proof is not None:
+        settings.proof.credentials()
     if settings.memory_bytes is not None:
         check_cap(settings.memory_bytes)
 
 
 class Agent:
-    """Supervises worker and SuperNode."""
+    """Waits for tasks and has them done."""
 
-    def __init__(
-        self, settings: AgentSettings, *, say: Callable[[str], None], folder: Path | None = None
-    ) -> None:
+    def __init__(self, settings: AgentSettings, *, say: Callable[[str], None]) -> None:
         """Start nothing yet.
 
         Args:
             settings: the owner's.
             say: told what happens, a sentence each.
-            folder: for logs, socket and Flower's files; None = a temporary one.
         """
         self._settings, self._say = settings, say
-        self._temporary = tempfile.TemporaryDirectory(prefix="airtune-")
-        self._run_folder = Path(self._temporary.name)
-        self._log = (folder or self._run_folder) / "supernode.log"
-        self._worker: subprocess.Popen[bytes] | None = None
-        self._node: FlowerNode | None = None
         self._stopping = threading.Event()
+        self._attending: Attending | None = None
         self._refused_since_s: float | None = None
-        self._is_connected = False
 
     def run(self) -> None:
         """Take part until told to stop.
@@ -164,165 +137,104 @@ class Agent:
             ConnectionFailedError: if nobody answers for longer than the settings allow.
         """
         check_settings(self._settings)
-        self._log.parent.mkdir(parents=True, exist_ok=True)
         previous = {kind: signal.signal(kind, self._on_signal)
                     for kind in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
+        threading.Thread(target=self._watch, name="hours", daemon=True).start()
         try:
-            self._supervise()
+            with tempfile.TemporaryDirectory(prefix="airtune-") as folder:
+                self._supervise(Workplace(self._settings, Path(folder), say=self._say))
         finally:
-            self._end()
+            self._stopping.set()
             for kind, handler in previous.items():
                 signal.signal(kind, handler)
-            self._temporary.cleanup()
 
-    def _supervise(self) -> None:
-        is_told = False
-        while not self._stopping.is_set():
-            if not is_open(self._settings.hours, datetime.datetime.now().time()):
-                if not is_told:
-                    self._say("outside the hours of --when: this device takes no part until then")
+    def _supervise(self, place: Workplace) -> None:
+        """Attend at the server, again and again."""
+        is_told, lost_since_s, pause_s = False, time.monotonic(), _PAUSE_S
+        try:
+            while not self._stopping.is_set():
+                if not self._is_open():
+                    if not is_told:
+                        self._say(
+                            "outside the hours of --when: this device takes no part until then"
+                        )
                     is_told = True
-                self._end()
-                self._sleep(10.0)
-                continue
-            is_told = False
-            self._keep_worker()
-            self._keep_node()
-            self._sleep(_LOOK_S)
+                    place.end()
+                    self._stopping.wait(10.0)
+                    continue
+                is_told = False
+                self._attending = Attending(self._settings.server, self._settings.proof,
+                                            name=self._settings.name, place=place)  # fmt: skip
+                ended = self._attending.attend(on_welcome=self._say_connected)
+                if self._stopping.is_set() or not self._is_open():
+                    continue
+                if ended.code is grpc.StatusCode.ALREADY_EXISTS:
+                    raise DeploymentError(
+                        f"{ended.why}; give every device its own key, and run one agent with it"
+                    )
+                if ended.was_connected:
+                    self._say(f"the connection ended ({ended.why}); trying again")
+                    lost_since_s, pause_s, self._refused_since_s = time.monotonic(), _PAUSE_S, None
+                else:
+                    self._judge(ended, time.monotonic() - lost_since_s, is_new=pause_s == _PAUSE_S)
+                self._stopping.wait(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        finally:
+            place.end()
 
-    def _keep_worker(self) -> None:
-        if self._worker is not None and self._worker.poll() is None:
-            return
-        if self._worker is not None:
-            self._say(f"the worker ended with code {self._worker.returncode}; it is started again")
-            close_pipes(self._worker)
-            self._sleep(_PAUSE_S)
-        if self._stopping.is_set():
-            return
-        settings, folder = self._settings, self._run_folder
-        new_token(folder / "token")
-        WorkerSettings(
-            socket=str(folder / "hatch"), token_file=str(folder / "token"), data=settings.data,
-            model=settings.model, compute=settings.compute, memory_bytes=settings.memory_bytes,
-            reserve_bytes=settings.reserve_bytes, probe=dict(settings.probe),
-            host=settings.server.rpartition(":")[0],
-            authority=None if settings.insecure else str(settings.authority),
-            cache=None if settings.cache is None else str(settings.cache),
-        ).save(folder / "worker.json")  # fmt: skip
-        command = [sys.executable, "-m", "airtune.deploy.worker", str(folder / "worker.json")]
-        self._worker = start_capped(command, cap_bytes=settings.memory_bytes, timeout_s=START_S)
-        self._say("the worker is ready")
-
-    def _keep_node(self) -> None:
-        if self._stopping.is_set() or (self._node is not None and self._node.is_running()):
-            self._note_health()
-            return
-        if self._node is not None:
-            self._on_node_end()
-        if self._stopping.is_set():
-            return
-        self._await_server()
-        if self._stopping.is_set():
-            return
-        self._node = self._new_node()
-
-    def _note_health(self) -> None:
-        """Say once that the server took this device."""
-        if self._is_connected or _HEALTHY not in _text(self._log):
-            return
-        self._is_connected, self._refused_since_s = True, None
-        self._say(f"connected to {self._settings.server}")
-
-    def _on_node_end(self) -> None:
-        """Read why Flower's node ended, and wait or give up.
+    def _judge(self, ended: Ended, lost_s: float, *, is_new: bool) -> None:
+        """Give up, or let it be tried again.
 
         Raises:
             KeyRefusedError: if the key has been refused for too long.
+            DeploymentError: if the server is another.
+            ConnectionFailedError: if nobody has answered for too long.
         """
-        if self._node is not None:
-            self._node.end(grace_s=2.0)
-            self._node = None
-        said, now = _text(self._log), time.monotonic()
-        if self._is_connected:
-            self._is_connected = False
-            self._say("the connection ended; trying again")
-        if "Exit Code: 305" not in said and "UNAUTHORIZED" not in said.upper():
-            self._sleep(_PAUSE_S)
+        # who is no holder of a certificate of the authority is dropped without a word
+        authority = None if self._settings.proof is None else self._settings.proof.authority
+        if ended.code is grpc.StatusCode.FAILED_PRECONDITION:  # one of the two will be updated
+            if is_new:
+                self._say(f"{ended.why}; trying again")
             return
+        if not ended.is_refused:
+            try:
+                check_server(self._settings.server, authority)
+            except ConnectionFailedError as error:
+                if lost_s > self._settings.give_up_s:
+                    raise
+                if is_new:
+                    self._say(f"{error}; trying again")
+                return
+            if authority is None:
+                return
+        now = time.monotonic()
         if self._refused_since_s is None:
             self._refused_since_s = now
-            self._say("the server refuses this key at present: it may still hold the last "
-                      "connection; trying again")  # fmt: skip
-        if "must be registered" in said or now - self._refused_since_s > self._settings.refused_s:
+            self._say(f"the server refuses this device at present ({ended.why}); trying again")
+        if now - self._refused_since_s >= self._settings.refused_s:
             raise KeyRefusedError(
-                f"the server at {self._settings.server} does not know the key "
-                f"{self._settings.key}, or it was revoked; ask for airtune device add there "
-                f"(Flower says: {last_said(said)})"
+                f"the server at {self._settings.server} does not know the key of this device, or "
+                f"it was revoked; ask for airtune device add there (it says: {ended.why})"
             )
-        self._sleep(5.0)
 
-    def _await_server(self) -> None:
-        pause_s, began = _PAUSE_S, time.monotonic()
-        while not self._stopping.is_set():
-            try:
-                check_server(self._settings.server, self._settings.authority)
-                check_clock(self._settings.server, self._settings.authority)
-                return
-            except ConnectionFailedError as error:
-                if time.monotonic() - began > self._settings.give_up_s:
-                    raise
-                if pause_s == _PAUSE_S:
-                    self._say(f"{error}; trying again")
-                self._sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+    def _say_connected(self) -> None:
+        self._refused_since_s = None
+        self._say(f"connected to {self._settings.server}")
 
-    def _new_node(self) -> FlowerNode:
-        settings, folder = self._settings, self._run_folder
-        proof = ["--insecure"] if settings.insecure else [
-            "--root-certificates", str(settings.authority),
-            "--auth-supernode-private-key", str(settings.key)]  # fmt: skip
-        return FlowerNode(
-            settings.server, proof=proof, home=folder / "flower", log=self._log,
-            secret=folder / "starter",
-            config={"socket": str(folder / "hatch"), "token": str(folder / "token"),
-                    "name": settings.name},
-        )  # fmt: skip
+    def _is_open(self) -> bool:
+        return is_open(self._settings.hours, datetime.datetime.now().time())
 
-    def _sleep(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self._stopping.is_set() and time.monotonic() < until:
-            time.sleep(min(0.2, seconds))
+    def _watch(self) -> None:
+        """End the connection when the hours are over, or when told to stop."""
+        while not self._stopping.wait(_LOOK_S):
+            if not self._is_open():
+                self._leave()
+        self._leave()
+
+    def _leave(self) -> None:
+        attending = self._attending
+        if attending is not None:
+            attending.leave()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopping.set()
-
-    def _end(self) -> None:
-        if self._node is not None:
-            self._node.end(grace_s=5.0)
-            self._node = None
-        if self._worker is not None:
-            self._worker.terminate()
-            try:
-                self._worker.wait(5.0)
-            except subprocess.TimeoutExpired:
-                self._worker.kill()
-            close_pipes(self._worker)
-            self._worker = None
-
-
-def last_said(text: str) -> str:
-    r"""Return the line of Flower's log that says most.
-
-    >>> last_said("INFO: up\n[code: 2004] Failed to activate SuperNode.\n\nFor more, visit")
-    '[code: 2004] Failed to activate SuperNode.'
-    """
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    coded = [line for line in lines if line.startswith("[code:")]
-    return (coded or lines or ["nothing"])[-1]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

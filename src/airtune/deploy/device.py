@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import ValidationError
 
-from airtune.data import load_federated, load_federated_images
 from airtune.data.federated import DeviceData
 from airtune.deploy.memory import is_out_of_memory
-from airtune.engine.envelope import Envelope
+from airtune.deploy.reading import OF_RECIPE, check_paths, describe_reader, read_data
 from airtune.engine.exchange import importance_tensors, unpack_state
 from airtune.engine.message import (
     Joined,
@@ -34,16 +33,16 @@ from airtune.engine.message import (
     pack_tensors,
     seal_reply,
 )
-from airtune.errors import AirtuneError, DataError, MismatchError
+from airtune.errors import AirtuneError, MismatchError
 from airtune.keys import generator
 from airtune.model.base import BaseModel
-from airtune.model.frame import load_frame
 from airtune.model.kept import keep_all
 from airtune.model.state import GlobalState, Update, initial_state
 from airtune.plan import Assignment
 from airtune.recipe import Recipe
-from airtune.run.build import is_vision, load_model, model_source
-from airtune.units import BITS_PER_BYTE, format_bytes
+from airtune.run.build import is_vision, load_model
+from airtune.units import format_bytes
+from airtune.wire.envelope import Envelope
 from airtune.work.evaluate import evaluate
 from airtune.work.importance import measure_importance
 from airtune.work.network import current_base, tuned_network
@@ -52,9 +51,7 @@ from airtune.work.uploads import GROUPS, Residuals, encode_update, returned_of
 
 if TYPE_CHECKING:  # grpc is needed for split rounds alone
     from airtune.engine.stream.memory import Samples
-
-OF_RECIPE = "recipe"
-"""`--data recipe`: the recipe's own data are dealt out, a device takes the share of its number."""
+    from airtune.wire.channel import Way
 
 Pace = Callable[[int, float], float]
 """(bytes, bit/s) -> seconds it waited so that a device keeps to its share of the link."""
@@ -74,11 +71,11 @@ class DeviceSettings:
     """What a job may take; None = the owner has said nothing."""
     probe: Mapping[str, Any] = field(default_factory=dict)
     host: str = ""
-    """Of the server, for streams of split rounds."""
-    authority: Path | None = None
-    """Certificate that the stream's is checked against; None = no TLS."""
+    """Of the server, where a task names a port alone."""
     cache: Path | None = None
     """Where base models that the server hands out are kept; None = nothing is fetched."""
+    any_path: bool = False
+    """With "recipe": its data may be a file anywhere, not only below the folder one is in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +109,15 @@ class Device:
         self._loaded: dict[str, _Loaded] = {}
         self._lost = Residuals()
         self._lost_run = -1
+        self._way: Way | None = None
         self._pending: tuple[int, Update, GlobalState, Mapping[str, torch.Tensor]] | None = None
 
-    def handle(self, envelope: Envelope) -> Envelope:
+    def handle(self, envelope: Envelope, way: Way | None = None) -> Envelope:
         """Do a task.
+
+        Args:
+            envelope: the task.
+            way: by which it came, where a split round and a base model are found too.
 
         Raises:
             MismatchError: if the task is of another version.
@@ -127,6 +129,7 @@ class Device:
             self._say(str(error))
             raise
         try:
+            self._way = way
             return self._do(task, blobs)
         except AirtuneError as error:
             return self._failed(task, str(error))
@@ -152,9 +155,9 @@ class Device:
                   "evaluate": self._evaluate}[task.kind]  # fmt: skip
         reply, sent = answer(task, here, blobs)
         compute_s = time.perf_counter() - began - load_s
-        upload_s = self._paced(sum(map(len, sent.values())), task.upload_bps)
-        reply = replace(reply, spent=Spent(load_s, compute_s, upload_s), peak_bytes=_peak_bytes())
-        return self._within_cap(task, seal_reply(reply, sent))
+        reply = replace(reply, spent=Spent(load_s, compute_s), peak_bytes=_peak_bytes())
+        letter = self._within_cap(task, seal_reply(reply, sent))
+        return replace(letter, rate_bps=task.upload_bps)
 
     def _within_cap(self, task: Task, reply: Envelope) -> Envelope:
         """Return an answer, or why it is not sent, if this device's month does not hold it."""
@@ -165,21 +168,6 @@ class Device:
             f"an answer of {format_bytes(reply.size_bytes)} is not sent, {format_bytes(task.most_bytes)} "
             "were set aside for it (limits.device_bytes_per_month)",
         )
-
-    def _paced(self, size_bytes: int, rate_bps: float | None) -> float:
-        """Wait before an answer is sent; return the seconds that its upload takes with that.
-
-        A whole answer leaves at the line's own speed, so what is waited is what that falls short
-        of the share: size/rate - size/line. Of a line that was never measured nothing is known,
-        and the whole of size/rate is waited.
-        """
-        if self._pace is None or rate_bps is None:
-            return 0.0
-        line_bps = 1e6 * float(self._settings.probe.get("up_mbps") or math.inf)
-        on_line_s = size_bytes * BITS_PER_BYTE / line_bps
-        if rate_bps >= line_bps:
-            return on_line_s
-        return on_line_s + self._pace(size_bytes, 1.0 / (1.0 / rate_bps - 1.0 / line_bps))
 
     def _join(
         self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
@@ -245,9 +233,10 @@ class Device:
         from airtune.deploy.seat import take_seat
 
         setup = task.setup
+        address = "" if task.seat is None else task.seat.address
         part = take_seat(
             task, row, base=here.base, state=state, data=here.data.train,
-            settings=self._settings, pace=self._pace, memory=here.memory,
+            way=self._way_to(address), pace=self._pace, memory=here.memory,
         )  # fmt: skip
         update = Update(
             task.device, task.round, keep_all(here.base.shape), row.rank, part.adapters,
@@ -296,6 +285,8 @@ class Device:
             recipe = self._with_base(task, self._recipe(setup.recipe))
             base = self._base(recipe, classes=setup.labels)
             self._check_base(task, base)
+            if self._settings.data == OF_RECIPE and not self._settings.any_path:
+                check_paths(recipe.data)
             data = read_data(recipe, base, self._settings.data, labels=setup.labels,
                              device=task.device, devices=setup.devices)  # fmt: skip
             self._loaded = {key: _Loaded(base, describe_reader(recipe, base), data)}
@@ -319,7 +310,8 @@ class Device:
                 f"the server's recipe cannot be read here: {place}: {first['msg']}; install the "
                 "same version of airtune on server and devices"
             ) from error
-        changes = {"device": self._settings.compute}
+        # whether pickled weights are read is no server's to say
+        changes: dict[str, object] = {"device": self._settings.compute, "allow_pickle": False}
         if self._settings.model is not None:
             changes["source"] = self._settings.model
         return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
@@ -331,11 +323,21 @@ class Device:
         # grpc is needed for what comes over the stream's port alone
         from airtune.deploy.fetch import fetch_base
 
-        folder = fetch_base(task.base, task.setup.fingerprint, recipe, self._settings)
+        way = self._way_to(task.base.address)
+        folder = fetch_base(task.base, task.setup.fingerprint, recipe, way, self._settings.cache)
         if folder is None:
             return recipe
         changes = {"source": str(folder), "revision": None}
         return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+
+    def _way_to(self, address: str) -> Way:
+        """Return how this device reaches what a task names: by the way it came, where that is known."""
+        # grpc is needed for what does not come with the task alone
+        from airtune.wire.channel import Way
+
+        if self._way is not None:
+            return self._way
+        return Way(reached(address, self._settings.host))
 
     def _base(self, recipe: Recipe, *, classes: tuple[str, ...]) -> BaseModel:
         key = json.dumps([recipe.model.model_dump(), classes, is_vision(recipe)])
@@ -357,59 +359,13 @@ class Device:
             )
 
 
-def read_data(
-    recipe: Recipe, base: BaseModel, source: str, *, labels: tuple[str, ...], device: int,
-    devices: int,
-) -> DeviceData:  # fmt: skip
-    """Return what a device trains on and holds out.
+def reached(address: str, host: str) -> str:
+    """Return where a device finds what its task names; `:PORT` is at the server it knows.
 
-    Args:
-        recipe: how data are read.
-        base: for its tokenizer, or how it wants images.
-        source: the device's file or folder, or "recipe" for its share of the recipe's own data.
-        labels: classes of the run.
-        device: its number.
-        devices: how many there are.
-
-    Raises:
-        DataError: if data are missing, malformed or too few.
+    >>> reached(":9444", "edge"), reached("10.0.0.1:9444", "edge")
+    ('edge:9444', '10.0.0.1:9444')
     """
-    spec, share, seed = replace(recipe.data, labels=labels), device, recipe.seed
-    if source != OF_RECIPE:
-        path = str(Path(source).expanduser())
-        if not Path(path).exists():
-            raise DataError(f"there are no data at {path}; give --data a file or folder")
-        # the same rows stand in for a test set, which only the server may have
-        spec = replace(
-            spec, source=path, test=path, test_split=None, subset=None, revision=None,
-            partition="iid",
-        )  # fmt: skip
-        share, devices = 0, 1
-    if is_vision(recipe):
-        frame = load_frame(model_source(recipe), revision=recipe.model.revision)
-        return load_federated_images(spec, frame=frame, devices=devices, seed=seed).devices[share]
-    if base.tokenizer is None:
-        raise DataError(f"model {base.source} has no tokenizer, so texts cannot be read")
-    return load_federated(
-        spec, tokenizer=base.tokenizer, devices=devices, seed=seed
-    ).devices[share]  # fmt: skip
-
-
-def describe_reader(recipe: Recipe, base: BaseModel) -> str:
-    """Return a hash of how a model reads: of its tokenizer, or of how it wants images."""
-    if is_vision(recipe):
-        text = repr(load_frame(model_source(recipe), revision=recipe.model.revision))
-    elif base.tokenizer is None:
-        text = ""
-    else:
-        rules = getattr(base.tokenizer, "backend_tokenizer", None)
-        said = (
-            {"vocab": base.tokenizer.get_vocab()} if rules is None else json.loads(rules.to_str())
-        )
-        # how long texts are cut and padded is set at every use and says nothing of the tokenizer
-        kept = {key: value for key, value in said.items() if key not in ("truncation", "padding")}
-        text = json.dumps([kept, base.tokenizer.chat_template], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return f"{host or '127.0.0.1'}{address}" if address.startswith(":") else address
 
 
 def _reply(task: Task) -> Reply:

@@ -1,4 +1,7 @@
-"""Putting devices on the server's list, one or a whole inventory at once."""
+"""Putting devices and operators on the server's list, one or a whole inventory at once.
+
+A server that runs looks at the list by itself; it need not be told.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +12,37 @@ from pathlib import Path
 
 import yaml
 
-from airtune.deploy.admission import add_device
-from airtune.deploy.keys import ensure_authority, make_device_key, read_public_key
-from airtune.deploy.register import Register, Registered, check_name
-from airtune.errors import ConnectionFailedError, DeploymentError
+from airtune.deploy.keys import (
+    ensure_authority,
+    fingerprint_of,
+    issue_certificate,
+    make_device_key,
+    read_public_key,
+)
+from airtune.deploy.register import Register, Registered, Role, check_name
+from airtune.errors import DeploymentError
 from airtune.records import storage
 
 
-def enroll(state: Path, wanted: Mapping[str, Path | None]) -> list[tuple[Registered, Path | None]]:
-    """Add devices.
+def enroll(
+    state: Path, wanted: Mapping[str, Path | None], *, role: Role = "device"
+) -> list[tuple[Registered, Path]]:
+    """Add devices, or operators.
 
     Args:
         state: the server's folder.
-        wanted: names, each with a public key that the device has made itself; None = make one.
+        wanted: names, each with a public key that its owner has made; None = make one.
+        role: what they may do.
 
     Returns:
-        Each device with the folder to copy to it; None where it has its key already.
+        Each with the folder to copy to it: certificates, and the key where it was made here.
 
     Raises:
         DeploymentError: if a name or key is taken or malformed; those before it are added.
-        ConnectionFailedError: if the server runs and does not answer; the same.
     """
     for name in wanted:
         check_name(name)
-    return [_enroll(state, name, public) for name, public in wanted.items()]
+    return [_enroll(state, name, public, role) for name, public in wanted.items()]
 
 
 def read_inventory(path: Path) -> dict[str, Path | None]:
@@ -75,20 +85,22 @@ def _rows(text: str) -> list[dict[str, str]]:
     return [entry if isinstance(entry, dict) else {"name": str(entry)} for entry in entries or []]
 
 
-def _enroll(state: Path, name: str, public: Path | None) -> tuple[Registered, Path | None]:
-    if public is not None:
-        return add_device(state, name, read_public_key(public)), None
-    Register(state).check_free(name)  # before its folder is touched: it may hold an uncopied key
+def _enroll(state: Path, name: str, public: Path | None, role: Role) -> tuple[Registered, Path]:
+    register = Register(state)
+    register.check_free(name)  # before its folder is touched: it may hold an uncopied key
+    stem = "device" if role == "device" else "operator"
     folder = state / "bundles" / name
     if folder.exists():
-        shutil.rmtree(folder)  # of a device of this name that was revoked
+        shutil.rmtree(folder)  # of one of this name that was revoked
     with storage(folder):
         folder.mkdir(parents=True, mode=0o700)
-    made = make_device_key(folder / "device.key")
     try:
-        device = add_device(state, name, read_public_key(made))
-    except (DeploymentError, ConnectionFailedError):
+        text = read_public_key(public or make_device_key(folder / f"{stem}.key"))
+        one = register.add(Registered(name, text, fingerprint_of(text), role))
+    except DeploymentError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    shutil.copy(ensure_authority(state / "tls").authority, folder / "ca.crt")
-    return device, folder
+    with storage(folder):
+        (folder / f"{stem}.crt").write_bytes(issue_certificate(state / "tls", name, text))
+        shutil.copy(ensure_authority(state / "tls").authority, folder / "ca.crt")
+    return one, folder

@@ -1,4 +1,4 @@
-"""The lines by which a run at the server is followed from elsewhere."""
+"""The lines by which a run is followed from elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def as_line(event: Mapping[str, Any]) -> str:
     >>> as_line({"stage": "running"})
     'airtune: {"stage": "running"}'
     """
-    return MARK + json.dumps(_plain(event))
+    return MARK + json.dumps(as_plain(event))
 
 
 def read_line(line: str) -> dict[str, Any] | None:
@@ -35,11 +35,12 @@ def read_line(line: str) -> dict[str, Any] | None:
     return event if isinstance(event, dict) else None
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
+    """Return a value as JSON has it; numbers that are not finite are None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): as_plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [as_plain(entry) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, str | int | float | bool | None) else str(value)

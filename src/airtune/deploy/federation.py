@@ -21,18 +21,16 @@ from airtune.calibrate import Measured
 from airtune.data.federated import Count, FederatedData
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.samples import write_samples
-from airtune.deploy.device import describe_reader
 from airtune.deploy.handout import Handout, open_handout
 from airtune.deploy.ledger import LEDGER, Ledger
+from airtune.deploy.reading import describe_reader
 from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
-from airtune.engine.allowance import Allowance
 from airtune.engine.base import Engine
 from airtune.engine.checkpoint import load_checkpoint
-from airtune.engine.envelope import More
-from airtune.engine.flower.engines import FlowerEngine, ReplayEngine
-from airtune.engine.flower.split import Serve
 from airtune.engine.message import Joined, Setup
-from airtune.engine.remote import Answer, Courier, Remote
+from airtune.engine.remote.devices import Answer, Courier, Remote
+from airtune.engine.remote.engines import RemoteEngine, ReplayEngine
+from airtune.engine.remote.split import Serve
 from airtune.errors import (
     CheckpointError,
     ConnectionFailedError,
@@ -71,6 +69,8 @@ from airtune.run.by_class import by_class_of
 from airtune.run.execute import RECIPE_FILE, identity, loop_settings
 from airtune.run.header import header
 from airtune.units import format_bytes
+from airtune.wire.allowance import Allowance
+from airtune.wire.envelope import More
 
 ROSTER, PROBES = "roster.json", "probes"
 Tell = Callable[..., None]
@@ -253,7 +253,7 @@ def _names(
                 f"({', '.join(there) or 'none'}); start airtune agent on the others, or ask for "
                 "fewer with --devices"
             )
-        time.sleep(1.0)
+        time.sleep(0.2)
     if place.roster is not None:
         return place.roster.names
     return tuple(there[:wanted] if order.clock == "replay" else there)
@@ -377,7 +377,7 @@ def _begin(
         reconstructed=chosen.reconstructed, measured=measured,
     )  # fmt: skip
     document |= {"identity": identity(pieces),
-                 "engine": {"kind": "flower", "clock": order.clock, "devices": list(roster.names)}}  # fmt: skip
+                 "engine": {"kind": "remote", "clock": order.clock, "devices": list(roster.names)}}  # fmt: skip
     with storage(place.folder):
         place.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(place.folder / RECIPE_FILE, dump_recipe(pieces.recipe))
@@ -399,7 +399,7 @@ def _priced(pieces: Pieces, method: Method, measured: Measured | None) -> Pieces
 
 
 def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> ReplayEngine:
-    kind = ReplayEngine if order.clock == "replay" else FlowerEngine
+    kind = ReplayEngine if order.clock == "replay" else RemoteEngine
     assets = pieces.assets
     return kind(
         assets.fleet, pieces.problem, assets.base, assets.data, remote=remote,

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from airtune.engine.stage import Offer, stage_base, staged
-from airtune.engine.stream import channel_credentials, fetcher
 from airtune.errors import MismatchError
 from airtune.recipe import EMBEDDED, Recipe
-
-if TYPE_CHECKING:
-    from airtune.deploy.device import DeviceSettings
+from airtune.wire.base import fetcher
+from airtune.wire.channel import Way
+from airtune.wire.stage import Offer, stage_base, staged
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def fetch_base(
-    offer: Offer, fingerprint: str, recipe: Recipe, settings: DeviceSettings
+    offer: Offer, fingerprint: str, recipe: Recipe, way: Way, cache: Path | None
 ) -> Path | None:
     """Return the folder of a base that the server handed out, now or before.
 
@@ -31,7 +28,8 @@ def fetch_base(
         offer: the server's.
         fingerprint: of the base's weights at the server.
         recipe: names the base.
-        settings: the owner's.
+        way: to the server.
+        cache: where bases that servers hand out are kept; None = nowhere.
 
     Raises:
         MismatchError: if it is to be fetched and this device keeps none, or the server refuses.
@@ -39,19 +37,15 @@ def fetch_base(
         CodecError: if what comes is damaged and stays so.
         StorageError: if the disk is full.
     """
-    is_staged = settings.cache is not None and staged(settings.cache, fingerprint) is not None
+    is_staged = cache is not None and staged(cache, fingerprint) is not None
     if not is_staged and is_here(recipe):
         return None
-    if settings.cache is None:
+    if cache is None:
         raise MismatchError(
             f"this device lacks the model {recipe.model.source} and keeps none that the server "
             "hands out; give --model a folder"
         )
-    credentials = None
-    if settings.authority is not None:
-        credentials = channel_credentials(settings.authority.read_bytes())
-    ask = fetcher(reached(offer.address, settings.host), offer, credentials)
-    return stage_base(settings.cache, fingerprint, offer.files, ask, wait_s=offer.wait_s)
+    return stage_base(cache, fingerprint, offer.files, fetcher(way, offer), wait_s=offer.wait_s)
 
 
 def is_here(recipe: Recipe) -> bool:
@@ -65,12 +59,3 @@ def is_here(recipe: Recipe) -> bool:
         return any(isinstance(path, str) for path in found)
     except HFValidationError:
         return False  # a path that is not here, and no hub id either
-
-
-def reached(address: str, host: str) -> str:
-    """Return where a device finds what its task names; `:PORT` is at the server it knows.
-
-    >>> reached(":9444", "edge"), reached("10.0.0.1:9444", "edge")
-    ('edge:9444', '10.0.0.1:9444')
-    """
-    return f"{host or '127.0.0.1'}{address}" if address.startswith(":") else address

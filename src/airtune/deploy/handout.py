@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from airtune.engine.allowance import Allowance
-from airtune.engine.flower.split import Serve
-from airtune.engine.stage import Offer, base_files
+from airtune.engine.remote.split import Serve
 from airtune.engine.stream import FETCHES, Shelf
 from airtune.errors import DeploymentError
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run.build import base_folder
+from airtune.wire.allowance import Allowance
+from airtune.wire.stage import Offer, base_files
 
 STAGING_BPS = 1e6
 """A device whose link is slower is not waited for; what it has fetched by then is kept."""

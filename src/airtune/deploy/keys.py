@@ -1,11 +1,13 @@
-"""Certificates and keys: an authority of one's own, a server certificate, a key a device.
+"""Certificates and keys: an authority of one's own, and certificates for all who take part.
 
-The server proves itself with a certificate of this authority, devices prove themselves with a key
-that the server knows. Both are made here and nothing leaves the machine:
+Server, devices and operators prove themselves to one another by TLS, each with a certificate of this
+authority. All are made here and nothing leaves the machine:
 
     ca.crt  ca.key          the authority; the key never leaves the server
     server.crt  server.key  names and addresses under which devices call, in its SAN
-    <device>.key  .pub      EC P-384, as `ssh-keygen -t ecdsa -b 384` makes them
+    NAME.key  .pub  .crt    of a device or an operator; EC P-384, or a key that it made itself
+
+A certificate says that a key was accepted once; whether it still is, the register says.
 
 Private keys are written for their owner alone (mode 0600).
 """
@@ -32,7 +34,7 @@ try:
 except ImportError as error:
     raise MissingExtraError(
         "keys and certificates need the cryptography package; install it with "
-        "pip install 'airtune[flower]'"
+        "pip install 'airtune[federation]'"
     ) from error
 
 VALID_DAYS = 825
@@ -68,6 +70,16 @@ class ServerFiles:
         """The server's private key."""
         return self.folder / "server.key"
 
+    @property
+    def local_key(self) -> Path:
+        """Of the operator that commands on this machine are."""
+        return self.folder / "local.key"
+
+    @property
+    def local_certificate(self) -> Path:
+        """Proves that key."""
+        return self.folder / "local.crt"
+
 
 def ensure_certificates(folder: Path, hosts: Sequence[str]) -> ServerFiles:
     """Return the server's certificates, made where they are missing or lack one of the hosts.
@@ -102,6 +114,71 @@ def ensure_authority(folder: Path) -> ServerFiles:
     return files
 
 
+def issue_certificate(folder: Path, name: str, public: str) -> bytes:
+    """Return a certificate, in PEM, by which the holder of a key passes the server's TLS.
+
+    It holds for as long as the authority: a key that is revoked is refused by the register.
+
+    Args:
+        folder: of the authority, made where there is none.
+        name: of the device or operator.
+        public: its public key, as `read_public_key` returns it.
+    """
+    authority, signer = _read_authority(ensure_authority(folder))
+    key = serialization.load_ssh_public_key(public.encode())
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise DeploymentError(f"the key of {name} is no elliptic-curve key: {public[:40]!r}")
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = (
+        _builder(authority.subject, subject, key, AUTHORITY_DAYS)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs=False), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(signer, hashes.SHA384())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def public_in(certificate: bytes) -> str:
+    """Return the key that a certificate, in PEM, is for, as one line of text."""
+    key = x509.load_pem_x509_certificate(certificate).public_key()
+    form = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    return key.public_bytes(*form).decode()
+
+
+def read_private_key(path: Path) -> bytes:
+    """Return a private key as PKCS 8 in PEM, whatever ssh-keygen or openssl has written.
+
+    Raises:
+        DeploymentError: if it is none, or locked by a passphrase.
+    """
+    try:
+        content = path.read_bytes()
+        is_ssh = b"OPENSSH" in content[:64]
+        load = serialization.load_ssh_private_key if is_ssh else serialization.load_pem_private_key
+        key = load(content, None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise DeploymentError(
+            f"{path} is no private key that can be read ({error}); make one without a passphrase: "
+            "ssh-keygen -t ecdsa -b 384 -N '' -f device.key"
+        ) from error
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def ensure_local_operator(files: ServerFiles) -> str:
+    """Return the public key by which commands on this machine are let in, made where it is missing.
+
+    It is in the state folder, so who can read that folder is an administrator.
+    """
+    if not files.local_key.is_file() or not files.local_certificate.is_file():
+        files.local_key.unlink(missing_ok=True)
+        public = read_public_key(make_device_key(files.local_key))
+        with storage(files.local_certificate):
+            files.local_certificate.write_bytes(issue_certificate(files.folder, "local", public))
+    return public_in(files.local_certificate.read_bytes())
+
+
 def make_device_key(path: Path) -> Path:
     """Write a new private key to `path` and its public half beside it; return the latter's path.
 
@@ -124,7 +201,7 @@ def read_public_key(path: Path) -> str:
     """Return a device's public key as one line of text.
 
     Raises:
-        DeploymentError: if it is none, or of another kind than Flower takes.
+        DeploymentError: if it is none, or of another kind.
     """
     try:
         key = serialization.load_ssh_public_key(path.read_bytes())

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.engine.allowance import Allowance
 from airtune.errors import CheckpointError
 from airtune.plan import Floats, Ints
 from airtune.records import write_atomically
+from airtune.wire.allowance import Allowance
 
 LEDGER = "bytes.json"
 

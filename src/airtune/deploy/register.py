@@ -1,4 +1,4 @@
-"""The server's list of devices: names, keys, and the node that Flower knows each by."""
+"""The server's list of devices and operators: names, keys, and what each may do."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from airtune.errors import DeploymentError
 from airtune.records import storage, write_atomically
 
 _FILE = "devices.json"
+Role = Literal["device", "view", "run", "admin"]
+"""A device, or an operator who may look, submit and stop runs, or also name a method of a file."""
+OPERATORS: tuple[Role, ...] = ("view", "run", "admin")
+"""Each may do what those before it may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A device that may connect, or might once."""
+    """Who may connect, or might once."""
 
     name: str
     public: str
     fingerprint: str
-    node: int | None = None
-    """Flower's number; None = not told to the server yet."""
+    role: Role = "device"
     added: str = ""
     revoked: str = ""
     """When its key was revoked; empty = it is valid."""
 
 
 class Register:
-    """The devices of a server, in one file of its state folder."""
+    """The devices and operators of a server, in one file of its state folder."""
 
     def __init__(self, folder: Path) -> None:
         """Read the file, if there is one.
@@ -43,7 +47,7 @@ class Register:
         if self._path.is_file():
             try:
                 rows = json.loads(self._path.read_text(encoding="utf-8"))["devices"]
-                self._devices = {row["name"]: Registered(**row) for row in rows}
+                self._devices = {row["name"]: _row(row) for row in rows}
             except (ValueError, KeyError, TypeError) as error:
                 raise DeploymentError(
                     f"{self._path} is damaged ({error}); restore it, or remove it and add the "
@@ -51,17 +55,28 @@ class Register:
                 ) from error
 
     @property
-    def devices(self) -> Mapping[str, Registered]:
-        """All devices by name, those revoked too."""
+    def everybody(self) -> Mapping[str, Registered]:
+        """All by name, those revoked too."""
         return dict(self._devices)
 
+    @property
+    def devices(self) -> Mapping[str, Registered]:
+        """All devices by name, those revoked too."""
+        return {name: one for name, one in self._devices.items() if one.role == "device"}
+
+    @property
+    def operators(self) -> Mapping[str, Registered]:
+        """All operators by name, those revoked too."""
+        return {name: one for name, one in self._devices.items() if one.role != "device"}
+
     def valid(self) -> list[Registered]:
-        """Return the devices that may connect."""
+        """Return who may connect."""
         return [device for device in self._devices.values() if not device.revoked]
 
-    def name_of(self, node: int) -> str | None:
-        """Return the name of the valid device that Flower knows as this node."""
-        return next((device.name for device in self.valid() if device.node == node), None)
+    def owner_of(self, public: str) -> Registered | None:
+        """Return whose a key is, revoked or not; None = nobody's."""
+        owners = [one for one in self._devices.values() if one.public == public]
+        return owners[-1] if owners else None
 
     def check_free(self, name: str) -> None:
         """Refuse a name that no device may have, or that a valid one has.
@@ -72,7 +87,7 @@ class Register:
         known = self._devices.get(check_name(name))
         if known is not None and not known.revoked:
             raise DeploymentError(
-                f"there is a device {name!r} already (key {known.fingerprint}); revoke it "
+                f"the {_kind(known)} {name!r} is there already (key {known.fingerprint}); revoke it "
                 "first, or choose another name"
             )
 
@@ -86,7 +101,7 @@ class Register:
         for other in self._devices.values():
             if other.fingerprint == device.fingerprint and other.name != device.name:
                 raise DeploymentError(
-                    f"the key {device.fingerprint} is that of device {other.name!r}; every device "
+                    f"the key {device.fingerprint} is that of {_kind(other)} {other.name!r}; each "
                     "needs its own"
                 )
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
@@ -94,39 +109,36 @@ class Register:
         self._save()
         return self._devices[device.name]
 
-    def put_back(self, name: str, before: Registered | None) -> None:
-        """Undo an `add`: a name has what it had before, or is off the list."""
-        if before is None:
-            self._devices.pop(name, None)
-        else:
-            self._devices[name] = before
-        self._save()
-
-    def set_node(self, name: str, node: int) -> None:
-        """Remember the node that Flower knows a device by."""
-        self._devices[name] = replace(self._devices[name], node=node)
-        self._save()
-
-    def revoke(self, name: str) -> Registered:
-        """Mark a device's key as revoked; returns it as it was.
+    def revoke(self, name: str, *, operator: bool = False) -> Registered:
+        """Mark a key as revoked; returns it as it was.
 
         Raises:
-            DeploymentError: if there is no such device, or it was revoked before.
+            DeploymentError: if there is no such device (or operator), or it was revoked before.
         """
-        known = self._devices.get(name)
+        known = (self.operators if operator else self.devices).get(name)
         if known is None or known.revoked:
-            names = ", ".join(device.name for device in self.valid()) or "none"
-            raise DeploymentError(f"there is no valid device {name!r}; there are: {names}")
+            kind = "operator" if operator else "device"
+            names = ", ".join(one.name for one in self.valid() if _kind(one) == kind) or "none"
+            raise DeploymentError(f"there is no valid {kind} {name!r}; there are: {names}")
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        self._devices[name] = replace(known, revoked=stamp, node=None)
+        self._devices[name] = replace(known, revoked=stamp)
         self._save()
         return known
 
     def _save(self) -> None:
         with storage(self._path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         rows = [asdict(device) for device in self._devices.values()]
         write_atomically(self._path, json.dumps({"schema": 1, "devices": rows}, indent=1))
+
+
+def _row(row: dict[str, str]) -> Registered:
+    row.pop("node", None)  # of lists that were written when Flower numbered the devices
+    return Registered(**row)  # type: ignore[arg-type]
+
+
+def _kind(one: Registered) -> str:
+    return "device" if one.role == "device" else "operator"
 
 
 def check_name(name: str) -> str:

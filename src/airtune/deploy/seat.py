@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from airtune.deploy.fetch import reached
 from airtune.engine.message import Task
 from airtune.engine.stream import (
     Connection,
     DeviceEnd,
     DeviceRound,
-    channel_credentials,
     run_device,
 )
 from airtune.engine.stream.memory import Samples
@@ -20,15 +17,13 @@ from airtune.model.base import BaseModel
 from airtune.model.images import Examples
 from airtune.model.state import GlobalState
 from airtune.plan import Assignment
+from airtune.wire.channel import Way
 from airtune.work.lanes import SplitJob
-
-if TYPE_CHECKING:
-    from airtune.deploy.device import DeviceSettings
 
 
 def take_seat(
     task: Task, row: Assignment, *, base: BaseModel, state: GlobalState, data: Examples,
-    settings: DeviceSettings, pace: Callable[[int, float], float] | None, memory: Samples,
+    way: Way, pace: Callable[[int, float], float] | None, memory: Samples,
 ) -> DeviceRound:  # fmt: skip
     """Take this device through its split round; `memory` is of its samples and changed by it.
 
@@ -41,10 +36,6 @@ def take_seat(
         raise MismatchError(
             f"round {task.round} splits the model, but the task names no stream; it is refused"
         )
-    address = reached(seat.address, settings.host)
-    credentials = None
-    if settings.authority is not None:
-        credentials = channel_credentials(settings.authority.read_bytes())
     end = DeviceEnd(
         base, state, SplitJob(task.device, row, data, 1.0), settings=setup.train,
         work=setup.work, workload=setup.workload, seed=setup.seed, round=task.round,
@@ -59,5 +50,5 @@ def take_seat(
             wait(size_bytes, at)
 
     return run_device(end, Connection(
-        address, seat.token, seat.run, credentials, pace=paced, most_bytes=seat.most_bytes,
+        way, seat.token, seat.run, pace=paced, most_bytes=seat.most_bytes,
     ))  # fmt: skip

@@ -1,42 +1,51 @@
-"""The server: Flower's SuperLink under supervision, with its keys, its runs and its state folder.
+"""The server under supervision: its front, its keys, its runs and its state folder.
 
     STATE/tls/          authority and server certificate
-    STATE/devices.json  who may connect
-    STATE/superlink.db  Flower's state: nodes and the list of runs
+    STATE/devices.json  who may connect: devices and operators
     STATE/runs/         records, checkpoints and reports of runs
-    STATE/server.json   process and address of the server that runs now
-    STATE/server.log    what SuperLink says
+    STATE/runs.json     the list of runs; their logs are in STATE/logs/
+    STATE/audit.jsonl   what operators asked for
+    STATE/server.json   process and address of the server that is ready
+    STATE/server.log    who came and went
+    STATE/lock          held by the server that runs
 
-SuperLink outlives runs, and is started again where it ends by itself. A run that it took along goes
-on from its own checkpoint: airtune run --resume.
+The front is started again where it ends by itself. A run that it took along goes on from its own
+checkpoint: airtune run --resume.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import selectors
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from airtune.deploy.admission import register_devices
-from airtune.deploy.flower_cli import Link, environment, program
 from airtune.deploy.keys import ensure_certificates
-from airtune.deploy.processes import end_group, is_alive
-from airtune.deploy.site import ServerSettings, read_document, running
+from airtune.deploy.processes import end_group
+from airtune.deploy.site import (
+    DRAINING,
+    READY,
+    ServerSettings,
+    holding,
+    is_held,
+    read_document,
+    running,
+)
 from airtune.errors import DeploymentError
-from airtune.records import storage, write_atomically
+from airtune.records import write_atomically
 
 _READY_S = 60.0
 _CALM_S = 60.0
-"""A SuperLink that lived this long is started again at once."""
+"""A front that lived this long is started again at once."""
 _LONGEST_PAUSE_S = 30.0
 
 
@@ -48,28 +57,21 @@ def start(settings: ServerSettings, *, say: Callable[[str], None]) -> None:
         say: told what happens, a sentence each.
 
     Raises:
-        DeploymentError: if it is running already, the port is taken, or SuperLink cannot start.
-        MissingExtraError: if Flower is not installed.
+        DeploymentError: if it is running already, the port is taken, or it cannot start.
     """
-    document = read_document(settings.state)
-    if document is not None and is_alive(int(document["pid"])):
-        raise DeploymentError(
-            f"a server runs from {settings.state} already (process {document['pid']}); stop it with "
-            "airtune server stop"
-        )
-    with storage(settings.state):
-        settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (settings.state / "draining").unlink(missing_ok=True)
-    _check_port(settings)
-    if settings.insecure:
-        say("INSECURE: no TLS and no keys; whoever reaches this port can join and read")
-    else:
-        ensure_certificates(settings.tls.folder, _names(settings))
-    _Supervisor(settings, say).run()
+    with holding(settings.state):
+        settings.document.unlink(missing_ok=True)
+        (settings.state / DRAINING).unlink(missing_ok=True)
+        _check_port(settings)
+        if settings.insecure:
+            say("INSECURE: no TLS and no keys; whoever reaches this port can join, read and submit")
+        else:
+            ensure_certificates(settings.tls.folder, _names(settings))
+        _Supervisor(settings, say).run()
 
 
 class _Supervisor:
-    """Starts SuperLink, and again where it ends."""
+    """Starts the front, and again where it ends."""
 
     def __init__(self, settings: ServerSettings, say: Callable[[str], None]) -> None:
         self._settings, self._say = settings, say
@@ -89,64 +91,63 @@ class _Supervisor:
                     2 * pause_s, _LONGEST_PAUSE_S)  # fmt: skip
                 self._pause(pause_s)
         finally:
-            self._end()
-            (self._settings.state / "server.json").unlink(missing_ok=True)
+            self._settings.document.unlink(missing_ok=True)
+            end_group(self._process)
             for kind, handler in previous.items():
                 signal.signal(kind, handler)
 
     def _live_once(self) -> None:
         settings = self._settings
-        with (settings.state / "server.log").open("ab") as log:
+        words = [str(settings.state.resolve()), settings.host, str(settings.port),
+                 "1" if settings.insecure else "0"]  # fmt: skip
+        with (settings.state / "front.log").open("wb") as log:
+            # its standard input stays open for as long as this process lives, and it lives no longer
             self._process = subprocess.Popen(
-                _command(settings), env=_server_environment(settings), stdout=log,
-                stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
+                [sys.executable, "-m", "airtune.deploy.front", *words], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                env={**os.environ, "GRPC_VERBOSITY": "NONE", "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
         self._wait_ready(self._process)
         if self._stopping.is_set():
             return
-        if not settings.insecure:
-            register_devices(settings)
-        document = {"pid": os.getpid(), "superlink": self._process.pid,
+        document = {"pid": os.getpid(), "front": self._process.pid,
                     "settings": {**asdict(settings), "state": str(settings.state)}}  # fmt: skip
-        write_atomically(settings.state / "server.json", json.dumps(document, indent=1))
-        kind = "without TLS" if settings.insecure else "with TLS and device keys"
+        write_atomically(settings.document, json.dumps(document, indent=1))
+        kind = "without TLS" if settings.insecure else "with TLS and keys"
         self._say(f"ready at {settings.host}:{settings.port}, {kind}")
         self._process.wait()
+        settings.document.unlink(missing_ok=True)
 
     def _wait_ready(self, process: subprocess.Popen[bytes]) -> None:
-        until = time.monotonic() + _READY_S
-        while time.monotonic() < until and not self._stopping.is_set():
-            if process.poll() is not None:
-                raise DeploymentError(
-                    f"SuperLink ended as it started: {last_line(self._settings.state / 'server.log')}"
-                )
-            if _listens(self._settings.address):
-                return
-            time.sleep(0.2)
+        log, output = self._settings.state / "front.log", process.stdout
+        if output is None:
+            return
+        with selectors.DefaultSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            until = time.monotonic() + _READY_S
+            while time.monotonic() < until and not self._stopping.is_set():
+                if selector.select(0.2):
+                    if output.readline().strip() == READY.encode():
+                        return
+                    raise DeploymentError(f"the server ended as it started: {last_line(log)}")
         if not self._stopping.is_set():
-            raise DeploymentError(
-                f"SuperLink is not ready after {_READY_S:.0f} s; see "
-                f"{self._settings.state / 'server.log'}"
-            )
+            raise DeploymentError(f"the server is not ready after {_READY_S:.0f} s; see {log}")
 
     def _pause(self, pause_s: float) -> None:
         if self._stopping.is_set():
             return
-        log = self._settings.state / "server.log"
-        self._say(
-            f"SuperLink ended by itself ({last_line(log)}); it is started again in {pause_s:.0f} s"
-        )
+        said = last_line(self._settings.state / "front.log")
+        self._say(f"the server ended by itself ({said}); it is started again in {pause_s:.0f} s")
         self._stopping.wait(pause_s)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopping.set()
-        self._end()
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
 
-    def _end(self) -> None:
-        end_group(self._process)
 
-
-def stop(state: Path, *, wait_s: float = 20.0) -> int:
+def stop(state: Path, *, wait_s: float = 40.0) -> int:
     """Stop the server of a state folder; returns its process number.
 
     Raises:
@@ -154,69 +155,14 @@ def stop(state: Path, *, wait_s: float = 20.0) -> int:
         DeploymentError: if it does not end.
     """
     running(state)
-    document = read_document(state) or {}
-    pid = int(document["pid"])
+    pid = int((read_document(state) or {})["pid"])
     os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + wait_s
     while time.monotonic() < until:
-        if not is_alive(pid):
+        if not is_held(state):
             return pid
         time.sleep(0.1)
     raise DeploymentError(f"the server (process {pid}) did not end within {wait_s:.0f} s")
-
-
-def drain(state: Path, *, say: Callable[[str], None], poll_s: float = 3.0) -> None:
-    """Take no new run, wait for those that run, and stop the server.
-
-    Raises:
-        ConnectionFailedError: if none runs.
-    """
-    settings = running(state)
-    (state / "draining").touch()
-    link = settings.link()
-    while True:
-        active = [
-            row for row in list_runs(link) if row["status"].startswith(("run", "pend", "start"))
-        ]
-        if not active:
-            break
-        say(f"{len(active)} runs go on; the server stops after them")
-        time.sleep(poll_s)
-    stop(state)
-
-
-def list_runs(link: Link) -> list[dict[str, Any]]:
-    """Return Flower's list of runs, newest first."""
-    return list(link.call(["list", link.name])["runs"])
-
-
-def stop_run(link: Link, run: int) -> None:
-    """Stop one run; its checkpoint stands."""
-    link.call(["stop", str(run), link.name])
-
-
-def _command(settings: ServerSettings) -> list[str]:
-    command = [
-        program("flower-superlink"), "--host", settings.host, "--port", str(settings.port),
-        "--database", str((settings.state / "superlink.db").resolve()),
-        "--disable-runtime-dependency-installation",
-    ]  # fmt: skip
-    if settings.insecure:
-        return [*command, "--insecure"]
-    tls = settings.tls
-    return [
-        *command, "--ssl-certfile", str(tls.certificate.resolve()), "--ssl-keyfile",
-        str(tls.key.resolve()), "--ssl-ca-certfile", str(tls.authority.resolve()),
-        "--enable-supernode-auth",
-    ]  # fmt: skip
-
-
-def _server_environment(settings: ServerSettings) -> Mapping[str, str]:
-    return environment(
-        (settings.state / "flower").resolve(),
-        {"AIRTUNE_STATE": str(settings.state.resolve()),
-         "AIRTUNE_INSECURE": "1" if settings.insecure else "0", "AIRTUNE_STREAM_PORT": str(settings.stream_port), "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
 
 
 def _names(settings: ServerSettings) -> Sequence[str]:
@@ -236,15 +182,6 @@ def _check_port(settings: ServerSettings) -> None:
                 f"cannot listen at {settings.host}:{settings.port} "
                 f"({(error.strerror or str(error)).lower()}); choose another --port"
             ) from error
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
-            return True
-    except OSError:
-        return False
 
 
 def last_line(path: Path) -> str:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
-from airtune.deploy.flower_cli import Link
 from airtune.deploy.keys import ServerFiles
-from airtune.deploy.processes import is_alive
-from airtune.errors import ConnectionFailedError
+from airtune.errors import ConnectionFailedError, DeploymentError
+from airtune.records import storage
+
+READY = "ready"
+"""What a server's process says on its standard output once it serves."""
+DRAINING = "draining"
+"""A file in the folder of a server that takes no new run."""
+_DOCUMENT, _LOCK = "server.json", "lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +35,6 @@ class ServerSettings:
     insecure: bool = False
 
     @property
-    def stream_port(self) -> int:
-        """Port of the stream of split rounds: the next one."""
-        return self.port + 1
-
-    @property
     def address(self) -> str:
         """How this machine itself calls the server."""
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
@@ -42,10 +45,46 @@ class ServerSettings:
         """Where the certificates are."""
         return ServerFiles(self.state / "tls")
 
-    def link(self) -> Link:
-        """Return how commands on this machine reach the server."""
-        authority = None if self.insecure else self.tls.authority
-        return Link(self.address, authority, self.state / "flower-cli")
+    @property
+    def document(self) -> Path:
+        """Where a server that is ready says so."""
+        return self.state / _DOCUMENT
+
+
+@contextmanager
+def holding(state: Path) -> Iterator[None]:
+    """Hold a state folder: one server at a time; the system lets go of it when the process dies.
+
+    Raises:
+        DeploymentError: if a server runs from it already.
+    """
+    with storage(state):
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (state / _LOCK).open("ab")
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            process = (read_document(state) or {}).get("pid", "not ready yet")
+            raise DeploymentError(
+                f"a server runs from {state} already (process {process}); stop it with "
+                "airtune server stop"
+            ) from error
+        yield
+
+
+def is_held(state: Path) -> bool:
+    """Return whether a server runs from a state folder."""
+    try:
+        lock = (state / _LOCK).open("ab")
+    except OSError:
+        return False
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def running(state: Path) -> ServerSettings:
@@ -55,7 +94,7 @@ def running(state: Path) -> ServerSettings:
         ConnectionFailedError: if none does.
     """
     document = read_document(state)
-    if document is None or not is_alive(int(document["pid"])):
+    if document is None or not is_held(state):
         raise ConnectionFailedError(
             f"no server runs from {state}; start one with airtune server start --state {state}"
         )
@@ -69,7 +108,7 @@ def running(state: Path) -> ServerSettings:
 def read_document(state: Path) -> dict[str, Any] | None:
     """Return what the server has written of itself, None where it never ran or ended."""
     try:
-        found = json.loads((state / "server.json").read_text(encoding="utf-8"))
+        found = json.loads((state / _DOCUMENT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

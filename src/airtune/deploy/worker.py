@@ -1,18 +1,25 @@
-"""The long-lived process of an agent: it holds model, data and the device's state, and does tasks.
+"""The process of an agent that works: it holds model, data and the device's state, and does tasks.
 
     python -m airtune.deploy.worker SETTINGS.json
 
 The settings are written by the agent. The process says `ready` on its standard output once it can
-take tasks; the agent watches for that, and ends a start that hangs.
+take tasks; then the agent writes tickets to its standard input, a line each, and is answered by an
+empty line, or why a task was not done. Tasks and answers go over the worker's own connection to the server.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airtune.deploy.device import Device
+    from airtune.deploy.pace import Pacer
+    from airtune.wire.channel import Way
 
 READY = "ready"
 
@@ -21,9 +28,15 @@ READY = "ready"
 class WorkerSettings:
     """What the agent tells its worker."""
 
-    socket: str
-    token_file: str
+    server: str
+    """HOST:PORT."""
     data: str
+    name: str = ""
+    """What the device calls itself, at a server without keys."""
+    key: str | None = None
+    """Path of the device's key; None = no TLS."""
+    certificate: str | None = None
+    authority: str | None = None
     model: str | None = None
     compute: str = "auto"
     memory_bytes: float | None = None
@@ -31,10 +44,6 @@ class WorkerSettings:
     reserve_bytes: float | None = None
     """Memory of the machine that its owner keeps."""
     probe: dict[str, Any] = field(default_factory=dict)
-    host: str = ""
-    """Of the server."""
-    authority: str | None = None
-    """Path of the certificate that its stream is checked against; None = no TLS."""
     cache: str | None = None
     """Folder of base models that the server hands out."""
 
@@ -44,29 +53,62 @@ class WorkerSettings:
 
 
 def main() -> None:
-    """Serve tasks until the process is ended."""
+    """Do tasks until the agent ends."""
     settings = WorkerSettings(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
-    token = Path(settings.token_file).read_bytes()
     # heavy imports last, so that a broken setting is told at once
     from airtune.deploy.device import Device, DeviceSettings
-    from airtune.deploy.hatch import serve
     from airtune.deploy.memory import cap_cuda
     from airtune.deploy.pace import Pacer
 
     if settings.memory_bytes is not None:
         cap_cuda(settings.memory_bytes)
+    pacer = Pacer()
     device = Device(
         DeviceSettings(
             data=settings.data, model=settings.model, compute=settings.compute,
-            memory_bytes=_left_bytes(settings),
-            probe=settings.probe, host=settings.host,
-            authority=None if settings.authority is None else Path(settings.authority),
+            memory_bytes=_left_bytes(settings), probe=settings.probe,
+            host=settings.server.rpartition(":")[0],
             cache=None if settings.cache is None else Path(settings.cache),
         ),
-        pace=Pacer(), say=_say,
+        pace=pacer, say=_say,
     )  # fmt: skip
-    print(READY, flush=True)
-    serve(Path(settings.socket), token, device.handle)
+    way = _way(settings)
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)  # whatever prints goes to the agent's own output
+        print(READY, file=out, flush=True)
+        for line in sys.stdin:
+            print(" ".join(do_task(device, way, line, pacer).split()), file=out, flush=True)
+
+
+def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:
+    """Fetch the task that a ticket names, do it, and send the answer; return why not, or ""."""
+    from dataclasses import replace
+
+    from airtune.errors import AirtuneError
+    from airtune.wire.channel import RUN_KEY
+    from airtune.wire.letters import fetch_letter, send_answer
+    from airtune.wire.post import Ticket
+
+    try:
+        ticket = Ticket.from_json(line)
+        way = replace(way, metadata=(*way.metadata, (RUN_KEY, ticket.run)))
+        reply = device.handle(fetch_letter(way, ticket), way)
+        pace = None if reply.rate_bps is None else pacer.at(reply.rate_bps)
+        send_answer(way, ticket, reply, pace=pace)
+    except AirtuneError as error:
+        _say(str(error))
+        return str(error)
+    return ""
+
+
+def _way(settings: WorkerSettings) -> Way:
+    from airtune.deploy.proof import Proof
+    from airtune.wire.channel import DEVICE_KEY, Way
+
+    if settings.key is None or settings.certificate is None or settings.authority is None:
+        return Way(settings.server, None, ((DEVICE_KEY, settings.name),))
+    proof = Proof(Path(settings.authority), Path(settings.key), Path(settings.certificate))
+    return Way(settings.server, proof.credentials())
 
 
 def _say(sentence: str) -> None:

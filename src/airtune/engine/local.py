@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from airtune.cost import gram_bytes, most_bytes, peak_memory
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
-from airtune.engine.allowance import Allowance
 from airtune.engine.base import Execution, Setup, Split, asked_of, with_work
 from airtune.engine.checks import Divide
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
@@ -42,6 +41,7 @@ from airtune.plan import (
     WorkSpec,
     mask_observation,
 )
+from airtune.wire.allowance import Allowance
 from airtune.work.downloads import Broadcast, code_broadcast
 from airtune.work.evaluate import evaluate, evaluate_devices, exact_match
 from airtune.work.importance import (

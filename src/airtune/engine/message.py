@@ -17,7 +17,6 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
 import safetensors.torch
@@ -25,19 +24,16 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from airtune.engine.envelope import Envelope
-from airtune.engine.stage import Offer
 from airtune.errors import CodecError, MismatchError
 from airtune.plan import Assignment, Workload, WorkSpec
+from airtune.wire.envelope import MAX_BLOBS, VERSION, Envelope
+from airtune.wire.stage import Offer
 from airtune.work.train import TrainSettings
-
-VERSION = version("airtune")
 
 SCHEMA = 1
 MAX_HEADER_BYTES = 4 << 20
 MAX_REPLY_BYTES = 1 << 30
 """Nothing longer is taken from a device, whatever it declares."""
-MAX_BLOBS = 64
 _MAX_TENSORS = 100_000
 _TYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -141,8 +137,6 @@ class Spent:
     load_s: float = 0.0
     """Of model and data, where they were not at hand."""
     compute_s: float = 0.0
-    upload_s: float = 0.0
-    """Spent keeping to its share of the link."""
 
 
 @dataclass(frozen=True, slots=True)

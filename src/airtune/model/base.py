@@ -116,7 +116,7 @@ def load_base(
     with reading(source), loading():
         network, report = loader.from_pretrained(
             **loader_arguments(source), revision=revision, dtype=DTYPES[dtype],
-            output_loading_info=True, **choices,
+            output_loading_info=True, trust_remote_code=False, **choices,
         )  # fmt: skip
     _check_complete(report, family_of(config), source, classifies=labels > 0)
     check_finite(network, str(source))

@@ -61,7 +61,7 @@ def load_frame(source: str | Path, *, revision: str | None = None) -> Frame:
         ModelError: if it cannot be found or read, or reads no images.
     """
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         found = cached_file(
             str(source), PREPROCESSOR, revision=revision,
             _raise_exceptions_for_missing_entries=False,

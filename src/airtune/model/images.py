@@ -126,7 +126,7 @@ def load_image_base(
             f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}; set model.dtype"
         )
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         if family_of(config).name != "vit":
             raise ModelError(
                 f"{str(source)!r} is a {config.model_type} model and reads no images; use a vit"
@@ -134,7 +134,7 @@ def load_image_base(
         with loading():
             network = AutoModelForImageClassification.from_pretrained(
                 source, revision=revision, dtype=DTYPES[dtype], num_labels=labels,
-                ignore_mismatched_sizes=True, use_safetensors=None if allow_pickle else True,
+                ignore_mismatched_sizes=True, use_safetensors=None if allow_pickle else True, trust_remote_code=False,
             )  # fmt: skip
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):

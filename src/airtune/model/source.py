@@ -27,7 +27,9 @@ def load_config(source: str | Path, revision: str | None = None) -> Config:
     with reading(source):
         if is_gguf(source):
             return gguf_config(source)
-        config: Config = AutoConfig.from_pretrained(source, revision=revision)
+        config: Config = AutoConfig.from_pretrained(
+            source, revision=revision, trust_remote_code=False
+        )
         return config
 
 
@@ -50,7 +52,7 @@ def load_tokenizer(
         tokenizer: Tokenizer = (
             gguf_tokenizer(source)
             if is_gguf(source)
-            else AutoTokenizer.from_pretrained(source, revision=revision)
+            else AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         )
         settle_tokenizer_(
             tokenizer, config, family_of(config), classifies=classifies, source=str(source)

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from airtune.cost import base_bytes, transfer_s
-from airtune.engine.stage import base_sizes
 from airtune.errors import ModelError
 from airtune.fleet import Fleet
 from airtune.fleet.rates import downlink_bps
@@ -16,6 +15,7 @@ from airtune.plan import Floats, Problem
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run.build import base_folder
 from airtune.units import format_bytes, format_seconds
+from airtune.wire.stage import base_sizes
 
 _NAMED = 6
 """Devices that are listed one by one; of more, the fastest and the slowest."""

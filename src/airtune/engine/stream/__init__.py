@@ -6,20 +6,20 @@ opened = server.open(SplitTask(run, round, base, state, rows, weights, settings,
 result = opened.wait()
 
 end = DeviceEnd(base, state, job, settings=..., work=..., workload=..., seed=..., round=...)
-part = run_device(end, Connection("server:9443", token, run, channel_credentials(ca)))
+part = run_device(end, Connection(Way("server:9443", channel_credentials(ca)), token, run))
 
 outcomes = join_round(task, result, {device: DevicePart(...)})
 """
 
-from airtune.engine.stream.base import Shelf, fetcher
-from airtune.engine.stream.channel import channel_credentials, server_credentials
 from airtune.engine.stream.device import Connection, DeviceRound, run_device
 from airtune.engine.stream.ends import DeviceEnd
 from airtune.engine.stream.join import DevicePart, join_round
-from airtune.engine.stream.link import MeasuredLink, measure_link
 from airtune.engine.stream.seats import Timing
 from airtune.engine.stream.server import FETCHES, OpenRound, StreamServer
 from airtune.engine.stream.task import ServerRound, SplitTask
+from airtune.wire.base import Shelf, fetcher
+from airtune.wire.channel import Way, channel_credentials, server_credentials
+from airtune.wire.link import MeasuredLink, measure_link
 
 __all__ = [
     "FETCHES",
@@ -34,6 +34,7 @@ __all__ = [
     "SplitTask",
     "StreamServer",
     "Timing",
+    "Way",
     "channel_credentials",
     "fetcher",
     "join_round",

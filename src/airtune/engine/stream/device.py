@@ -15,14 +15,10 @@ import grpc
 import numpy as np
 
 from airtune.cost.most import LISTED_BYTES
-from airtune.engine.allowance import does_not_hold
 from airtune.engine.stream.body import largest_body_bytes
-from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
 from airtune.engine.stream.ends import DeviceEnd
 from airtune.engine.stream.message import (
     HEADER_BYTES,
-    PACED_PART_BYTES,
-    PART_BYTES,
     Expected,
     Kind,
     Message,
@@ -33,6 +29,9 @@ from airtune.engine.stream.message import (
 from airtune.errors import ConnectionFailedError, TrainingError
 from airtune.model.lora import Adapters, Head
 from airtune.plan import Floats
+from airtune.wire.allowance import does_not_hold
+from airtune.wire.channel import SERVICE, TOKEN_KEY, Way
+from airtune.wire.envelope import PACED_PART_BYTES, PART_BYTES
 
 Pace = Callable[[int], None]
 """Waits until so many bytes may be sent."""
@@ -49,11 +48,9 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
 class Connection:
     """Where a device's round is served, and how it gets in."""
 
-    target: str
-    """HOST:PORT."""
+    way: Way
     token: str
     run: str
-    credentials: grpc.ChannelCredentials | None = None
     deadline_s: float = 3600.0
     pace: Pace | None = None
     """Asked before every piece of an upload."""
@@ -190,7 +187,7 @@ def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
         error = _connect(going, until)
         if error is None or _is_over(error, going):
             break
-        _raise_if_final(error, connection.target, until - time.monotonic() - pause)
+        _raise_if_final(error, connection.way.target, until - time.monotonic() - pause)
         time.sleep(pause)
         # a connection that got somewhere starts the pauses anew
         pause = _FIRST_PAUSE_S if going.learnt > done else min(2 * pause, _LONGEST_PAUSE_S)
@@ -206,11 +203,11 @@ def _connect(going: _Going, until: float) -> grpc.RpcError | None:
     connection = going.connection
     outgoing: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     going.connections += 1
-    with open_channel(connection.target, connection.credentials) as channel:
+    with connection.way.open() as channel:
         call = channel.stream_stream(f"/{SERVICE}/Round")
         answers = call(
             _pieces(outgoing, connection.pace), timeout=max(until - time.monotonic(), 0.01),
-            metadata=((TOKEN_KEY, connection.token),),
+            metadata=(*connection.way.metadata, (TOKEN_KEY, connection.token)),
         )  # fmt: skip
         try:
             going.go(answers, outgoing)

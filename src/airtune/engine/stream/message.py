@@ -18,12 +18,9 @@ from enum import IntEnum
 
 from airtune.errors import CodecError
 from airtune.keys import derive_seed
+from airtune.wire.envelope import PART_BYTES
 
 MAGIC, VERSION = b"AS", 1
-PART_BYTES = 1 << 20
-"""Largest piece in which a message crosses; the stream's own receive limit is this."""
-PACED_PART_BYTES = 16 << 10
-"""Piece of a paced upload, small enough that a share is kept over any tenth of a second."""
 
 _HEAD = struct.Struct("<2sBBQIIIHHIIf")
 _CRC = struct.Struct("<I")

@@ -1,8 +1,10 @@
-"""The gRPC service of the split data plane; it outlives rounds and runs.
+"""What a run serves its devices over gRPC: tasks and their answers, split rounds, the base model.
 
     /airtune.Split/Round    one bidirectional stream a device and round
     /airtune.Split/Measure  bytes up and down, for `airtune probe`
     /airtune.Split/Base     a file of the base model, for devices that lack it
+    /airtune.Split/Fetch    a task that waits for its device
+    /airtune.Split/Answer   the answer to it
 
 Handlers are generic and serialisers the identity, so nothing is generated. A stream says who it is
 by a token in its metadata before anything it sends is read; a part larger than `PART_BYTES` is
@@ -18,15 +20,16 @@ from dataclasses import dataclass
 
 import grpc
 
-from airtune.engine.stream.base import Shelf, base_handler
-from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, channel_options
-from airtune.engine.stream.link import measure_handler
 from airtune.engine.stream.memory import ServerMemory
 from airtune.engine.stream.message import parts_of, read_message
 from airtune.engine.stream.rounds import SplitRound
 from airtune.engine.stream.seats import Ending, Outbox, Seat, Table
 from airtune.engine.stream.task import ServerRound, SplitTask
 from airtune.errors import CodecError, TrainingError
+from airtune.wire.base import Shelf, base_handler
+from airtune.wire.channel import SERVICE, TOKEN_KEY, channel_options, value_of
+from airtune.wire.link import measure_handler
+from airtune.wire.post import Post
 
 _CODES: dict[Ending, grpc.StatusCode] = {
     "refused": grpc.StatusCode.INVALID_ARGUMENT,
@@ -37,8 +40,8 @@ _CODES: dict[Ending, grpc.StatusCode] = {
 
 FETCHES = 64
 """Devices that fetch a base model at a time; one more is told to come again."""
-_SPARE = 16
-"""Calls beside these, so that whoever is told so takes no place of a round's stream."""
+TASKS = 256
+"""Tasks and answers that are on their way at a time; whoever comes beside them comes again."""
 
 
 @dataclass(slots=True)
@@ -91,10 +94,12 @@ class StreamServer:
         """
         self.shelf = Shelf()
         """Base models that are handed out."""
+        self.post = Post()
+        """Tasks that are out."""
         self._memory = ServerMemory()
         self._tables: list[Table] = []
         self._lock = threading.Lock()
-        calls = streams + fetches + _SPARE
+        calls = streams + fetches + TASKS
         self._server = grpc.server(
             futures.ThreadPoolExecutor(calls + 2, thread_name_prefix="stream"),
             options=channel_options(), maximum_concurrent_rpcs=calls,
@@ -102,6 +107,8 @@ class StreamServer:
         handlers = {
             "Round": grpc.stream_stream_rpc_method_handler(self._serve),
             "Measure": grpc.stream_stream_rpc_method_handler(measure_handler(may_measure)),
+            "Fetch": grpc.unary_stream_rpc_method_handler(self.post.fetch),
+            "Answer": grpc.stream_unary_rpc_method_handler(self.post.answer),
             "Base": grpc.unary_stream_rpc_method_handler(base_handler(self.shelf, fetches=fetches)),
         }
         self._server.add_generic_rpc_handlers(
@@ -152,7 +159,7 @@ class StreamServer:
 
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """Answer one device's stream; runs in a thread of its own, another reads."""
-        token = next((str(v) for k, v in context.invocation_metadata() if k == TOKEN_KEY), "")
+        token = value_of(context.invocation_metadata(), TOKEN_KEY)
         table, seat = self._admitted(token, context)
         outbox = Outbox()
         reason = table.join(seat, outbox)

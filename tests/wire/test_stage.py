@@ -11,8 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from airtune.engine import stage
-from airtune.engine.stage import (
+from airtune.errors import (
+    CodecError,
+    ConnectionFailedError,
+    MismatchError,
+    ModelError,
+    StorageError,
+)
+from airtune.wire import stage
+from airtune.wire.stage import (
     CHUNK_BYTES,
     BaseFile,
     BusyError,
@@ -22,13 +29,6 @@ from airtune.engine.stage import (
     pack_chunk,
     stage_base,
     staged,
-)
-from airtune.errors import (
-    CodecError,
-    ConnectionFailedError,
-    MismatchError,
-    ModelError,
-    StorageError,
 )
 
 NAME = "a" * 64
@@ -273,7 +273,7 @@ def test_plans_need_no_locks_that_only_some_systems_have() -> None:
 SLOW = """
     import sys, time
     from pathlib import Path
-    from airtune.engine.stage import CHUNK_BYTES, base_files, pack_chunk, stage_base
+    from airtune.wire.stage import CHUNK_BYTES, base_files, pack_chunk, stage_base
 
     source, cache = map(Path, sys.argv[1:])
     files = base_files(source)

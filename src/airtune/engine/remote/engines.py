@@ -6,8 +6,8 @@ seed gives the same plans, payloads and losses; on the real one, they are what w
 
     finish    from the moment a task is handed over until its answer is whole, by the server's clock
     compute   what the device reports; clocks are never compared
-    upload    what the device waited to keep to its share of the link
-    download  all that is left of finish: the task's way, and Flower's own overhead
+    upload    from the first part of the answer to the last, where it arrives
+    download  all that is left of finish: the ticket, the task's way, and loading
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ from airtune.cost import (
 from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split
 from airtune.engine.checks import Divide, check_shares
-from airtune.engine.flower.handover import Handover
-from airtune.engine.flower.received import Received
-from airtune.engine.flower.split import (
+from airtune.engine.local import LocalEngine, LocalSettings, prunes
+from airtune.engine.message import Seat
+from airtune.engine.remote.devices import Answer, Remote, Trained
+from airtune.engine.remote.handover import Handover
+from airtune.engine.remote.received import Received
+from airtune.engine.remote.split import (
     JOIN_S,
     Serve,
     ServedSplit,
@@ -44,9 +47,6 @@ from airtune.engine.flower.split import (
     open_split,
     served_record,
 )
-from airtune.engine.local import LocalEngine, LocalSettings, prunes
-from airtune.engine.message import Seat
-from airtune.engine.remote import Answer, Remote, Trained
 from airtune.engine.stream import Timing
 from airtune.engine.stream.message import HEADER_BYTES
 from airtune.engine.timing import bandwidth_hz, refusals
@@ -181,7 +181,7 @@ class ReplayEngine(LocalEngine):
         return found, tuple(f"{names[device]}: {fault}" for device, fault in faults.items())
 
 
-class FlowerEngine(ReplayEngine):
+class RemoteEngine(ReplayEngine):
     """Devices elsewhere, on the real clock."""
 
     def __init__(
@@ -446,4 +446,4 @@ def _note_spent(columns: Mapping[str, Floats], place: int, answer: Answer) -> No
     if answer.reply is None:
         return
     columns["compute"][place] = answer.reply.spent.compute_s
-    columns["upload"][place] = answer.reply.spent.upload_s
+    columns["upload"][place] = answer.upload_s

@@ -7,20 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from airtune.engine.stage import CHUNK_BYTES, Offer, base_files, stage_base
 from airtune.errors import ConnectionFailedError, MismatchError
+from airtune.wire.stage import CHUNK_BYTES, Offer, base_files, stage_base
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
-pytest.importorskip("cryptography", reason="pip install 'airtune[flower]'")
+grpc = pytest.importorskip(
+    "grpc", reason="grpcio is not installed: pip install 'airtune[federation]'"
+)
+pytest.importorskip("cryptography", reason="pip install 'airtune[federation]'")
 
 from airtune.deploy.keys import ensure_certificates  # noqa: E402
 from airtune.engine.stream import (  # noqa: E402
     StreamServer,
+    Way,
     channel_credentials,
     fetcher,
     server_credentials,
 )
-from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel  # noqa: E402
+from airtune.wire.channel import SERVICE, TOKEN_KEY, open_channel  # noqa: E402
 
 NAME = "b" * 64
 
@@ -53,7 +56,7 @@ def offered(server, source, **limits):
 def test_a_base_crosses_tls_whole_and_is_counted(secured, source, tmp_path) -> None:
     server, credentials = secured
     target, offer = offered(server, source)
-    folder = stage_base(tmp_path, NAME, offer.files, fetcher(target, offer, credentials))
+    folder = stage_base(tmp_path, NAME, offer.files, fetcher(Way(target, credentials), offer))
     for file in offer.files:
         assert (folder / file.name).read_bytes() == (source / file.name).read_bytes()
     assert not (folder / "secret.txt").exists()
@@ -66,7 +69,7 @@ def test_a_wrong_token_is_refused_at_once(secured, source, tmp_path) -> None:
     target, offer = offered(server, source)
     stranger = Offer(target, "nobody's", offer.files)
     with pytest.raises(MismatchError, match="lets no base model out"):
-        stage_base(tmp_path, NAME, offer.files, fetcher(target, stranger, credentials))
+        stage_base(tmp_path, NAME, offer.files, fetcher(Way(target, credentials), stranger))
 
 
 def test_no_more_is_served_than_was_granted(secured, source, tmp_path) -> None:
@@ -81,7 +84,7 @@ def test_no_more_is_served_than_was_granted(secured, source, tmp_path) -> None:
 
     target, offer = offered(server, source, take=take)
     with pytest.raises(MismatchError, match="do not hold the base model"):
-        stage_base(tmp_path, NAME, offer.files, fetcher(target, offer, credentials))
+        stage_base(tmp_path, NAME, offer.files, fetcher(Way(target, credentials), offer))
     assert 2 * CHUNK_BYTES < server.shelf.served_bytes(offer.token) <= 3.5 * CHUNK_BYTES
 
 
@@ -111,7 +114,7 @@ def test_a_server_that_comes_back_is_asked_for_the_rest(source, tmp_path) -> Non
             server.shelf._lots[offer.token] = first.shelf._lots[offer.token]
             back.append(server)
 
-    ask = fetcher(target, offer, None)
+    ask = fetcher(Way(target), offer)
 
     def cut(number, offset):
         for place, chunk in enumerate(ask(number, offset)):
@@ -134,7 +137,7 @@ def test_a_server_that_is_gone_is_said(source, tmp_path) -> None:
     target, offer = offered(server, source)
     server.close(0.0)
     with pytest.raises(ConnectionFailedError, match="the base model does not come"):
-        stage_base(tmp_path, NAME, offer.files, fetcher(target, offer, None), wait_s=0.3)
+        stage_base(tmp_path, NAME, offer.files, fetcher(Way(target), offer), wait_s=0.3)
 
 
 def test_one_too_many_to_fetch_waits_for_a_place(source, tmp_path) -> None:
@@ -151,13 +154,13 @@ def test_one_too_many_to_fetch_waits_for_a_place(source, tmp_path) -> None:
 
     def fetch_first() -> None:
         target, slow = offered(server, source, take=take)
-        stage_base(tmp_path / "1", NAME, slow.files, fetcher(target, slow, None))
+        stage_base(tmp_path / "1", NAME, slow.files, fetcher(Way(target), slow))
 
     first = threading.Thread(target=fetch_first)
     first.start()
     assert taken.wait(20)
     target, offer = offered(server, source)
-    ask = fetcher(target, offer, None)
+    ask = fetcher(Way(target), offer)
     folder = stage_base(tmp_path / "2", NAME, offer.files, ask, sleep=free)
     assert waits
     assert (folder / "model.safetensors").stat().st_size == 5 * CHUNK_BYTES + 3

@@ -15,8 +15,6 @@ from typing import Protocol
 
 import numpy as np
 
-from airtune.engine.allowance import Allowance, does_not_hold
-from airtune.engine.envelope import Arrival, Envelope, More
 from airtune.engine.exchange import (
     pack_own,
     pack_state,
@@ -33,12 +31,14 @@ from airtune.engine.message import (
     seal_task,
     unpack_tensors,
 )
-from airtune.engine.stage import Offer
 from airtune.errors import CodecError, MismatchError, ModelError
 from airtune.model.importance import Importance
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, ModelShape
 from airtune.plan.observe import Status
+from airtune.wire.allowance import Allowance, does_not_hold
+from airtune.wire.envelope import Arrival, Envelope, More
+from airtune.wire.stage import Offer
 from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import Quality
 from airtune.work.network import kept_by
@@ -80,6 +80,8 @@ class Answer:
     received_bytes: int
     reply: Reply | None = None
     blobs: Mapping[str, bytes] = field(default_factory=dict)
+    upload_s: float = 0.0
+    """Of the answer, as it came in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +259,7 @@ class Remote:
                 reply_bytes = _WORDS_BYTES + (expected or {}).get(device, 0.0)
                 if self.allowance.cap_bytes is not None:
                     task = replace(task, most_bytes=int(reply_bytes))
-                letter = seal_task(task, blobs.get(device))
+                letter = replace(seal_task(task, blobs.get(device)), answer_bytes=limit)
                 steps_bytes = 0.0 if task.seat is None else task.seat.most_bytes or 0.0
                 if self.allowance.take(device, letter.size_bytes + reply_bytes + steps_bytes):
                     letters[device], aside[device] = letter, letter.size_bytes + reply_bytes
@@ -386,14 +388,17 @@ def _answer(task: Task, letter: Envelope, arrival: Arrival | None, *, limit: int
     if arrival is None or arrival.envelope is None:
         after_s = math.nan if arrival is None else arrival.after_s
         fault = "nothing came back" if arrival is None else arrival.fault
-        is_late = arrival is not None and arrival.is_late
-        return Answer("late" if is_late else "absent", fault, after_s, sent, 0)
+        status: Status = "absent"
+        if arrival is not None and (arrival.is_late or arrival.is_refused):
+            status = "late" if arrival.is_late else "refused"
+        return Answer(status, fault, after_s, sent, 0)
     received = arrival.envelope.size_bytes
     try:
         reply, blobs = open_reply(arrival.envelope, task, max_bytes=limit)
     except (CodecError, MismatchError) as error:
         return Answer("refused", str(error), arrival.after_s, sent, received)
-    return Answer(reply.status, reply.reason, arrival.after_s, sent, received, reply, blobs)
+    return Answer(reply.status, reply.reason, arrival.after_s, sent, received, reply, blobs,
+                  arrival.upload_s)  # fmt: skip
 
 
 def _no_outcome(device: int, reason: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""What a round takes beside computing and links: Flower's own waits, learnt as the rounds go."""
+"""What a round takes beside computing and links: tickets, loading, waits; learnt as the rounds go."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import numpy as np
 
 from airtune.plan import Floats
 
-LOOK_S = 3.0
-"""Flower's SuperNode looks for messages this often."""
-_REST_S = 0.6
-"""First guess of what else there is: a fork, and Flower's looks for an answer every half second."""
+FIRST_S = 0.3
+"""First guess, before any round."""
 
 
 class Handover:
@@ -22,14 +20,13 @@ class Handover:
     def expected_s(self, devices: int) -> float:
         """Return what a round with some devices will take on top of what they were planned to.
 
-        Before any round it is the mean of the longest of as many waits, each as likely anything up
-        to a look, and a little for the rest; then the median of what was seen.
+        The median of what was seen; a guess before any round.
         """
         if not devices:
             return 0.0
         if self._seen_s:
             return float(np.median(self._seen_s))
-        return LOOK_S * devices / (devices + 1) + _REST_S
+        return FIRST_S
 
     def learn(self, finish_s: Floats, work_s: Floats) -> None:
         """Take in a round.

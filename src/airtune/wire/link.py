@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import grpc
 
-from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
 from airtune.errors import FleetError
+from airtune.wire.channel import SERVICE, TOKEN_KEY, Way, value_of
 
 PIECE_BYTES = 32 << 10
 MAX_DOWN_BYTES = 256 << 20
@@ -43,7 +43,7 @@ def measure_handler(
     """Return the server's side; `may_measure` says which tokens are let in."""
 
     def serve(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        token = next((str(v) for k, v in context.invocation_metadata() if k == TOKEN_KEY), "")
+        token = value_of(context.invocation_metadata(), TOKEN_KEY)
         if may_measure is None or not may_measure(token):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "this token may not measure the link")
         yield from _answers(requests, context)
@@ -73,15 +73,13 @@ def _answers(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterat
 
 
 def measure_link(
-    target: str, token: str, *, credentials: grpc.ChannelCredentials | None = None,
-    seconds: float = 4.0, timeout_s: float = 60.0,
-) -> MeasuredLink:  # fmt: skip
+    way: Way, token: str = "", *, seconds: float = 4.0, timeout_s: float = 60.0
+) -> MeasuredLink:
     """Measure both directions for about `seconds` each.
 
     Args:
-        target: HOST:PORT of the stream.
-        token: One that may measure.
-        credentials: TLS; None = in the clear.
+        way: To the server.
+        token: One that may measure; "" where a key lets this device in.
         seconds: For each direction; a slow link may take a little longer.
         timeout_s: After which it is given up.
 
@@ -89,15 +87,19 @@ def measure_link(
         FleetError: if the server cannot be reached, refuses, or the link is too slow to measure.
     """
     asks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    with open_channel(target, credentials) as channel:
+    with way.open() as channel:
         call = channel.stream_stream(f"/{SERVICE}/Measure")
         try:
-            answers = call(_asked(asks, seconds), timeout=timeout_s, metadata=((TOKEN_KEY, token),))
+            answers = call(
+                _asked(asks, seconds),
+                timeout=timeout_s,
+                metadata=(*way.metadata, (TOKEN_KEY, token)),
+            )
             link = _measured(asks, answers, seconds)
             asks.put(None)
         except grpc.RpcError as error:
             raise FleetError(
-                f"the link to {target} could not be measured: {error.details()}"
+                f"the link to {way.target} could not be measured: {error.details()}"
             ) from error
     return link
 

@@ -1,4 +1,4 @@
-"""Split rounds of real devices: Flower starts and ends them, the stream carries their steps.
+"""Split rounds of real devices: a ticket begins them, the stream carries their steps.
 
 The task tells a device where the stream is and what lets it in; its answer holds the half that it
 has trained, and the stream has the other. On the replayed clock the server waits in every step for
@@ -15,7 +15,7 @@ import numpy as np
 
 from airtune.data.federated import FederatedData
 from airtune.engine.message import Seat
-from airtune.engine.remote import Trained
+from airtune.engine.remote.devices import Trained
 from airtune.engine.splitting import Splitter
 from airtune.engine.stream import (
     DevicePart,
@@ -36,7 +36,7 @@ from airtune.work.split import SplitResult
 from airtune.work.train import TrainSettings
 
 JOIN_S = 240.0
-"""How long a device may take from its task to its stream: Flower's way takes seconds."""
+"""How long a device may take from its task to its stream: a worker may have to start."""
 
 PATIENCE_S = 7 * 86400.0
 """How long a replayed round may really take: its clock is another one."""
@@ -196,7 +196,7 @@ def served_record(
     Args:
         task: the round.
         result: what the server has at its end.
-        trained: what came of its devices, as Flower brought it, without the stream's bytes.
+        trained: what came of its devices, as the post brought it, without the stream's bytes.
     """
     answers = [trained[row.device].answer for row in task.rows]
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from airtune.engine.remote import Remote
+from airtune.engine.remote.devices import Remote
 from airtune.engine.uplink import Sent, Uplink
 from airtune.model.state import GlobalState
 from airtune.plan import Problem, RoundPlan

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import grpc
 
-from airtune.engine.allowance import does_not_hold
-from airtune.engine.stage import CHUNK_BYTES, Ask, BaseFile, BusyError, Offer, pack_chunk
-from airtune.engine.stream.channel import SERVICE, TOKEN_KEY, open_channel
 from airtune.errors import ConnectionFailedError, MismatchError
+from airtune.wire.allowance import does_not_hold
+from airtune.wire.channel import SERVICE, TOKEN_KEY, Way, value_of
+from airtune.wire.stage import CHUNK_BYTES, Ask, BaseFile, BusyError, Offer, pack_chunk
 
 _REQUEST = struct.Struct("<HQ")
 _FINAL = frozenset({
@@ -107,7 +107,7 @@ def base_handler(
     places = threading.BoundedSemaphore(fetches)
 
     def serve(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        token = next((str(v) for k, v in context.invocation_metadata() if k == TOKEN_KEY), "")
+        token = value_of(context.invocation_metadata(), TOKEN_KEY)
         lot = shelf.lot(token)
         if lot is None:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "this token lets no base model out")
@@ -149,25 +149,21 @@ def _chunks(
         )
 
 
-def fetcher(target: str, offer: Offer, credentials: grpc.ChannelCredentials | None) -> Ask:
-    """Return what asks a server for an offer's files.
-
-    Args:
-        target: HOST:PORT.
-        offer: gives the token.
-        credentials: TLS; None = in the clear.
-    """
+def fetcher(way: Way, offer: Offer) -> Ask:
+    """Return what asks a server for an offer's files; the offer gives the token."""
 
     def ask(number: int, offset: int) -> Iterator[bytes]:
-        with open_channel(target, credentials) as channel:
+        with way.open() as channel:
             call = channel.unary_stream(f"/{SERVICE}/Base")
             answers = call(
-                _REQUEST.pack(number, offset), timeout=FILE_S, metadata=((TOKEN_KEY, offer.token),)
+                _REQUEST.pack(number, offset),
+                timeout=FILE_S,
+                metadata=(*way.metadata, (TOKEN_KEY, offer.token)),
             )
             try:
                 yield from answers
             except grpc.RpcError as error:
-                said = f"the server at {target}: {error.details()}"
+                said = f"the server at {way.target}: {error.details()}"
                 if error.code() in _FINAL:
                     raise MismatchError(f"the base model is refused by {said}") from error
                 if error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED:

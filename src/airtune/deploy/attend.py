@@ -1,0 +1,114 @@
+"""A device's line to its server: it says hello, and tickets come for as long as it is open."""
+
+from __future__ import annotations
+
+import json
+import queue
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from airtune.deploy.proof import Proof
+from airtune.errors import CodecError
+from airtune.wire.channel import DEVICE_KEY, SERVER, Way
+from airtune.wire.envelope import VERSION
+from airtune.wire.post import MAX_TICKET_BYTES, Ticket
+
+SESSION = secrets.token_hex(8)
+"""Of this process: an agent that calls again has lost nothing, one that was started anew has."""
+_REFUSALS = frozenset({
+    grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED,
+})  # fmt: skip
+
+
+class TakesTickets(Protocol):
+    """Has tasks done."""
+
+    def take(self, ticket: Ticket, failed: Callable[[str], None]) -> None:
+        """Have a task done; `failed` is told where that is not possible."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a line ended."""
+
+    was_connected: bool
+    why: str
+    code: grpc.StatusCode = grpc.StatusCode.OK
+
+    @property
+    def is_refused(self) -> bool:
+        """The server does not want this device."""
+        return self.code in _REFUSALS
+
+
+class Attending:
+    """One line."""
+
+    def __init__(self, server: str, proof: Proof | None, *, name: str, place: TakesTickets) -> None:
+        """Call nobody yet.
+
+        Args:
+            server: HOST:PORT.
+            proof: files of key and certificates; None = a server without.
+            name: what the device calls itself at a server without keys.
+            place: takes the tickets.
+        """
+        credentials = None if proof is None else proof.credentials()
+        metadata = () if proof is not None else ((DEVICE_KEY, name),)
+        self._way, self._place = Way(server, credentials, metadata), place
+        self._said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._call: grpc.Call | None = None
+
+    def attend(self, *, on_welcome: Callable[[], None]) -> Ended:
+        """Stay until the line ends, however it does."""
+        is_connected = False
+        self._said.put(json.dumps({"version": VERSION, "session": SESSION}).encode())
+        with self._way.open() as channel:
+            answers = channel.stream_stream(f"/{SERVER}/Attend")(
+                self._hello(), metadata=self._way.metadata
+            )
+            self._call = answers
+            try:
+                for answer in answers:
+                    if not is_connected:
+                        is_connected = True
+                        on_welcome()
+                    else:
+                        self._take(answer)
+            except grpc.RpcError as error:
+                why = error.details() or str(error.code())
+                return Ended(is_connected, why, error.code())
+            finally:
+                self._said.put(None)
+        return Ended(is_connected, "the server has closed it")
+
+    def leave(self) -> None:
+        """End the line, from any thread."""
+        if self._call is not None:
+            self._call.cancel()
+
+    def _hello(self) -> Iterator[bytes]:
+        while (said := self._said.get()) is not None:
+            yield said
+
+    def _take(self, answer: bytes) -> None:
+        """Take a ticket; anything else that comes is no business of a device, and is left."""
+        try:
+            if len(answer) > 2 * MAX_TICKET_BYTES:
+                raise CodecError(f"{len(answer)} bytes are no ticket")
+            ticket = Ticket.from_json(json.dumps(json.loads(answer)["ticket"]))
+        except (CodecError, ValueError, KeyError, TypeError):
+            return
+
+        def failed(why: str) -> None:
+            words = {"run": ticket.run, "token": ticket.token, "why": why[:1000]}
+            self._said.put(json.dumps({"failed": words}).encode())
+
+        self._place.take(ticket, failed)

@@ -1,0 +1,146 @@
+"""What operators ask of a server, and where each order is written down.
+
+STATE/audit.jsonl    who asked for what, from where, and what came of it; one line each
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from pydantic import ValidationError
+
+from airtune.deploy.gate import Call, Caller, Gate, Requests
+from airtune.deploy.register import Role
+from airtune.deploy.runs import Runs
+from airtune.deploy.site import DRAINING, ServerSettings
+from airtune.methods.plugins import is_path
+from airtune.recipe import Recipe
+
+AUDIT = "audit.jsonl"
+ORDER = frozenset({"recipe", "resume", "clock", "devices", "join-s", "silent-s"})
+"""What an order may hold; nothing in it is code."""
+
+
+class Control:
+    """The calls of operators, by their names, each with the role that it needs."""
+
+    def __init__(
+        self, settings: ServerSettings, runs: Runs, devices: Callable[[], list[dict[str, Any]]],
+        gate: Gate,
+    ) -> None:  # fmt: skip
+        """Know what is asked about."""
+        self._settings, self._runs, self._devices, self._gate = settings, runs, devices, gate
+        self.calls: Mapping[str, tuple[Call, Role]] = {
+            "Submit": (self._submit, "run"), "Stop": (self._stop, "run"),
+            "List": (self._list, "view"), "Follow": (self._follow, "view"),
+        }  # fmt: skip
+
+    async def _submit(
+        self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[bytes]:
+        order = read_json(await anext(requests, b""))
+        why = self._why_not(order, who)
+        if why:
+            self._note(who, "submit", refused=why)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
+        name = Recipe.model_validate_json(order["recipe"]).label
+        number = await self._runs.start(order, name=name, operator=who.name)
+        self._note(who, "submit", run=number, recipe=name)
+        yield json.dumps({"run": number}).encode()
+
+    def _why_not(self, order: Mapping[str, Any], who: Caller) -> str:
+        """Return why an order is not carried out, "" if it is."""
+        if (self._settings.state / DRAINING).exists():
+            return "the server is draining and takes no new run"
+        unknown = order.keys() - ORDER
+        if unknown or not isinstance(order.get("recipe"), str):
+            return f"an order has {', '.join(sorted(ORDER))}, got {', '.join(sorted(order))}"
+        try:
+            recipe = Recipe.model_validate_json(order["recipe"])
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            return (
+                f"the recipe cannot be read at the server: {place}: {first['msg']}; install the "
+                "same version of airtune here and there"
+            )
+        if who.role == "admin":
+            return ""
+        for is_code, what in (
+            (
+                is_path(recipe.method.name),
+                f"the method {recipe.method.name!r} is a file at the server",
+            ),
+            (recipe.model.allow_pickle, "model.allow_pickle reads weights that can run code"),
+        ):
+            if is_code:
+                return f"{what}: that takes the role admin, and {who.name} has {who.role}"
+        resume = str(order.get("resume") or "")
+        if Path(resume).name != resume:
+            return f"a run to go on with is named by its folder in runs/, got {resume!r}"
+        return ""
+
+    async def _stop(
+        self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[bytes]:
+        number = _number(read_json(await anext(requests, b"")))
+        self._note(who, "stop", run=number)
+        if not await self._runs.stop(number):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no run {number} goes on here")
+        yield b"{}"
+
+    async def _list(
+        self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[bytes]:
+        refused = [
+            {
+                "device": name or None,
+                "reason": f"refused {name or 'a caller'}: {why}",
+                "count": count,
+            }
+            for (name, why), count in self._gate.refused.items()
+        ]
+        yield json.dumps({
+            "devices": self._devices(), "runs": [asdict(row) for row in self._runs.rows],
+            "refused": refused,
+        }).encode()  # fmt: skip
+
+    async def _follow(
+        self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[bytes]:
+        number = _number(read_json(await anext(requests, b"")))
+        if number not in {row.number for row in self._runs.rows}:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no run {number} here")
+        async for line in self._runs.follow(number):
+            for start in range(0, len(line), _PIECE_BYTES):
+                yield line[start : start + _PIECE_BYTES]
+
+    def _note(self, who: Caller, call: str, **what: Any) -> None:
+        row = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "operator": who.name,
+               "role": who.role, "from": who.peer, "call": call} | what  # fmt: skip
+        with (self._settings.state / AUDIT).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+_PIECE_BYTES = 512 << 10
+
+
+def read_json(content: bytes) -> dict[str, Any]:
+    """Return the object that a caller sends, {} where it is none."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _number(asked: Mapping[str, Any]) -> int:
+    number = asked.get("run")
+    return number if isinstance(number, int) else -1

@@ -1,0 +1,301 @@
+"""What faces the network: one gRPC server, which lets in whom it knows and passes on what it must.
+
+    python -m airtune.deploy.front STATE HOST PORT INSECURE
+
+A caller proves itself in the TLS handshake by a certificate of this server's authority; then the
+register says whose key that is, whether it still counts, and what its role may do. Only after that
+is anything read of what it sends. Nothing that comes is ever code: an order is a recipe, a ticket a
+few words, and what devices and runs say to each other is passed on unread, to processes that listen
+on this machine alone.
+
+    /airtune.Server/Attend    a device that waits for tasks
+    /airtune.Split/Measure    a device that measures its link
+    /airtune.Split/...        a device's calls to a run, passed on to that run's process
+    /airtune.Control/...      operators: Submit, Follow, List, Stop
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from concurrent import futures
+from dataclasses import dataclass, field
+from functools import partial
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from airtune.deploy.control import Control, read_json
+from airtune.deploy.gate import Caller, Gate, SyncCall
+from airtune.deploy.runs import Runs
+from airtune.deploy.site import READY, ServerSettings
+from airtune.wire.channel import (
+    CONTROL,
+    DEVICE_KEY,
+    HANDSHAKE_S,
+    MAX_CALLS,
+    RUN_KEY,
+    SERVER,
+    SERVICE,
+    TOKEN_KEY,
+    open_channel,
+    server_credentials,
+    server_options,
+    value_of,
+)
+from airtune.wire.envelope import VERSION
+from airtune.wire.link import measure_handler
+
+PASSED_ON = ("Fetch", "Answer", "Round", "Base")
+"""What of a run's service a device may call."""
+_LOOK_S, _DIGITS = 1.0, 10
+_THREADS = 512
+"""Devices whose calls are passed on at a time; whoever comes beside them waits."""
+_LOG_BYTES, _LOGS = 5 << 20, 3
+Requests = AsyncIterator[bytes]
+log = logging.getLogger("airtune.server")
+
+
+@dataclass(slots=True, eq=False)
+class _Attending:
+    """A device that waits for tasks."""
+
+    name: str
+    node: int
+    since: str
+    version: str
+    outbox: asyncio.Queue[dict[str, Any] | tuple[grpc.StatusCode, str]] = field(
+        default_factory=asyncio.Queue
+    )
+
+
+class Front:
+    """The server's one door."""
+
+    def __init__(self, settings: ServerSettings, gate: Gate) -> None:
+        """Hold no connection yet; see `serve`."""
+        self._settings, self._gate = settings, gate
+        self._attending: dict[str, _Attending] = {}
+        self._nodes: dict[str, int] = {}
+        """By session of an agent: one that calls again from the same process is the same node."""
+        self._passing: dict[str, set[grpc.Call]] = {}
+        self.runs = Runs(settings.state, present=self.present, hand=self._hand)
+        self._channels: dict[int, grpc.Channel] = {}
+        self._control = Control(settings, self.runs, self._devices, gate)
+        self._server: grpc.aio.Server | None = None
+
+    async def serve(self, *, handshake_s: float = HANDSHAKE_S) -> int:
+        """Bind the port and begin to serve; returns the port.
+
+        Args:
+            handshake_s: how long a caller may take to prove itself.
+        """
+        self._server = server = grpc.aio.server(
+            migration_thread_pool=futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="call"),
+            options=server_options(handshake_s=handshake_s), maximum_concurrent_rpcs=MAX_CALLS,
+        )  # fmt: skip
+        services: dict[str, dict[str, grpc.RpcMethodHandler]] = {
+            CONTROL: {
+                name: grpc.stream_stream_rpc_method_handler(self._gate.guarded(call, role))
+                for name, (call, role) in self._control.calls.items()
+            },
+            SERVER: {
+                "Attend": grpc.stream_stream_rpc_method_handler(
+                    self._gate.guarded(self._attend, "device")
+                )
+            },
+        }
+        measure = measure_handler(lambda token: True)
+        threaded: dict[str, SyncCall] = {name: partial(self._pass_on, name) for name in PASSED_ON}
+        threaded["Measure"] = lambda who, requests, context: measure(requests, context)
+        services[SERVICE] = {
+            name: grpc.stream_stream_rpc_method_handler(self._gate.guarded_sync(call, "device"))
+            for name, call in threaded.items()
+        }
+        server.add_generic_rpc_handlers(tuple(
+            grpc.method_handlers_generic_handler(service, handlers)
+            for service, handlers in services.items()
+        ))  # fmt: skip
+        address = f"{self._settings.host}:{self._settings.port}"
+        if self._settings.insecure:
+            port = server.add_insecure_port(address)
+        else:
+            tls = self._settings.tls
+            port = server.add_secure_port(address, server_credentials(
+                tls.certificate.read_bytes(), tls.key.read_bytes(),
+                authority=tls.authority.read_bytes(),
+            ))  # fmt: skip
+        await server.start()
+        return int(port)
+
+    async def look_after(self) -> None:
+        """End the connections of whose key was revoked; for ever."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            if not self._gate.refresh():
+                continue
+            for name in [*self._attending, *self._passing]:
+                why = self._gate.why_refused(name)
+                if not why:
+                    continue
+                log.info("%s is put out: %s", name, why)
+                if name in self._attending:
+                    self._attending[name].outbox.put_nowait((grpc.StatusCode.UNAUTHENTICATED, why))
+                for call in self._passing.pop(name, set()):
+                    call.cancel()
+
+    async def close(self) -> None:
+        """End runs and connections."""
+        await self.runs.close()
+        if self._server is not None:
+            await self._server.stop(1.0)
+
+    def present(self) -> dict[str, int]:
+        """Return the node of every device that is connected, by name."""
+        return {name: one.node for name, one in self._attending.items()}
+
+    def _devices(self) -> list[dict[str, Any]]:
+        rows = [
+            {"name": one.name, "status": "online", "since": one.since, "version": one.version}
+            for one in self._attending.values()
+        ]
+        known = self._gate.device_names() - self._attending.keys()
+        rows += [{"name": name, "status": "offline", "since": "", "version": ""} for name in known]
+        return sorted(rows, key=lambda row: row["name"])
+
+    def _hand(self, node: int, run: int, ticket: Any) -> None:
+        for one in self._attending.values():
+            if one.node == node:
+                one.outbox.put_nowait({"ticket": ticket})
+                return
+        self.runs.tell_failed(run, str(ticket["token"]), "this device is not connected")
+
+    async def _attend(
+        self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[bytes]:
+        """Keep a device's line open: tickets go out, what it could not do comes back."""
+        hello = read_json(await anext(requests, b""))
+        version, session = str(hello.get("version")), str(hello.get("session"))
+        if version != VERSION:
+            await context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the server runs airtune {VERSION}, {who.name} airtune {version}; install the "
+                "same version on server and devices",
+            )
+        before = self._attending.get(who.name)
+        if before is not None:
+            before.outbox.put_nowait((
+                grpc.StatusCode.ALREADY_EXISTS, "another agent has called with this device's key",
+            ))  # fmt: skip
+        node = self._nodes.setdefault(f"{who.name} {session}", len(self._nodes) + 1)
+        mine = _Attending(who.name, node, _now(), version)
+        self._attending[who.name] = mine
+        self.runs.tell_present()
+        log.info("%s is connected", who.name)
+        reader = asyncio.create_task(self._hear(requests))
+        try:
+            yield json.dumps({"welcome": who.name}).encode()
+            while not isinstance(item := await mine.outbox.get(), tuple):
+                yield json.dumps(item).encode()
+            await context.abort(*item)
+        finally:
+            reader.cancel()
+            if self._attending.get(who.name) is mine:
+                del self._attending[who.name]
+                log.info("%s has left", who.name)
+            self.runs.tell_present()
+
+    async def _hear(self, requests: Requests) -> None:
+        async for request in requests:
+            failed = read_json(request).get("failed")
+            if isinstance(failed, dict) and str(failed.get("run")).isdecimal():
+                number = int(failed["run"])
+                if self.runs.port(number) is not None:
+                    self.runs.tell_failed(number, str(failed.get("token")), str(failed.get("why")))
+
+    def _pass_on(
+        self, name: str, who: Caller, requests: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """Pass a device's call on to the process of its run, and what that answers back."""
+        metadata = context.invocation_metadata()
+        channel = self._channel_to(value_of(metadata, RUN_KEY))
+        if channel is None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no such run goes on here")
+            return
+        token = value_of(metadata, TOKEN_KEY)
+        call = channel.stream_stream(f"/{SERVICE}/{name}")(
+            requests, timeout=context.time_remaining(),
+            metadata=((TOKEN_KEY, token), (DEVICE_KEY, who.name)),
+        )  # fmt: skip
+        mine = self._passing.setdefault(who.name, set())
+        mine.add(call)
+        context.add_callback(call.cancel)
+        try:
+            yield from call
+        except grpc.RpcError as error:
+            context.abort(error.code(), error.details())
+        finally:
+            mine.discard(call)
+            call.cancel()
+
+    def _channel_to(self, run: str) -> grpc.Channel | None:
+        """Return the way to the process of a run, None where it does not go on."""
+        number = int(run) if run.isdecimal() and len(run) < _DIGITS else -1
+        port = self.runs.port(number)
+        if port is None:
+            return None
+        if number not in self._channels:
+            self._channels[number] = open_channel(f"127.0.0.1:{port}", None)
+        return self._channels[number]
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+async def _main(settings: ServerSettings) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for kind in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(kind, stopping.set)
+    line = sys.stdin.fileno()
+
+    def hear_supervisor() -> None:
+        """End where the supervisor is gone: nobody else could end this process."""
+        if not os.read(line, 1):
+            stopping.set()
+            loop.remove_reader(line)
+
+    loop.add_reader(line, hear_supervisor)
+    front = Front(settings, Gate(settings))
+    await front.serve()
+    print(READY, flush=True)
+    watch = asyncio.create_task(front.look_after())
+    await stopping.wait()
+    watch.cancel()
+    await front.close()
+
+
+def main() -> None:
+    """Serve until told to stop, or until the supervisor is gone."""
+    state, host, port, insecure = sys.argv[1:5]
+    settings = ServerSettings(Path(state), host, int(port), insecure=insecure == "1")
+    handler = RotatingFileHandler(
+        settings.state / "server.log", maxBytes=_LOG_BYTES, backupCount=_LOGS
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    asyncio.run(_main(settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Whose call it is, and whether it may: asked before anything of the call is read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from airtune.deploy.keys import ensure_local_operator, fingerprint_of, public_in
+from airtune.deploy.register import OPERATORS, Register, Registered, Role, check_name
+from airtune.deploy.site import ServerSettings
+from airtune.errors import DeploymentError
+from airtune.wire.channel import DEVICE_KEY, Metadata, value_of
+
+LOCAL = "local"
+"""What the operator is called that commands on the server's own machine are."""
+Requests = AsyncIterator[bytes]
+Call = Callable[["Caller", Requests, grpc.aio.ServicerContext], AsyncIterator[bytes]]
+SyncCall = Callable[["Caller", Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who has proved itself."""
+
+    name: str
+    role: Role
+    peer: str
+    """Address that it calls from."""
+
+
+class RefusedError(Exception):
+    """A call is not let in."""
+
+    def __init__(self, code: grpc.StatusCode, why: str) -> None:
+        super().__init__(why)
+        self.code, self.why = code, why
+
+
+class Gate:
+    """Knows the keys of a server."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        """Read the register.
+
+        Raises:
+            DeploymentError: if it is damaged.
+        """
+        self._settings = settings
+        self._path = settings.state / "devices.json"
+        self._local = "" if settings.insecure else ensure_local_operator(settings.tls)
+        self._stamp = self._now()
+        self._register = Register(settings.state)
+        self.refused: Counter[tuple[str, str]] = Counter()
+        """How often each was refused since the start, by name and reason."""
+
+    def refresh(self) -> bool:
+        """Read the register again where it has changed; returns whether it had."""
+        stamp = self._now()
+        if stamp == self._stamp:
+            return False
+        try:
+            self._register, self._stamp = Register(self._settings.state), stamp
+        except DeploymentError:
+            return False  # it is written at this moment; what was known holds
+        return True
+
+    def device_names(self) -> set[str]:
+        """Return the names of all devices that may call."""
+        return {name for name, one in self._register.devices.items() if not one.revoked}
+
+    def why_refused(self, name: str) -> str:
+        """Return why who was let in by this name is no longer, "" if it still is."""
+        if self._settings.insecure:
+            return ""
+        return _why_not(self._register.everybody.get(name))
+
+    def guarded(self, call: Call, role: Role) -> Any:
+        """Return a call that is made only for who may make it."""
+
+        async def handler(
+            requests: Requests, context: grpc.aio.ServicerContext
+        ) -> AsyncIterator[bytes]:
+            try:
+                who = self._caller(context, role)
+            except RefusedError as error:
+                await context.abort(error.code, error.why)
+                return
+            async for part in call(who, requests, context):
+                yield part
+
+        return handler
+
+    def guarded_sync(self, call: SyncCall, role: Role) -> Any:
+        """Return the same for a call that runs in a thread of its own."""
+
+        def handler(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+            try:
+                who = self._caller(context, role)
+            except RefusedError as error:
+                context.abort(error.code, error.why)
+                return
+            yield from call(who, requests, context)
+
+        return handler
+
+    def _caller(self, context: Any, role: Role) -> Caller:
+        """Return who calls.
+
+        Raises:
+            RefusedError: if nobody of this server's, or not one with the right.
+        """
+        peer = str(context.peer())
+        if self._settings.insecure:
+            return _believed(context.invocation_metadata(), role, peer)
+        [certificate] = context.auth_context()["x509_pem_cert"]
+        public = _public_in(certificate)
+        if public == self._local:
+            owner = Registered(LOCAL, public, fingerprint_of(public), "admin")
+        else:
+            self.refresh()
+            found = self._register.owner_of(public)
+            why = _why_not(found)
+            if found is None or why:
+                self.refused[found.name if found else "", why] += 1
+                raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, why)
+            owner = found
+        if not _may(owner.role, role):
+            raise RefusedError(
+                grpc.StatusCode.PERMISSION_DENIED,
+                f"{owner.name} has the role {owner.role}, which does not allow this; {role} does",
+            )
+        return Caller(owner.name, owner.role, peer)
+
+    def _now(self) -> tuple[int, int]:
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return 0, 0
+        return found.st_mtime_ns, found.st_ino
+
+
+def _may(has: Role, needs: Role) -> bool:
+    if "device" in (has, needs):
+        return has == needs
+    return OPERATORS.index(has) >= OPERATORS.index(needs)
+
+
+def _why_not(owner: Registered | None) -> str:
+    if owner is None:
+        return "the server does not know this key"
+    if owner.revoked:
+        return f"its key {owner.fingerprint} was revoked on {owner.revoked}"
+    return ""
+
+
+def _believed(metadata: Metadata | None, role: Role, peer: str) -> Caller:
+    """Return who calls a server without keys, as it says itself."""
+    try:
+        name = check_name(value_of(metadata, DEVICE_KEY) or LOCAL)
+    except DeploymentError as error:
+        raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+    return Caller(name, "device" if role == "device" else "admin", peer)
+
+
+@lru_cache(maxsize=4096)
+def _public_in(certificate: bytes) -> str:
+    return public_in(certificate)

@@ -1,0 +1,61 @@
+"""An order as it came, and how what goes wrong with it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from airtune.deploy.federation import Order
+from airtune.engine.remote.split import Serve
+from airtune.errors import AirtuneError, MismatchError
+from airtune.recipe import Recipe, load_recipe
+
+
+@contextmanager
+def told_errors(tell: Callable[..., None]) -> Iterator[None]:
+    """Tell whoever follows of an error that ends what is done here."""
+    try:
+        yield
+    except AirtuneError as error:
+        tell(error={"kind": type(error).__name__, "message": str(error),
+                    "exit_code": error.exit_code})  # fmt: skip
+        raise
+
+
+def order_of(said: Mapping[str, Any], *, serve: Serve) -> Order:
+    """Return the order that was given in plain values.
+
+    Args:
+        said: `recipe` as JSON or the path `recipe-file`; perhaps `resume`, `clock`, `devices`,
+            `join-s`, `silent-s`; `state`, the folder of the server, where it has one.
+        serve: returns what serves the devices.
+
+    Raises:
+        MismatchError: if the recipe cannot be read here.
+        RecipeError: if its file cannot.
+    """
+    text, name = str(said.get("recipe") or ""), str(said.get("recipe-file") or "")
+    try:
+        recipe = Recipe.model_validate_json(text) if text else load_recipe(name or None)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise MismatchError(
+            f"the recipe cannot be read at the server: {place}: {first['msg']}; install the same "
+            "version of airtune here and there"
+        ) from error
+    state, resume = said.get("state"), str(said.get("resume") or "")
+    return Order(
+        recipe=recipe,
+        root=Path(recipe.output) if state is None else Path(str(state)) / "runs",
+        resume=Path(resume) if resume else None,
+        clock="replay" if said.get("clock") == "replay" else "real",
+        devices=int(said.get("devices") or 0),
+        join_s=float(said.get("join-s") or 600.0),
+        silent_s=float(said.get("silent-s") or 1800.0),
+        serve=serve,
+    )

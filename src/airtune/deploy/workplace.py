@@ -1,0 +1,126 @@
+"""Where a device's tasks are done: a worker process that comes when there is work."""
+
+from __future__ import annotations
+
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from airtune.deploy.memory import close_pipes, start_capped
+from airtune.deploy.worker import WorkerSettings
+from airtune.errors import AirtuneError
+from airtune.wire.post import Ticket
+
+if TYPE_CHECKING:
+    from airtune.deploy.agent import AgentSettings
+
+START_S = 600.0
+"""How long a worker may take to start: a slow card takes minutes to read torch."""
+IDLE_S = 900.0
+"""A worker that had no task for this long is ended; torch alone takes 200 MB."""
+_Task = tuple[Ticket, Callable[[str], None]]
+
+
+class Workplace:
+    """One worker at a time, and the tickets that wait for it."""
+
+    def __init__(
+        self, settings: AgentSettings, folder: Path, *, say: Callable[[str], None],
+        idle_s: float = IDLE_S,
+    ) -> None:  # fmt: skip
+        """Start no worker yet.
+
+        Args:
+            settings: the agent's.
+            folder: this process's own, for the worker's settings.
+            say: told what happens, a sentence each.
+            idle_s: how long a worker without a task is kept.
+        """
+        self._settings, self._say, self._idle_s = settings, say, idle_s
+        self._path = folder / "worker.json"
+        self._tickets: queue.Queue[_Task] = queue.Queue()
+        self._worker: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+        threading.Thread(target=self._work, name="tasks", daemon=True).start()
+
+    def take(self, ticket: Ticket, failed: Callable[[str], None]) -> None:
+        """Have a task done, after those that came before."""
+        self._tickets.put((ticket, failed))
+
+    def end(self) -> None:
+        """End the worker, whatever it does."""
+        with self._lock:
+            worker, self._worker = self._worker, None
+        if worker is None:
+            return
+        worker.terminate()
+        try:
+            worker.wait(5.0)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+        close_pipes(worker)
+
+    def _work(self) -> None:
+        while True:
+            try:
+                ticket, failed = self._tickets.get(timeout=self._idle_s)
+            except queue.Empty:
+                self.end()
+                continue
+            why = self._done(ticket)
+            if why:
+                failed(why)
+
+    def _done(self, ticket: Ticket) -> str:
+        """Have the worker do a task; return why it could not, or ""."""
+        try:
+            worker = self._ready()
+        except AirtuneError as error:
+            self._say(str(error))
+            return str(error)
+        try:
+            if worker.stdin is not None and worker.stdout is not None:
+                worker.stdin.write(ticket.to_json().encode() + b"\n")
+                worker.stdin.flush()
+                line = worker.stdout.readline()
+                if line:
+                    return line.decode("utf-8", "replace").strip()
+        except (OSError, ValueError):
+            pass  # it ended, or was ended, while it was told
+        code = worker.wait()
+        self._say(f"the worker ended with code {code}")
+        return "the worker ended while it worked on this; the agent's log says why (memory, most often)"
+
+    def _ready(self) -> subprocess.Popen[bytes]:
+        """Return the worker, started where none runs.
+
+        Raises:
+            DeploymentError: if it cannot start.
+        """
+        with self._lock:
+            if self._worker is not None and self._worker.poll() is None:
+                return self._worker
+            if self._worker is not None:
+                close_pipes(self._worker)
+                self._worker = None
+            settings = self._settings
+            proof = settings.proof
+            WorkerSettings(
+                server=settings.server, data=settings.data, name=settings.name,
+                key=None if proof is None else str(proof.key),
+                certificate=None if proof is None else str(proof.certificate),
+                authority=None if proof is None else str(proof.authority),
+                model=settings.model, compute=settings.compute,
+                memory_bytes=settings.memory_bytes, reserve_bytes=settings.reserve_bytes,
+                probe=dict(settings.probe),
+                cache=None if settings.cache is None else str(settings.cache),
+            ).save(self._path)  # fmt: skip
+            command = [sys.executable, "-m", "airtune.deploy.worker", str(self._path)]
+            self._worker = start_capped(command, cap_bytes=settings.memory_bytes, timeout_s=START_S)
+            self._say("the worker is ready")
+            return self._worker

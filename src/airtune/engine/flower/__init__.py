@@ -1,1 +1,0 @@
-"""Flower: what carries messages to real devices, and the engines over it."""

@@ -1,0 +1,342 @@
+"""Nobody in without a key, and no code over the wire: the server's door, tried by who should not be."""
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
+
+from airtune.deploy.enroll import enroll  # noqa: E402
+from airtune.deploy.front import Front  # noqa: E402
+from airtune.deploy.gate import Gate  # noqa: E402
+from airtune.deploy.keys import (  # noqa: E402
+    ensure_certificates,
+    issue_certificate,
+    make_device_key,
+    read_private_key,
+    read_public_key,
+)
+from airtune.deploy.proof import Proof  # noqa: E402
+from airtune.deploy.register import Register  # noqa: E402
+from airtune.deploy.site import ServerSettings  # noqa: E402
+from airtune.deploy.submit import Link  # noqa: E402
+from airtune.engine.stream import StreamServer  # noqa: E402
+from airtune.errors import DeploymentError, KeyRefusedError  # noqa: E402
+from airtune.recipe import load_recipe  # noqa: E402
+from airtune.wire.channel import (  # noqa: E402
+    CONTROL,
+    RUN_KEY,
+    SERVER,
+    SERVICE,
+    TOKEN_KEY,
+    Way,
+    channel_credentials,
+)
+from airtune.wire.envelope import VERSION, Envelope, parts_of  # noqa: E402
+from airtune.wire.letters import fetch_letter, send_answer  # noqa: E402
+from airtune.wire.post import Ticket  # noqa: E402
+
+HANDSHAKE_S = 1.0
+LONG_S = 60.0
+"""Outer limit of what takes a moment on an idle machine."""
+HELLO = json.dumps({"version": VERSION, "session": "one"}).encode()
+
+
+@dataclass
+class Site:
+    """A server's door in a thread of this process."""
+
+    state: Path
+    front: Front
+    port: int
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def target(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def proof(self, name: str, stem: str = "device") -> Proof:
+        folder = self.state / "bundles" / name
+        return Proof(folder / "ca.crt", folder / f"{stem}.key", folder / f"{stem}.crt")
+
+    def way(self, name: str, stem: str = "device") -> Way:
+        return Way(self.target, self.proof(name, stem).credentials(), ((RUN_KEY, "1"),))
+
+    def link(self, name: str) -> Link:
+        return Link(self.target, self.proof(name, "operator"))
+
+    def files(self) -> set[str]:
+        return {str(path) for path in self.state.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    state = tmp_path_factory.mktemp("state")
+    enroll(state, {"a": None, "b": None, "late": None})
+    for role in ("view", "run", "admin"):
+        enroll(state, {role: None}, role=role)
+    ensure_certificates(state / "tls", ["127.0.0.1"])
+    settings = ServerSettings(state, "127.0.0.1", 0)
+    loop, started, made = asyncio.new_event_loop(), threading.Event(), []
+
+    async def serve() -> None:
+        front = Front(settings, Gate(settings))
+        port = await front.serve(handshake_s=HANDSHAKE_S)
+        made.append(Site(state, front, port, loop))
+        loop.create_task(front.look_after())
+        started.set()
+
+    def run() -> None:
+        asyncio.set_event_loop(loop)
+        loop.create_task(serve())
+        loop.run_forever()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    assert started.wait(LONG_S)
+    yield made[0]
+    asyncio.run_coroutine_threadsafe(made[0].front.close(), loop).result(LONG_S)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(LONG_S)
+
+
+@pytest.fixture
+def run_1(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[StreamServer]:
+    """What a run serves its devices, behind the door as run 1."""
+    server = StreamServer()
+    monkeypatch.setattr(
+        site.front.runs, "port", lambda number: server.port if number == 1 else None
+    )
+    monkeypatch.setattr(site.front, "_channels", {})
+    yield server
+    server.close()
+
+
+def called(way: Way, path: str, *parts: bytes, **more: Any) -> list[bytes]:
+    with way.open() as channel:
+        call = channel.stream_stream(f"/{path}")
+        return list(call(iter(parts), timeout=LONG_S, metadata=(*way.metadata, *more.items())))
+
+
+def code_of(way: Way, path: str, *parts: bytes) -> Any:
+    with pytest.raises(grpc.RpcError) as caught:
+        called(way, path, *parts)
+    return caught.value.code()
+
+
+def stranger(site: Site, tmp_path: Path) -> dict[str, Way]:
+    """Ways of who has the public ca.crt: without a certificate, and with one of its own authority."""
+    authority = (site.state / "tls" / "ca.crt").read_bytes()
+    public = read_public_key(make_device_key(tmp_path / "own.key"))
+    own = issue_certificate(tmp_path / "own", "a", public)
+    forged = channel_credentials(authority, read_private_key(tmp_path / "own.key"), own)
+    return {"bare": Way(site.target, channel_credentials(authority)),
+            "forged": Way(site.target, forged), "clear": Way(site.target)}  # fmt: skip
+
+
+CALLS = (f"{CONTROL}/Submit", f"{CONTROL}/List", f"{CONTROL}/Stop", f"{CONTROL}/Follow",
+         f"{SERVER}/Attend", f"{SERVICE}/Measure", f"{SERVICE}/Fetch",
+         "flwr.proto.Control/StartRun", "flwr.proto.Fleet/UnregisterNode")  # fmt: skip
+
+
+def test_a_stranger_gets_nowhere_and_leaves_nothing(site: Site, tmp_path: Path) -> None:
+    before = site.files()
+    for way in stranger(site, tmp_path).values():
+        for path in CALLS:
+            assert code_of(way, path, b"an app") is grpc.StatusCode.UNAVAILABLE, path
+    assert site.files() == before
+
+
+def test_of_a_strangers_400_mb_next_to_nothing_is_taken(site: Site) -> None:
+    context = ssl.create_default_context(cafile=str(site.state / "tls" / "ca.crt"))
+    context.set_alpn_protocols(["h2"])
+    plain = socket.create_connection(("127.0.0.1", site.port), timeout=LONG_S)
+    sent = 0
+    with context.wrap_socket(plain, server_hostname="127.0.0.1") as line, suppress(OSError):
+        while sent < 400 << 20:
+            line.sendall(bytes(1 << 16))
+            sent += 1 << 16
+    assert sent < 32 << 20  # what fits the kernel's buffers until the door has shut
+
+
+def test_a_message_above_the_limit_is_refused_by_its_length(site: Site) -> None:
+    code = code_of(site.way("a"), f"{SERVER}/Attend", bytes(3 << 20))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_half_open_connections_are_ended_and_hold_nobody_up(site: Site) -> None:
+    began = time.monotonic()
+    silent = [socket.create_connection(("127.0.0.1", site.port)) for _ in range(100)]
+    for line in silent:
+        line.settimeout(LONG_S)
+        line.sendall(b"\x16\x03\x01")  # a TLS handshake that never goes on
+    assert called(site.way("a"), f"{SERVICE}/Measure", b"?")
+    assert [line.recv(1) for line in silent] == [b""] * 100
+    assert time.monotonic() - began >= HANDSHAKE_S / 2
+    for line in silent:
+        line.close()
+
+
+def test_no_bundle_of_code_is_an_order(site: Site) -> None:
+    before = site.files()
+    recipe = load_recipe(None).model_dump_json()
+    for order in (
+        {"fab": "UEsDBA=="},
+        {"recipe": recipe, "app": "import os"},
+        {"recipe": "{}; import os"},
+    ):
+        with pytest.raises(DeploymentError, match=r"an order has|cannot be read"):
+            site.link("admin").call("Submit", **order)
+    assert site.files() - before <= {str(site.state / "audit.jsonl")}
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [("method", "name", "./mine.py:Mine"), ("model", "allow_pickle", True)],
+)
+def test_what_can_run_code_at_the_server_takes_an_administrator(
+    site: Site, section: str, name: str, value: object
+) -> None:
+    recipe = load_recipe(None).model_dump(mode="json")
+    recipe[section][name] = value
+    with pytest.raises(DeploymentError, match="takes the role admin, and run has run"):
+        site.link("run").call("Submit", recipe=json.dumps(recipe))
+
+
+def test_a_run_to_go_on_with_is_no_path(site: Site) -> None:
+    with pytest.raises(DeploymentError, match=r"named by its folder in runs/, got '\.\./x'"):
+        site.link("run").call("Submit", recipe=load_recipe(None).model_dump_json(), resume="../x")
+
+
+@pytest.mark.parametrize(
+    ("role", "call", "may"),
+    [("view", "List", True), ("view", "Submit", False), ("view", "Stop", False),
+     ("run", "List", True), ("run", "Stop", True), ("admin", "Stop", True)],
+)  # fmt: skip
+def test_what_an_operator_may_is_its_role(site: Site, role: str, call: str, may: bool) -> None:
+    if call == "List":
+        assert site.link(role).call(call)["runs"] == []
+        return
+    with pytest.raises(DeploymentError if may else KeyRefusedError):
+        site.link(role).call(call, run=99)
+
+
+def test_a_device_is_no_operator_and_an_operator_no_device(site: Site) -> None:
+    denied = grpc.StatusCode.PERMISSION_DENIED
+    assert code_of(site.way("a"), f"{CONTROL}/List", b"{}") is denied
+    assert code_of(site.way("admin", "operator"), f"{SERVER}/Attend", HELLO) is denied
+
+
+def test_what_operators_asked_for_is_written_down(site: Site) -> None:
+    with pytest.raises(DeploymentError, match="no run 98"):
+        site.link("run").call("Stop", run=98)
+    rows = [json.loads(line) for line in (site.state / "audit.jsonl").read_text().splitlines()]
+    assert {"operator": "run", "role": "run", "call": "stop", "run": 98}.items() <= rows[-1].items()
+
+
+def test_who_is_revoked_is_put_out_and_stays_out(site: Site) -> None:
+    way = site.way("late")
+    with way.open() as channel:
+        hold = threading.Event()
+
+        def hello() -> Iterator[bytes]:
+            yield HELLO
+            hold.wait(LONG_S)
+
+        answers = channel.stream_stream(f"/{SERVER}/Attend")(hello(), timeout=LONG_S)
+        assert json.loads(next(answers)) == {"welcome": "late"}
+        assert site.front.present()["late"]
+        Register(site.state).revoke("late")
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        hold.set()
+    assert "was revoked on" in caught.value.details()
+    assert code_of(way, f"{SERVER}/Attend", HELLO) is grpc.StatusCode.UNAUTHENTICATED
+    said = site.link("view").call("List")
+    assert "late" not in {row["name"] for row in said["devices"]}
+    assert said["refused"][0]["device"] == "late"
+
+
+def test_another_version_is_named_to_the_device(site: Site) -> None:
+    old = json.dumps({"version": "0.0.1", "session": "one"}).encode()
+    with pytest.raises(grpc.RpcError) as caught:
+        called(site.way("b"), f"{SERVER}/Attend", old)
+    assert f"the server runs airtune {VERSION}, b airtune 0.0.1" in caught.value.details()
+
+
+def test_a_task_and_its_answer_pass_the_door(site: Site, run_1: StreamServer) -> None:
+    task = Envelope(b"task", (os.urandom(3 << 20),))
+    ticket = Ticket(run_1.post.put(task, "a"), "1", LONG_S)
+    got = fetch_letter(site.way("a"), ticket)
+    assert (got.header, got.blobs) == (task.header, task.blobs)
+    reply = Envelope(b"answer", (os.urandom(2 << 20), b""))
+    send_answer(site.way("a"), ticket, reply)
+    arrival = run_1.post.arrival(ticket.token)
+    assert arrival is not None
+    assert arrival.envelope == reply
+
+
+def test_an_answer_that_broke_off_may_be_sent_again(site: Site, run_1: StreamServer) -> None:
+    ticket = Ticket(run_1.post.put(Envelope(b"task"), "a"), "1", LONG_S)
+    reply, way, half_sent = Envelope(bytes(5 << 20)), site.way("a"), threading.Event()
+
+    def half() -> Iterator[bytes]:
+        yield from list(parts_of(reply))[:3]
+        half_sent.set()
+        threading.Event().wait(LONG_S)
+
+    with way.open() as channel:
+        metadata = (*way.metadata, (TOKEN_KEY, ticket.token))
+        asked = channel.stream_unary(f"/{SERVICE}/Answer").future(half(), metadata=metadata)
+        assert half_sent.wait(LONG_S)
+        asked.cancel()
+    send_answer(way, ticket, reply)
+    arrival = run_1.post.arrival(ticket.token)
+    assert arrival is not None
+    assert arrival.envelope == reply
+
+
+def test_a_device_reads_no_task_of_another_and_answers_none(
+    site: Site, run_1: StreamServer
+) -> None:
+    token = run_1.post.put(Envelope(b"for a alone"), "a")
+    metadata = {TOKEN_KEY: token, "airtune-device": "a"}  # it may say what it likes
+    for name, body in (("Fetch", (b"",)), ("Answer", tuple(parts_of(Envelope(b"x"))))):
+        with pytest.raises(grpc.RpcError) as caught:
+            called(site.way("b"), f"{SERVICE}/{name}", *body, **metadata)
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert run_1.post.arrival(token) is None
+    with pytest.raises(grpc.RpcError, match="no task waits"):
+        called(site.way("a"), f"{SERVICE}/Fetch", b"", **{TOKEN_KEY: "guess"})
+
+
+def test_an_answer_larger_than_a_task_can_have_is_refused(site: Site, run_1: StreamServer) -> None:
+    token = run_1.post.put(Envelope(b"task", answer_bytes=100), "a")
+    first = next(parts_of(Envelope(bytes(101))))
+    with pytest.raises(grpc.RpcError, match="at most 100 can answer"):
+        called(site.way("a"), f"{SERVICE}/Answer", first, **{TOKEN_KEY: token})
+    arrival = run_1.post.arrival(token)
+    assert arrival is not None
+    assert arrival.is_refused
+
+
+def test_no_call_reaches_a_run_that_is_not_there_or_a_method_beside_those(
+    site: Site, run_1: StreamServer
+) -> None:
+    other = Way(site.target, site.proof("a").credentials(), ((RUN_KEY, "2"),))
+    assert code_of(other, f"{SERVICE}/Fetch", b"") is grpc.StatusCode.UNAUTHENTICATED
+    assert code_of(site.way("a"), f"{SERVICE}/Shell", b"ls") is grpc.StatusCode.UNIMPLEMENTED
+    assert code_of(site.way("a"), "flwr.proto.Runtime/PullAppInputs", b"") is (
+        grpc.StatusCode.UNIMPLEMENTED
+    )
