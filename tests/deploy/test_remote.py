@@ -218,6 +218,7 @@ from airtune.plan import RoundPlan, WorkSpec, whole_model
 
 class Cut:
     needs = frozenset()
+    may_cut = True
     work = WorkSpec(labels="travel", server="shared")
 
     def init(self, problem):
