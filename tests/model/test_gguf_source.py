@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Conf
 from airtune.data.embedded import EMBEDDED_MODEL
 from airtune.errors import MissingExtraError, ModelError
 from airtune.model.base import load_base, load_shape
-from airtune.model.gguf import write_gguf
+from airtune.model.gguf.write import write_gguf
 from airtune.model.kept import keep_all
 from airtune.model.save import plain_config
 from airtune.model.source import load_tokenizer
@@ -85,6 +85,18 @@ def test_the_base_answers_as_the_model_in_the_file_and_can_be_saved(files, name)
     assert load_shape(path) == base.shape
 
 
+def test_constants_of_a_pruned_model_are_read(tmp_path, tokenizer):
+    network = LlamaForCausalLM(LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True)).eval()
+    for name, parameter in network.named_parameters():
+        if name.endswith(("o_proj.bias", "down_proj.bias")):
+            torch.nn.init.normal_(parameter)
+    write_gguf(tmp_path / "m.gguf", network, tokenizer)
+    base = load_base(tmp_path / "m.gguf", device="cpu")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(base.network(ids).logits, network(ids).logits, atol=1e-5, rtol=0)
+
+
 def test_a_classifier_starts_from_a_file_too(files):
     assert load_base(files["llama"][0], labels=3, device="cpu").shape.labels == 3
 
@@ -119,8 +131,8 @@ REFUSED = {
     "split": ({"settings": [("tokenizer.ggml.pre", "hunyuan")]}, "by the rule 'hunyuan'"),
     "missing": ({"drop": ["blk.1.ffn_up.weight"]}, "lacks 1 tensor of a llama model, blk.1.ffn_up"),
     "scaling tensor": ({"kinds": ["rope_freqs.weight"]}, "rope_freqs.weight for one"),
-    "width": ({"settings": [("llama.embedding_length", 64)]}, "numbers and its settings ask for"),
-    "heads": ({"settings": [("llama.attention.key_length", 4)]}, "read as 8 wide"),
+    "width": ({"settings": [("llama.embedding_length", 64)]}, "numbers and its settings ask for|damaged"),
+    "heads": ({"settings": [("llama.attention.key_length", 4)]}, "only heads that are turned whole"),
 }  # fmt: skip
 
 
@@ -146,7 +158,7 @@ def test_a_type_of_numbers_that_cannot_be_restored_is_named(files, monkeypatch):
         raise NotImplementedError
 
     monkeypatch.setattr(gguf, "dequantize", refuse)
-    from airtune.model import gguf_source
+    from airtune.model.gguf import source as gguf_source
 
     gguf_source._checked_config.cache_clear()
     with pytest.raises(ModelError, match=r"stores .* as F32, which the gguf package cannot"):

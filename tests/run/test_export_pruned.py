@@ -214,6 +214,17 @@ def test_what_is_worse_than_untuned_needs_force(tmp_path):
     assert quality["tuned"]["loss"] > quality["untuned"]["loss"]
 
 
+@pytest.mark.parametrize(
+    ("format", "quantise", "said"),
+    [("merged", "q8_0", "--quantise q8_0 is for gguf and adapter-gguf"),
+     ("gguf", "q4_0", "--quantise of gguf must be one of f32, f16, q8_0, got 'q4_0'"),
+     ("adapter-gguf", "q8_0", "--quantise of adapter-gguf must be one of f32, f16")],
+)  # fmt: skip
+def test_a_type_of_numbers_that_a_format_has_not_is_refused(run, format, quantise, said):
+    with pytest.raises(RecipeError, match=said):
+        export_run(run, format, quantise=quantise)
+
+
 @pytest.mark.skipif(find_spec("gguf") is None, reason="needs the extra airtune[gguf]")
 def test_gguf_holds_the_pruned_model_and_answers_the_same(run, tmp_path):
     from transformers import AutoModelForCausalLM

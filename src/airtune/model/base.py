@@ -31,7 +31,7 @@ from airtune.model.admission import agree_, check_finite, refuse_pickled
 from airtune.model.classes import class_names, name_classes_
 from airtune.model.families import Config, Family, family_of, shape_from_config
 from airtune.model.frame import Frame
-from airtune.model.gguf_source import is_gguf, loader_arguments
+from airtune.model.gguf.source import is_gguf, loader_arguments, settle_
 from airtune.model.quantised import require_bitsandbytes
 from airtune.model.source import Tokenizer, load_config, load_tokenizer, reading
 from airtune.plan import ModelShape
@@ -100,6 +100,10 @@ def load_base(
         raise ModelError(
             f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}; set model.dtype"
         )
+    if load_in_4bit and is_gguf(source):
+        raise ModelError(
+            f"{source} is a GGUF file, which is not held in 4 bits anew; leave out model.load_in_4bit"
+        )
     place = place_of(device)
     config = load_config(source, revision)
     shape_from_config(config, labels=labels)  # refuses what cannot be loaded before the weights are
@@ -111,6 +115,9 @@ def load_base(
     choices: dict[str, object] = {"use_safetensors": None if allow_pickle else True}
     if labels:
         choices |= {"num_labels": labels, "ignore_mismatched_sizes": True}
+    if is_gguf(source):
+        config.num_labels = labels or config.num_labels
+        choices = {"config": config}
     if quantisation is not None:
         choices |= {"quantization_config": quantisation, "device_map": {"": place}}
     with reading(source), loading():
@@ -118,10 +125,10 @@ def load_base(
             **loader_arguments(source), revision=revision, dtype=DTYPES[dtype],
             output_loading_info=True, trust_remote_code=False, **choices,
         )  # fmt: skip
+    if is_gguf(source):
+        report["missing_keys"] = settle_(network, report["missing_keys"])
     _check_complete(report, family_of(config), source, classifies=labels > 0)
     check_finite(network, str(source))
-    if is_gguf(source):  # its blocks are plain numbers now, to be trained and saved as such
-        network.hf_quantizer.remove_quantization_config(network)
     agree_(network, tokenizer)
     if classes:
         name_classes_(network, classes)

@@ -1,15 +1,23 @@
-"""Loading what was saved as anybody would: transformers' Auto classes, and peft on a plain base."""
+"""Loading what was saved as anybody would: transformers' Auto classes, and peft on a plain base.
+
+How far the answers of two models are apart is measured here too, for every check of an export.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
-from airtune.model.base import BaseModel, auto_class, loading
+from airtune.model.base import BaseModel, auto_class, load_base, loading
+from airtune.model.classes import class_names
+from airtune.model.gguf.source import is_gguf
 
 
 def load_saved(folder: Path, base: BaseModel) -> nn.Module:
@@ -27,15 +35,26 @@ def load_adapted(folder: Path, base: BaseModel, *, revision: str | None = None) 
         base: what it was tuned from.
         revision: of the base on the hub.
     """
+    network = _plain_base(base, revision)
+    with loading(), warnings.catch_warnings():
+        # peft asks transformers by a name that transformers will drop
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted: nn.Module = PeftModel.from_pretrained(network, str(folder))
+    return adapted.eval()
+
+
+def _plain_base(base: BaseModel, revision: str | None) -> PreTrainedModel:
+    if is_gguf(base.source):
+        dtype = str(base.network.dtype).removeprefix("torch.")
+        classes = class_names(base.network.config) if base.shape.labels else ()
+        again = load_base(
+            base.source, labels=base.shape.labels, classes=classes, dtype=dtype, device="cpu"
+        )
+        return again.network
     with loading():
-        network = auto_class(base.shape).from_pretrained(
+        return auto_class(base.shape).from_pretrained(
             base.source, revision=revision, dtype=base.network.dtype, **class_settings(base)
         )
-        with warnings.catch_warnings():
-            # peft asks transformers by a name that transformers will drop
-            warnings.simplefilter("ignore", FutureWarning)
-            adapted: nn.Module = PeftModel.from_pretrained(network, str(folder))
-    return adapted.eval()
 
 
 def class_settings(base: BaseModel) -> dict[str, Any]:
@@ -48,3 +67,11 @@ def class_settings(base: BaseModel) -> dict[str, Any]:
         "label2id": dict(config.label2id),
         "ignore_mismatched_sizes": True,
     }
+
+
+def apart(here: Sequence[torch.Tensor], there: Sequence[torch.Tensor]) -> tuple[float, float]:
+    """Return the root mean square and the 99 % quantile of a difference, over the spread."""
+    one, other = (torch.cat([row.flatten() for row in rows]) for rows in (here, there))
+    spread = max(float(one.std()), 1e-6)
+    off = (one - other).abs() / spread
+    return float(off.square().mean().sqrt()), float(off.kthvalue(-(-99 * len(off) // 100)).values)

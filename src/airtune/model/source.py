@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from airtune.errors import ModelError
 from airtune.model.admission import settle_tokenizer_
 from airtune.model.families import Config, family_of
-from airtune.model.gguf_source import gguf_config, gguf_tokenizer, is_gguf
+from airtune.model.gguf.source import gguf_config, gguf_tokenizer, is_gguf
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 

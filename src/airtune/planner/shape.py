@@ -8,7 +8,7 @@ from airtune.cost import known_shapes
 from airtune.data import EMBEDDED_MODEL, SHAPES, TOPICS
 from airtune.errors import ModelError
 from airtune.model.base import load_shape
-from airtune.model.gguf_source import is_gguf
+from airtune.model.gguf.source import is_gguf
 from airtune.plan import ModelShape
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run.build import model_source

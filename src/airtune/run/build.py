@@ -29,7 +29,7 @@ from airtune.model.base import BaseModel, load_base, load_class_names
 from airtune.model.batch import IGNORED
 from airtune.model.families import Config
 from airtune.model.frame import load_frame
-from airtune.model.gguf_source import is_gguf
+from airtune.model.gguf.source import is_gguf
 from airtune.model.images import Examples, Images, image_tokens, load_image_base
 from airtune.model.source import Tokenizer, load_tokenizer
 from airtune.plan import Assignments, ModelShape, Problem, Workload

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from airtune.cost import counts_for, pruning_path
 from airtune.data.samples import TextRows, read_samples
 from airtune.engine.checkpoint import Checkpoint, load_checkpoint
 from airtune.errors import CheckpointError, ModelError, RecipeError, RunExistsError
 from airtune.model.base import BaseModel
-from airtune.model.gguf import check_gguf, write_gguf
+from airtune.model.gguf.fields import check_gguf
+from airtune.model.gguf.write import Quantisation
 from airtune.model.images import read_batches_
 from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import take
@@ -31,6 +31,7 @@ from airtune.records import RunRecord, read_run, write_atomically
 from airtune.run.answers import Answer, sample_answers
 from airtune.run.build import load_model
 from airtune.run.card import CARD, Exported, card_of
+from airtune.run.gguf import adapter_file, check_quantise, model_file
 from airtune.run.manifest import MANIFEST, check_better, manifest_of, quality_of, unmeasured
 from airtune.run.method import choose_method
 from airtune.run.replay import replay
@@ -38,15 +39,14 @@ from airtune.run.selfcheck import self_check
 from airtune.run.sensitivity import remembered_sensitivity
 from airtune.work.network import mending_of, tuned_network
 
-Format = Literal["adapter", "merged", "pruned", "gguf"]
+Format = Literal["adapter", "merged", "pruned", "gguf", "adapter-gguf"]
 Round = Literal["best", "last"]
-GGUF_NAME = "model.gguf"
-FORMATS: tuple[Format, ...] = ("adapter", "merged", "pruned", "gguf")
+FORMATS: tuple[Format, ...] = ("adapter", "merged", "pruned", "gguf", "adapter-gguf")
 
 
 def export_run(
     folder: Path, format: Format, *, output: Path | None = None, prune: float | None = None,
-    round: Round = "last", overwrite: bool = False, accept_worse: bool = False,
+    round: Round = "last", quantise: Quantisation | None = None, overwrite: bool = False, accept_worse: bool = False,
 ) -> Path:  # fmt: skip
     """Write what a run has learned, as it stood after its last round or its best one.
 
@@ -56,12 +56,13 @@ def export_run(
         folder: the run folder.
         format: adapter (PEFT), merged (the dense model with the adapters in it), pruned (a smaller
             model), each loaded by plain peft or transformers; gguf (one file for llama.cpp, pruned
-            where the run pruned for good).
+            where the run pruned for good) or adapter-gguf (what llama.cpp adds to a base).
         output: where to; None = `<run>/export-<format>`.
         prune: for a model format, after a run that kept the dense base: fraction of the blocks'
             weights to remove, heads and channels as the run measured that they matter. How good the
             result is was not measured, so it needs `accept_worse`.
         round: last, or best = the one whose model was best on the devices' validation data.
+        quantise: of gguf, f32, f16 or q8_0; of adapter-gguf, f32 or f16; None = as the weights are.
         overwrite: replace what is there.
         accept_worse: write it even where it is worse than the untuned model, or may be.
 
@@ -80,10 +81,11 @@ def export_run(
         StorageError: if it cannot be written.
     """
     _check_asked(format, prune, round)
+    check_quantise(format, quantise)
     place = output or folder / f"export-{format}"
     if overwrite:
         _check_place(place)
-    trained = _trained(folder, round)
+    trained = replace(_trained(folder, round), quantise=quantise)
     kept = _kept(trained, format, prune)
     if prune is not None:
         trained = replace(trained, quality=unmeasured(trained.quality, prune))
@@ -123,6 +125,8 @@ class _Trained:
     record: RunRecord
     is_last: bool
     """It is the last round."""
+    quantise: Quantisation | None = None
+    """How a GGUF file stores matrices; None = as they are."""
 
     @property
     def scale(self) -> float:
@@ -130,7 +134,8 @@ class _Trained:
         return self.recipe.lora.lora_alpha / self.recipe.lora.r
 
 
-def _write_adapter(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
+def _check_adapter(trained: _Trained) -> None:
+    """Refuse a run whose result is no adapter of its base."""
     if trained.state.merged:
         raise ModelError(
             "this method has merged its adapters into the base, which no adapter can say; "
@@ -141,6 +146,10 @@ def _write_adapter(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]
             "this run pruned the model for good, and its adapters belong to what is left; "
             "export pruned"
         )
+
+
+def _write_adapter(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
+    _check_adapter(trained)
     save_adapter(
         stage, trained.base, trained.state.adapters, scale=trained.scale,
         head=trained.state.head or None, overwrite=True,
@@ -184,10 +193,16 @@ def _write_gguf(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
     check_gguf(trained.base.network)
     plain = stage / "plain"
     checked = _write_model(plain, trained, kept)
-    network = AutoModelForCausalLM.from_pretrained(str(plain))
-    write_gguf(stage / GGUF_NAME, network, trained.base.tokenizer)
+    found = model_file(stage, plain, trained.base, trained.samples, trained.quantise)
     shutil.rmtree(plain)
-    return checked
+    return checked | found
+
+
+def _write_adapter_gguf(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
+    _check_adapter(trained)
+    return adapter_file(
+        stage, trained.base, trained.state.adapters, scale=trained.scale, quantise=trained.quantise
+    )
 
 
 _WRITERS = {
@@ -195,6 +210,7 @@ _WRITERS = {
     "merged": _write_model,
     "pruned": _write_model,
     "gguf": _write_gguf,
+    "adapter-gguf": _write_adapter_gguf,
 }
 
 
@@ -220,7 +236,7 @@ def _check_asked(format: str, prune: float | None, round: str) -> None:
         return
     if not 0.0 < prune < 1.0:
         raise RecipeError(f"--prune must be above 0 and below 1, got {prune:g}")
-    if format == "adapter":
+    if format in ("adapter", "adapter-gguf"):
         raise RecipeError(
             f"--prune {prune:g} is for merged, pruned and gguf: an adapter holds nothing of the "
             "model to remove; export pruned, or leave --prune out"

@@ -15,7 +15,7 @@ from airtune.data.embedded import EMBEDDED_PREFIX
 from airtune.data.spec import DataSpec
 from airtune.errors import ModelError
 from airtune.model.base import load_class_names
-from airtune.model.gguf_source import is_gguf
+from airtune.model.gguf.source import is_gguf
 from airtune.model.images import Images
 from airtune.model.source import load_tokenizer
 from airtune.plan import Ints

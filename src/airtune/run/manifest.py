@@ -13,7 +13,7 @@ from airtune.data.template import chosen_template
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
 from airtune.model.classes import class_names
-from airtune.model.gguf_source import is_gguf
+from airtune.model.gguf.source import is_gguf
 from airtune.recipe import Recipe
 from airtune.records import RunRecord
 from airtune.run.build import base_folder

@@ -26,6 +26,7 @@ from airtune.model.batch import IGNORED, Batch, collate
 from airtune.model.classes import class_names
 from airtune.model.images import image_tokens
 from airtune.model.loss import class_logits
+from airtune.model.saved import apart
 
 ROWS, TOKENS = 4, 96
 """Of a language model, whose logits are many; a classifier is asked all rows, whole."""
@@ -113,10 +114,10 @@ def _exact(
     """Return how far apart the two are in float64; raises ModelError where rounding is less."""
     exact = _own(copy.deepcopy(tuned).double(), asked.own, is_classifier=is_classifier)
     alone, together = _plain(copy.deepcopy(saved).double(), asked)
-    noise_rms, noise_q99 = _apart(exact, here)
+    noise_rms, noise_q99 = apart(exact, here)
     allowed = max(ROUNDING * noise_rms, CLEAR_RMS), max(ROUNDING * noise_q99, CLEAR_Q99)
     for how, there in (("asked one by one", alone), ("asked in a batch", together)):
-        rms, q99 = (0.0, 0.0) if there is None else _apart(exact, there)
+        rms, q99 = (0.0, 0.0) if there is None else apart(exact, there)
         if not (rms <= allowed[0] and q99 <= allowed[1]):
             raise ModelError(
                 "the model as saved answers differently from the one that was tuned, so it was "
@@ -249,16 +250,8 @@ def _answers(saved: nn.Module, inputs: Inputs) -> Answers:
 
 
 def _worst(here: Answers, alone: Answers, together: Answers | None) -> tuple[float, float]:
-    found = [_apart(here, there) for there in (alone, together) if there is not None]
+    found = [apart(here, there) for there in (alone, together) if there is not None]
     return max(rms for rms, _ in found), max(q99 for _, q99 in found)
-
-
-def _apart(here: Answers, there: Answers) -> tuple[float, float]:
-    """Return the root mean square and the 99 % quantile of a difference, over the spread."""
-    one, other = (torch.cat([row.flatten() for row in rows]) for rows in (here, there))
-    spread = max(float(one.std()), 1e-6)
-    off = (one - other).abs() / spread
-    return float(off.square().mean().sqrt()), float(off.kthvalue(-(-99 * len(off) // 100)).values)
 
 
 def _loss(answers: Answers, batches: Sequence[Batch]) -> float | None:

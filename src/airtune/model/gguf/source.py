@@ -7,6 +7,7 @@ else, so only what it reads exactly is let through. The weights are not read for
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -18,16 +19,18 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import (
-    AutoConfig,
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
-    AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from airtune.errors import ModelError
 from airtune.model.families import Config, shape_from_config
-from airtune.model.gguf import require_gguf
+from airtune.model.gguf.fields import is_unwritten_bias
+from airtune.model.gguf.package import require_gguf
+from airtune.model.gguf.write import gguf_name
 
 SUFFIX = ".gguf"
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -36,7 +39,7 @@ _READ = frozenset({
     "rope.dimension_count", "rope.freq_base", "attention.head_count", "attention.head_count_kv",
     "attention.layer_norm_rms_epsilon", "attention.key_length", "attention.value_length",
 })  # fmt: skip
-"""Settings of an architecture that are read, or compared with what is read."""
+"""Settings of an architecture that are read."""
 _DIGITS = frozenset({"smollm", "starcoder", "refact", "codeshell", "exaone", "minerva-7b"})
 """Splitting rules that take digits one by one before GPT-2's, unknown to transformers."""
 _SPLITS = _DIGITS | {
@@ -44,6 +47,12 @@ _SPLITS = _DIGITS | {
     "smaug-bpe", "tekken", "qwen2", "deepseek-r1-qwen", "megrez",
 }  # fmt: skip
 """Splitting rules of byte-level tokenizers that are read."""
+_WIDTHS = ("attention.key_length", "attention.value_length", "rope.dimension_count")
+"""Settings that say how wide a head is."""
+_NEEDED = frozenset({
+    "context_length", "block_count", "feed_forward_length", "embedding_length",
+    "attention.head_count", "attention.layer_norm_rms_epsilon",
+})  # fmt: skip
 _NO_SCALING = ("none", 1.0, 0)
 
 
@@ -72,13 +81,19 @@ def gguf_config(source: str | Path) -> Config:
         raise ModelError(f"there is no file {str(source)!r}; set model.source to a GGUF file")
     gguf = require_gguf()
     state = path.stat()
-    return _checked_config(gguf, path, state.st_mtime_ns, state.st_size)
+    return copy.deepcopy(_checked_config(gguf, path, state.st_mtime_ns, state.st_size))
+
+
+def gguf_settings(path: Path) -> dict[str, Any]:
+    """Return the sizes and constants that a file says, by the names that configs have for them."""
+    reader = _reader(require_gguf(), path)
+    return _sizes(reader, str(_value(reader, "general.architecture")))
 
 
 def gguf_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a checked GGUF file, with its splitting rule and no token too many."""
-    size = int(gguf_config(source).vocab_size)
-    read = AutoTokenizer.from_pretrained(**loader_arguments(source))
+    size = gguf_settings(Path(source).expanduser())["vocab_size"]
+    read = PreTrainedTokenizerFast.from_pretrained(**loader_arguments(source))
     content = json.loads(read.backend_tokenizer.to_str())
     # transformers adds GPT-2's own end mark behind vocabularies that lack it
     added = [token for token in content["added_tokens"] if token["id"] < size]
@@ -99,6 +114,21 @@ def gguf_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     )  # fmt: skip
 
 
+@torch.no_grad()
+def settle_(network: PreTrainedModel, missing: set[str]) -> set[str]:
+    """Make what was read of a GGUF file a plain model, to be trained and saved; changes it.
+
+    Returns:
+        What is missing of it, without the biases that no file has: those are zero.
+    """
+    # its blocks are plain numbers now
+    network.hf_quantizer.remove_quantization_config(network)
+    zero = {name for name in missing if is_unwritten_bias(name, network.config)}
+    for name in zero:
+        network.get_parameter(name).zero_()
+    return missing - zero
+
+
 @lru_cache(maxsize=4)
 def _checked_config(gguf: ModuleType, path: Path, changed_ns: int, size: int) -> Config:
     reader = _reader(gguf, path)
@@ -110,13 +140,19 @@ def _checked_config(gguf: ModuleType, path: Path, changed_ns: int, size: int) ->
         )
     _check_stored(gguf, reader, path)
     _check_split(reader, path)
+    _check_settings(reader, architecture, path)
+    sizes = _sizes(reader, architecture)
+    if sizes["hidden_size"] % sizes["num_attention_heads"]:
+        raise ModelError(
+            f"{path} has {sizes['num_attention_heads']} heads, which do not divide its width of "
+            f"{sizes['hidden_size']}; transformers reads no such GGUF file: give the folder of the model"
+        )
     try:
-        config = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = _config(reader, architecture)
+    except (ValueError, TypeError) as error:
         raise _damaged(path, error) from error
     shape_from_config(config)
-    _check_settings(reader, architecture, config, path)
-    _check_tensors(gguf, reader, architecture, config, path)
+    _check_tensors(gguf, reader, config, path)
     return config
 
 
@@ -179,37 +215,77 @@ def _check_split(reader: Any, path: Path) -> None:
         )
 
 
-def _check_settings(reader: Any, architecture: str, config: Config, path: Path) -> None:
-    """Refuse settings that transformers' reader would drop."""
-    said = {key.removeprefix(f"{architecture}."): key for key in reader.fields
+def _check_settings(reader: Any, architecture: str, path: Path) -> None:
+    """Refuse settings that are not read, or not read so."""
+    said = {key.removeprefix(f"{architecture}."): _value(reader, key) for key in reader.fields
             if key.startswith(f"{architecture}.")}  # fmt: skip
-    for name, key in sorted(said.items()):
-        value = _value(reader, key)
+    for name, value in sorted(said.items()):
         is_plain = name.startswith(("rope.scaling.", "expert_")) and value in _NO_SCALING
         if name not in _READ and not is_plain:
             raise ModelError(
-                f"{path} says {key} = {value!r}, which is not read from a GGUF file, so the model would "
-                "compute something else; give the folder of the model it was made from"
+                f"{path} says {architecture}.{name} = {value!r}, which is not read from a GGUF file, so "
+                "the model would compute something else; give the folder of the model it was made from"
             )
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    for name in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
-        if name in said and _value(reader, said[name]) != head_dim:
-            raise ModelError(
-                f"{path} says {said[name]} = {_value(reader, said[name])}, but its heads are read as "
-                f"{head_dim} wide; give the folder of the model it was made from"
-            )
+    if lacking := sorted(_NEEDED - said.keys()):
+        raise ModelError(f"{path} does not say {architecture}.{lacking[0]}; the file is damaged")
+    widths = {name: said[name] for name in _WIDTHS if name in said}
+    if len(set(widths.values())) > 1:
+        raise ModelError(
+            f"{path} says {', '.join(f'{architecture}.{name} = {value}' for name, value in widths.items())}, "
+            "and only heads that are turned whole and have one width are read; give the folder of the "
+            "model it was made from"
+        )
 
 
-def _check_tensors(
-    gguf: ModuleType, reader: Any, architecture: str, config: Config, path: Path
-) -> None:
+def _sizes(reader: Any, architecture: str) -> dict[str, Any]:
+    """Return what a file says of a config; the inverse of `fields.add_fields`."""
+
+    def said(name: str, default: Any = None) -> Any:
+        found = _value(reader, f"{architecture}.{name}")
+        return default if found is None else found
+
+    heads, width = int(said("attention.head_count")), int(said("embedding_length"))
+    return {
+        "vocab_size": int(said("vocab_size", len(_value(reader, "tokenizer.ggml.tokens")))),
+        "max_position_embeddings": int(said("context_length")),
+        "hidden_size": width,
+        "intermediate_size": int(said("feed_forward_length")),
+        "num_hidden_layers": int(said("block_count")),
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(said("attention.head_count_kv", heads)),
+        "head_dim": int(next((said(name) for name in _WIDTHS if said(name)), width // heads)),
+        "rms_norm_eps": float(said("attention.layer_norm_rms_epsilon")),
+        "rope_theta": float(said("rope.freq_base", 10000.0)),
+        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
+    }  # fmt: skip
+
+
+def _config(reader: Any, architecture: str) -> Config:
+    """Return the config that plain transformers would have of a checked file."""
+    settings = _sizes(reader, architecture)
+    settings["rope_parameters"] = {
+        "rope_type": "default", "rope_theta": settings.pop("rope_theta")
+    }  # fmt: skip
+    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        place = _value(reader, f"tokenizer.ggml.{theirs}_token_id")
+        settings[f"{ours}_token_id"] = None if place is None else int(place)
+    if architecture == "llama":
+        names = {tensor.name for tensor in reader.tensors}
+        biases = {"attention_bias": "blk.0.attn_output.bias", "mlp_bias": "blk.0.ffn_down.bias"}
+        settings |= {switch: name in names for switch, name in biases.items()}
+    config: Config = CONFIG_MAPPING[architecture](**settings)
+    return config
+
+
+def _check_tensors(gguf: ModuleType, reader: Any, config: Config, path: Path) -> None:
     """Refuse a file whose tensors are not those of the model that its settings describe."""
     with torch.device("meta"):
         state: Mapping[str, torch.Tensor] = AutoModelForCausalLM.from_config(config).state_dict()
     tied = config.tie_word_embeddings
     wanted = {
-        stored_name(gguf, architecture, config, name): math.prod(tensor.shape)
-        for name, tensor in state.items() if not (tied and name == "lm_head.weight")
+        gguf_name(gguf, config, name): math.prod(tensor.shape)
+        for name, tensor in state.items()
+        if not (tied and name == "lm_head.weight") and not is_unwritten_bias(name, config)
     }  # fmt: skip
     found = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
     if missing := sorted(wanted.keys() - found.keys()):
@@ -232,10 +308,3 @@ def _of_tensors(path: Path, what: str, names: Iterable[str], config: Config) -> 
     several = f"{len(listed)} tensors" if len(listed) > 1 else "1 tensor"
     other = " that a plain one has not" if what == "holds" else ""
     return f"{path} {what} {several} of a {config.model_type} model{other}, {listed[0]} for one"
-
-
-def stored_name(gguf: ModuleType, architecture: str, config: Config, name: str) -> str:
-    """Return what GGUF calls a tensor of a plain model."""
-    kind = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
-    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    return str(names.get_name(name, (".weight", ".bias")))
