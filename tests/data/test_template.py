@@ -26,7 +26,7 @@ def test_chat_template_that_strips_is_followed(plain_tokenizer, monkeypatch):
     strip = "{% for m in messages %}[{{ m['content'] | trim }}]{% endfor %}"
     monkeypatch.setattr(plain_tokenizer, "chat_template", strip)
     done = render(["a "], [" b "], tokenizer=plain_tokenizer, template=None)
-    assert (done.texts[0], done.starts[0]) == ("[a][b]", 4)
+    assert (done.texts[0], done.starts[0]) == ("[a][b]", 3)  # a caller sends "[a]"
 
 
 def test_chat_template_that_changes_the_completion_is_refused(plain_tokenizer, monkeypatch):

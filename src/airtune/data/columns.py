@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from airtune.data.conversation import is_conversation
 from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table, is_missing
 from airtune.errors import DataError
 
 USUAL: Mapping[str, tuple[str, ...]] = {
+    "messages": (
+        "messages", "conversations", "conversation", "dialogue", "dialog", "turns",
+    ),
     "prompt": ("prompt", "question", "instruction", "query", "input"),
     "completion": ("completion", "answer", "output", "response"),
     "context": ("context", "input"),
@@ -82,6 +86,8 @@ def find_column(name: str, table: Table) -> str:
 def usual_roles(table: Table) -> dict[str, str]:
     """Return the roles that columns have by their usual names, whatever the task."""
     found = {role: _usual(role, table, {}) for role in USUAL}
+    if not _holds_conversations(table, {}):
+        found["messages"] = None
     return {role: name for role, name in found.items() if name is not None}
 
 
@@ -125,8 +131,10 @@ def _needed(spec: DataSpec, roles: Mapping[str, str], table: Table) -> tuple[str
         return ("text", "label")
     if spec.task == "image-classification":
         return ("image", "label")
-    if "text" in roles:
+    if {"text", "messages"} & roles.keys():
         return ()
+    if not {"prompt", "completion"} & roles.keys() and _holds_conversations(table, roles):
+        return ("messages",)
     if "prompt" in roles or "completion" in roles or _usual("prompt", table, roles):
         return ("prompt", "completion")
     return ("text",)
@@ -136,6 +144,13 @@ def _optional(spec: DataSpec, roles: Mapping[str, str]) -> tuple[str, ...]:
     if spec.task == "causal-lm":
         return ("context",) if "prompt" in roles else ()
     return ("text_pair", "label_name") if spec.task == "classification" else ("label_name",)
+
+
+def _holds_conversations(table: Table, roles: Mapping[str, str]) -> bool:
+    """Say whether a column with a usual name holds lists of messages."""
+    name = _usual("messages", table, roles)
+    values = [] if name is None else [v for v in table.column(name) if not is_missing(v)]
+    return bool(values) and is_conversation(values[0])
 
 
 def _usual(role: str, table: Table, roles: Mapping[str, str]) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from airtune.data.answers import answer_of
+from airtune.data.conversation import Message
 from airtune.data.intake import take_in
 from airtune.data.labels import class_ids, label_keys
 from airtune.data.ledger import DataLedger, RowCounts
@@ -22,7 +23,7 @@ from airtune.data.partition import (
 from airtune.data.samples import TextRows, spread
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table, is_missing
-from airtune.data.template import render, render_texts
+from airtune.data.template import render, render_conversations, render_texts
 from airtune.data.tokenise import Tokenised
 from airtune.errors import DataError
 from airtune.keys import generator
@@ -144,7 +145,7 @@ def _prepare(
             f"no row of {table.source} has anything to score within {spec.max_length} tokens; "
             "raise `data.max_length`"
         )
-    completions = table.texts(columns["completion"]) if "completion" in columns else []
+    completions = _completions(table, columns)
     return _Prepared(
         table=table.take(rows),
         texts=texts.take(rows.tolist()),
@@ -171,16 +172,31 @@ def _texts(
         )
     if "text" in columns:
         rendered = render_texts(table.texts(columns["text"]))
+    elif "messages" in columns:
+        rendered = render_conversations(
+            _conversations(table, columns), tokenizer=tokenizer, template=spec.template,
+            place=table.place,
+        )  # fmt: skip
     else:
         rendered = render(
-            _with_context(table, columns),
-            table.texts(columns["completion"]),
-            tokenizer=tokenizer,
-            template=spec.template,
-        )
+            _with_context(table, columns), table.texts(columns["completion"]),
+            tokenizer=tokenizer, template=spec.template, place=table.place,
+        )  # fmt: skip
     return TextRows(
-        rendered.texts, starts=rendered.starts, special=rendered.special, end=rendered.end
-    )
+        rendered.texts, starts=rendered.starts, special=rendered.special, end=rendered.end,
+        earlier=rendered.earlier,
+    )  # fmt: skip
+
+
+def _conversations(table: Table, columns: Mapping[str, str]) -> list[list[Message]]:
+    return cast("list[list[Message]]", table.column(columns["messages"]))
+
+
+def _completions(table: Table, columns: Mapping[str, str]) -> list[str]:
+    """Return the last answers, () where there are none."""
+    if "messages" in columns:
+        return [messages[-1]["content"] for messages in _conversations(table, columns)]
+    return table.texts(columns["completion"]) if "completion" in columns else []
 
 
 def _with_context(table: Table, columns: Mapping[str, str]) -> list[str]:
@@ -220,6 +236,9 @@ def _groups(
         return targets, tuple(classes.values())
     if spec.clusters == "length":
         return cluster_by_length(np.array([len(row) for row in ready.tokenised.tokens]))
+    if "messages" in columns:
+        asked = [messages[0]["content"] for messages in _conversations(ready.table, columns)]
+        return cluster_by_first_word(asked)
     column = columns["text"] if "text" in columns else columns["prompt"]
     return cluster_by_first_word(ready.table.texts(column))
 

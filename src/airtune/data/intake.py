@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from airtune.data.columns import resolve_columns
+from airtune.data.conversation import read_conversations
 from airtune.data.draw import at_most, set_aside
 from airtune.data.embedded import EMBEDDED_PREFIX
 from airtune.data.labels import label_keys, label_map, spelling_ledger
@@ -22,9 +23,9 @@ from airtune.errors import DataError
 from airtune.keys import generator
 from airtune.plan import Bools, Ints
 
-NEEDED = ("prompt", "completion", "text")
+NEEDED = ("prompt", "completion", "text", "messages")
 """Roles that leave a row out where they are blank."""
-CONTENT = ("prompt", "context", "completion", "text", "text_pair")
+CONTENT = ("messages", "prompt", "context", "completion", "text", "text_pair")
 """Roles by which two rows are the same."""
 FILLED = ("text_pair",)
 """Roles that are read as empty where a row lacks them."""
@@ -102,15 +103,22 @@ def _groups(table: Table, label: str | None, classes: Mapping[str, str]) -> Ints
 
 
 def _usable(table: Table, columns: Mapping[str, str]) -> tuple[Table, RowCounts]:
-    """Leave out rows without text or label."""
+    """Leave out rows without text, label or answer; conversations become lists of messages."""
     blank, unlabelled = _lacking(table, columns, NEEDED), _lacking(table, columns, ("label",))
-    kept = np.flatnonzero(~(blank | unlabelled))
+    unanswered = unsupported = np.zeros(len(table), np.bool_)
+    if "messages" in columns:
+        read = read_conversations(table, columns["messages"])
+        table = table.replaced(columns["messages"], read.messages)
+        unanswered, unsupported = read.unanswered & ~blank, read.unsupported
+    kept = np.flatnonzero(~(blank | unlabelled | unanswered | unsupported))
     if not len(kept):
         roles = [role for role in (*NEEDED, "label") if role in columns]
         named = " or ".join(columns[role] for role in roles)
-        raise DataError(f"every row of {table.source} is blank in {named}")
+        no_answer = " or has no answer to train on" if "messages" in columns else ""
+        raise DataError(f"every row of {table.source} is blank in {named}{no_answer}")
     counts = RowCounts(
         read=len(table), blank=int(blank.sum()), unlabelled=int((unlabelled & ~blank).sum()),
+        unanswered=int(unanswered.sum()), unsupported=int(unsupported.sum()),
         unreadable=_unreadable(table.take(kept), columns),
         filled=int(_lacking(table, columns, FILLED)[kept].sum()),
     )  # fmt: skip

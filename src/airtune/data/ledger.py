@@ -21,6 +21,8 @@ class RowCounts:
     """Rows of the source, before any was left out."""
     blank: int = 0
     unlabelled: int = 0
+    unanswered: int = 0
+    unsupported: int = 0
     dropped: int = 0
     truncated: int = 0
     filled: int = 0
@@ -46,6 +48,11 @@ class Kind:
 KINDS: Mapping[str, Kind] = {
     "blank": Kind("left out: no text", "fill or remove them"),
     "unlabelled": Kind("left out: no label", "label or remove them"),
+    "unanswered": Kind("left out: no answer of the assistant to a user", "answer or remove them"),
+    "unsupported": Kind(
+        "left out: a turn of a tool, of an unknown role, or without text",
+        "take those turns out of the conversations",
+    ),
     "dropped": Kind(
         "left out: the prompt alone fills data.max_length",
         "raise data.max_length or shorten the prompts",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from airtune.data.template import Rendered
+from airtune.data.exchange import Rendered
 from airtune.data.tokenise import Tokenised, tokenise_causal, tokenise_classes
 from airtune.errors import CheckpointError
 from airtune.records import write_atomically
@@ -45,6 +45,8 @@ class TextRows:
     """The tokenizer adds its own marks."""
     end: bool = False
     """The end mark is added to a language model's text."""
+    earlier: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """Where earlier answers of a conversation begin and end; () where there are none."""
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -56,7 +58,7 @@ class TextRows:
                 self.texts, self.pairs or None, np.array(self.classes, np.int64),
                 tokenizer=tokenizer, max_length=max_length,
             )  # fmt: skip
-        rendered = Rendered(self.texts, self.starts, self.special, self.end)
+        rendered = Rendered(self.texts, self.starts, self.special, self.end, self.earlier)
         return tokenise_causal(rendered, tokenizer=tokenizer, max_length=max_length)
 
     def take(self, places: Sequence[int]) -> TextRows:
@@ -67,7 +69,7 @@ class TextRows:
 
         return TextRows(
             chosen(self.texts), chosen(self.pairs), chosen(self.classes), chosen(self.starts),
-            self.special, self.end,
+            self.special, self.end, chosen(self.earlier),
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -16,7 +17,7 @@ Partition = Literal["iid", "dirichlet", "shards"]
 Clusters = Literal["length", "first-word"]
 
 ROLES: Mapping[Task, tuple[str, ...]] = {
-    "causal-lm": ("prompt", "completion", "context", "text", "group"),
+    "causal-lm": ("messages", "prompt", "completion", "context", "text", "group"),
     "classification": ("text", "text_pair", "label", "label_name", "group"),
     "image-classification": ("image", "label", "label_name"),
 }
@@ -59,7 +60,8 @@ class DataSpec:
     max_length: int = 256
     """Most tokens in a text; longer ones are cut and counted."""
     template: str | None = None
-    """Text with `{prompt}` and perhaps `{completion}`; None = the tokenizer's chat template, or
+    """Text with `{prompt}` and perhaps `{completion}`, or the name of one of the tokenizer's chat
+    templates; None = the tokenizer's chat template, or
     prompt, line feed, completion where it has none."""
     packing: bool = False
     """Join short training texts up to `max_length` tokens; causal-lm only."""
@@ -133,6 +135,10 @@ def _columns(spec: DataSpec) -> list[str]:
             near = difflib.get_close_matches(role, known, 1)
             hint = f", did you mean {near[0]!r}" if near else ""
             faults.append(f"columns of {spec.task} can name {', '.join(known)}, got {role!r}{hint}")
+    if "messages" in spec.columns and spec.columns.keys() - {"messages", "group"}:
+        faults.append(
+            "columns name messages, which hold all of a conversation; leave out the others"
+        )
     if spec.task == "causal-lm" and "text" in spec.columns and "prompt" in spec.columns:
         faults.append("columns name both text and prompt; use text, or prompt and completion")
     return faults
@@ -165,7 +171,9 @@ def _contradictions(spec: DataSpec) -> list[str]:
 
 
 def _template_faults(template: str) -> list[str]:
-    faults = []
+    faults: list[str] = []
+    if re.fullmatch(r"[\w.-]+", template):
+        return faults  # the name of one of the tokenizer's templates
     if template.count("{prompt}") != 1:
         faults.append(f"template must have {{prompt}} once, got {template!r}")
     if template.count("{completion}") > 1:

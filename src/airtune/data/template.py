@@ -1,75 +1,63 @@
-"""From prompt and completion to one text, and where in it the completion begins."""
+"""From prompt and completion, or plain texts, to what is tokenised."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from airtune.errors import DataError
+from airtune.data.conversation import Message, pair
+from airtune.data.exchange import Rendered, chosen_template, settle_exchange
+from airtune.errors import RecipeError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PLAIN = "{prompt}\n{completion}"
-"""The template where neither the recipe nor the tokenizer has one."""
-
-Origin = Literal["recipe", "tokenizer", "default"]
-"""Who a template is from."""
-
-_DATE = "26 Jul 2024"
-"""Some chat templates write the day; a fixed one keeps runs repeatable (theirs is this one)."""
-
-_MARK = "completion"
-
-
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """Texts to tokenise."""
-
-    texts: tuple[str, ...]
-    starts: tuple[int, ...]
-    """Character from which a text is scored."""
-    special: bool
-    """The tokenizer adds its own marks (beginning of text); False where the template wrote them."""
-    end: bool
-    """The end mark is still to be added."""
-
 
 def render(
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    template: str | None,
-) -> Rendered:
+    prompts: Sequence[str], completions: Sequence[str], *, tokenizer: PreTrainedTokenizerBase,
+    template: str | None, place: Callable[[int], str] = str,
+) -> Rendered:  # fmt: skip
     """Write prompts and completions with the template given, the chat template or the plain one.
 
     Raises:
-        DataError: if a chat template changes the completion, so that it cannot be found again.
+        DataError: if the chat template refuses a pair or changes its completion.
+        RecipeError: if the template is not there.
     """
-    origin, text = chosen_template(template, tokenizer.chat_template)
-    if origin == "tokenizer":
-        return _render_chat(prompts, completions, tokenizer)
-    before, after = split_template(text)
+    exchange = settle_exchange(tokenizer, template)
+    if exchange is not None:
+        return exchange.write(list(map(pair, prompts, completions)), place)
+    before, after = split_template(chosen_template(template, None)[1])
     heads = [before.replace("{prompt}", prompt) for prompt in prompts]
     texts = [head + text + after for head, text in zip(heads, completions, strict=True)]
     return Rendered(tuple(texts), tuple(map(len, heads)), special=True, end=True)
 
 
-def chosen_template(asked: str | None, chat: Any) -> tuple[Origin, Any]:
-    """Return which template is used, and whose it is.
+def render_conversations(
+    conversations: Sequence[Sequence[Message]], *, tokenizer: PreTrainedTokenizerBase,
+    template: str | None, place: Callable[[int], str] = str,
+) -> Rendered:  # fmt: skip
+    """Write conversations with the chat template.
 
-    Args:
-        asked: the recipe's; None = it has none.
-        chat: the tokenizer's chat template; None = it has none.
+    A recipe's own or the plain template has one question and one answer, so a conversation of more
+    needs a chat template.
 
-    >>> chosen_template(None, None)[0], chosen_template("{prompt} = {completion}", "chat")[0]
-    ('default', 'recipe')
+    Raises:
+        DataError: if the chat template refuses one.
+        RecipeError: if there is no chat template and one has more than a question and an answer.
     """
-    if asked is not None:
-        return "recipe", asked or PLAIN
-    return ("default", PLAIN) if chat is None else ("tokenizer", chat)
+    exchange = settle_exchange(tokenizer, template)
+    if exchange is not None:
+        return exchange.write(conversations, place)
+    for row, messages in enumerate(conversations):
+        if [message["role"] for message in messages] != ["user", "assistant"]:
+            raise RecipeError(
+                f"the conversation at {place(row)} has more than a question and an answer, which "
+                "takes a chat template: take a model that has one, and leave data.template out"
+            )
+    prompts, answers = zip(
+        *([message["content"] for message in messages] for messages in conversations), strict=True
+    )
+    return render(prompts, answers, tokenizer=tokenizer, template=template, place=place)
 
 
 def split_template(template: str) -> tuple[str, str]:
@@ -85,34 +73,3 @@ def split_template(template: str) -> tuple[str, str]:
 def render_texts(texts: Sequence[str]) -> Rendered:
     """Return plain texts, scored from their first character."""
     return Rendered(tuple(texts), (0,) * len(texts), special=True, end=True)
-
-
-def _render_chat(
-    prompts: Sequence[str], completions: Sequence[str], tokenizer: PreTrainedTokenizerBase
-) -> Rendered:
-    """Render one exchange a row; what follows the completion is the same in every row."""
-    exchanges = [
-        [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-        for prompt, completion in zip(
-            ("prompt", *prompts), (_MARK, *completions), strict=True
-        )
-    ]  # fmt: skip
-    sample, *texts = tokenizer.apply_chat_template(exchanges, tokenize=False, date_string=_DATE)
-    tail = len(sample) - sample.rfind(_MARK) - len(_MARK)
-    starts = [
-        _start(text, completion, tail) for text, completion in zip(texts, completions, strict=True)
-    ]
-    return Rendered(tuple(texts), tuple(starts), special=False, end=False)
-
-
-def _start(text: str, completion: str, tail: int) -> int:
-    """Return where the completion begins; many templates strip the blanks around it."""
-    end = len(text) - tail
-    for written in (completion, completion.strip()):
-        start = end - len(written)
-        if text[start:end] == written:
-            return start
-    raise DataError(
-        f"the chat template changes the completion {completion[:40]!r}; set `data.template`, for "
-        f"instance {PLAIN!r}"
-    )

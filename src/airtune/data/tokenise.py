@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from airtune.data.template import Rendered
+from airtune.data.exchange import Rendered
 from airtune.errors import ModelError
 from airtune.model.batch import IGNORED, Sequences
 from airtune.plan import Bools, Ints
@@ -26,7 +26,7 @@ class Tokenised:
     truncated: Bools
     """The text was longer than the limit and was cut."""
     prompt: Ints
-    """Tokens before the first scored one; 0 for classification and plain text."""
+    """Tokens before the last answer, which a caller sends; 0 for classification and plain text."""
     scored: Bools
     """At least one token can be scored; the cut may have left the prompt alone."""
     segments: tuple[Ints, ...] = ()
@@ -49,7 +49,8 @@ def tokenise_causal(
     """Return tokens and targets; a target is the token itself, or IGNORED before the completion.
 
     The whole text is tokenised at once, so that the boundary between prompt and completion is
-    where generation meets it too. A token that holds both belongs to the completion.
+    where generation meets it too. Where a token of a chat template's text would hold both, the text
+    is cut there first, as a caller's is; else such a token belongs to the completion.
 
     Raises:
         ModelError: if the tokenizer cannot say which characters a token covers.
@@ -60,20 +61,26 @@ def tokenise_causal(
         return_token_type_ids=False, verbose=False,
     )  # fmt: skip
     end = tokenizer.eos_token_id if rendered.end else None
-    prompt = np.array(
-        [
-            _first_scored(encoded, row, start, len(rendered.texts[row]))
-            for row, start in enumerate(rendered.starts)
-        ],
-        np.int64,
-    )
-    whole = [_with_end(ids, end) for ids in encoded["input_ids"]]
+    whole: list[Ints] = []
+    targets: list[Ints] = []
+    prompt = np.zeros(len(rendered.texts), np.int64)
+    for row, (text, start) in enumerate(zip(rendered.texts, rendered.starts, strict=True)):
+        spans = rendered.earlier[row] if rendered.earlier else ()
+        cuts = [*(place for span in spans for place in span), start]
+        ids = encoded["input_ids"][row]
+        places = [_first_scored(encoded, row, cut, len(text)) for cut in cuts]
+        if not rendered.special and _straddles(encoded, row, start, places[-1]):
+            ids, places = _apart(tokenizer, text, cuts)
+        whole.append(_with_end(ids, end))
+        prompt[row] = places[-1]
+        ends = [*places, len(whole[row])]
+        targets.append(_mask(whole[row], list(zip(ends[::2], ends[1::2], strict=True))))
     tokens = tuple(row[:max_length] for row in whole)
-    targets = tuple(_mask(row, count) for row, count in zip(tokens, prompt.tolist(), strict=True))
+    targets = [row[:max_length] for row in targets]
     lengths = np.array([len(row) for row in whole], np.int64)
     # The first token has nothing before it that could predict it.
-    scored = np.minimum(lengths, max_length) > np.maximum(prompt, 1)
-    return Tokenised(tokens, targets, lengths > max_length, prompt, scored)
+    scored = np.array([bool((row[1:] != IGNORED).any()) for row in targets], np.bool_)
+    return Tokenised(tokens, tuple(targets), lengths > max_length, prompt, scored)
 
 
 def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -95,14 +102,37 @@ def _first_scored(encoded: BatchEncoding, row: int, start: int, length: int) -> 
     return len(encoded["input_ids"][row])
 
 
+def _straddles(encoded: BatchEncoding, row: int, start: int, place: int) -> bool:
+    """Say whether the token at the start of an answer holds characters before it, too."""
+    return place < len(encoded["input_ids"][row]) and (
+        encoded.token_to_chars(row, place).start < start
+    )
+
+
+def _apart(
+    tokenizer: PreTrainedTokenizerBase, text: str, cuts: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Return the tokens of a text that is cut at its last answer first, and where the cuts are.
+
+    A caller sends the text up to there, so no token may reach over it.
+    """
+    start = cuts[-1]
+    parts = tokenizer([text[:start], text[start:]], add_special_tokens=False)
+    sent, answer = parts["input_ids"]
+    earlier = [_first_scored(parts, 0, cut, start) for cut in cuts[:-1]]
+    return [*sent, *answer], [*earlier, len(sent)]
+
+
 def _with_end(ids: Sequence[int], end: int | None) -> Ints:
     ended = end is None or (len(ids) > 0 and ids[-1] == end)
     return np.array(ids if ended else [*ids, end], np.int64)
 
 
-def _mask(tokens: Ints, count: int) -> Ints:
-    targets = tokens.copy()
-    targets[:count] = IGNORED
+def _mask(tokens: Ints, spans: Sequence[tuple[int, int]]) -> Ints:
+    """Return the tokens within the spans, first and last + 1, and IGNORED elsewhere."""
+    targets = np.full_like(tokens, IGNORED)
+    for first, last in spans:
+        targets[first:last] = tokens[first:last]
     return targets
 
 

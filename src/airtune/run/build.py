@@ -20,11 +20,13 @@ from airtune.data import (
     load_federated,
     load_federated_images,
 )
+from airtune.data.exchange import settle_end_
 from airtune.engine.local import LocalSettings
 from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import Fleet, load_fleet
 from airtune.methods import may_cut
 from airtune.methods.split_lines import check_cut
+from airtune.model.admission import agree_
 from airtune.model.base import BaseModel, load_base, load_class_names
 from airtune.model.batch import IGNORED
 from airtune.model.families import Config
@@ -142,11 +144,15 @@ def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = N
     place = section.device if device is None else device
     packed = section.load_in_4bit and device is None
     if not is_vision(recipe):
-        return load_base(
+        base = load_base(
             model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
             device=place, load_in_4bit=packed, revision=section.revision,
             allow_pickle=section.allow_pickle,
         )  # fmt: skip
+        if base.tokenizer is not None and not classes:
+            settle_end_(base.tokenizer, recipe.data.template)
+            agree_(base.network, base.tokenizer)
+        return base
     return load_image_base(
         model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
         device=place, revision=section.revision, allow_pickle=section.allow_pickle,
@@ -159,10 +165,13 @@ def read_tokenizer(recipe: Recipe) -> Tokenizer:
     Raises:
         ModelError: if it cannot be found or read.
     """
-    return load_tokenizer(
+    tokenizer = load_tokenizer(
         model_source(recipe), classifies=recipe.data.task != "causal-lm",
         revision=recipe.model.revision,
     )  # fmt: skip
+    if recipe.data.task == "causal-lm":
+        settle_end_(tokenizer, recipe.data.template)
+    return tokenizer
 
 
 def model_source(recipe: Recipe) -> str:

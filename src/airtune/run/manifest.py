@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.data import TOPICS
-from airtune.data.template import chosen_template
+from airtune.data.exchange import chosen_template
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
 from airtune.model.classes import class_names

@@ -107,6 +107,8 @@ def _task(table: Table, config: Config | None) -> Task:
         return "image-classification"
     if config is not None and not family_of(config).causal:
         return "classification"
+    if "messages" in roles:
+        return "causal-lm"
     is_labelled = {"text", "label"} <= roles.keys() and not {"prompt", "completion"} & roles.keys()
     return "classification" if is_labelled else "causal-lm"
 

@@ -213,14 +213,17 @@ def _generate(
     """Continue prompts of one length greedily, (prompts, tokens)."""
     ids = ids.to(next(iter(network.parameters())).device)
     generate = getattr(network, "generate")  # noqa: B009
-    stop = tokenizer.eos_token_id
+    said = getattr(network, "generation_config").eos_token_id  # noqa: B009
+    stop = tokenizer.eos_token_id if said is None else said
     output = generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=stop,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop,
+        pad_token_id=tokenizer.eos_token_id
+        if tokenizer.pad_token_id is None
+        else tokenizer.pad_token_id,
     )
     return [
         str(tokenizer.decode(row[ids.shape[1] :].tolist(), skip_special_tokens=True))

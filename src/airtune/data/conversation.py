@@ -1,0 +1,120 @@
+"""Conversations as people store them: `messages` with role and content, or ShareGPT's from and value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from airtune.data.table import Table, is_missing
+from airtune.plan import Bools
+
+Message: TypeAlias = dict[str, str]
+"""`role` (system, user or assistant) and `content`."""
+
+ANSWERS = "assistant"
+"""The role whose messages are scored."""
+
+_ROLES = {
+    "user": "user", "human": "user", "prompter": "user", "assistant": ANSWERS, "gpt": ANSWERS,
+    "bot": ANSWERS, "model": ANSWERS, "chatgpt": ANSWERS, "system": "system", "developer": "system",
+}  # fmt: skip
+_KEYS = (("role", "content"), ("from", "value"))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversations:
+    """A column of conversations, and which rows of it cannot be trained on."""
+
+    messages: list[list[Message]]
+    """Each up to its last answer; [] where a row cannot be used."""
+    unanswered: Bools
+    """No answer of the assistant to a user, shape (rows,)."""
+    unsupported: Bools
+    """A turn of a tool or of another role, or one that is no text, shape (rows,)."""
+
+
+def read_conversations(table: Table, column: str) -> Conversations:
+    """Return a column's conversations.
+
+    Roles are user, assistant, system and ShareGPT's human and gpt; content is text, or a list of
+    parts that are all text. What follows the last answer is left out.
+
+    A row without a value is one without an answer.
+
+    Raises:
+        DataError: if a row holds no list of messages; the first few are named with file and line.
+    """
+    raw = [[] if is_missing(value) else _turns(value) for value in table.column(column)]
+    table.refuse(
+        column, [turns is None for turns in raw],
+        "must be a list of messages with role and content, or with from and value", _shown,
+    )  # fmt: skip
+    read = [[_message(turn) for turn in turns or ()] for turns in raw]
+    unsupported = np.array([None in messages for messages in read], np.bool_)
+    kept = [
+        [] if None in messages else _answered([message for message in messages if message])
+        for messages in read
+    ]
+    unanswered = np.array([not messages for messages in kept], np.bool_) & ~unsupported
+    return Conversations(kept, unanswered, unsupported)
+
+
+def is_conversation(value: object) -> bool:
+    """Say whether a value is a list of messages."""
+    return bool(_turns(value))
+
+
+def pair(prompt: str, completion: str) -> list[Message]:
+    """Return one question and its answer as a conversation."""
+    return [{"role": "user", "content": prompt}, {"role": ANSWERS, "content": completion}]
+
+
+def _turns(value: object) -> list[Mapping[str, Any]] | None:
+    """Return the turns of a stored conversation, a list or JSON text of one; None if it is none."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return None
+    turns = [turn for turn in value if isinstance(turn, Mapping)]
+    known = all(any(role in turn for role, _ in _KEYS) for turn in turns)
+    return turns if known and len(turns) == len(value) else None
+
+
+def _message(turn: Mapping[str, Any]) -> Message | None:
+    """Return a turn as a message; None where it is no text of a known role."""
+    role, content = next(keys for keys in _KEYS if keys[0] in turn)
+    who, text = _ROLES.get(str(turn[role]).strip().lower()), _text(turn.get(content))
+    if who is None or text is None or turn.get("tool_calls"):
+        return None
+    return {"role": who, "content": text}
+
+
+def _text(content: object) -> str | None:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, Sequence):
+        return None
+    parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(parts) else None
+
+
+def _answered(messages: list[Message]) -> list[Message]:
+    """Return the messages up to the last answer to a user."""
+    asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    last = [
+        place for place, message in enumerate(messages)
+        if message["role"] == ANSWERS and message["content"].strip() and place > min(asked, default=place)
+    ]  # fmt: skip
+    return messages[: last[-1] + 1] if last else []
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:60]
