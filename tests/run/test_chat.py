@@ -49,8 +49,8 @@ def test_a_chat_file_goes_from_init_to_export_and_its_answers_end(folder):
     assert invoke(["init", "--model", "./base", "--data", "./chat.jsonl", "--fleet", "pocket"]) == 0
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert recipe["data"]["task"] == "causal-lm"
-    sets = ["train.rounds=8", "train.local_steps=10", "train.learning_rate=0.02", "fleet.devices=2",
-            "method.name=fedavg-lora", "evaluation.every=8", "threads=1"]  # fmt: skip
+    sets = ["train.rounds=3", "train.local_steps=16", "train.learning_rate=0.02", "fleet.devices=2",
+            "method.name=fedavg-lora", "evaluation.every=3", "threads=1"]  # fmt: skip
     assert invoke(["run", "recipe.yaml", "--folder", "run", "--set", *sets]) == 0
     assert invoke(["export", "run", "--format", "merged"]) == 0
     tokenizer = AutoTokenizer.from_pretrained("run/export-merged")
