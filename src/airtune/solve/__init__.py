@@ -4,6 +4,8 @@ from airtune.solve.bandwidth import Division, divide_min_max
 from airtune.solve.bcd import BcdStart, solve_bcd, uniform_kept
 from airtune.solve.joint import solve_joint
 from airtune.solve.menu import MenuChoice, choose, lagrangian
+from airtune.solve.mixed import MixedSolution, solve_mixed
+from airtune.solve.mixed_problem import MixedProblem, RoundTimes, round_times
 from airtune.solve.problem import JointProblem, JointSolution
 from airtune.solve.pruning import prune_min_max
 from airtune.solve.rates import Curves, curves_of, signal_ratio, silent
@@ -21,6 +23,9 @@ __all__ = [
     "JointSolution",
     "LadderProblem",
     "MenuChoice",
+    "MixedProblem",
+    "MixedSolution",
+    "RoundTimes",
     "Rounded",
     "Spectrum",
     "SplitProblem",
@@ -33,12 +38,14 @@ __all__ = [
     "divide_spectrum",
     "lagrangian",
     "prune_min_max",
+    "round_times",
     "round_to_ladder",
     "rounds_ratio",
     "signal_ratio",
     "silent",
     "solve_bcd",
     "solve_joint",
+    "solve_mixed",
     "solve_split",
     "solve_split_lagrangian",
     "uniform_kept",
