@@ -58,11 +58,16 @@ def _plain_base(base: BaseModel, revision: str | None) -> PreTrainedModel:
 
 
 def class_settings(base: BaseModel) -> dict[str, Any]:
-    """Return what `from_pretrained` has to be told of a classifier's classes; {} for others."""
+    """Return what `from_pretrained` has to be told to make a classifier of a base; {} for others.
+
+    Its classes; and the pad token, which a decoder's files may lack and its classifier needs.
+    """
     if not base.shape.labels:
         return {}
     config = base.network.config
+    pad = getattr(config, "pad_token_id", None)
     return {
+        **({} if pad is None else {"pad_token_id": pad}),
         "id2label": dict(config.id2label),
         "label2id": dict(config.label2id),
         "ignore_mismatched_sizes": True,

@@ -26,6 +26,8 @@ class Answer:
     prompt: str
     said: str
     right: str
+    pair: str = ""
+    """The second text of a pair."""
 
 
 def sample_answers(
@@ -63,8 +65,8 @@ def _classified(
     scores = saved(**inputs).logits[0].float().softmax(0)
     said = int(scores.argmax())
     return Answer(
-        "\n".join((row.texts[0], *row.pairs)), f"{names[said]} ({float(scores[said]):.2f})",
-        names[row.classes[0]],
+        row.texts[0], f"{names[said]} ({float(scores[said]):.2f})", names[row.classes[0]],
+        row.pairs[0] if row.pairs else "",
     )  # fmt: skip
 
 

@@ -148,18 +148,17 @@ def _asking(one: Exported, reader: str) -> list[str]:
         return [f"processor = {reader}.from_pretrained(folder)",
                 "# inputs = processor(image, return_tensors=\"pt\")",
                 "# print(model.config.id2label[int(model(**inputs).logits.argmax())])"]  # fmt: skip
-    prompt = one.answers[0].prompt if one.answers else "a text"
-    texts = ", ".join(repr(text) for text in prompt.split("\n", 1)) if _pairs(one) else repr(prompt)
-    lines = [f"tokenizer = {reader}.from_pretrained(folder)",
-             f"inputs = tokenizer({texts}, return_tensors=\"pt\"{_special(one)})"]  # fmt: skip
+    first = one.answers[0] if one.answers else Answer("a text", "", "")
+    texts = ", ".join(repr(text) for text in (first.prompt, first.pair) if text)
+    limit = f"truncation=True, max_length={one.recipe.data.max_length}"
+    lines = [
+        f"tokenizer = {reader}.from_pretrained(folder)",
+        f'inputs = tokenizer({texts}, {limit}, return_tensors="pt"{_special(one)})',
+    ]
     if one.base.shape.labels:
         return [*lines, "print(model.config.id2label[int(model(**inputs).logits.argmax())])"]
     return [*lines, "output = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
             "print(tokenizer.decode(output[0][inputs[\"input_ids\"].shape[1]:]))"]  # fmt: skip
-
-
-def _pairs(one: Exported) -> bool:
-    return bool(one.base.shape.labels) and any("\n" in answer.prompt for answer in one.answers)
 
 
 def _special(one: Exported) -> str:
@@ -212,8 +211,17 @@ def _training(one: Exported) -> str:
 
 
 def _answer(answer: Answer) -> str:
-    parts = (("Prompt", answer.prompt), ("Answer", answer.said), ("Right", answer.right))
-    return "\n\n".join(f"{name}:\n\n{_fenced(_short(text), 'text')}" for name, text in parts)
+    parts = (
+        ("Prompt", answer.prompt),
+        ("And", answer.pair),
+        ("Answer", answer.said),
+        ("Right", answer.right),
+    )
+    return "\n\n".join(
+        f"{name}:\n\n{_fenced(_short(text), 'text')}"
+        for name, text in parts
+        if text or name != "And"
+    )
 
 
 def _short(text: str) -> str:
