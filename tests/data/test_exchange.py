@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from airtune.data.conversation import pair, read_conversations
 from airtune.data.exchange import chosen_template, settle_end_, settle_exchange
+from airtune.data.federated import load_federated
 from airtune.data.intake import take_in
 from airtune.data.spec import DataSpec
 from airtune.data.table import table_from_rows
@@ -205,3 +206,17 @@ def test_rows_without_an_answer_are_left_out_and_counted(write):
     assert found.columns == {"messages": "messages"}
     assert (total.read, total.unanswered, total.unsupported) == (23, 2, 1)
     assert len(found.train) + len(found.test) == 20
+
+
+def test_a_text_with_a_token_that_the_embedding_lacks_is_refused_by_line(tokenizer_of, write):
+    tokenizer = tokenizer_of(CHATML)
+    tokenizer.add_tokens(["<more>"])
+    rows = [{"prompt": f"{n}?", "completion": "b"} for n in range(20)]
+    spec = DataSpec(source=str(write("a.jsonl", rows)))
+    most = {"tokenizer": tokenizer, "devices": 1, "seed": 0, "vocabulary": len(tokenizer) - 1}
+    assert "lacks ('<more>')" in load_federated(spec, **most).ledger.notes[0]
+    spec = DataSpec(
+        source=str(write("b.jsonl", [*rows, {"prompt": "a <more>", "completion": "b"}]))
+    )
+    with pytest.raises(DataError, match=r"b\.jsonl:21 has the token '<more>'"):
+        load_federated(spec, **most)

@@ -27,6 +27,7 @@ from airtune.data.template import render, render_conversations, render_texts
 from airtune.data.tokenise import Tokenised
 from airtune.errors import DataError
 from airtune.keys import generator
+from airtune.model.admission import surplus_tokens, told_surplus
 from airtune.model.images import Examples
 from airtune.plan import Ints
 
@@ -78,7 +79,7 @@ class _Prepared:
 
 def load_federated(
     spec: DataSpec, *, tokenizer: PreTrainedTokenizerBase, devices: int, seed: int,
-    known: Sequence[str] = (),
+    known: Sequence[str] = (), vocabulary: int = 0,
 ) -> FederatedData:  # fmt: skip
     """Read the data, tokenise it, and deal it out to the devices.
 
@@ -92,9 +93,11 @@ def load_federated(
         devices: how many devices, at least 1.
         seed: decides limits, partition and held-out rows.
         known: classes of the model's own head, whose order is kept where they are the data's.
+        vocabulary: rows of the model's embedding; 0 = not compared with the tokenizer.
 
     Raises:
-        DataError: if data is missing or malformed, or too little for the devices.
+        DataError: if data is missing or malformed, too little for the devices, or has a token that
+            the embedding lacks.
     """
     if devices < 1:
         raise DataError(f"data needs at least 1 device to go to, got {devices}")
@@ -103,6 +106,10 @@ def load_federated(
     ready = _prepare(found.train, spec, columns, classes, tokenizer)
     ready_test = _prepare(found.test, spec, columns, classes, tokenizer)
     ledger = found.ledger + DataLedger(ready.rows, ready_test.rows)
+    if vocabulary and (surplus := surplus_tokens(tokenizer, vocabulary)):
+        ledger += DataLedger(notes=(told_surplus(surplus, vocabulary),))
+        for part in (ready, ready_test):
+            _check_vocabulary(part, tokenizer, vocabulary)
     groups, names = _groups(ready, spec, columns, classes)
     parts = partition(groups, devices, spec=spec, random=generator(seed, "partition"))
     held = tuple(
@@ -127,6 +134,20 @@ def load_federated(
         test_prompts=_prompts(ready_test),
         samples=ready_test.texts.take(spread(len(ready_test.texts))),
     )
+
+
+def _check_vocabulary(
+    ready: _Prepared, tokenizer: PreTrainedTokenizerBase, vocabulary: int
+) -> None:
+    """Refuse a row with a token that the model's embedding lacks."""
+    for row, tokens in enumerate(ready.tokenised.tokens):
+        highest = int(tokens.max(initial=0))
+        if highest >= vocabulary:
+            raise DataError(
+                f"{ready.table.place(row)} has the token {tokenizer.convert_ids_to_tokens(highest)!r}, "
+                f"number {highest}, which the model's embedding of {vocabulary} rows lacks; give the "
+                "model rows for the tokens that were added to its tokenizer, or take them out"
+            )
 
 
 def _prepare(

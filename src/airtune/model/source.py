@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
+import httpx
+from huggingface_hub import constants, get_session, is_offline_mode, try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from airtune.errors import ModelError
@@ -15,6 +17,9 @@ from airtune.model.families import Config, family_of
 from airtune.model.gguf.source import gguf_config, gguf_tokenizer, is_gguf
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
+
+_PATIENCE_S = 5.0
+"""How long the hub has to answer."""
 
 
 def load_config(source: str | Path, revision: str | None = None) -> Config:
@@ -27,6 +32,7 @@ def load_config(source: str | Path, revision: str | None = None) -> Config:
     with reading(source):
         if is_gguf(source):
             return gguf_config(source)
+        _check_reachable(str(source), revision)
         config: Config = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
@@ -58,6 +64,24 @@ def load_tokenizer(
             tokenizer, config, family_of(config), classifies=classifies, source=str(source)
         )
         return tokenizer
+
+
+def _check_reachable(source: str, revision: str | None) -> None:
+    """Refuse a hub id at once where the hub does not answer and the cache lacks it.
+
+    The hub's own client tries every file several times, which takes minutes.
+    """
+    if Path(source).expanduser().exists() or is_offline_mode():
+        return
+    if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
+    except httpx.TransportError as error:
+        raise ModelError(
+            f"cannot load model {source!r}: there is no such folder, {constants.ENDPOINT} does not "
+            f"answer, and {constants.HF_HUB_CACHE} has no such model; give a folder, or fetch it first"
+        ) from error
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from airtune.model.families import Config
 from airtune.model.frame import load_frame
 from airtune.model.gguf.source import is_gguf
 from airtune.model.images import Examples, Images, image_tokens, load_image_base
-from airtune.model.source import Tokenizer, load_tokenizer
+from airtune.model.source import Tokenizer, load_config, load_tokenizer
 from airtune.plan import Assignments, ModelShape, Problem, Workload
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.units import format_bytes
@@ -116,8 +116,9 @@ def load_assets(recipe: Recipe) -> Assets:
     else:
         tokenizer = read_tokenizer(recipe)
         data = load_federated(
-            recipe.data, tokenizer=tokenizer, devices=count, seed=recipe.seed, known=known
-        )
+            recipe.data, tokenizer=tokenizer, devices=count, seed=recipe.seed, known=known,
+            vocabulary=int(load_config(source, revision).vocab_size),
+        )  # fmt: skip
     base = load_model(recipe, classes=data.labels)
     check_length(recipe, base)
     return Assets(base, data, fleet)
