@@ -21,23 +21,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.cost import (
-    energy_j,
     most_upload_bytes,
     peak_memory,
     predict,
     split_cost,
     stream_bytes,
-    train_flops,
     transfer_s,
 )
 from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split
 from airtune.engine.checks import Divide, check_shares
+from airtune.engine.gathered import under
 from airtune.engine.local import LocalEngine, LocalSettings, prunes
 from airtune.engine.message import Seat
-from airtune.engine.remote.devices import Answer, Remote, Trained
+from airtune.engine.remote.devices import Remote, Trained
 from airtune.engine.remote.handover import Handover
+from airtune.engine.remote.measured import results_of, status_of, working_s
 from airtune.engine.remote.received import Received
+from airtune.engine.remote.speed import LearntSpeed
 from airtune.engine.remote.split import (
     JOIN_S,
     Serve,
@@ -193,6 +194,25 @@ class RemoteEngine(ReplayEngine):
         super().__init__(fleet, problem, base, data, remote=remote, needs=needs, work=work,
                          settings=settings, serve=serve)  # fmt: skip
         self._allowance, self._handover = remote.allowance, Handover()
+        self._speed = LearntSpeed(len(fleet))
+
+    def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
+        """Return what devices remember, and what was learnt of them."""
+        learnt = {f"speed/{name}": array for name, array in self._speed.snapshot().items()}
+        return {**super().snapshot(), **learnt}
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            CheckpointError: if it is not one of this engine.
+        """
+        super().restore(arrays)
+        self._speed.restore(under("speed/", arrays))
+
+    def _flops_per_s(self, round: int) -> Floats:
+        """Return how fast each device is taken to be: as declared, put right by what it reported."""
+        return np.asarray(self._fleet.flops_at(round) * self._speed.factor, np.float64)
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
         """Return why a row's device has too few bytes of the month left; empty where it has enough."""
@@ -241,7 +261,7 @@ class RemoteEngine(ReplayEngine):
         online[sorted(self._remote.online())] = True
         observation = Observation(
             round=round, time_s=time_s, links=replace(links, available=online),
-            available=self._asked(round, online), flops_per_s=self._fleet.flops_at(round),
+            available=self._asked(round, online), flops_per_s=self._flops_per_s(round),
         )  # fmt: skip
         return mask_observation(observation, self._needs)
 
@@ -280,14 +300,15 @@ class RemoteEngine(ReplayEngine):
             plan, state, setup, done=done, faults=faults, clock=(begin_s, took_s)
         )
         expected_s = self._handover.expected_s(len(rows))
-        self._learn_handover(plan, found.results, links)
+        self._learn(plan, found.results, links, working_s(told, done))
         return replace(found, split=crossed, handover_s=expected_s)
 
-    def _learn_handover(self, plan: RoundPlan, seen: Results, links: LinkState) -> None:
-        """Compare when devices were done with the work that they reported and the way of the task."""
+    def _learn(self, plan: RoundPlan, seen: Results, links: LinkState, worked_s: Floats) -> None:
+        """Compare what devices reported with their plan: their speed, and what a round takes beside."""
         told = plan.assignments
         priced = predict(self._problem, told, links=links,
                          flops_per_s=self._fleet.flops_at(plan.round))  # fmt: skip
+        self._speed.learn(told.device, priced.compute_s, worked_s)
         way_s = priced.download_s
         # what comes down in the steps is in what the device reports of them
         if np.any(told.cut > 0):
@@ -380,7 +401,7 @@ class RemoteEngine(ReplayEngine):
     ) -> Execution:  # fmt: skip
         told, device = plan.assignments, plan.assignments.device
         trained = [done.get(int(number)) for number in device]
-        status = np.array([_status(item) for item in trained])
+        status = np.array([status_of(item) for item in trained])
         for item in trained:
             if item is not None and item.outcome.update is not None:
                 self._remote.counted[item.outcome.device] = plan.round
@@ -390,7 +411,7 @@ class RemoteEngine(ReplayEngine):
         )
         begin_s, took_s = clock
         return Execution(
-            results=self._results(plan, trained, status),
+            results=results_of(self._problem, plan, trained, status),
             updates=tuple(
                 item.outcome.update for item in trained
                 if item is not None and item.outcome.update is not None
@@ -399,51 +420,3 @@ class RemoteEngine(ReplayEngine):
             bandwidth_hz=bandwidth_hz(self._fleet.links_at(plan.round, 0, begin_s), plan),
             memory_bytes=self._fleet.memory_bytes[told.device], faults=texts, setup=setup,
         )  # fmt: skip
-
-    def _results(
-        self, plan: RoundPlan, trained: Sequence[Trained | None], status: NDArray[np.str_]
-    ) -> Results:
-        told, count = plan.assignments, len(plan.assignments)
-        columns = {name: np.full(count, np.nan) for name in (
-            "finish", "compute", "upload", "first", "last", "importance")}  # fmt: skip
-        sent, received, peak = np.zeros(count), np.zeros(count), np.zeros(count)
-        samples, rank_left = np.zeros(count, np.int64), told.rank.copy()
-        for place, item in enumerate(trained):
-            if item is None:
-                continue
-            answer, outcome = item.answer, item.outcome
-            sent[place], received[place] = answer.sent_bytes, answer.received_bytes
-            columns["finish"][place] = answer.after_s
-            _note_spent(columns, place, answer)
-            columns["first"][place], columns["last"][place] = outcome.loss_first, outcome.loss_last
-            columns["importance"][place] = outcome.importance
-            samples[place] = outcome.samples
-            rank_left[place] = outcome.rank_left or rank_left[place]
-            peak[place] = 0.0 if answer.reply is None else answer.reply.peak_bytes
-        compute_s, upload_s = columns["compute"], columns["upload"]
-        return Results(
-            device=told.device, status=status,
-            download_s=columns["finish"] - compute_s - upload_s, compute_s=compute_s,
-            upload_s=upload_s, finish_s=np.where(status == "ok", columns["finish"], np.nan),
-            download_bytes=sent, upload_bytes=received,
-            flops=np.where(np.isnan(compute_s), 0.0,
-                           train_flops(self._problem.shape, self._problem.workload, told)),
-            loss_first=columns["first"], loss_last=columns["last"], samples=samples,
-            peak_bytes=peak,
-            energy_j=energy_j(self._problem, told.device, compute_s=np.nan_to_num(compute_s),
-                              upload_s=np.nan_to_num(upload_s)),
-            importance=columns["importance"], rank_left=rank_left,
-        )  # fmt: skip
-
-
-def _status(item: Trained | None) -> str:
-    if item is None:
-        return "failed"
-    return item.answer.status if item.outcome.update is None else "ok"
-
-
-def _note_spent(columns: Mapping[str, Floats], place: int, answer: Answer) -> None:
-    if answer.reply is None:
-        return
-    columns["compute"][place] = answer.reply.spent.compute_s
-    columns["upload"][place] = answer.upload_s
