@@ -31,9 +31,9 @@ def test_every_method_of_the_comparison_fits_model_and_fleet(path, monkeypatch):
     entries = entries_of(recipe, recipe.compare.methods)
     assert baseline_of(recipe, entries) == "hetlora"
     for entry in entries:
-        plan = plan_recipe(load_recipe({**recipe.plain(), "method": dict(entry.method)}))
+        plan = plan_recipe(load_recipe({**recipe.plain(), "method": dict(entry.values["method"])}))
         assert all(row.fits for row in plan.devices), entry.label
-        most = float(entry.method.get("sparsity", 0.0)) + 0.01
+        most = float(entry.values["method"].get("sparsity", 0.0)) + 0.01
         assert all(row.pruned <= most for row in plan.devices), entry.label
         assert plan.round_s > 0.0
 
@@ -43,8 +43,12 @@ def test_what_prunes_for_good_ends_at_one_sparsity(path, monkeypatch):
     recipe = shipped(path, monkeypatch)
     own = recipe.method.settings["sparsity"]
     for entry in entries_of(recipe, recipe.compare.methods):
-        prunes = method_row(entry.method["name"]).build(entry.method["name"], {}).work.cumulative
-        assert entry.method.get("sparsity") == (own if prunes else None), entry.label
+        prunes = (
+            method_row(entry.values["method"]["name"])
+            .build(entry.values["method"]["name"], {})
+            .work.cumulative
+        )
+        assert entry.values["method"].get("sparsity") == (own if prunes else None), entry.label
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from airtune.compare import compare_methods
+    from airtune.compare import compare_methods, sweep_recipe
     from airtune.errors import AirtuneError
     from airtune.fleet import load_fleet
     from airtune.methods import check_method
@@ -38,6 +38,7 @@ _HOMES = {
     "read_run": "records",
     "resume_run": "run",
     "run_recipe": "run",
+    "sweep_recipe": "compare",
     "write_report": "report",
 }
 """Name -> module that holds it."""
@@ -55,6 +56,7 @@ __all__ = [
     "read_run",
     "resume_run",
     "run_recipe",
+    "sweep_recipe",
     "write_report",
 ]
 

@@ -16,7 +16,8 @@
     ├── DeploymentError      15   a server, an agent or a key is not set up as it must be (ValueError)
     ├── ConnectionFailedError 16  the other side cannot be reached, or its certificate is wrong
     ├── KeyRefusedError      17   the server does not know the device's key, or it was revoked
-    └── MismatchError        18   the two sides differ in version, recipe, model or identity
+    ├── MismatchError        18   the two sides differ in version, recipe, model or identity
+    └── IncompleteError      19   a study ended, but runs of it are missing
     RunInterruptedError     130   Ctrl-C; state was saved
 
 A message says what was wrong with the actual value, what is allowed and what to do.
@@ -124,6 +125,12 @@ class MismatchError(AirtuneError, ValueError):
     """The two sides differ in version, protocol, recipe, model or identity."""
 
     exit_code = 18
+
+
+class IncompleteError(AirtuneError):
+    """A study ended, but a run of it failed or was refused; the others and the page are there."""
+
+    exit_code = 19
 
 
 class RunInterruptedError(AirtuneError):

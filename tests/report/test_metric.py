@@ -12,7 +12,8 @@ from airtune.records import DEVICE_COLUMNS, METRICS, RunWriter, main_metric
 from airtune.report.cards import cards, table
 from airtune.report.page import render_page
 from airtune.report.study import load_study
-from airtune.report.summary import summarise, write_comparison_csv
+from airtune.report.summary import summarise
+from airtune.report.tables import write_comparison_csv
 
 ACCURACY = (0.5, 0.917, 0.8899)
 LOSS = (1.0, 0.6, 0.5)

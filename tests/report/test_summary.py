@@ -5,7 +5,7 @@ import pytest
 from airtune.report import summarise
 from airtune.report.stats import smooth
 from airtune.report.study import load_study
-from airtune.report.summary import write_comparison_csv
+from airtune.report.tables import write_comparison_csv
 
 
 def test_the_faster_method_needs_less_time_by_what_it_was_given(comparison):

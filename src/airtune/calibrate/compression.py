@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from airtune.calibrate.measured import Measured
-from airtune.calibrate.short import Setting, short_run, some_devices
+from airtune.calibrate.short import Setting, short_runs, some_devices
 from airtune.methods.memoryless import Memoryless
 from airtune.model.images import Examples
 from airtune.plan import (
@@ -63,7 +63,7 @@ def calibrate_codecs(
     places = tuple(cuts) or spread_cuts(setting.problem.shape.blocks)
     small = some_devices(setting)
     menu = tuple(dict.fromkeys(codecs))
-    runs = [short_run(setting, small, SpreadCuts(codec, places)) for codec in (CodecSpec(), *menu)]
+    runs = short_runs(setting, small, (SpreadCuts(codec, places) for codec in (CodecSpec(), *menu)))
     curves = tuple(curve for curve, _ in runs)
     device_s = setting.device_s(sum(spent for _, spent in runs))
     workload = setting.problem.workload

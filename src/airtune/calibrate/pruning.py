@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from airtune.calibrate.measured import Measured
-from airtune.calibrate.short import Setting, short_run, some_devices
+from airtune.calibrate.short import Setting, short_runs, some_devices
 from airtune.cost import Ladder, ladder
 from airtune.keys import generator
 from airtune.methods.memoryless import Memoryless
@@ -62,14 +62,16 @@ def calibrate_pruning(setting: Setting, budgets: tuple[float, ...]) -> Measured:
     """
     began = time.perf_counter()
     small = some_devices(setting)
-    runs = [short_run(setting, small, SpreadPruning(0.0))]
-    most = 0.0
-    for mean in budgets:
-        runs.append(short_run(setting, small, SpreadPruning(mean)))
-        if runs_away(runs[0][0], runs[-1][0]):
+    runs: list[tuple[tuple[float, ...], float]] = []
+    most, asked = 0.0, (0.0, *budgets)
+    for mean, run in zip(
+        asked, short_runs(setting, small, map(SpreadPruning, asked)), strict=False
+    ):
+        runs.append(run)
+        if runs_away(runs[0][0], run[0]):
             break
         most = min(2.0 * mean, 1.0)
-    rates = (0.0, *budgets[: len(runs) - 1])
+    rates = asked[: len(runs)]
     curves = tuple(curve for curve, _ in runs)
     device_s = setting.device_s(sum(spent for _, spent in runs))
     source = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from airtune.data import FederatedData
+from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine, LocalSettings
 from airtune.fleet import load_fleet
 from airtune.loop import LoopSettings, Run, begin, run_rounds
@@ -43,6 +45,11 @@ class Setting:
     engine: LocalSettings
     rounds: int
     devices: int
+    folder: Path | None = None
+    """Where the short runs stand until all are done, so that an interrupted one goes on; None =
+    nowhere."""
+    on_round: Callable[[], None] = lambda: None
+    """Told the end of each round of each short run."""
 
     def device_s(self, flops: float) -> float:
         """Return the seconds that so many FLOPs take at the fleet's median speed."""
@@ -62,10 +69,22 @@ def chosen_devices(data: FederatedData, devices: int) -> FederatedData:
     return replace(data, devices=tuple(held[int(place)] for place in chosen))
 
 
-def short_run(
-    setting: Setting, data: FederatedData, decider: Decider
+def short_runs(
+    setting: Setting, data: FederatedData, deciders: Iterable[Decider]
+) -> Iterator[tuple[tuple[float, ...], float]]:
+    """Yield, of a short federation for each decider in turn, the loss curve and the FLOPs it took."""
+    if setting.folder is None:
+        with tempfile.TemporaryDirectory(prefix="airtune-calibration-") as place:
+            yield from short_runs(replace(setting, folder=Path(place)), data, deciders)
+        return
+    for number, decider in enumerate(deciders):
+        yield _short_run(setting, data, decider, setting.folder / f"run-{number}")
+
+
+def _short_run(
+    setting: Setting, data: FederatedData, decider: Decider, folder: Path
 ) -> tuple[tuple[float, ...], float]:
-    """Return the loss curve of a short federation and the FLOPs it took."""
+    """Run a short federation, or what an interruption has left of it."""
     fleet = load_fleet(_WELL_FITTED, devices=len(data.devices), seed=setting.problem.seed)
     samples = np.array([len(device.train) for device in data.devices])
     problem = replace(
@@ -76,14 +95,21 @@ def short_run(
     engine = LocalEngine(
         fleet, problem, setting.base, data, work=setting.work, settings=setting.engine
     )
+    is_begun = (folder / "run.json").exists()
+    saved = load_checkpoint(folder / "checkpoint", identity="calibration") if is_begun else None
+    done = 0 if saved is None else saved.rounds
+    for _ in range(done):
+        setting.on_round()
     try:
-        with tempfile.TemporaryDirectory(prefix="airtune-calibration-") as place:
-            writer = RunWriter.create(Path(place) / "run", {"name": "calibration"})
-            scale = setting.engine.train.scale
-            run = Run(method, problem, engine, writer, "calibration", LoopSettings(scale=scale))
-            start = begin(run, initial_state(setting.base, problem.workload, problem.seed))
-            run_rounds(run, start)
-            record = read_run(writer.folder)
+        writer = (
+            RunWriter.resume(folder, done) if is_begun
+            else RunWriter.create(folder, {"name": "calibration"})
+        )  # fmt: skip
+        scale = setting.engine.train.scale
+        run = Run(method, problem, engine, writer, "calibration", LoopSettings(scale=scale))
+        start = saved or begin(run, initial_state(setting.base, problem.workload, problem.seed))
+        run_rounds(run, start, on_round=lambda record: setting.on_round())
+        record = read_run(folder)
     finally:
         engine.close()
     losses = [float(row["validation"]["loss"]) for row in record.rounds]

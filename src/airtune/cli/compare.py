@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,9 @@ import typer
 from airtune.cli.console import print_json, print_line, print_note, print_table
 from airtune.cli.folders import find_run
 from airtune.cli.options import AsJson, Settings, Words, split_words
-from airtune.errors import RecipeError
+from airtune.cli.run import read_more
+from airtune.errors import IncompleteError, RecipeError
+from airtune.recipe import load_recipe
 from airtune.report.wording import mean_of
 from airtune.units import format_bytes, format_seconds
 
@@ -26,65 +29,90 @@ if TYPE_CHECKING:
 _QUALITIES = ("best", "final", "worst", "test", "at_time", "at_bytes")
 
 
+Seeds = Annotated[str | None, typer.Option(help="Whole numbers with commas, or 0-4.")]
+Resume = Annotated[
+    str | None,
+    typer.Option(help="Go on with this study, or with latest; what is given beside it is added."),
+]
+Name = Annotated[str | None, typer.Option(help="End of the folder's name.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at once, each in a process of its own.")]
+
+
 def compare(
     words: Words = None,
     *,
     methods: Annotated[str | None, typer.Option(help="Names with commas; untuned, local-only and pooled are controls.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Whole numbers with commas, or 0-4.")] = None,
+    seeds: Seeds = None,
     settings: Settings = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this comparison, or with latest.")] = None,
-    name: Annotated[str | None, typer.Option(help="End of the folder's name.")] = None,
+    resume: Resume = None,
+    name: Name = None,
+    jobs: Jobs = 1,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Compare methods on the same fleet, data, channels and seeds.
 
     Example: airtune compare recipe.yaml --methods jcpba,fedavg-lora,untuned --seeds 0,1,2
     """
-    from airtune.recipe import load_recipe
+    from airtune.compare import compare_methods
 
     source, changes = split_words(words, settings)
+    asked: dict[str, Any] = {
+        "methods": [part.strip() for part in methods.split(",") if part.strip()] if methods else [],
+        "seeds": read_seeds(seeds) if seeds else [],
+    }
     if resume is not None:
-        if source or changes or methods or seeds or name:
-            raise RecipeError("--resume goes on with what was compared; give nothing else with it")
-        run_comparison(resume=find_run(resume, mark="compare.json"), as_json=as_json)
+        run_study(begun(resume, source or name, changes, asked), jobs=jobs, as_json=as_json)
         return
-    changes += [f"name={name}"] if name else []
-    recipe = load_recipe(source, overrides=changes)
-    run_comparison(
-        recipe=recipe,
-        methods=[part.strip() for part in methods.split(",") if part.strip()] if methods else [],
-        seeds=read_seeds(seeds) if seeds else [],
-        as_json=as_json,
-    )
+    recipe = load_recipe(source, overrides=changes + ([f"name={name}"] if name else []))
+    run_study(partial(compare_methods, recipe, **asked), jobs=jobs, as_json=as_json)
 
 
-def run_comparison(
-    *, recipe: Any = None, methods: list[str] | None = None, seeds: list[int] | None = None,
-    resume: Path | None = None, as_json: bool = False,
-) -> None:  # fmt: skip
-    """Run a comparison, new or interrupted, and print its outcome."""
+def begun(
+    resume: str, others: object, changes: list[str], asked: dict[str, Any]
+) -> Callable[..., Comparison]:
+    """Return what goes on with a study, with what is added to it.
+
+    Raises:
+        CheckpointError: if there is no such study.
+        RecipeError: if something is given that cannot be added.
+    """
+    from airtune.compare import resume_comparison
+
+    rounds = read_more(changes, others)
+    folder = find_run(resume, marks=("compare.json",))
+    return partial(resume_comparison, folder, rounds=rounds, **asked)
+
+
+def run_study(study: Callable[..., Comparison], *, jobs: int = 1, as_json: bool = False) -> None:
+    """Run a study, new or begun, and print its outcome.
+
+    Raises:
+        Exit: with 19 if a run is missing that should be there.
+    """
     from airtune.cli.progress import progress, watch_run
-    from airtune.compare import CompareWatch, compare_methods, resume_comparison
-    from airtune.recipe import Recipe
+    from airtune.compare import CompareWatch, LeftOut
     from airtune.run import Watch
 
     with progress(is_quiet=as_json) as display:
 
         def on_run(label: str, seed: int, place: int, total: int) -> Watch:
-            title = f"{place + 1}/{total} {label}, seed {seed}"
-            return watch_run(display, title, rounds, lambda folder: None)
+            return watch_run(
+                display, f"{place + 1}/{total} {label}, seed {seed}", lambda folder: None
+            )
 
         def on_folder(folder: Path) -> None:
             if not as_json:
                 print_note(f"records: {folder}")
 
-        watch = CompareWatch(on_run=on_run, on_folder=on_folder)
-        rounds = recipe.train.rounds if isinstance(recipe, Recipe) else 0
-        if resume is not None:
-            done = resume_comparison(resume, watch=watch)
-        else:
-            done = compare_methods(recipe, methods=methods or [], seeds=seeds or [], watch=watch)
+        def on_left_out(one: LeftOut) -> None:
+            if not as_json:
+                print_note(f"left out: {one.label}, seed {one.seed}: {one.reason}")
+
+        watch = CompareWatch(on_run=on_run, on_folder=on_folder, on_left_out=on_left_out)
+        done = study(jobs=jobs, watch=watch)
     print_json(_document(done)) if as_json else _print(done)
+    if not done.is_whole:
+        raise typer.Exit(IncompleteError.exit_code)
 
 
 def read_seeds(text: str) -> list[int]:
@@ -125,8 +153,8 @@ def _print(done: Comparison) -> None:
             "in some;\nchange against the baseline, 95 % interval from three seeds on"
         )
     _print_quality(study, rows)
-    for refused in done.refused:
-        print_note(f"left out: {refused.label}, seed {refused.seed}: {refused.reason}")
+    for one in done.left_out:
+        print_note(f"left out: {one.label}, seed {one.seed}: {one.reason}")
     print_line(f"report: {done.report}")
 
 
@@ -185,7 +213,7 @@ def _document(done: Comparison) -> dict[str, Any]:
             }
             for name, row in done.summary.rows.items()
         },
-        "refused": [asdict(refused) for refused in done.refused],
+        "left_out": [asdict(one) for one in done.left_out],
     }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from airtune.cli.compare import run_comparison
+from airtune.cli.compare import run_study
 from airtune.cli.options import AsJson
 
 RECIPE = Path(__file__).resolve().parent.parent / "assets" / "demo.yaml"
@@ -16,6 +17,7 @@ def demo(*, as_json: AsJson = False) -> None:
 
     Ends with the path of the report. The same as: airtune compare recipes/demo.yaml
     """
+    from airtune.compare import compare_methods
     from airtune.recipe import load_recipe
 
-    run_comparison(recipe=load_recipe(RECIPE), as_json=as_json)
+    run_study(partial(compare_methods, load_recipe(RECIPE)), as_json=as_json)

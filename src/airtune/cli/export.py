@@ -27,7 +27,7 @@ def export(
 
     Example: airtune export latest --format adapter --output my-adapter
     """
-    folder = find_run(run, mark="run.json")
+    folder = find_run(run, marks=("run.json",))
     from airtune.run import export_run
 
     place = export_run(folder, format, output=output, prune=prune, round=round, quantise=quantise,

@@ -10,18 +10,17 @@ LATEST = "latest"
 _MARKS = ("run.json", "compare.json")
 
 
-def find_run(name: str, *, root: Path = Path("runs"), mark: str | None = None) -> Path:
+def find_run(name: str, *, root: Path = Path("runs"), marks: tuple[str, ...] = _MARKS) -> Path:
     """Return the folder of a run or comparison.
 
     Args:
         name: its path, or "latest" for the newest in `root`.
         root: where run folders are made.
-        mark: the file it must hold; None = `run.json` or `compare.json`.
+        marks: files of which it must hold one.
 
     Raises:
         CheckpointError: if there is none.
     """
-    marks = (mark,) if mark else _MARKS
     if name == LATEST:
         found = list_runs(root, marks)
         if not found:
@@ -30,10 +29,15 @@ def find_run(name: str, *, root: Path = Path("runs"), mark: str | None = None) -
     folder = Path(name)
     if not any((folder / entry).is_file() for entry in marks):
         raise CheckpointError(
-            f"{folder} is no {'run' if mark == 'run.json' else 'run or comparison'}: it holds no "
+            f"{folder} is no {_kind(marks)}: it holds no "
             f"{' or '.join(marks)}; airtune list runs shows what is there"
         )
     return folder
+
+
+def _kind(marks: tuple[str, ...]) -> str:
+    kinds = {"run": "run.json", "comparison": "compare.json"}
+    return " or ".join(kind for kind, mark in kinds.items() if mark in marks)
 
 
 def list_runs(root: Path, marks: tuple[str, ...] = _MARKS) -> list[Path]:

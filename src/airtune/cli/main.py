@@ -27,6 +27,7 @@ from airtune.cli import (
     run,
     server,
     status,
+    sweep,
 )
 from airtune.cli.console import print_error, print_line, print_note
 from airtune.errors import AirtuneError, RunInterruptedError, StorageError
@@ -39,7 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes are listed in docs/exit-codes.md.",
 )
-for verb in (init.init, run.run, plan.plan, compare.compare, check.check, report.report, export.export,
+for verb in (init.init, run.run, plan.plan, compare.compare, sweep.sweep, check.check, report.report, export.export,
              demo.demo, probe.probe, agent.agent, status.status):  # fmt: skip
     app.command(no_args_is_help=False)(verb)
 app.command("list")(listing.list_)

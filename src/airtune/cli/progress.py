@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from rich.progress import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from airtune.errors import MissingExtraError
 from airtune.run import Watch
 from airtune.units import format_seconds
 
@@ -34,7 +32,7 @@ def progress(*, is_quiet: bool) -> Iterator[Progress]:
     disable_progress_bar()  # one display at a time: transformers would draw its own
     console = Console(stderr=True, quiet=is_quiet)
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24),
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=12),
         MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         TextColumn("{task.fields[news]}"),
         console=console, disable=is_quiet or not console.is_terminal,
@@ -42,12 +40,24 @@ def progress(*, is_quiet: bool) -> Iterator[Progress]:
         yield display
 
 
-def watch_run(
-    display: Progress, name: str, rounds: int, on_folder: Callable[[Path], None]
-) -> Watch:
-    """Return a watch that shows a run as one bar, or says its stages where there is no bar."""
-    task = display.add_task(name, total=rounds, news="")
-    said = ""
+def watch_run(display: Progress, title: str, on_folder: Callable[[Path], None]) -> Watch:
+    """Return a watch that shows a run as one bar, or says its stages where there is no bar.
+
+    A calibration has a bar of its own, so that its time left is told too.
+
+    Args:
+        display: where the bars are.
+        title: of the bar; "" = the run's name.
+        on_folder: told the run's folder.
+    """
+    task = display.add_task(title, total=None, news="")
+    short = display.add_task(f"{title} calibration".strip(), total=None, news="", visible=False)
+    said, name = "", title
+
+    def on_begin(label: str, rounds: int) -> None:
+        nonlocal name
+        name = title or label
+        display.update(task, description=name, total=rounds)
 
     def on_stage(stage: str) -> None:
         nonlocal said
@@ -57,10 +67,20 @@ def watch_run(
             display.console.print(note, markup=False, highlight=False, soft_wrap=True)
         said = stage
 
+    def on_calibration(done: int, total: int) -> None:
+        if not display.tasks[short].visible:
+            display.reset(short, total=total, visible=True)
+        display.update(short, completed=done, visible=done < total)
+        if display.disable and (done == total or done % max(1, total // 4) == 0):
+            display.console.print(f"{name}: calibrating, {done} of {total} short rounds")
+
     def on_round(record: Mapping[str, Any]) -> None:
         display.update(task, advance=1, news=news_of(record))
 
-    return Watch(on_stage=on_stage, on_round=on_round, on_folder=on_folder)
+    return Watch(
+        on_begin=on_begin, on_stage=on_stage, on_round=on_round, on_folder=on_folder,
+        on_calibration=on_calibration,
+    )  # fmt: skip
 
 
 def news_of(record: Mapping[str, Any]) -> str:
@@ -76,34 +96,3 @@ def news_of(record: Mapping[str, Any]) -> str:
         if value is not None and math.isfinite(value):
             words.append(f"{name} {value:.3f}")
     return " · ".join(words)
-
-
-def with_tensorboard(watch: Watch) -> Watch:
-    """Return a watch that also writes the curves for TensorBoard, beside the records.
-
-    Raises:
-        MissingExtraError: if tensorboard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError(
-            "--tensorboard needs the tensorboard package; install it with "
-            "pip install 'airtune[tensorboard]'"
-        ) from error
-    writers: list[SummaryWriter] = []
-
-    def on_folder(folder: Path) -> None:
-        writers.append(SummaryWriter(str(folder / "tensorboard")))
-        watch.on_folder(folder)
-
-    def on_round(record: Mapping[str, Any]) -> None:
-        step = int(record["round"])
-        for name in ("round_s", "upload_bytes", "download_bytes", "energy_j", "train_loss"):
-            writers[-1].add_scalar(f"round/{name}", record[name], step)
-        for name, value in (record.get("validation") or {}).items():
-            writers[-1].add_scalar(f"validation/{name}", value, step)
-        writers[-1].flush()
-        watch.on_round(record)
-
-    return replace(watch, on_folder=on_folder, on_round=on_round)

@@ -13,6 +13,7 @@ from airtune.cli.console import print_json, print_line, print_note, print_qualit
 from airtune.cli.folders import find_run
 from airtune.cli.options import AsJson, Settings, Words, split_words
 from airtune.errors import RecipeError
+from airtune.recipe import load_recipe
 from airtune.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -23,10 +24,10 @@ def run(
     words: Words = None,
     *,
     settings: Settings = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this run folder, or with latest.")] = None,
+    resume: Annotated[str | None, typer.Option(help="Go on with this run folder, or with latest; train.rounds=40 gives it more rounds.")] = None,
     name: Annotated[str | None, typer.Option(help="End of the run folder's name.")] = None,
     folder: Annotated[Path | None, typer.Option(help="The run folder itself.")] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write curves for TensorBoard.")] = False,
+    track: Annotated[str | None, typer.Option(help="Also write curves for tensorboard, mlflow or wandb; several with commas.")] = None,
     server: Annotated[str | None, typer.Option(help="HOST[:PORT] of a server: run on real devices.")] = None,
     ca: Annotated[Path | None, typer.Option(help="With --server: its ca.crt; none = of the server's state folder here.")] = None,
     key: Annotated[Path | None, typer.Option(help="With --server: your operator key; none = beside its ca.crt.")] = None,
@@ -38,11 +39,8 @@ def run(
     """Fine-tune by a recipe; without one, the embedded default (no download).
 
     Examples: airtune run · airtune run recipe.yaml --set train.rounds=5 lora.r=4 ·
-    airtune run --resume latest · airtune run recipe.yaml --server edge.example.org
+    airtune run --resume latest · airtune run --resume latest train.rounds=40 · airtune run recipe.yaml --server edge.example.org
     """
-    from airtune.recipe import load_recipe
-    from airtune.records import read_run
-
     source, changes = split_words(words, settings)
     check_options(
         server is not None,
@@ -53,7 +51,7 @@ def run(
             "--replay": replay,
             "--devices": devices,
         },
-        local={"--folder": folder, "--tensorboard": tensorboard},
+        local={"--folder": folder, "--track": track},
     )
     if server is not None:
         from airtune.cli.remote import Remote, run_remotely
@@ -63,31 +61,42 @@ def run(
         )
         run_remotely(wanted, source, changes + ([f"name={name}"] if name else []), as_json=as_json)
         return
-    if resume is not None and (source or changes or name or folder):
-        raise RecipeError("--resume goes on with the recipe of the run; give nothing else with it")
-    changes += [f"name={name}"] if name else []
-    place = None if resume is None else find_run(resume, mark="run.json")
-    if place is not None:
-        header = read_run(place).header
-        title, rounds = str(header.get("name")), int(header.get("rounds") or 0)
-    else:
+    rounds = None if resume is None else read_more(changes, source or name or folder)
+    recipe = None
+    if resume is None:
+        changes += [f"name={name}"] if name else []
         recipe = load_recipe(source, overrides=changes)
-        title, rounds = recipe.label, recipe.train.rounds
+    place = None if resume is None else find_run(resume, marks=("run.json", "recipe.yaml"))
     # Torch is loaded once the recipe is known to be right.
-    from airtune.cli.progress import progress, watch_run, with_tensorboard
+    from airtune.cli.progress import progress, watch_run
+    from airtune.cli.track import tracked
     from airtune.run import resume_run, run_recipe
 
     with progress(is_quiet=as_json) as display:
-        watch = watch_run(display, title, rounds, _announce(as_json))
-        watch = with_tensorboard(watch) if tensorboard else watch
-        if place is not None:
-            result = resume_run(place, watch=watch)
-        else:
+        watch = tracked(watch_run(display, "", _announce(as_json)), track)
+        if recipe is not None:
             result = run_recipe(recipe, folder=folder, watch=watch)
+        elif place is not None:
+            result = resume_run(place, rounds=rounds, watch=watch)
     if as_json:
         print_json(as_document(result))
     else:
         _print(result)
+
+
+def read_more(changes: list[str], others: object) -> int | None:
+    """Return the rounds that a resumed run is given; None = as many as it had.
+
+    Raises:
+        RecipeError: if anything else is given with --resume.
+    """
+    keys = {text.partition("=")[0] for text in changes}
+    if others or not keys <= {"train.rounds"}:
+        raise RecipeError(
+            "--resume goes on with the recipe of the run; only more rounds can be given with it, "
+            "train.rounds=40 for instance"
+        )
+    return load_recipe(None, overrides=changes).train.rounds if changes else None
 
 
 def check_options(

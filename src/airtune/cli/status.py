@@ -33,7 +33,7 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show devices, rounds, bytes, stragglers and quality of a run."""
-    folder = find_run(run, root=state / "runs", mark="run.json")
+    folder = find_run(run, root=state / "runs", marks=("run.json",))
     if as_json:
         from airtune.deploy.watching import summary
 
@@ -43,7 +43,7 @@ def status(
         from airtune.deploy.watching import serve_metrics
 
         print_note(f"metrics at http://127.0.0.1:{metrics}/metrics")
-        serve_metrics(lambda: find_run(run, root=state / "runs", mark="run.json"), metrics)
+        serve_metrics(lambda: find_run(run, root=state / "runs", marks=("run.json",)), metrics)
         return
     console = Console()
     if not watch:

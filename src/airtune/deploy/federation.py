@@ -38,7 +38,6 @@ from airtune.errors import (
     FleetError,
     MismatchError,
     RecipeError,
-    RunExistsError,
 )
 from airtune.fleet import Fleet, load_fleet
 from airtune.loop import Run, begin, run_rounds
@@ -66,8 +65,9 @@ from airtune.run import (
 )
 from airtune.run.build import engine_settings, is_vision, load_model, pinned
 from airtune.run.by_class import by_class_of
-from airtune.run.execute import RECIPE_FILE, identity, loop_settings
+from airtune.run.execute import identity, loop_settings
 from airtune.run.header import header
+from airtune.run.places import RECIPE_FILE
 from airtune.units import format_bytes
 from airtune.wire.allowance import Allowance
 from airtune.wire.envelope import More
@@ -213,9 +213,7 @@ class _Link:
 
 def _place(order: Order) -> _Place:
     if order.resume is None:
-        folder = (order.root / new_folder(order.recipe).name).resolve()
-        if folder.exists():
-            raise RunExistsError(f"the run folder {folder} is already there; start it again")
+        folder = new_folder(order.recipe, root=order.root).resolve()
         return _Place(folder, True, None)
     folder = order.resume if order.resume.is_absolute() else order.root / order.resume
     path = folder / ROSTER

@@ -386,9 +386,10 @@ class Recipe(Section):
         return values
 
     def digest(self) -> str:
-        """Return a hash of everything that decides the run's numbers."""
+        """Return a hash of all that decides a run's numbers, but for how many rounds it goes on."""
         values = {key: value for key, value in self.plain().items() if key not in _UNHASHED}
         if self.limits == LimitsSection():
             del values["limits"]  # a recipe without caps is the one it was before there were any
+        del values["train"]["rounds"]  # a run may be given more
         del values["model"]["stage"]  # the way a base comes by does not change it
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -163,6 +163,16 @@ def read_run(folder: Path | str) -> RunRecord:
     )
 
 
+def amend_header(folder: Path, changes: Mapping[str, Any]) -> None:
+    """Replace fields of a run's header.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+        StorageError: if it cannot be written.
+    """
+    write_atomically(folder / "run.json", _document({**_read_header(folder), **changes}))
+
+
 def read_rounds(folder: Path | str) -> list[Json]:
     """Read the rounds alone, without the rows of the devices; raises as `read_run` does."""
     folder = Path(folder)

@@ -9,7 +9,8 @@ from pathlib import Path
 from airtune.records import storage, write_atomically, write_rounds_csv
 from airtune.report.page import quality_svg, render_page
 from airtune.report.study import Study, load_study
-from airtune.report.summary import Against, Row, Summary, summarise, write_comparison_csv
+from airtune.report.summary import Against, Row, Summary, summarise
+from airtune.report.tables import write_tables
 
 __all__ = ["Against", "Row", "Study", "Summary", "load_study", "summarise", "write_report"]
 
@@ -18,7 +19,8 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     """Write the page of a run, or of a comparison, and its files beside it.
 
     Beside the page: the quality curves as SVG; `rounds.csv` and `devices.csv` of a single run,
-    `comparison.csv` (a line a method and seed) otherwise.
+    `comparison.csv` (a line a run), `curves.csv`
+    (a line a run and evaluation) and `comparison.tex` otherwise.
 
     Args:
         folders: run folders and comparison folders.
@@ -40,7 +42,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     if len(study.runs) == 1:
         _write_tables(study, beside)
     else:
-        write_comparison_csv(study, summary, beside / "comparison.csv")
+        write_tables(study, summary, beside)
     write_atomically(beside / "quality-vs-time.svg", quality_svg(study, summary, "time"))
     write_atomically(beside / "quality-vs-bytes.svg", quality_svg(study, summary, "bytes"))
     write_atomically(page, render_page(study, summary))

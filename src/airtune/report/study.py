@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,8 @@ class Study:
     missing: tuple[str, ...] = ()
     """Runs that the comparison asks for and that are not there yet."""
     recipe: str = ""
+    keys: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Method, or setting of a sweep -> what it set of the recipe's plain keys."""
 
     @property
     def label(self) -> str:
@@ -166,8 +168,20 @@ def _assemble(plan: Mapping[str, Any], records: Sequence[RunRecord]) -> Study:
         baseline=baseline,
         missing=tuple(missing),
         name=str(plan.get("name") or records[0].header.get("name") or "run"),
+        keys=_keys(plan),
         recipe=recipe if isinstance(recipe, str) else yaml.safe_dump(recipe, sort_keys=False),
     )
+
+
+def _keys(plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what each entry of a sweep sets, where it is a plain value."""
+    return {
+        str(entry["label"]): {
+            key: value for key, value in (entry.get("values") or {}).items()
+            if not isinstance(value, Mapping)
+        }
+        for entry in plan.get("entries", [])
+    }  # fmt: skip
 
 
 def _baseline(asked: object, methods: Sequence[str]) -> str | None:

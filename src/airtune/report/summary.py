@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from airtune.plan import Floats
-from airtune.records import write_csv
 from airtune.report.stats import (
     Change,
     Reached,
@@ -105,33 +103,6 @@ def compare(row: Row, base: Row) -> Against:
         at_time=difference(row.at_time[mine], base.at_time[other]),
         at_bytes=difference(row.at_bytes[mine], base.at_bytes[other]),
     )  # fmt: skip
-
-
-def write_comparison_csv(study: Study, summary: Summary, path: Path) -> None:
-    """Write a line a method and seed: cost to target, whether it was met, and quality."""
-    names = (
-        "method", "seed", "metric", "target", "reached", "time_to_target_s", "bytes_to_target",
-        "energy_to_target_j", "rounds_to_target", "best", "final", "worst_tenth", "test",
-        "at_equal_time", "at_equal_bytes",
-    )  # fmt: skip
-    write_csv(path, names, iter(list(_lines(study, summary))))
-
-
-def _lines(study: Study, summary: Summary) -> list[list[Any]]:
-    metric = study.metric
-    lines: list[list[Any]] = []
-    for row in summary.rows.values():
-        for place, seed in enumerate(row.seeds):
-            costs = [row.cost(kind)[place] for kind in ("time", "bytes", "energy", "rounds")]
-            columns = (row.best, row.final, row.worst, row.test, row.at_time, row.at_bytes)
-            quality = [column[place] for column in columns]
-            hit = None if study.target is None else int(costs[0].hit)
-            lines.append([
-                row.method, seed, metric.name, study.target, hit,
-                *(cost.value if hit is not None else None for cost in costs),
-                *(None if math.isnan(value) else float(value) for value in quality),
-            ])  # fmt: skip
-    return lines
 
 
 def _row(runs: Sequence[Run], study: Study) -> Row:

@@ -12,7 +12,6 @@ from airtune.run.build import (
 from airtune.run.execute import (
     RunResult,
     Watch,
-    new_folder,
     problem_of,
     resume_run,
     run_recipe,
@@ -25,6 +24,7 @@ from airtune.run.method import (
     wants_calibration,
     wants_split_calibration,
 )
+from airtune.run.places import new_folder, saved_recipe
 from airtune.run.sensitivity import (
     known_sensitivity,
     remembered_sensitivity,
@@ -51,6 +51,7 @@ __all__ = [
     "remembered_sensitivity",
     "resume_run",
     "run_recipe",
+    "saved_recipe",
     "stored_measurement",
     "stored_sensitivity",
     "wants_calibration",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from airtune.data.ledger import recorded_lines
 from airtune.data.samples import write_samples
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine
-from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
+from airtune.errors import CheckpointError, RunInterruptedError
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.server import ServerSettings
 from airtune.model.state import GlobalState, initial_state
 from airtune.plan import Method, Problem
-from airtune.recipe import Recipe, dump_recipe, load_recipe
-from airtune.records import RunRecord, RunWriter, read_run, storage, write_atomically
+from airtune.recipe import Recipe
+from airtune.records import RunRecord, RunWriter, read_run
 from airtune.report import write_report
 from airtune.run import controls
 from airtune.run.build import Assets, Pieces, build_pieces, pinned
@@ -29,9 +28,9 @@ from airtune.run.header import header
 from airtune.run.leakage import leakage_of
 from airtune.run.measurement import informed, measure, remembered
 from airtune.run.method import Chosen, choose_method
+from airtune.run.places import RECIPE_FILE, claimed, extend, places_of, resolved, saved_recipe
 from airtune.run.sensitivity import known_sensitivity, remembered_sensitivity, with_sensitivity
 
-RECIPE_FILE = "recipe.yaml"
 _WINDOW = 3
 """Validations whose mean is compared with the target, as in reports."""
 
@@ -40,8 +39,12 @@ _WINDOW = 3
 class Watch:
     """Who is told how a run gets on; the default is nobody."""
 
+    on_begin: Callable[[str, int], None] = lambda name, rounds: None
+    """Told the run's name and its rounds."""
     on_stage: Callable[[str], None] = lambda stage: None
     """Told what begins: loading, calibrating, running, reporting."""
+    on_calibration: Callable[[int, int], None] = lambda done, total: None
+    """Told how many rounds of its short runs a calibration has done, of how many."""
     on_round: Callable[[Mapping[str, Any]], None] = lambda record: None
     """Told each round's record."""
     on_folder: Callable[[Path], None] = lambda folder: None
@@ -90,50 +93,81 @@ def run_recipe(
         AirtuneError: one of its kinds, for whatever is wrong with recipe, data, model or fleet.
     """
     watch, recipe = watch or Watch(), pinned(recipe)
-    place = folder or new_folder(recipe)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise RunExistsError(
-            f"the run folder {place} is already there; choose another name, or continue with "
-            f"airtune run --resume {place}"
-        )
+    with claimed(recipe, folder) as place:
+        watch.on_folder(place)
+        ready = _begin(place, recipe, label, assets, watch)
+    return _finish(*ready, watch=watch, reports=reports)
+
+
+def resume_run(
+    folder: Path, *, rounds: int | None = None, label: str | None = None,
+    assets: Assets | None = None, watch: Watch | None = None, reports: bool = True,
+) -> RunResult:  # fmt: skip
+    """Go on with a run from its last checkpoint; the outcome is that of a run never stopped.
+
+    Args:
+        folder: the run folder.
+        rounds: more rounds than the run was started with, ended or not; None = those.
+        label: what the method of a run without a round is called in reports; None = its name.
+        assets: as for `run_recipe`, and the next two.
+        watch: told how it gets on.
+        reports: write the page at the end.
+
+    Raises:
+        CheckpointError: if the folder is no run, is damaged, or does not belong to its recipe.
+        RecipeError: if `rounds` are not more.
+        RunInterruptedError: on Ctrl-C.
+    """
+    watch = watch or Watch()
+    is_begun = (folder / "run.json").exists() or not (folder / RECIPE_FILE).exists()
+    record = read_run(folder) if is_begun else None
+    recipe = saved_recipe(folder)
+    if record is not None:
+        _check_recipe(folder, record.header, recipe)
+    if rounds is not None:
+        recipe = extend(folder, recipe, rounds)
+    watch.on_folder(folder)
+    if record is None:
+        return _finish(*_begin(folder, recipe, label, assets, watch), watch=watch, reports=reports)
+    if record.results is not None and rounds is None:
+        page = write_report([folder], folder) if reports else None
+        return _result(folder, page)
+    return _go_on(record, recipe, assets, watch=watch, reports=reports)
+
+
+def _begin(
+    place: Path, typed: Recipe, label: str | None, assets: Assets | None, watch: Watch
+) -> tuple[Pieces, Chosen, RunWriter, Measured | None]:
+    """Load, measure and write the header: all that stands before the first round."""
+    recipe = resolved(typed)
+    watch.on_begin(recipe.label, recipe.train.rounds)
     try:
         watch.on_stage("loading model and data")
         pieces = build_pieces(recipe, assets)
         chosen = choose_method(recipe, label=label)
         pieces = with_sensitivity(pieces, chosen, watch.on_stage)
-        measured = measure(pieces, chosen, watch.on_stage)
-    except KeyboardInterrupt as error:
+        measured = measure(pieces, chosen, watch.on_stage, watch.on_calibration)
+    except (KeyboardInterrupt, RunInterruptedError) as error:
         raise RunInterruptedError(
-            "interrupted before the first round; nothing was written, start the run again"
+            f"interrupted before the first round; go on with: airtune run --resume {place}"
         ) from error
     document = header(
         pieces, chosen.method, label=chosen.label, summary=chosen.summary,
         reconstructed=chosen.reconstructed, measured=measured,
     )  # fmt: skip
     document["identity"] = identity(pieces)
-    write_atomically(_made(place) / RECIPE_FILE, dump_recipe(recipe))
+    document["places"] = places_of(typed)
+    document["model"]["source"], document["data"]["source"] = typed.model.source, typed.data.source
     write_samples(place, pieces.assets.data.samples)
-    writer = RunWriter.create(place, document)
-    watch.on_folder(place)
-    return _finish(pieces, chosen, writer, measured, watch=watch, reports=reports)
+    return pieces, chosen, RunWriter.create(place, document), measured
 
 
-def resume_run(
-    folder: Path, *, assets: Assets | None = None, watch: Watch | None = None, reports: bool = True
+def _go_on(
+    record: RunRecord, recipe: Recipe, assets: Assets | None, *, watch: Watch, reports: bool
 ) -> RunResult:
-    """Go on with a run from its last checkpoint; the outcome is that of a run never stopped.
-
-    Raises:
-        CheckpointError: if the folder is no run, is damaged, or does not belong to its recipe.
-        RunInterruptedError: on Ctrl-C.
-    """
-    watch = watch or Watch()
-    record = read_run(folder)
-    recipe = _saved_recipe(folder, record.header)
-    watch.on_folder(folder)
-    if record.results is not None:
-        page = write_report([folder], folder) if reports else None
-        return _result(folder, page)
+    """Go on after the last checkpoint."""
+    folder = record.folder
+    watch.on_begin(recipe.label, recipe.train.rounds)
     watch.on_stage("loading model and data")
     pieces = build_pieces(recipe, assets)
     _check_same(folder, record.header, pieces)
@@ -145,12 +179,6 @@ def resume_run(
     for round_record in record.rounds[: 0 if checkpoint is None else checkpoint.rounds]:
         watch.on_round(round_record)
     return _finish(pieces, chosen, writer, measured, watch=watch, reports=reports)
-
-
-def new_folder(recipe: Recipe, suffix: str | None = None) -> Path:
-    """Return the folder of a run that begins now, `<output>/<time>-<name>`."""
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return Path(recipe.output) / f"{stamp}-{suffix or recipe.label}"
 
 
 def identity(pieces: Pieces) -> str:
@@ -252,23 +280,12 @@ def loop_settings(pieces: Pieces) -> LoopSettings:
     )
 
 
-def _made(folder: Path) -> Path:
-    with storage(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _saved_recipe(folder: Path, saved: Mapping[str, Any]) -> Recipe:
-    try:
-        recipe = load_recipe(folder / RECIPE_FILE)
-    except RecipeError as error:
-        raise CheckpointError(f"the recipe saved with {folder} is damaged: {error}") from error
+def _check_recipe(folder: Path, saved: Mapping[str, Any], recipe: Recipe) -> None:
     if recipe.digest() != saved.get("recipe_hash"):
         raise CheckpointError(
             f"{folder / RECIPE_FILE} is not the recipe that the run was started with; restore it, "
             "or start a new run with the changed recipe"
         )
-    return recipe
 
 
 def _check_same(folder: Path, saved: Mapping[str, Any], pieces: Pieces) -> None:

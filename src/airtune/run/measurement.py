@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from airtune.calibrate import (
     Measured,
@@ -26,8 +30,14 @@ from airtune.calibrate import (
 )
 from airtune.plan import Calibration, Problem, SplitCalibration
 from airtune.recipe import Recipe
+from airtune.recipe.schema import CalibrationSection, SplitSection
+from airtune.records import storage
 from airtune.run.build import Pieces
 from airtune.run.method import Chosen, wants_calibration, wants_split_calibration
+from airtune.run.places import resolved
+
+_Told = Callable[[int, int], None]
+_Way = Callable[[Pieces, Chosen, Path, _Told], Measured]
 
 
 def informed(problem: Problem, measured: Measured | None) -> Problem:
@@ -40,8 +50,19 @@ def informed(problem: Problem, measured: Measured | None) -> Problem:
     )
 
 
-def measure(pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None]) -> Measured | None:
+def measure(
+    pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None],
+    on_round: Callable[[int, int], None],
+) -> Measured | None:  # fmt: skip
     """Return what pruning or compression costs, measured now or before, where it is asked for.
+
+    What is interrupted goes on from its last short round; another run that asks for the same waits.
+
+    Args:
+        pieces: what is trained.
+        chosen: the method.
+        on_stage: told what begins.
+        on_round: told how many rounds of short runs are done, and of how many.
 
     Raises:
         CheckpointError: if what is stored is damaged.
@@ -49,11 +70,18 @@ def measure(pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None]) -> 
     recipe, measured_by = pieces.recipe, _way(chosen)
     if measured_by is None:
         return None
-    stored = stored_measurement(recipe, chosen, fingerprint=pieces.assets.base.fingerprint)
-    if stored is not None:
-        return stored
-    measured = measured_by(pieces, chosen, on_stage)
-    store(calibration_path(recipe, chosen), measured)
+    path, fingerprint = calibration_path(recipe, chosen), pieces.assets.base.fingerprint
+    with storage(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        stored = stored_measurement(recipe, chosen, fingerprint=fingerprint)
+        if stored is not None:
+            return stored
+        begun = path.with_name(f"{path.stem}-{fingerprint[:8]}-s{recipe.seed}.partial")
+        on_stage("calibrating")
+        measured = measured_by(pieces, chosen, begun, on_round)
+        store(path, measured)
+        shutil.rmtree(begun)
     return measured
 
 
@@ -85,7 +113,7 @@ def calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
     """Return where the measurement of this model, data, training and local work is stored."""
     split = wants_split_calibration(chosen)
     section, name = ("split", "split-calibration") if split else ("calibration", "calibration")
-    values = recipe.plain()
+    values = resolved(recipe).plain()
     parts = {part: values[part] for part in ("model", "lora", "data", section)}
     parts["train"] = {key: value for key, value in values["train"].items() if key != "rounds"}
     parts["fleet"] = [values["fleet"]["source"], values["fleet"]["devices"]]
@@ -94,29 +122,33 @@ def calibration_path(recipe: Recipe, chosen: Chosen) -> Path:
     return Path(recipe.output) / "cache" / f"{name}-{key}.json"
 
 
-def _way(chosen: Chosen) -> Callable[[Pieces, Chosen, Callable[[str], None]], Measured] | None:
+def _way(chosen: Chosen) -> _Way | None:
     """Return how what a method wants to know is measured; None = it wants to know nothing."""
     if wants_split_calibration(chosen):
         return _measure_codecs
     return _measure_pruning if wants_calibration(chosen) else None
 
 
-def _measure_pruning(pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None]) -> Measured:
-    on_stage("calibrating: what does pruning cost here?")
+def _measure_pruning(pieces: Pieces, chosen: Chosen, begun: Path, told: _Told) -> Measured:
     asked = pieces.recipe.calibration
-    setting = _setting(pieces, chosen, rounds=asked.rounds, devices=asked.devices)
+    setting = _setting(pieces, chosen, asked, begun, told, runs=1 + len(asked.budgets))
     return calibrate_pruning(setting, asked.budgets)
 
 
-def _measure_codecs(pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None]) -> Measured:
-    on_stage("calibrating: what does compressing activations cost here?")
+def _measure_codecs(pieces: Pieces, chosen: Chosen, begun: Path, told: _Told) -> Measured:
     asked = pieces.recipe.split
-    setting = _setting(pieces, chosen, rounds=asked.rounds, devices=asked.devices)
-    return calibrate_codecs(setting, [section.spec() for section in asked.codecs], asked.cuts)
+    codecs = dict.fromkeys(section.spec() for section in asked.codecs)
+    setting = _setting(pieces, chosen, asked, begun, told, runs=1 + len(codecs))
+    return calibrate_codecs(setting, list(codecs), asked.cuts)
 
 
-def _setting(pieces: Pieces, chosen: Chosen, *, rounds: int, devices: int) -> Setting:
+def _setting(
+    pieces: Pieces, chosen: Chosen, asked: CalibrationSection | SplitSection, begun: Path,
+    told: _Told, *, runs: int,
+) -> Setting:  # fmt: skip
+    done = count(1)
     return Setting(
         base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem,
-        work=chosen.method.work, engine=pieces.engine, rounds=rounds, devices=devices,
+        work=chosen.method.work, engine=pieces.engine, rounds=asked.rounds, devices=asked.devices,
+        folder=begun, on_round=lambda: told(next(done), runs * asked.rounds),
     )  # fmt: skip

@@ -20,6 +20,7 @@ from airtune.recipe import Recipe
 from airtune.records import write_atomically
 from airtune.run.build import Pieces
 from airtune.run.method import Chosen
+from airtune.run.places import resolved
 
 DEVICES = 4
 """Devices whose data it is measured on."""
@@ -103,7 +104,7 @@ def _damaged(place: str, error: Exception) -> CheckpointError:
 
 
 def _path(recipe: Recipe, chosen: Chosen) -> Path:
-    values = recipe.plain()
+    values = resolved(recipe).plain()
     work = chosen.method.work
     parts = {
         "model": values["model"], "data": values["data"],

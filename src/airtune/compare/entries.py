@@ -1,0 +1,146 @@
+"""What a study compares: a label each, with what it changes in the recipe."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from airtune.errors import RecipeError
+from airtune.recipe import Recipe, check_recipe, override, parse_yaml
+
+_PLAIN_BASELINE = "fedavg-lora"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One setting of a study."""
+
+    label: str
+    values: Mapping[str, Any]
+    """Key of the recipe, with dots -> value; `method` stands for the whole section."""
+
+    @property
+    def folder_name(self) -> str:
+        """The label as part of a folder's name."""
+        return re.sub(r"[^\w.+-]+", "-", self.label).strip("-")
+
+    def recipe(self, recipe: Recipe, seed: int) -> Recipe:
+        """Return the recipe of its run with a seed.
+
+        Raises:
+            RecipeError: if a key does not exist or a value is wrong.
+        """
+        changes = [f"{key}={json.dumps(value)}" for key, value in self.values.items()]
+        values = override({**recipe.plain(), "seed": seed}, changes)
+        return check_recipe(values, name=self.label)
+
+
+def entries_of(recipe: Recipe, methods: Sequence[str | Mapping[str, Any]]) -> list[Entry]:
+    """Return the methods of a comparison, each with a label of its own.
+
+    Raises:
+        RecipeError: if a method has no name, two have one label, or a setting is wrong.
+    """
+    own = {"name": recipe.method.name, **recipe.method.settings}
+    entries = []
+    for method in methods:
+        values: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
+        if not isinstance(values.get("name"), str):
+            raise RecipeError(f"compare.methods: every entry needs a name, got {method!r}")
+        label = str(values.pop("label", "")) or _label(values)
+        upload = values.pop("upload", None)
+        mine = own if values == {"name": own["name"]} else values
+        entries.append(Entry(label, {"method": mine} | ({"upload": upload} if upload else {})))
+    labels = [entry.label for entry in entries]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if twice:
+        raise RecipeError(f"compare.methods: {twice[0]!r} stands twice; give one a label")
+    faults = []
+    for entry in entries:
+        try:
+            entry.recipe(recipe, recipe.seed)
+        except RecipeError as error:
+            faults.append(str(error))
+    if faults:
+        raise RecipeError("\n".join(faults))
+    return entries
+
+
+def swept(recipe: Recipe, over: Sequence[str]) -> tuple[list[Entry], list[int]]:
+    """Return every combination of the values of some keys, and the seeds among them.
+
+    Args:
+        recipe: what they change.
+        over: `a.b=1,2,4` each; a value with a comma in it stands in brackets or quotes.
+
+    Raises:
+        RecipeError: if one is no such list, or a key does not exist. A value that is wrong is the
+            matter of its own run.
+    """
+    keys: dict[str, list[Any]] = {}
+    for text in over:
+        key, equals, values = text.partition("=")
+        found = parse_yaml(f"[{values}]", where=text) if equals and values.strip() else []
+        if not found:
+            raise RecipeError(
+                f"--over {text!r}: must read key=value,value, lora.r=4,8 for instance"
+            )
+        if len({json.dumps(value) for value in found}) < len(found):
+            raise RecipeError(f"--over {text!r}: a value stands twice")
+        keys[key.strip()] = found
+    seeds = keys.pop("seed", [])
+    if not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        raise RecipeError(f"--over seed: must be whole numbers from 0 on, got {seeds}")
+    override(recipe.plain(), [f"{key}={json.dumps(values[0])}" for key, values in keys.items()])
+    cells = [dict(zip(keys, chosen, strict=True)) for chosen in product(*keys.values())]
+    return [Entry(_cell_label(cell, keys, recipe), cell) for cell in cells], seeds
+
+
+def baseline_of(recipe: Recipe, entries: Sequence[Entry], *, is_narrowed: bool = False) -> str:
+    """Return the label that the others are compared with.
+
+    Args:
+        recipe: says which, or leaves it open.
+        entries: what is compared.
+        is_narrowed: they were asked for beside the recipe, so its baseline need not be among them.
+
+    Raises:
+        RecipeError: if the recipe names one that is not compared.
+    """
+    labels = [entry.label for entry in entries]
+    asked = recipe.compare.baseline
+    if asked is None or (is_narrowed and asked not in labels):
+        return _PLAIN_BASELINE if _PLAIN_BASELINE in labels else labels[0]
+    if asked not in labels:
+        raise RecipeError(
+            f"compare.baseline must be one of the methods compared, {', '.join(labels)}, got "
+            f"{asked!r}"
+        )
+    return asked
+
+
+def _label(values: Mapping[str, Any]) -> str:
+    name = str(values["name"]).rpartition(":")[2]
+    settings = ", ".join(f"{key}={value}" for key, value in values.items() if key != "name")
+    return f"{name} ({settings})" if settings else name
+
+
+def _cell_label(cell: Mapping[str, Any], keys: Mapping[str, Sequence[Any]], recipe: Recipe) -> str:
+    """Name a combination by the keys that vary; a method by its name alone."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    parts = []
+    for key, value in cell.items():
+        end = key.rpartition(".")[2]
+        if key == "method.name":
+            parts.append(str(value).rpartition(":")[2])
+        elif len(keys[key]) > 1:
+            parts.append(f"{end if ends.count(end) == 1 else key}={_shown(value)}")
+    return ", ".join(parts) or recipe.label
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

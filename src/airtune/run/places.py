@@ -1,0 +1,166 @@
+"""Where a run is and what it reads: its folder is taken at once, its files by their full paths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
+from airtune.fleet import preset_names
+from airtune.recipe import Recipe, check_recipe, dump_recipe, load_recipe
+from airtune.records import amend_header, storage, write_atomically
+
+RECIPE_FILE = "recipe.yaml"
+
+
+def new_folder(recipe: Recipe, suffix: str | None = None, *, root: Path | None = None) -> Path:
+    """Make the folder of a run that begins now, `<output>/<time>-<name>`, and return it.
+
+    A name that is taken gets a number, so that two runs may begin in one second.
+
+    Args:
+        recipe: says the name and, where `root` does not, the folder of run folders.
+        suffix: end of the name instead of the recipe's.
+        root: the folder of run folders.
+
+    Raises:
+        StorageError: if it cannot be made.
+    """
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    parent, name = root or Path(recipe.output), f"{stamp}-{suffix or recipe.label}"
+    number = 1
+    while True:
+        place = parent / (name if number == 1 else f"{name}-{number}")
+        with storage(place):
+            parent.mkdir(parents=True, exist_ok=True)
+            try:
+                place.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return place
+
+
+@contextmanager
+def claimed(recipe: Recipe, folder: Path | None) -> Iterator[Path]:
+    """Take a run's folder, with the recipe in it, for what the block prepares.
+
+    The folder is given back where the block fails; an interruption leaves it, to be resumed.
+
+    Raises:
+        RunExistsError: if it is taken, or holds anything.
+        StorageError: if it cannot be written.
+    """
+    root = Path(recipe.output) if folder is None else folder.parent
+    is_new = not root.exists()
+    place = _taken(folder) if folder is not None else new_folder(recipe)
+    saved = place / RECIPE_FILE
+    if not _written_first(saved, dump_recipe(resolved(recipe))):
+        raise _is_there(place)
+    try:
+        yield place
+    except RunInterruptedError:
+        raise
+    except Exception:
+        saved.unlink(missing_ok=True)
+        for made in (place, root) if is_new else (place,):
+            if not any(made.iterdir()):
+                made.rmdir()
+        raise
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """Return the recipe with the full path of every file and folder that it names here."""
+    values = recipe.plain()
+    for path, place in places_of(recipe).items():
+        section = values
+        *parents, last = path.split(".")
+        for part in parents:
+            section = section[part]
+        section[last] = place
+    values["output"] = str(Path(recipe.output).expanduser().resolve())
+    return check_recipe(values)
+
+
+def places_of(recipe: Recipe) -> dict[str, str]:
+    """Return the full path of every file and folder that a recipe's keys name on this machine."""
+    method, _, attribute = recipe.method.name.rpartition(":")
+    found = {
+        "model.source": _full(recipe.model.source),
+        "data.source": _full(recipe.data.source),
+        "data.test": _full(recipe.data.test),
+        "fleet.source": None if recipe.fleet.source in preset_names() else _full(recipe.fleet.source),
+        "method.name": f"{_full(method)}:{attribute}" if method and _full(method) else None,
+    }  # fmt: skip
+    return {key: place for key, place in found.items() if place is not None}
+
+
+def saved_recipe(folder: Path) -> Recipe:
+    """Return the recipe that a run folder holds.
+
+    Raises:
+        CheckpointError: if it is missing or damaged.
+    """
+    try:
+        return load_recipe(folder / RECIPE_FILE)
+    except RecipeError as error:
+        raise CheckpointError(f"the recipe saved with {folder} is damaged: {error}") from error
+
+
+def extend(folder: Path, recipe: Recipe, rounds: int) -> Recipe:
+    """Give a run more rounds, ended or not; returns its recipe with them.
+
+    Raises:
+        RecipeError: if they are not more.
+        StorageError: if the folder cannot be written.
+    """
+    if rounds <= recipe.train.rounds:
+        raise RecipeError(
+            f"--resume takes more rounds than the {recipe.train.rounds} of {folder}, got "
+            f"train.rounds={rounds}"
+        )
+    values = recipe.plain()
+    values["train"]["rounds"] = rounds
+    longer = check_recipe(values)
+    with storage(folder):
+        (folder / "result.json").unlink(missing_ok=True)
+    write_atomically(folder / RECIPE_FILE, dump_recipe(longer))
+    if (folder / "run.json").exists():
+        amend_header(folder, {"rounds": rounds})
+    return longer
+
+
+def _written_first(path: Path, text: str) -> bool:
+    """Write a file unless another process has; return whether this one did."""
+    with storage(path):
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            return False
+    return True
+
+
+def _taken(folder: Path) -> Path:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise _is_there(folder)
+    with storage(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _is_there(folder: Path) -> RunExistsError:
+    return RunExistsError(
+        f"the run folder {folder} is already there; choose another name, or continue with "
+        f"airtune run --resume {folder}"
+    )
+
+
+def _full(name: object) -> str | None:
+    """Return the full path of what a name leads to here; None where it leads nowhere."""
+    if not isinstance(name, str) or not name:
+        return None
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else None

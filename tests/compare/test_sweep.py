@@ -1,0 +1,89 @@
+"""Sweeps: any key, one study, resumable and extendable; what fails ends alone."""
+
+import csv
+
+import pytest
+
+from airtune.compare import resume_comparison, sweep_recipe, swept
+from airtune.compare.jobs import Workers
+from airtune.errors import DataError, RecipeError, TrainingError
+from airtune.recipe import load_recipe
+from airtune.records import read_run
+
+TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
+        "train.rounds=1", "train.local_steps=1", "train.per_device_train_batch_size=2",
+        "threads=1", "method.name=fedavg-lora"]  # fmt: skip
+
+
+def recipe(*overrides):
+    return load_recipe(overrides=[*TINY, *overrides])
+
+
+def test_every_combination_has_a_label_of_the_keys_that_vary():
+    entries, seeds = swept(recipe(), ["lora.r=4,8", "method.name=hetlora,./a/mine.py:Mine",
+                                      "train.rounds=2", "seed=0,3"])  # fmt: skip
+    assert [entry.label for entry in entries] == [
+        "r=4, hetlora", "r=4, Mine", "r=8, hetlora", "r=8, Mine",
+    ]  # fmt: skip
+    assert seeds == [0, 3]
+    assert entries[0].recipe(recipe(), 3).lora.r == 4
+    assert entries[0].recipe(recipe(), 3).train.rounds == 2
+
+
+@pytest.mark.parametrize(("over", "said"), [
+    ("lora.rank=4,8", "lora.rank: unknown key"), ("lora.r", "must read key=value,value"),
+    ("lora.r=", "must read key=value,value"), ("lora.r=4,4", "stands twice"),
+    ("seed=a", "must be whole numbers"), ("lora.r=[4", "not readable as YAML"),
+])  # fmt: skip
+def test_a_sweep_over_nothing_that_exists_is_refused_before_it_runs(over, said):
+    with pytest.raises(RecipeError, match=said):
+        swept(recipe(), [over])
+
+
+def test_a_wrong_value_is_left_out_and_more_can_be_added(tmp_path):
+    asked = recipe(f"output={tmp_path}")
+    done = sweep_recipe(asked, ["lora.r=4,-1"], seeds=[0], folder=tmp_path / "s")
+    assert list(done.summary.rows) == ["r=4"]
+    assert [(one.label, one.exit_code) for one in done.left_out] == [("r=-1", 3)]
+    assert not done.is_whole
+    kept = (done.folder / "runs" / "r-4-s0" / "rounds.jsonl").stat().st_mtime_ns
+    more = resume_comparison(done.folder, over=["lora.r=4,2"], seeds=[1])
+    assert {(row.method, row.seeds) for row in more.summary.rows.values()} == {
+        ("r=4", (0, 1)), ("r=2", (0, 1)),
+    }  # fmt: skip
+    assert (done.folder / "runs" / "r-4-s0" / "rounds.jsonl").stat().st_mtime_ns == kept
+    longer = resume_comparison(done.folder, rounds=2)
+    assert {len(run.record.rounds) for run in longer.study.runs} == {2}
+    with pytest.raises(RecipeError, match="takes more rounds than the 2"):
+        resume_comparison(done.folder, rounds=2)
+    with (done.folder / "comparison.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["lora.r"], line["seed"]) for line in lines} == {
+        ("4", "0"), ("4", "1"), ("2", "0"), ("2", "1"),
+    }  # fmt: skip
+    assert r"\begin{tabular}" in (done.folder / "comparison.tex").read_text()
+
+
+@pytest.mark.slow
+def test_processes_end_as_one_process_does_and_one_that_fails_ends_alone(tmp_path):
+    asked = recipe(f"output={tmp_path}")
+    over = ["data.source=embedded:arithmetic,./none.jsonl", "lora.r=2,4"]
+    done = sweep_recipe(asked, over, seeds=[0], folder=tmp_path / "p", jobs=2)
+    assert {one.exit_code for one in done.left_out} == {DataError.exit_code}
+    assert len(done.summary.rows) == 2
+    plain = sweep_recipe(asked, over, seeds=[0], folder=tmp_path / "q")
+    for one, other in zip(done.study.runs, plain.study.runs, strict=True):
+        assert one.quality.tolist() == other.quality.tolist()
+
+
+def test_a_process_that_dies_is_said_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("airtune.compare.jobs._heard", lambda ours: None)
+    with pytest.raises(TrainingError, match=r"died with exit code .* fewer --jobs"):
+        Workers().run(recipe("lora.r=500"), "x", tmp_path / "x")
+
+
+def test_a_finished_sweep_is_read_back(tmp_path):
+    asked = recipe(f"output={tmp_path}")
+    done = sweep_recipe(asked, ["seed=0,1"], folder=tmp_path / "s")
+    assert read_run(tmp_path / "s" / "runs" / "fedavg-lora-s1").header["seed"] == 1
+    assert done.is_whole

@@ -1,0 +1,112 @@
+"""Run folders are taken at once, files are known by their full paths, and runs go on from anywhere."""
+
+import json
+
+import pytest
+
+from airtune.errors import RecipeError, RunExistsError, RunInterruptedError
+from airtune.recipe import load_recipe
+from airtune.records import read_run
+from airtune.run import load_assets, new_folder, resume_run, run_recipe
+from airtune.run.places import claimed, places_of, resolved
+
+TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
+        "train.rounds=2", "train.local_steps=1", "train.per_device_train_batch_size=2",
+        "threads=1", "calibration={rounds: 2, devices: 2, budgets: [0.3]}"]  # fmt: skip
+
+
+def recipe(*overrides):
+    return load_recipe(overrides=[*TINY, *overrides])
+
+
+@pytest.fixture(scope="module")
+def assets():
+    return load_assets(recipe())
+
+
+def rounds_of(folder):
+    rows = read_run(folder).rounds
+    return [{key: value for key, value in row.items() if key != "measured"} for row in rows]
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
+    made = [new_folder(recipe(f"output={tmp_path}/läufe 1")) for _ in range(5)]
+    assert len(set(made)) == 5
+    assert all(place.is_dir() for place in made)
+
+
+def test_a_folder_is_taken_by_one_and_given_back_where_it_fails(tmp_path):
+    with claimed(recipe(), tmp_path / "run"), pytest.raises(RunExistsError, match="already there"):
+        claimed(recipe(), tmp_path / "run").__enter__()
+    with pytest.raises(RecipeError), claimed(recipe(), tmp_path / "bad" / "run"):
+        raise RecipeError("no")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_files_are_known_by_their_full_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mein modell", "fleet"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "dätä.jsonl").write_text("{}")
+    (tmp_path / "mine.py").write_text("from airtune.methods.whole_equal import WholeEqual as Mine")
+    asked = recipe("model.source='mein modell'", "data.source=dätä.jsonl", "data.test=dätä.jsonl",
+                   "method.name=./mine.py:Mine")  # fmt: skip
+    assert places_of(asked) == {
+        "model.source": f"{tmp_path}/mein modell", "data.source": f"{tmp_path}/dätä.jsonl",
+        "data.test": f"{tmp_path}/dätä.jsonl", "method.name": f"{tmp_path}/mine.py:Mine",
+    }  # fmt: skip
+    full = resolved(asked)
+    monkeypatch.chdir("/")
+    assert places_of(full) == places_of(resolved(full)) == places_of(asked) | places_of(full)
+
+
+def test_a_run_goes_on_from_another_folder_and_says_what_was_typed(tmp_path, monkeypatch, assets):
+    rows = [{"prompt": f"{k} + 1 =", "completion": str(k + 1)} for k in range(60)]
+    (tmp_path / "logs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.chdir(tmp_path)
+    done = run_recipe(recipe("data.source=logs.jsonl", "method.name=fedavg-lora", "train.rounds=1"),
+                      folder=tmp_path / "run", reports=False)  # fmt: skip
+    header = read_run(done.folder).header
+    assert header["data"]["source"] == "logs.jsonl"
+    assert header["places"] == {"data.source": f"{tmp_path}/logs.jsonl"}
+    monkeypatch.chdir("/")
+    assert resume_run(tmp_path / "run", rounds=2, reports=False).rounds == 2
+
+
+def test_more_rounds_are_those_of_a_run_that_had_them_from_the_start(tmp_path, assets):
+    asked = recipe("method.name=fedavg-lora")
+    run_recipe(asked, folder=tmp_path / "short", assets=assets, reports=False)
+    resume_run(tmp_path / "short", rounds=3, assets=assets, reports=False)
+    longer = recipe("method.name=fedavg-lora", "train.rounds=3")
+    run_recipe(longer, folder=tmp_path / "long", assets=assets, reports=False)
+    assert rounds_of(tmp_path / "short") == rounds_of(tmp_path / "long")
+    assert read_run(tmp_path / "short").header["rounds"] == 3
+    with pytest.raises(
+        RecipeError, match=r"takes more rounds than the 3 of .*, got train.rounds=2"
+    ):
+        resume_run(tmp_path / "short", rounds=2, assets=assets)
+
+
+def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path, assets, monkeypatch):
+    from airtune.loop import rounds as loop
+
+    saves, save = [], loop.save_checkpoint
+
+    def then_interrupt(folder, checkpoint, *, identity):
+        save(folder, checkpoint, identity=identity)
+        saves.append(folder)
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_checkpoint", then_interrupt)
+    asked = recipe(f"output={tmp_path}/a", "train.rounds=1")
+    with pytest.raises(RunInterruptedError, match=r"before the first round; go on with: airtune"):
+        run_recipe(asked, folder=tmp_path / "stopped", assets=assets, reports=False)
+    resume_run(tmp_path / "stopped", assets=assets, reports=False)
+    assert len(saves) == 5, "four short rounds and one of the run, none of them twice"
+    assert not list(tmp_path.glob("a/cache/*.partial"))
+    whole = recipe(f"output={tmp_path}/b", "train.rounds=1")
+    run_recipe(whole, folder=tmp_path / "whole", assets=assets, reports=False)
+    found = [read_run(tmp_path / name).header["calibration"] for name in ("stopped", "whole")]
+    assert found[0]["curves"] == found[1]["curves"]
+    assert rounds_of(tmp_path / "stopped") == rounds_of(tmp_path / "whole")
