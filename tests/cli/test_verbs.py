@@ -78,8 +78,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(place, airtune, monkeypatch):
 
     save = loop.save_checkpoint
 
-    def then_interrupt(folder, checkpoint, *, identity):
-        save(folder, checkpoint, identity=identity)
+    def then_interrupt(folder, checkpoint, **named):
+        save(folder, checkpoint, **named)
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(loop, "save_checkpoint", then_interrupt)

@@ -92,8 +92,8 @@ def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path, assets, monke
 
     saves, save = [], loop.save_checkpoint
 
-    def then_interrupt(folder, checkpoint, *, identity):
-        save(folder, checkpoint, identity=identity)
+    def then_interrupt(folder, checkpoint, **named):
+        save(folder, checkpoint, **named)
         saves.append(folder)
         if len(saves) == 3:
             raise KeyboardInterrupt

@@ -63,7 +63,9 @@ def calibrate_codecs(
     places = tuple(cuts) or spread_cuts(setting.problem.shape.blocks)
     small = some_devices(setting)
     menu = tuple(dict.fromkeys(codecs))
-    runs = short_runs(setting, small, (SpreadCuts(codec, places) for codec in (CodecSpec(), *menu)))
+    runs = list(
+        short_runs(setting, small, (SpreadCuts(codec, places) for codec in (CodecSpec(), *menu)))
+    )
     curves = tuple(curve for curve, _ in runs)
     device_s = setting.device_s(sum(spent for _, spent in runs))
     workload = setting.problem.workload
