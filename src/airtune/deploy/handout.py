@@ -12,6 +12,7 @@ import numpy as np
 from airtune.engine.remote.split import Serve
 from airtune.engine.stream import FETCHES, Shelf
 from airtune.errors import DeploymentError
+from airtune.model.gguf.source import is_gguf
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run.build import base_folder
 from airtune.wire.allowance import Allowance
@@ -107,6 +108,11 @@ def open_handout(
         raise DeploymentError(
             "model.stage is server, but this server has no stream to hand a base model out by; run "
             "it under airtune server start, or set model.stage to none"
+        )
+    if is_gguf(recipe.model.source):
+        raise DeploymentError(
+            f"{recipe.model.source} is a GGUF file, which a server does not hand out; set model.stage to "
+            "none and put the file on every device, or give model.source a folder"
         )
     folder = base_folder(recipe)
     files = base_files(folder)

@@ -11,6 +11,7 @@ from airtune.cost import base_bytes, transfer_s
 from airtune.errors import ModelError
 from airtune.fleet import Fleet
 from airtune.fleet.rates import downlink_bps
+from airtune.model.gguf.source import is_gguf
 from airtune.plan import Floats, Problem
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run.build import base_folder
@@ -28,6 +29,8 @@ def staging_bytes(recipe: Recipe, problem: Problem) -> float:
     """
     if recipe.model.stage == "none" or recipe.model.source == EMBEDDED:
         return 0.0
+    if is_gguf(recipe.model.source):
+        return base_bytes(problem.shape, problem.workload)
     try:
         return float(sum(base_sizes(base_folder(recipe)).values()))
     except ModelError:

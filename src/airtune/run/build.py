@@ -198,14 +198,11 @@ def base_folder(recipe: Recipe) -> Path:
     """Return where this machine has a recipe's base.
 
     Raises:
-        ModelError: if it has it neither as a folder nor from the hub, or it is one GGUF file.
+        ModelError: if it has it neither as a folder nor from the hub.
     """
     source = model_source(recipe)
     if is_gguf(source):
-        raise ModelError(
-            f"{source!r} is a GGUF file, which a server does not hand out; set model.stage to none and "
-            "put the file on every device, or give model.source a folder"
-        )
+        return Path(source).parent
     if Path(source).is_dir():
         return Path(source)
     found = try_to_load_from_cache(source, "config.json", revision=recipe.model.revision)

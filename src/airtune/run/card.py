@@ -116,12 +116,15 @@ def _about(one: Exported) -> str:
 _FORMS = {
     "adapter": "A LoRA adapter", "merged": "A merged model", "pruned": "A pruned model",
     "gguf": "A GGUF file",
+    "adapter-gguf": "An adapter as a GGUF file",
 }  # fmt: skip
 
 
 def _loading(one: Exported) -> str:
     if one.format == "gguf":
         return _fenced("llama-cli -m model.gguf", "sh")
+    if one.format == "adapter-gguf":
+        return _fenced("llama-cli -m BASE.gguf --lora adapter.gguf", "sh")
     auto = {"image-classification": "AutoModelForImageClassification",
             "text-classification": "AutoModelForSequenceClassification",
             "text-generation": "AutoModelForCausalLM"}[_kind(one)]  # fmt: skip

@@ -134,8 +134,7 @@ class _Trained:
         return self.recipe.lora.lora_alpha / self.recipe.lora.r
 
 
-def _check_adapter(trained: _Trained) -> None:
-    """Refuse a run whose result is no adapter of its base."""
+def _write_adapter(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
     if trained.state.merged:
         raise ModelError(
             "this method has merged its adapters into the base, which no adapter can say; "
@@ -146,10 +145,6 @@ def _check_adapter(trained: _Trained) -> None:
             "this run pruned the model for good, and its adapters belong to what is left; "
             "export pruned"
         )
-
-
-def _write_adapter(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
-    _check_adapter(trained)
     save_adapter(
         stage, trained.base, trained.state.adapters, scale=trained.scale,
         head=trained.state.head or None, overwrite=True,
@@ -199,10 +194,15 @@ def _write_gguf(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
 
 
 def _write_adapter_gguf(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
-    _check_adapter(trained)
-    return adapter_file(
+    """Write PEFT's folder first, which is checked, and turn it into one file."""
+    check_gguf(trained.base.network)
+    plain = stage / "plain"
+    checked = _write_adapter(plain, trained, kept)
+    found = adapter_file(
         stage, trained.base, trained.state.adapters, scale=trained.scale, quantise=trained.quantise
     )
+    shutil.rmtree(plain)
+    return checked | found
 
 
 _WRITERS = {
