@@ -70,18 +70,16 @@ def pruning(subject: Subject) -> Iterator[Figure]:
     """Yield the loss of slices, saved and read back by plain transformers, by how they are mended."""
     dense = subject.loss(subject.base.network)
     yield Figure("real.dense_loss", dense, "none", True, "the model as it is")
-    # scores and means do not depend on how slices are mended; second moments are measured once
     scored = _scored(subject)
+    kept, pruned = _slice(subject, scored)
+    size = (f"{len(kept.groups[0])} groups, {len(kept.channels[0])} channels, {pruned:.3f} of the "
+            f"blocks' weights gone, untuned; dense {dense:.3f}")  # fmt: skip
+    yield at_most("real.channels_beyond_32", len(kept.channels[0]) % 32, 0, size)
     mends: tuple[Mend, ...] = ("mean", "least-squares")
     for mend in mends:
         work = WorkSpec(mend=mend, cumulative=True)
-        kept, pruned = _slice(subject, scored, work)
         loss = _saved_loss(subject, scored, kept, work)
-        size = (f"{len(kept.groups[0])} groups, {len(kept.channels[0])} channels, {pruned:.3f} of the "
-                f"blocks' weights gone, untuned; dense {dense:.3f}")  # fmt: skip
-        name = mend.replace("-", "_")
-        yield at_most(f"real.pruned_loss_{name}", loss, WORST_LOSS, size)
-        yield at_most(f"real.channels_beyond_32_{name}", len(kept.channels[0]) % 32, 0, size)
+        yield at_most(f"real.pruned_loss_{mend.replace('-', '_')}", loss, WORST_LOSS, size)
 
 
 def _subject() -> Subject:
@@ -104,10 +102,10 @@ def _scored(subject: Subject) -> GlobalState:
     return GlobalState(0, {}, {}, importance=importance, grams=grams)
 
 
-def _slice(subject: Subject, scored: GlobalState, work: WorkSpec) -> tuple[Kept, float]:
+def _slice(subject: Subject, scored: GlobalState) -> tuple[Kept, float]:
     """Return the slice that is nearest to the size asked for, and its size."""
     base, importance = subject.base, scored.importance
-    found = measure_sensitivity(Probe(base, subject.data, work, BATCH, 0))
+    found = measure_sensitivity(Probe(base, subject.data, WorkSpec(), BATCH, 0))
     path = pruning_path(base.shape, found, heads=base.family.any_head_count)
     counts = counts_for(base.shape, path, PRUNED)
     if counts is None or importance is None:

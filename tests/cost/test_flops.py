@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -144,3 +146,19 @@ def test_more_pruning_never_computes_more(ratios, steps):
     assert cost[1] <= cost[0]
     assert cost[0] <= steps * train_flops(shape, workload, whole_model(
         np.arange(1), rank=8, local_steps=1, share=np.ones(1)))[0]  # fmt: skip
+
+
+def test_a_slice_that_learns_from_the_dense_base_runs_it_forwards(sample_of, workload_of, plan_of):
+    sample = sample_of("llama")
+    shape, workload = sample.shape, workload_of(sample.shape)
+    plan = replace(plan_of(), prune_ffn=np.full(len(plan_of()), 0.5))
+    alone, taught = (
+        train_flops(shape, replace(workload, distills=on), plan)[0] for on in (False, True)
+    )
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        sample.build()(torch.randint(5, 90, (BATCH, TOKENS)))
+    steps = int(plan.local_steps[0])
+    assert taught - alone == steps * counter.get_total_flops()
+    whole = replace(workload, distills=True)
+    assert train_flops(shape, whole, plan_of())[0] == train_flops(shape, workload, plan_of())[0]

@@ -91,8 +91,8 @@ def test_a_refused_update_is_recorded_and_the_round_goes_on(
     honest = train_module._losses
     monkeypatch.setattr(
         train_module, "_losses",
-        lambda here, lora, batch: honest(here, lora, batch)
-        * torch.where(torch.arange(lora.devices) == 2, torch.nan, 1.0),
+        lambda here, watch, batch: honest(here, watch, batch)
+        * torch.where(torch.arange(watch.lora.devices) == 2, torch.nan, 1.0),
     )  # fmt: skip
     done = execute(engine_of(), plan_of(), state, keep)
     assert done.results.status.tolist() == ["ok", "ok", "refused", "ok", "ok", "ok"]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from airtune.model.batch import IGNORED, Batch
-from airtune.model.loss import batch_losses, class_logits, scored, token_losses
+from airtune.model.loss import Teacher, batch_losses, class_logits, scored, token_losses
 
 
 def test_the_loss_is_that_of_transformers(make_base, make_batch, family_name):
@@ -99,3 +99,31 @@ def test_a_device_without_a_scored_position_has_no_loss(make_base, make_batch):
     batch.labels[0] = IGNORED
     losses = batch_losses(base.network, batch, devices=2)
     assert losses.isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("chunk", [0, 5])
+def test_a_teacher_adds_its_share_of_the_divergence(make_base, make_batch, chunk):
+    student, other = make_base("llama"), make_base("llama")
+    other.network.model.layers[0].mlp.down_proj.weight.data.mul_(-1.0)
+    # a slice shares the output layer with the dense base
+    other.network.lm_head.weight = student.network.lm_head.weight
+    batch, share = make_batch(student), 0.3
+    where = scored(batch)
+    embedded = student.network.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
+    handle = student.network.get_input_embeddings().register_forward_hook(lambda *_: embedded)
+    found = token_losses(
+        student.network, batch, chunk=chunk, teacher=Teacher(other.network, share)
+    ).sum()
+    (gradient,) = torch.autograd.grad(found, embedded)
+    ours = student.network(batch.input_ids, attention_mask=batch.attention_mask).logits
+    handle.remove()
+    with torch.no_grad():
+        theirs = other.network(batch.input_ids, attention_mask=batch.attention_mask).logits
+    log_ours = ours[:, :-1][where].log_softmax(-1)
+    log_theirs = theirs[:, :-1][where].log_softmax(-1)
+    hard = torch.nn.functional.nll_loss(log_ours, batch.labels[:, 1:][where], reduction="sum")
+    soft = torch.nn.functional.kl_div(log_ours, log_theirs, reduction="sum", log_target=True)
+    expected = (1 - share) * hard + share * soft
+    (wanted,) = torch.autograd.grad(expected, embedded)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5)

@@ -47,6 +47,13 @@ def test_how_slices_are_mended_is_the_recipes_or_the_methods():
         load_recipe(overrides=["train.mend=squares"])
 
 
+def test_a_classifier_has_no_base_to_learn_from():
+    asked = ["train.distill=0.5", "data.source=embedded:topics", "data.task=classification"]
+    with pytest.raises(RecipeError, match=r"train\.distill 0\.5 is for language models"):
+        choose_method(load_recipe(overrides=asked))
+    assert choose_method(load_recipe(overrides=asked[:1])).method.work.distill == 0.5
+
+
 def test_damage_is_named(tmp_path):
     recipe = load_recipe(overrides=[*QUICK, f"output={tmp_path}"])
     with pytest.raises(CheckpointError, match=r"sensitivity in the header is damaged.*'heads'"):

@@ -135,9 +135,9 @@ def test_a_device_whose_loss_is_not_finite_is_refused_and_the_others_are_untouch
     clean = run(base, state, jobs, workload)
     honest = train_module._losses
 
-    def poisoned(here, lora, batch):
-        losses = honest(here, lora, batch)
-        factor = torch.ones(lora.devices)
+    def poisoned(here, watch, batch):
+        losses = honest(here, watch, batch)
+        factor = torch.ones(watch.lora.devices)
         factor[1] = torch.nan
         return losses * factor
 
@@ -312,3 +312,17 @@ def test_no_example_is_used_twice_before_all_were_used_once(examples, steps, bat
 def test_a_device_without_data_is_an_error_of_the_data():
     with pytest.raises(DataError, match="at least one training example"):
         draw_batches(0, steps=1, batch=1, stream=np.random.default_rng(0))
+
+
+def test_only_a_slice_learns_from_the_dense_base(base, state_of, job_of, workload_of):
+    state, workload = state_of(base), workload_of(base)
+    jobs = [job_of(base, 0), job_of(base, 1, prune=0.5)]
+    plain, taught = (
+        run(base, state, jobs, workload, work=WorkSpec(distill=share)) for share in (0.0, 0.5)
+    )
+    same, other = (
+        largest_difference(one.update.adapters, two.update.adapters)
+        for one, two in zip(plain, taught, strict=True)
+    )
+    assert same == 0.0
+    assert other > 0.0

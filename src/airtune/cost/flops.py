@@ -28,6 +28,8 @@ from airtune.cost.graph import (
     scored_positions,
     sizes,
     targets,
+    taught,
+    teacher_of,
 )
 from airtune.plan import Assignments, Floats, ModelShape, Workload
 
@@ -54,6 +56,7 @@ def train_flops(shape: ModelShape, workload: Workload, assignments: Assignments)
     step = tokens * blocks + left.whole * _head_macs(shape, workload, later)
     if workload.scores == "gradient":
         step = step + left.blocks * _score_macs(shape, workload, left)
+    step = step + taught(shape, workload, left) * _teacher_macs(shape, workload, left)
     return np.asarray(2.0 * step * assignments.local_steps, np.float64)
 
 
@@ -77,6 +80,13 @@ def server_flops(shape: ModelShape, workload: Workload, assignments: Assignments
     tokens = float(workload.batch * workload.tokens)
     blocks = (shape.blocks - left.blocks) * _block_macs(shape, workload, left, later)
     return np.asarray(2.0 * (tokens * blocks + _head_macs(shape, workload, later)), np.float64)
+
+
+def _teacher_macs(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+    """Multiply-adds of the dense base's forward pass over one batch, (n,)."""
+    tokens = float(workload.batch * workload.tokens)
+    blocks = left.blocks * _forward_macs(shape, workload, teacher_of(shape, left))
+    return tokens * blocks + scored_positions(shape, workload) * shape.head_macs
 
 
 def head_flops(shape: ModelShape, workload: Workload) -> float:

@@ -12,7 +12,7 @@ first block nothing before the first adapter does; every later block has gradien
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -98,6 +98,22 @@ def kept(shape: ModelShape, assignments: Assignments) -> Kept:
         key=groups * shape.head_dim,
         heads=groups * (shape.heads // shape.kv_groups),
     )
+
+
+def taught(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+    """Return 1 where a slice learns from the dense base beside it, 0 elsewhere, (n,)."""
+    is_slice = (left.groups < shape.kv_groups) | (left.channels < shape.ffn)
+    return np.asarray(is_slice & workload.distills & (left.whole > 0.0), np.float64)
+
+
+def teacher_of(shape: ModelShape, left: Kept) -> Kept:
+    """Return the dense base without adapters, (n,) times."""
+    full = np.ones_like(left.groups)
+    return replace(
+        left, groups=full * shape.kv_groups, channels=full * shape.ffn, rank=0.0 * full,
+        query=full * shape.heads * shape.head_dim, key=full * shape.kv_groups * shape.head_dim,
+        heads=full * shape.heads,
+    )  # fmt: skip
 
 
 def sizes(shape: ModelShape, linear: Linear, left: Kept) -> tuple[Floats, Floats]:

@@ -36,6 +36,7 @@ from airtune.cost.graph import (
     reads,
     scored_positions,
     sizes,
+    taught,
 )
 from airtune.cost.graph import targets as targeted
 from airtune.cost.payload import held_bytes, trained_parameters
@@ -50,7 +51,7 @@ class Memory:
     """Bytes at the peak of a training step, in columns of shape (n,)."""
 
     weights: Floats
-    """The sliced frozen base."""
+    """The sliced frozen base; the dense one beside it where a slice learns from that."""
     adapters: Floats
     """Adapters and the trained head."""
     gradients: Floats
@@ -86,17 +87,32 @@ def peak_memory(shape: ModelShape, workload: Workload, assignments: Assignments)
     left = kept(shape, assignments)
     trained = trained_parameters(shape, workload, assignments).astype(np.float64)
     trained = trained * workload.adapter_bytes
-    logits = left.whole * _logit_bytes(shape, workload)
+    teaches = taught(shape, workload, left)
+    logits = left.whole * _logit_bytes(shape, workload) + teaches * _taught_bytes(shape, workload)
     saved = saved_bytes(shape, workload, assignments)
     beyond = _backward_bytes(shape, workload, left)
     return Memory(
-        weights=held_bytes(shape, workload, left),
+        weights=held_bytes(shape, workload, left) + teaches * _dense_bytes(shape, workload),
         adapters=trained,
         gradients=trained,
         optimiser=trained * workload.optimiser_states,
         activations=saved + np.maximum(beyond - logits, 0.0),
         logits=logits,
     )
+
+
+def _dense_bytes(shape: ModelShape, workload: Workload) -> float:
+    """Bytes of the dense base's blocks, which a slice that learns from it holds beside its own."""
+    block = float(shape.block_parameters(shape.kv_groups, shape.ffn))
+    return shape.blocks * block * workload.base_bits / 8.0
+
+
+def _taught_bytes(shape: ModelShape, workload: Workload) -> float:
+    """The teacher's hidden states, and its logits twice for the positions that exist at a time."""
+    positions = scored_positions(shape, workload)
+    alive = min(positions, workload.loss_chunk or positions)
+    rows = (positions + workload.batch * workload.tokens) * shape.width * workload.dtype_bytes
+    return 2.0 * SINGLE * alive * shape.vocab + rows
 
 
 def saved_bytes(shape: ModelShape, workload: Workload, assignments: Assignments) -> Floats:

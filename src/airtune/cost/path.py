@@ -23,7 +23,7 @@ from airtune.plan import Floats, Ints, ModelShape, Sensitivity
 Order = Literal["measured", "proportional"]
 """measured: as above · proportional: heads and channels in balance, as the papers prune."""
 
-TILE, TILED_FROM = 32, 256
+TILE, TILED_FROM = 32, 1024
 """Channels that go together, in models with at least so many of them: what quantised files and
 processors' tiles ask for."""
 BLOCK, NEAR = 256, 0.01

@@ -120,4 +120,5 @@ def with_work(problem: Problem, work: WorkSpec) -> Problem:
         scores = "gradient"
     elif work.importance == "salience":
         scores = "activation"
-    return replace(problem, work=work, workload=replace(problem.workload, scores=scores))
+    workload = replace(problem.workload, scores=scores, distills=work.distill > 0.0)
+    return replace(problem, work=work, workload=workload)

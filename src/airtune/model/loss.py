@@ -9,6 +9,7 @@ of transformers' own losses.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -28,6 +29,20 @@ class _Context(Protocol):
         """Keep tensors for `backward`."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What scored positions are to learn."""
+
+    targets: torch.Tensor
+    """(positions,)."""
+    chunk: int
+    """Positions whose logits exist at a time."""
+    taught: torch.Tensor | None
+    """A teacher's hidden states, (positions, width)."""
+    share: float
+    """Of the loss that is the divergence from the teacher."""
+
+
 class _CrossEntropy(torch.autograd.Function):
     """Cross entropy of a frozen output layer, in chunks."""
 
@@ -36,10 +51,10 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: _Context,
         hidden: torch.Tensor,
         weight: torch.Tensor,
-        targets: torch.Tensor,
-        chunk: int,
+        lesson: _Lesson,
     ) -> torch.Tensor:
         """Return the losses (positions,) of hidden (positions, width), weight (vocab, width)."""
+        targets, chunk, share = lesson.targets, lesson.chunk, lesson.share
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         needs_gradient = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needs_gradient else None
@@ -49,22 +64,46 @@ class _CrossEntropy(torch.autograd.Function):
             wanted = targets[part, None]
             scale = logits.logsumexp(1, keepdim=True)
             losses[part] = (scale - logits.gather(1, wanted)).squeeze(1)
+            teacher = None
+            if lesson.taught is not None:
+                log_teacher = (lesson.taught[part] @ weight.T).float().log_softmax(1)
+                teacher = log_teacher.exp()
+                distance = torch.linalg.vecdot(teacher, log_teacher.sub_(logits).add_(scale))
+                losses[part] = losses[part] * (1.0 - share) + share * distance
             if gradient is not None:
                 logits.sub_(scale).exp_()
-                logits.scatter_add_(1, wanted, torch.full_like(scale, -1.0))
+                logits.scatter_add_(1, wanted, torch.full_like(scale, share - 1.0))
+                if teacher is not None:
+                    logits.sub_(teacher, alpha=share)
                 gradient[part] = logits.to(weight.dtype) @ weight
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return losses
 
     @staticmethod
-    def backward(ctx: _Context, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: _Context, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the stored gradient of every position."""
         (gradient,) = ctx.saved_tensors
-        return gradient * outer[0].to(gradient.dtype)[:, None], None, None, None
+        return gradient * outer[0].to(gradient.dtype)[:, None], None, None
 
 
-def token_losses(network: nn.Module, batch: Batch, *, chunk: int = 0) -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A model that shares the output layer, and how much it counts.
+
+        loss = (1 - share) CE(labels) + share KL(teacher || student)
+
+    Source: distillation of a pruned model from the dense one (CoFi, arXiv 2204.00408), without a
+    temperature; reconstructed.
+    """
+
+    network: nn.Module
+    share: float
+
+
+def token_losses(
+    network: nn.Module, batch: Batch, *, chunk: int = 0, teacher: Teacher | None = None
+) -> torch.Tensor:
     """Return a language model's loss at every position, zero where nothing is scored.
 
     Position t holds the loss of predicting token t + 1, as in transformers.
@@ -73,6 +112,7 @@ def token_losses(network: nn.Module, batch: Batch, *, chunk: int = 0) -> torch.T
         network: A causal language model, or the `network` of a `LoraNetwork`.
         batch: input_ids, mask and labels (batch, tokens), labels not shifted.
         chunk: Positions whose logits exist at a time; 0 = all.
+        teacher: Whom it learns from beside the labels.
 
     Returns:
         Losses in nats, (batch, tokens - 1); `scored(batch)` says which count.
@@ -82,9 +122,12 @@ def token_losses(network: nn.Module, batch: Batch, *, chunk: int = 0) -> torch.T
     targets = batch.labels[:, 1:][where]
     rows = hidden[where]
     weight = network.get_submodule("lm_head").get_parameter("weight")
-    losses = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-        rows, weight, targets, chunk or max(len(targets), 1)
-    )
+    taught, share = None, 0.0
+    if teacher is not None:
+        with torch.no_grad():
+            taught, share = _hidden(teacher.network, batch)[:, :-1][where], teacher.share
+    lesson = _Lesson(targets, chunk or max(len(targets), 1), taught, share)
+    losses = _CrossEntropy.apply(rows, weight, lesson)  # type: ignore[no-untyped-call]
     return torch.zeros(where.shape, device=hidden.device).masked_scatter(where, losses)
 
 
@@ -110,8 +153,9 @@ def class_logits(network: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def batch_losses(
-    network: nn.Module, batch: Batch, *, devices: int = 1, chunk: int = 0
-) -> torch.Tensor:
+    network: nn.Module, batch: Batch, *, devices: int = 1, chunk: int = 0,
+    teacher: Teacher | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Return the mean loss of each device, (devices,); sum them before `backward`.
 
     The labels tell the task: (batch, tokens) is a language model, (batch,) classification. A
@@ -122,12 +166,13 @@ def batch_losses(
         batch: Devices one after the other, the same number of rows each.
         devices: How many.
         chunk: Positions whose logits exist at a time; 0 = all.
+        teacher: Whom a language model learns from beside the labels.
     """
     if batch.labels.dim() == 1:
         logits = class_logits(network, batch).float()
         losses = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
         return losses.reshape(devices, -1).mean(1)
-    losses = token_losses(network, batch, chunk=chunk).reshape(devices, -1).sum(1)
+    losses = token_losses(network, batch, chunk=chunk, teacher=teacher).reshape(devices, -1).sum(1)
     return losses / scored(batch).reshape(devices, -1).sum(1)
 
 

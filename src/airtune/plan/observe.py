@@ -43,6 +43,8 @@ class Workload:
     scores: Literal["none", "activation", "gradient"] = "none"
     """Scores of structures that are measured while training and sent with the update: from
     activations, or from the adapters' gradients, which takes products of the weights' size."""
+    distills: bool = False
+    """A slice learns from the dense base too, which is run forwards beside it."""
     optimiser_states: int = 2
     adapter_bytes: int = 4
     """Bytes of an adapter's number, on the wire where `upload` is the identity, and in training."""

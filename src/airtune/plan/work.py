@@ -23,6 +23,9 @@ class WorkSpec:
     mend: Mend = "mean"
     """What stands for what is removed: nothing; its mean, a constant vector a layer; or the least
     squares of what stays, from second moments that devices measure with the scores."""
+    distill: float = 0.0
+    """How much the logits of the dense base count beside the labels while a slice trains, in [0, 1);
+    0 = not at all. For language models, on devices that hold the dense base."""
     cumulative: bool = False
     """Pruned structures never come back (FedSpine); otherwise the dense base is sliced anew."""
     prune_every: int = 0

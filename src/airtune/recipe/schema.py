@@ -127,6 +127,9 @@ class TrainSection(Section):
     mend: Mend | None = None
     """What stands for what a slice lacks: none, mean or least-squares; not given = as the method has
     it, which is mean."""
+    distill: float | None = Field(default=None, ge=0, lt=1)
+    """How much the dense base's logits count beside the labels while a slice of a language model
+    trains; not given = as the method has it, which is 0."""
     server_average: float = Field(default=0.0, ge=0, lt=1)
     """Most that the past counts in the running mean of the server's weights, .9 for instance, which
     is then evaluated and exported; 0 = the last weights are."""

@@ -67,6 +67,7 @@ train:
   # weight_decay: 0.0
   # max_grad_norm: 1.0   # 0 = never scaled down
   gradient_checkpointing: {checkpointing}   # less memory, more FLOPs
+  # distill: 0.0         # how much the dense base's logits count while a slice trains; 0.5 for instance
   # mend: mean           # what stands for pruned structures: none, mean, least-squares
   loss_chunk: {loss_chunk}          # positions whose logits exist at a time; 0 = all
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from airtune.errors import RecipeError
 from airtune.methods import build_method, method_row, settings_faults
 from airtune.model.aggregate import TURNS_AXES
-from airtune.plan import Method
+from airtune.plan import Method, WorkSpec
 from airtune.recipe import Recipe
 from airtune.run.controls import CONTROLS, WholeModel
 from airtune.run.protection import protected
@@ -44,8 +44,7 @@ def choose_method(recipe: Recipe, *, label: str | None = None) -> Chosen:
     else:
         method = build_method(name, _settings(recipe))
         method = protected(recipe, method)
-        if recipe.train.mend is not None:
-            method = replace(method, work=replace(method.work, mend=recipe.train.mend))
+        method = replace(method, work=_work(recipe, method.work))
     check_axes(recipe, method)
     shown = label or name.rpartition(":")[2]
     return Chosen(method, shown, row.summary, row.reconstructed, is_control=name in CONTROLS)
@@ -77,6 +76,23 @@ def wants_calibration(chosen: Chosen) -> bool:
 def wants_split_calibration(chosen: Chosen) -> bool:
     """Return whether the method decides its codecs by what compressing activations costs."""
     return "codecs" in chosen.method.wants
+
+
+def _work(recipe: Recipe, work: WorkSpec) -> WorkSpec:
+    """Return a method's local work with what the recipe says of it.
+
+    Raises:
+        RecipeError: if a classifier is to learn from a base whose head is fresh.
+    """
+    asked = recipe.train
+    work = work if asked.mend is None else replace(work, mend=asked.mend)
+    work = work if asked.distill is None else replace(work, distill=asked.distill)
+    if work.distill and recipe.data.task != "causal-lm":
+        raise RecipeError(
+            f"train.distill {work.distill:g} is for language models: the dense base of a "
+            f"{recipe.data.task} task has no trained head to learn from; leave it out"
+        )
+    return work
 
 
 def _settings(recipe: Recipe) -> dict[str, object]:

@@ -30,9 +30,9 @@ from airtune.model.base import BaseModel
 from airtune.model.batch import Batch
 from airtune.model.images import Examples
 from airtune.model.importance import Importance
-from airtune.model.kept import Kept
+from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import Adapters, Head, LoraNetwork, attach, rescaled, scatter, take
-from airtune.model.loss import batch_losses, scored
+from airtune.model.loss import Teacher, batch_losses, scored
 from airtune.model.sensitivity import Reading, Tracker, tracker
 from airtune.model.slicing import slice_network
 from airtune.model.state import GlobalState, Update
@@ -111,6 +111,12 @@ class _Round:
     def gain(self, rank: int) -> float:
         """Return how many times the shared scale a device of a rank trains with."""
         return self.workload.rank / rank if self.work.rank_scale == "own" else 1.0
+
+    def teacher(self, kept: Kept) -> Teacher | None:
+        """Return whom a slice learns from beside the labels: the dense base, or nobody."""
+        if self.work.distill == 0.0 or kept == keep_all(self.shape):
+            return None
+        return Teacher(self.base.network, self.work.distill)
 
 
 def train(
@@ -242,7 +248,7 @@ def _steps(
         )
         optimiser.zero_grad(set_to_none=True)
         watch.before(batch)
-        loss = _losses(here, lora, batch)
+        loss = _losses(here, watch, batch)
         torch.autograd.backward(loss.sum())
         watch.after(loss.detach())
         norms = clip_(lora.parameters(), limit=here.settings.max_grad_norm)
@@ -359,13 +365,17 @@ def _any_scored(batch: Batch, devices: int) -> torch.Tensor:
     return scored(batch).reshape(devices, -1).any(1)
 
 
-def _losses(here: _Round, lora: LoraNetwork, batch: Batch) -> torch.Tensor:
+def _losses(here: _Round, watch: _Watch, batch: Batch) -> torch.Tensor:
     """Return the mean loss of each device, (devices,); zero where nothing is scored.
 
     A batch may hold only prompts that fill the whole length; there is nothing to learn from it,
     which is no reason to refuse the device.
     """
-    losses = batch_losses(lora.network, batch, devices=lora.devices, chunk=here.workload.loss_chunk)
+    lora = watch.lora
+    losses = batch_losses(
+        lora.network, batch, devices=lora.devices, chunk=here.workload.loss_chunk,
+        teacher=here.teacher(watch.kept),
+    )  # fmt: skip
     return torch.where(_any_scored(batch, lora.devices), losses, 0.0)
 
 
