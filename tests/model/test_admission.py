@@ -2,7 +2,7 @@
 
 import math
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -220,7 +220,7 @@ def test_a_pooler_that_the_base_lacks_travels_with_the_adapter(
 def test_a_hub_id_is_refused_at_once_where_the_hub_does_not_answer(monkeypatch, tmp_path):
     class Unreachable:
         def head(self, url, timeout):
-            raise httpx.ConnectError("no route")
+            raise httpx2.ConnectError("no route")
 
     monkeypatch.setattr(source, "is_offline_mode", lambda: False)
     monkeypatch.setattr(source, "get_session", Unreachable)

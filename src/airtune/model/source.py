@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-import httpx
+import httpx2
 from huggingface_hub import constants, get_session, is_offline_mode, try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -77,7 +77,7 @@ def _check_reachable(source: str, revision: str | None) -> None:
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
-    except httpx.TransportError as error:
+    except httpx2.TransportError as error:
         raise ModelError(
             f"cannot load model {source!r}: there is no such folder, {constants.ENDPOINT} does not "
             f"answer, and {constants.HF_HUB_CACHE} has no such model; give a folder, or fetch it first"
