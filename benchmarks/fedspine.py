@@ -53,9 +53,10 @@ SHORT = ["train.rounds=8", "data.max_length=128", "data.limit=1600", "data.test_
 FREE = ["fleet.source=jetson-80", "fleet.participation=0.1", "train.learning_rate=0.003"]
 """Where the evaluation data are not beside the checkout: the shipped model and data."""
 RIVALS: list[dict[str, object]] = [
-    {"name": "fedspine", "sparsity": 0.3, "prune_every": 20, "label": "fedspine"},
-    {"name": "fedspine", "sparsity": 0.3, "prune_every": 20, "form": "random",
-     "label": "fedspine random"},
+    {"name": "fedspine", "sparsity": 0.3, "prune_every": 20, "form": "published",
+     "label": "fedspine"},
+    {"name": "fedspine", "sparsity": 0.3, "prune_every": 20, "form": "published",
+     "learner": "random", "label": "fedspine random"},
     {"name": "loraprune", "sparsity": 0.3, "label": "loraprune"},
 ]  # fmt: skip
 

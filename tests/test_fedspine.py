@@ -32,7 +32,7 @@ FLEET = {
 }  # fmt: skip
 QUICK = {"cooldown": 0.25, "prune_every": 2}
 PRUNED = {
-    "fedspine": {**QUICK, "min_rank": 1},
+    "fedspine": {**QUICK, "min_rank": 1, "form": "published"},
     "loraprune": {"cooldown": 0.25},
     "apt": {"min_rank": 1},
     "llm-pruner": {},

@@ -230,7 +230,7 @@ def small_comparison(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 def make_bandit_run(folder: Path, label="fedspine", seed=0, *, rounds=20, **settings) -> Path:
     """Write a run in which the real bandit decides about made-up devices; nothing is trained."""
     problem = dataclasses.replace(sample_problem(seed=seed), rounds=rounds)
-    decider = build_method("fedspine", {"prune_every": 5, **settings}).decider
+    decider = build_method("fedspine", {"form": "published", "prune_every": 5, **settings}).decider
     header = {"name": "bandit", "seed": seed, "rounds": rounds, "target": None,
               "method": {"name": label, "settings": {"sparsity": 0.5, "min_rank": 2, **settings}},
               "fleet": {"name": "sample", "devices": 9}, "workload": dataclasses.asdict(problem.workload)}  # fmt: skip
@@ -271,7 +271,11 @@ def make_bandit_run(folder: Path, label="fedspine", seed=0, *, rounds=20, **sett
 def bandits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a comparison of the bandit with its controls and an exported model of the first."""
     folder = tmp_path_factory.mktemp("bandits")
-    forms = {"fedspine": {}, "fedspine random": {"form": "random"}, "private": {"form": "private"}}
+    forms = {
+        "fedspine": {},
+        "fedspine random": {"learner": "random"},
+        "private": {"learner": "private"},
+    }
     for seed in range(3):
         for label, settings in forms.items():
             make_bandit_run(folder / "runs" / f"{label}-s{seed}", label, seed, **settings)

@@ -15,6 +15,7 @@ from airtune.cost.payload import (
     lora_parameters,
     trained_parameters,
     upload_bytes,
+    widest,
 )
 from airtune.cost.prediction import Prediction, energy_j, predict
 from airtune.cost.presets import known_shapes
@@ -68,4 +69,5 @@ __all__ = [
     "turn_share",
     "upload_bytes",
     "vit_like",
+    "widest",
 ]

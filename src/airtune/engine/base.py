@@ -51,6 +51,10 @@ class Execution:
     setup: Setup = field(default_factory=Setup)
     handover_s: float = 0.0
     """What was expected beforehand on top of the plan's seconds: the engine's own waits."""
+    is_coded: bool = False
+    """The state's adapters and head came out of the codec of the broadcast: the server has others."""
+    plan: RoundPlan | None = None
+    """The plan as it was carried out, where devices settled something for themselves; None = as told."""
     split: Mapping[str, object] | None = None
     """What a record holds of a split round, in plain values; None where nothing was cut."""
 

@@ -48,7 +48,7 @@ def results_of(
         finish_s=timing.finish_s, download_bytes=timing.download_bytes,
         upload_bytes=timing.upload_bytes, flops=timing.flops, loss_first=first, loss_last=last,
         samples=samples, peak_bytes=timing.peak_bytes, energy_j=timing.energy_j,
-        importance=importance, rank_left=rank_left,
+        importance=importance, rank_left=rank_left, done=plan.assignments,
     )  # fmt: skip
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from airtune.cost import gram_bytes, most_bytes, peak_memory
+from airtune.cost import broadcast_bytes, gram_bytes, most_bytes, peak_memory
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
 from airtune.engine.base import Execution, Setup, Split, asked_of, with_work
 from airtune.engine.checks import Divide
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
-from airtune.engine.measuring import holders_of_grams, price_measuring
+from airtune.engine.measuring import holders_of_grams, price_measuring, prunes
+from airtune.engine.pacing import let_settle
 from airtune.engine.splitting import Splitter, rows_of, split_record
 from airtune.engine.timing import Timing, joined, refusals, time_round, time_whole
 from airtune.engine.uplink import Uplink
@@ -32,7 +33,6 @@ from airtune.model.importance import Importance, measure, pool
 from airtune.model.mending import Grams
 from airtune.model.state import GlobalState
 from airtune.plan import (
-    Assignments,
     Bools,
     Need,
     Observation,
@@ -183,6 +183,14 @@ class LocalEngine:
         if sent is not None:
             state = sent.state
         size_bytes = None if sent is None else float(sent.size_bytes)
+        if plan.pace is not None:
+            # what is sent comes before what is chosen, so it holds the largest arm
+            size_bytes = size_bytes or broadcast_bytes(
+                self._problem.shape, self._problem.workload, plan.assignments
+            )
+            plan = let_settle(
+                self._problem, self._fleet, plan, start_s=begin_s, download_bytes=size_bytes
+            )
         record = None
         if np.any(plan.assignments.cut > 0):
             timing, outcomes, record = self._through_cuts(
@@ -216,6 +224,8 @@ class LocalEngine:
             faults=faults_of(timing, outcomes),
             setup=setup,
             split=record,
+            plan=plan,
+            is_coded=sent is not None,
         )
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
@@ -435,11 +445,3 @@ class LocalEngine:
             or known is None
             or (self._work.cumulative and lacks_means and wants_means(self._base, self._work))
         )
-
-
-def prunes(assignments: Assignments, problem: Problem) -> bool:
-    """Return whether a plan removes anything of the model on any device."""
-    return bool(
-        np.any(problem.shape.kept_groups(assignments.prune_heads) < problem.shape.kv_groups)
-        or np.any(problem.shape.kept_channels(assignments.prune_ffn) < problem.shape.ffn)
-    )

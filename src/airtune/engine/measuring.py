@@ -10,7 +10,7 @@ from airtune.engine.clock import transfer
 from airtune.errors import InfeasibleError
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import downlink_bps, uplink_bps
-from airtune.plan import Floats, Ints, Problem, RoundPlan, whole_model
+from airtune.plan import Assignments, Floats, Ints, Problem, RoundPlan, whole_model
 from airtune.units import BITS_PER_BYTE, format_bytes
 from airtune.work.importance import MEASURED_BATCHES
 
@@ -74,3 +74,11 @@ def holders_of_grams(problem: Problem, fleet: Fleet, device: Ints) -> Ints:
             f"{format_bytes(float(fleet.memory_bytes[most]))}; set train.mend to mean"
         )
     return able
+
+
+def prunes(assignments: Assignments, problem: Problem) -> bool:
+    """Return whether a plan removes anything of the model on any device."""
+    return bool(
+        np.any(problem.shape.kept_groups(assignments.prune_heads) < problem.shape.kv_groups)
+        or np.any(problem.shape.kept_channels(assignments.prune_ffn) < problem.shape.ffn)
+    )

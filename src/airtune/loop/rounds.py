@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from airtune.cost import widest
 from airtune.engine.base import Engine, Execution
 from airtune.engine.checkpoint import Checkpoint, save_checkpoint
 from airtune.engine.checks import Divide, check_plan
@@ -23,6 +24,8 @@ from airtune.engine.refusals import refuse_malformed
 from airtune.errors import RecipeError, RunInterruptedError, TrainingError
 from airtune.loop.rows import Record, Round, device_columns, round_record
 from airtune.model.aggregate import aggregate
+from airtune.model.agreement import agreement_of
+from airtune.model.kept import Kept
 from airtune.model.server import ServerSettings, advance, evaluated
 from airtune.model.state import GlobalState
 from airtune.plan import (
@@ -37,6 +40,7 @@ from airtune.plan import (
 )
 from airtune.plan.blame import blamed
 from airtune.records import METRICS, RunWriter, main_metric
+from airtune.work.network import kept_by
 
 OnRound = Callable[[Mapping[str, Any]], None]
 
@@ -222,10 +226,12 @@ def _execute(run: Run, now: Checkpoint) -> Round:
     divide = _divide(run, method, plan)
     execution = run.engine.execute(plan, now.state, divide, start_s=now.time_s)
     execution = refuse_malformed(execution, run.problem.shape)
-    state = _aggregate(run, now.state, execution)
+    execution = _with_agreement(run, execution)
+    state = _aggregate(run, plan, now.state, execution)
     with blamed(run.method, "learn"):
         method = run.method.decider.learn(run.known, method, execution.results)
-    return Round(plan, left_out, execution, state, method, execution.start_s, execution.end_s)
+    done = execution.plan or plan
+    return Round(done, left_out, execution, state, method, execution.start_s, execution.end_s)
 
 
 def _plan(
@@ -275,9 +281,26 @@ def _divide(run: Run, method: State, plan: RoundPlan) -> Divide:
     return ask if "channel" in decider.needs else keep
 
 
-def _aggregate(run: Run, before: GlobalState, execution: Execution) -> GlobalState:
+def _with_agreement(run: Run, execution: Execution) -> Execution:
+    """Return what came of a round with how far its updates agree, where the method asks for it."""
+    if not run.method.aggregate.agreement:
+        return execution
+    results, updates = execution.results, execution.updates
+    found = agreement_of(updates, execution.state, run.problem.shape)
+    place = np.searchsorted(results.device, [update.device for update in updates])
+    columns = [np.full(len(results.device), np.nan) for _ in found]
+    for column, values in zip(columns, found, strict=True):
+        column[place] = values
+    agreement, noise = columns
+    return replace(execution, results=replace(results, agreement=agreement, agreement_noise=noise))
+
+
+def _aggregate(run: Run, plan: RoundPlan, before: GlobalState, execution: Execution) -> GlobalState:
     if not execution.updates:
-        return replace(execution.state, round=execution.state.round + 1)
+        own = execution.state
+        if execution.is_coded:
+            own = replace(own, adapters=before.adapters, head=before.head)
+        return replace(own, round=own.round + 1)
     devices = [update.device for update in execution.updates]
     after = aggregate(
         run.method.aggregate,
@@ -287,9 +310,18 @@ def _aggregate(run: Run, before: GlobalState, execution: Execution) -> GlobalSta
         shape=run.problem.shape,
         scale=run.settings.scale,
         seed=run.problem.seed,
+        planned=_planned(run, plan, execution.state),
     )
     rule = run.method.aggregate.rule
     return advance(run.settings.server, before, execution.state, after, rule=rule)
+
+
+def _planned(run: Run, plan: RoundPlan, state: GlobalState) -> Kept | None:
+    """Return what a plan leaves of the model, for methods whose plan says it."""
+    if not run.method.aggregate.as_planned:
+        return None
+    row = widest(plan.assignments).row(0)
+    return kept_by(row, state, run.problem.shape, run.method.work)
 
 
 def _validate(run: Run, now: Checkpoint, done: Round) -> dict[str, float] | None:

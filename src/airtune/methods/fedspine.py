@@ -1,41 +1,49 @@
-"""FedSpine: each device's pruning and rank, found by a bandit that knows nothing of devices.
+"""FedSpine: one deadline for all, and for each device the rank, width and steps that fit it.
 
-An arm is a point (ratio, log2 rank) of the unit square. The ratio is how much of the pruning that
-a device still has before it is done now; a device is never below the cubic schedule, so that all
-end exactly at the same sparsity, and never comes back from where it is. What a round was worth
-(`reward`) teaches a smooth upper confidence bound over a square that refines itself
-(`airtune.solve.bandit`); devices that behave alike, by the seconds they took for each FLOP, learn
-together. The method asks for neither capability nor channel.
+Devices prune the same structures, so that they train parts of one model: the first r rows and columns
+of one set of LoRA factors, the first w channels of one order of importance. A server that asks few of
+many devices knows none of them, so it does not decide for them. It learns what a step, a rank and a
+width are worth (`airtune.solve.values`), by which time a round should be over
+(`airtune.solve.deadline`), and tells both; each device picks, by its own clock, what is worth most in
+that time (`airtune.plan.pace`). The method asks for neither capability nor channel.
 
 Source: Efficient Deployment of Large Language Models on Resource-constrained Devices, arXiv
-2501.02438; the reward, the bound and the grouping are reconstructed.
+2501.02438, gives pruning, LoRA and an online bandit without prior knowledge; nested ranks and widths,
+the deadline and the reward are reconstructed. `form: published` is closest to the paper.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 
-from airtune.errors import MethodError, RecipeError
+from airtune.errors import RecipeError
 from airtune.keys import generator
 from airtune.methods.blind import equal_links
-from airtune.methods.reward import RewardWeights, rewards
+from airtune.methods.paced import (
+    MOST_STEPS,
+    answers_of,
+    arm_costs,
+    best_pace,
+    joined_answers,
+    no_answers,
+    with_arms,
+)
+from airtune.methods.published import Learner, PublishedFedSpine, check_fleet
 from airtune.methods.seen import available
 from airtune.methods.sparsity import (
     LEVELS,
-    Schedule,
     Structures,
     Target,
     check_ranks,
-    check_sparsity,
     levels_of,
-    ranks_between,
     schedule_of,
+    schedule_round,
 )
-from airtune.methods.unlike_ranks import seconds_a_flop
 from airtune.plan import (
+    Assignments,
     Bools,
     Floats,
     Ints,
@@ -43,68 +51,79 @@ from airtune.plan import (
     Need,
     Note,
     Observation,
+    Pace,
     Problem,
     Results,
     RoundPlan,
     State,
 )
-from airtune.solve.bandit import Bandit, BanditSettings, behave_alike, choose, learn, start
+from airtune.plan.pace import Arm
+from airtune.solve.values import Values, begin_values, learn_values, worth
 
-Form = Literal["pooled", "private", "random", "fixed", "ratio-only", "rank-only"]
+Form = Literal["bandit", "random", "fixed", "published"]
 
-_NOTHING = -1
-"""Box of a device that plays none."""
+FIRST_STEPS = 2
+"""Local steps of the first round, before anything is known of the fleet."""
 
 
 @dataclass(frozen=True, slots=True)
 class FedSpine:
-    """The decider of FedSpine; the other forms are its controls."""
+    """The decider of FedSpine; `random` and `fixed` are its controls, with the same deadline."""
 
     sparsity: float = 0.5
     """Fraction of the blocks' weights that is gone at the end, to the nearest whole structures, the
     same on every device."""
     structures: Structures = "auto"
     """What is removed; auto = heads too where the family's plain config can say so."""
-    form: Form = "pooled"
-    """Who learns: devices that behave alike together, each alone, or nobody (random, fixed); or only
-    the ratio, or only the rank, is learnt."""
-    groups: int = 3
-    """How many kinds of behaviour are told apart."""
+    pace: Literal["once", "gradual"] = "once"
+    """All before the first round, by fluctuation; or on the cubic schedule, by gradient scores of
+    devices that hold the whole of what is left."""
+    form: Form = "bandit"
+    """Who chooses an arm: each device by learnt values, nobody (random, fixed), or `published`, the
+    paper's bandit over ratios and ranks with the settings that follow `most_steps`."""
     min_rank: int = 2
     """Smallest rank; the largest is lora.r."""
-    fixed_ratio: float = 0.5
-    """Ratio of the forms that do not choose one."""
+    min_width: float = 0.5
+    """Smallest width, as a part of what pruning leaves, for devices too slow or small for all of it;
+    1 = widths are not chosen."""
     fixed_rank: int = 0
     """Rank of the forms that do not choose one; 0 = lora.r."""
-    warmup: float = 0.0
-    """Part of the rounds before the first pruning."""
-    cooldown: float = 0.5
-    """Part of the rounds that only tune at the end."""
-    prune_every: int = 20
-    """Local iterations between prunings."""
+    most_steps: int = 0
+    """Most local steps of a device in a round; 0 = four times train.local_steps."""
     explore: float = 0.05
     """Scale of the confidence bound."""
     discount: float = 0.98
     """What a trial counts a round later."""
+    warmup: float = 0.0
+    """Part of the rounds before the first pruning (gradual, published)."""
+    cooldown: float = 0.5
+    """Part of the rounds that only tune at the end (gradual, published)."""
+    prune_every: int = 20
+    """Local iterations between prunings (gradual, published)."""
+    learner: Learner = "pooled"
+    """Of `published`: who learns."""
+    groups: int = 3
+    """Of `published`: how many kinds of behaviour are told apart."""
+    fixed_ratio: float = 0.5
+    """Of `published`: ratio of the learners that do not choose one."""
     over: Literal["layers", "model"] = "layers"
-    """Where structures compete: in each block, which plain tools can load, or over the model."""
+    """Of `published`: where structures compete."""
     own_importance: float = 0.0
-    """Weight of a device's own scores against the pooled ones when it prunes."""
+    """Of `published`: weight of a device's own scores when it prunes."""
     needs: frozenset[Need] = frozenset()
 
     def __post_init__(self) -> None:
-        check_sparsity(self.sparsity, self.warmup, self.cooldown, self.prune_every)
-        for name, low, high in (("fixed_ratio", 0.0, 1.0), ("own_importance", 0.0, 1.0)):
-            if not low <= getattr(self, name) <= high:
-                raise RecipeError(
-                    f"{name} must be in [{low:g}, {high:g}], got {getattr(self, name):g}"
-                )
-        if self.groups < 1:
-            raise RecipeError(f"groups must be at least 1, got {self.groups}")
-        if not 0.0 <= self.explore < np.inf:
-            raise RecipeError(f"explore must be at least 0 and finite, got {self.explore:g}")
-        if not 0.0 < self.discount <= 1.0:
-            raise RecipeError(f"discount must be above 0 and at most 1, got {self.discount:g}")
+        _ = self.published  # checks what both have in common, and its own
+        if not 0.0 < self.min_width <= 1.0:
+            raise RecipeError(f"min_width must be above 0 and at most 1, got {self.min_width:g}")
+        if self.most_steps < 0:
+            raise RecipeError(f"most_steps must be at least 0, got {self.most_steps}")
+
+    @property
+    def published(self) -> PublishedFedSpine:
+        """The decider of `form: published` with these settings."""
+        shared = [entry.name for entry in fields(PublishedFedSpine)]
+        return PublishedFedSpine(**{name: getattr(self, name) for name in shared})
 
     @property
     def target(self) -> Target:
@@ -125,38 +144,39 @@ class FedSpine:
                 f"fixed_rank must be 0 or between min_rank {self.min_rank} and lora.r {most}, got "
                 f"{self.fixed_rank}"
             )
-        count = len(problem.devices)
-        bandit = start(count if self.form == "private" else self.groups)
+        grid = np.zeros((len(self._ranks(problem)) * len(self._widths), self._most(problem)))
         return {
-            **_arrays(bandit),
-            "level": np.zeros(count, np.int64), "told": np.zeros(count, np.int64),
-            "unit_s": np.full(count, np.nan),
-            "box": np.full(count, _NOTHING, np.int64), "group": np.zeros(count, np.int64),
-            "done": np.full(count, np.nan), "reward_mean": float("nan"),
+            **_arrays(begin_values()), **no_answers(), "devices": len(problem.devices),
+            "left": 1.0, "signal": 0.0, "seconds": 0.0,
+            "grid_signal": grid, "grid_seconds": grid.copy(),
         }  # fmt: skip
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
     ) -> tuple[RoundPlan, State]:
-        """Have every available device play a point, and tell it where that leads."""
-        _check_fleet(problem, state)
-        device, schedule = available(observation), self._schedule(problem)
-        group = self._groups(np.asarray(state["unit_s"]))
-        box, point = self._points(problem, state, group, device, observation.round)
-        level, floor = np.asarray(state["level"])[device], schedule.floor(observation.round)
-        going_on = np.floor(point[:, 0] * (LEVELS - level) + 0.5).astype(np.int64)
-        is_due = schedule.is_due(observation.round)
-        told = np.clip(np.maximum(level + (going_on if is_due else 0), floor), level, LEVELS)
-        has_choice = is_due & (np.maximum(level, floor) < LEVELS)
-        done = np.where(has_choice, (told - level) / np.maximum(LEVELS - level, 1), np.nan)
-        after = dict(state)
-        after |= {
-            "told": _put(state["told"], device, told), "group": group,
-            "done": _put(state["done"], device, done),
-            "box": _put(np.full(len(problem.devices), _NOTHING, np.int64), device, box),
-        }  # fmt: skip
-        rank = self._ranks(problem, point[:, 1])
-        return self._assembled(problem, observation, after, told=told, rank=rank), after
+        """Tell every available device the deadline, the arms and what they are worth."""
+        check_fleet(problem, int(np.asarray(state["devices"])))
+        device, level = available(observation), self._level(problem, observation)
+        levels = levels_of(problem, self.target)
+        after = {**state, "left": 1.0 - float(levels.prune_ffn[level])}
+        arms = self._arms(problem, level)
+        told = _whole(problem, device, arms)
+        draws = generator(problem.seed, "fedspine", observation.round)
+        if self.form == "random":
+            told = with_arms(told, arms, draws.integers(0, len(arms), len(device)))
+        pruned = float(levels.pruned[level])
+        line = f"prunes {pruned:.1%} of {levels.pruned[-1]:.1%}"
+        pace = None
+        if len(answers_of(state)):
+            pace = self._pace(problem, state, told, arms, draws)
+        else:
+            told = replace(told, local_steps=np.full_like(told.local_steps, FIRST_STEPS))
+            line += f"; nothing is known yet: {FIRST_STEPS} steps for all"
+        return RoundPlan(
+            observation.round, told,
+            tuple(f"{problem.devices.names[index]}: {line}" for index in device),
+            deadline_s=problem.deadline_s, notes=self._notes(state, pruned, pace), pace=pace,
+        ), after  # fmt: skip
 
     def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
                remaining_bytes: Floats) -> Floats:  # fmt: skip
@@ -164,182 +184,148 @@ class FedSpine:
         return plan.assignments.share
 
     def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Credit the points that were played: nothing for what came late or not whole.
-
-        A device that never answered says nothing.
-        """
-        _check_fleet(problem, state)
-        who = results.device
+        """Learn what the fleet's answers took, and what steps, ranks and widths were worth."""
+        check_fleet(problem, int(np.asarray(state["devices"])))
+        after = {**state, **joined_answers(state, results)}
+        done = results.done
         came = (results.status == "ok") & np.isfinite(results.finish_s)
-        level, unit_s = np.array(state["level"]), np.array(state["unit_s"])
-        level[who[came]] = np.asarray(state["told"])[who[came]]
-        unit_s[who[came]] = seconds_a_flop(unit_s[who[came]], results, came)
-        gained = np.zeros(len(results.device))
-        gained[came] = rewards(results, came, np.asarray(state["done"])[who], RewardWeights())
-        box, reward = np.asarray(state["box"]).copy(), np.zeros(len(problem.devices))
-        reward[who] = gained
-        box[who[results.status == "absent"]] = _NOTHING
-        bandit = learn(
-            _bandit(state), np.asarray(state["group"]), self._dials, box=box, reward=reward
-        )
-        return {
-            **state, **_arrays(bandit), "level": level, "unit_s": unit_s,
-            "reward_mean": float(np.mean(gained[came])) if came.any() else float("nan"),
-        }  # fmt: skip
+        if done is None or not came.any():
+            return after
+        left = float(np.asarray(state["left"]))
+        x = np.stack([
+            np.log(done.local_steps), np.log(done.rank / problem.workload.rank),
+            np.log(np.minimum((1.0 - done.prune_ffn) / left, 1.0)),
+        ], axis=1)[came]  # fmt: skip
+        values = _values(state)
+        after |= self._gained(problem, state, results, came, worth(values, x))
+        if results.agreement is not None and results.agreement_noise is not None:
+            values = learn_values(
+                values, x, results.agreement[came], results.agreement_noise[came],
+                discount=self.discount,
+            )  # fmt: skip
+        return after | _arrays(values)
 
-    @property
-    def _dials(self) -> BanditSettings:
-        return BanditSettings(explore=self.explore, discount=self.discount)
-
-    def _schedule(self, problem: Problem) -> Schedule:
-        return schedule_of(
+    def _level(self, problem: Problem, observation: Observation) -> int:
+        if self.pace == "once":
+            return LEVELS
+        schedule = schedule_of(
             problem, warmup=self.warmup, cooldown=self.cooldown, prune_every=self.prune_every
         )
+        return schedule.floor(schedule_round(problem, observation))
 
-    def _groups(self, unit_s: Floats) -> Ints:
-        """Return whose statistics each device shares."""
-        if self.form == "private":
-            return np.arange(unit_s.size, dtype=np.int64)
-        return behave_alike(unit_s, self.groups)
+    def _most(self, problem: Problem) -> int:
+        return self.most_steps or MOST_STEPS * problem.workload.local_steps
 
-    def _points(
-        self, problem: Problem, state: State, group: Ints, device: Ints, round: int
-    ) -> tuple[Ints, Floats]:
-        """Return box and point of each available device."""
-        draws = generator(problem.seed, "fedspine", round)
-        fixed = np.array([self.fixed_ratio, self._fixed_part(problem)])
-        if self.form == "random":
-            return np.full(device.shape, _NOTHING), draws.random((device.size, 2))
-        if self.form == "fixed":
-            return np.full(device.shape, _NOTHING), np.tile(fixed, (device.size, 1))
-        bandit = _bandit(state)
-        box = choose(
-            bandit, group[device], self._dials, generator=draws,
-            allowed=np.tile(self._boxes(bandit, fixed), (device.size, 1)),
-        )  # fmt: skip
-        point = bandit.centre[box].copy()
-        if self.form == "ratio-only":
-            point[:, 1] = fixed[1]
-        elif self.form == "rank-only":
-            point[:, 0] = fixed[0]
-        return box, point
+    @property
+    def _widths(self) -> tuple[float, ...]:
+        chosen = self.form == "bandit" and self.min_width < 1.0
+        return (1.0, self.min_width) if chosen else (1.0,)
 
-    def _boxes(self, bandit: Bandit, fixed: Floats) -> Bools:
-        """Return which boxes may be played: those that hold what the form does not choose."""
-        if self.form not in ("ratio-only", "rank-only"):
-            return np.ones(bandit.depth.size, np.bool_)
-        axis = 1 if self.form == "ratio-only" else 0
-        value = min(fixed[axis], 1.0 - 1e-9)
-        return np.asarray((bandit.low[:, axis] <= value) & (value < bandit.high[:, axis]))
-
-    def _fixed_part(self, problem: Problem) -> float:
-        """Return where the fixed rank is between the smallest and the largest, in [0, 1]."""
+    def _ranks(self, problem: Problem) -> list[int]:
+        """Return the ranks that may be played, falling."""
         most = problem.workload.rank
-        if most == self.min_rank:
-            return 1.0
-        return float(
-            np.log2((self.fixed_rank or most) / self.min_rank) / np.log2(most / self.min_rank)
-        )
+        if self.form == "fixed":
+            return [self.fixed_rank or most]
+        ranks = [most]
+        while ranks[-1] // 2 >= self.min_rank:
+            ranks.append(ranks[-1] // 2)
+        return ranks
 
-    def _ranks(self, problem: Problem, part: Floats) -> Ints:
-        if self.form in ("fixed", "ratio-only"):
-            return np.full(part.shape, self.fixed_rank or problem.workload.rank, np.int64)
-        return ranks_between(self.min_rank, problem.workload.rank, part)
-
-    def _assembled(
-        self, problem: Problem, observation: Observation, state: State, *, told: Ints, rank: Ints
-    ) -> RoundPlan:
+    def _arms(self, problem: Problem, level: int) -> tuple[Arm, ...]:
+        """Return the arms; the first keeps all that is left, at the largest rank."""
         levels = levels_of(problem, self.target)
-        device, pruned = available(observation), levels.pruned[told]
-        floor = self._schedule(problem).floor(observation.round)
-        notes: dict[str, Note] = {
-            "mean_pruned": float(np.mean(pruned)), "mean_rank": float(np.mean(rank)),
-            "least_pruned": float(levels.pruned[floor]),
-        }  # fmt: skip
-        if self.form not in ("random", "fixed"):
-            notes |= self._tree(state, device)
-        before = float(np.asarray(state["reward_mean"]))
-        if np.isfinite(before):
-            notes["reward_before"] = before
-        assignments = equal_links(
-            problem, device, prune_heads=levels.prune_heads[told],
-            prune_ffn=levels.prune_ffn[told], rank=rank,
-        )  # fmt: skip
-        return RoundPlan(
-            observation.round, assignments,
-            self._reasons(problem, state, device, pruned=pruned, rank=rank),
-            deadline_s=problem.deadline_s, notes=notes,
-        )  # fmt: skip
-
-    def _tree(self, state: State, device: Ints) -> dict[str, Note]:
-        """Return what the choices rest on, for the record.
-
-        `tree`: a row a box, `low` and `high` of the ratio, `low` and `high` of the rank's place,
-        then trials and mean reward of each group; private bandits are added up. `played`: a row a
-        device, with its group and the row of its box.
-        """
-        bandit, group = _bandit(state), np.asarray(state["group"])[device]
-        trials, reward = bandit.trials, bandit.reward
-        if self.form == "private":
-            trials, reward = trials.sum(axis=0)[None], reward.sum(axis=0)[None]
-            group = np.zeros_like(group)
-        paid = reward / np.maximum(trials, 1e-12)
-        known = np.stack([trials, paid], axis=-1).transpose(1, 0, 2).reshape(trials.shape[1], -1)
-        sides = np.stack([bandit.low, bandit.high], axis=-1).reshape(-1, 4)
-        rows = np.round(np.hstack([sides, known]), 4).tolist()
-        box = np.asarray(state["box"])[device]
-        return {
-            "boxes": float(bandit.depth.size), "tree": tuple(map(tuple, rows)),
-            "played": tuple(zip(device.tolist(), group.tolist(), box.tolist(), strict=True)),
-        }  # fmt: skip
-
-    def _reasons(
-        self, problem: Problem, state: State, device: Ints, *, pruned: Floats, rank: Ints
-    ) -> tuple[str, ...]:
-        """Return one line a device: where it stands and what the choice rests on."""
-        bandit, group = _bandit(state), np.asarray(state["group"])
-        box, done = np.asarray(state["box"]), np.asarray(state["done"])
-        lines = []
-        for index, part, size in zip(device, pruned, rank, strict=True):
-            what = f"{problem.devices.names[index]}: prunes {part:.1%}"
-            what += f" ({done[index]:.0%} of what was left)" if done[index] < 1.0 else ""
-            why = self._why(bandit, group[index], box[index], prunes=bool(np.isfinite(done[index])))
-            lines.append(f"{what}, rank {size}; {why}")
-        return tuple(lines)
-
-    def _why(self, bandit: Bandit, group: int, box: int, *, prunes: bool) -> str:
-        if box == _NOTHING:
-            return f"{self.form}, nothing is learnt"
-        tried = float(bandit.trials[group, box])
-        who = "alone" if self.form == "private" else f"group {group}"
-        low, high = bandit.low[box], bandit.high[box]
-        place = f"ratio {low[0]:.2f}-{high[0]:.2f}" if prunes else "no pruning due"
-        place += f", rank {low[1]:.2f}-{high[1]:.2f}"
-        if tried < 1e-9:
-            return f"{who} tries {place} for the first time"
-        mean = float(bandit.reward[group, box]) / tried
-        return f"{who}, {place} paid {mean:.2f} in {tried:.1f} trials"
-
-
-def _arrays(bandit: Bandit) -> dict[str, Floats | Ints]:
-    return {entry.name: getattr(bandit, entry.name) for entry in fields(Bandit)}
-
-
-def _bandit(state: State) -> Bandit:
-    low, high, depth, trials, reward = (np.asarray(state[entry.name]) for entry in fields(Bandit))
-    return Bandit(low, high, depth, trials, reward)
-
-
-def _put(column: object, device: Ints, values: Floats | Ints) -> Floats | Ints:
-    filled = np.array(column)
-    filled[device] = values
-    return filled
-
-
-def _check_fleet(problem: Problem, state: State) -> None:
-    known = np.asarray(state["level"]).shape[0]
-    if known != len(problem.devices):
-        raise MethodError(
-            f"the bandit's state is of a fleet of {known} devices, this one has "
-            f"{len(problem.devices)}; resume with the fleet the run was started with"
+        heads, ffn = float(levels.prune_heads[level]), float(levels.prune_ffn[level])
+        return tuple(
+            (heads, 1.0 - (1.0 - ffn) * width, rank)
+            for width in self._widths
+            for rank in self._ranks(problem)
         )
+
+    def _x(self, problem: Problem) -> Floats:
+        """Return the logarithms that values are linear in, shape (arms, steps, 3)."""
+        steps = np.log(np.arange(1, self._most(problem) + 1))
+        rows = [
+            (np.log(rank / problem.workload.rank), np.log(width))
+            for width in self._widths
+            for rank in self._ranks(problem)
+        ]
+        return np.stack([
+            np.stack([steps, np.full_like(steps, rank), np.full_like(steps, width)], axis=1)
+            for rank, width in rows
+        ])  # fmt: skip
+
+    def _pace(
+        self, problem: Problem, state: State, told: Assignments,
+        arms: tuple[Arm, ...], draws: np.random.Generator,
+    ) -> Pace:  # fmt: skip
+        value = worth(_values(state), self._x(problem), explore=self.explore)
+        if self.form == "random":  # each has one arm, and is worth what its steps are
+            return best_pace(problem, state, told, value[:1], draws=draws)
+        return best_pace(problem, state, told, value, arms=arms, draws=draws)
+
+    def _gained(
+        self, problem: Problem, state: State, results: Results, came: Bools, gained: Floats
+    ) -> dict[str, Floats | float]:
+        """Return what was gained so far, and what every fixed (arm, steps) would have."""
+        answers, arms = (
+            answers_of(joined_answers(no_answers(), results)),
+            self._arms(problem, LEVELS),
+        )
+        if not len(answers):
+            return {}
+        step_flops, sent_bytes = arm_costs(problem, arms)
+        steps = np.arange(1, self._most(problem) + 1)
+        one = answers.unit_s[:, None, None] * step_flops[:, None] * steps
+        finish_s = (
+            answers.down_s[:, None, None]
+            + one
+            + (answers.byte_s[:, None, None] * sent_bytes[:, None])
+        )
+        value = worth(_values(state), self._x(problem))
+        return {
+            "signal": float(np.asarray(state["signal"])) + float(gained.sum()),
+            "seconds": float(np.asarray(state["seconds"])) + float(results.finish_s[came].max()),
+            "grid_signal": np.asarray(state["grid_signal"]) + len(answers) * value,
+            "grid_seconds": np.asarray(state["grid_seconds"]) + finish_s.max(axis=0),
+        }
+
+    def _notes(self, state: State, pruned: float, pace: Pace | None) -> dict[str, Note]:
+        """Return what the round rests on, and the regret on the fleet's own clock.
+
+        `signal_per_s` is what rounds so far were worth a second by the values learnt, and
+        `fixed_signal_per_s` what the best fixed rank, width and number of steps would have been.
+        """
+        values = _values(state)
+        notes: dict[str, Note] = {"mean_pruned": pruned}
+        if pace is not None:
+            notes["deadline_s"] = pace.finish_s
+        for name, exponent in zip(("steps", "rank", "width"), values.theta, strict=True):
+            notes[f"worth_{name}"] = float(exponent)
+        spread = np.sqrt(np.diag(np.linalg.inv(values.precision)))
+        notes["worth_sd"] = (tuple(spread.tolist()),)
+        seconds = float(np.asarray(state["seconds"]))
+        if seconds > 0.0:
+            grid = np.asarray(state["grid_signal"]) / np.asarray(state["grid_seconds"])
+            notes["signal_per_s"] = float(np.asarray(state["signal"])) / seconds
+            notes["fixed_signal_per_s"] = float(grid.max())
+        return notes
+
+
+def _whole(problem: Problem, device: Ints, arms: tuple[Arm, ...]) -> Assignments:
+    heads, ffn, rank = arms[0]
+    count = len(device)
+    return equal_links(
+        problem, device, prune_heads=np.full(count, heads), prune_ffn=np.full(count, ffn),
+        rank=np.full(count, rank, np.int64),
+    )  # fmt: skip
+
+
+def _arrays(values: Values) -> dict[str, Floats | float]:
+    return {"theta": values.theta, "precision": values.precision, "noise": values.noise}
+
+
+def _values(state: State) -> Values:
+    return Values(
+        np.asarray(state["theta"]), np.asarray(state["precision"]),
+        float(np.asarray(state["noise"])),
+    )  # fmt: skip

@@ -24,6 +24,7 @@ from airtune.methods.sparsity import (
     levels_of,
     ranks_between,
     schedule_of,
+    schedule_round,
 )
 from airtune.plan import (
     Floats,
@@ -83,8 +84,9 @@ class PruneAndTune:
         schedule = schedule_of(
             problem, warmup=self.warmup, cooldown=self.cooldown, prune_every=self.prune_every
         )
-        progress = schedule.progress(observation.round)
-        level = LEVELS if self.pace == "once" else schedule.floor(observation.round)
+        now = schedule_round(problem, observation)
+        progress = schedule.progress(now)
+        level = LEVELS if self.pace == "once" else schedule.floor(now)
         most = problem.workload.rank
         rank = int(ranks_between(self.min_rank or most, most, np.array([progress]))[0])
         return level_round(problem, observation, self, level=level, rank=rank), state

@@ -40,7 +40,19 @@ class HetLora:
 
 def fedspine(name: str, settings: object) -> Method:
     """Return FedSpine, or one of its forms, with its decider's settings."""
-    decider = _of(settings, FedSpine)
+    chosen = _of(settings, FedSpine)
+    if chosen.form == "published":
+        return _published(name, chosen)
+    work = WorkSpec(
+        importance="fluctuation" if chosen.pace == "once" else "lora-gradient",
+        cumulative=True, rank_scale="own",
+    )  # fmt: skip
+    rule = AggregateSpec("nested", shrinks=True, as_planned=True, agreement=True, memory=MEMORY)
+    return Method(name, chosen, rule, work, wants=frozenset({"sensitivity"}), paces=True)
+
+
+def _published(name: str, chosen: FedSpine) -> Method:
+    decider = chosen.published
     work = WorkSpec(
         importance="lora-gradient", cumulative=True, over=decider.over,
         own_importance=decider.own_importance, prune_every=decider.prune_every,

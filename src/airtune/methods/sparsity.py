@@ -11,7 +11,7 @@ import numpy as np
 
 from airtune.cost import Order, counts_for, pruning_path
 from airtune.errors import RecipeError
-from airtune.plan import Floats, Ints, ModelShape, Problem, Sensitivity
+from airtune.plan import Floats, Ints, ModelShape, Observation, Problem, Sensitivity
 
 Structures = Literal["auto", "heads-and-ffn", "ffn"]
 
@@ -87,6 +87,12 @@ def schedule_of(
     after = min(math.floor(cooldown * problem.rounds), problem.rounds - before - 1)
     every = max(1, round(prune_every / problem.workload.local_steps))
     return Schedule(problem.rounds, before, after, every)
+
+
+def schedule_round(problem: Problem, observation: Observation) -> int:
+    """Return the round of the schedule: where seconds are used up sooner than rounds, a later one."""
+    used = problem.progress(observation.round, observation.time_s)
+    return max(observation.round, math.floor(used * problem.rounds))
 
 
 def check_sparsity(sparsity: float, warmup: float, cooldown: float, prune_every: int) -> None:

@@ -9,6 +9,8 @@ which is a diagonal scaling of stacked factors; no (out, in) matrix is made. Wha
 stays as it was: a structure is never lost while it may come back.
 
 average      A and B separately (FedIT, arXiv 2305.05644); unlike ranks are padded with zeros
+nested       A and B separately, each number over the devices that trained it: a rank is the first
+             rows of A and columns of B of one common set
 norm-weighted  the same with weights |B_i A_i|_F (HETLoRA, arXiv 2401.06432)
 factored     the products, refactored by QR and SVD (FlexLoRA, arXiv 2402.11505)
 lifted       what each product has changed by, added to the global one and refactored likewise: a
@@ -36,7 +38,7 @@ from airtune.errors import ModelError, TrainingError
 from airtune.keys import derive_seed
 from airtune.model.cumulative import global_kept, pooled_scores, remembered
 from airtune.model.importance import Importance, pool
-from airtune.model.kept import linear_index
+from airtune.model.kept import Kept, keep_all, linear_index
 from airtune.model.lora import Adapters, Head, layer_names, take
 from airtune.model.protect import add_noise, check_alike, clip_update, krum, trimmed_mean
 from airtune.model.state import GlobalState, Update
@@ -72,6 +74,7 @@ def aggregate(
     shape: ModelShape,
     scale: float = 1.0,
     seed: int = 0,
+    planned: Kept | None = None,
 ) -> GlobalState:
     """Return the state after a round.
 
@@ -83,6 +86,7 @@ def aggregate(
         shape: The unpruned model.
         scale: alpha / rank; used by the stacked rule, which merges.
         seed: Of the run; used by the stacked rule, which draws fresh adapters.
+        planned: What the model keeps after the round, where the plan says it (`as_planned`).
 
     Raises:
         TrainingError: if there is no update.
@@ -109,7 +113,9 @@ def aggregate(
     )
     if spec.noise:
         return _noised(spec, state, after, len(updates))
-    return _shrunk(spec, state, after, updates, data_weights, shape) if spec.shrinks else after
+    if not spec.shrinks:
+        return after
+    return _shrunk(spec, state, after, updates, data_weights, shape, planned)
 
 
 def _layers(
@@ -141,7 +147,7 @@ def _layers(
             starts = _parts(name, linear, sent, -weights, shape)
             a, b = _factored(previous, parts, starts=starts)
         else:
-            a, b = _averaged(previous, parts)
+            a, b = _averaged(previous, parts, nested=spec.rule == "nested")
         adapters[f"{name}.A"], adapters[f"{name}.B"] = a, b
     return adapters, merged
 
@@ -187,8 +193,15 @@ def _shrunk(  # noqa: PLR0917 - what a round leaves, in the order it came about
     updates: Sequence[Update],
     weights: Floats,
     shape: ModelShape,
+    planned: Kept | None,
 ) -> GlobalState:
     """Return the state with what cumulative pruning leaves of the model and on the devices."""
+    if spec.as_planned:
+        whole = [row for row, update in enumerate(updates) if update.kept == planned]
+        heard = [updates[row] for row in whole]
+        scores = pooled_scores(before, heard, weights[whole], memory=spec.memory)
+        is_dense = planned == keep_all(shape)
+        return replace(after, importance=scores, kept=None if is_dense else planned)
     scores = pooled_scores(before, updates, weights, memory=spec.memory)
     return replace(
         after,
@@ -232,11 +245,12 @@ def _parts(
 
 
 def _averaged(
-    previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part]
+    previous: tuple[torch.Tensor, torch.Tensor], parts: Sequence[_Part], *, nested: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Average the factors separately; B is handled as its transpose."""
-    a = _mean(previous[0], [(part.a, part.columns, part.weight) for part in parts])
-    b = _mean(previous[1].T, [(part.b.T, part.rows, part.weight) for part in parts])
+    mean = _nested_mean if nested else _mean
+    a = mean(previous[0], [(part.a, part.columns, part.weight) for part in parts])
+    b = mean(previous[1].T, [(part.b.T, part.rows, part.weight) for part in parts])
     return a, b.T.contiguous()
 
 
@@ -258,6 +272,20 @@ def _mean(
     largest = max(piece.shape[0] for piece, _, _ in pieces)
     is_trained = (cover > 0) & (torch.arange(previous.shape[0]) < largest)[:, None]
     return torch.where(is_trained, mean.to(previous.dtype), previous.cpu())
+
+
+def _nested_mean(
+    previous: torch.Tensor, pieces: Sequence[tuple[torch.Tensor, Ints | None, float]]
+) -> torch.Tensor:
+    """Return the mean of (rank_i, kept_i) pieces, each number over those who trained it."""
+    total = torch.zeros(previous.shape, dtype=torch.float64)
+    cover = torch.zeros(previous.shape, dtype=torch.float64)
+    for piece, index, weight in pieces:
+        place = slice(piece.shape[0]), slice(None) if index is None else torch.from_numpy(index)
+        total[place] += weight * piece.cpu().double()
+        cover[place] += weight
+    mean = total / cover.clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.where(cover > 0, mean.to(previous.dtype), previous.cpu())
 
 
 def _stack(

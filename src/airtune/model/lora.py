@@ -147,6 +147,19 @@ def take(
     return sliced
 
 
+def place_of(
+    name: str, shape: ModelShape, kept: Kept, rank: int
+) -> tuple[slice | torch.Tensor, slice | torch.Tensor]:  # fmt: skip
+    """Return where a factor, `"{block}.{linear}.A"` or B, of a slice and rank is on the full grid."""
+    block, _, rest = name.partition(".")
+    layer, _, factor = rest.rpartition(".")
+    linear = next(item for item in shape.linears if item.name == layer)
+    columns, rows = linear_index(shape, linear, kept, int(block))
+    index = columns if factor == "A" else rows
+    along = slice(None) if index is None else torch.from_numpy(index)
+    return (slice(rank), along) if factor == "A" else (along, slice(rank))
+
+
 def rescaled(adapters: Mapping[str, torch.Tensor], factor: float) -> Adapters:
     """Return adapters whose product is `factor` times as large; A stays as it is."""
     if factor == 1.0:

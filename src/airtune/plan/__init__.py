@@ -24,6 +24,7 @@ from airtune.plan.observe import (
     SplitCalibration,
     Workload,
 )
+from airtune.plan.pace import Pace
 from airtune.plan.shape import Bools, Floats, Ints, Linear, ModelShape
 from airtune.plan.work import ImportanceKind, Mend, WorkSpec
 
@@ -47,6 +48,7 @@ __all__ = [
     "Need",
     "Note",
     "Observation",
+    "Pace",
     "Problem",
     "Profiles",
     "RateModel",

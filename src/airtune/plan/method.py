@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from airtune.plan.assignment import Assignments
 from airtune.plan.link import LinkState
 from airtune.plan.observe import Observation, Problem, Results
+from airtune.plan.pace import Pace
 from airtune.plan.shape import Floats
 from airtune.plan.work import WorkSpec, check_choice
 
@@ -30,7 +31,7 @@ Note = float | tuple[tuple[float, ...], ...]
 """A figure, or a small table in rows of equal length."""
 
 AggregateRule = Literal[
-    "average", "norm-weighted", "factored", "lifted", "stacked", "trimmed-mean", "krum"
+    "average", "nested", "norm-weighted", "factored", "lifted", "stacked", "trimmed-mean", "krum"
 ]
 
 
@@ -39,7 +40,8 @@ class AggregateSpec:
     """How updates become the next global adapters; the tensors are handled in `model/aggregate`.
 
     average: A and B separately by data share, each row and column by those who kept it (FedIT,
-    and zero-padding for unlike ranks) · norm-weighted: the same by the norm of B A (HETLoRA) ·
+    and zero-padding for unlike ranks) · nested: the same, each rank too by those who trained it:
+    a rank is the first rows of A and columns of B of one common set · norm-weighted: the same by the norm of B A (HETLoRA) ·
     factored: the products B A, refactored by QR and SVD (FlexLoRA) · lifted: what the products
     have changed by, added to the global one and refactored (FedSpine) · stacked: exact sum, merged
     into the base (FLoRA) · trimmed-mean, krum: what a few dishonest devices cannot spoil, for
@@ -50,6 +52,11 @@ class AggregateSpec:
     shrinks: bool = False
     """Pruning is cumulative: the global model keeps as much as the least pruned update, by pooled
     importance, and the state remembers what each device has left."""
+    as_planned: bool = False
+    """With `shrinks`: the global model keeps what the round's plan says, and no device loses more
+    than that for good; scores count of devices that hold all of it."""
+    agreement: bool = False
+    """Tell the decider how far each update agrees with the others of its round."""
     memory: float = 0.0
     """Share of the old scores when the devices' importance is pooled anew, in [0, 1)."""
     clip_norm: float = 0.0
@@ -96,6 +103,9 @@ class RoundPlan:
     deadline_s: float | None = None
     """Updates later than this after the start of the round are dropped."""
     solution: Solution | None = None
+    pace: Pace | None = None
+    """What devices settle for themselves, within what `assignments` allow; None = nothing. Where an
+    engine cannot let them settle, the assignments are carried out."""
     learning_rate: float = 1.0
     """Of this round, as a part of the recipe's; the loop sets it."""
     notes: Mapping[str, Note] = field(default_factory=dict)
@@ -145,3 +155,5 @@ class Method:
     """What is to be measured before the first round; nothing else is."""
     may_cut: bool = False
     """It may leave blocks to the server; a plan with a cut of another method is refused."""
+    paces: bool = False
+    """Its plans say themselves by when devices are to be done."""

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.plan.assignment import CodecSpec
+from airtune.plan.assignment import Assignments, CodecSpec
 from airtune.plan.link import LinkState
 from airtune.plan.shape import Bools, Floats, Ints, ModelShape
 from airtune.plan.work import WorkSpec
@@ -197,5 +197,12 @@ class Results:
     energy_j: Floats
     importance: Floats
     """Sum of the LoRA importance the device reports; NaN where the method asks for none."""
+    done: Assignments | None = None
+    """What each device did, where it settled that for itself; None = as it was told."""
+    agreement: Floats | None = None
+    """How far each update agrees with the others (`airtune.model.agreement`); NaN where none came;
+    None where the method does not ask for it."""
+    agreement_noise: Floats | None = None
+    """The scale of its noise."""
     rank_left: Ints | None = None
     """Rank that each device wants from now on, where it prunes its own; None = as it was told."""

@@ -109,6 +109,9 @@ class TrainSection(Section):
     """Seconds of the run on its clock: no round begins after them; none = rounds alone count."""
     local_steps: int = Field(default=5, ge=1)
     """Optimiser steps of a device in a round."""
+    steps: Literal["fixed", "deadline"] = "fixed"
+    """fixed = local_steps for all; deadline = as many as fit, by the device's own clock, into a time
+    that is learnt from what answers took, at most four times local_steps. `fedspine` times its own."""
     per_device_train_batch_size: int = Field(default=8, ge=1)
     """Sequences in a step."""
     learning_rate: float = Field(default=3e-3, gt=0)

@@ -58,6 +58,7 @@ data:
 train:
   rounds: 20
   local_steps: 5         # optimiser steps of a device in a round
+  # steps: fixed         # deadline = each device does as many as fit into a time that is learnt
   per_device_train_batch_size: 8
   learning_rate: {learning_rate}   # AdamW
   # decay: 1.0           # part of the learning rate that is left at the end; falls linearly

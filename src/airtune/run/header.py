@@ -71,6 +71,7 @@ def header(
 def settings_of(method: Method) -> dict[str, Any]:
     """Return the settings of a method's decider in plain values; {} where it has none."""
     decider: object = method.decider
+    decider = getattr(decider, "inner", decider)
     if not is_dataclass(decider) or isinstance(decider, type):
         return {}
     found = {entry.name: getattr(decider, entry.name) for entry in fields(decider) if entry.init}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from airtune.errors import RecipeError
 from airtune.methods import build_method, method_row, settings_faults
+from airtune.methods.paced import MOST_STEPS, Paced
 from airtune.model.aggregate import TURNS_AXES
 from airtune.plan import Method, WorkSpec
 from airtune.recipe import Recipe
@@ -45,9 +46,27 @@ def choose_method(recipe: Recipe, *, label: str | None = None) -> Chosen:
         method = build_method(name, _settings(recipe))
         method = protected(recipe, method)
         method = replace(method, work=_work(recipe, method.work))
+        method = paced(recipe, method)
     check_axes(recipe, method)
     shown = label or name.rpartition(":")[2]
     return Chosen(method, shown, row.summary, row.reconstructed, is_control=name in CONTROLS)
+
+
+def paced(recipe: Recipe, method: Method) -> Method:
+    """Return the method with local steps by a deadline, where the recipe asks for them.
+
+    Raises:
+        RecipeError: if its devices may be cut: the two halves of a step wait for each other.
+    """
+    if recipe.train.steps == "fixed" or method.paces:
+        return method
+    if method.may_cut:
+        raise RecipeError(
+            f"train.steps: deadline cannot be used with {method.name}: devices with a cut take "
+            "their steps together; use fixed"
+        )
+    most = MOST_STEPS * recipe.train.local_steps
+    return replace(method, decider=Paced(method.decider, most))
 
 
 def check_axes(recipe: Recipe, method: Method) -> None:

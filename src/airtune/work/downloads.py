@@ -17,11 +17,11 @@ import numpy as np
 from airtune.codec import decode, encode
 from airtune.errors import CodecError
 from airtune.model.kept import Kept
-from airtune.model.lora import take
+from airtune.model.lora import place_of, take
 from airtune.model.state import GlobalState
 from airtune.plan import Assignment, CodecSpec, Ints, ModelShape, WorkSpec
 from airtune.work.network import kept_by
-from airtune.work.uploads import as_column, cut_up, groups_of, place_of
+from airtune.work.uploads import as_column, cut_up, groups_of
 
 
 @dataclass(frozen=True, slots=True)

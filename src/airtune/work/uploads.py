@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from airtune.codec import decode, encode
 from airtune.errors import CheckpointError, CodecError
-from airtune.model.kept import Kept, linear_index
-from airtune.model.lora import take
+from airtune.model.kept import Kept
+from airtune.model.lora import place_of, take
 from airtune.model.stages import held_by_device
 from airtune.model.state import GlobalState, Update
 from airtune.plan import CodecSpec, ModelShape, WorkSpec
@@ -254,21 +254,6 @@ def cut_up(column: Values, like: Tensors) -> dict[str, torch.Tensor]:
 
 def _place(name: str, shape: ModelShape, update: Update) -> tuple[slice | torch.Tensor, ...]:
     """Return where a tensor of an update stands on the full grid."""
-    return place_of(name, shape, update.kept, update.rank)
-
-
-def place_of(
-    name: str, shape: ModelShape, kept: Kept, rank: int
-) -> tuple[slice | torch.Tensor, ...]:
-    """Return where a tensor of a slice and rank stands on the full grid."""
-    kind = group_of(name)
-    if kind == "head":
+    if group_of(name) == "head":
         return (slice(None),)
-    block, _, rest = name.partition(".")
-    layer = rest.removesuffix(f".{kind}")
-    linear = next(item for item in shape.linears if item.name == layer)
-    columns, rows = linear_index(shape, linear, kept, int(block))
-    index = columns if kind == "A" else rows
-    along = slice(None) if index is None else torch.from_numpy(index)
-    ranks = slice(rank)
-    return (ranks, along) if kind == "A" else (along, ranks)
+    return place_of(name, shape, update.kept, update.rank)

@@ -32,7 +32,8 @@ from airtune.data.federated import FederatedData
 from airtune.engine.base import Execution, Setup, Split
 from airtune.engine.checks import Divide, check_shares
 from airtune.engine.gathered import under
-from airtune.engine.local import LocalEngine, LocalSettings, prunes
+from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.engine.measuring import prunes
 from airtune.engine.message import Seat
 from airtune.engine.remote.devices import Remote, Trained
 from airtune.engine.remote.handover import Handover
@@ -301,7 +302,7 @@ class RemoteEngine(ReplayEngine):
         )
         expected_s = self._handover.expected_s(len(rows))
         self._learn(plan, found.results, links, working_s(told, done))
-        return replace(found, split=crossed, handover_s=expected_s)
+        return replace(found, split=crossed, handover_s=expected_s, is_coded=sent is not None)
 
     def _learn(self, plan: RoundPlan, seen: Results, links: LinkState, worked_s: Floats) -> None:
         """Compare what devices reported with their plan: their speed, and what a round takes beside."""

@@ -1,0 +1,95 @@
+"""What the devices of the simulator settle on: the clock that each of them would look at.
+
+A device knows how fast it computes now, what the broadcast takes it, and which rate its link has as
+the round begins. Fading within the round is not foreseen, by a real device either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from airtune.cost import peak_memory, train_flops, transfer_s, upload_bytes
+from airtune.fleet.fleet import Fleet
+from airtune.fleet.rates import downlink_bps, uplink_bps
+from airtune.plan import Assignments, Problem, RoundPlan
+from airtune.plan.pace import Pace, Settled, settle
+from airtune.units import format_seconds
+
+
+def with_arm(assignments: Assignments, pace: Pace, arm: int) -> Assignments:
+    """Return assignments with one arm of a pace for all, and one local step."""
+    count = len(assignments)
+    told = replace(assignments, local_steps=np.ones(count, np.int64))
+    if not pace.arms:
+        return told
+    heads, ffn, rank = pace.arms[arm]
+    return replace(
+        told, prune_heads=np.full(count, heads), prune_ffn=np.full(count, ffn),
+        rank=np.full(count, rank, np.int64),
+    )  # fmt: skip
+
+
+def let_settle(
+    problem: Problem, fleet: Fleet, plan: RoundPlan, *, start_s: float, download_bytes: float
+) -> RoundPlan:
+    """Return a plan with what its devices settle on; itself where nothing is left to them.
+
+    Args:
+        problem: unmasked.
+        fleet: devices and links.
+        plan: what they are told.
+        start_s: virtual time at which the round begins.
+        download_bytes: what each receives first.
+    """
+    pace, told = plan.pace, plan.assignments
+    if pace is None or not len(told):
+        return plan
+    device, links = told.device, fleet.links_at(plan.round, 0, start_s)
+    up_bps = uplink_bps(links, told.share, device)
+    speed = fleet.flops_at(plan.round)[device]
+    step_s, send_s, allowed = [], [], []
+    for arm in range(max(len(pace.arms), 1)):
+        row = with_arm(told, pace, arm)
+        step_s.append(train_flops(problem.shape, problem.workload, row) / speed)
+        send_s.append(transfer_s(upload_bytes(problem.shape, problem.workload, row), up_bps))
+        peak_bytes = peak_memory(problem.shape, problem.workload, row).total
+        allowed.append(peak_bytes <= fleet.memory_bytes[device])
+    found = settle(
+        pace,
+        start_s=transfer_s(np.full(len(told), download_bytes), downlink_bps(links, device)),
+        step_s=np.stack(step_s, 1), send_s=np.stack(send_s, 1), allowed=np.stack(allowed, 1),
+    )  # fmt: skip
+    return settled_plan(plan, pace, found)
+
+
+def settled_plan(plan: RoundPlan, pace: Pace, found: Settled) -> RoundPlan:
+    """Return a plan with what its devices settled on, and why."""
+    told = replace(plan.assignments, local_steps=found.steps)
+    if pace.arms:
+        arms = np.array(pace.arms)[found.arm]
+        told = replace(
+            told, prune_heads=arms[:, 0], prune_ffn=arms[:, 1], rank=arms[:, 2].astype(np.int64)
+        )
+    reasons = [
+        f"{reason}; {said(int(steps), int(rank), float(done_s), pace.finish_s, bool(fits))}"
+        for reason, steps, rank, done_s, fits in zip(
+            plan.reasons, told.local_steps, told.rank, found.finish_s, found.fits, strict=True
+        )
+    ]
+    return replace(plan, assignments=told, reasons=tuple(reasons))
+
+
+def said(steps: int, rank: int, done_s: float, finish_s: float, fits: bool) -> str:
+    """Return a device's choice in words.
+
+    >>> said(7, 16, 8.0, 8.2, True)
+    'fits 7 steps at rank 16 by 8.2 s'
+    """
+    by = format_seconds(finish_s)
+    if fits:
+        return f"fits {steps} step{'s' if steps > 1 else ''} at rank {rank} by {by}"
+    if not np.isfinite(done_s):
+        return f"can do no step by {by}: its memory or its link holds no arm"
+    return f"one step at rank {rank} takes it {format_seconds(done_s)}, longer than {by}"
