@@ -1,7 +1,6 @@
 """The order of pruning against brute force, and what few groups and wide models need."""
 
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
@@ -27,25 +26,18 @@ many = st.lists(st.floats(0.01, 5.0), min_size=11, max_size=11)
 
 
 @given(slopes, many)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_no_other_choice_that_saves_as_much_costs_less(heads, ffn):
     (at, cost), (at_ffn, cost_ffn) = curve(heads), curve(ffn)
     known = Sensitivity(at, cost, at_ffn, cost_ffn, "")
     path = pruning_path(FEW, known)
 
-    def price(groups, channels):
-        return np.interp(1 - groups / 3, at, cost) + np.interp(1 - channels / 12, at_ffn, cost_ffn)
-
-    def saved(groups, channels):
-        return FEW.pruned_fraction(1 - groups / 3, 1 - channels / 12)
-
-    for groups, channels in zip(path.groups, path.channels, strict=True):
-        others = [
-            price(*other)
-            for other in product(range(1, 4), range(1, 13))
-            if saved(*other) >= saved(groups, channels) - 1e-12
-        ]
-        assert price(groups, channels) <= min(others) + 1e-9
+    groups, channels = (axis.ravel() for axis in np.meshgrid(range(1, 4), range(1, 13)))
+    price = np.interp(1 - groups / 3, at, cost) + np.interp(1 - channels / 12, at_ffn, cost_ffn)
+    saved = FEW.pruned_fraction(1 - groups / 3, 1 - channels / 12)
+    for kept in zip(path.groups, path.channels, strict=True):
+        here = int(np.flatnonzero((groups == kept[0]) & (channels == kept[1]))[0])
+        assert price[here] <= price[saved >= saved[here] - 1e-12].min() + 1e-9
 
 
 @pytest.mark.parametrize("order", ["measured", "proportional"])

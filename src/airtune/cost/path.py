@@ -97,8 +97,9 @@ def pruning_path(
 def most_pruned(shape: ModelShape, sensitivity: Sensitivity) -> float:
     """Return the largest fraction to remove: beyond it the noise outgrows the signal.
 
-    There the loss of an untuned model runs away (a Llama of 135M parameters, mended by means, goes
-    from 1.26 nats to about 2 at that point and to 2.8 a sixth of its weights further on).
+    There the loss of an untuned model begins to run away. Of a Llama of 135M parameters, mended by
+    means, it was 1.26 nats dense, 1.75 with .31 of the blocks' weights gone, 2.50 with .44 and 4.10
+    with .56; its noise reaches its signal at .34.
     """
     path = pruning_path(shape, sensitivity)
     return float(path.pruned[np.flatnonzero(path.cost <= 1.0)[-1]])
