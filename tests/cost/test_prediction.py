@@ -98,10 +98,26 @@ def test_columns_are_those_of_the_parts_of_the_model():
     assert seen.peak_bytes.tolist() == peak_memory(SHAPE, WORK, told).total.tolist()
 
 
-def test_energy_is_power_times_seconds_of_computing_and_sending():
-    seen = predict(problem(), plan([0, 2], [0.5, 1.0]), links=links(), flops_per_s=SPEED)
-    expected = np.array([5.0, 20.0]) * (seen.compute_s + seen.upload_s)
+def test_energy_is_what_board_amplifier_and_receiver_draw_until_the_round_ends():
+    known = problem()
+    seen = predict(known, plan([0, 2], [0.5, 1.0]), links=links(), flops_per_s=SPEED)
+    board_w = known.devices.power_w[[0, 2]]
+    antenna_w = known.devices.transmit_power_w[[0, 2]]
+    waiting_s = seen.finish_s.max() - seen.compute_s
+    expected = (
+        board_w * seen.compute_s + 0.15 * board_w * waiting_s
+        + (antenna_w / 0.35 + 0.0828) * seen.upload_s + 0.1058 * seen.download_s
+    )  # fmt: skip
     assert seen.energy_j == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_device_that_waits_longer_uses_more_energy():
+    alone = predict(problem(), plan([2], [1.0]), links=links(), flops_per_s=SPEED)
+    slow = np.where(np.arange(len(SPEED)) == 0, SPEED / 50, SPEED)
+    beside = predict(problem(), plan([0, 2], [0.0, 1.0]), links=links(), flops_per_s=slow)
+    late = predict(problem(), plan([0, 2], [0.5, 1.0]), links=links(), flops_per_s=slow)
+    assert beside.energy_j[1] == pytest.approx(alone.energy_j[0])
+    assert late.energy_j[1] > beside.energy_j[1]
 
 
 def test_hidden_powers_leave_the_energy_unknown():

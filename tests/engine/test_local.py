@@ -64,6 +64,17 @@ def test_a_device_without_data_is_not_asked(engine_of, problem_of, cell):
     assert np.flatnonzero(~engine.observe(0, 0.0).available).tolist() == [2]
 
 
+def test_a_device_that_would_use_too_much_energy_is_left_out(engine_of, plan_of, state):
+    engine, plan = engine_of(), plan_of()
+    used = execute(engine, plan, state, lambda plan: lambda links, left: plan.assignments.share)
+    limit = float(np.median(used.results.energy_j))
+    faults = engine_of(problem={"joules_per_round": limit}).over_cap(plan, state)
+    over = np.array([bool(fault) for fault in faults])
+    assert 0 < over.sum() < 6
+    assert all("limits.joules_per_round" in fault for fault in faults if fault)
+    assert used.results.energy_j[over].min() > used.results.energy_j[~over].max()
+
+
 def test_absent_devices_are_not_asked(engine_of, cell):
     cell["devices"][0]["availability"] = 0.0
     assert not engine_of(participation=0.5).observe(0, 0.0).available.any()

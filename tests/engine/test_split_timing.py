@@ -82,7 +82,7 @@ def test_on_links_that_stand_still_it_is_what_the_cost_model_predicts(
     wanted = predict(problem, plan.assignments, links=fleet.links_at(0, 0, 0.0),
                      flops_per_s=fleet.flops_at(0))  # fmt: skip
     for name in ("finish_s", "compute_s", "upload_s", "upload_bytes", "download_bytes", "flops",
-                 "energy_j", "peak_bytes", "download_s"):  # fmt: skip
+                 "peak_bytes", "download_s"):  # fmt: skip
         found, expected = getattr(timed.timing, name), getattr(wanted, name)
         np.testing.assert_allclose(found, expected, rtol=1e-9, err_msg=name)
     assert timed.timing.end_s == pytest.approx(wanted.round_s)

@@ -89,7 +89,7 @@ def _short_run(
     samples = np.array([len(device.train) for device in data.devices])
     problem = replace(
         setting.problem, devices=fleet.profiles(samples), rounds=setting.rounds,
-        calibration=None, deadline_s=None, device_bytes_per_month=None, work=setting.work,
+        calibration=None, deadline_s=None, device_bytes_per_month=None, joules_per_round=None, work=setting.work,
     )  # fmt: skip
     method = Method("calibration", decider, work=setting.work, may_cut=True)
     engine = LocalEngine(

@@ -2,6 +2,7 @@
 
 from airtune.cost.delay import SplitTimes, gradient_bps, split_times, transfer_s, turn_share
 from airtune.cost.encoders import bert_like, modernbert_like, vit_like
+from airtune.cost.energy import energy_j
 from airtune.cost.flops import forward_flops, train_flops
 from airtune.cost.grams import gram_bytes, gram_flops, gram_peak_bytes
 from airtune.cost.levels import Ladder, ladder
@@ -17,7 +18,7 @@ from airtune.cost.payload import (
     upload_bytes,
     widest,
 )
-from airtune.cost.prediction import Prediction, energy_j, predict
+from airtune.cost.prediction import Prediction, predict
 from airtune.cost.presets import known_shapes
 from airtune.cost.shapes import gpt2_like, llama_like
 from airtune.cost.speed import Probe, SpeedProfile, achieved_flops_per_s, fit_speed

@@ -13,18 +13,19 @@ time with a speed from `airtune.cost.speed` is within 10 % (`python -m benchmark
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from airtune.cost.delay import split_times, transfer_s
+from airtune.cost.energy import energy_j
 from airtune.cost.flops import train_flops
 from airtune.cost.memory import peak_memory
 from airtune.cost.payload import broadcast_bytes, upload_bytes
 from airtune.cost.split import split_cost
 from airtune.errors import MethodError
 from airtune.fleet.rates import downlink_bps, uplink_bps
-from airtune.plan import Assignments, Floats, Ints, LinkState, Problem
+from airtune.plan import Assignments, Floats, LinkState, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +76,21 @@ def predict(
             f"speeds must have one value a device of the fleet, got shape {flops_per_s.shape} "
             f"for {len(problem.devices)} devices"
         )
-    whole = _whole(problem, assignments, links=links, flops_per_s=flops_per_s)
+    found = _whole(problem, assignments, links=links, flops_per_s=flops_per_s)
     is_cut = assignments.cut > 0
-    if not is_cut.any():
-        return whole
-    split = _split(problem, assignments, links=links, flops_per_s=flops_per_s)
-    columns = {
-        column.name: np.where(is_cut, getattr(split, column.name), getattr(whole, column.name))
-        for column in fields(Prediction)
-    }
-    return Prediction(**columns)
+    if is_cut.any():
+        split = _split(problem, assignments, links=links, flops_per_s=flops_per_s)
+        columns = {
+            column.name: np.where(is_cut, getattr(split, column.name), getattr(found, column.name))
+            for column in fields(Prediction)
+        }
+        found = Prediction(**columns)
+    ends = found.finish_s[np.isfinite(found.finish_s)]
+    energy = energy_j(
+        problem, assignments.device, compute_s=found.compute_s, upload_s=found.upload_s,
+        download_s=found.download_s, round_s=float(np.max(ends, initial=0.0)),
+    )  # fmt: skip
+    return replace(found, energy_j=energy)
 
 
 def _whole(
@@ -107,7 +113,7 @@ def _whole(
         upload_bytes=up,
         flops=flops,
         peak_bytes=peak_memory(shape, workload, assignments).total,
-        energy_j=energy_j(problem, device, compute_s=compute_s, upload_s=upload_s),
+        energy_j=np.zeros(len(assignments)),
     )
 
 
@@ -129,23 +135,5 @@ def _split(
         upload_bytes=cost.adapter_up_bytes + steps * cost.up_bytes,
         flops=steps * (cost.fresh * cost.forward_flops + cost.backward_flops),
         peak_bytes=cost.device_peak_bytes,
-        energy_j=energy_j(problem, assignments.device, compute_s=compute_s, upload_s=upload_s),
+        energy_j=np.zeros(len(assignments)),
     )
-
-
-def energy_j(problem: Problem, device: Ints, *, compute_s: Floats, upload_s: Floats) -> Floats:
-    """Return the joules of computing and sending, `P_compute t_compute + P_transmit t_upload`.
-
-    Args:
-        problem: Its profiles hold the powers in watt.
-        device: Indices of n devices of the fleet.
-        compute_s: Seconds of computing, shape (n,).
-        upload_s: Seconds of sending, shape (n,).
-
-    Returns:
-        Joules, shape (n,); NaN where a power is hidden.
-    """
-    compute, transmit = problem.devices.power_w, problem.devices.transmit_power_w
-    if compute is None or transmit is None:
-        return np.full(device.shape, np.nan)
-    return np.asarray(compute[device] * compute_s + transmit[device] * upload_s, np.float64)

@@ -303,6 +303,7 @@ def _pieces(
         seed=recipe.seed, deadline_s=recipe.deadline_s,
         server_flops_per_s=fleet.server.flops_per_s,
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
+        joules_per_round=recipe.limits.joules_per_round,
         seconds=recipe.train.seconds,
     )  # fmt: skip
     cut = sum(item.truncated for item in roster.joined if item is not None)

@@ -73,7 +73,7 @@ class Engine(Protocol):
         ...
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
-        """Return why a row's device has too few bytes of the month left; empty where it has enough."""
+        """Return why a row's device is over a limit of bytes or joules; empty where it is within all."""
         ...
 
     def idle_until_s(self, time_s: float, idle_s: float) -> float:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.cost import energy_j
 from airtune.engine.timing import Timing
 from airtune.model.state import Update
-from airtune.plan import Results, RoundPlan
+from airtune.plan import Problem, Results, RoundPlan
 from airtune.work.train import Outcome
 
 
@@ -24,11 +25,16 @@ def under(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, N
 
 
 def results_of(
-    plan: RoundPlan, timing: Timing, status: NDArray[np.str_], outcomes: Mapping[int, Outcome]
+    problem: Problem,
+    plan: RoundPlan,
+    timing: Timing,
+    status: NDArray[np.str_],
+    outcomes: Mapping[int, Outcome],
 ) -> Results:
     """Return what the method learns: columns over the devices of the plan.
 
     Args:
+        problem: unmasked: with the devices' powers.
         plan: n devices.
         timing: of the round.
         status: after local work, (n,).
@@ -42,12 +48,17 @@ def results_of(
         first[place], last[place] = outcome.loss_first, outcome.loss_last
         samples[place], importance[place] = outcome.samples, outcome.importance
         rank_left[place] = outcome.rank_left or rank_left[place]
+    energy = energy_j(
+        problem, plan.assignments.device, compute_s=np.nan_to_num(timing.compute_s),
+        upload_s=np.nan_to_num(timing.upload_s), download_s=np.nan_to_num(timing.download_s),
+        round_s=timing.end_s,
+    )  # fmt: skip
     return Results(
         device=plan.assignments.device, status=status,
         download_s=timing.download_s, compute_s=timing.compute_s, upload_s=timing.upload_s,
         finish_s=timing.finish_s, download_bytes=timing.download_bytes,
         upload_bytes=timing.upload_bytes, flops=timing.flops, loss_first=first, loss_last=last,
-        samples=samples, peak_bytes=timing.peak_bytes, energy_j=timing.energy_j,
+        samples=samples, peak_bytes=timing.peak_bytes, energy_j=energy,
         importance=importance, rank_left=rank_left, done=plan.assignments,
     )  # fmt: skip
 

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from airtune.cost import broadcast_bytes, gram_bytes, most_bytes, peak_memory
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
-from airtune.engine.base import Execution, Setup, Split, asked_of, with_work
+from airtune.engine.base import Execution, Setup, Split, with_work
 from airtune.engine.checks import Divide
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
+from airtune.engine.joules import over_joules
 from airtune.engine.measuring import holders_of_grams, price_measuring, prunes
 from airtune.engine.pacing import let_settle
+from airtune.engine.participation import sampled, with_data
 from airtune.engine.splitting import Splitter, rows_of, split_record
 from airtune.engine.timing import Timing, joined, refusals, time_round, time_whole
 from airtune.engine.uplink import Uplink
@@ -34,6 +36,7 @@ from airtune.model.mending import Grams
 from airtune.model.state import GlobalState
 from airtune.plan import (
     Bools,
+    Floats,
     Need,
     Observation,
     Problem,
@@ -146,11 +149,9 @@ class LocalEngine:
         self._splitter.restore(under("cut/", arrays))
         self._allowance.restore(under("month/", arrays))
 
-    @property
-    def _has_data(self) -> Bools:
-        """Which devices have rows to train on; all where weights say nothing."""
-        weight = self._problem.devices.weight
-        return np.asarray((weight > 0.0) | ~np.any(weight > 0.0))
+    def _flops_per_s(self, round: int) -> Floats:
+        """Return how fast each device of the fleet is taken to be."""
+        return self._fleet.flops_at(round)
 
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know: links at the start, speeds, and who is asked."""
@@ -160,8 +161,8 @@ class LocalEngine:
             round=round,
             time_s=time_s,
             links=links,
-            available=self._asked(round, links.available & self._has_data),
-            flops_per_s=self._fleet.flops_at(round),
+            available=self._asked(round, with_data(links.available, self._problem.devices.weight)),
+            flops_per_s=self._flops_per_s(round),
         )
         return mask_observation(observation, self._needs)
 
@@ -209,7 +210,7 @@ class LocalEngine:
         status = timing.status.copy()
         for place, outcome in outcomes.items():
             status[place] = outcome.status
-        results = results_of(plan, timing, status, outcomes)
+        results = results_of(self._problem, plan, timing, status, outcomes)
         self._allowance.spend(
             results.device, results.download_bytes + results.upload_bytes + setup.each_bytes
         )
@@ -229,13 +230,21 @@ class LocalEngine:
         )
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
-        """Return why a row's device has too few bytes of the month left; empty where it has enough."""
+        """Return why a row's device is over a limit; empty where it is within all."""
         most = most_bytes(self._problem, plan.assignments)
         if prunes(plan.assignments, self._problem) and self._lacks_scores(state):
             most = most + report_bytes(self._problem.shape)
             if self._work.mend == "least-squares":
                 most = most + 2.0 * gram_bytes(self._problem.shape)
-        return self._allowance.faults(plan.assignments.device, most)
+        return self._over(plan, self._allowance.faults(plan.assignments.device, most))
+
+    def _over(self, plan: RoundPlan, short: Sequence[str]) -> tuple[str, ...]:
+        """Return why each row's device is left out: its bytes of the month, or its joules."""
+        joules = over_joules(
+            self._problem, plan, flops_per_s=self._flops_per_s(plan.round),
+            links=self._fleet.links_at(plan.round, 0, self._allowance.now_s),
+        )  # fmt: skip
+        return tuple(one or other for one, other in zip(short, joules, strict=True))
 
     def idle_until_s(self, time_s: float, idle_s: float) -> float:
         """Return when to look again: next month where all that are there have used up this one."""
@@ -269,22 +278,10 @@ class LocalEngine:
         return {name: value for name, value in figures.items() if value is not None}
 
     def _asked(self, round: int, available: Bools) -> Bools:
-        """Return who takes part: a sample of those that are there, at least one of them.
-
-        Those that were told too much for their month are sampled by themselves, at least one too:
-        they may hold what they are told now, and take no place of those that do.
-        """
+        """Return who takes part: a sample of those that are there, at least one of them."""
         self._there = available
-        if self._settings.participation == 1.0:
-            return available
-        short = self._allowance.short
         stream = generator(self._problem.seed, "participation", round)
-        asked = np.zeros(available.shape, np.bool_)
-        for there in map(np.flatnonzero, (available & ~short, available & short)):
-            if len(there):
-                count = asked_of(len(there), self._settings.participation)
-                asked[stream.choice(there, size=count, replace=False)] = True
-        return asked
+        return sampled(available, self._allowance.short, self._settings.participation, stream)
 
     def _dropped(self, plan: RoundPlan) -> Bools:
         """Return which devices of the plan will vanish, shape (n,)."""

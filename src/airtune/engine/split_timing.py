@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.cost import energy_j
 from airtune.cost.split import SplitCost
 from airtune.engine.air import Part
 from airtune.engine.clock import RatesAt, Transfer, transfer
@@ -244,7 +243,6 @@ def time_split(
         upload_s=log.upload_s, finish_s=back_s,
         download_bytes=log.download_bytes, upload_bytes=log.upload_bytes, flops=log.flops,
         peak_bytes=cost.device_peak_bytes,
-        energy_j=energy_j(problem, device, compute_s=log.compute_s, upload_s=log.upload_s),
         bandwidth_hz=bandwidth_hz(air.links(0), plan),
         end_s=until_s if np.any(status == "late") else end_s,
     )  # fmt: skip

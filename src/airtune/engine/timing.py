@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.cost import energy_j, predict
+from airtune.cost import predict
 from airtune.engine.air import Air, Part
 from airtune.engine.checks import Divide
 from airtune.engine.clock import Transfer, transfer
@@ -43,7 +43,6 @@ class Timing:
     upload_bytes: Floats
     flops: Floats
     peak_bytes: Floats
-    energy_j: Floats
     bandwidth_hz: Floats
     """Hertz of the uplink at the start; NaN on a link of measured capacity."""
     end_s: float
@@ -51,7 +50,7 @@ class Timing:
 
 
 _COLUMNS = ("status", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
-            "upload_bytes", "flops", "peak_bytes", "energy_j", "bandwidth_hz")  # fmt: skip
+            "upload_bytes", "flops", "peak_bytes", "bandwidth_hz")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ def time_whole(
         upload_bytes: as for `time_round`.
         download_bytes: as for `time_round`.
     """
-    device, links = plan.assignments.device, air.links(0)
+    links = air.links(0)
     cost = predict(problem, plan.assignments, links=links, flops_per_s=fleet.flops_at(plan.round))
     faults = refusals(problem, fleet, plan, cost.peak_bytes)
     sent = cost.upload_bytes if upload_bytes is None else upload_bytes
@@ -135,8 +134,6 @@ def time_whole(
         finish_s=np.where(status == "ok", phases.upload.finish_s, np.nan),
         download_bytes=phases.download.sent_bytes, upload_bytes=phases.upload.sent_bytes,
         flops=np.where(able, cost.flops, 0.0), peak_bytes=cost.peak_bytes,
-        energy_j=energy_j(problem, device, compute_s=np.nan_to_num(compute_s),
-                          upload_s=np.nan_to_num(upload_s)),
         bandwidth_hz=bandwidth_hz(links, plan),
         end_s=_end(phases, status, able=able, dropped=dropped, deadline_s=deadline_s),
     )  # fmt: skip

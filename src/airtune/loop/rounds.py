@@ -210,7 +210,8 @@ def _is_over(run: Run, now: Checkpoint) -> bool:
         raise TrainingError(
             f"no device returned a usable update in {now.progress['empty']} rounds in a row; "
             f"devices.csv in {run.writer.folder} says why for each; loosen the deadline, lower the "
-            "learning rate, give the devices more memory, or raise limits.device_bytes_per_month"
+            "learning rate, give the devices more memory, or raise limits.device_bytes_per_month or "
+            "limits.joules_per_round"
         )
     return run.settings.stop_at_target and now.progress["reached"] is not None
 
@@ -237,7 +238,7 @@ def _execute(run: Run, now: Checkpoint) -> Round:
 def _plan(
     run: Run, now: Checkpoint, observation: Observation
 ) -> tuple[RoundPlan | None, State, dict[int, str]]:
-    """Have the method plan for devices whose bytes of the month hold what it tells them.
+    """Have the method plan for devices whose limits of bytes and joules hold what it tells them.
 
     A decider is a pure function, so it is asked anew without those that it told too much.
 

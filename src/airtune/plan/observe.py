@@ -151,6 +151,8 @@ class Problem:
     device_bytes_per_month: float | None = None
     """Most that a device may receive and send in 30 days of the run; the loop keeps to it for every
     method. None = no cap."""
+    joules_per_round: float | None = None
+    """Most energy of a device in a round; the loop keeps to it for every method. None = no limit."""
     seconds: float | None = None
     """Of the run, on its clock: no round begins after them; None = the rounds alone count."""
 

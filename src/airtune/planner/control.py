@@ -58,7 +58,8 @@ def server_s(chosen: Chosen, problem: Problem) -> float:
 def problem_of_control(chosen: Chosen, problem: Problem) -> Problem:
     """Return the problem without deadline and cap, which bind nobody who sends nothing."""
     rounds = 1 if chosen.method.name == "untuned" else problem.rounds
-    return replace(problem, rounds=rounds, deadline_s=None, device_bytes_per_month=None)
+    return replace(problem, rounds=rounds, deadline_s=None, device_bytes_per_month=None,
+                   joules_per_round=None)  # fmt: skip
 
 
 def control_lines(chosen: Chosen) -> list[str]:

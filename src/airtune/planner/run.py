@@ -157,6 +157,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
         server_flops_per_s=fleet.server.flops_per_s,
         server_memory_bytes=fleet.server.memory_bytes,
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
+        joules_per_round=recipe.limits.joules_per_round,
     )  # fmt: skip
     problem = informed(with_work(problem, chosen.method.work), stored_measurement(recipe, chosen))
     problem = replace(problem, sensitivity=stored_sensitivity(recipe, chosen))

@@ -278,6 +278,9 @@ class LimitsSection(Section):
     ] = None
     """Most that a device receives and sends in 30 days of the run, `500MB` for instance; one whose
     rest does not hold a round is left out of it. none = no cap."""
+    joules_per_round: float | None = Field(default=None, gt=0)
+    """Most energy that a device may use in a round, by the cost model; one that would use more is
+    left out of it. none = no limit."""
 
 
 class EvaluationSection(Section):

@@ -124,6 +124,7 @@ evaluation:
 
 # limits:                # what no method may exceed
 #   device_bytes_per_month: 500MB   # sent and received by a device in 30 days of the run
+#   joules_per_round: 200           # energy of a device in a round, by the cost model
 
 # split:                 # the short measurement of what compressing a cut costs, for split methods
 #   codecs: [{{kind: fp16}}, {{kind: deadzone, step: 0.75}}, {{kind: topk, keep: 0.1, bits: 4}}]

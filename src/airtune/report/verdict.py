@@ -250,8 +250,8 @@ def _losses(run: Run) -> Iterator[str]:
         count = int(np.count_nonzero(~is_told))
         part = 100 * count / status.size
         yield (
-            f"{count} of {status.size} times ({part:.1f} %) a device was left out, because its bytes "
-            "of the month did not hold the round (limits.device_bytes_per_month)."
+            f"{count} of {status.size} times ({part:.1f} %) a device was left out, because the round "
+            "would have exceeded one of its limits (limits in the recipe; devices.csv says which)."
         )
 
 

@@ -90,6 +90,7 @@ def build_pieces(recipe: Recipe, assets: Assets | None = None) -> Pieces:
         deadline_s=recipe.deadline_s,
         server_flops_per_s=assets.fleet.server.flops_per_s,
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
+        joules_per_round=recipe.limits.joules_per_round,
         seconds=recipe.train.seconds,
     )
     check_memory(problem, assets.fleet, may_cut=_may_cut(recipe))

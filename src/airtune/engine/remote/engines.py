@@ -216,15 +216,15 @@ class RemoteEngine(ReplayEngine):
         return np.asarray(self._fleet.flops_at(round) * self._speed.factor, np.float64)
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
-        """Return why a row's device has too few bytes of the month left; empty where it has enough."""
+        """Return why a row's device is over a limit; empty where it is within all."""
         told = plan.assignments
         if self._allowance.cap_bytes is None:
-            return ("",) * len(told)
+            return self._over(plan, ("",) * len(told))
         update, steps = self._most(told)
         both = {device: size + steps.get(device, 0.0) for device, size in update.items()}
         found = self._remote.most_bytes(list(told), state, both)
         most = np.array([found[int(device)] for device in told.device], np.float64)
-        return self._allowance.faults(told.device, most)
+        return self._over(plan, self._allowance.faults(told.device, most))
 
     def idle_until_s(self, time_s: float, idle_s: float) -> float:
         """Return when to look again.
@@ -412,7 +412,7 @@ class RemoteEngine(ReplayEngine):
         )
         begin_s, took_s = clock
         return Execution(
-            results=results_of(self._problem, plan, trained, status),
+            results=results_of(self._problem, plan, trained, status, took_s=took_s),
             updates=tuple(
                 item.outcome.update for item in trained
                 if item is not None and item.outcome.update is not None

@@ -31,8 +31,9 @@ def working_s(told: Assignments, done: Mapping[int, Trained]) -> Floats:
 
 
 def results_of(
-    problem: Problem, plan: RoundPlan, trained: Sequence[Trained | None], status: NDArray[np.str_]
-) -> Results:
+    problem: Problem, plan: RoundPlan, trained: Sequence[Trained | None], status: NDArray[np.str_],
+    *, took_s: float,
+) -> Results:  # fmt: skip
     """Return the columns of a round.
 
     Args:
@@ -40,6 +41,7 @@ def results_of(
         plan: n devices.
         trained: what came of each, (n,); None = it was not asked.
         status: of each, (n,).
+        took_s: seconds of the round, for the energy of waiting.
     """
     told, count = plan.assignments, len(plan.assignments)
     columns = {name: np.full(count, np.nan) for name in (
@@ -71,6 +73,6 @@ def results_of(
         loss_first=columns["first"], loss_last=columns["last"], samples=samples,
         peak_bytes=peak,
         energy_j=energy_j(problem, told.device, compute_s=np.nan_to_num(compute_s),
-                          upload_s=np.nan_to_num(upload_s)),
+                          upload_s=np.nan_to_num(upload_s), round_s=took_s),
         importance=columns["importance"], rank_left=rank_left,
     )  # fmt: skip
