@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from airtune.codec import encode
 from airtune.cost.most import most_payload_bytes
 from airtune.data.federated import DeviceData, FederatedData
-from airtune.engine import allowance as month
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine, LocalSettings
 from airtune.errors import CheckpointError, RecipeError, TrainingError
@@ -25,6 +24,7 @@ from airtune.model.state import initial_state
 from airtune.plan import CodecSpec, Problem, Workload
 from airtune.recipe import load_recipe
 from airtune.records import RunWriter, read_run
+from airtune.wire import allowance as month
 from airtune.wire.allowance import Allowance
 from airtune.work.train import TrainSettings
 
