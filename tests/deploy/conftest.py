@@ -28,6 +28,7 @@ class Mail:
         self.absent: set[int] = set()
         self.bend: Callable[[int, Envelope], Envelope] = lambda device, reply: reply
         self.sent: list[dict[int, Envelope]] = []
+        self.after_s = 0.5
 
     def online(self) -> frozenset[int]:
         return frozenset(self.devices) - self.absent
@@ -46,7 +47,7 @@ class Mail:
         if device in self.absent:
             return Arrival(None, 0.0, "this device is not connected")
         try:
-            return Arrival(self.bend(device, self.devices[device].handle(letter)), 0.5)
+            return Arrival(self.bend(device, self.devices[device].handle(letter)), self.after_s)
         except AirtuneError as error:
             return Arrival(None, 0.5, str(error))
 

@@ -1,5 +1,6 @@
 """An answer that is missing, damaged or not what was asked costs one device its round."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,25 @@ def test_least_squares_are_refused_where_no_second_moments_are_sent(
     with pytest.raises(RecipeError, match=r"train\.mend: least-squares is for simulated.*use mean"):
         _run(asked, nodes(["a"]), tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_devices_time_their_own_steps_and_one_that_claims_too_many_is_refused(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    def boast(device: int, reply: Envelope) -> Envelope:
+        header = re.sub(rb'"steps":[\d.]+', b'"steps":99.0', reply.header)
+        return Envelope(header, reply.blobs) if device == 1 else reply
+
+    there = nodes(["a", "b", "c"])
+    there.mail.after_s, there.mail.bend = 3600.0, boast
+    asked = recipe(**{"method.name": "fedspine", "method.min_rank": 2, "lora.r": 4,
+                      "train.rounds": 2, "train.local_steps": 1, "download.kind": "fp16"})  # fmt: skip
+    record, _ = _run(asked, there, tmp_path)
+    devices = record.devices
+    assert devices["status"].tolist() == ["ok"] * 4 + ["refused", "ok"]
+    assert "99.0 steps, between 1 and 4" in devices["reason"][4]
+    assert devices["local_steps"][3] in range(1, 5)
+    assert f"did {devices['local_steps'][3]} steps" in devices["reason"][3]
 
 
 def _cut_off(device: int, reply: Envelope) -> Envelope:

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from airtune.data.federated import DeviceData
 from airtune.deploy.memory import is_out_of_memory
 from airtune.deploy.reading import OF_RECIPE, check_paths, describe_reader, read_data
+from airtune.deploy.stepping import OwnSpeed
 from airtune.engine.exchange import importance_tensors, unpack_state
 from airtune.engine.message import (
     Joined,
@@ -85,6 +86,7 @@ class _Loaded:
     base: BaseModel
     tokenizer: str
     data: DeviceData
+    speed: OwnSpeed
     memory: Samples = field(default_factory=dict)
     """What split rounds remember of these data."""
 
@@ -212,14 +214,28 @@ class Device:
             raise MismatchError(f"round {task.round} came without an assignment; it is refused")
         if task.row.cut is not None:
             return self._train_split(task, task.row, here, state)
-        job = Job(task.device, task.row, here.data.train, 1.0)
-        [outcome] = train(
-            here.base, state, [job], settings=setup.train, work=setup.work,
-            workload=setup.workload, seed=setup.seed, round=task.round,
-        )  # fmt: skip
+
+        def work(row: Assignment) -> Outcome:
+            job = Job(task.device, row, here.data.train, 1.0)
+            began = time.perf_counter()
+            [outcome] = train(
+                here.base, state, [job], settings=setup.train, work=setup.work,
+                workload=setup.workload, seed=setup.seed, round=task.round,
+            )  # fmt: skip
+            here.speed.learn(row, time.perf_counter() - began)
+            return outcome
+
+        row, settled = task.row, {}
+        if task.pace is not None:
+            row, arm = here.speed.settle(
+                row, task.pace, way_s=task.way_s, up_bps=task.upload_bps,
+                memory_bytes=self._settings.memory_bytes, try_step=work,
+            )  # fmt: skip
+            settled = {"arm": float(arm), "steps": float(row.local_steps)}
+        outcome = work(row)
         reply = replace(
             _reply(task), status=outcome.status, reason=outcome.reason, samples=outcome.samples,
-            rank_left=outcome.rank_left, figures=_figures(outcome),
+            rank_left=outcome.rank_left, figures=_figures(outcome) | settled,
         )  # fmt: skip
         if outcome.update is None:
             return reply, {}
@@ -289,7 +305,11 @@ class Device:
                 check_paths(recipe.data)
             data = read_data(recipe, base, self._settings.data, labels=setup.labels,
                              device=task.device, devices=setup.devices)  # fmt: skip
-            self._loaded = {key: _Loaded(base, describe_reader(recipe, base), data)}
+            self._loaded = {
+                key: _Loaded(
+                    base, describe_reader(recipe, base), data, OwnSpeed(base.shape, setup.workload)
+                )
+            }
         here = self._loaded[key]
         if setup.tokenizer and here.tokenizer != setup.tokenizer:
             self._bases, self._loaded = {}, {}  # its files may be others when the next task comes

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from airtune.errors import CodecError, MismatchError
-from airtune.plan import Assignment, Workload, WorkSpec
+from airtune.plan import Assignment, Pace, Workload, WorkSpec
 from airtune.wire.envelope import MAX_BLOBS, VERSION, Envelope
 from airtune.wire.stage import Offer
 from airtune.work.train import TrainSettings
@@ -101,6 +101,10 @@ class Task:
     """The most that the answer may take, so that the device's bytes of the month hold it."""
     counted: int = -1
     """The last round in which this device's update counted: what coding lost of it is settled."""
+    pace: Pace | None = None
+    """What the device settles for itself, in place of `row`'s steps and perhaps its arm."""
+    way_s: float = 0.0
+    """Seconds that the way to this device took last time, of those that the pace gives it."""
     seat: Seat | None = None
     base: Offer | None = None
     """Where a device that lacks the base model may fetch it; None = it must have it."""

@@ -1,4 +1,4 @@
-"""What the devices of the simulator settle on: the clock that each of them would look at.
+"""What devices settle on: in the simulator by the clock that each would look at, and as real ones say.
 
 A device knows how fast it computes now, what the broadcast takes it, and which rate its link has as
 the round begins. Fading within the round is not foreseen, by a real device either.
@@ -6,14 +6,16 @@ the round begins. Fading within the round is not foreseen, by a real device eith
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from airtune.cost import peak_memory, train_flops, transfer_s, upload_bytes
+from airtune.errors import CodecError
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import downlink_bps, uplink_bps
-from airtune.plan import Assignments, Problem, RoundPlan
+from airtune.plan import Assignment, Assignments, Problem, RoundPlan
 from airtune.plan.pace import Pace, Settled, settle
 from airtune.units import format_seconds
 
@@ -79,6 +81,49 @@ def settled_plan(plan: RoundPlan, pace: Pace, found: Settled) -> RoundPlan:
         )
     ]
     return replace(plan, assignments=told, reasons=tuple(reasons))
+
+
+def of_arm(row: Assignment, pace: Pace, arm: int, steps: int) -> Assignment:
+    """Return a device's row with an arm and a number of steps of a pace."""
+    if pace.arms:
+        heads, ffn, rank = pace.arms[arm]
+        row = replace(row, prune_heads=heads, prune_ffn=ffn, rank=rank)
+    return replace(row, local_steps=steps)
+
+
+def claimed(
+    row: Assignment, pace: Pace | None, figures: Mapping[str, float | None], *,
+    computed_s: float, after_s: float,
+) -> Assignment:  # fmt: skip
+    """Return what a real device says that it did, checked.
+
+    Args:
+        row: what it was told.
+        pace: what it was left to settle; None = nothing.
+        figures: `arm` and `steps` as reported.
+        computed_s: seconds that it says it computed.
+        after_s: seconds that have passed by the server's clock.
+
+    Raises:
+        CodecError: if it names an arm or steps that there are not, or more seconds than passed.
+    """
+    if pace is None:
+        return row
+    arm, steps = figures.get("arm"), figures.get("steps")
+    arms = max(len(pace.arms), 1)
+    if arm is None or not (0 <= arm < arms and arm == int(arm)):
+        raise CodecError(f"it says that it played arm {arm} of {arms}; it is refused")
+    if steps is None or not (1 <= steps <= pace.most_steps and steps == int(steps)):
+        raise CodecError(
+            f"it says that it took {steps} steps, between 1 and {pace.most_steps} were allowed; "
+            "it is refused"
+        )
+    if not 0.0 < computed_s <= after_s:
+        raise CodecError(
+            f"it says that it took {steps:g} steps in {computed_s:.3g} s, and {after_s:.3g} s have "
+            "passed since it was asked; it is refused"
+        )
+    return of_arm(row, pace, int(arm), int(steps))
 
 
 def said(steps: int, rank: int, done_s: float, finish_s: float, fits: bool) -> str:

@@ -31,10 +31,11 @@ from airtune.engine.message import (
     seal_task,
     unpack_tensors,
 )
+from airtune.engine.pacing import claimed
 from airtune.errors import CodecError, MismatchError, ModelError
 from airtune.model.importance import Importance
 from airtune.model.state import GlobalState, Update
-from airtune.plan import Assignment, ModelShape
+from airtune.plan import Assignment, ModelShape, Pace
 from airtune.plan.observe import Status
 from airtune.wire.allowance import Allowance, does_not_hold
 from airtune.wire.envelope import Arrival, Envelope, More
@@ -92,6 +93,8 @@ class Trained:
     outcome: Outcome
     coded_bytes: int
     """Of its coded adapters and head."""
+    row: Assignment | None = None
+    """What it did; None where nothing came."""
 
 
 class Remote:
@@ -115,6 +118,7 @@ class Remote:
         self.allowance = Allowance(None, len(names)) if allowance is None else allowance
         self._courier, self._names, self._setup = courier, tuple(names), setup
         self._run, self._shape, self._patience_s = run, shape, patience_s
+        self._ways: dict[int, float] = {}
         self.counted: dict[int, int] = {}
         """The last round in which each device's update counted."""
         self.offers: Mapping[int, Offer] = {}
@@ -191,7 +195,7 @@ class Remote:
 
     def train(
         self, rows: Sequence[Assignment], state: GlobalState, *, round: int,
-        learning_rate: float = 1.0, sent: Broadcast | None = None,
+        learning_rate: float = 1.0, sent: Broadcast | None = None, pace: Pace | None = None,
         deadline_s: float | None = None, upload_bps: Mapping[int, float] | None = None,
         seats: Mapping[int, Seat] | None = None, expected: Mapping[int, float] | None = None,
     ) -> dict[int, Trained]:  # fmt: skip
@@ -203,6 +207,7 @@ class Remote:
             round: counted from 0.
             learning_rate: of this round, as a part of the setup's.
             sent: the broadcast of the state, where it is coded.
+            pace: what devices settle for themselves; None = nothing.
             deadline_s: seconds after which an answer is late; None = patience.
             upload_bps: each device's share of its link; None = nobody keeps to one.
             seats: where the devices of a split round find the server's half.
@@ -218,6 +223,7 @@ class Remote:
         for row in rows:
             tasks[row.device] = replace(
                 self._task("train", row.device, round=round, order=order), row=row, setup=setup,
+                pace=pace, way_s=self._ways.get(row.device, 0.0),
                 upload_bps=None if upload_bps is None else upload_bps.get(row.device),
                 counted=self.counted.get(row.device, -1),
                 seat=None if seats is None else seats.get(row.device),
@@ -229,7 +235,7 @@ class Remote:
             expected={device: size + self._scores_bytes() - SMALL_BYTES
                       for device, size in (expected or {}).items()},
         )  # fmt: skip
-        return {row.device: self._trained(row, state, answers[row.device]) for row in rows}
+        return {row.device: self._trained(row, state, answers[row.device], pace) for row in rows}
 
     def _broadcast(
         self, rows: Sequence[Assignment], state: GlobalState, sent: Broadcast | None
@@ -308,11 +314,17 @@ class Remote:
             found[row.device] = times * (letter + _WORDS_BYTES + scores) + expected[row.device]
         return found
 
-    def _trained(self, row: Assignment, state: GlobalState, answer: Answer) -> Trained:
+    def _trained(
+        self, row: Assignment, state: GlobalState, answer: Answer, pace: Pace | None
+    ) -> Trained:
         reply = answer.reply
         if reply is None:
             return Trained(answer, _no_outcome(row.device, answer.fault), 0)
+        spent_s = reply.spent.compute_s
+        self._ways[row.device] = max(answer.after_s - spent_s - answer.upload_s, 0.0)
         try:
+            if reply.status == "ok":
+                row = claimed(row, pace, reply.figures, computed_s=spent_s, after_s=answer.after_s)
             update = self._update(row, state, reply, answer.blobs)
         except (CodecError, ModelError) as error:
             fault = f"update refused: {error}"
@@ -326,7 +338,7 @@ class Remote:
             figures["loss_first"], figures["loss_last"], reply.samples, figures["importance"],
             reply.rank_left, answer.fault,
         )  # fmt: skip
-        return Trained(answer, outcome, coded)
+        return Trained(answer, outcome, coded, row)
 
     def _update(
         self, row: Assignment, state: GlobalState, reply: Reply, blobs: Mapping[str, bytes]

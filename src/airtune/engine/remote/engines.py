@@ -37,7 +37,7 @@ from airtune.engine.measuring import prunes
 from airtune.engine.message import Seat
 from airtune.engine.remote.devices import Remote, Trained
 from airtune.engine.remote.handover import Handover
-from airtune.engine.remote.measured import results_of, status_of, working_s
+from airtune.engine.remote.measured import as_done, results_of, status_of, working_s
 from airtune.engine.remote.received import Received
 from airtune.engine.remote.speed import LearntSpeed
 from airtune.engine.remote.split import (
@@ -297,12 +297,16 @@ class RemoteEngine(ReplayEngine):
             if np.isfinite(rate) and rate > 0
         })  # fmt: skip
         took_s = time.monotonic() - began
+        plan = as_done(plan, done)
+        told = plan.assignments
         found = self._execution(
             plan, state, setup, done=done, faults=faults, clock=(begin_s, took_s)
         )
         expected_s = self._handover.expected_s(len(rows))
         self._learn(plan, found.results, links, working_s(told, done))
-        return replace(found, split=crossed, handover_s=expected_s, is_coded=sent is not None)
+        return replace(
+            found, split=crossed, handover_s=expected_s, is_coded=sent is not None, plan=plan
+        )
 
     def _learn(self, plan: RoundPlan, seen: Results, links: LinkState, worked_s: Floats) -> None:
         """Compare what devices reported with their plan: their speed, and what a round takes beside."""
@@ -337,7 +341,7 @@ class RemoteEngine(ReplayEngine):
         try:
             done = self._remote.train(
                 rows, state, round=plan.round, deadline_s=deadline_s,
-                learning_rate=plan.learning_rate, sent=self._sent, seats=seats, upload_bps=upload_bps, expected=update,
+                learning_rate=plan.learning_rate, sent=self._sent, pace=plan.pace, seats=seats, upload_bps=upload_bps, expected=update,
             )  # fmt: skip
             if split is None:
                 return done, None

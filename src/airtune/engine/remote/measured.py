@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,27 @@ def working_s(told: Assignments, done: Mapping[int, Trained]) -> Floats:
             stepping_s = reply.figures.get("stepping_s")
             found[place] = reply.spent.compute_s if stepping_s is None else stepping_s
     return found
+
+
+def as_done(plan: RoundPlan, done: Mapping[int, Trained]) -> RoundPlan:
+    """Return a plan with what devices say they did, where it left them something to settle."""
+    if plan.pace is None:
+        return plan
+    told = plan.assignments
+    rows = [
+        done[row.device].row or row if row.device in done else row for row in told
+    ]  # fmt: skip
+    reasons = [
+        f"{reason}; did {row.local_steps} steps at rank {row.rank}" for reason, row in
+        zip(plan.reasons, rows, strict=True)
+    ]  # fmt: skip
+    did = replace(
+        told, prune_heads=np.array([row.prune_heads for row in rows]),
+        prune_ffn=np.array([row.prune_ffn for row in rows]),
+        rank=np.array([row.rank for row in rows]),
+        local_steps=np.array([row.local_steps for row in rows]),
+    )  # fmt: skip
+    return replace(plan, assignments=did, reasons=tuple(reasons))
 
 
 def results_of(
@@ -74,5 +96,5 @@ def results_of(
         peak_bytes=peak,
         energy_j=energy_j(problem, told.device, compute_s=np.nan_to_num(compute_s),
                           upload_s=np.nan_to_num(upload_s), round_s=took_s),
-        importance=columns["importance"], rank_left=rank_left,
+        importance=columns["importance"], rank_left=rank_left, done=told,
     )  # fmt: skip
