@@ -96,11 +96,12 @@ def test_the_calibration_stops_where_the_loss_runs_away(setting, monkeypatch):
     losses = {0.0: (4.0, 3.0, 2.0), 0.1: (4.0, 3.2, 2.2), 0.2: (4.0, 4.5, 4.2)}
     asked = []
 
-    def short_run(_, data, decider):
-        asked.append(decider.mean)
-        return losses[decider.mean], 1.0
+    def short_runs(_, data, deciders):
+        for decider in deciders:
+            asked.append(decider.mean)
+            yield losses[decider.mean], 1.0
 
-    monkeypatch.setattr("airtune.calibrate.pruning.short_run", short_run)
+    monkeypatch.setattr("airtune.calibrate.pruning.short_runs", short_runs)
     found = calibrate_pruning(setting, (0.1, 0.2, 0.3, 0.4)).calibration
     assert asked == [0.0, 0.1, 0.2]
     assert found.budget.tolist() == [0.0, 0.1, 0.2]
