@@ -2,7 +2,6 @@
 
 import math
 
-import httpx2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +11,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from airtune.data.tokenise import tokenise_classes
 from airtune.errors import ModelError
-from airtune.model import source
 from airtune.model.admission import surplus_tokens, told_surplus
 from airtune.model.base import load_base
 from airtune.model.batch import collate
@@ -215,14 +213,3 @@ def test_a_pooler_that_the_base_lacks_travels_with_the_adapter(
     ids = torch.tensor([[4, 5, 6]])
     with torch.no_grad():
         torch.testing.assert_close(loaded(input_ids=ids).logits, base.network(input_ids=ids).logits)
-
-
-def test_a_hub_id_is_refused_at_once_where_the_hub_does_not_answer(monkeypatch, tmp_path):
-    class Unreachable:
-        def head(self, url, timeout):
-            raise httpx2.ConnectError("no route")
-
-    monkeypatch.setattr(source, "is_offline_mode", lambda: False)
-    monkeypatch.setattr(source, "get_session", Unreachable)
-    with pytest.raises(ModelError, match=r"cannot load model 'nobody/nothing'.*does not answer"):
-        load_base("nobody/nothing", device="cpu")

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging
 
 from airtune.data.embedded import EMBEDDED_MODEL
 from airtune.errors import MissingExtraError, ModelError
 from airtune.model.base import load_base, load_shape
 from airtune.model.gguf.write import write_gguf
 from airtune.model.kept import keep_all
-from airtune.model.save import plain_config
+from airtune.model.lora import init_adapters
+from airtune.model.save import plain_config, save_merged
 from airtune.model.source import load_tokenizer
+from airtune.plan import Workload
 
 gguf = pytest.importorskip("gguf", reason="needs the extra airtune[gguf]")
 SIZES = {"vocab_size": 1024, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -83,6 +86,15 @@ def test_the_base_answers_as_the_model_in_the_file_and_can_be_saved(files, name)
     assert not getattr(base.network, "is_quantized", False)
     assert "quantization_config" not in plain_config(base, keep_all(base.shape)).to_dict()
     assert load_shape(path) == base.shape
+
+
+def test_nothing_is_drawn_on_the_screen(files, capfd, monkeypatch, tmp_path):
+    monkeypatch.setattr(logging, "_tqdm_active", True)
+    base = load_base(files["llama"][0], device="cpu")
+    workload = Workload(1, 8, local_steps=1, rank=2, lora_targets=("q_proj",))
+    save_merged(tmp_path / "plain", base, init_adapters(base.shape, workload, 0), scale=1.0)
+    assert capfd.readouterr() == ("", "")
+    assert logging.is_progress_bar_enabled()
 
 
 def test_constants_of_a_pruned_model_are_read(tmp_path, tokenizer):

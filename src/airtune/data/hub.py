@@ -1,16 +1,19 @@
 """Data sets from the hub, and folders that `datasets` saved; the only importer of `datasets`.
 
-`HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` are obeyed by the library itself. Code that comes with
-a data set is never run.
+`HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` are obeyed by the library itself; where the hub does not
+answer, what it has cached is read. Code that comes with a data set is never run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airtune.data.table import Table, name_labels, table_from_rows
 from airtune.errors import DataError
+from airtune.model.hub import is_out_of_reach
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +31,8 @@ def read_hub(
     from datasets.exceptions import DatasetsError
 
     try:
-        rows = datasets.load_dataset(source, subset, split=split, revision=revision)
+        with _from_cache_where_cut_off(source):
+            rows = datasets.load_dataset(source, subset, split=split, revision=revision)
     except (DatasetsError, ValueError, OSError) as error:
         raise DataError(
             f"{source!r} is neither a file nor a folder here, and as a hub id its split {split!r} "
@@ -36,6 +40,19 @@ def read_hub(
             "`data.split`, the network and HF_TOKEN"
         ) from error
     return _table(rows, source)
+
+
+@contextmanager
+def _from_cache_where_cut_off(source: str) -> Iterator[None]:
+    """Have `datasets` look in its cache only, at once, where the hub does not answer."""
+    from datasets import config
+
+    offline = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = offline or (not Path(source).exists() and is_out_of_reach())
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = offline
 
 
 def is_saved(folder: Path) -> bool:

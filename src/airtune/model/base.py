@@ -24,7 +24,6 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from airtune.errors import ModelError
 from airtune.model.admission import agree_, check_finite, refuse_pickled
@@ -33,6 +32,7 @@ from airtune.model.families import Config, Family, family_of, shape_from_config
 from airtune.model.frame import Frame
 from airtune.model.gguf.source import is_gguf, loader_arguments, settle_
 from airtune.model.quantised import require_bitsandbytes
+from airtune.model.screen import off_screen
 from airtune.model.source import Tokenizer, load_config, load_tokenizer, reading
 from airtune.plan import ModelShape
 
@@ -280,17 +280,6 @@ def loading() -> Iterator[None]:
     transformers makes networks under a default device of the whole process, so two loads at once
     would break each other. What is missing is checked here, so its report stays off the screen.
     """
-    level, shows_bar = (
-        transformers_logging.get_verbosity(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
-    with _LOADING, torch.random.fork_rng(devices=[]):
+    with _LOADING, torch.random.fork_rng(devices=[]), off_screen():
         torch.manual_seed(0)
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            transformers_logging.set_verbosity(level)
-            if shows_bar:
-                transformers_logging.enable_progress_bar()
+        yield

@@ -36,6 +36,7 @@ from airtune.model.frame import PREPROCESSOR
 from airtune.model.kept import Kept, check_kept, keep_all
 from airtune.model.lora import Adapters, Head, layer_names, merged
 from airtune.model.mending import Mending
+from airtune.model.screen import off_screen
 from airtune.model.slicing import slice_network
 from airtune.model.weights import bias_of
 from airtune.plan import ModelShape
@@ -157,7 +158,7 @@ def save_pruned(
     network = _plain_network(
         merged(sliced, base.family, adapters, scale=scale, head=head), config, base.shape
     )
-    with whole_folder(Path(folder), overwrite=overwrite) as place:
+    with whole_folder(Path(folder), overwrite=overwrite) as place, off_screen():
         network.save_pretrained(str(place))
         _save_reader(base, place)
 

@@ -7,19 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
-import httpx2
-from huggingface_hub import constants, get_session, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from airtune.errors import ModelError
 from airtune.model.admission import settle_tokenizer_
 from airtune.model.families import Config, family_of
 from airtune.model.gguf.source import gguf_config, gguf_tokenizer, is_gguf
+from airtune.model.hub import is_out_of_reach
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
-
-_PATIENCE_S = 5.0
-"""How long the hub has to answer."""
 
 
 def load_config(source: str | Path, revision: str | None = None) -> Config:
@@ -67,21 +64,16 @@ def load_tokenizer(
 
 
 def _check_reachable(source: str, revision: str | None) -> None:
-    """Refuse a hub id at once where the hub does not answer and the cache lacks it.
-
-    The hub's own client tries every file several times, which takes minutes.
-    """
-    if Path(source).expanduser().exists() or is_offline_mode():
+    """Refuse a hub id at once where the hub does not answer and the cache lacks it."""
+    if Path(source).expanduser().exists():
         return
     if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
         return
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_PATIENCE_S)
-    except httpx2.TransportError as error:
+    if is_out_of_reach():
         raise ModelError(
             f"cannot load model {source!r}: there is no such folder, {constants.ENDPOINT} does not "
             f"answer, and {constants.HF_HUB_CACHE} has no such model; give a folder, or fetch it first"
-        ) from error
+        )
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from airtune.data.samples import TextRows
 from airtune.errors import ModelError, RecipeError
@@ -17,6 +16,7 @@ from airtune.model.base import BaseModel
 from airtune.model.gguf.adapter import ROUNDING, write_adapter_gguf
 from airtune.model.gguf.check import check_written
 from airtune.model.gguf.write import QUANTISATIONS, Quantisation, write_gguf
+from airtune.model.saved import load_saved
 
 MODEL_NAME, ADAPTER_NAME = "model.gguf", "adapter.gguf"
 _ROWS, _TOKENS = 4, 96
@@ -48,7 +48,7 @@ def model_file(
     """Turn a plain folder into one file in `stage`, and return what reading it back found."""
     if base.tokenizer is None:
         raise ModelError("a GGUF file holds its tokenizer, and this model has none")
-    network = AutoModelForCausalLM.from_pretrained(str(plain)).eval()
+    network = load_saved(plain, base)
     path = stage / MODEL_NAME
     write_gguf(path, network, base.tokenizer, quantise=quantise)
     rows = _questions(base, samples)
