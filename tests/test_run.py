@@ -286,3 +286,12 @@ def test_what_coding_lost_is_not_added_to_adapters_of_other_axes(name):
     with pytest.raises(RecipeError, match="new axes"):
         choose_method(told)
     choose_method(recipe(f"method.name={name}", "upload={kind: deadzone}"))
+
+
+def test_a_run_that_holds_nothing_out_is_tested_alone(tmp_path):
+    own = recipe("data.held_out=0", "train.rounds=1", "method.name=fedavg-lora")
+    results = run_recipe(own, folder=tmp_path / "r", reports=False).results
+    assert results["test"]["loss"] > 0
+    assert results["validation_best"] is None
+    with pytest.raises(RecipeError, match=r"set data\.held_out above 0"):
+        recipe("data.held_out=0", "target={metric: loss, value: 1}")

@@ -129,6 +129,12 @@ def test_a_template_that_refuses_everything_is_said_at_once(tokenizer_of):
         settle_exchange(tokenizer_of("{{ raise_exception('never') }}"), None)
 
 
+def test_a_template_that_asks_the_clock_is_given_one_day(tokenizer_of):
+    clock = "{%- set day = strftime_now('%d %b %Y, %H:%M') %}{{ 'Today: ' + day + '\n' }}"
+    rendered = settle_exchange(tokenizer_of(clock + CHATML), None).write([TALK])
+    assert rendered.texts[0].startswith("Today: 26 Jul 2024, 00:00\n<|im_start|>user")
+
+
 def test_one_of_several_templates_is_chosen_by_name(tokenizer_of):
     several = {"rag": INST, "chat": CHATML}
     assert settle_exchange(tokenizer_of(several), "chat").mark == "<|im_end|>"

@@ -99,6 +99,14 @@ def test_a_quantised_file_answers_as_the_rounded_model_and_says_how_far_that_is(
 
 
 @needs_gguf
+def test_a_width_of_any_number_of_heads_is_read_back(tmp_path, tokenizer):
+    network = network_of("llama", hidden_size=48)
+    write_gguf(tmp_path / "model.gguf", network, tokenizer)
+    rows = [torch.arange(3, 40)[None]]
+    assert check_written(tmp_path / "model.gguf", network, tokenizer, rows).logit_rms < 1e-6
+
+
+@needs_gguf
 def test_a_file_that_says_another_constant_is_not_kept(tmp_path, tokenizer):
     network = network_of("llama", intermediate_size=96)
     write_gguf(tmp_path / "model.gguf", network, tokenizer, quantise="q8_0")

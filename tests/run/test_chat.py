@@ -1,6 +1,7 @@
 """A chat data set from init to export, and plain transformers with what was exported."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_chat_file_goes_from_init_to_export_and_its_answers_end(folder):
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_a_chat_file_goes_from_init_to_export_and_its_answers_end(folder, monkeypatch, capsys):
     assert invoke(["init", "--model", "./base", "--data", "./chat.jsonl", "--fleet", "pocket"]) == 0
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert recipe["data"]["task"] == "causal-lm"
@@ -63,3 +65,10 @@ def test_a_chat_file_goes_from_init_to_export_and_its_answers_end(folder):
     )  # fmt: skip
     written = network.generate(**sent, max_new_tokens=20)[0, sent["input_ids"].shape[1] :]
     assert tokenizer.decode(written) == "cat dog <|im_end|>"
+    assert invoke(["export", "run", "--format", "adapter"]) == 0
+    card = (folder / "run/export-adapter/README.md").read_text()
+    assert "Answer:\n\n```text\ncat dog\n```" in card
+    monkeypatch.chdir("run/export-adapter")
+    capsys.readouterr()
+    exec(compile(re.search(r"```python\n(.*?)\n```", card, re.DOTALL)[1], "card", "exec"), {})
+    assert capsys.readouterr().out.strip() == "cat dog <|im_end|>"

@@ -98,6 +98,24 @@ def test_a_tokenizer_that_reads_otherwise_is_refused(trained, tmp_path):
         asked(trained, folder)
 
 
+def test_a_prompt_is_read_by_itself_as_its_caller_sends_it(tmp_path):
+    sizes = {"vocab_size": 1024, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    base = base_of(
+        LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)), tokenizer=tokenizer
+    )
+    sent, answer = "Bot: ", "apples are red"
+    assert (
+        tokenizer(sent).input_ids
+        != tokenizer(sent + answer).input_ids[: len(tokenizer(sent).input_ids)]
+    )
+    folder = tmp_path / "m"
+    rows = TextRows((sent + answer,), starts=(len(sent),), special=False, end=True)
+    save_merged(folder, base, {}, scale=1.0)
+    saved = load_saved(folder, base)
+    assert replay(saved, folder, base.network, base, rows, max_length=32).rows == 1
+
+
 @pytest.mark.parametrize(
     ("dtype", "wrong"),
     [(torch.float32, 2.02), pytest.param(torch.bfloat16, 4.0, marks=pytest.mark.slow)],

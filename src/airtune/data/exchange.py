@@ -29,6 +29,13 @@ Origin = Literal["recipe", "tokenizer", "default"]
 
 _DATE = datetime(2024, 7, 26)
 """Some chat templates write the day; a fixed one keeps runs repeatable."""
+_CLOCK = "strftime_now"
+_FIXED_CLOCK = (
+    f"{{% macro {_CLOCK}(format) %}}{{{{ format"
+    + "".join(f"|replace('%{part}', '{_DATE.strftime('%' + part)}')" for part in "aAbBdHIjmMpSyY")
+    + " }}{% endmacro %}"
+)
+"""What a template that asks the clock is given instead; a renderer takes no functions."""
 
 _ANSWER = "completion"
 _WAY_OUT = f"set `data.template`, for instance {PLAIN!r}, or take a model with another template"
@@ -223,10 +230,11 @@ def _mark(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
 def _apply(
     tokenizer: PreTrainedTokenizerBase, template: str, messages: Sequence[Message], *, opens: bool
 ) -> str:
+    clock = _FIXED_CLOCK if _CLOCK in template else ""
     try:
         written = tokenizer.apply_chat_template(
-            list(messages), chat_template=template, tokenize=False, add_generation_prompt=opens,
-            date_string=_DATE.strftime("%d %b %Y"), strftime_now=_DATE.strftime,
+            list(messages), chat_template=clock + template, tokenize=False,
+            add_generation_prompt=opens, date_string=_DATE.strftime("%d %b %Y"),
         )  # fmt: skip
     except (TypeError, KeyError, ValueError) as error:
         raise TemplateError(str(error)) from error

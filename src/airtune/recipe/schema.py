@@ -377,6 +377,8 @@ class Recipe(Section):
                 f"target.metric of {self.data.task} must be {' or '.join(sorted(fits))}, "
                 f"got {self.target.metric!r}"
             )
+        if not self.data.held_out:
+            raise ValueError("target is watched on held-out rows; set data.held_out above 0, got 0")
         return self
 
     @property

@@ -88,6 +88,7 @@ def _written(
     output = generate(
         input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False,
         max_new_tokens=min(MOST_TOKENS, room), pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     said = tokenizer.decode(output[0, used:].tolist(), skip_special_tokens=True)
     return Answer(prompt, str(said), right)

@@ -160,7 +160,9 @@ def _asking(one: Exported, reader: str) -> list[str]:
     ]
     if one.base.shape.labels:
         return [*lines, "print(model.config.id2label[int(model(**inputs).logits.argmax())])"]
-    return [*lines, "output = model.generate(**inputs, max_new_tokens=64, do_sample=False)",
+    # an adapter's base may end its answers otherwise
+    end = ", eos_token_id=tokenizer.eos_token_id" if one.format == "adapter" else ""
+    return [*lines, f"output = model.generate(**inputs, max_new_tokens=64, do_sample=False{end})",
             "print(tokenizer.decode(output[0][inputs[\"input_ids\"].shape[1]:]))"]  # fmt: skip
 
 

@@ -271,7 +271,7 @@ def loop_settings(pieces: Pieces) -> LoopSettings:
     recipe = pieces.recipe
     asked = recipe.target
     return LoopSettings(
-        evaluate_every=recipe.evaluation.every,
+        evaluate_every=recipe.evaluation.every if recipe.data.held_out else 0,
         target=None if asked is None else Target(asked.metric, asked.value, window=_WINDOW),
         stop_at_target=asked is not None and asked.stop,
         scale=pieces.engine.train.scale,

@@ -273,7 +273,7 @@ def _checkpoint(folder: Path, identity: str, round: Round) -> Checkpoint:
     if named is None:
         raise RecipeError(
             f"{folder} validated no round, so none is known to be the best; export --round last, or "
-            "run it with evaluation.every above 0"
+            "run it with data.held_out above 0"
         )
     best = load_checkpoint(place, identity=identity, rounds=named["round"] + 1)
     if best is None:

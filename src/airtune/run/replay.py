@@ -153,16 +153,11 @@ def _questions(place: Path, base: BaseModel, samples: TextRows, max_length: int)
     rows = [_read(tokenizer, samples.take([row]), max_length) for row in range(len(samples))]
     own = [collate(examples, [row]) for row in range(len(samples))]
     for row, (batch, inputs) in enumerate(zip(own, rows, strict=True)):
-        ids, wanted = inputs["input_ids"][0], batch.input_ids[0]
-        # the end mark that a run adds to an answer is no part of what is asked
-        if len(ids) > len(wanted) or not torch.equal(ids, wanted[: len(ids)]):
+        if not torch.equal(inputs["input_ids"][0], batch.input_ids[0]):
             raise ModelError(
                 f"the tokenizer as saved reads {samples.texts[row][:60]!r} otherwise than the one "
                 "that the run used, so the export was not kept; this is a fault of airtune: report it"
             )
-    own = [
-        _cut(batch, inputs["input_ids"].shape[1]) for batch, inputs in zip(own, rows, strict=True)
-    ]
     if tokenizer.pad_token is None and is_classifier:
         raise ModelError(
             "the tokenizer has no pad token, so plain tools cannot ask a classifier several texts "
@@ -172,22 +167,22 @@ def _questions(place: Path, base: BaseModel, samples: TextRows, max_length: int)
     return _Questions(tuple(own), tuple(rows), together)
 
 
-def _cut(batch: Batch, tokens: int) -> Batch:
-    """Leave out the end mark of a language model's text."""
-    if batch.input_ids.shape[1] == tokens:
-        return batch
-    return Batch(
-        *(part[:, :tokens] for part in (batch.input_ids, batch.attention_mask, batch.labels))
-    )
-
-
 def _read(tokenizer: PreTrainedTokenizerBase, rows: TextRows, max_length: int) -> Inputs:
-    """Return texts as a plain program hands them to a model."""
-    read: Inputs = tokenizer(
-        list(rows.texts), list(rows.pairs) or None, add_special_tokens=rows.special,
-        truncation=True, max_length=max_length, padding=len(rows) > 1, return_tensors="pt",
-    ).data  # fmt: skip
-    if rows.classes or len(rows) == 1 or tokenizer.padding_side == "right":
+    """Return texts as a plain program hands them to a model.
+
+    Of a language model's text, what a caller sends is read by itself, and so is the answer to it.
+    """
+    read: Inputs
+    if rows.classes:
+        read = tokenizer(
+            list(rows.texts), list(rows.pairs) or None, truncation=True, max_length=max_length,
+            padding=len(rows) > 1, return_tensors="pt",
+        ).data  # fmt: skip
+        return read
+    tokens = rows.tokenised(tokenizer, max_length=max_length).tokens
+    ids = {"input_ids": [row.tolist() for row in tokens]}
+    read = tokenizer.pad(ids, padding=len(rows) > 1, return_tensors="pt").data
+    if len(rows) == 1 or tokenizer.padding_side == "right":
         return read
     # as `generate` counts positions from the first real token of a text that is padded on the left
     positions = (read["attention_mask"].cumsum(1) - 1).clamp(min=0)

@@ -142,7 +142,7 @@ def score(network: nn.Module, examples: Examples, *, chunk: int = 0) -> Scores:
         DataError: if there is no example.
     """
     if len(examples) == 0:
-        raise DataError("evaluation needs at least one example, got none")
+        raise DataError("evaluation needs at least one example, got none; raise data.held_out")
     is_classification = isinstance(examples.targets, np.ndarray)
     device = next(iter(network.parameters())).device
     tokens = _most_tokens(network, examples)

@@ -112,8 +112,9 @@ def _readable(config: Config) -> Config:
     settings = config.to_dict()
     own = {"model_type", "architectures", "num_attention_heads", "num_key_value_heads"}
     names = LlamaConfig().to_dict().keys() - own
-    plain = LlamaConfig(**{name: settings[name] for name in names if name in settings})
+    chosen = {name: settings[name] for name in names if name in settings}
     # set afterwards: a pruned model's heads may not divide its width, which no reading depends on
+    plain = LlamaConfig(**chosen, num_attention_heads=1, num_key_value_heads=1)
     plain.num_attention_heads = config.num_attention_heads
     plain.num_key_value_heads = config.num_key_value_heads
     plain.head_dim = head_dim_of(config)
