@@ -126,7 +126,7 @@ METHODS: Mapping[str, MethodRow] = MappingProxyType({
         _PAPER_BASELINE, reconstructed=True,
     ),
     "fedspine": MethodRow(
-        "method", FedSpine, "pruning and rank of each device found by a bandit, pruned for good",
+        "method", FedSpine, "each device does the steps, rank and width that fit a learnt deadline; pruned for good",
         _FEDSPINE_PAPER, reconstructed=True, make=fedspine,
     ),
     "hetlora": MethodRow(

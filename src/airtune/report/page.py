@@ -18,6 +18,7 @@ from airtune.report import (
     curves,
     decisions,
     memory,
+    pace,
     rounds,
     solver,
     sparsity,
@@ -167,6 +168,9 @@ def _inspect(run: Run, figures: dict[str, Figure]) -> dict[str, Any]:
     for title, figure in maps.items():
         figures[f"{name}-{title}"] = figure
         knobs.append(Plot(f"{name}-{title}", title, ""))
+    for title, (figure, caption) in pace.pace_figures(run).items():
+        figures[f"{name}-pace-{title}"] = figure
+        knobs.append(Plot(f"{name}-pace-{title}", title, caption))
     return {
         "name": name,
         "method": run.method,

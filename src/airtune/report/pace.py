@@ -1,0 +1,96 @@
+"""What a deadline does for a run: waiting, signal a second, what work is worth, and the mean's gain.
+
+Read from the notes of the rounds (`deadline_s`, `signal_per_s`, `worth_steps`, ..., see
+`methods/fedspine` and `methods/paced`) and from validations of the last weights, where a run has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from airtune.plan import Floats
+from airtune.report.figure import Figure, axis, colour_of, dash_of, layout
+from airtune.report.study import Run, column
+
+Lines = Mapping[str, Floats]
+
+
+def pace_figures(run: Run) -> dict[str, tuple[Figure, str]]:
+    """Return figures by title, each with its caption; only those that a run has records for."""
+    rounds = run.record.rounds
+    number = column(rounds, "round")
+    notes = [row.get("notes") or {} for row in rounds]
+    found: dict[str, tuple[Figure, str]] = {}
+    if any("deadline_s" in note for note in notes):
+        waited = waiting(run)
+        lines = {"waiting": 100.0 * waited}
+        found["Waiting"] = (
+            _figure(number, lines, "part of a round (%)"),
+            f"How long devices that were done waited for the slowest: {100 * np.nanmean(waited):.0f} % "
+            "of a round on average.",
+        )  # fmt: skip
+    if any("signal_per_s" in note for note in notes):
+        ours, fixed = column(notes, "signal_per_s"), column(notes, "fixed_signal_per_s")
+        found["Signal a second"] = (
+            _figure(number, {"so far": ours, "best fixed arm": fixed}, "worth a second"),
+            f"By the values learnt, rounds so far were worth {ours[-1] / fixed[-1]:.2f} times as much a "
+            "second as the best fixed rank, width and number of steps for all, chosen in hindsight.",
+        )  # fmt: skip
+        found["What work is worth"] = _worth(number, notes)
+    raw = [row.get("validation_raw") for row in rounds]
+    if any(raw):
+        found["Mean and last weights"] = _raw(run, raw)
+    return found
+
+
+def waiting(run: Run) -> Floats:
+    """Return the part of each round that a device which answered waited, on average; NaN = none did."""
+    devices, parts = run.record.devices, []
+    for row in run.record.rounds:
+        mine = (devices["round"] == row["round"]) & (devices["status"] == "ok")
+        finish_s, round_s = devices["finish_s"][mine], float(row["round_s"])
+        known = finish_s.size and round_s > 0.0
+        parts.append(1.0 - float(np.mean(finish_s)) / round_s if known else np.nan)
+    return np.array(parts)
+
+
+def _worth(number: Floats, notes: Sequence[Mapping[str, Any]]) -> tuple[Figure, str]:
+    lines = {name: column(notes, f"worth_{name}") for name in ("steps", "rank", "width")}
+    spread = notes[-1]["worth_sd"][0]
+    ends = ", ".join(
+        f"{name}^{values[-1]:.2f} (± {2 * deviation:.2f})"
+        for (name, values), deviation in zip(lines.items(), spread, strict=True)
+    )
+    return (
+        _figure(number, lines, "exponent"),
+        f"An update is worth {ends}; intervals of two standard deviations, that of the start included.",
+    )
+
+
+def _raw(run: Run, raw: Sequence[Mapping[str, float] | None]) -> tuple[Figure, str]:
+    key = "accuracy" if any(row and "accuracy" in row for row in raw) else "loss"
+    judged = [row.get("validation") or {} for row in run.record.rounds]
+    lines = {
+        "mean over rounds": column(judged, key),
+        "last weights": column([row or {} for row in raw], key),
+    }
+    return (
+        _figure(column(run.record.rounds, "round"), lines, key),
+        "The running mean of the server's weights is what is exported; devices go on from the last.",
+    )
+
+
+def _figure(number: Floats, lines: Lines, title: str) -> Figure:
+    traces = []
+    for index, (name, values) in enumerate(lines.items(), start=1):
+        known = np.isfinite(values)
+        traces.append({
+            "mode": "lines+markers" if known.sum() < 40 else "lines", "name": name,
+            "x": number[known].tolist(), "y": [float(f"{value:.5g}") for value in values[known]],
+            "line": {"color": colour_of(index), "width": 1.75, "dash": dash_of(index)},
+            "hovertemplate": "%{y:.3g} in round %{x}",
+        })  # fmt: skip
+    return {"data": traces, "layout": layout(x=axis("round"), y=axis(title), height=300)}
