@@ -31,7 +31,8 @@ _BYTE, _LARGEST = 127, 32767
 def to_frame(tensor: NDArray[np.float32], spec: CodecSpec, *, kind: int) -> Frame:
     """Centre by channel and quantise; entries beyond 32767 steps are clipped to it."""
     rows = tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim else tensor.reshape(1, 1)
-    means = rows.mean(axis=0, dtype=np.float32).astype(np.float16)
+    with np.errstate(over="ignore"):
+        means = rows.mean(axis=0, dtype=np.float32).astype(np.float16)
     centred = rows - means.astype(np.float32)
     # Half precision overflows at 65504: such a channel keeps its mean in the levels instead.
     if not np.all(np.isfinite(means)):

@@ -5,6 +5,8 @@ Half precision is sent as two streams, upper and lower bytes: exponents repeat, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,7 +26,8 @@ def to_frame(tensor: NDArray[np.float32], dtype: type[np.floating], *, kind: int
         raise CodecError(
             f"an entry of {float(np.abs(tensor).max()):g} does not fit {np.dtype(dtype).name}; use identity or topk"
         )
-    return Frame(kind, tensor.shape, tensor.size, 0, 0.0, 0.0, _planes(cast))
+    streams = byte_planes(cast) if dtype is np.float16 else (cast.tobytes(),)
+    return Frame(kind, tensor.shape, tensor.size, 0, 0.0, 0.0, streams)
 
 
 def from_envelope(envelope: Envelope, dtype: type[np.floating]) -> NDArray[np.float32]:
@@ -39,11 +42,16 @@ def from_envelope(envelope: Envelope, dtype: type[np.floating]) -> NDArray[np.fl
     return tensor.reshape(envelope.frame.shape)
 
 
-def _planes(cast: NDArray[np.floating]) -> tuple[bytes, ...]:
-    if cast.itemsize != 2:
-        return (cast.tobytes(),)
-    bytes_of = np.frombuffer(cast.tobytes(), np.uint8).reshape(-1, 2)
-    return tuple(bytes_of[:, place].tobytes() for place in range(2))
+def byte_planes(half: NDArray[np.float16]) -> tuple[bytes, bytes]:
+    """Return the lower and the upper bytes of half-precision numbers."""
+    bytes_of = np.frombuffer(half.tobytes(), np.uint8).reshape(-1, 2)
+    return bytes_of[:, 0].tobytes(), bytes_of[:, 1].tobytes()
+
+
+def joined_planes(planes: Sequence[bytes]) -> NDArray[np.float16]:
+    """Return the numbers of `byte_planes`, flat."""
+    columns = [np.frombuffer(plane, np.uint8) for plane in planes]
+    return np.stack(columns, axis=1).reshape(-1).view(np.float16)
 
 
 def _joined(envelope: Envelope, dtype: type[np.floating]) -> NDArray[np.floating]:
@@ -51,5 +59,4 @@ def _joined(envelope: Envelope, dtype: type[np.floating]) -> NDArray[np.floating
     size = np.dtype(dtype).itemsize
     if size != 2:
         return np.frombuffer(envelope.open_stream(0, count * size), dtype)
-    planes = [np.frombuffer(envelope.open_stream(place, count), np.uint8) for place in range(2)]
-    return np.stack(planes, axis=1).reshape(-1).view(dtype)
+    return joined_planes([envelope.open_stream(place, count) for place in range(2)])

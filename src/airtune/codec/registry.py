@@ -5,12 +5,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.codec import deadzone, frame, plain, topk
+from airtune.codec import deadzone, frame, outliers, plain, positions, topk
 from airtune.errors import CodecError
 from airtune.plan import CodecSpec
 
 CODECS: dict[str, int] = {"identity": 0, "fp16": 1, "topk": 2, "deadzone": 3}
 """Name of a codec and the number that stands for it in a payload."""
+
+_BY_LEVELS = ("topk", "deadzone")
+"""Codecs whose levels are those of a whole tensor, which rows that stand out would set."""
+_FLAGS = {
+    0: 0,
+    1: 0,
+    2: frame.GIVEN_MASK | positions.GAPS | outliers.ROWS_APART,
+    3: positions.GAPS | deadzone.APART | deadzone.WIDE | outliers.ROWS_APART,
+}
+"""By the codec's number, the flags that its payloads can have."""
 
 
 def encode(
@@ -33,14 +43,12 @@ def encode(
         CodecError: if the tensor is empty or not finite, or a setting is out of range.
     """
     _check(tensor, spec, mask)
-    kind = CODECS[spec.kind]
-    if spec.kind == "topk":
-        made = topk.to_frame(tensor, spec, generator, kind=kind, mask=mask)
-    elif spec.kind == "deadzone":
-        made = deadzone.to_frame(tensor, spec, kind=kind)
-    else:
-        made = plain.to_frame(tensor, np.float16 if spec.kind == "fp16" else np.float32, kind=kind)
-    return frame.pack(made)
+    chosen = outliers.outlying_rows(tensor) if spec.kind in _BY_LEVELS else None
+    if chosen is None:
+        return frame.pack(_to_frame(tensor, spec, generator, mask))
+    rest = tensor.reshape(-1, tensor.shape[-1])[~chosen]
+    coded = _to_frame(rest, spec, generator, _of_rest(mask, chosen))
+    return frame.pack(outliers.with_rows(coded, tensor, chosen))
 
 
 def decode(
@@ -52,16 +60,49 @@ def decode(
         CodecError: if the payload is truncated, altered, too large, or lies about itself.
     """
     envelope = frame.unpack(payload, max_elements=max_elements)
+    header = envelope.frame
+    if header.kind not in _FLAGS or header.flags & ~_FLAGS[header.kind]:
+        raise CodecError(
+            f"the payload's codec must be one of {sorted(_FLAGS)} with its own flags, got "
+            f"{header.kind} with {header.flags:#x}; update the older end"
+        )
+    if mask is not None and mask.size != header.elements:
+        raise CodecError(
+            f"the mask has {mask.size} entries and the payload {header.elements}; ask for it again"
+        )
+    if not header.flags & outliers.ROWS_APART:
+        return _from_envelope(envelope, mask)
+    apart = outliers.open_rows(envelope)
+    others = _from_envelope(apart.rest, _of_rest(mask, apart.chosen))
+    return apart.with_others(others).reshape(header.shape)
+
+
+def _to_frame(
+    tensor: NDArray[np.float32],
+    spec: CodecSpec,
+    generator: np.random.Generator,
+    mask: NDArray[np.bool_] | None,
+) -> frame.Frame:
+    kind = CODECS[spec.kind]
+    if spec.kind == "topk":
+        return topk.to_frame(tensor, spec, generator, kind=kind, mask=mask)
+    if spec.kind == "deadzone":
+        return deadzone.to_frame(tensor, spec, kind=kind)
+    return plain.to_frame(tensor, np.float16 if spec.kind == "fp16" else np.float32, kind=kind)
+
+
+def _from_envelope(envelope: frame.Envelope, mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
     kind = envelope.frame.kind
     if kind == CODECS["topk"]:
         return topk.from_envelope(envelope, mask=mask)
     if kind == CODECS["deadzone"]:
         return deadzone.from_envelope(envelope)
-    if kind in (CODECS["identity"], CODECS["fp16"]):
-        return plain.from_envelope(envelope, np.float16 if kind == CODECS["fp16"] else np.float32)
-    raise CodecError(
-        f"the payload's codec must be one of {sorted(CODECS.values())}, got {kind}; update the older end"
-    )
+    return plain.from_envelope(envelope, np.float16 if kind == CODECS["fp16"] else np.float32)
+
+
+def _of_rest(mask: NDArray[np.bool_] | None, chosen: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Return a mask of the rows that are not sent apart."""
+    return None if mask is None else mask.reshape(chosen.size, -1)[~chosen]
 
 
 def _check(tensor: NDArray[np.float32], spec: CodecSpec, mask: NDArray[np.bool_] | None) -> None:

@@ -6,6 +6,9 @@ K = keep N are kept, takes at most, beside its header,
 
     identity 4 N    fp16 2 N    topk N / 8 + K    deadzone 2 N + 2 channels
 
+The last two may send up to an eighth of the rows apart, at 2 bytes an entry and a bit a row, where a
+row has at least 16 entries.
+
 Sequences are priced at their padded length, and every step as if nothing were remembered.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from airtune.cost.coded import FEWEST_CHANNELS, MOST_APART
 from airtune.cost.payload import (
     broadcast_bytes,
     lora_parameters,
@@ -50,6 +54,9 @@ def most_payload_bytes(
     count = np.asarray(elements, np.float64)
     each = {"identity": 4.0, "fp16": 2.0, "topk": 1 / 8 + spec.keep, "deadzone": 2.0}[spec.kind]
     rounding = 2.0 + (2.0 * channels if spec.kind == "deadzone" else 0.0)
+    if spec.kind in ("topk", "deadzone") and channels >= FEWEST_CHANNELS:
+        each += MOST_APART * max(2.0 - each, 0.0) + 1 / (8 * channels)
+        rounding += 2.0
     return np.asarray(parts * (FRAME_BYTES + rounding) + each * count)
 
 
