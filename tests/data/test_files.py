@@ -1,6 +1,8 @@
+import bz2
 import csv
 import gzip
 import io
+import lzma
 from pathlib import Path
 
 import pyarrow
@@ -149,8 +151,27 @@ def test_plain_text_is_a_line_or_a_paragraph_each(write):
 
 
 def test_packed_files_are_unpacked(tmp_path):
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n'))
-    assert read_file(tmp_path / "a.jsonl.gz").columns == {"a": [1]}
+    row = b'{"a": 1}\n'
+    zst = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(zst, "zstd") as stream:
+        stream.write(row)
+    held = {"gz": gzip.compress(row), "bz2": bz2.compress(row), "xz": lzma.compress(row),
+            "zst": zst.getvalue().to_pybytes()}  # fmt: skip
+    for kind, data in held.items():
+        path = tmp_path / f"a.jsonl.{kind}"
+        path.write_bytes(data)
+        assert read_file(path).columns == {"a": [1]}
+        path.write_bytes(data[:-9])
+        with pytest.raises(DataError, match=r"cannot be read|not valid JSON"):
+            read_file(path)
+        path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+        with pytest.raises(DataError, match="pointer of Git LFS"):
+            read_file(path)
+
+
+def test_half_characters_in_names_of_columns_are_replaced(write):
+    path = write("a.jsonl", '{"a \\ud83d": 1}\n')
+    assert read_file(path).columns == {"a \ufffd": [1]}
 
 
 def test_class_names_of_a_hub_file_are_kept(tmp_path):

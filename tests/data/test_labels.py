@@ -40,7 +40,7 @@ def test_given_labels_fix_the_ids_by_name_or_value():
         "0",
         "odd",
     ]
-    assert list(mapped(rows, labels=("1", "0"))) == ["1", "0"]
+    assert list(mapped(rows, labels=("1.0", "0"))) == ["1", "0"]
 
 
 def test_a_label_is_one_whatever_kind_of_file_holds_it():
@@ -59,9 +59,10 @@ def test_spellings_are_counted_and_named_but_not_merged():
     ("rows", "options", "message"),
     [
         (table("a", None, ""), {}, r"at least 2 labels, rows.jsonl has a in"),
-        (table("a", 0.5), {}, r"whole number: rows.jsonl:2 has 0.5"),
+        (table("a", 0.5), {}, r"no measure: rows.jsonl:2 has 0.5"),
         (table("a", "a"), {}, "at least 2 labels, rows.jsonl has a in"),
         (table("a", "b"), {"labels": ("a",)}, r"label 'b', which `data.labels` does not list \(a\)"),
+        (table(1, 0), {"labels": ("1", "1.0", "0")}, "names one label twice: 1, 1.0, 0"),
         (table(1, 1, names=["x", "y"]), {"name_column": "name"}, "'y' here and 'x' elsewhere"),
     ],
 )  # fmt: skip

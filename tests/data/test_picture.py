@@ -93,6 +93,18 @@ def test_leavings_of_systems_are_no_pictures_and_no_classes(folder):
     assert (len(train), set(train.labels), test) == (12, {"left", "top"}, None)
 
 
+def test_classes_may_lie_alone_in_another_folder_and_no_picture_is_passed_over(folder, tmp_path):
+    outer = tmp_path / "outer"
+    (outer / "flowers").mkdir(parents=True)
+    for kind in ("left", "top"):
+        (folder / kind).rename(outer / "flowers" / kind)
+    spec = DataSpec(source=str(outer), task="image-classification")
+    assert set(read_pictures(spec, FRAME)[0].labels) == {"left", "top"}
+    (outer / "flowers/top/a.heic").write_bytes(b"ftypheic")
+    with pytest.raises(DataError, match=r"a\.heic is no picture that can be read"):
+        read_pictures(spec, FRAME)
+
+
 def test_the_test_share_of_pictures_is_drawn_by_class(folder):
     spec = DataSpec(source=str(folder), task="image-classification", test_share=0.5)
     data = load_federated_images(spec, frame=FRAME, devices=1, seed=0)

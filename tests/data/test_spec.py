@@ -33,6 +33,8 @@ def test_misspelt_role_names_the_nearest():
         ({"task": "classification"}, "embedded:arithmetic is for causal-lm"),
         ({"test": "test.jsonl"}, "makes its own test rows"),
         ({"source": "a", "columns": {"text": "t", "prompt": "p"}}, "both text and prompt"),
+        ({"source": "a", "task": "classification", "columns": {"text": "t", "label": "t", "group": "t"}},
+         "columns name 't' twice"),
         ({"alpha": float("nan")}, "alpha must be above 0, got nan"),
     ],
 )  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
+import lzma
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from airtune.errors import DataError
@@ -20,23 +22,49 @@ _MARKS: Mapping[bytes, str] = {
 _POINTER = b"version https://git-lfs"
 
 
+def unpacked_name(path: Path) -> str:
+    """Return a file's name without the suffix that says how it is packed.
+
+    >>> unpacked_name(Path("data/train.jsonl.ZST")), unpacked_name(Path("train.csv"))
+    ('train.jsonl', 'train.csv')
+    """
+    return path.stem if path.suffix.lower() in _PACKED else path.name
+
+
 def read_bytes(path: Path) -> bytes:
-    """Return what a file holds, unpacked where its name ends in `.gz`.
+    """Return what a file holds, unpacked where its name ends in .gz, .bz2, .xz or .zst.
 
     Raises:
         DataError: if it is missing, cannot be read, or only points to a file that was not fetched.
     """
     try:
         data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+        packed = _PACKED.get(path.suffix.lower())
+        if packed is not None and not data.startswith(_POINTER):
+            data = packed(data)
     except FileNotFoundError as error:
         raise DataError(f"no such file: {path}; check `data.source` and `data.test`") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read: {reason}") from error
     if data.startswith(_POINTER):
         raise DataError(f"{path} is a pointer of Git LFS and no data; run git lfs pull beside it")
     return data
+
+
+def _unpack_zst(data: bytes) -> bytes:
+    import pyarrow  # type: ignore[import-untyped]  # slow to import, and few need it
+
+    with pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd") as stream:
+        return bytes(stream.read())
+
+
+_PACKED: Mapping[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": _unpack_zst,
+}
 
 
 def decode(data: bytes, path: Path, encoding: str | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from airtune.data.decode import decode, read_bytes
+from airtune.data.decode import decode, read_bytes, unpacked_name
 from airtune.data.table import Table, name_labels, table_from_rows
 from airtune.data.tabular import read_separated
 from airtune.errors import DataError
@@ -22,7 +22,7 @@ _ROTATED = re.compile(r"(\.log)(\.\d+|\.\d{4}-?\d{2}-?\d{2})$")
 
 
 def read_file(path: Path, *, encoding: str | None = None) -> Table:
-    """Return the rows of one file; the suffix says what it is, with `.gz` after it if packed.
+    """Return the rows of one file; the suffix says what it is, with that of a packed one after it.
 
     Args:
         path: the file.
@@ -52,8 +52,7 @@ def kind_of(path: Path) -> str | None:
     >>> [kind_of(Path(name)) for name in ("a.CSV", "a.jsonl.gz", "app.log.3", "a.doc")]
     ['.csv', '.jsonl', '.log', None]
     """
-    name = path.name.lower().removesuffix(".gz")
-    suffix = Path(_ROTATED.sub(r"\1", name)).suffix
+    suffix = Path(_ROTATED.sub(r"\1", unpacked_name(path).lower())).suffix
     return suffix if suffix in SUFFIXES else None
 
 

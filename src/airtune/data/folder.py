@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from airtune.data.decode import encoding_of, read_bytes
+from airtune.data.decode import encoding_of, read_bytes, unpacked_name
 from airtune.data.files import SUFFIXES, kind_of, read_file
 from airtune.data.table import Table, join_tables
 from airtune.errors import DataError
@@ -164,7 +164,7 @@ def _refuse_twins(paths: Sequence[Path]) -> None:
     """Refuse a file that is there in two formats: its rows would count twice."""
     seen: dict[Path, Path] = {}
     for path in paths:
-        plain = path.with_name(path.name.removesuffix(".gz")).with_suffix("")
+        plain = path.with_name(unpacked_name(path)).with_suffix("")
         other = seen.setdefault(plain, path)
         if kind_of(other) != kind_of(path):
             raise DataError(

@@ -33,7 +33,11 @@ from airtune.plan import Ints
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff",
+    ".avif", ".heic", ".heif",
+)  # fmt: skip
+"""What a picture's name ends in; one that Pillow cannot read is refused, and none is passed over."""
 _TEST = ("test", "val", "valid", "validation")
 _CIFAR: Mapping[int, int] = {1 + 3072: 1, 2 + 3072: 2}
 """Bytes of a record -> label bytes before the pixels; the last of them is the class."""
@@ -113,12 +117,21 @@ def _read_folder(folder: Path, spec: DataSpec, frame: Frame) -> tuple[Pictures, 
         return parts[0], parts[1] if len(parts) > 1 else None
     if not any(path.suffix.lower() in SUFFIXES for path in visible_files(folder)):
         return _read_tables(folder, spec, frame)
+    folder = _unwrapped(folder)
     inner = {path.name.lower(): path for path in visible(folder) if path.is_dir()}
     if "train" in inner:
         test_name = next((name for name in _TEST if name in inner), None)
         test_set = None if test_name is None else _read_classes(inner[test_name], frame)
         return _read_classes(inner["train"], frame), test_set
     return _read_classes(folder, frame), None
+
+
+def _unwrapped(folder: Path) -> Path:
+    """Return the folder of the classes, where others hold nothing but it, as archives do."""
+    held = visible(folder)
+    while len(held) == 1 and held[0].is_dir() and any(path.is_dir() for path in visible(held[0])):
+        folder, held = held[0], visible(held[0])
+    return folder
 
 
 def _read_tables(folder: Path, spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures | None]:

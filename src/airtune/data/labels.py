@@ -29,20 +29,23 @@ def label_map(
     by alphabet. Names come from `name_column`, else a label is its own name.
 
     Raises:
-        DataError: if labels have two names, are not in `labels`, or are fewer than 2.
+        DataError: if labels have two names, are listed twice, are not in `labels`, or are fewer than 2.
     """
     keys = label_keys(table, column)
     names = _names(table, keys, name_column)
     found = dict.fromkeys(sorted({key for key in keys if key is not None}, key=_order))
     if labels:
         by_name = {names[key]: key for key in found}
-        strange = [key for key in found if key not in labels and names[key] not in labels]
+        given = {by_name.get(label, _key(label) or label): label for label in labels}
+        if len(given) < len(labels):
+            raise DataError(f"data.labels names one label twice: {', '.join(labels)}")
+        strange = [key for key in found if key not in given]
         if strange:
             raise DataError(
                 f"{table.source} has the label {strange[0]!r}, which `data.labels` does not list "
                 f"({', '.join(labels)})"
             )
-        return {by_name.get(label, label): label for label in labels}
+        return given
     if len(found) < 2:
         raise DataError(
             f"classification needs at least 2 labels, {table.source} has "
@@ -67,7 +70,8 @@ def label_keys(table: Table, column: str) -> list[str | None]:
     wrong = [
         key is None and not is_missing(value) for key, value in zip(keys, values, strict=True)
     ]  # fmt: skip
-    table.refuse(column, wrong, "must be text or a whole number", repr)
+    rule = "must be text or a whole number, one class a row and no measure"
+    table.refuse(column, wrong, rule, repr)
     return keys
 
 

@@ -135,6 +135,11 @@ def _columns(spec: DataSpec) -> list[str]:
             near = difflib.get_close_matches(role, known, 1)
             hint = f", did you mean {near[0]!r}" if near else ""
             faults.append(f"columns of {spec.task} can name {', '.join(known)}, got {role!r}{hint}")
+    own = [column for role, column in spec.columns.items() if role not in ("group", "label_name")]
+    faults += [
+        f"columns name {column!r} twice; each role has a column of its own"
+        for column in sorted(set(own)) if own.count(column) > 1
+    ]  # fmt: skip
     if "messages" in spec.columns and spec.columns.keys() - {"messages", "group"}:
         faults.append(
             "columns name messages, which hold all of a conversation; leave out the others"

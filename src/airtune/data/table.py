@@ -125,7 +125,7 @@ def table_from_rows(
     {'a': [1, 2], 'b': [None, 3]}
     """
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = {name: [row.get(name) for row in rows] for name in names}
+    columns = {str(whole_characters(name)): [row.get(name) for row in rows] for name in names}
     line = np.arange(1, len(rows) + 1) if lines is None else np.asarray(lines, np.int64)
     return Table(columns, source, np.zeros(len(rows), np.int64), line.astype(np.int64), (source,))
 
