@@ -3,11 +3,12 @@
 import asyncio
 import json
 import os
+import queue
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,6 +267,76 @@ def test_who_is_revoked_is_put_out_and_stays_out(site: Site) -> None:
     said = site.link("view").call("List")
     assert "late" not in {row["name"] for row in said["devices"]}
     assert said["refused"][0]["device"] == "late"
+
+
+class Line:
+    """A device's line to the door."""
+
+    def __init__(self, way: Way, session: str = "one") -> None:
+        self.channel, self.said = way.open(), queue.SimpleQueue[bytes | None]()
+        self.say(version=VERSION, session=session)
+        call = self.channel.stream_stream(f"/{SERVER}/Attend")
+        self.answers = call(iter(self.said.get, None), timeout=LONG_S)
+        self.heard()
+
+    def say(self, **words: Any) -> None:
+        self.said.put(json.dumps(words).encode())
+
+    def heard(self) -> Any:
+        return json.loads(next(self.answers))
+
+    def close(self) -> None:
+        self.said.put(None)
+        self.channel.close()
+
+
+def handed(site: Site, node: int, ticket: Ticket) -> None:
+    call = site.front._hand, node, 1, json.loads(ticket.to_json())
+    site.loop.call_soon_threadsafe(*call)
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + LONG_S
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_ticket_that_was_lost_with_its_line_comes_again_and_one_that_came_does_not(
+    site: Site, run_1: StreamServer
+) -> None:
+    first, node = Line(site.way("a")), site.front.present()["a"]
+    for token in ("got", "lost"):
+        handed(site, node, Ticket(token, "1"))
+        assert first.heard()["ticket"]["token"] == token
+    first.say(token="got")
+    until(lambda: site.front._agents["a"].taken == {"got"})
+    second = Line(site.way("a"))
+    assert site.front.present()["a"] == node
+    assert second.heard()["ticket"]["token"] == "lost"
+    handed(site, node, Ticket("new", "1"))
+    assert second.heard()["ticket"]["token"] == "new"
+    third = Line(site.way("a"), session="two")
+    assert site.front.present()["a"] != node
+    for line in (first, second, third):
+        line.close()
+
+
+def test_what_a_device_could_not_do_is_told_of_its_own_tasks_alone(
+    site: Site, run_1: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: queue.Queue[tuple[int, str, str]] = queue.Queue()
+    monkeypatch.setattr(site.front.runs, "tell_failed", lambda *words: told.put(words))
+    line = Line(site.way("a"), session="three")
+    handed(site, site.front.present()["a"], Ticket("mine", "1"))
+    line.heard()
+    line.say(token="another's", why="I say so")
+    line.say(token="mine", why="no memory")
+    assert told.get(timeout=LONG_S) == (1, "mine", "no memory")
+    line.close()
+    until(lambda: "a" not in site.front.present())
+    handed(site, 999, Ticket("late", "1"))
+    assert told.get(timeout=LONG_S) == (1, "late", "this device is not connected")
 
 
 def test_another_version_is_named_to_the_device(site: Site) -> None:

@@ -108,7 +108,7 @@ class Attending:
             return
 
         def failed(why: str) -> None:
-            words = {"run": ticket.run, "token": ticket.token, "why": why[:1000]}
-            self._said.put(json.dumps({"failed": words}).encode())
+            self._said.put(json.dumps({"token": ticket.token, "why": why[:1000]}).encode())
 
         self._place.take(ticket, failed)
+        self._said.put(json.dumps({"token": ticket.token}).encode())

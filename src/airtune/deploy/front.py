@@ -17,6 +17,7 @@ on this machine alone.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import os
@@ -78,6 +79,18 @@ class _Attending:
     )
 
 
+@dataclass(slots=True)
+class _Agent:
+    """The process that calls for a device, over as many connections as it takes."""
+
+    session: str
+    node: int
+    tickets: dict[str, tuple[int, Any]] = field(default_factory=dict)
+    """Run and ticket of each token that it was handed, for as long as that run goes on."""
+    taken: set[str] = field(default_factory=set)
+    """Of these, what it has said that it got."""
+
+
 class Front:
     """The server's one door."""
 
@@ -85,8 +98,9 @@ class Front:
         """Hold no connection yet; see `serve`."""
         self._settings, self._gate = settings, gate
         self._attending: dict[str, _Attending] = {}
-        self._nodes: dict[str, int] = {}
-        """By session of an agent: one that calls again from the same process is the same node."""
+        self._agents: dict[str, _Agent] = {}
+        """By name; one that calls again from the same process is the same node."""
+        self._numbers = itertools.count(1)
         self._passing: dict[str, set[grpc.Call]] = {}
         self.runs = Runs(settings.state, present=self.present, hand=self._hand)
         self._channels: dict[int, grpc.Channel] = {}
@@ -173,11 +187,18 @@ class Front:
         return sorted(rows, key=lambda row: row["name"])
 
     def _hand(self, node: int, run: int, ticket: Any) -> None:
-        for one in self._attending.values():
-            if one.node == node:
-                one.outbox.put_nowait({"ticket": ticket})
-                return
-        self.runs.tell_failed(run, str(ticket["token"]), "this device is not connected")
+        """Hand a ticket to a device; one whose line broke gets it when it calls again."""
+        token = str(ticket["token"])
+        name = next((name for name, one in self._agents.items() if one.node == node), "")
+        if name not in self._attending or self._attending[name].node != node:
+            self.runs.tell_failed(run, token, "this device is not connected")
+            return
+        agent = self._agents[name]
+        for old in [old for old, (of, _) in agent.tickets.items() if self.runs.port(of) is None]:
+            del agent.tickets[old]
+            agent.taken.discard(old)
+        agent.tickets[token] = run, ticket
+        self._attending[name].outbox.put_nowait({"ticket": ticket})
 
     async def _attend(
         self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
@@ -196,12 +217,16 @@ class Front:
             before.outbox.put_nowait((
                 grpc.StatusCode.ALREADY_EXISTS, "another agent has called with this device's key",
             ))  # fmt: skip
-        node = self._nodes.setdefault(f"{who.name} {session}", len(self._nodes) + 1)
-        mine = _Attending(who.name, node, _now(), version)
+        agent = self._agents.get(who.name)
+        if agent is None or agent.session != session:
+            agent = self._agents[who.name] = _Agent(session, next(self._numbers))
+        mine = _Attending(who.name, agent.node, _now(), version)
+        for token in agent.tickets.keys() - agent.taken:
+            mine.outbox.put_nowait({"ticket": agent.tickets[token][1]})
         self._attending[who.name] = mine
         self.runs.tell_present()
         log.info("%s is connected", who.name)
-        reader = asyncio.create_task(self._hear(requests))
+        reader = asyncio.create_task(self._hear(agent, requests))
         try:
             yield json.dumps({"welcome": who.name}).encode()
             while not isinstance(item := await mine.outbox.get(), tuple):
@@ -214,13 +239,16 @@ class Front:
                 log.info("%s has left", who.name)
             self.runs.tell_present()
 
-    async def _hear(self, requests: Requests) -> None:
+    async def _hear(self, agent: _Agent, requests: Requests) -> None:
+        """Take in which tickets an agent has got, and which tasks it could not do."""
         async for request in requests:
-            failed = read_json(request).get("failed")
-            if isinstance(failed, dict) and str(failed.get("run")).isdecimal():
-                number = int(failed["run"])
-                if self.runs.port(number) is not None:
-                    self.runs.tell_failed(number, str(failed.get("token")), str(failed.get("why")))
+            said = read_json(request)
+            token = str(said.get("token"))
+            if token not in agent.tickets:
+                continue
+            if "why" in said and self.runs.port(agent.tickets[token][0]) is not None:
+                self.runs.tell_failed(agent.tickets[token][0], token, str(said["why"]))
+            agent.taken.add(token)
 
     def _pass_on(
         self, name: str, who: Caller, requests: Iterator[bytes], context: grpc.ServicerContext

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 
 from airtune.errors import DeploymentError
@@ -151,7 +152,8 @@ def close_pipes(process: subprocess.Popen[bytes]) -> None:
     """Close a process's standard input and output, where they are pipes."""
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            pipe.close()
+            with suppress(BrokenPipeError):  # what it was last told, it did not read
+                pipe.close()
 
 
 def cap_cuda(cap_bytes: float) -> None:

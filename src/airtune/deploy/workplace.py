@@ -6,6 +6,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ START_S = 600.0
 """How long a worker may take to start: a slow card takes minutes to read torch."""
 IDLE_S = 900.0
 """A worker that had no task for this long is ended; torch alone takes 200 MB."""
+_REMEMBERED = 256
 _Task = tuple[Ticket, Callable[[str], None]]
 
 
@@ -43,13 +45,16 @@ class Workplace:
         self._settings, self._say, self._idle_s = settings, say, idle_s
         self._path = folder / "worker.json"
         self._tickets: queue.Queue[_Task] = queue.Queue()
+        self._seen: deque[str] = deque(maxlen=_REMEMBERED)
         self._worker: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         threading.Thread(target=self._work, name="tasks", daemon=True).start()
 
     def take(self, ticket: Ticket, failed: Callable[[str], None]) -> None:
-        """Have a task done, after those that came before."""
-        self._tickets.put((ticket, failed))
+        """Have a task done, after those that came before; one that comes again is the same."""
+        if ticket.token not in self._seen:
+            self._seen.append(ticket.token)
+            self._tickets.put((ticket, failed))
 
     def end(self) -> None:
         """End the worker, whatever it does."""

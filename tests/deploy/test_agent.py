@@ -1,0 +1,61 @@
+"""A device's tasks are done one after the other, each once, and what fails is told."""
+
+import queue
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[federation]'")
+from airtune.deploy import workplace
+from airtune.deploy.agent import AgentSettings
+from airtune.deploy.workplace import Workplace
+from airtune.errors import DeploymentError
+from airtune.wire.post import Ticket
+
+LONG_S = 60.0
+# a worker that answers every ticket but the one on which it ends
+WORKER = """
+import json, sys
+print("ready", flush=True)
+for line in sys.stdin:
+    token = json.loads(line)["token"]
+    if token == "deadly":
+        sys.exit(9)
+    print("it does not fit" if token.startswith("large") else "", flush=True)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    started = workplace.start_capped
+
+    def start(command: list[str], **limits: object) -> object:
+        return started([command[0], str(script)], cap_bytes=None, timeout_s=LONG_S)
+
+    monkeypatch.setattr(workplace, "start_capped", start)
+    return Workplace(AgentSettings("edge:1", "recipe"), tmp_path, say=lambda sentence: None)
+
+
+def test_what_fails_is_told_and_a_worker_that_ends_is_started_again(place: Workplace) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    for token in ("fine", "large 1", "fine", "deadly", "large 1", "large 2"):
+        place.take(Ticket(token), told.put)  # those that come twice are done once
+    said = [told.get(timeout=LONG_S) for _ in range(3)]
+    assert said[0] == said[2] == "it does not fit"
+    assert "the worker ended while it worked on this" in said[1]
+    place.end()
+    assert told.empty()
+
+
+def test_a_worker_that_cannot_start_is_told(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*command: object, **limits: object) -> None:
+        raise DeploymentError("under the floor")
+
+    monkeypatch.setattr(workplace, "start_capped", refuse)
+    told: queue.Queue[str] = queue.Queue()
+    place.take(Ticket("any"), told.put)
+    assert told.get(timeout=LONG_S) == "under the floor"
