@@ -1,6 +1,5 @@
 """Nobody in without a key, and no code over the wire: the server's door, tried by who should not be."""
 
-import asyncio
 import json
 import os
 import queue
@@ -56,12 +55,11 @@ HELLO = json.dumps({"version": VERSION, "session": "one"}).encode()
 
 @dataclass
 class Site:
-    """A server's door in a thread of this process."""
+    """A server's door in this process."""
 
     state: Path
     front: Front
     port: int
-    loop: asyncio.AbstractEventLoop
 
     @property
     def target(self) -> str:
@@ -89,27 +87,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         enroll(state, {role: None}, role=role)
     ensure_certificates(state / "tls", ["127.0.0.1"])
     settings = ServerSettings(state, "127.0.0.1", 0)
-    loop, started, made = asyncio.new_event_loop(), threading.Event(), []
-
-    async def serve() -> None:
-        front = Front(settings, Gate(settings))
-        port = await front.serve(handshake_s=HANDSHAKE_S)
-        made.append(Site(state, front, port, loop))
-        loop.create_task(front.look_after())
-        started.set()
-
-    def run() -> None:
-        asyncio.set_event_loop(loop)
-        loop.create_task(serve())
-        loop.run_forever()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert started.wait(LONG_S)
-    yield made[0]
-    asyncio.run_coroutine_threadsafe(made[0].front.close(), loop).result(LONG_S)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(LONG_S)
+    front = Front(settings, Gate(settings))
+    yield Site(state, front, front.serve(handshake_s=HANDSHAKE_S))
+    front.close()
 
 
 @pytest.fixture
@@ -291,8 +271,7 @@ class Line:
 
 
 def handed(site: Site, node: int, ticket: Ticket) -> None:
-    call = site.front._hand, node, 1, json.loads(ticket.to_json())
-    site.loop.call_soon_threadsafe(*call)
+    site.front._hand(node, 1, json.loads(ticket.to_json()))
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -6,14 +6,13 @@ STATE/audit.jsonl    who asked for what, from where, and what came of it; one li
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
-import grpc.aio
 from pydantic import ValidationError
 
 from airtune.deploy.gate import Call, Caller, Gate, Requests
@@ -42,16 +41,16 @@ class Control:
             "List": (self._list, "view"), "Follow": (self._follow, "view"),
         }  # fmt: skip
 
-    async def _submit(
-        self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[bytes]:
-        order = read_json(await anext(requests, b""))
+    def _submit(
+        self, who: Caller, requests: Requests, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        order = read_json(next(requests, b""))
         why = self._why_not(order, who)
         if why:
             self._note(who, "submit", refused=why)
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
         name = Recipe.model_validate_json(order["recipe"]).label
-        number = await self._runs.start(order, name=name, operator=who.name)
+        number = self._runs.start(order, name=name, operator=who.name)
         self._note(who, "submit", run=number, recipe=name)
         yield json.dumps({"run": number}).encode()
 
@@ -87,18 +86,18 @@ class Control:
             return f"a run to go on with is named by its folder in runs/, got {resume!r}"
         return ""
 
-    async def _stop(
-        self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[bytes]:
-        number = _number(read_json(await anext(requests, b"")))
+    def _stop(
+        self, who: Caller, requests: Requests, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        number = _number(read_json(next(requests, b"")))
         self._note(who, "stop", run=number)
-        if not await self._runs.stop(number):
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no run {number} goes on here")
+        if not self._runs.stop(number):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no run {number} goes on here")
         yield b"{}"
 
-    async def _list(
-        self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[bytes]:
+    def _list(
+        self, who: Caller, requests: Requests, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
         refused = [
             {
                 "device": name or None,
@@ -112,13 +111,13 @@ class Control:
             "refused": refused,
         }).encode()  # fmt: skip
 
-    async def _follow(
-        self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[bytes]:
-        number = _number(read_json(await anext(requests, b"")))
+    def _follow(
+        self, who: Caller, requests: Requests, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        number = _number(read_json(next(requests, b"")))
         if number not in {row.number for row in self._runs.rows}:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"there is no run {number} here")
-        async for line in self._runs.follow(number):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"there is no run {number} here")
+        for line in self._runs.follow(number, context.is_active):
             for start in range(0, len(line), _PIECE_BYTES):
                 yield line[start : start + _PIECE_BYTES]
 

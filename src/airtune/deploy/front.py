@@ -16,16 +16,18 @@ on this machine alone.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import logging
 import os
+import queue
 import signal
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent import futures
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from logging.handlers import RotatingFileHandler
@@ -33,12 +35,12 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import grpc.aio
 
 from airtune.deploy.control import Control, read_json
-from airtune.deploy.gate import Caller, Gate, SyncCall
+from airtune.deploy.gate import Call, Caller, Gate, Requests
 from airtune.deploy.runs import Runs
 from airtune.deploy.site import READY, ServerSettings
+from airtune.errors import DeploymentError
 from airtune.wire.channel import (
     CONTROL,
     DEVICE_KEY,
@@ -59,10 +61,7 @@ from airtune.wire.link import measure_handler
 PASSED_ON = ("Fetch", "Answer", "Round", "Base")
 """What of a run's service a device may call."""
 _LOOK_S, _DIGITS = 1.0, 10
-_THREADS = 512
-"""Devices whose calls are passed on at a time; whoever comes beside them waits."""
 _LOG_BYTES, _LOGS = 5 << 20, 3
-Requests = AsyncIterator[bytes]
 log = logging.getLogger("airtune.server")
 
 
@@ -74,8 +73,8 @@ class _Attending:
     node: int
     since: str
     version: str
-    outbox: asyncio.Queue[dict[str, Any] | tuple[grpc.StatusCode, str]] = field(
-        default_factory=asyncio.Queue
+    outbox: queue.SimpleQueue[dict[str, Any] | tuple[grpc.StatusCode, str]] = field(
+        default_factory=queue.SimpleQueue
     )
 
 
@@ -105,150 +104,175 @@ class Front:
         self.runs = Runs(settings.state, present=self.present, hand=self._hand)
         self._channels: dict[int, grpc.Channel] = {}
         self._control = Control(settings, self.runs, self._devices, gate)
-        self._server: grpc.aio.Server | None = None
+        self._lock = threading.RLock()
+        self._closing = threading.Event()
+        self._server: grpc.Server | None = None
 
-    async def serve(self, *, handshake_s: float = HANDSHAKE_S) -> int:
+    def serve(self, *, handshake_s: float = HANDSHAKE_S) -> int:
         """Bind the port and begin to serve; returns the port.
 
         Args:
             handshake_s: how long a caller may take to prove itself.
+
+        Raises:
+            DeploymentError: if the port cannot be had.
         """
-        self._server = server = grpc.aio.server(
-            migration_thread_pool=futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="call"),
+        self._server = server = grpc.server(
+            futures.ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="call"),
             options=server_options(handshake_s=handshake_s), maximum_concurrent_rpcs=MAX_CALLS,
         )  # fmt: skip
-        services: dict[str, dict[str, grpc.RpcMethodHandler]] = {
+        measure = measure_handler(lambda token: True)
+        of_devices: dict[str, Call] = {name: partial(self._pass_on, name) for name in PASSED_ON}
+        of_devices["Measure"] = lambda who, requests, context: measure(requests, context)
+        services = {
             CONTROL: {
-                name: grpc.stream_stream_rpc_method_handler(self._gate.guarded(call, role))
+                name: self._gate.guarded(call, role)
                 for name, (call, role) in self._control.calls.items()
             },
-            SERVER: {
-                "Attend": grpc.stream_stream_rpc_method_handler(
-                    self._gate.guarded(self._attend, "device")
-                )
+            SERVER: {"Attend": self._gate.guarded(self._attend, "device")},
+            SERVICE: {
+                name: self._gate.guarded(call, "device") for name, call in of_devices.items()
             },
-        }
-        measure = measure_handler(lambda token: True)
-        threaded: dict[str, SyncCall] = {name: partial(self._pass_on, name) for name in PASSED_ON}
-        threaded["Measure"] = lambda who, requests, context: measure(requests, context)
-        services[SERVICE] = {
-            name: grpc.stream_stream_rpc_method_handler(self._gate.guarded_sync(call, "device"))
-            for name, call in threaded.items()
         }
         server.add_generic_rpc_handlers(tuple(
             grpc.method_handlers_generic_handler(service, handlers)
             for service, handlers in services.items()
         ))  # fmt: skip
+        port = self._bind(server)
+        server.start()
+        threading.Thread(target=self._look_after, name="revoked keys", daemon=True).start()
+        return port
+
+    def _bind(self, server: grpc.Server) -> int:
         address = f"{self._settings.host}:{self._settings.port}"
-        if self._settings.insecure:
-            port = server.add_insecure_port(address)
-        else:
+        try:
+            if self._settings.insecure:
+                return int(server.add_insecure_port(address))
             tls = self._settings.tls
-            port = server.add_secure_port(address, server_credentials(
+            return int(server.add_secure_port(address, server_credentials(
                 tls.certificate.read_bytes(), tls.key.read_bytes(),
                 authority=tls.authority.read_bytes(),
-            ))  # fmt: skip
-        await server.start()
-        return int(port)
+            )))  # fmt: skip
+        except RuntimeError as error:
+            raise DeploymentError(f"cannot listen at {address}: {error}") from error
 
-    async def look_after(self) -> None:
-        """End the connections of whose key was revoked; for ever."""
-        while True:
-            await asyncio.sleep(_LOOK_S)
+    def _look_after(self) -> None:
+        """End the connections of whose key was revoked."""
+        while not self._closing.wait(_LOOK_S):
             if not self._gate.refresh():
                 continue
-            for name in [*self._attending, *self._passing]:
-                why = self._gate.why_refused(name)
-                if not why:
-                    continue
-                log.info("%s is put out: %s", name, why)
-                if name in self._attending:
-                    self._attending[name].outbox.put_nowait((grpc.StatusCode.UNAUTHENTICATED, why))
-                for call in self._passing.pop(name, set()):
-                    call.cancel()
+            with self._lock:
+                for name in {*self._attending, *self._passing}:
+                    why = self._gate.why_refused(name)
+                    if not why:
+                        continue
+                    log.info("%s is put out: %s", name, why)
+                    if name in self._attending:
+                        self._attending[name].outbox.put((grpc.StatusCode.UNAUTHENTICATED, why))
+                    for call in self._passing.pop(name, set()):
+                        call.cancel()
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End runs and connections."""
-        await self.runs.close()
+        self._closing.set()
+        self.runs.close()
         if self._server is not None:
-            await self._server.stop(1.0)
+            self._server.stop(1.0).wait()
 
     def present(self) -> dict[str, int]:
         """Return the node of every device that is connected, by name."""
-        return {name: one.node for name, one in self._attending.items()}
+        with self._lock:
+            return {name: one.node for name, one in self._attending.items()}
 
     def _devices(self) -> list[dict[str, Any]]:
+        with self._lock:
+            attending = list(self._attending.values())
         rows = [
             {"name": one.name, "status": "online", "since": one.since, "version": one.version}
-            for one in self._attending.values()
+            for one in attending
         ]
-        known = self._gate.device_names() - self._attending.keys()
+        known = self._gate.device_names() - {one.name for one in attending}
         rows += [{"name": name, "status": "offline", "since": "", "version": ""} for name in known]
         return sorted(rows, key=lambda row: row["name"])
 
     def _hand(self, node: int, run: int, ticket: Any) -> None:
         """Hand a ticket to a device; one whose line broke gets it when it calls again."""
         token = str(ticket["token"])
-        name = next((name for name, one in self._agents.items() if one.node == node), "")
-        if name not in self._attending or self._attending[name].node != node:
-            self.runs.tell_failed(run, token, "this device is not connected")
-            return
-        agent = self._agents[name]
-        for old in [old for old, (of, _) in agent.tickets.items() if self.runs.port(of) is None]:
-            del agent.tickets[old]
-            agent.taken.discard(old)
-        agent.tickets[token] = run, ticket
-        self._attending[name].outbox.put_nowait({"ticket": ticket})
+        with self._lock:
+            name = next((name for name, one in self._agents.items() if one.node == node), "")
+            if name in self._attending and self._attending[name].node == node:
+                agent = self._agents[name]
+                for old in [
+                    t for t, (of, _) in agent.tickets.items() if self.runs.port(of) is None
+                ]:
+                    del agent.tickets[old]
+                    agent.taken.discard(old)
+                agent.tickets[token] = run, ticket
+                self._attending[name].outbox.put({"ticket": ticket})
+                return
+        self.runs.tell_failed(run, token, "this device is not connected")
 
-    async def _attend(
-        self, who: Caller, requests: Requests, context: grpc.aio.ServicerContext
-    ) -> AsyncIterator[bytes]:
+    def _attend(
+        self, who: Caller, requests: Requests, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
         """Keep a device's line open: tickets go out, what it could not do comes back."""
-        hello = read_json(await anext(requests, b""))
-        version, session = str(hello.get("version")), str(hello.get("session"))
+        hello = read_json(next(requests, b""))
+        version = str(hello.get("version"))
         if version != VERSION:
-            await context.abort(
+            context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"the server runs airtune {VERSION}, {who.name} airtune {version}; install the "
                 "same version on server and devices",
             )
-        before = self._attending.get(who.name)
-        if before is not None:
-            before.outbox.put_nowait((
-                grpc.StatusCode.ALREADY_EXISTS, "another agent has called with this device's key",
-            ))  # fmt: skip
-        agent = self._agents.get(who.name)
-        if agent is None or agent.session != session:
-            agent = self._agents[who.name] = _Agent(session, next(self._numbers))
-        mine = _Attending(who.name, agent.node, _now(), version)
-        for token in agent.tickets.keys() - agent.taken:
-            mine.outbox.put_nowait({"ticket": agent.tickets[token][1]})
-        self._attending[who.name] = mine
+        mine, agent = self._joined(who.name, str(hello.get("session")), version)
+        if not context.add_callback(lambda: mine.outbox.put((grpc.StatusCode.CANCELLED, ""))):
+            mine.outbox.put((grpc.StatusCode.CANCELLED, ""))
         self.runs.tell_present()
         log.info("%s is connected", who.name)
-        reader = asyncio.create_task(self._hear(agent, requests))
+        threading.Thread(
+            target=self._hear, args=(agent, requests), name=f"from {who.name}", daemon=True
+        ).start()
         try:
             yield json.dumps({"welcome": who.name}).encode()
-            while not isinstance(item := await mine.outbox.get(), tuple):
+            while not isinstance(item := mine.outbox.get(), tuple):
                 yield json.dumps(item).encode()
-            await context.abort(*item)
+            context.abort(*item)
         finally:
-            reader.cancel()
-            if self._attending.get(who.name) is mine:
-                del self._attending[who.name]
+            with self._lock:
+                has_left = self._attending.get(who.name) is mine
+                if has_left:
+                    del self._attending[who.name]
+            if has_left:
                 log.info("%s has left", who.name)
             self.runs.tell_present()
 
-    async def _hear(self, agent: _Agent, requests: Requests) -> None:
+    def _joined(self, name: str, session: str, version: str) -> tuple[_Attending, _Agent]:
+        """Make a device's line the one that it has; an earlier one is ended."""
+        with self._lock:
+            before = self._attending.get(name)
+            if before is not None:
+                before.outbox.put((
+                    grpc.StatusCode.ALREADY_EXISTS, "another agent has called with this device's key",
+                ))  # fmt: skip
+            agent = self._agents.get(name)
+            if agent is None or agent.session != session:
+                agent = self._agents[name] = _Agent(session, next(self._numbers))
+            mine = self._attending[name] = _Attending(name, agent.node, _now(), version)
+            for token in agent.tickets.keys() - agent.taken:
+                mine.outbox.put({"ticket": agent.tickets[token][1]})
+        return mine, agent
+
+    def _hear(self, agent: _Agent, requests: Requests) -> None:
         """Take in which tickets an agent has got, and which tasks it could not do."""
-        async for request in requests:
-            said = read_json(request)
-            token = str(said.get("token"))
-            if token not in agent.tickets:
-                continue
-            if "why" in said and self.runs.port(agent.tickets[token][0]) is not None:
-                self.runs.tell_failed(agent.tickets[token][0], token, str(said["why"]))
-            agent.taken.add(token)
+        with suppress(grpc.RpcError):  # the line has ended
+            for request in requests:
+                said = read_json(request)
+                token = str(said.get("token"))
+                if token not in agent.tickets:
+                    continue
+                if "why" in said:
+                    self.runs.tell_failed(agent.tickets[token][0], token, str(said["why"]))
+                agent.taken.add(token)
 
     def _pass_on(
         self, name: str, who: Caller, requests: Iterator[bytes], context: grpc.ServicerContext
@@ -261,11 +285,11 @@ class Front:
             return
         token = value_of(metadata, TOKEN_KEY)
         call = channel.stream_stream(f"/{SERVICE}/{name}")(
-            requests, timeout=context.time_remaining(),
-            metadata=((TOKEN_KEY, token), (DEVICE_KEY, who.name)),
+            requests, metadata=((TOKEN_KEY, token), (DEVICE_KEY, who.name)),
         )  # fmt: skip
-        mine = self._passing.setdefault(who.name, set())
-        mine.add(call)
+        with self._lock:
+            mine = self._passing.setdefault(who.name, set())
+            mine.add(call)
         context.add_callback(call.cancel)
         try:
             yield from call
@@ -290,27 +314,23 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-async def _main(settings: ServerSettings) -> None:
-    stopping = asyncio.Event()
-    loop = asyncio.get_running_loop()
+def _serve(settings: ServerSettings) -> None:
+    stopping = threading.Event()
     for kind in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(kind, stopping.set)
-    line = sys.stdin.fileno()
+        signal.signal(kind, lambda number, frame: stopping.set())
 
     def hear_supervisor() -> None:
         """End where the supervisor is gone: nobody else could end this process."""
-        if not os.read(line, 1):
-            stopping.set()
-            loop.remove_reader(line)
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        stopping.set()
 
-    loop.add_reader(line, hear_supervisor)
     front = Front(settings, Gate(settings))
-    await front.serve()
+    front.serve()
     print(READY, flush=True)
-    watch = asyncio.create_task(front.look_after())
-    await stopping.wait()
-    watch.cancel()
-    await front.close()
+    threading.Thread(target=hear_supervisor, name="supervisor", daemon=True).start()
+    stopping.wait()
+    front.close()
 
 
 def main() -> None:
@@ -322,7 +342,7 @@ def main() -> None:
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    asyncio.run(_main(settings))
+    _serve(settings)
 
 
 if __name__ == "__main__":

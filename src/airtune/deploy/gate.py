@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import grpc
-import grpc.aio
 
 from airtune.deploy.keys import ensure_local_operator, fingerprint_of, public_in
 from airtune.deploy.register import OPERATORS, Register, Registered, Role, check_name
@@ -19,9 +18,8 @@ from airtune.wire.channel import DEVICE_KEY, Metadata, value_of
 
 LOCAL = "local"
 """What the operator is called that commands on the server's own machine are."""
-Requests = AsyncIterator[bytes]
-Call = Callable[["Caller", Requests, grpc.aio.ServicerContext], AsyncIterator[bytes]]
-SyncCall = Callable[["Caller", Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]
+Requests = Iterator[bytes]
+Call = Callable[["Caller", Requests, grpc.ServicerContext], Iterator[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +78,10 @@ class Gate:
             return ""
         return _why_not(self._register.everybody.get(name))
 
-    def guarded(self, call: Call, role: Role) -> Any:
+    def guarded(self, call: Call, role: Role) -> grpc.RpcMethodHandler:
         """Return a call that is made only for who may make it."""
 
-        async def handler(
-            requests: Requests, context: grpc.aio.ServicerContext
-        ) -> AsyncIterator[bytes]:
-            try:
-                who = self._caller(context, role)
-            except RefusedError as error:
-                await context.abort(error.code, error.why)
-                return
-            async for part in call(who, requests, context):
-                yield part
-
-        return handler
-
-    def guarded_sync(self, call: SyncCall, role: Role) -> Any:
-        """Return the same for a call that runs in a thread of its own."""
-
-        def handler(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        def handler(requests: Requests, context: grpc.ServicerContext) -> Iterator[bytes]:
             try:
                 who = self._caller(context, role)
             except RefusedError as error:
@@ -107,7 +89,7 @@ class Gate:
                 return
             yield from call(who, requests, context)
 
-        return handler
+        return grpc.stream_stream_rpc_method_handler(handler)
 
     def _caller(self, context: Any, role: Role) -> Caller:
         """Return who calls.

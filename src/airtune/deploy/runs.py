@@ -11,26 +11,27 @@ for whoever follows. A run ends when this process does; its checkpoint stands.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from airtune.deploy.memory import close_pipes
 from airtune.errors import CheckpointError
 from airtune.records import write_atomically
 
 RUNNING, DONE, FAILED, STOPPED = (
     "running", "finished:completed", "finished:failed", "finished:stopped"
 )  # fmt: skip
-_LONGEST_LINE = 256 << 20
-_GRACE_S = 20.0
+_GRACE_S, _LOOK_S = 20.0, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ class RunRow:
 class _Process:
     """A run that goes on."""
 
-    child: asyncio.subprocess.Process
+    child: subprocess.Popen[bytes]
+    listener: threading.Thread
+    lock: threading.Lock = field(default_factory=threading.Lock)
     port: int | None = None
     """Where it serves its devices, on this machine; None = not yet."""
     is_stopped: bool = False
@@ -72,8 +75,7 @@ class Runs:
         self._state, self._present, self._hand = state, present, hand
         self._rows = {row.number: row for row in _read(state / "runs.json")}
         self._going: dict[int, _Process] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Condition()
+        self._changed = threading.Condition()
         for row in self._rows.values():
             if row.status == RUNNING:
                 self._rows[row.number] = replace(row, status=FAILED)
@@ -82,34 +84,35 @@ class Runs:
     @property
     def rows(self) -> list[RunRow]:
         """All runs, newest first."""
-        return sorted(self._rows.values(), key=lambda row: -row.number)
+        with self._changed:
+            return sorted(self._rows.values(), key=lambda row: -row.number)
 
     def port(self, number: int) -> int | None:
         """Return where a run that goes on serves its devices."""
         going = self._going.get(number)
         return None if going is None else going.port
 
-    async def start(self, order: Mapping[str, Any], *, name: str, operator: str) -> int:
+    def start(self, order: Mapping[str, Any], *, name: str, operator: str) -> int:
         """Start a run; returns its number."""
-        number = max(self._rows, default=0) + 1
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        with self._changed:
+            number = max(self._rows, default=0) + 1
+            self._rows[number] = RunRow(number, name, operator, RUNNING, _now())
         with (self._state / "logs" / f"run-{number}.log").open("ab") as log:
-            child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "airtune.deploy.runner", stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE, stderr=log, env=environment,
-                limit=_LONGEST_LINE, start_new_session=True,
+            child = subprocess.Popen(
+                [sys.executable, "-m", "airtune.deploy.runner"], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
-        self._rows[number] = RunRow(number, name, operator, RUNNING, _now())
-        self._going[number] = _Process(child)
-        self._save()
+        listener = threading.Thread(target=self._listen, args=(number,), name=f"run {number}")
+        with self._changed:
+            self._going[number] = _Process(child, listener)
+            self._save()
         self._tell(number, {"order": {**order, "run": str(number), "state": str(self._state)}})
         self._tell(number, {"present": self._present()})
-        task = asyncio.create_task(self._listen(number))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        listener.start()
         return number
 
-    async def stop(self, number: int) -> bool:
+    def stop(self, number: int) -> bool:
         """End a run; False where none of this number goes on."""
         going = self._going.get(number)
         if going is None:
@@ -117,71 +120,76 @@ class Runs:
         going.is_stopped = True
         _signal(going.child, signal.SIGTERM)
         try:
-            async with asyncio.timeout(_GRACE_S):
-                await going.child.wait()
-        except TimeoutError:
+            going.child.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
             _signal(going.child, signal.SIGKILL)
+        going.listener.join(_GRACE_S)
         return True
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End all runs."""
-        await asyncio.gather(*(self.stop(number) for number in list(self._going)))
-        await asyncio.gather(*list(self._tasks))
+        for number in list(self._going):
+            self.stop(number)
 
     def tell_present(self) -> None:
         """Tell all runs who is connected now."""
-        for number in self._going:
+        for number in list(self._going):
             self._tell(number, {"present": self._present()})
 
     def tell_failed(self, number: int, token: str, why: str) -> None:
         """Tell a run that a task of it will not be answered."""
         self._tell(number, {"failed": {"token": token, "why": why}})
 
-    async def follow(self, number: int) -> AsyncIterator[bytes]:
-        """Yield what a run has told and tells, line by line, and at its end its status."""
+    def follow(self, number: int, is_wanted: Callable[[], bool]) -> Iterator[bytes]:
+        """Yield what a run has told and tells, line by line, and at its end its status.
+
+        Args:
+            number: of the run.
+            is_wanted: asked again and again whether anybody still follows.
+        """
         path = self._state / "logs" / f"run-{number}.jsonl"
         path.touch()
         with path.open("rb") as file:
-            while True:
+            while is_wanted():
                 is_going = number in self._going
-                for line in file.readlines():
-                    yield line
+                yield from file.readlines()
                 if not is_going:
-                    break
-                async with self._changed:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(1.0):
-                            await self._changed.wait()
-        yield json.dumps({"ended": self._rows[number].status}).encode() + b"\n"
+                    yield json.dumps({"ended": self._rows[number].status}).encode() + b"\n"
+                    return
+                with self._changed:
+                    self._changed.wait(_LOOK_S)
 
-    async def _listen(self, number: int) -> None:
+    def _listen(self, number: int) -> None:
         """Take in what a run says until it ends."""
         going = self._going[number]
-        said = going.child.stdout
         with (self._state / "logs" / f"run-{number}.jsonl").open("ab", buffering=0) as told:
-            while said is not None and (line := await said.readline()):
+            for line in going.child.stdout or ():
                 message = json.loads(line)
                 if "event" in message:
                     told.write(json.dumps(message["event"]).encode() + b"\n")
-                    async with self._changed:
+                    with self._changed:
                         self._changed.notify_all()
                 elif "ticket" in message:
                     self._hand(int(message["node"]), number, message["ticket"])
                 elif "port" in message:
                     going.port = int(message["port"])
-        code = await going.child.wait()
+        code = going.child.wait()
         _signal(going.child, signal.SIGKILL)  # whatever it has left behind
+        close_pipes(going.child)
         status = STOPPED if going.is_stopped else DONE if code == 0 else FAILED
-        self._rows[number] = replace(self._rows[number], status=status, ended=_now())
-        del self._going[number]
-        self._save()
-        async with self._changed:
+        with self._changed:
+            self._rows[number] = replace(self._rows[number], status=status, ended=_now())
+            del self._going[number]
+            self._save()
             self._changed.notify_all()
 
     def _tell(self, number: int, message: Mapping[str, Any]) -> None:
-        pipe = self._going[number].child.stdin
-        if pipe is not None and not pipe.is_closing():
-            pipe.write(json.dumps(message).encode() + b"\n")
+        going = self._going.get(number)
+        if going is None or going.child.stdin is None:
+            return
+        with going.lock, suppress(OSError, ValueError):  # it has ended, or ends at this moment
+            going.child.stdin.write(json.dumps(message).encode() + b"\n")
+            going.child.stdin.flush()
 
     def _save(self) -> None:
         rows = [asdict(row) for row in self._rows.values()]
@@ -197,7 +205,7 @@ def _read(path: Path) -> list[RunRow]:
         raise CheckpointError(f"{path} is damaged ({error}); restore or remove it") from error
 
 
-def _signal(child: asyncio.subprocess.Process, kind: signal.Signals) -> None:
+def _signal(child: subprocess.Popen[bytes], kind: signal.Signals) -> None:
     """Send a signal to a run and all it has started."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, kind)
