@@ -214,6 +214,21 @@ def test_rows_without_an_answer_are_left_out_and_counted(write):
     assert len(found.train) + len(found.test) == 20
 
 
+def test_prompts_and_completions_that_are_messages_are_one_conversation(write):
+    ask, say = pair("a", "b")
+    rows = [{"prompt": [ask], "completion": [say]} for _ in range(17)]
+    rows += [{"prompt": [ask], "completion": "b"}, {"prompt": "a", "completion": [say]},
+             {"prompt": [ask], "completion": None}]  # fmt: skip
+    found = take_in(DataSpec(source=str(write("trl.jsonl", rows)), test_share=0.1), seed=0)
+    total = found.ledger.train + found.ledger.test
+    assert found.columns == {"messages": "prompt"}
+    assert (total.read, total.unanswered) == (20, 1)
+    assert all(row == [ask, say] for row in found.train.column("prompt"))
+    rows[3] = {"prompt": [ask], "completion": 7}
+    with pytest.raises(DataError, match=r"trl\.jsonl:4 has 7"):
+        take_in(DataSpec(source=str(write("trl.jsonl", rows))), seed=0)
+
+
 def test_a_text_with_a_token_that_the_embedding_lacks_is_refused_by_line(tokenizer_of, write):
     tokenizer = tokenizer_of(CHATML)
     tokenizer.add_tokens(["<more>"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from airtune.data.conversation import is_conversation
+from airtune.data.conversation import holds_conversations
 from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table, is_missing
@@ -149,8 +149,7 @@ def _optional(spec: DataSpec, roles: Mapping[str, str]) -> tuple[str, ...]:
 def _holds_conversations(table: Table, roles: Mapping[str, str]) -> bool:
     """Say whether a column with a usual name holds lists of messages."""
     name = _usual("messages", table, roles)
-    values = [] if name is None else [v for v in table.column(name) if not is_missing(v)]
-    return bool(values) and is_conversation(values[0])
+    return name is not None and holds_conversations(table, name)
 
 
 def _usual(role: str, table: Table, roles: Mapping[str, str]) -> str | None:

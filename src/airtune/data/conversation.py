@@ -1,4 +1,7 @@
-"""Conversations as people store them: `messages` with role and content, or ShareGPT's from and value."""
+"""Conversations as people store them: `messages` with role and content, or ShareGPT's from and value.
+
+A prompt and its completion may be lists of messages, too, as TRL has them: one conversation together.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ _ROLES = {
     "bot": ANSWERS, "model": ANSWERS, "chatgpt": ANSWERS, "system": "system", "developer": "system",
 }  # fmt: skip
 _KEYS = (("role", "content"), ("from", "value"))
+_PAIRED = ("prompt", "completion", "context")
+"""Roles that a conversation takes the place of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,31 @@ def read_conversations(table: Table, column: str) -> Conversations:
     return Conversations(kept, unanswered, unsupported)
 
 
-def is_conversation(value: object) -> bool:
-    """Say whether a value is a list of messages."""
-    return bool(_turns(value))
+def join_prompts(table: Table, columns: Mapping[str, str]) -> tuple[Table, dict[str, str]]:
+    """Make one conversation a row of prompts and completions, where those are lists of messages.
+
+    A text among them is the user's or the assistant's message. Others are left as they are.
+
+    Args:
+        table: rows.
+        columns: the column of every role in use.
+
+    Returns:
+        The rows and the columns of the roles; conversations stand where the prompts were.
+    """
+    parts = [columns[role] for role in ("prompt", "completion") if role in columns]
+    if len(parts) < 2 or not any(holds_conversations(table, name) for name in parts):
+        return table, dict(columns)
+    prompts, completions = (table.column(name) for name in parts)
+    joined = [_joined(*row) for row in zip(prompts, completions, strict=True)]
+    others = {role: name for role, name in columns.items() if role not in _PAIRED}
+    return table.replaced(parts[0], joined), {"messages": parts[0], **others}
+
+
+def holds_conversations(table: Table, column: str) -> bool:
+    """Say whether the first value of a column is a list of messages."""
+    values = (value for value in table.column(column) if not is_missing(value))
+    return bool(_turns(next(values, None)))
 
 
 def pair(prompt: str, completion: str) -> list[Message]:
@@ -85,6 +112,19 @@ def _turns(value: object) -> list[Mapping[str, Any]] | None:
     turns = [turn for turn in value if isinstance(turn, Mapping)]
     known = all(any(role in turn for role, _ in _KEYS) for turn in turns)
     return turns if known and len(turns) == len(value) else None
+
+
+def _joined(prompt: object, completion: object) -> object:
+    """Return the turns of both; where one is neither turns nor text, itself, to be refused."""
+    turns: list[Mapping[str, Any]] = []
+    for role, value in (("user", prompt), (ANSWERS, completion)):
+        if is_missing(value):
+            continue
+        read = _turns(value)
+        if read is None and not isinstance(value, str):
+            return value
+        turns += [{"role": role, "content": value}] if read is None else read
+    return turns
 
 
 def _message(turn: Mapping[str, Any]) -> Message | None:

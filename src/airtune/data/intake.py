@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from airtune.data.columns import resolve_columns
-from airtune.data.conversation import read_conversations
+from airtune.data.conversation import join_prompts, read_conversations
 from airtune.data.draw import at_most, set_aside
 from airtune.data.embedded import EMBEDDED_PREFIX
 from airtune.data.labels import label_keys, label_map, spelling_ledger
@@ -60,8 +60,9 @@ def take_in(spec: DataSpec, *, seed: int, known: Sequence[str] = ()) -> Intake:
         DataError: if data are missing or malformed, or nothing is left of a part.
     """
     whole, test = read_rows(spec, seed=seed)
-    columns = resolve_columns(spec, whole)
-    whole, test = _mended(whole, columns), None if test is None else _mended(test, columns)
+    named = resolve_columns(spec, whole)
+    whole, columns = join_prompts(_mended(whole, named), named)
+    test = None if test is None else join_prompts(_mended(test, named), named)[0]
     is_embedded = spec.source.startswith(EMBEDDED_PREFIX)
     source = [whole, test] if is_embedded and test is not None else [whole]
     classes = _classes(spec, join_tables(source, source=whole.source), columns, known)
