@@ -6,6 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -66,10 +67,11 @@ def clone(folder):
 
 
 @torch.no_grad()
-def accuracy_of(exported, found):
+def accuracy_of(exported, found, network=None):
     """Return what plain transformers reaches on the test rows, one at a time."""
     tokenizer = AutoTokenizer.from_pretrained(exported)
-    network = AutoModelForSequenceClassification.from_pretrained(exported).eval()
+    network = network or AutoModelForSequenceClassification.from_pretrained(exported)
+    network.eval()
     right = 0
     texts = found.test.texts(found.columns["text"])
     for text, label in zip(texts, found.test.column(found.columns["label"]), strict=True):
@@ -77,6 +79,15 @@ def accuracy_of(exported, found):
         said = network.config.id2label[int(network(**ids).logits.argmax())]
         right += said == found.classes[str(label)]
     return right / len(texts)
+
+
+def adapted(base, exported, found):
+    """Return the adapter on its base as peft loads them; classes are named in the data's order."""
+    names = dict(enumerate(found.classes.values()))
+    network = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=len(names), id2label=names, label2id={name: n for n, name in names.items()}
+    )
+    return PeftModel.from_pretrained(network, exported)
 
 
 @torch.no_grad()
@@ -92,6 +103,7 @@ def loss_of(exported, found):
     return total / count
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
 @pytest.mark.parametrize(
     ("source", "is_encoder", "task"),
     [
@@ -122,6 +134,12 @@ def test_data_go_from_init_to_an_export_that_answers_as_recorded(
         assert "4 classes" in said
     else:
         assert loss_of("run/export-merged", found) == pytest.approx(recorded["loss"], rel=1e-4)
+    if is_encoder:
+        assert airtune("export", "run", "--format", "adapter", "--force")[0] == 0
+        network = adapted(encoder, "run/export-adapter", found)
+        assert accuracy_of("run/export-adapter", found, network) == pytest.approx(
+            recorded["accuracy"]
+        )
 
 
 def test_init_says_what_it_found_and_writes_it(place, airtune, encoder):
