@@ -18,7 +18,7 @@ BENCHMARKS = {
     "stream": "a split step over gRPC on shaped links against its floor",
     "sft": "split gradients, bytes and their cost in loss, delay and memory of split training",
     "jcpba": "the JCPBA tables, reduced",
-    "real": "a real language model: what pruning costs it, as saved",
+    "real": "a real language model: what coding its cuts and pruning cost it, as saved",
     "fedspine": "the bandit's regret, training memory and inference of FedSpine",
 }
 

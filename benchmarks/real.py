@@ -1,9 +1,9 @@
-"""A real language model: what pruning costs it, as saved and read by plain transformers.
+"""A real language model: what coding its cuts costs, and pruning, saved and read by plain transformers.
 
 The model's folder and the data's are given by environment variables, as the project ships neither:
 
     AIRTUNE_REAL_MODEL   a causal language model, SmolLM2-135M-Instruct for the goals
-    AIRTUNE_REAL_DATA    a folder with gsm8k_train.jsonl and gsm8k_test.jsonl
+    AIRTUNE_REAL_DATA    a folder with gsm8k_train.jsonl, gsm8k_test.jsonl and alpaca_1k.jsonl
 
 Where one is not set every figure is skipped with the reason. Losses are of the untuned model on 16
 test rows of at most 256 tokens, prompts masked; scores, means and second moments are measured on 32
@@ -35,6 +35,8 @@ from airtune.work.evaluate import evaluate
 from airtune.work.importance import measure_device_grams, measure_importance
 from airtune.work.network import mending_of
 from benchmarks.figure import Figure, at_most, skipped
+from benchmarks.real_cut import MOST_ADDED, TEXTS, coded_cuts
+from benchmarks.real_cut import TOKENS as CUT_TOKENS
 
 MODEL, DATA = "AIRTUNE_REAL_MODEL", "AIRTUNE_REAL_DATA"
 TRAIN_ROWS, TEST_ROWS, TOKENS, BATCH = 32, 16, 256, 8
@@ -62,8 +64,11 @@ def run() -> Iterator[Figure]:
     if missing:
         reason = f"skipped: {' and '.join(missing)} must name a folder"
         yield skipped("real.pruned_loss", f"<= {WORST_LOSS:g}", reason)
+        yield skipped("real.loss_added", f"<= {MOST_ADDED:g}", reason)
         return
-    yield from pruning(_subject())
+    subject = _subject()
+    yield from coded_cuts(subject.base, _alpaca(subject.base))
+    yield from pruning(subject)
 
 
 def pruning(subject: Subject) -> Iterator[Figure]:
@@ -93,6 +98,14 @@ def _subject() -> Subject:
         load_base(model, device="cpu"),
         load_federated(spec, tokenizer=tokenizer, devices=1, seed=0),
     )
+
+
+def _alpaca(base: BaseModel) -> FederatedData:
+    spec = DataSpec(
+        source=str(Path(os.environ[DATA]) / "alpaca_1k.jsonl"), max_length=CUT_TOKENS, limit=2 * TEXTS,
+        test_limit=1, held_out=0.0,
+    )  # fmt: skip
+    return load_federated(spec, tokenizer=base.tokenizer, devices=1, seed=0)
 
 
 def _scored(subject: Subject) -> GlobalState:
