@@ -61,6 +61,15 @@ RIVALS: list[dict[str, object]] = [
 ]  # fmt: skip
 
 
+LOOP = ["train.server_average=0.9", "train.decay=0.2", "upload.kind=topk", "upload.keep=1.0",
+        "upload.bits=8", "download.kind=topk", "download.keep=1.0", "download.bits=8"]  # fmt: skip
+EQUALS: list[dict[str, object]] = [
+    {"name": "fedspine", "sparsity": 0.3, "label": "fedspine"},
+    {"name": "fedspine", "sparsity": 0.3, "form": "published", "label": "published"},
+    {"name": "fluctuation-prune", "sparsity": 0.3, "label": "fluctuation-prune"},
+]
+
+
 def run() -> Iterator[Figure]:
     """Measure regret, training memory and inference."""
     threads = torch.get_num_threads()
@@ -70,6 +79,7 @@ def run() -> Iterator[Figure]:
         yield from memory()
         yield from inference()
         yield from table()
+        yield from order()
     finally:
         torch.set_num_threads(threads)
 
@@ -160,6 +170,25 @@ def table() -> Iterator[Figure]:
     ahead = float(ours.test[0] - rows["loraprune"].test[0])
     yield Figure("fedspine.test_loss_less_loraprune", ahead, "<= 0", ahead <= 0.0,
                  f"loraprune at the same sparsity, {where}")  # fmt: skip
+
+
+def order(seconds: float = 90.0) -> Iterator[Figure]:
+    """Train rivals for equal seconds of the fleet's clock, all with the same learning loop."""
+    real = DATA.is_dir()
+    recipe = load_recipe(str(RECIPE) if real else None, overrides=[
+        *SHORT, *(() if real else FREE), *LOOP, f"train.seconds={seconds:g}", "train.rounds=200",
+        "evaluation.every=200", "target=null",
+    ])  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        done = compare_methods(recipe, methods=EQUALS, seeds=[0], folder=Path(folder) / "order")
+    rows = done.summary.rows
+    where = (
+        f"{'recipes/fedspine-gsm8k.yaml' if real else 'the shipped model'}, {seconds:g} s, seed 0"
+    )
+    for name in (str(entry["label"]) for entry in EQUALS[1:]):
+        ahead = float(rows["fedspine"].test[0] - rows[name].test[0])
+        yield Figure(f"fedspine.test_loss_less_{name.replace(' ', '_')}", ahead, "<= 0",
+                     ahead <= 0.0, f"{name} after as many seconds with the same loop, {where}")  # fmt: skip
 
 
 def _pays(point: Floats, kind: np.ndarray) -> Floats:
