@@ -88,6 +88,13 @@ def test_a_file_that_cannot_be_run_is_named_with_its_line(tmp_path, text, said):
         build_method(f"{tmp_path}/bad.py:Mine")
 
 
+def test_a_class_that_cannot_be_made_is_named_with_its_line(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("class Mine:\n    def __init__(self):\n        raise RuntimeError('no key')\n")
+    with pytest.raises(MethodError, match=r"mine\.py:3: RuntimeError: no key"):
+        build_method(f"{path}:Mine")
+
+
 def test_nothing_is_measured_that_a_method_does_not_ask_for(written):
     field = "share_of_even: float = 1.0"
     name, _ = written(

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast, get_args
 
-from airtune.errors import MethodError
+from airtune.errors import AirtuneError, MethodError
 from airtune.plan import AggregateSpec, Decider, Method, Need, Want, WorkSpec
 from airtune.plan.blame import line_of
 
@@ -69,6 +69,25 @@ def load_entry(entry: EntryPoint) -> Callable[..., object]:
 def entry_points_of() -> Mapping[str, EntryPoint]:
     """Return the installed plug-ins by name, not loaded."""
     return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def call_maker(maker: Callable[..., object], settings: Mapping[str, object]) -> object:
+    """Return what a method's class or function makes of settings.
+
+    Raises:
+        TypeError: if it does not take these settings.
+        MethodError: naming file and line, instead of what else one from outside raises.
+    """
+    try:
+        return maker(**settings)
+    except (AirtuneError, TypeError):
+        raise
+    except Exception as error:  # a stranger's class can raise anything
+        if maker.__module__.startswith("airtune."):
+            raise
+        file = str(getattr(sys.modules.get(maker.__module__), "__file__", None) or maker.__module__)
+        place = f"{file}:{line_of(error.__traceback__, file) or '?'}"
+        raise MethodError(f"{place}: {type(error).__name__}: {error}") from error
 
 
 def as_method(name: str, made: object) -> Method:

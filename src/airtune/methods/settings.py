@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 from airtune.errors import RecipeError
+from airtune.methods.plugins import call_maker
 
 Settings = Mapping[str, object]
 
@@ -47,7 +48,7 @@ def typed(maker: Callable[..., object], settings: Settings) -> dict[str, object]
 
 def _range_faults(maker: Callable[..., object], settings: Settings) -> list[str]:
     try:
-        maker(**typed(maker, settings))
+        call_maker(maker, typed(maker, settings))
     except RecipeError as error:
         text = str(error)
         key = text.split(" ", 1)[0]
