@@ -35,6 +35,15 @@ def test_better_division_plans_a_shorter_round():
     assert pruned.round_s < best.round_s < equal.round_s
 
 
+def test_the_recipe_sets_the_bandwidth_of_the_shared_radio_link():
+    plain = ["method.name=best-bandwidth", "fleet.devices=3"]
+    narrow, wide = (
+        plan_recipe(load_recipe(overrides=[*plain, f"fleet.bandwidth_mhz={mhz}"])) for mhz in (1, 4)
+    )
+    assert wide.round_s < narrow.round_s
+    assert any("4 MHz up" in line for line in wide.assumptions)
+
+
 def test_a_plan_without_calibration_says_so():
     text = " ".join(plan_recipe(load_recipe(overrides=["output=none"])).assumptions)
     assert "no calibration is stored" in text

@@ -2,6 +2,7 @@ import copy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 
@@ -196,3 +197,25 @@ def test_presets_are_those_promised_each_with_a_summary():
 def test_importing_the_fleet_imports_no_torch():
     code = "import sys, airtune.fleet; sys.exit(any(m in sys.modules for m in ('torch', 'scipy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_bandwidth_widens_the_shared_radio_link_and_nothing_else():
+    plain, wide = load_fleet("phones"), load_fleet("phones", bandwidth_mhz=4)
+    assert (wide.specs[0].up_bandwidth_hz, wide.specs[0].down_bandwidth_hz) == (4e6, 4e6)
+    assert wide.specs[1:] == plain.specs[1:]
+    here, there = plain.links_at(3, 0, 9.0), wide.links_at(3, 0, 9.0)
+    np.testing.assert_array_equal(here.up_signal_hz, there.up_signal_hz)
+    assert any("4 MHz up, 4 MHz down" in line for line in wide.assumptions)
+
+
+@pytest.mark.parametrize("source", ["jetson-80", "orin-nano-8gb"])
+def test_a_bandwidth_is_refused_where_no_radio_link_is_shared(source):
+    with pytest.raises(FleetError, match=f"'{source}' has no shared radio link"):
+        load_fleet(source, bandwidth_mhz=4)
+
+
+def test_a_bandwidth_is_refused_where_several_radio_links_are_shared(cell):
+    cell["devices"][0]["link"] = ["cell", "far"]
+    two = changed(cell, "links/far", cell["links"]["cell"])
+    with pytest.raises(FleetError, match="one shared radio link, and fleet 'test' has cell, far"):
+        load_fleet(two, bandwidth_mhz=4)

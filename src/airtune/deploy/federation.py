@@ -45,7 +45,7 @@ from airtune.model.base import BaseModel
 from airtune.model.images import image_tokens
 from airtune.model.state import initial_state
 from airtune.plan import Method, Problem
-from airtune.recipe import Recipe, dump_recipe, load_recipe
+from airtune.recipe import Recipe, dump_recipe, fleet_of, load_recipe
 from airtune.records import RunWriter, read_run, storage, write_atomically
 from airtune.report import write_report
 from airtune.run import (
@@ -233,9 +233,7 @@ def _names(
     """Wait for devices; returns the names of the run's, by number."""
     wanted = order.devices or 1
     if order.clock == "replay":
-        fleet = load_fleet(
-            recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed
-        )
+        fleet = fleet_of(recipe)
         wanted = len(fleet)
     until = time.monotonic() + order.join_s
     tell(stage=f"waiting for {wanted} devices")
@@ -322,9 +320,7 @@ def _pieces(
 def _fleet(recipe: Recipe, roster: Roster, run_folder: Path) -> Fleet:
     """Return the recipe's fleet where it names these devices, or else what they measured."""
     if isinstance(recipe.fleet.source, dict) or Path(str(recipe.fleet.source)).exists():
-        fleet = load_fleet(
-            recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed
-        )
+        fleet = fleet_of(recipe)
         if tuple(fleet.names) == roster.names:
             return fleet
         raise FleetError(
@@ -339,7 +335,7 @@ def _fleet(recipe: Recipe, roster: Roster, run_folder: Path) -> Fleet:
         path = folder / f"{name}.json"
         if not path.exists():
             write_atomically(path, json.dumps(_probe(name, item), indent=1))
-    return load_fleet(folder)
+    return load_fleet(folder, bandwidth_mhz=recipe.fleet.bandwidth_mhz)
 
 
 def _probe(name: str, item: Joined | None) -> dict[str, Any]:

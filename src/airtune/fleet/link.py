@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from airtune.fleet.capacity import read_capacity
 from airtune.fleet.moment import Medium
-from airtune.fleet.radio import read_radio
+from airtune.fleet.radio import RadioMedium, read_radio
 from airtune.fleet.rates import NR, SHANNON
 from airtune.fleet.section import Section
 from airtune.fleet.traced import read_traced
@@ -35,6 +35,20 @@ class LinkPlan:
         slot = "" if self.spec.slot_s is None else f", slots of {self.spec.slot_s:g} s"
         rate = f", {_describe_rate(self.spec.rate)}" if self.spec.up_bandwidth_hz else ""
         return f"{divided}, {self.medium.describe()}{rate}{slot}"
+
+    @property
+    def is_shared_radio(self) -> bool:
+        """Whether the link has hertz that its devices divide."""
+        return self.spec.kind == "shared" and isinstance(self.medium, RadioMedium)
+
+    def on_bandwidth(self, hz: float) -> LinkPlan:
+        """Return a radio link with this bandwidth, up and down alike; another link as it is."""
+        if not isinstance(self.medium, RadioMedium):
+            return self
+        return LinkPlan(
+            replace(self.spec, up_bandwidth_hz=hz, down_bandwidth_hz=hz),
+            replace(self.medium, up_bandwidth_hz=hz, down_bandwidth_hz=hz),
+        )
 
 
 def read_link(name: str, section: Section) -> LinkPlan | None:

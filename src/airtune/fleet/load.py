@@ -13,7 +13,7 @@ from airtune.fleet.draw import draw_fleet
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.probe import fleet_from_probes, read_probes
 from airtune.fleet.section import nearest
-from airtune.fleet.settings import FleetSettings, read_settings
+from airtune.fleet.settings import NO_BANDWIDTH, FleetSettings, read_settings
 
 _PRESETS = Path(__file__).parent / "presets"
 _SUFFIXES = (".yaml", ".yml")
@@ -36,7 +36,11 @@ def preset_summaries() -> dict[str, str]:
 
 
 def load_fleet(
-    source: str | Path | Mapping[str, object], *, devices: int | None = None, seed: int = 0
+    source: str | Path | Mapping[str, object],
+    *,
+    devices: int | None = None,
+    seed: int = 0,
+    bandwidth_mhz: float | None = None,
 ) -> Fleet:
     """Return a fleet with its devices drawn and placed on their links.
 
@@ -47,9 +51,12 @@ def load_fleet(
         devices: how many devices in all; None = as the source says. Classes keep their
             proportions and links stay as they are.
         seed: draws the fleet, and every later state of its links.
+        bandwidth_mhz: of the fleet's shared radio link, up and down alike; None = as the source
+            says.
 
     Raises:
-        FleetError: if there is no such fleet, or with every fault of its files.
+        FleetError: if there is no such fleet, with every fault of its files, or if a bandwidth is
+            given and the fleet has no shared radio link, or several.
 
     >>> len(load_fleet("pocket", devices=25))
     25
@@ -58,8 +65,13 @@ def load_fleet(
     _check_whole("seed", seed, 0)
     if _is_probed(source):
         path = Path(str(source))
+        if bandwidth_mhz is not None:
+            raise FleetError(NO_BANDWIDTH.format(name=path.stem, mhz=bandwidth_mhz))
         return fleet_from_probes(read_probes(path), name=path.stem, devices=devices, seed=seed)
-    return draw_fleet(_settings(source), devices=devices, seed=seed)
+    settings = _settings(source)
+    if bandwidth_mhz is not None:
+        settings = settings.on_bandwidth(bandwidth_mhz)
+    return draw_fleet(settings, devices=devices, seed=seed)
 
 
 def _settings(source: str | Path | Mapping[str, object]) -> FleetSettings:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from airtune.errors import FleetError
 from airtune.fleet.device import DeviceClass, read_class
 from airtune.fleet.fleet import ServerSpec
 from airtune.fleet.link import LinkPlan, read_link
 from airtune.fleet.section import Section, raise_faults
 from airtune.units import GIB
+
+NO_BANDWIDTH = (
+    "fleet {name!r} has no shared radio link, so bandwidth_mhz {mhz:g} cannot be set; leave it out, "
+    "or choose a fleet with one, such as pocket or cell-10"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,28 @@ class FleetSettings:
     server: ServerSpec
     assumptions: tuple[str, ...]
     """The file's own lines."""
+
+    def on_bandwidth(self, mhz: float) -> FleetSettings:
+        """Return the settings with another bandwidth of the one shared radio link.
+
+        Args:
+            mhz: up and down alike.
+
+        Raises:
+            FleetError: if no link is a shared radio link, or several are.
+        """
+        shared = [plan.spec.name for plan in self.links if plan.is_shared_radio]
+        if not shared:
+            raise FleetError(NO_BANDWIDTH.format(name=self.name, mhz=mhz))
+        if len(shared) > 1:
+            raise FleetError(
+                f"bandwidth_mhz {mhz:g} fits one shared radio link, and fleet {self.name!r} has "
+                f"{', '.join(shared)}; set up_bandwidth_mhz of each in the fleet"
+            )
+        links = (
+            plan.on_bandwidth(mhz * 1e6) if plan.is_shared_radio else plan for plan in self.links
+        )
+        return replace(self, links=tuple(links))
 
 
 def read_settings(data: Mapping[str, object], *, name: str) -> FleetSettings:

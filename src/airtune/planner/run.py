@@ -10,7 +10,7 @@ import numpy as np
 
 from airtune.cost import Ladder, Prediction, ladder, predict
 from airtune.engine.base import asked_of, with_work
-from airtune.fleet import Fleet, load_fleet
+from airtune.fleet import Fleet
 from airtune.keys import generator
 from airtune.plan import (
     Assignments,
@@ -37,7 +37,7 @@ from airtune.planner.cuts import cut_peaks, feasible_cuts
 from airtune.planner.extra import cap_lines, staging_bytes, staging_lines, staging_s
 from airtune.planner.lengths import length_line, planned_workload, typical_problem
 from airtune.planner.shape import shape_of
-from airtune.recipe import Recipe
+from airtune.recipe import Recipe, fleet_of
 from airtune.run import (
     Chosen,
     check_memory,
@@ -147,7 +147,7 @@ def plan_recipe(recipe: Recipe) -> Plan:
     found = inspect_data(recipe)
     shape = shape_of(recipe, classes=0 if found is None else len(found.data.labels))
     check_cuts(recipe, shape)
-    fleet = load_fleet(recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed)
+    fleet = fleet_of(recipe)
     workload = planned_workload(recipe, shape, found)
     chosen = choose_method(recipe)
     visits = recipe.train.rounds * workload.local_steps * workload.batch

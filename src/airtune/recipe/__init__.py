@@ -1,5 +1,6 @@
 """Recipes: one YAML that says all of a run."""
 
+from airtune.recipe.devices import fleet_of
 from airtune.recipe.read import check_recipe, dump_recipe, load_recipe, override, parse_yaml
 from airtune.recipe.schema import EMBEDDED, Recipe
 from airtune.recipe.template import commented_recipe, default_fleet
@@ -11,6 +12,7 @@ __all__ = [
     "commented_recipe",
     "default_fleet",
     "dump_recipe",
+    "fleet_of",
     "load_recipe",
     "override",
     "parse_yaml",

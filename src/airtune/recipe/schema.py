@@ -149,6 +149,8 @@ class FleetSection(Section):
     """How many devices are drawn; none = as many as the fleet says."""
     seed: int | None = Field(default=None, ge=0)
     """Draws the devices; none = the recipe's seed."""
+    bandwidth_mhz: float | None = Field(default=None, gt=0)
+    """Of the fleet's one shared radio link, up and down alike; none = as the fleet says."""
     participation: float = Field(default=1.0, gt=0, le=1)
     """Fraction of the available devices that are asked in a round."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

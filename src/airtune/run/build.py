@@ -23,7 +23,7 @@ from airtune.data import (
 from airtune.data.exchange import settle_end_
 from airtune.engine.local import LocalSettings
 from airtune.errors import InfeasibleError, ModelError, RecipeError
-from airtune.fleet import Fleet, load_fleet
+from airtune.fleet import Fleet
 from airtune.methods import may_cut
 from airtune.methods.split_lines import check_cut
 from airtune.model.admission import agree_
@@ -35,7 +35,7 @@ from airtune.model.gguf.source import is_gguf
 from airtune.model.images import Examples, Images, image_tokens, load_image_base
 from airtune.model.source import Tokenizer, load_config, load_tokenizer
 from airtune.plan import Assignments, ModelShape, Problem, Workload
-from airtune.recipe import EMBEDDED, Recipe
+from airtune.recipe import EMBEDDED, Recipe, fleet_of
 from airtune.units import format_bytes
 from airtune.work.train import TrainSettings
 
@@ -106,7 +106,7 @@ def load_assets(recipe: Recipe) -> Assets:
         FleetError: if the fleet is wrong.
         RecipeError: if texts may be longer than the model reads.
     """
-    fleet = load_fleet(recipe.fleet.source, devices=recipe.fleet.devices, seed=recipe.fleet_seed)
+    fleet = fleet_of(recipe)
     source, revision, count = model_source(recipe), recipe.model.revision, len(fleet)
     known = load_class_names(source, revision=revision)
     if is_vision(recipe):

@@ -1,0 +1,21 @@
+"""The fleet that a recipe asks for."""
+
+from __future__ import annotations
+
+from airtune.fleet import Fleet, load_fleet
+from airtune.recipe.schema import Recipe
+
+
+def fleet_of(recipe: Recipe) -> Fleet:
+    """Return the fleet of a recipe, with its devices drawn.
+
+    Raises:
+        FleetError: if the fleet is wrong.
+    """
+    asked = recipe.fleet
+    return load_fleet(
+        asked.source,
+        devices=asked.devices,
+        seed=recipe.fleet_seed,
+        bandwidth_mhz=asked.bandwidth_mhz,
+    )
