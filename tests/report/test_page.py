@@ -40,6 +40,16 @@ def test_the_page_asks_no_network(build_run, tmp_path):
     assert "default-src 'none'" in text
 
 
+def test_no_two_places_of_a_page_share_a_name(build_run, comparison, tmp_path):
+    for name, source in {"run": build_run(), "study": comparison}.items():
+        text = write_report([source], tmp_path / name).read_text()
+        named = re.findall(r'<\w+ [^>]*?id="([^"{]+)"', text)
+        assert "records" in named
+        assert len(named) == len(set(named))
+        asked = set(re.findall(r'(?:getElementById|one)\("([\w-]+)"\)', text))
+        assert asked & set(named) >= {"records", "round", "search"}
+
+
 def test_every_figure_says_its_assumptions(build_run, tmp_path):
     text = write_report([build_run()], tmp_path).read_text()
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text, re.DOTALL)

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { figures, runs } = JSON.parse(document.getElementById("data").textContent);
+  const { figures, runs } = JSON.parse(document.getElementById("records").textContent);
   const byName = Object.fromEntries(runs.map((run) => [run.name, run]));
   const config = { displayModeBar: false, responsive: true, doubleClick: "reset" };
   const touch = window.matchMedia("(hover: none)").matches;
