@@ -280,7 +280,7 @@ def test_one_devices_state_is_taken_out_of_the_common_one(assets):
     assert of_device(fresh, 1) is fresh
 
 
-@pytest.mark.parametrize("name", ["fedspine", "flexlora", "flora"])
+@pytest.mark.parametrize("name", ["flexlora", "flora"])
 def test_what_coding_lost_is_not_added_to_adapters_of_other_axes(name):
     told = recipe(f"method.name={name}", "upload={kind: deadzone, feedback: true}")
     with pytest.raises(RecipeError, match="new axes"):

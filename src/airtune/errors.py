@@ -68,7 +68,7 @@ class CheckpointError(AirtuneError, ValueError):
 
 
 class RunExistsError(AirtuneError, FileExistsError):
-    """The run folder is already there and would be overwritten."""
+    """The run folder is already there, or another process is at work in it."""
 
     exit_code = 9
 

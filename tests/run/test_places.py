@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from airtune.errors import RecipeError, RunExistsError, RunInterruptedError
+from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
 from airtune.recipe import load_recipe
-from airtune.records import read_run
+from airtune.records import held, read_run
 from airtune.run import load_assets, new_folder, resume_run, run_recipe
 from airtune.run.places import claimed, places_of, resolved
 
@@ -41,6 +41,13 @@ def test_a_folder_is_taken_by_one_and_given_back_where_it_fails(tmp_path):
     with pytest.raises(RecipeError), claimed(recipe(), tmp_path / "bad" / "run"):
         raise RecipeError("no")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_goes_on_elsewhere_is_refused(tmp_path):
+    with held(tmp_path), pytest.raises(RunExistsError, match="another process is at work"):
+        resume_run(tmp_path)
+    with pytest.raises(CheckpointError):  # let go of, and no run
+        resume_run(tmp_path)
 
 
 def test_files_are_known_by_their_full_paths(tmp_path, monkeypatch):

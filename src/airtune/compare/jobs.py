@@ -62,10 +62,7 @@ class Workers:
         with self._lock:
             self._alive.discard(process)
         if said is None:
-            raise TrainingError(
-                f"its process died with exit code {process.exitcode} (below 0: a signal; -9 is often "
-                "too little memory); resume the study, with fewer --jobs"
-            )
+            raise TrainingError(_died(process.exitcode))
         kind, message = said
         if kind:
             raise getattr(errors, kind)(message)
@@ -78,6 +75,22 @@ class Workers:
             for process in self._alive:
                 if process.pid is not None and process.is_alive():
                     os.kill(process.pid, signal.SIGINT)
+
+
+def _died(code: int | None) -> str:
+    """Return how a process ended that said nothing.
+
+    >>> _died(-9)
+    'its process was ended by signal 9; where memory ran out, resume the study with fewer --jobs'
+    """
+    if code is not None and code < 0:
+        return (
+            f"its process was ended by signal {-code}; where memory ran out, resume the study with "
+            "fewer --jobs"
+        )
+    return (
+        f"its process ended with code {code}; what it printed says why; resume the study to retry"
+    )
 
 
 def _heard(ours: Connection) -> tuple[str, str] | None:

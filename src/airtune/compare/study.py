@@ -24,7 +24,7 @@ from airtune.errors import (
     StorageError,
 )
 from airtune.recipe import Recipe, check_recipe
-from airtune.records import write_atomically
+from airtune.records import held, write_atomically
 from airtune.report import Study, Summary, load_study, summarise, write_report
 from airtune.run import Assets, RunResult, Watch, load_assets, new_folder
 
@@ -175,6 +175,7 @@ def resume_comparison(
 
     Raises:
         CheckpointError: if the folder is no study or is damaged.
+        RunExistsError: if another process runs it.
         RecipeError: if what is added is wrong.
         RunInterruptedError: on Ctrl-C.
     """
@@ -195,8 +196,9 @@ def resume_comparison(
         plan, entries=(*plan.entries, *new),
         seeds=tuple(dict.fromkeys([*plan.seeds, *own, *seeds])),
     )  # fmt: skip
-    write_atomically(folder / COMPARE_FILE, json.dumps(longer.document(), indent=1))
-    return _run_all(longer, folder, jobs, watch or CompareWatch())
+    with held(folder):
+        write_atomically(folder / COMPARE_FILE, json.dumps(longer.document(), indent=1))
+        return _run_all(longer, folder, jobs, watch or CompareWatch())
 
 
 def _read_plan(folder: Path) -> _Plan:
@@ -237,7 +239,8 @@ def _start(
             f"airtune {plan.verb} --resume {place}"
         )
     write_atomically(place / COMPARE_FILE, json.dumps(plan.document(), indent=1))
-    return _run_all(plan, place, jobs, watch or CompareWatch())
+    with held(place):
+        return _run_all(plan, place, jobs, watch or CompareWatch())
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +356,8 @@ def _reads(recipe: Recipe) -> str:
 
 
 def _left_out(cell: _Cell, error: AirtuneError) -> LeftOut:
-    return LeftOut(cell.entry.label, cell.seed, str(error), error.exit_code)
+    label = cell.entry.label
+    return LeftOut(label, cell.seed, str(error).removeprefix(f"{label}: "), error.exit_code)
 
 
 def _drop_empty(folder: Path) -> None:

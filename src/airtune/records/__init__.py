@@ -17,7 +17,7 @@ while it is read (`run._UPGRADES`), one of a newer schema is refused.
 
 from __future__ import annotations
 
-from airtune.records.files import storage, write_atomically, write_csv
+from airtune.records.files import held, storage, write_atomically, write_csv
 from airtune.records.metric import METRICS, Metric, main_metric, range_fault
 from airtune.records.run import (
     SCHEMA,
@@ -43,6 +43,7 @@ __all__ = [
     "RunWriter",
     "amend_header",
     "flatten",
+    "held",
     "main_metric",
     "range_fault",
     "read_rounds",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from airtune.errors import StorageError
+from airtune.errors import CheckpointError, RunExistsError, StorageError
 
 
 def write_csv(path: Path, names: Sequence[str], rows: Iterator[Sequence[Any]]) -> None:
@@ -58,6 +59,42 @@ def storage(path: Path) -> Iterator[None]:
             reason = error.strerror or str(error)
             message = f"{path} cannot be written ({reason.lower()}); choose another output folder"
         raise StorageError(message) from error
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder of records, so that no other process writes them meanwhile.
+
+    The system lets go of it however the process ends. Nothing is held on a file system that
+    cannot lock a folder.
+
+    Raises:
+        RunExistsError: if another process holds it.
+        CheckpointError: if it is not there.
+    """
+    try:
+        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise CheckpointError(f"{folder} is no folder that can be read") from error
+    try:
+        if _is_held(place):
+            raise RunExistsError(
+                f"another process is at work in {folder}; wait until it has ended, or stop it"
+            )
+        yield
+    finally:
+        os.close(place)
+
+
+def _is_held(place: int) -> bool:
+    """Take the lock of an open folder; returns whether another has it."""
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # of a file system without such locks
+        return False
+    return False
 
 
 def add(path: Path, data: bytes, position: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from airtune.model.server import ServerSettings
 from airtune.model.state import GlobalState, initial_state
 from airtune.plan import Method, Problem
 from airtune.recipe import Recipe
-from airtune.records import RunRecord, RunWriter, read_run
+from airtune.records import RunRecord, RunWriter, held, read_run
 from airtune.report import write_report
 from airtune.run import controls
 from airtune.run.build import Assets, Pieces, build_pieces, pinned
@@ -93,10 +94,12 @@ def run_recipe(
         AirtuneError: one of its kinds, for whatever is wrong with recipe, data, model or fleet.
     """
     watch, recipe = watch or Watch(), pinned(recipe)
-    with claimed(recipe, folder) as place:
-        watch.on_folder(place)
-        ready = _begin(place, recipe, label, assets, watch)
-    return _finish(*ready, watch=watch, reports=reports)
+    with ExitStack() as until_the_end:
+        with claimed(recipe, folder) as place:
+            until_the_end.enter_context(held(place))
+            watch.on_folder(place)
+            ready = _begin(place, recipe, label, assets, watch)
+        return _finish(*ready, watch=watch, reports=reports)
 
 
 def resume_run(
@@ -116,9 +119,17 @@ def resume_run(
     Raises:
         CheckpointError: if the folder is no run, is damaged, or does not belong to its recipe.
         RecipeError: if `rounds` are not more.
+        RunExistsError: if another process runs it.
         RunInterruptedError: on Ctrl-C.
     """
-    watch = watch or Watch()
+    with held(folder):
+        return _resume(folder, rounds, label, assets, watch or Watch(), reports=reports)
+
+
+def _resume(
+    folder: Path, rounds: int | None, label: str | None, assets: Assets | None, watch: Watch, *,
+    reports: bool,
+) -> RunResult:  # fmt: skip
     is_begun = (folder / "run.json").exists() or not (folder / RECIPE_FILE).exists()
     record = read_run(folder) if is_begun else None
     recipe = saved_recipe(folder)
