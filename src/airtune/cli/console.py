@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
 from airtune.errors import AirtuneError
@@ -17,6 +18,10 @@ from airtune.records import METRICS, main_metric
 
 _NUMBER_WIDTH = 28
 """Longer cells are sentences, even where they begin with a digit."""
+_SENTENCE_WIDTH = 24
+"""Sentences are broken into lines of at least so many characters on a narrow screen."""
+_GAP = 2
+"""Characters between two columns."""
 
 
 def print_json(document: Mapping[str, Any]) -> None:
@@ -30,19 +35,64 @@ def print_line(text: str) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; columns but the first are aligned to the right where they hold numbers."""
-    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for place, column in enumerate(columns):
+    """Print a table; columns but the first are aligned to the right where they hold numbers.
+
+    A table wider than the screen breaks its sentences, and goes on below, under its first column
+    again, where that is not enough.
+    """
+    console = Console(highlight=False)
+    width = console.width
+    listed = [_Column.of(place, name, rows) for place, name in enumerate(columns)]
+    for number, sheet in enumerate(_sheets(listed, width)):
+        table = Table(title=(title or None) if number == 0 else None, title_justify="left",
+                      box=None, pad_edge=False, padding=(0, 1))  # fmt: skip
+        for column in sheet:
+            table.add_column(column.name, justify="right" if column.is_numeric else "left",
+                             no_wrap=column.is_whole, overflow="fold")  # fmt: skip
+        for row in rows:
+            table.add_row(*(escape(row[column.place]) for column in sheet))
+        # names and numbers are not broken, however narrow the screen
+        least = sum(column.least + _GAP for column in sheet) - _GAP
+        console.width = max(width, least)
+        console.print(table)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of a table."""
+
+    place: int
+    name: str
+    is_numeric: bool
+    least: int
+    """The narrowest it may be, in characters."""
+
+    @classmethod
+    def of(cls, place: int, name: str, rows: Sequence[Sequence[str]]) -> _Column:
+        """Look at a column's cells."""
         cells = [row[place] for row in rows]
         numeric = place > 0 and bool(cells) and all(_starts_numeric(cell) for cell in cells)
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    console = Console(highlight=False)
-    # A table wider than the screen is left to the terminal, which breaks lines and not cells.
-    natural = Measurement.get(console, console.options.update(max_width=1000), table).maximum
-    console.width = max(console.width, natural)
-    console.print(table)
+        width = max(map(cell_len, [name, *cells]))
+        is_whole = numeric or place == 0
+        return cls(place, name, numeric, width if is_whole else min(width, _SENTENCE_WIDTH))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its cells are never broken."""
+        return self.is_numeric or self.place == 0
+
+
+def _sheets(columns: Sequence[_Column], width: int) -> list[list[_Column]]:
+    """Deal columns to tables of at most this width, the first column in each."""
+    first, *others = columns
+    sheets, used = [[first]], first.least
+    for column in others:
+        used += _GAP + column.least
+        if used > width and len(sheets[-1]) > 1:
+            sheets.append([first])
+            used = first.least + _GAP + column.least
+        sheets[-1].append(column)
+    return sheets
 
 
 def print_quality(results: Mapping[str, Any]) -> None:
