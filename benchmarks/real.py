@@ -1,4 +1,4 @@
-"""A real language model: what coding its cuts costs, and pruning, saved and read by plain transformers.
+"""A real language model: what coding its cuts, pruning and quantising cost it, saved and read by plain tools.
 
 The model's folder and the data's are given by environment variables, as the project ships neither:
 
@@ -17,14 +17,18 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from airtune.calibrate import Probe, measure_sensitivity
 from airtune.cost import counts_for, pruning_path
 from airtune.data import DataSpec, FederatedData, load_federated
 from airtune.model.base import BaseModel, load_base
+from airtune.model.gguf.check import check_written
+from airtune.model.gguf.write import write_gguf
 from airtune.model.kept import Kept
 from airtune.model.lora import init_adapters, take
 from airtune.model.save import save_pruned
@@ -41,6 +45,7 @@ from benchmarks.real_cut import TOKENS as CUT_TOKENS
 MODEL, DATA = "AIRTUNE_REAL_MODEL", "AIRTUNE_REAL_DATA"
 TRAIN_ROWS, TEST_ROWS, TOKENS, BATCH = 32, 16, 256, 8
 PRUNED = 0.3
+ROWS_ASKED = 4
 WORST_LOSS = 1.9
 """Of the goals, for SmolLM2-135M-Instruct at this size."""
 
@@ -65,10 +70,12 @@ def run() -> Iterator[Figure]:
         reason = f"skipped: {' and '.join(missing)} must name a folder"
         yield skipped("real.pruned_loss", f"<= {WORST_LOSS:g}", reason)
         yield skipped("real.loss_added", f"<= {MOST_ADDED:g}", reason)
+        yield skipped("real.q8_0_logits", "none", reason)
         return
     subject = _subject()
     yield from coded_cuts(subject.base, _alpaca(subject.base))
     yield from pruning(subject)
+    yield from quantised(subject)
 
 
 def pruning(subject: Subject) -> Iterator[Figure]:
@@ -85,6 +92,25 @@ def pruning(subject: Subject) -> Iterator[Figure]:
         work = WorkSpec(mend=mend, cumulative=True)
         loss = _saved_loss(subject, scored, kept, work)
         yield at_most(f"real.pruned_loss_{mend.replace('-', '_')}", loss, WORST_LOSS, size)
+
+
+def quantised(subject: Subject) -> Iterator[Figure]:
+    """Yield what a q8_0 GGUF file of the untuned model weighs, and how far it moves the logits.
+
+    That is the root mean square of the difference, relative to the spread of the logits.
+    """
+    base = subject.base
+    if find_spec("gguf") is None or base.tokenizer is None:
+        yield skipped("real.q8_0_logits", "none", "skipped: needs the extra gguf")
+        return
+    rows = [torch.as_tensor(row)[None] for row in subject.data.test.tokens[:ROWS_ASKED]]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        write_gguf(path, base.network, base.tokenizer, quantise="q8_0")
+        found = check_written(path, base.network, base.tokenizer, rows, quantise="q8_0")
+    plain = sum(tensor.numel() * tensor.element_size() for tensor in base.network.parameters())
+    size = f"{found.file_bytes:,} bytes, {found.file_bytes / plain:.3f} of the tensors in memory"
+    yield Figure("real.q8_0_logits", found.logit_rms, "none", True, size)
 
 
 def _subject() -> Subject:

@@ -327,7 +327,8 @@ def _kept(trained: _Trained, format: Format, prune: float | None) -> Kept:
         return keep_all(shape)
     if state.importance is None:
         raise ModelError(
-            "the run never pruned, so it measured no importance to prune by; export merged"
+            "the run never pruned, so it measured no importance to prune by; export merged, or tune "
+            "with a method that prunes, jcpba or uniform-prune for instance"
         )
     path = pruning_path(shape, trained.sensitivity, heads=trained.base.family.any_head_count)
     counts = counts_for(shape, path, prune)
