@@ -280,12 +280,18 @@ def test_one_devices_state_is_taken_out_of_the_common_one(assets):
     assert of_device(fresh, 1) is fresh
 
 
-@pytest.mark.parametrize("name", ["flexlora", "flora"])
-def test_what_coding_lost_is_not_added_to_adapters_of_other_axes(name):
-    told = recipe(f"method.name={name}", "upload={kind: deadzone, feedback: true}")
+@pytest.mark.parametrize(
+    "method", ["{name: fedspine, form: published}", "{name: flexlora}", "{name: flora}"]
+)
+def test_what_coding_lost_is_not_added_to_adapters_of_other_axes(method):
+    told = recipe(f"method={method}", "upload={kind: deadzone, feedback: true}")
     with pytest.raises(RecipeError, match="new axes"):
         choose_method(told)
-    choose_method(recipe(f"method.name={name}", "upload={kind: deadzone}"))
+    choose_method(recipe(f"method={method}", "upload={kind: deadzone}"))
+
+
+def test_what_coding_lost_is_added_where_ranks_are_nested():
+    choose_method(recipe("method.name=fedspine", "upload={kind: deadzone, feedback: true}"))
 
 
 def test_a_run_that_holds_nothing_out_is_tested_alone(tmp_path):
