@@ -101,6 +101,7 @@ def format_range(change: Change) -> str:
 def format_gap(change: Change, metric: Metric) -> str:
     r"""Write an absolute difference of a quality with its interval.
 
+    >>> from airtune.records import METRICS
     >>> format_gap(Change(-0.02, -0.03, -0.01, 5), METRICS["loss"])
     '−0.020 (−0.030\xa0…\xa0−0.010)'
     """
