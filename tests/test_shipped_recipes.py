@@ -17,6 +17,16 @@ SHAPES = {"minilm": "minilm-l6", "SmolLM2-135M": "smollm2-135m"}
 """Published shapes of models that come with packages, which need not be installed."""
 
 
+def one_quick(paths):
+    """Return a recipe for the gate and the others for `make check-all`."""
+    return [
+        pytest.param(
+            path, id=path.stem, marks=[pytest.mark.slow] if path.stem != "fedspine-sst2" else []
+        )
+        for path in paths
+    ]
+
+
 def shipped(path, monkeypatch):
     """Return a recipe whose model's shape is known here, as paths from the checkout's root."""
     monkeypatch.chdir(ROOT)
@@ -29,7 +39,7 @@ def shipped(path, monkeypatch):
     return load_recipe(path)
 
 
-@pytest.mark.parametrize("path", sorted({*FEDSPINE, *SMOL}), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", one_quick(sorted({*FEDSPINE, *SMOL})))
 def test_every_method_of_the_comparison_fits_model_and_fleet(path, monkeypatch):
     recipe = shipped(path, monkeypatch)
     if path not in FEDSPINE:  # their plans do not rest on the number of rounds

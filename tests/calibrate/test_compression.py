@@ -64,6 +64,7 @@ def test_what_was_stored_is_read_again_and_damage_is_refused(measured, tmp_path)
         load(path)
 
 
+@pytest.mark.slow
 def test_a_run_measures_once_and_chooses_by_it(tmp_path):
     changes = [*TINY, f"output={tmp_path}", "method.name=sft", "method.quality_budget=0.5",
                "train.rounds=1", "split.rounds=1", "split.devices=2",

@@ -108,7 +108,7 @@ def loss_of(exported, found):
     ("source", "is_encoder", "task"),
     [
         (semicolons, True, "classification"),
-        (logs, False, "causal-lm"),
+        pytest.param(logs, False, "causal-lm", marks=pytest.mark.slow),
         pytest.param(semicolons, False, "classification", marks=pytest.mark.slow),
         pytest.param(clone, True, "classification", marks=pytest.mark.slow),
         pytest.param(clone, False, "classification", marks=pytest.mark.slow),

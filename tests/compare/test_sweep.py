@@ -76,6 +76,7 @@ def test_processes_end_as_one_process_does_and_one_that_fails_ends_alone(tmp_pat
         assert one.quality.tolist() == other.quality.tolist()
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setattr("airtune.compare.jobs._heard", lambda ours: None)
     with pytest.raises(TrainingError, match=r"its process ended with code 0; .*resume"):

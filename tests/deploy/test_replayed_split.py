@@ -36,14 +36,14 @@ def _replayed(recipe: Any, nodes: Any, folder: Path, server: Any) -> RunRecord:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"method.name": "splitlora"},
-        {"method.name": "splitfed-v1"},
+        pytest.param({"method.name": "splitlora"}, marks=pytest.mark.slow),
+        pytest.param({"method.name": "splitfed-v1"}, marks=pytest.mark.slow),
         {"method.name": "splitfed-v2"},
-        {"method.name": "sft", "method.codec": "quantised"},
+        pytest.param({"method.name": "sft", "method.codec": "quantised"}, marks=pytest.mark.slow),
         {"method.name": "sft", "method.codec": "quantised", "method.predict": True},
-        {"method.name": "sft", "method.codec": "none", "method.device_frozen": True},
+        pytest.param({"method.name": "sft", "method.codec": "none", "method.device_frozen": True}, marks=pytest.mark.slow),
         {"method.name": "sft", "method.device_frozen": True, "upload.kind": "deadzone"},
-        {"method.name": "sft", "upload.kind": "deadzone"},
+        pytest.param({"method.name": "sft", "upload.kind": "deadzone"}, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_plans_bytes_and_losses_are_those_of_one_process(

@@ -45,9 +45,17 @@ def test_every_command_is_one_that_airtune_knows(command):
     assert verb.make_context(verb.name, list(words), parent=context) is not None
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in commands() if runs_here(c) and not reads_evaluation_data(c)], ids=str
-)
+def here():
+    """Return the commands of one machine; studies of several runs are for `make check-all`."""
+    studies = ("compare", "sweep")
+    return [
+        pytest.param(c, id=str(c), marks=[pytest.mark.slow] if words_of(c)[0] in studies else [])
+        for c in commands()
+        if runs_here(c) and not reads_evaluation_data(c)
+    ]
+
+
+@pytest.mark.parametrize("command", here())
 def test_every_command_of_one_machine_ends_well(command, desk):
     pruned, dense = RUNS
     run = pruned if command.page == "fedspine.md" else dense

@@ -83,6 +83,7 @@ def memory_answer(run):
         return tuned.network(ids).logits.flatten()[:5].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "auto"),
     [("run", "AutoModelForCausalLM"), ("classifier", "AutoModelForSequenceClassification")],
