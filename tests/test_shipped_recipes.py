@@ -27,6 +27,13 @@ def one_quick(paths):
     ]
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_comparison_names_methods_and_a_baseline_that_exist(path):
+    recipe = load_recipe(path)
+    if recipe.compare.methods:
+        baseline_of(recipe, entries_of(recipe, recipe.compare.methods))
+
+
 def shipped(path, monkeypatch):
     """Return a recipe whose model's shape is known here, as paths from the checkout's root."""
     monkeypatch.chdir(ROOT)

@@ -53,8 +53,15 @@ def entries_of(recipe: Recipe, methods: Sequence[str | Mapping[str, Any]]) -> li
             raise RecipeError(f"compare.methods: every entry needs a name, got {method!r}")
         label = str(values.pop("label", "")) or _label(values)
         upload = values.pop("upload", None)
+        others = values.pop("set", {})
+        if not isinstance(others, dict):
+            raise RecipeError(
+                "compare.methods: set must map keys of the recipe to values, "
+                f"{{train.steps: deadline}} for instance, got {others!r}"
+            )
         mine = own if values == {"name": own["name"]} else values
-        entries.append(Entry(label, {"method": mine} | ({"upload": upload} if upload else {})))
+        changes = {"method": mine} | ({"upload": upload} if upload else {}) | others
+        entries.append(Entry(label, changes))
     labels = [entry.label for entry in entries]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:

@@ -321,7 +321,8 @@ class CompareSection(Section):
     """What `airtune compare` runs unless the command line says otherwise."""
 
     methods: tuple[str | dict[str, Any], ...] = ("jcpba", "fedavg-lora", "best-bandwidth")
-    """Names, or mappings of `name`, settings, and perhaps a `label` and an `upload` of their own."""
+    """Names, or mappings of `name`, settings, and perhaps a `label`, an `upload` of their own and, under
+    `set`, other keys of the recipe with dots."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """Each seed draws fleet, channels, partition and batches anew, the same for every method."""
     baseline: str | None = None
