@@ -2,9 +2,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from airtune.plan import Calibration
-from airtune.solve import best_budget, best_joint_budget, rounds_ratio, solve_joint
+from airtune.plan import Calibration, PrunedRounds
+from airtune.solve import (
+    best_budget,
+    best_joint_budget,
+    convex_rounds,
+    rounds_ratio,
+    solve_joint,
+)
 
 
 def measured(ratio):
@@ -54,3 +62,27 @@ def test_the_joint_search_is_as_good_as_a_dense_scan(joint, seed):
 
     scan = min(total(rate) for rate in np.linspace(0, 0.6, 25))
     assert total(best_joint_budget(calibration, problem)) <= scan * 1.01
+
+
+RISES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6)
+
+
+@given(rises=RISES)
+def test_the_curve_of_pruning_is_convex_and_rises_from_nothing(rises):
+    values = [0.0, *np.cumsum(rises)]
+    rows = [PrunedRounds(0.1 * place, value) for place, value in enumerate(values)]
+    rate, log_k = convex_rounds(rows)
+    assert rate.tolist() == [row.pruned for row in rows]
+    slopes = np.diff(log_k)
+    assert log_k[0] == 0.0
+    assert np.all(slopes >= -1e-9)
+    assert np.all(np.diff(slopes) >= -1e-9)
+
+
+def test_a_convex_measurement_is_read_as_it_is():
+    rows = [PrunedRounds(0.0, 0.0), PrunedRounds(0.2, 0.1), PrunedRounds(0.5, 0.7)]
+    assert convex_rounds(rows)[1] == pytest.approx([0.0, 0.1, 0.7])
+
+
+def test_what_was_not_measured_costs_nothing():
+    assert [column.tolist() for column in convex_rounds([])] == [[0.0], [0.0]]

@@ -25,14 +25,18 @@ from airtune.methods.plugins import as_method
 from airtune.plan import (
     Assignments,
     Calibration,
+    CodecRounds,
     CodecSpec,
     Floats,
     LinkSpec,
     LinkState,
+    Measurements,
     Method,
     Observation,
     Problem,
     Profiles,
+    PrunedRounds,
+    RankRounds,
     RateModel,
     Results,
     RoundPlan,
@@ -135,7 +139,7 @@ def sample_problem(*, devices: int = _DEVICES, seed: int = 0) -> Problem:
     )  # fmt: skip
     return Problem(
         shape, profiles, workload, rounds=10, seed=seed, calibration=calibration,
-        split=_sample_split(),
+        split=_sample_split(), measurements=_sample_measurements(workload.rank),
     )  # fmt: skip
 
 
@@ -148,6 +152,16 @@ def _sample_split() -> SplitCalibration:
         codecs=codecs, cuts=np.array([1, 3]),
         distortion=np.array([[1e-7, 0.03, 0.2, 0.4], [1e-7, 0.02, 0.15, 0.35]]),
         quality_loss=np.array([0.0, 0.005, 0.03, 0.1]), source="made up",
+    )  # fmt: skip
+
+
+def _sample_measurements(rank: int) -> Measurements:
+    costs = zip(_sample_split().codecs, (0.0, 0.02, 0.1, 0.3), strict=True)
+    return Measurements(
+        fingerprint="made up", loss=1.0, source="made up",
+        pruning=tuple(map(PrunedRounds, (0.0, 0.15, 0.3, 0.5), (0.0, 0.02, 0.1, 0.47))),
+        ranks=(RankRounds(rank // 4, 0.3), RankRounds(rank // 2, 0.1), RankRounds(rank, 0.0)),
+        codecs=tuple(CodecRounds(cut, codec, k) for codec, k in costs for cut in (1, 3)), cut=-0.1,
     )  # fmt: skip
 
 

@@ -3,6 +3,13 @@
 from airtune.plan.assignment import Assignment, Assignments, CodecSpec, whole_model
 from airtune.plan.link import LinkSpec, LinkState, RateModel
 from airtune.plan.mask import mask_observation, mask_problem
+from airtune.plan.measurements import (
+    CodecRounds,
+    Measurements,
+    PrunedRounds,
+    RankRounds,
+    measurements_from,
+)
 from airtune.plan.method import (
     AggregateSpec,
     Decider,
@@ -34,6 +41,7 @@ __all__ = [
     "Assignments",
     "Bools",
     "Calibration",
+    "CodecRounds",
     "CodecSpec",
     "Decider",
     "Floats",
@@ -42,6 +50,7 @@ __all__ = [
     "Linear",
     "LinkSpec",
     "LinkState",
+    "Measurements",
     "Mend",
     "Method",
     "ModelShape",
@@ -51,6 +60,8 @@ __all__ = [
     "Pace",
     "Problem",
     "Profiles",
+    "PrunedRounds",
+    "RankRounds",
     "RateModel",
     "Results",
     "RoundPlan",
@@ -63,5 +74,6 @@ __all__ = [
     "Workload",
     "mask_observation",
     "mask_problem",
+    "measurements_from",
     "whole_model",
 ]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from airtune.plan.assignment import Assignments, CodecSpec
 from airtune.plan.link import LinkState
+from airtune.plan.measurements import Measurements
 from airtune.plan.shape import Bools, Floats, Ints, ModelShape
 from airtune.plan.work import WorkSpec
 
@@ -146,6 +147,8 @@ class Problem:
     work: WorkSpec = field(default_factory=WorkSpec)
     """What the method's local work does beside the knobs, as far as it costs anything."""
     split: SplitCalibration | None = None
+    measurements: Measurements | None = None
+    """What the knobs cost in rounds, of those that the method wants; None = nothing was measured."""
     sensitivity: Sensitivity | None = None
     """What heads and channels cost; None = not measured, so what is typical counts."""
     device_bytes_per_month: float | None = None

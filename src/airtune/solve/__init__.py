@@ -10,7 +10,7 @@ from airtune.solve.problem import JointProblem, JointSolution
 from airtune.solve.pruning import prune_min_max
 from airtune.solve.rates import Curves, curves_of, signal_ratio, silent
 from airtune.solve.rounding import LadderProblem, Rounded, round_to_ladder
-from airtune.solve.rounds import best_budget, best_joint_budget, rounds_ratio
+from airtune.solve.rounds import best_budget, best_joint_budget, convex_rounds, rounds_ratio
 from airtune.solve.spectrum import Spectrum, divide_spectrum
 from airtune.solve.split import SplitProblem, SplitSolution, solve_split
 from airtune.solve.split_lagrangian import solve_split_lagrangian
@@ -33,6 +33,7 @@ __all__ = [
     "best_budget",
     "best_joint_budget",
     "choose",
+    "convex_rounds",
     "curves_of",
     "divide_min_max",
     "divide_spectrum",

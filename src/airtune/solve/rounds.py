@@ -14,12 +14,13 @@ instead of assuming a constant is this project's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
+from scipy.optimize import nnls
 
-from airtune.plan import Calibration, Floats
+from airtune.plan import Calibration, Floats, PrunedRounds
 from airtune.solve.bandwidth import divide_min_max
 from airtune.solve.nested import prices_at
 from airtune.solve.problem import JointProblem
@@ -41,6 +42,27 @@ def rounds_ratio(calibration: Calibration, pruned: float) -> float:
         return float(np.interp(pruned, budget, ratio))
     slope = (ratio[-1] - ratio[-2]) / (budget[-1] - budget[-2])
     return float(ratio[-1] + slope * (pruned - budget[-1]))
+
+
+def convex_rounds(rows: Sequence[PrunedRounds]) -> tuple[Floats, Floats]:
+    """Return pruning rates and ln K there, as the convex rising curve nearest to what was measured.
+
+    Least squares over `sum_j c_j max(rate - rate_j, 0)` with c_j >= 0: through 0 at no pruning, and
+    no slope below the one before. Nothing measured = pruning costs nothing.
+
+    Args:
+        rows: rates rising from 0.
+
+    >>> rate, log_k = convex_rounds([PrunedRounds(0, 0), PrunedRounds(0.2, 0.3), PrunedRounds(0.4, 0.4)])
+    >>> rate.tolist(), log_k.round(6).tolist()
+    ([0.0, 0.2, 0.4], [0.0, 0.22, 0.44])
+    """
+    if len(rows) < 2:
+        return np.zeros(1), np.zeros(1)
+    rate = np.array([row.pruned for row in rows])
+    hinges = np.maximum(rate[:, None] - rate[None, :-1], 0.0)
+    slopes, _ = nnls(hinges, np.array([row.log_rounds for row in rows]))
+    return rate, np.asarray(hinges @ slopes, np.float64)
 
 
 def best_budget(

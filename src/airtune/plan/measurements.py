@@ -1,0 +1,245 @@
+"""What each knob costs this model on these data, in one unit: the rounds that it needs.
+
+Every entry is `ln K`, the natural logarithm of the rounds needed relative to dense, whole training
+at full rank, down to the same loss: 0 = as many, 0.7 = twice as many, below 0 = fewer. A fleet that
+mixes lines adds the parts up, each in proportion to the devices' share of the data.
+
+Source: this project's; pruning's part alone is the K of `solve/rounds.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from airtune.errors import CheckpointError, MismatchError, RecipeError
+from airtune.plan.assignment import CodecSpec
+
+SCHEMA = 2
+"""Of the document; schema 1 was that of single measurements."""
+
+TABLES = ("pruning", "ranks", "codecs", "cut")
+
+
+class PrunedRounds(NamedTuple):
+    """What a mean pruning rate costs."""
+
+    pruned: float
+    """Weighted mean fraction of the prunable weights, in [0, 1)."""
+    log_rounds: float
+
+
+class RankRounds(NamedTuple):
+    """What a rank below the full one costs."""
+
+    rank: int
+    log_rounds: float
+
+
+class CodecRounds(NamedTuple):
+    """What a codec costs at a cut, beside the cut itself."""
+
+    cut: int
+    codec: CodecSpec
+    log_rounds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """The four tables of ln K; an empty one, or None, was not measured.
+
+    Raises:
+        CheckpointError: if a table is no table of costs: not finite, not rising, asked twice.
+    """
+
+    fingerprint: str
+    """Of the weights it was measured on."""
+    loss: float
+    """Validation loss down to which rounds were counted."""
+    source: str
+    """One line that says how it was measured."""
+    pruning: tuple[PrunedRounds, ...] = ()
+    """Rising in both columns, from no pruning at ln K = 0."""
+    ranks: tuple[RankRounds, ...] = ()
+    """Rising ranks, up to the full one at ln K = 0; a larger rank costs no more."""
+    codecs: tuple[CodecRounds, ...] = ()
+    """At least 0: compression never helps."""
+    cut: float | None = None
+    """Of being cut without compression; below 0 where one shared server model learns faster than
+    averaged copies."""
+    most_pruned: float = 1.0
+    """Largest pruning rate of a device in a short run whose loss did not run away."""
+
+    def __post_init__(self) -> None:
+        _check_finite(self)
+        _check_pruning(self.pruning)
+        _check_ranks(self.ranks)
+        _check_codecs(self.codecs)
+
+    @property
+    def measured(self) -> frozenset[str]:
+        """The names of the tables that are there."""
+        return frozenset(
+            name for name in TABLES if getattr(self, name) is not None and getattr(self, name) != ()
+        )
+
+    def require(self, *tables: str) -> None:
+        """Refuse to go on without these tables.
+
+        Raises:
+            RecipeError: naming those that are missing.
+        """
+        missing = [name for name in tables if name not in self.measured]
+        if missing:
+            raise RecipeError(
+                f"what {' and '.join(missing)} cost was not measured; the measurement has "
+                f"{', '.join(sorted(self.measured)) or 'nothing'}; measure it with airtune calibrate"
+            )
+
+    def check_model(self, fingerprint: str) -> None:
+        """Refuse a measurement of another model.
+
+        Raises:
+            MismatchError: with both fingerprints.
+        """
+        if fingerprint != self.fingerprint:
+            raise MismatchError(
+                f"what was measured is of weights {self.fingerprint[:12]}, but the model has "
+                f"{fingerprint[:12]}; costs of one model say nothing of another: measure this one "
+                "with airtune calibrate"
+            )
+
+    def rank_rounds(self, rank: int) -> float:
+        """Return ln K of a rank: linear in ln rank, the last slope going on below; 0 from full on.
+
+        Raises:
+            RecipeError: if ranks were not measured.
+
+        >>> found = Measurements("f", 1.0, "an example", ranks=(RankRounds(4, 0.2), RankRounds(8, 0.0)))
+        >>> [round(found.rank_rounds(rank), 6) for rank in (16, 8, 4, 2)]
+        [0.0, 0.0, 0.2, 0.4]
+        """
+        self.require("ranks")
+        at = np.log([row.rank for row in self.ranks])
+        values = np.array([row.log_rounds for row in self.ranks])
+        asked = math.log(rank)
+        if asked >= at[0] or at.shape[0] < 2:
+            return float(np.interp(asked, at, values))
+        slope = (values[1] - values[0]) / (at[1] - at[0])
+        return float(values[0] + slope * (asked - at[0]))
+
+    def codec_rounds(self, cut: int, codec: CodecSpec) -> float:
+        """Return ln K of a codec at a cut, linear between the cuts measured; the identity costs 0.
+
+        Prediction does not count: it changes the bytes.
+
+        Raises:
+            RecipeError: if the codec was not measured.
+        """
+        if codec.kind == "identity":
+            return 0.0
+        plain = replace(codec, predict=False)
+        rows = [row for row in self.codecs if row.codec == plain]
+        if not rows:
+            known = dict.fromkeys(row.codec.label for row in self.codecs)
+            raise RecipeError(
+                f"what codec {codec.label} costs was not measured; measured are "
+                f"{', '.join(known) or 'none'}; put it into split.codecs and measure again"
+            )
+        return float(np.interp(cut, [row.cut for row in rows], [row.log_rounds for row in rows]))
+
+    def as_document(self) -> dict[str, Any]:
+        """Return plain values, for a file or a run's header."""
+        return {"schema": SCHEMA, **asdict(self)} | {
+            "pruning": [list(row) for row in self.pruning],
+            "ranks": [list(row) for row in self.ranks],
+            "codecs": [[row.cut, asdict(row.codec), row.log_rounds] for row in self.codecs],
+        }
+
+
+def measurements_from(document: Mapping[str, Any]) -> Measurements:
+    """Read what `Measurements.as_document` wrote.
+
+    Raises:
+        CheckpointError: if it is none, is of another schema or its tables are wrong.
+    """
+    try:
+        if document["schema"] != SCHEMA:
+            raise ValueError(f"schema {document['schema']}, this version reads {SCHEMA}")
+        cut = document["cut"]
+        return Measurements(
+            fingerprint=str(document["fingerprint"]), loss=float(document["loss"]),
+            source=str(document["source"]),
+            pruning=tuple(PrunedRounds(float(at), float(k)) for at, k in document["pruning"]),
+            ranks=tuple(RankRounds(int(rank), float(k)) for rank, k in document["ranks"]),
+            codecs=tuple(
+                CodecRounds(int(at), CodecSpec(**codec), float(k))
+                for at, codec, k in document["codecs"]
+            ),
+            cut=None if cut is None else float(cut),
+            most_pruned=float(document["most_pruned"]),
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        what = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(
+            f"this is no measurement of costs in rounds: {what}; measure again with airtune "
+            "calibrate"
+        ) from error
+
+
+def _check_finite(found: Measurements) -> None:
+    values = {
+        "loss": [found.loss],
+        "pruning": [value for row in found.pruning for value in row],
+        "ranks": [row.log_rounds for row in found.ranks],
+        "codecs": [row.log_rounds for row in found.codecs],
+        "cut": [found.cut or 0.0],
+    }
+    for name, column in values.items():
+        if not np.isfinite(column).all():
+            raise CheckpointError(f"{name} of a measurement must be finite, got {column}")
+    if not 0.0 <= found.most_pruned <= 1.0:
+        raise CheckpointError(f"most_pruned must be in [0, 1], got {found.most_pruned:g}")
+
+
+def _check_pruning(rows: Sequence[PrunedRounds]) -> None:
+    if rows and tuple(rows[0]) != (0.0, 0.0):
+        raise CheckpointError(f"pruning of a measurement begins at [0, 0], got {list(rows[0])}")
+    for left, right in pairwise(rows):
+        if not left.pruned < right.pruned < 1.0 or right.log_rounds < left.log_rounds:
+            raise CheckpointError(
+                f"pruning of a measurement must rise, with rates below 1, got {list(left)} before "
+                f"{list(right)}; sort the rates: more pruning needs no fewer rounds"
+            )
+
+
+def _check_ranks(rows: Sequence[RankRounds]) -> None:
+    if rows and (rows[0].rank < 1 or rows[-1].log_rounds != 0.0):
+        raise CheckpointError(
+            "ranks of a measurement go from at least 1 to the full rank, which costs 0, got "
+            f"{list(rows[0])} to {list(rows[-1])}"
+        )
+    for low, high in pairwise(rows):
+        if high.rank <= low.rank or high.log_rounds > low.log_rounds:
+            raise CheckpointError(
+                f"ranks of a measurement must rise and their rounds must not, got {list(low)} "
+                f"before {list(high)}"
+            )
+
+
+def _check_codecs(rows: Sequence[CodecRounds]) -> None:
+    last: dict[CodecSpec, int] = {}
+    for cut, codec, log_rounds in rows:
+        if cut <= last.get(codec, 0) or log_rounds < 0.0:
+            raise CheckpointError(
+                "codecs of a measurement have rising cuts from 1 on, each once, and cost at least "
+                f"0, got {log_rounds:g} at cut {cut} of {codec.label}"
+            )
+        last[codec] = cut
