@@ -101,6 +101,7 @@ def test_the_deadline_of_the_problem_holds_where_the_plan_has_none(
                         dropped=NOBODY)  # fmt: skip
     assert timing.status.tolist() == ["late"] * 6
     assert timing.end_s == 1e-3
+    assert all("deadline of 0.001 s; it needs about" in text for text in timing.faults)
 
 
 def test_a_device_without_the_memory_gives_up_at_once(cell, problem_of, plan_of, keep):

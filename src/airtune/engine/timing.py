@@ -23,7 +23,7 @@ from airtune.engine.checks import Divide
 from airtune.engine.clock import Transfer, transfer
 from airtune.fleet.fleet import Fleet
 from airtune.plan import Bools, Floats, Ints, LinkState, Problem, RoundPlan
-from airtune.units import format_bytes
+from airtune.units import format_bytes, format_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,9 @@ def time_whole(
         sizes=(np.where(able, received, 0.0),
                np.where(able & ~dropped, sent, 0.0)),
     )  # fmt: skip
-    status, reasons = _statuses(phases, faults, able=able, dropped=dropped, deadline_s=deadline_s)
+    status, reasons = _statuses(
+        phases, faults, able=able, dropped=dropped, deadline_s=deadline_s, needed_s=cost.finish_s
+    )
     download_s, compute_s, upload_s = _spent(phases, until_s)
     return Timing(
         status=status, faults=reasons,
@@ -214,7 +216,13 @@ def _phases(
 
 
 def _statuses(
-    phases: _Phases, faults: list[str], *, able: Bools, dropped: Bools, deadline_s: float | None
+    phases: _Phases,
+    faults: list[str],
+    *,
+    able: Bools,
+    dropped: Bools,
+    deadline_s: float | None,
+    needed_s: Floats,
 ) -> tuple[NDArray[np.str_], tuple[str, ...]]:
     finish = phases.upload.finish_s
     status = np.full(len(faults), "ok", "<U7")
@@ -231,9 +239,10 @@ def _statuses(
         "failed": "its link carried nothing in this round",
         "ok": "",
     }
-    return status, tuple(
-        fault or texts[str(kind)] for fault, kind in zip(faults, status, strict=True)
-    )
+    reasons = [fault or texts[str(kind)] for fault, kind in zip(faults, status, strict=True)]
+    for row in np.flatnonzero((status == "late") & np.isfinite(needed_s)):
+        reasons[row] += f"; it needs about {format_seconds(float(needed_s[row]))}"
+    return status, tuple(reasons)
 
 
 def _end(

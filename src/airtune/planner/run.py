@@ -297,7 +297,7 @@ def _summary(
             *staging_lines(fleet.names, staged, stage_s),
             *cap_lines(fleet.names, middle["upload_bytes"] + middle["download_bytes"], problem, staged,
                        part=sampled.part),
-            *_missed(middle["finish_s"], problem.deadline_s),
+            *_missed(middle["finish_s"], problem),
         ),
     )  # fmt: skip
 
@@ -335,14 +335,21 @@ def _median(column: Floats) -> Floats:
     return found
 
 
-def _missed(finish_s: Floats, deadline_s: float | None) -> list[str]:
-    """Say so where devices would mostly be too late for the deadline."""
-    asked = finish_s[~np.isnan(finish_s)]
+def _missed(finish_s: Floats, problem: Problem) -> list[str]:
+    """Say so where devices would mostly be too late for the deadline, and the least one needs."""
+    deadline_s, asked = problem.deadline_s, finish_s[~np.isnan(finish_s)]
     late = 0 if deadline_s is None else int(np.sum(asked > deadline_s))
     if deadline_s is None or not late:
         return []
     said = f"{late} of {asked.size} devices miss the deadline of {format_seconds(deadline_s)}"
-    return [f"{said}; no round trains anything" if late == asked.size else said]
+    if late < asked.size:
+        return [said]
+    least = int(np.nanargmin(finish_s))
+    needed = format_seconds(float(finish_s[least]))
+    return [
+        f"{said}; no round trains anything. The least is {needed}, of {problem.devices.names[least]}: "
+        "raise deadline_s"
+    ]
 
 
 def _unmeasured(problem: Problem, chosen: Chosen) -> list[str]:

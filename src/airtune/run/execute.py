@@ -332,5 +332,8 @@ def _notes(record: RunRecord) -> tuple[str, ...]:
         if count:
             notes.append(f"{count} updates did not count ({name}); devices.csv says why for each")
     if never and any(lost.values()):
-        notes.append(f"{never} of {len(record.rounds)} rounds gave no usable update")
+        notes.append(
+            f"{never} of {len(record.rounds)} rounds gave no usable update"
+            + ("; airtune plan says how long devices need" if lost["late"] else "")
+        )
     return tuple(notes)
