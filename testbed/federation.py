@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -75,8 +76,10 @@ class Federation:
                 if stretch == 4:
                     raise
 
-    def start_agent(self, place: int) -> None:
-        """Start a device's agent."""
+    def start_agent(
+        self, place: int, *more: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Start a device's agent, perhaps with more words, of which the last counts."""
         device = self.spec.devices[place]
         keys = self.keys[device.name]
         words = ["--server", f"{SERVER_ADDRESS}:{PORT}", "--data", "recipe",
@@ -84,7 +87,13 @@ class Federation:
                  "--probe", str(self.folder / f"{device.name}.json")]  # fmt: skip
         if device.memory_mb is not None:
             words += ["--memory", f"{device.memory_mb:g}MB"]
-        self.agents[place] = self._begin(place, "agent", *words, log=device.name)
+        self.agents[place] = self._begin(
+            place, "agent", *words, *more, log=device.name, environment=environment
+        )
+
+    def log(self, place: int) -> str:
+        """Return what a device's agents have written."""
+        return (self.folder / f"{self.spec.devices[place].name}.log").read_text(encoding="utf-8")
 
     def run(self, recipe: str, settings: Sequence[str] = ()) -> dict[str, Any]:
         """Run a recipe over the devices and return what the command says at its end."""
@@ -111,12 +120,15 @@ class Federation:
                 except subprocess.TimeoutExpired:
                     process.kill()
 
-    def _begin(self, place: int | None, *words: str, log: str) -> subprocess.Popen[bytes]:
+    def _begin(
+        self, place: int | None, *words: str, log: str,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:  # fmt: skip
         with (self.folder / f"{log}.log").open("ab") as file:
             return subprocess.Popen(
                 inside(self.spec, place, [*_AIRTUNE, *words]), stdout=file,
                 stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=self.folder,
-                start_new_session=True,
+                start_new_session=True, env={**os.environ, **(environment or {})},
             )  # fmt: skip
 
     def _call(self, place: int | None, *words: str) -> str:

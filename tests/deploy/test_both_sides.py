@@ -1,5 +1,6 @@
 """What does not fit is said in one sentence at the server and on the device."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,35 @@ import pytest
 from airtune.deploy.device import Device, DeviceSettings
 from airtune.deploy.federation import Order, run_federation
 from airtune.engine.message import VERSION
+from airtune.records import read_run
 from airtune.wire.envelope import Envelope
 
 Bend = Callable[[Envelope], Envelope]
+
+
+def test_a_device_that_comes_back_with_other_data_is_told_and_reported(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    there = nodes(["a", "b"])
+    first = Device(DeviceSettings(data="recipe", compute="cpu"))
+    back = Device(DeviceSettings(data="recipe", compute="cpu"), say=told.append)
+
+    def handle(letter: Envelope) -> Envelope:
+        said = json.loads(letter.header)
+        if said["kind"] == "join":
+            return first.handle(letter)
+        said["setup"]["recipe"] = said["setup"]["recipe"].replace('"limit":60', '"limit":50')
+        return back.handle(replace(letter, header=json.dumps(said).encode()))
+
+    odd = Device(DeviceSettings(data="recipe", compute="cpu"))
+    odd.handle = handle  # type: ignore[assignment, method-assign]
+    there.mail.devices[1] = odd
+    order = Order(recipe(**{"train.rounds": 1, "train.local_steps": 1}), tmp_path, devices=2)
+    run = read_run(run_federation(order, there, tell=lambda **event: None))
+    assert run.devices["status"].tolist() == ["ok", "failed"]
+    assert "other data" in run.devices["reason"][1]
+    assert "other data" in told[0]
 
 
 def _with(old: str, new: str) -> Bend:

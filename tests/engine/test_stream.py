@@ -7,6 +7,7 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -47,6 +48,7 @@ from airtune.engine.stream import (  # noqa: E402
     run_device,
     server_credentials,
 )
+from airtune.engine.stream.gather import Batches  # noqa: E402
 from airtune.engine.stream.message import (  # noqa: E402
     HEADER_BYTES,
     Expected,
@@ -56,6 +58,7 @@ from airtune.engine.stream.message import (  # noqa: E402
     read_message,
     run_number,
 )
+from airtune.engine.stream.seats import Outbox, Seat, Table, new_token  # noqa: E402
 from airtune.wire.channel import SERVICE, TOKEN_KEY, open_channel  # noqa: E402
 
 pytest.importorskip("cryptography", reason="pip install 'airtune[federation]'")
@@ -222,6 +225,54 @@ def test_who_is_late_for_the_window_joins_a_later_pass(server, base):
     result, _ = go(server, task, jobs, kind=Slow, doomed={1})
     assert result.steps == (3, 3)
     assert result.batches > 3
+
+
+def test_a_device_that_hangs_costs_the_others_one_window_not_one_a_step():
+    seats = tuple(Seat(device, device, 40, new_token()) for device in range(2))
+    table = Table(1, 0, seats, Timing(window_s=5.0), 1 << 20)
+    message, rule = Message(Kind.ACTIVATION, 1, 0, 0, 0), Batches()
+    for seat in seats:
+        assert not table.join(seat, Outbox())
+    waits = []
+    for _ in range(3):
+        seats[0].slot = message
+        until = rule.choose(table, first_at=100.0, now=100.0)
+        waits.append(0.0 if isinstance(until, list) else until - 100.0)
+        assert rule.choose(table, first_at=100.0, now=105.0) == [seats[0]]
+        seats[0].slot = None
+    assert waits == [5.0, 0.0, 0.0]
+    seats[1].slot = message
+    assert rule.choose(table, first_at=100.0, now=105.0) == [seats[1]]
+
+
+def test_a_head_that_never_answers_does_not_outlast_the_round(server, base):
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    class Hangs(DeviceEnd):
+        def finish(self, payload):
+            hangs.set()
+            goes_on.wait(60)
+            return super().finish(payload)
+
+    jobs, timing = [job(0, 1)], replace(BARRIER, answer_s=600.0)
+    task = task_of(base, jobs, work=WorkSpec(labels="stay"), timing=timing)
+    opened = server.open(task)
+    end = end_of(task, jobs[0], Hangs)
+    connection = Connection(Way(f"127.0.0.1:{server.port}"), opened.tokens[0], RUN, deadline_s=30.0)
+
+    def work():
+        with suppress(TrainingError):
+            run_device(end, connection)
+
+    device = threading.Thread(target=work)
+    device.start()
+    assert hangs.wait(30)
+    opened.close()
+    try:
+        assert np.isnan(opened.wait(30).losses).all()
+    finally:
+        goes_on.set()
+        device.join(30)
 
 
 def raw(server, token, messages):

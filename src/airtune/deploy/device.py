@@ -22,7 +22,13 @@ from pydantic import ValidationError
 
 from airtune.data.federated import DeviceData
 from airtune.deploy.memory import is_out_of_memory
-from airtune.deploy.reading import OF_RECIPE, check_paths, describe_reader, read_data
+from airtune.deploy.reading import (
+    OF_RECIPE,
+    check_paths,
+    describe_data,
+    describe_reader,
+    read_data,
+)
 from airtune.deploy.stepping import OwnSpeed
 from airtune.engine.exchange import importance_tensors, unpack_state
 from airtune.engine.message import (
@@ -87,8 +93,14 @@ class _Loaded:
     tokenizer: str
     data: DeviceData
     speed: OwnSpeed
+    held: str
+    """Hash of the data."""
     memory: Samples = field(default_factory=dict)
     """What split rounds remember of these data."""
+
+    def data_in(self, run: int) -> str:
+        """Return the hash of the data that the server may know, another one in every run."""
+        return hashlib.sha256(f"{run} {self.held}".encode()).hexdigest()
 
 
 class Device:
@@ -180,6 +192,7 @@ class Device:
             rows=len(held), held_out=len(here.data.validation), tokens=sum(lengths),
             truncated=int(getattr(held, "truncated", 0)), longest=max(lengths, default=0),
             fingerprint=here.base.fingerprint, tokenizer=here.tokenizer,
+            data=here.data_in(task.run),
             memory_bytes=self._settings.memory_bytes, probe=self._settings.probe,
         )  # fmt: skip
         return replace(_reply(task), joined=joined), {}
@@ -307,7 +320,11 @@ class Device:
                              device=task.device, devices=setup.devices)  # fmt: skip
             self._loaded = {
                 key: _Loaded(
-                    base, describe_reader(recipe, base), data, OwnSpeed(base.shape, setup.workload)
+                    base,
+                    describe_reader(recipe, base),
+                    data,
+                    OwnSpeed(base.shape, setup.workload),
+                    describe_data(data),
                 )
             }
         here = self._loaded[key]
@@ -317,6 +334,13 @@ class Device:
                 f"device {task.name} reads text otherwise than the server: its tokenizer is "
                 f"{here.tokenizer[:12]}, the server's {setup.tokenizer[:12]}; give both the same "
                 "model folder"
+            )
+        if task.data and here.data_in(task.run) != task.data:
+            self._loaded = {}
+            raise MismatchError(
+                f"device {task.name} has come back with other data than those with which it joined "
+                f"this run ({len(here.data.train)} rows now); start it with the same --data, or "
+                "begin a new run"
             )
         return here
 

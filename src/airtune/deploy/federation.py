@@ -173,6 +173,9 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     )
     remote.offers = {} if handout is None else handout.offers
     roster = place.roster or _join(remote, names, handout, tell)
+    remote.data = {
+        number: item.data for number, item in enumerate(roster.joined) if item is not None
+    }
     pieces = _pieces(order, recipe, roster, folder=place.folder, known=known, base=base)
     remote.settle_on(replace(setup, workload=pieces.problem.workload))
     link.allowed = frozenset(np.flatnonzero(roster.samples).tolist())

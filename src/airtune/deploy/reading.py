@@ -7,11 +7,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from airtune.data import DataSpec, load_federated, load_federated_images
 from airtune.data.federated import DeviceData
 from airtune.errors import DataError
 from airtune.model.base import BaseModel
 from airtune.model.frame import load_frame
+from airtune.model.images import Images
 from airtune.recipe import Recipe
 from airtune.run.build import is_vision, model_source
 
@@ -71,6 +74,21 @@ def check_paths(spec: DataSpec) -> None:
                 f"the recipe names data at {path}, outside {Path.cwd()}: start the agent in a folder "
                 "above them, or name this device's own with --data"
             )
+
+
+def describe_data(data: DeviceData) -> str:
+    """Return a hash of what a device holds, as it is read."""
+    found = hashlib.sha256()
+    for part in (data.train, data.validation):
+        arrays = (
+            [part.pixels, part.targets]
+            if isinstance(part, Images)
+            else [*part.tokens, *part.targets, *part.segments]
+        )
+        for array in map(np.asarray, arrays):
+            found.update(repr((array.dtype.str, array.shape)).encode())
+            found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def describe_reader(recipe: Recipe, base: BaseModel) -> str:

@@ -110,6 +110,8 @@ class Task:
     """Where a device that lacks the base model may fetch it; None = it must have it."""
     order: tuple[str, ...] = ()
     """Names of the tensors in the order that sums and masks depend on."""
+    data: str = ""
+    """`Joined.data` of this device; "" = it has yet to say."""
     schema: int = SCHEMA
     blobs: tuple[tuple[str, int, int], ...] = ()
     """Name, bytes and CRC-32 of what goes with it."""
@@ -128,6 +130,8 @@ class Joined:
     """Tokens of its longest training text."""
     fingerprint: str
     tokenizer: str
+    data: str = ""
+    """A hash of its data in this run, so that it is seen where it comes back with others."""
     memory_bytes: float | None = None
     """Left for training; None = its owner has said nothing."""
     probe: Mapping[str, Any] = field(default_factory=dict)

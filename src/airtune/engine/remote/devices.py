@@ -123,6 +123,8 @@ class Remote:
         """The last round in which each device's update counted."""
         self.offers: Mapping[int, Offer] = {}
         """Where each device may fetch the base model."""
+        self.data: Mapping[int, str] = {}
+        """Hash of the data with which each device joined."""
 
     @property
     def run_name(self) -> str:
@@ -246,7 +248,8 @@ class Remote:
 
     def _task(self, kind: Kind, device: int, *, round: int, order: tuple[str, ...] = ()) -> Task:
         return Task(kind, self._run, round, device, self._names[device], secrets.token_hex(8),
-                    self._setup, base=self.offers.get(device), order=order)  # fmt: skip
+                    self._setup, base=self.offers.get(device), order=order,
+                    data=self.data.get(device, ""))  # fmt: skip
 
     def _ask(
         self, tasks: Mapping[int, Task], blobs: Mapping[int, Mapping[str, bytes]], *,

@@ -387,7 +387,7 @@ class RemoteEngine(ReplayEngine):
             self._serve, cut, run=self._remote.run_name, round=plan.round, base=self._base,
             state=state, problem=self._problem,
             settings=self._settings.train.at(plan.learning_rate),
-            timing=Timing(join_s=JOIN_S, deadline_s=deadline_s or 3600.0),
+            timing=Timing(join_s=JOIN_S).within(deadline_s or 3600.0),
         )  # fmt: skip
 
     def _ready(

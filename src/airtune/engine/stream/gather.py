@@ -28,7 +28,7 @@ def gather(table: Table, choice: Choice) -> list[Seat]:
     """Return the devices of the next pass; none where the round has ended. Waits."""
     first_at: float | None = None
     with table.changed:
-        while (now := time.monotonic()) < (end := table.began_at + table.timing.deadline_s):
+        while (now := time.monotonic()) < (end := table.ends_at):
             arrived = any(seat.slot is not None for seat in table.seats)
             first_at = (first_at or now) if arrived else None
             if first_at is None:
@@ -45,13 +45,19 @@ def gather(table: Table, choice: Choice) -> list[Seat]:
 
 
 class Batches:
-    """All that arrive within a window of the first, in one pass."""
+    """All that arrive within a window of the first, in one pass.
+
+    A device that a batch went without is not waited for again until something of it has come: one
+    that crawls or is cut off costs the others one window, not one a step.
+    """
 
     def choose(self, table: Table, *, first_at: float, now: float) -> list[Seat] | float:
         """Return those that have arrived once nobody is held back for, or the window is over."""
         awaited = [seat for seat in table.seats if _is_awaited(table, seat, now)]
         latest = first_at + table.timing.window_s
         if not awaited or now >= latest:
+            for seat in awaited:
+                seat.has_missed = True
             return [seat for seat in table.seats if seat.slot is not None]
         return min(latest, *(_patience(table, seat) for seat in awaited))
 
@@ -101,7 +107,7 @@ def _late_at(seat: Seat, timing: Timing, *, began_at: float, first_at: float) ->
 
 def _is_awaited(table: Table, seat: Seat, now: float) -> bool:
     """A batch is held back for it: it is connected, or has yet to connect for the first time."""
-    if seat.slot is not None or seat.refused or seat.is_done:
+    if seat.slot is not None or seat.has_missed or seat.refused or seat.is_done:
         return False
     return seat.outbox is not None or (not seat.has_joined and now < _patience(table, seat))
 

@@ -13,6 +13,7 @@ With an infinite window and no fault this is `work.split.split_round`, number fo
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -199,11 +200,13 @@ class SplitRound:
     def _returned(self, joined: Mapping[int, Seat]) -> dict[int, Message]:
         """Wait for the gradients of the hidden states; who takes too long is let go."""
         table = self.table
+        until = time.monotonic() + table.timing.answer_s
         with table.changed:
-            table.changed.wait_for(
-                lambda: all(seat.slot or seat.outbox is None for seat in joined.values()),
-                timeout=table.timing.answer_s,
-            )
+            while any(seat.slot is None and seat.outbox is not None for seat in joined.values()):
+                left_s = min(until, table.ends_at) - time.monotonic()
+                if left_s <= 0:
+                    break
+                table.changed.wait(left_s)
             late = [seat for seat in joined.values() if seat.slot is None]
         for seat in late:
             table.end(seat, "lapsed", f"the head took longer than {table.timing.answer_s:g} s")

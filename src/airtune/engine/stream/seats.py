@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from airtune.engine.stream.message import Expected, Kind, Message
@@ -56,6 +56,8 @@ class Seat:
     """Steps done, and so the next one."""
     is_served: bool = False
     """What it sent is in a pass of the server's."""
+    has_missed: bool = False
+    """A batch has gone without it, and nothing has come of it since."""
     has_joined: bool = False
     has_left: bool = False
     """It has closed its stream in order, after its last step."""
@@ -89,6 +91,17 @@ class Timing:
     deadline_s: float = 3600.0
     """Of the whole round."""
 
+    def within(self, deadline_s: float) -> Timing:
+        """Return it for a round of so many seconds: one that hangs takes a part of them only.
+
+        >>> Timing().within(30.0).window_s
+        3.0
+        """
+        return replace(
+            self, window_s=min(self.window_s, 0.1 * deadline_s),
+            answer_s=min(self.answer_s, 0.25 * deadline_s), deadline_s=deadline_s,
+        )  # fmt: skip
+
 
 @dataclass(slots=True)
 class Table:
@@ -104,6 +117,11 @@ class Table:
     began_at: float = field(default_factory=time.monotonic)
     is_open: bool = True
     changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def ends_at(self) -> float:
+        """When the round ends, whoever is missing; by `time.monotonic`."""
+        return self.began_at + self.timing.deadline_s
 
     def seat_of(self, token: str) -> Seat | None:
         """Return the seat of a token; takes as long for any token."""
@@ -146,7 +164,7 @@ class Table:
         with self.changed:
             if seat.outbox is not outbox or not self.is_open:
                 return False
-            seat.slot = message
+            seat.slot, seat.has_missed = message, False
             self.changed.notify_all()
             self.changed.wait_for(
                 lambda: seat.slot is not message or seat.outbox is not outbox or not self.is_open

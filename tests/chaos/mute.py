@@ -1,0 +1,64 @@
+"""A device that announces its answer and never sends it; otherwise it works as any other.
+
+    python mute.py HOST:PORT KEY_FOLDER ROUND
+
+It answers what it is asked until ROUND, whose answer it begins and does not end.
+"""
+
+import json
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from airtune.deploy.attend import Attending
+from airtune.deploy.device import Device, DeviceSettings
+from airtune.deploy.proof import Proof
+from airtune.wire.channel import RUN_KEY, SERVICE, TOKEN_KEY, Way
+from airtune.wire.envelope import parts_of
+from airtune.wire.letters import fetch_letter, send_answer
+
+
+class Mute:
+    """Takes tickets in place of a worker."""
+
+    def __init__(self, server, proof, round):
+        self._way, self._round = Way(server, proof.credentials()), round
+        self._device = Device(DeviceSettings(data="recipe", compute="cpu"))
+
+    def take(self, ticket, failed):
+        threading.Thread(target=self._do, args=(ticket,), daemon=True).start()
+
+    def _do(self, ticket):
+        way = replace(self._way, metadata=((RUN_KEY, ticket.run),))
+        letter = fetch_letter(way, ticket)
+        reply, said = self._device.handle(letter, way), json.loads(letter.header)
+        if said["kind"] == "train" and said["round"] == self._round:
+            self._announce(way, ticket, reply)
+        else:
+            send_answer(way, ticket, reply)
+
+    def _announce(self, way, ticket, reply):
+        def begun():
+            yield next(parts_of(reply))
+            time.sleep(3600)
+
+        with way.open() as channel:
+            print("announced", flush=True)
+            channel.stream_unary(f"/{SERVICE}/Answer")(
+                begun(), metadata=(*way.metadata, (TOKEN_KEY, ticket.token))
+            )
+
+
+def main():
+    server, folder, round = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    proof = Proof(folder / "ca.crt", folder / "device.key", folder / "device.crt")
+    while True:
+        place = Mute(server, proof, round)
+        Attending(server, proof, name="", place=place).attend(on_welcome=lambda: None)
+        time.sleep(1)
+
+
+if __name__ == "__main__":
+    main()
