@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,17 +9,20 @@ from hypothesis import strategies as st
 
 from airtune.cost.shapes import gpt2_like, llama_like
 from airtune.errors import ModelError, TrainingError
-from airtune.model.aggregate import A_ROW_NORM, aggregate
+from airtune.model.aggregate import aggregate
 from airtune.model.importance import Importance
 from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import init_adapters, layer_names, scatter, take
+from airtune.model.rules import RULES
+from airtune.model.rules.products import A_ROW_NORM
 from airtune.model.state import GlobalState, Update
 from airtune.plan import AggregateSpec, Workload
+from airtune.plan.method import AggregateRule
 
 LLAMA = llama_like("llama", blocks=2, width=16, heads=4, kv_groups=2, head_dim=4, ffn=12,
                    vocab=11, tied=True)  # fmt: skip
 GPT2 = gpt2_like(blocks=2, width=16, heads=4, ffn=12, vocab=11, positions=8)
-RULES = ["average", "norm-weighted", "factored", "lifted", "stacked"]
+EXACT = ["average", "norm-weighted", "factored", "lifted", "stacked"]
 RANK = 6
 
 
@@ -184,7 +188,7 @@ def test_average_is_the_mean_over_those_who_kept_a_row_or_column(seed, shape):
             torch.testing.assert_close(found.adapters[key], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EXACT)
 def test_equal_updates_change_only_the_form(rule):
     state = state_of(LLAMA)
     update = update_of(0, state, LLAMA, seed=4)
@@ -224,7 +228,7 @@ def test_norm_weights_are_the_norms_of_the_products():
         torch.testing.assert_close(normed.adapters[name], by_hand.adapters[name])
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EXACT)
 def test_heads_count_by_data_under_every_rule(rule):
     state = state_of(LLAMA)
     heads = [
@@ -291,7 +295,7 @@ def test_importance_is_pooled_over_those_who_measured():
     assert unmeasured.importance is None
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", EXACT)
 def test_the_state_given_is_untouched_and_nothing_is_random(rule):
     state = state_of(LLAMA)
     before = {name: tensor.clone() for name, tensor in state.adapters.items()}
@@ -338,3 +342,7 @@ def test_a_round_without_updates_or_with_wrong_weights_is_refused():
     for weights in ([1.0, 2.0], [0.0], [np.nan]):
         with pytest.raises(ModelError, match="one positive weight for each of 1 updates"):
             aggregate(AggregateSpec(), state, [update_of(0, state, LLAMA)], weights, shape=LLAMA)
+
+
+def test_every_rule_that_a_method_may_name_has_a_row():
+    assert set(RULES) == set(get_args(AggregateRule))

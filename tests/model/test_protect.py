@@ -11,10 +11,11 @@ from airtune.errors import ModelError, TrainingError
 from airtune.model.aggregate import aggregate
 from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import init_adapters, take
-from airtune.model.protect import krum
+from airtune.model.rules.robust import krum
 from airtune.model.state import GlobalState, Update
 from airtune.plan import AggregateSpec, Workload
 
+KRUM = AggregateSpec("krum", liars=1)
 SHAPE = llama_like("llama", blocks=2, width=16, heads=4, kv_groups=2, head_dim=4, ffn=12, vocab=11,
                    tied=True)  # fmt: skip
 WORK = Workload(batch=1, tokens=4, local_steps=1, rank=3,
@@ -82,11 +83,11 @@ def test_a_trimmed_mean_is_that_of_the_values_between(state):
 
 def test_krum_leaves_out_the_liar_and_needs_enough_honest(state):
     updates = [update_of(i, state) for i in range(4)] + [update_of(9, state, 5.0)]
-    assert 4 not in krum(updates, 1)
-    assert len(krum(updates, 1)) == 2
-    assert moved(state, go(AggregateSpec("krum"), state, updates)) < 1.0
+    assert 4 not in krum(updates, KRUM)
+    assert len(krum(updates, KRUM)) == 2
+    assert moved(state, go(KRUM, state, updates)) < 1.0
     with pytest.raises(TrainingError, match="needs 5 updates"):
-        krum(updates[:4], 1)
+        krum(updates[:4], KRUM)
 
 
 @pytest.mark.parametrize("rule", ["trimmed-mean", "krum", "average"])

@@ -22,8 +22,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from airtune.model.aggregate import TURNS_AXES, mixed_products
 from airtune.model.lora import Adapters
+from airtune.model.rules import RULES
+from airtune.model.rules.products import mixed_products
 from airtune.model.state import GlobalState
 from airtune.plan.method import AggregateRule
 
@@ -54,12 +55,12 @@ def advance(
         after: what the aggregation made of `sent` and the updates.
         rule: of the aggregation.
     """
-    if rule not in TURNS_AXES and (sent.adapters is not before.adapters or settings.momentum):
+    if RULES[rule].keeps_axes and (sent.adapters is not before.adapters or settings.momentum):
         after = _moved(settings, before, sent, after)
     if not settings.average:
         return after
     kept = min(settings.average, (1.0 + before.round) / (10.0 + before.round))
-    return replace(after, average=_mean(kept, before, after, turns=rule in TURNS_AXES))
+    return replace(after, average=_mean(kept, before, after, turns=not RULES[rule].keeps_axes))
 
 
 def evaluated(state: GlobalState) -> GlobalState:

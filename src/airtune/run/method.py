@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from airtune.errors import RecipeError
 from airtune.methods import build_method, method_row, settings_faults
 from airtune.methods.paced import MOST_STEPS, Paced
-from airtune.model.aggregate import TURNS_AXES
+from airtune.model.rules import RULES
 from airtune.plan import Method, WorkSpec
 from airtune.recipe import Recipe
 from airtune.run.controls import CONTROLS, WholeModel
@@ -75,7 +75,7 @@ def check_axes(recipe: Recipe, method: Method) -> None:
     Raises:
         RecipeError: if the method's aggregation gives the adapters new axes every round.
     """
-    if method.aggregate.rule not in TURNS_AXES:
+    if RULES[method.aggregate.rule].keeps_axes:
         return
     asked = {"upload.feedback": recipe.upload.feedback,
              "train.server_momentum": recipe.train.server_momentum}  # fmt: skip
