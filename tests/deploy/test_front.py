@@ -200,10 +200,43 @@ def test_a_run_to_go_on_with_is_no_path(site: Site) -> None:
         site.link("run").call("Submit", recipe=load_recipe(None).model_dump_json(), resume="../x")
 
 
+def test_devices_that_cannot_be_had_are_refused_with_the_labels_that_there_are(site: Site) -> None:
+    Register(site.state).label("b", {"site": "north"})
+    recipe = load_recipe(None).model_dump_json()
+    for where, devices, why in (
+        ({"site": "nort"}, 0, "0 devices have site=nort, 1 are asked for; labels are site=north"),
+        ({"site": "north"}, 2, "1 devices have site=north, 2 are asked for"),
+        (["site"], 0, "where has labels"),
+    ):
+        with pytest.raises(DeploymentError, match=why):
+            site.link("run").call("Submit", recipe=recipe, where=where, devices=devices)
+    with pytest.raises(DeploymentError, match="leave --where out"):
+        site.link("run").call("Submit", recipe=recipe, where={"site": "north"}, resume="x")
+    [row] = [one for one in site.link("view").call("List")["devices"] if one["name"] == "b"]
+    assert row["labels"] == {"site": "north"}
+
+
+def test_a_device_that_is_taken_out_of_a_run_has_no_task_of_it(
+    site: Site, run_1: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, str, str]] = []
+    monkeypatch.setattr(site.front.runs, "tell_failed", lambda *words: told.append(words))
+    monkeypatch.setattr(site.front.runs, "evict", lambda number, name: name == "a")
+    line = Line(site.way("a"), session="evicted")
+    handed(site, site.front.present()["a"], Ticket("task", "1"))
+    line.heard()
+    with pytest.raises(DeploymentError, match="b is in no run 1"):
+        site.link("run").call("Evict", run=1, device="b")
+    site.link("run").call("Evict", run=1, device="a")
+    assert told == [(1, "task", "an operator took this device out of the run")]
+    line.close()
+
+
 @pytest.mark.parametrize(
     ("role", "call", "may"),
     [("view", "List", True), ("view", "Submit", False), ("view", "Stop", False),
-     ("run", "List", True), ("run", "Stop", True), ("admin", "Stop", True)],
+     ("run", "List", True), ("run", "Stop", True), ("admin", "Stop", True),
+     ("view", "Evict", False), ("run", "Evict", True)],
 )  # fmt: skip
 def test_what_an_operator_may_is_its_role(site: Site, role: str, call: str, may: bool) -> None:
     if call == "List":

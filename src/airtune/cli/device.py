@@ -8,12 +8,18 @@ from typing import Annotated
 import typer
 
 from airtune.cli.console import print_json, print_line, print_table
-from airtune.cli.options import AsJson
+from airtune.cli.options import AsJson, Where
 from airtune.cli.server import State
 from airtune.deploy import DEFAULT_STATE
 from airtune.errors import DeploymentError
 
-app = typer.Typer(help="Add, list and revoke devices and their keys.", no_args_is_help=True)
+Labelled = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label", metavar="KEY=VALUE", help="A label of each, such as site=north; may be repeated."
+    ),
+]
+app = typer.Typer(help="Add, label, list and revoke devices and their keys.", no_args_is_help=True)
 
 
 @app.command()
@@ -23,6 +29,7 @@ def add(
     state: State = DEFAULT_STATE,
     inventory: Annotated[Path | None, typer.Option(help="YAML or CSV file with a name a device, perhaps a public key each.")] = None,
     public_key: Annotated[Path | None, typer.Option(help="Public key that one device made itself; otherwise keys are made here.")] = None,
+    label: Labelled = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Let devices connect.
@@ -33,6 +40,7 @@ def add(
     Example: airtune device add gate-1 gate-2
     """
     from airtune.deploy.enroll import enroll, read_inventory
+    from airtune.deploy.labels import read_labels
 
     wanted = dict.fromkeys(names or [], public_key)
     if inventory is not None:
@@ -41,7 +49,7 @@ def add(
         raise DeploymentError("name a device, or an --inventory file")
     if public_key is not None and len(wanted) != 1:
         raise DeploymentError(f"--public-key is for one device, got {len(wanted)}")
-    added = enroll(state, wanted)
+    added = enroll(state, wanted, labels=read_labels(label or ()))
     if as_json:
         print_json({"devices": [{"name": device.name, "fingerprint": device.fingerprint,
                                  "folder": str(folder)}
@@ -52,19 +60,38 @@ def add(
 
 
 @app.command("list")
-def list_(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
-    """List devices and the state of their keys."""
+def list_(*, state: State = DEFAULT_STATE, where: Where = None, as_json: AsJson = False) -> None:
+    """List devices, their labels and the state of their keys."""
+    from airtune.deploy.labels import format_labels, matches, read_labels
     from airtune.deploy.register import Register
 
-    devices = Register(state).devices.values()
+    wanted = read_labels(where or ())
+    devices = [one for one in Register(state).devices.values() if matches(one.labels, wanted)]
     if as_json:
         print_json({"devices": [{"name": device.name, "fingerprint": device.fingerprint,
-                                 "added": device.added, "revoked": device.revoked or None}
+                                 "added": device.added, "revoked": device.revoked or None,
+                                 "labels": dict(device.labels)}
                                 for device in devices]})  # fmt: skip
         return
-    print_table("", ["device", "key", "added", "revoked"],
-                [[device.name, device.fingerprint, device.added, device.revoked or "-"]
-                 for device in devices])  # fmt: skip
+    print_table("", ["device", "key", "added", "revoked", "labels"],
+                [[device.name, device.fingerprint, device.added, device.revoked or "-",
+                  format_labels(device.labels)] for device in devices])  # fmt: skip
+
+
+@app.command()
+def label(
+    name: Annotated[str, typer.Argument(help="Name of the device.")],
+    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE | KEY-", help="Labels to set, such as site=north; site- takes one off.")],
+    *,
+    state: State = DEFAULT_STATE,
+) -> None:  # fmt: skip
+    """Set labels of a device, by which runs choose it (airtune run --where)."""
+    from airtune.deploy.labels import format_labels, read_labels
+    from airtune.deploy.register import Register
+
+    off = frozenset(word[:-1] for word in labels if "=" not in word and word.endswith("-"))
+    wanted = read_labels(word for word in labels if word[:-1] not in off)
+    print_line(f"{name}: {format_labels(Register(state).label(name, wanted, off))}")
 
 
 @app.command()

@@ -22,6 +22,34 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the recipe; may be repeated."),
 ]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        help="HOST[:PORT] of a server elsewhere; none = the one that runs from --state here.",
+        show_default=False,
+    ),
+]
+Ca = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --server: its ca.crt; none = of the server's state folder here, or ca.crt.",
+        show_default=False,
+    ),
+]
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        help="With --server: your operator key; none = beside its ca.crt.", show_default=False
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        help="Devices with this label; several = with all of them.",
+        show_default=False,
+    ),
+]
 
 
 def split_words(

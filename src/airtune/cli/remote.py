@@ -8,9 +8,11 @@ from typing import Any
 
 from airtune.cli.console import print_json, print_line, print_note, print_quality
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
+from airtune.deploy.labels import read_labels
 from airtune.deploy.proof import Proof
 from airtune.deploy.reach import check_server
-from airtune.deploy.submit import Link, follow, submit
+from airtune.deploy.site import running
+from airtune.deploy.submit import Link, follow, local_link, submit
 from airtune.errors import DeploymentError, RunInterruptedError
 from airtune.recipe import load_recipe
 
@@ -29,6 +31,8 @@ class Remote:
     replay: bool = False
     devices: int = 0
     resume: str | None = None
+    where: tuple[str, ...] = ()
+    """Labels of the devices, KEY=VALUE."""
 
     def link(self) -> Link:
         """Return the way to the server.
@@ -38,6 +42,16 @@ class Remote:
         """
         address = self.server if ":" in self.server else f"{self.server}:{DEFAULT_PORT}"
         return Link(address, None if self.insecure else find_proof(self.ca, self.key))
+
+
+def link_to(state: Path, server: str | None, ca: Path | None, key: Path | None) -> Link:
+    """Return the way to a server elsewhere, or to the one that runs from a state folder here.
+
+    Raises:
+        ConnectionFailedError: if none runs here, and none was named.
+        DeploymentError: if certificate or key are not found.
+    """
+    return local_link(running(state)) if server is None else Remote(server, ca, key).link()
 
 
 def find_proof(ca: Path | None, key: Path | None) -> Proof:
@@ -72,7 +86,7 @@ def run_remotely(wanted: Remote, source: str | None, changes: list[str], *, as_j
     check_server(link.address, None if link.proof is None else link.proof.authority)
     run = submit(
         link, recipe, resume=wanted.resume or "", devices=wanted.devices,
-        clock="replay" if wanted.replay else "real",
+        clock="replay" if wanted.replay else "real", where=read_labels(wanted.where),
     )  # fmt: skip
     if not as_json:
         print_note(f"run {run} at {link.address}")

@@ -11,7 +11,7 @@ import typer
 
 from airtune.cli.console import print_json, print_line, print_note, print_quality
 from airtune.cli.folders import find_run
-from airtune.cli.options import AsJson, Settings, Words, split_words
+from airtune.cli.options import AsJson, Settings, Where, Words, split_words
 from airtune.errors import RecipeError
 from airtune.recipe import load_recipe
 from airtune.units import format_bytes, format_seconds
@@ -34,6 +34,7 @@ def run(
     insecure: Annotated[bool, typer.Option("--insecure", help="With --server: it has no TLS.")] = False,
     replay: Annotated[bool, typer.Option("--replay", help="With --server: the recipe's fleet keeps time, devices hold shares of its data.")] = False,
     devices: Annotated[int, typer.Option(help="With --server: how many devices to wait for.")] = 0,
+    where: Where = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Fine-tune by a recipe; without one, the embedded default (no download).
@@ -50,6 +51,7 @@ def run(
             "--insecure": insecure,
             "--replay": replay,
             "--devices": devices,
+            "--where": where,
         },
         local={"--folder": folder, "--track": track},
     )
@@ -57,8 +59,9 @@ def run(
         from airtune.cli.remote import Remote, run_remotely
 
         wanted = Remote(
-            server, ca, key, insecure=insecure, replay=replay, devices=devices, resume=resume
-        )
+            server, ca, key, insecure=insecure, replay=replay, devices=devices, resume=resume,
+            where=tuple(where or ()),
+        )  # fmt: skip
         run_remotely(wanted, source, changes + ([f"name={name}"] if name else []), as_json=as_json)
         return
     rounds = None if resume is None else read_more(changes, source or name or folder)

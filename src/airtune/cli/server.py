@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from airtune.cli.console import print_json, print_line, print_note, print_table
-from airtune.cli.options import AsJson
+from airtune.cli.options import AsJson, Ca, Key, Server
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
 from airtune.errors import DeploymentError
 
@@ -54,6 +55,7 @@ def start(
 @app.command()
 def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     """Show whether the server runs, its devices and its runs."""
+    from airtune.deploy.labels import format_labels
     from airtune.deploy.site import running
     from airtune.deploy.submit import local_link
 
@@ -64,14 +66,48 @@ def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
         return
     kind = "without TLS" if settings.insecure else "TLS and keys"
     print_line(f"server at {settings.host}:{settings.port}, {kind}, state in {state}")
-    print_table("", ["device", "status", "since"],
-                [[row["name"], row["status"], row["since"]] for row in said["devices"]])  # fmt: skip
-    print_table("", ["run", "name", "status", "operator", "began"],
-                [[str(row["number"]), row["name"], row["status"], row["operator"], row["began"]]
-                 for row in said["runs"]])  # fmt: skip
+    print_table("", ["device", "status", "since", "version", "run", "labels"],
+                [[row["name"], row["status"], row["since"], row["version"], _number(row["run"]),
+                  format_labels(row["labels"])] for row in said["devices"]])  # fmt: skip
+    _print_runs(said["runs"])
     for one in said["refused"]:
         times = f" ({one['count']} times since the start)" if one["count"] > 1 else ""
         print_line(one["reason"] + times)
+
+
+@app.command()
+def runs(
+    *,
+    state: State = DEFAULT_STATE,
+    server: Server = None,
+    ca: Ca = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the runs of a server, those that are queued too, newest first."""
+    from airtune.cli.remote import link_to
+
+    found = link_to(state, server, ca, key).call("List")["runs"]
+    if as_json:
+        print_json({"runs": found})
+        return
+    _print_runs(found)
+
+
+def _print_runs(found: Sequence[Mapping[str, Any]]) -> None:
+    from airtune.deploy.labels import format_labels
+
+    def waiting(row: Mapping[str, Any]) -> str:
+        return f"queued, after {', '.join(map(str, row['waits_for']))}" if row["waits_for"] else row["status"]  # fmt: skip
+
+    print_table("", ["run", "name", "status", "operator", "began", "devices", "where"],
+                [[str(row["number"]), row["name"], waiting(row), row["operator"], row["began"],
+                  _number(None if row["devices"] is None else len(row["devices"])),
+                  format_labels(row["where"])] for row in found])  # fmt: skip
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 @app.command()
@@ -101,23 +137,44 @@ def logs(
 def stop(
     *,
     state: State = DEFAULT_STATE,
-    run: Annotated[int | None, typer.Option(help="Stop this run only; its checkpoint stands.")] = None,
+    run: Annotated[int | None, typer.Option(help="Stop this run only, or take it off the queue; its checkpoint stands.")] = None,
+    server: Server = None,
+    ca: Ca = None,
+    key: Key = None,
 ) -> None:  # fmt: skip
     """Stop the server, or one run."""
-    from airtune.deploy import server
-    from airtune.deploy.site import running
-    from airtune.deploy.submit import local_link
+    from airtune.cli.remote import link_to
+    from airtune.deploy.server import stop as stop_server
 
     if run is not None:
-        local_link(running(state)).call("Stop", run=run)
+        link_to(state, server, ca, key).call("Stop", run=run)
         print_line(f"run {run} was stopped; airtune run --resume goes on from its last checkpoint")
         return
-    print_line(f"stopped (process {server.stop(state)})")
+    if server is not None:
+        raise DeploymentError("a server is stopped on its own machine; name a --run to stop")
+    print_line(f"stopped (process {stop_server(state)})")
+
+
+@app.command()
+def evict(
+    device: Annotated[str, typer.Argument(help="Name of the device.")],
+    *,
+    run: Annotated[int, typer.Option(help="Number of the run.")],
+    state: State = DEFAULT_STATE,
+    server: Server = None,
+    ca: Ca = None,
+    key: Key = None,
+) -> None:
+    """Take a device out of a run; the run goes on without it, the device is free for others."""
+    from airtune.cli.remote import link_to
+
+    link_to(state, server, ca, key).call("Evict", run=run, device=device)
+    print_line(f"{device} takes no more part in run {run}")
 
 
 @app.command()
 def drain(*, state: State = DEFAULT_STATE) -> None:
-    """Take no new run, wait for those that run, then stop."""
+    """Take no new run, wait for those that run, then stop; queued runs wait for the next start."""
     from airtune.deploy import server
     from airtune.deploy.site import DRAINING, running
     from airtune.deploy.submit import local_link

@@ -6,16 +6,17 @@ STATE/audit.jsonl    who asked for what, from where, and what came of it; one li
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from pydantic import ValidationError
 
 from airtune.deploy.gate import Call, Caller, Gate, Requests
+from airtune.deploy.labels import format_labels, matches
 from airtune.deploy.register import Role
 from airtune.deploy.runs import Runs
 from airtune.deploy.site import DRAINING, ServerSettings
@@ -23,22 +24,34 @@ from airtune.methods.plugins import is_path
 from airtune.recipe import Recipe
 
 AUDIT = "audit.jsonl"
-ORDER = frozenset({"recipe", "resume", "clock", "devices", "join-s", "silent-s"})
+ORDER = frozenset({"recipe", "resume", "clock", "devices", "join-s", "silent-s", "where"})
 """What an order may hold; nothing in it is code."""
+
+
+class Devices(Protocol):
+    """The devices of a server."""
+
+    def devices(self) -> list[dict[str, Any]]:
+        """Return what is known of each."""
+        ...
+
+    def evict(self, number: int, name: str) -> bool:
+        """Take one out of a run; False where it is not in it."""
+        ...
 
 
 class Control:
     """The calls of operators, by their names, each with the role that it needs."""
 
     def __init__(
-        self, settings: ServerSettings, runs: Runs, devices: Callable[[], list[dict[str, Any]]],
-        gate: Gate,
+        self, settings: ServerSettings, runs: Runs, devices: Devices, gate: Gate
     ) -> None:  # fmt: skip
         """Know what is asked about."""
         self._settings, self._runs, self._devices, self._gate = settings, runs, devices, gate
         self.calls: Mapping[str, tuple[Call, Role]] = {
             "Submit": (self._submit, "run"), "Stop": (self._stop, "run"),
             "List": (self._list, "view"), "Follow": (self._follow, "view"),
+            "Evict": (self._evict, "run"),
         }  # fmt: skip
 
     def _submit(
@@ -50,7 +63,9 @@ class Control:
             self._note(who, "submit", refused=why)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
         name = Recipe.model_validate_json(order["recipe"]).label
-        number = self._runs.start(order, name=name, operator=who.name)
+        number = self._runs.submit(
+            order, name=name, operator=who.name, where=order.get("where") or {}
+        )
         self._note(who, "submit", run=number, recipe=name)
         yield json.dumps({"run": number}).encode()
 
@@ -61,6 +76,8 @@ class Control:
         unknown = order.keys() - ORDER
         if unknown or not isinstance(order.get("recipe"), str):
             return f"an order has {', '.join(sorted(ORDER))}, got {', '.join(sorted(order))}"
+        if why := self._why_not_where(order):
+            return why
         try:
             recipe = Recipe.model_validate_json(order["recipe"])
         except ValidationError as error:
@@ -86,13 +103,42 @@ class Control:
             return f"a run to go on with is named by its folder in runs/, got {resume!r}"
         return ""
 
+    def _why_not_where(self, order: Mapping[str, Any]) -> str:
+        """Return why the devices that an order asks for cannot be had, "" if they can."""
+        where = order.get("where") or {}
+        if not (isinstance(where, dict) and all(isinstance(one, str) for one in where.values())):
+            return f"where has labels and their values, got {where!r}"
+        if not where:
+            return ""
+        if order.get("resume"):
+            return "a run that is resumed has the devices it had; leave --where out"
+        known = self._gate.labels().values()
+        found, wanted = sum(matches(one, where) for one in known), int(order.get("devices") or 1)
+        if found >= wanted:
+            return ""
+        there = sorted({format_labels({key: value}) for one in known for key, value in one.items()})
+        return (
+            f"{found} devices have {format_labels(where)}, {wanted} are asked for; labels are "
+            f"{', '.join(there) or 'none (airtune device label NAME KEY=VALUE)'}"
+        )
+
+    def _evict(
+        self, who: Caller, requests: Requests, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        asked = read_json(next(requests, b""))
+        number, name = _number(asked), str(asked.get("device"))
+        self._note(who, "evict", run=number, device=name)
+        if not self._devices.evict(number, name):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"{name} is in no run {number} that runs here")
+        yield b"{}"
+
     def _stop(
         self, who: Caller, requests: Requests, context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         number = _number(read_json(next(requests, b"")))
         self._note(who, "stop", run=number)
         if not self._runs.stop(number):
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no run {number} goes on here")
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no run {number} runs or waits here")
         yield b"{}"
 
     def _list(
@@ -107,8 +153,9 @@ class Control:
             for (name, why), count in self._gate.refused.items()
         ]
         yield json.dumps({
-            "devices": self._devices(), "runs": [asdict(row) for row in self._runs.rows],
-            "refused": refused,
+            "devices": self._devices.devices(), "refused": refused,
+            "runs": [asdict(row) | {"waits_for": self._runs.waits_for(row)}
+                     for row in self._runs.rows],
         }).encode()  # fmt: skip
 
     def _follow(

@@ -19,13 +19,18 @@ from airtune.deploy.keys import (
     make_device_key,
     read_public_key,
 )
+from airtune.deploy.labels import Labels
 from airtune.deploy.register import Register, Registered, Role, check_name
 from airtune.errors import DeploymentError
 from airtune.records import storage
 
 
 def enroll(
-    state: Path, wanted: Mapping[str, Path | None], *, role: Role = "device"
+    state: Path,
+    wanted: Mapping[str, Path | None],
+    *,
+    role: Role = "device",
+    labels: Labels | None = None,
 ) -> list[tuple[Registered, Path]]:
     """Add devices, or operators.
 
@@ -33,6 +38,7 @@ def enroll(
         state: the server's folder.
         wanted: names, each with a public key that its owner has made; None = make one.
         role: what they may do.
+        labels: of each.
 
     Returns:
         Each with the folder to copy to it: certificates, and the key where it was made here.
@@ -42,7 +48,7 @@ def enroll(
     """
     for name in wanted:
         check_name(name)
-    return [_enroll(state, name, public, role) for name, public in wanted.items()]
+    return [_enroll(state, name, public, role, labels or {}) for name, public in wanted.items()]
 
 
 def read_inventory(path: Path) -> dict[str, Path | None]:
@@ -85,7 +91,9 @@ def _rows(text: str) -> list[dict[str, str]]:
     return [entry if isinstance(entry, dict) else {"name": str(entry)} for entry in entries or []]
 
 
-def _enroll(state: Path, name: str, public: Path | None, role: Role) -> tuple[Registered, Path]:
+def _enroll(
+    state: Path, name: str, public: Path | None, role: Role, labels: Labels
+) -> tuple[Registered, Path]:
     register = Register(state)
     register.check_free(name)  # before its folder is touched: it may hold an uncopied key
     stem = "device" if role == "device" else "operator"
@@ -96,7 +104,7 @@ def _enroll(state: Path, name: str, public: Path | None, role: Role) -> tuple[Re
         folder.mkdir(parents=True, mode=0o700)
     try:
         text = read_public_key(public or make_device_key(folder / f"{stem}.key"))
-        one = register.add(Registered(name, text, fingerprint_of(text), role))
+        one = register.add(Registered(name, text, fingerprint_of(text), role, labels=labels))
     except DeploymentError:
         shutil.rmtree(folder, ignore_errors=True)
         raise

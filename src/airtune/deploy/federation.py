@@ -21,6 +21,7 @@ from airtune.calibrate import Measured
 from airtune.data.federated import Count, FederatedData
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.samples import write_samples
+from airtune.deploy import ROSTER
 from airtune.deploy.handout import Handout, open_handout
 from airtune.deploy.ledger import LEDGER, Ledger
 from airtune.deploy.reading import describe_reader
@@ -72,7 +73,7 @@ from airtune.units import format_bytes
 from airtune.wire.allowance import Allowance
 from airtune.wire.envelope import More
 
-ROSTER, PROBES = "roster.json", "probes"
+PROBES = "probes"
 Tell = Callable[..., None]
 
 
@@ -178,10 +179,11 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     }
     pieces = _pieces(order, recipe, roster, folder=place.folder, known=known, base=base)
     remote.settle_on(replace(setup, workload=pieces.problem.workload))
-    link.allowed = frozenset(np.flatnonzero(roster.samples).tolist())
+    allowed = np.flatnonzero(roster.samples).tolist()
+    link.allowed = frozenset(allowed)
     pieces, writer = _begin(place, pieces, chosen, order, roster)
     tell(stage="running", folder=str(place.folder), name=recipe.label,
-         rounds=recipe.train.rounds, devices=list(names))  # fmt: skip
+         rounds=recipe.train.rounds, devices=[names[number] for number in allowed])  # fmt: skip
     engine = _engine(order, pieces, chosen.method, remote)
     _rounds(pieces, chosen, engine, writer, tell)
     page = write_report([place.folder], place.folder)
@@ -260,7 +262,7 @@ def _names(
 
 def _join(remote: Remote, names: Sequence[str], handout: Handout | None, tell: Tell) -> Roster:
     """Have the devices load model and data; those that do not fit are named and left out."""
-    tell(stage=f"{len(names)} devices load model and data")
+    tell(stage=f"{len(names)} devices load model and data", devices=list(names))
     more = None if handout is None else More(handout.patience_s, handout.is_fetching)
     answers = remote.join(range(len(names)), more=more)
     if handout is not None:

@@ -11,7 +11,7 @@ on this machine alone.
     /airtune.Server/Attend    a device that waits for tasks
     /airtune.Split/Measure    a device that measures its link
     /airtune.Split/...        a device's calls to a run, passed on to that run's process
-    /airtune.Control/...      operators: Submit, Follow, List, Stop
+    /airtune.Control/...      operators: Submit, Follow, List, Stop, Evict
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ import grpc
 
 from airtune.deploy.control import Control, read_json
 from airtune.deploy.gate import Call, Caller, Gate, Requests
+from airtune.deploy.queue import holder
 from airtune.deploy.runs import Runs
 from airtune.deploy.site import READY, ServerSettings
 from airtune.errors import DeploymentError
@@ -101,9 +102,11 @@ class Front:
         """By name; one that calls again from the same process is the same node."""
         self._numbers = itertools.count(1)
         self._passing: dict[str, set[grpc.Call]] = {}
-        self.runs = Runs(settings.state, present=self.present, hand=self._hand)
+        self.runs = Runs(
+            settings.state, present=self.present, labels=gate.labels, hand=self._hand
+        )  # fmt: skip
         self._channels: dict[int, grpc.Channel] = {}
-        self._control = Control(settings, self.runs, self._devices, gate)
+        self._control = Control(settings, self.runs, self, gate)
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._server: grpc.Server | None = None
@@ -140,6 +143,7 @@ class Front:
         ))  # fmt: skip
         port = self._bind(server)
         server.start()
+        self.runs.start_free()
         threading.Thread(target=self._look_after, name="revoked keys", daemon=True).start()
         return port
 
@@ -161,6 +165,7 @@ class Front:
         while not self._closing.wait(_LOOK_S):
             if not self._gate.refresh():
                 continue
+            self.runs.tell_present()  # labels may be others
             with self._lock:
                 for name in {*self._attending, *self._passing}:
                     why = self._gate.why_refused(name)
@@ -184,16 +189,34 @@ class Front:
         with self._lock:
             return {name: one.node for name, one in self._attending.items()}
 
-    def _devices(self) -> list[dict[str, Any]]:
+    def devices(self) -> list[dict[str, Any]]:
+        """Return what is known of every device, by name."""
         with self._lock:
-            attending = list(self._attending.values())
-        rows = [
-            {"name": one.name, "status": "online", "since": one.since, "version": one.version}
-            for one in attending
-        ]
-        known = self._gate.device_names() - {one.name for one in attending}
-        rows += [{"name": name, "status": "offline", "since": "", "version": ""} for name in known]
-        return sorted(rows, key=lambda row: row["name"])
+            attending = dict(self._attending)
+        labels, runs, rows = self._gate.labels(), self.runs.rows, []
+        for name in sorted({*attending, *labels}):
+            one = attending.get(name)
+            rows.append({
+                "name": name, "status": "offline" if one is None else "online",
+                "since": "" if one is None else one.since,
+                "version": "" if one is None else one.version,
+                "labels": dict(labels.get(name, {})),
+                "run": holder(name, labels.get(name, {}), runs),
+            })  # fmt: skip
+        return rows
+
+    def evict(self, number: int, name: str) -> bool:
+        """Take a device out of a run; False where it is not in it. Its task counts as failed."""
+        if not self.runs.evict(number, name):
+            return False
+        with self._lock:
+            agent = self._agents.get(name)
+            tokens = [] if agent is None else [
+                token for token, (of, _) in agent.tickets.items() if of == number
+            ]  # fmt: skip
+        for token in tokens:
+            self.runs.tell_failed(number, token, "an operator took this device out of the run")
+        return True
 
     def _hand(self, node: int, run: int, ticket: Any) -> None:
         """Hand a ticket to a device; one whose line broke gets it when it calls again."""

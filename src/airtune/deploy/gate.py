@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 
 from airtune.deploy.keys import ensure_local_operator, fingerprint_of, public_in
+from airtune.deploy.labels import Labels
 from airtune.deploy.register import OPERATORS, Register, Registered, Role, check_name
 from airtune.deploy.site import ServerSettings
 from airtune.errors import DeploymentError
@@ -68,9 +69,9 @@ class Gate:
             return False  # it is written at this moment; what was known holds
         return True
 
-    def device_names(self) -> set[str]:
-        """Return the names of all devices that may call."""
-        return {name for name, one in self._register.devices.items() if not one.revoked}
+    def labels(self) -> dict[str, Labels]:
+        """Return the labels of every device that may call, by name."""
+        return {one.name: one.labels for one in self._register.matching({})}
 
     def why_refused(self, name: str) -> str:
         """Return why who was let in by this name is no longer, "" if it still is."""

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from filelock import FileLock
+
+from airtune.deploy.labels import Labels, matches
 from airtune.errors import DeploymentError
 from airtune.records import storage, write_atomically
 
@@ -31,10 +35,14 @@ class Registered:
     added: str = ""
     revoked: str = ""
     """When its key was revoked; empty = it is valid."""
+    labels: Labels = field(default_factory=dict)
 
 
 class Register:
-    """The devices and operators of a server, in one file of its state folder."""
+    """The devices and operators of a server, in one file of its state folder.
+
+    Whoever changes it holds a lock and reads it again first: commands and the server both write it.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read the file, if there is one.
@@ -44,15 +52,19 @@ class Register:
         """
         self._path = folder / _FILE
         self._devices: dict[str, Registered] = {}
-        if self._path.is_file():
-            try:
-                rows = json.loads(self._path.read_text(encoding="utf-8"))["devices"]
-                self._devices = {row["name"]: _row(row) for row in rows}
-            except (ValueError, KeyError, TypeError) as error:
-                raise DeploymentError(
-                    f"{self._path} is damaged ({error}); restore it, or remove it and add the "
-                    "devices again"
-                ) from error
+        self._read()
+
+    def _read(self) -> None:
+        if not self._path.is_file():
+            return
+        try:
+            rows = json.loads(self._path.read_text(encoding="utf-8"))["devices"]
+            self._devices = {row["name"]: _row(row) for row in rows}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DeploymentError(
+                f"{self._path} is damaged ({error}); restore it, or remove it and add the "
+                "devices again"
+            ) from error
 
     @property
     def everybody(self) -> Mapping[str, Registered]:
@@ -72,6 +84,12 @@ class Register:
     def valid(self) -> list[Registered]:
         """Return who may connect."""
         return [device for device in self._devices.values() if not device.revoked]
+
+    def matching(self, where: Labels) -> list[Registered]:
+        """Return the valid devices whose labels hold all of `where`."""
+        return [
+            one for one in self.devices.values() if not one.revoked and matches(one.labels, where)
+        ]
 
     def owner_of(self, public: str) -> Registered | None:
         """Return whose a key is, revoked or not; None = nobody's."""
@@ -97,16 +115,15 @@ class Register:
         Raises:
             DeploymentError: if the name is taken, or its key is another device's.
         """
-        self.check_free(device.name)
-        for other in self._devices.values():
-            if other.fingerprint == device.fingerprint and other.name != device.name:
-                raise DeploymentError(
-                    f"the key {device.fingerprint} is that of {_kind(other)} {other.name!r}; each "
-                    "needs its own"
-                )
-        stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        self._devices[device.name] = replace(device, added=stamp, revoked="")
-        self._save()
+        with self._changing():
+            self.check_free(device.name)
+            for other in self._devices.values():
+                if other.fingerprint == device.fingerprint and other.name != device.name:
+                    raise DeploymentError(
+                        f"the key {device.fingerprint} is that of {_kind(other)} {other.name!r}; "
+                        "each needs its own"
+                    )
+            self._devices[device.name] = replace(device, added=_now(), revoked="")
         return self._devices[device.name]
 
     def revoke(self, name: str, *, operator: bool = False) -> Registered:
@@ -115,26 +132,55 @@ class Register:
         Raises:
             DeploymentError: if there is no such device (or operator), or it was revoked before.
         """
+        with self._changing():
+            known = self.known(name, operator=operator)
+            self._devices[name] = replace(known, revoked=_now())
+        return known
+
+    def label(self, name: str, labels: Labels, without: frozenset[str] = frozenset()) -> Labels:
+        """Set labels of a device and take some off; returns all that it has then.
+
+        Raises:
+            DeploymentError: if there is no such device.
+        """
+        with self._changing():
+            known = self.known(name)
+            kept = {key: value for key, value in known.labels.items() if key not in without}
+            self._devices[name] = replace(known, labels=kept | dict(labels))
+        return self._devices[name].labels
+
+    def known(self, name: str, *, operator: bool = False) -> Registered:
+        """Return a valid device, or operator, by its name.
+
+        Raises:
+            DeploymentError: if there is none.
+        """
         known = (self.operators if operator else self.devices).get(name)
         if known is None or known.revoked:
             kind = "operator" if operator else "device"
             names = ", ".join(one.name for one in self.valid() if _kind(one) == kind) or "none"
             raise DeploymentError(f"there is no valid {kind} {name!r}; there are: {names}")
-        stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        self._devices[name] = replace(known, revoked=stamp)
-        self._save()
         return known
 
-    def _save(self) -> None:
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the file, read it again, and write what was changed."""
         with storage(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        rows = [asdict(device) for device in self._devices.values()]
-        write_atomically(self._path, json.dumps({"schema": 1, "devices": rows}, indent=1))
+        with FileLock(self._path.with_suffix(".lock")):
+            self._read()
+            yield
+            rows = [asdict(device) for device in self._devices.values()]
+            write_atomically(self._path, json.dumps({"schema": 1, "devices": rows}, indent=1))
 
 
-def _row(row: dict[str, str]) -> Registered:
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _row(row: dict[str, Any]) -> Registered:
     row.pop("node", None)  # of lists that were written when Flower numbered the devices
-    return Registered(**row)  # type: ignore[arg-type]
+    return Registered(**row)
 
 
 def _kind(one: Registered) -> str:

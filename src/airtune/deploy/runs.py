@@ -1,10 +1,13 @@
 """The runs of a server: each a process of its own, which this one starts, feeds and ends.
 
-Lines of JSON go both ways. To a run: its order, who is connected, and tasks that a device has given
-up. From a run: the port on this machine where it serves its devices, tickets for them, and events
-for whoever follows. A run ends when this process does; its checkpoint stands.
+A run that shares devices with an earlier one waits in the queue until that has ended (`queue` has
+the rules). Lines of JSON go both ways. To a run: its order, which of its devices are connected, and
+tasks that a device has given up. From a run: the port on this machine where it serves its devices,
+tickets for them, and events for whoever follows. A run ends when this process does; its checkpoint
+stands. A queued one waits for the next start of the server.
 
     STATE/runs.json            all runs, by number
+    STATE/queue/run-N.json     the order of run N, for as long as it is queued
     STATE/logs/run-N.jsonl     what run N has told
     STATE/logs/run-N.log       what its process has written
 """
@@ -24,26 +27,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from airtune.deploy import ROSTER
+from airtune.deploy.labels import Labels
 from airtune.deploy.memory import close_pipes
+from airtune.deploy.queue import DONE, FAILED, QUEUED, RUNNING, STOPPED, RunRow, blockers, holder
+from airtune.deploy.site import DRAINING
 from airtune.errors import CheckpointError
 from airtune.records import write_atomically
 
-RUNNING, DONE, FAILED, STOPPED = (
-    "running", "finished:completed", "finished:failed", "finished:stopped"
-)  # fmt: skip
+RUNNER = ("-m", "airtune.deploy.runner")
 _GRACE_S, _LOOK_S = 20.0, 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class RunRow:
-    """What is known of a run."""
-
-    number: int
-    name: str
-    operator: str
-    status: str
-    began: str
-    ended: str = ""
 
 
 @dataclass(slots=True)
@@ -59,10 +52,11 @@ class _Process:
 
 
 class Runs:
-    """Starts runs, listens to them, and remembers them."""
+    """Starts runs when their devices are free, listens to them, and remembers them."""
 
     def __init__(
         self, state: Path, *, present: Callable[[], Mapping[str, int]],
+        labels: Callable[[], Mapping[str, Labels]],
         hand: Callable[[int, int, Mapping[str, Any]], None],
     ) -> None:  # fmt: skip
         """Read what ran before; runs that a server took along have failed.
@@ -70,14 +64,18 @@ class Runs:
         Args:
             state: the server's folder.
             present: returns the node of every device that is connected.
+            labels: returns the labels of every device that may call.
             hand: gives a node, for a run, a ticket.
         """
         self._state, self._present, self._hand = state, present, hand
+        self._labels = labels
         self._rows = {row.number: row for row in _read(state / "runs.json")}
         self._going: dict[int, _Process] = {}
         self._changed = threading.Condition()
+        self._is_closing = False
         for row in self._rows.values():
-            if row.status == RUNNING:
+            is_lost = row.status == QUEUED and not self._order_path(row.number).is_file()
+            if row.status == RUNNING or is_lost:
                 self._rows[row.number] = replace(row, status=FAILED)
         (state / "logs").mkdir(parents=True, exist_ok=True)
 
@@ -87,34 +85,90 @@ class Runs:
         with self._changed:
             return sorted(self._rows.values(), key=lambda row: -row.number)
 
+    def waits_for(self, row: RunRow) -> list[int]:
+        """Return the numbers of the runs that a queued run waits for."""
+        return [] if row.status != QUEUED else blockers(row, self.rows, self._known())
+
     def port(self, number: int) -> int | None:
         """Return where a run that goes on serves its devices."""
         going = self._going.get(number)
         return None if going is None else going.port
 
-    def start(self, order: Mapping[str, Any], *, name: str, operator: str) -> int:
-        """Start a run; returns its number."""
+    def submit(
+        self, order: Mapping[str, Any], *, name: str, operator: str, where: Labels
+    ) -> int:  # fmt: skip
+        """Queue a run, and start it if its devices are free; returns its number."""
         with self._changed:
             number = max(self._rows, default=0) + 1
-            self._rows[number] = RunRow(number, name, operator, RUNNING, _now())
+            write_atomically(self._order_path(number), json.dumps(order))
+            self._rows[number] = RunRow(
+                number, name, operator, QUEUED, _now(), where=dict(where),
+                devices=_devices_of(self._state, str(order.get("resume") or "")),
+            )  # fmt: skip
+            self._save()
+        self.start_free()
+        row = self._rows[number]
+        if waits := self.waits_for(row):
+            said = ", ".join(map(str, waits))
+            self._note(number, {"stage": f"queued: waits for the devices of run {said}"})
+        return number
+
+    def start_free(self) -> None:
+        """Start every queued run whose devices are free."""
+        with self._changed:
+            if self._is_closing or (self._state / DRAINING).exists():
+                return
+            for row in reversed(self.rows):
+                if row.status == QUEUED and not self.waits_for(row):
+                    self._start(row)
+
+    def _start(self, row: RunRow) -> None:
+        number, path = row.number, self._order_path(row.number)
+        order = json.loads(path.read_text(encoding="utf-8"))
         with (self._state / "logs" / f"run-{number}.log").open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", "airtune.deploy.runner"], stdin=subprocess.PIPE,
+                [sys.executable, *RUNNER], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log, start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
         listener = threading.Thread(target=self._listen, args=(number,), name=f"run {number}")
-        with self._changed:
-            self._going[number] = _Process(child, listener)
-            self._save()
+        self._going[number] = _Process(child, listener)
+        self._settle(replace(row, status=RUNNING))
+        path.unlink()
         self._tell(number, {"order": {**order, "run": str(number), "state": str(self._state)}})
-        self._tell(number, {"present": self._present()})
+        self._tell(number, {"present": self._share_of(number)})
         listener.start()
-        return number
+
+    def _settle(self, row: RunRow) -> None:
+        """Remember what has become known of a run."""
+        with self._changed:
+            self._rows[row.number] = row
+            self._save()
+            self._changed.notify_all()
+
+    def _known(self) -> dict[str, Labels]:
+        """Return the labels of every device that may call or is connected."""
+        return {name: {} for name in self._present()} | dict(self._labels())
+
+    def _share_of(self, number: int) -> dict[str, int]:
+        """Return the node of every connected device that is a run's."""
+        known, rows = self._known(), self.rows
+        return {
+            name: node for name, node in self._present().items()
+            if holder(name, known[name], rows) == number
+        }  # fmt: skip
+
+    def _order_path(self, number: int) -> Path:
+        return self._state / "queue" / f"run-{number}.json"
 
     def stop(self, number: int) -> bool:
-        """End a run; False where none of this number goes on."""
-        going = self._going.get(number)
+        """End a run, or take it off the queue; False where none of this number is there."""
+        with self._changed:
+            row, going = self._rows.get(number), self._going.get(number)
+            if row is not None and row.status == QUEUED:
+                self._settle(replace(row, status=STOPPED, ended=_now()))
+                self._order_path(number).unlink(missing_ok=True)
+                return True
         if going is None:
             return False
         going.is_stopped = True
@@ -127,14 +181,26 @@ class Runs:
         return True
 
     def close(self) -> None:
-        """End all runs."""
+        """End all runs; those that are queued wait for the next start."""
+        self._is_closing = True
         for number in list(self._going):
             self.stop(number)
 
+    def evict(self, number: int, name: str) -> bool:
+        """Take a device out of a run that runs; False where it is not in one of this number."""
+        with self._changed:
+            row = self._rows.get(number)
+            if number not in self._going or row is None or not row.holds(name, self._known().get(name, {})):  # fmt: skip
+                return False
+            self._settle(replace(row, evicted=(*row.evicted, name)))
+        self.tell_present()
+        return True
+
     def tell_present(self) -> None:
-        """Tell all runs who is connected now."""
+        """Tell all runs which of their devices are connected now, and start those that can."""
         for number in list(self._going):
-            self._tell(number, {"present": self._present()})
+            self._tell(number, {"present": self._share_of(number)})
+        self.start_free()
 
     def tell_failed(self, number: int, token: str, why: str) -> None:
         """Tell a run that a task of it will not be answered."""
@@ -151,9 +217,9 @@ class Runs:
         path.touch()
         with path.open("rb") as file:
             while is_wanted():
-                is_going = number in self._going
+                is_over = self._rows[number].status not in (QUEUED, RUNNING)
                 yield from file.readlines()
-                if not is_going:
+                if is_over:
                     yield json.dumps({"ended": self._rows[number].status}).encode() + b"\n"
                     return
                 with self._changed:
@@ -162,25 +228,35 @@ class Runs:
     def _listen(self, number: int) -> None:
         """Take in what a run says until it ends."""
         going = self._going[number]
-        with (self._state / "logs" / f"run-{number}.jsonl").open("ab", buffering=0) as told:
-            for line in going.child.stdout or ():
-                message = json.loads(line)
-                if "event" in message:
-                    told.write(json.dumps(message["event"]).encode() + b"\n")
-                    with self._changed:
-                        self._changed.notify_all()
-                elif "ticket" in message:
-                    self._hand(int(message["node"]), number, message["ticket"])
-                elif "port" in message:
-                    going.port = int(message["port"])
+        for line in going.child.stdout or ():
+            message = json.loads(line)
+            if "event" in message:
+                self._hear(number, message["event"])
+            elif "ticket" in message:
+                self._hand(int(message["node"]), number, message["ticket"])
+            elif "port" in message:
+                going.port = int(message["port"])
         code = going.child.wait()
         _signal(going.child, signal.SIGKILL)  # whatever it has left behind
         close_pipes(going.child)
         status = STOPPED if going.is_stopped else DONE if code == 0 else FAILED
         with self._changed:
-            self._rows[number] = replace(self._rows[number], status=status, ended=_now())
             del self._going[number]
-            self._save()
+            self._settle(replace(self._rows[number], status=status, ended=_now()))
+        if not self._is_closing:
+            self.tell_present()
+
+    def _hear(self, number: int, event: Mapping[str, Any]) -> None:
+        """Keep an event for whoever follows; the devices of a run are settled by what it tells."""
+        self._note(number, event)
+        if "devices" in event:
+            with self._changed:
+                self._settle(replace(self._rows[number], devices=tuple(event["devices"])))
+            self.tell_present()
+
+    def _note(self, number: int, event: Mapping[str, Any]) -> None:
+        with self._changed, (self._state / "logs" / f"run-{number}.jsonl").open("ab") as told:
+            told.write(json.dumps(event).encode() + b"\n")
             self._changed.notify_all()
 
     def _tell(self, number: int, message: Mapping[str, Any]) -> None:
@@ -200,9 +276,25 @@ def _read(path: Path) -> list[RunRow]:
     if not path.is_file():
         return []
     try:
-        return [RunRow(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            RunRow(**{**row, "devices": _names(row.get("devices")), "evicted": ()}) for row in rows
+        ]
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore or remove it") from error
+
+
+def _names(value: list[str] | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(value)
+
+
+def _devices_of(state: Path, folder: str) -> tuple[str, ...] | None:
+    """Return the devices of a run that is to go on, None where it is new or cannot be read."""
+    try:
+        found = (state / "runs" / folder / ROSTER).read_text(encoding="utf-8")
+        return tuple(json.loads(found)["names"]) if folder else None
+    except (OSError, ValueError, KeyError):
+        return None  # the run itself says what is wrong
 
 
 def _signal(child: subprocess.Popen[bytes], kind: signal.Signals) -> None:

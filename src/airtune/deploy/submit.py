@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from airtune import errors
+from airtune.deploy.labels import Labels
 from airtune.deploy.proof import Proof
 from airtune.deploy.reach import check_server
 from airtune.deploy.site import ServerSettings
@@ -84,13 +85,14 @@ def local_link(settings: ServerSettings) -> Link:
     return Link(settings.address, Proof(tls.authority, tls.local_key, tls.local_certificate))
 
 
-def submit(link: Link, recipe: Recipe, **order: str | int | float) -> int:
+def submit(link: Link, recipe: Recipe, **order: str | int | float | Labels) -> int:
     """Have a server run a recipe; returns the number of the run.
 
     Args:
         link: to the server.
         recipe: checked.
-        order: `resume`, `clock`, `devices`, `join-s`, `silent-s`; dashes written as underscores.
+        order: `resume`, `clock`, `devices`, `join-s`, `silent-s`, `where`; dashes written as
+            underscores.
 
     Raises:
         AirtuneError: as `Link.ask`.
