@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from airtune.data import EMBEDDED_MODEL
@@ -26,7 +27,8 @@ def planned(*words):
 def test_staging_is_counted_for_each_device(base) -> None:
     plan = planned(f"model.source={base}", "model.stage=server")
     size = sum(path.stat().st_size for path in base.iterdir() if is_base_file(path.name))
-    assert [row.stage_bytes for row in plan.devices] == [size] * 3
+    # a header a group of tensors is added
+    np.testing.assert_allclose([row.stage_bytes for row in plan.devices], size, rtol=5e-3)
     assert all(row.stage_s > row.download_s for row in plan.devices)
     [line] = [text for text in plan.assumptions if "lacks the base" in text]
     assert all(row.name in line for row in plan.devices)

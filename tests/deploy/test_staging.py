@@ -13,10 +13,13 @@ from airtune.deploy.federation import Order, run_federation
 from airtune.deploy.handout import Handout
 from airtune.engine.stream import StreamServer
 from airtune.errors import MismatchError
+from airtune.model.base import load_base
+from airtune.model.part import group_of
 from airtune.records import read_run
 from airtune.wire import post
+from airtune.wire.contents import contents_of
 from airtune.wire.envelope import Envelope, More
-from airtune.wire.stage import Offer, base_files
+from airtune.wire.stage import Offer
 
 
 @pytest.fixture
@@ -58,7 +61,9 @@ def test_devices_fetch_the_base_once_and_train(
     assert len(first) == 1
     assert "a fetched" in first[0]
     [staged] = [path for path in cache.iterdir() if path.is_dir()]
-    assert (staged / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    held = load_base(staged, device="cpu")
+    assert held.fingerprint == load_base(base, device="cpu").fingerprint
+    assert len(list(staged.glob("*.safetensors"))) == held.shape.blocks + 1
     again = _run(recipe(**changes), nodes(["a", "b"]), server, tmp_path / "2", cache)
     assert again == []
 
@@ -77,8 +82,9 @@ def test_a_device_that_keeps_none_says_so(
 def test_the_join_is_as_long_as_somebody_fetches(
     server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = base_files(EMBEDDED_MODEL)
-    offers = {number: Offer("", server.shelf.lend(EMBEDDED_MODEL, files), files)
+    contents = contents_of(EMBEDDED_MODEL, group_of)
+    files = tuple(content.described() for content in contents)
+    offers = {number: Offer("", server.shelf.lend(contents), files)
               for number in range(65)}  # fmt: skip
     out = Handout(server.shelf, offers)
     assert out.patience_s == 2 * 8 * offers[0].size_bytes / 1e6

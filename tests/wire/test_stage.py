@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -15,15 +16,14 @@ from airtune.errors import (
     CodecError,
     ConnectionFailedError,
     MismatchError,
-    ModelError,
     StorageError,
 )
 from airtune.wire import stage
+from airtune.wire.contents import contents_of
 from airtune.wire.stage import (
     CHUNK_BYTES,
     BaseFile,
     BusyError,
-    base_files,
     is_base_file,
     open_chunk,
     pack_chunk,
@@ -32,7 +32,17 @@ from airtune.wire.stage import (
 )
 
 NAME = "a" * 64
-WEIGHTS = os.urandom(3 * CHUNK_BYTES + 77)
+NUMBERS = os.urandom(3 * CHUNK_BYTES)
+HEADER = json.dumps({
+    "__metadata__": {"format": "pt"},
+    "weight": {"dtype": "U8", "shape": [len(NUMBERS)], "data_offsets": [0, len(NUMBERS)]},
+}).encode()  # fmt: skip
+HEADER += b" " * (-len(HEADER) % 8)
+WEIGHTS = len(HEADER).to_bytes(8, "little") + HEADER + NUMBERS
+
+
+def base_files(folder: Path) -> tuple[BaseFile, ...]:
+    return tuple(file.described() for file in contents_of(folder, lambda name: "all"))
 
 
 @pytest.fixture
@@ -253,12 +263,6 @@ def test_a_disk_that_fills_up_is_one_sentence_and_what_came_stays(
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_a_folder_without_safetensors_is_not_handed_out(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="weights in safetensors"):
-        base_files(tmp_path)
-
-
 def test_a_chunk_holds_what_its_hash_says() -> None:
     assert open_chunk(pack_chunk(5, b"abc"), 5, left_bytes=3) == b"abc"
     with pytest.raises(CodecError):
@@ -273,10 +277,11 @@ def test_plans_need_no_locks_that_only_some_systems_have() -> None:
 SLOW = """
     import sys, time
     from pathlib import Path
-    from airtune.wire.stage import CHUNK_BYTES, base_files, pack_chunk, stage_base
+    from airtune.wire.contents import contents_of
+    from airtune.wire.stage import CHUNK_BYTES, pack_chunk, stage_base
 
     source, cache = map(Path, sys.argv[1:])
-    files = base_files(source)
+    files = [file.described() for file in contents_of(source, lambda name: "all")]
 
     def ask(number, offset):
         content = (source / files[number].name).read_bytes()

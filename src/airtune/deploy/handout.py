@@ -13,10 +13,12 @@ from airtune.engine.remote.split import Serve
 from airtune.engine.stream import FETCHES, Shelf
 from airtune.errors import DeploymentError
 from airtune.model.gguf.source import is_gguf
+from airtune.model.part import group_of
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run.build import base_folder
 from airtune.wire.allowance import Allowance
-from airtune.wire.stage import Offer, base_files
+from airtune.wire.contents import contents_of
+from airtune.wire.stage import Offer
 
 STAGING_BPS = 1e6
 """A device whose link is slower is not waited for; what it has fetched by then is kept."""
@@ -115,13 +117,14 @@ def open_handout(
             "none and put the file on every device, or give model.source a folder"
         )
     folder = base_folder(recipe)
-    files = base_files(folder)
+    contents = contents_of(folder, group_of)
+    files = tuple(content.described() for content in contents)
     server, address = serve()
     blocks = tuple(Block(allowance, device) for device in range(devices))
     offers = {
         device: Offer(
             address,
-            server.shelf.lend(folder, files, take=block.take),
+            server.shelf.lend(contents, take=block.take),
             files,
             wait_s=silent_s,
         )

@@ -59,6 +59,8 @@ class BaseModel:
     """How it wants its images; None for a model of texts."""
     drawn: tuple[str, ...] = ()
     """Modules beside the head that the weights did not hold and that were drawn, as a pooler is."""
+    held: int | None = None
+    """Blocks that are here, from the first on; None = all, and the head."""
 
     @property
     def device(self) -> torch.device:
@@ -127,7 +129,7 @@ def load_base(
         )  # fmt: skip
     if is_gguf(source):
         report["missing_keys"] = settle_(network, report["missing_keys"])
-    _check_complete(report, family_of(config), source, classifies=labels > 0)
+    check_complete(report, family_of(config), source, classifies=labels > 0)
     check_finite(network, str(source))
     agree_(network, tokenizer)
     if classes:
@@ -135,10 +137,10 @@ def load_base(
     if quantisation is None:
         network = network.to(place)
     base = base_of(network, tokenizer=tokenizer, source=str(source))
-    return replace(base, drawn=_drawn(report, base.family))
+    return replace(base, drawn=drawn_modules(report, base.family))
 
 
-def _drawn(report: Mapping[str, set[Any]], family: Family) -> tuple[str, ...]:
+def drawn_modules(report: Mapping[str, set[Any]], family: Family) -> tuple[str, ...]:
     """Return the modules beside the head that have a parameter which was drawn."""
     names = (name for name in report["missing_keys"] if _may_be_drawn(name, family))
     beside = {name for name in names if not name.startswith(family.heads)}
@@ -221,8 +223,13 @@ def fingerprint(network: nn.Module) -> str:
     A sample, evenly spread, keeps it under a second for billions of weights; two models trained
     apart differ in it, a single altered number may not.
     """
+    return digest_of(network.state_dict())
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a hash of tensors, as `fingerprint` has it of a network's."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         flat = tensor.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].cpu().contiguous()
@@ -252,7 +259,7 @@ def _quantisation(compute: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def _check_complete(
+def check_complete(
     report: Mapping[str, set[Any]], family: Family, source: str | Path, *, classifies: bool
 ) -> None:
     """Refuse weights of which more than a classifier's head and pooler are not there."""

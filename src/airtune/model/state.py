@@ -78,13 +78,16 @@ def initial_state(base: BaseModel, workload: Workload, seed: int) -> GlobalState
 def current_base(base: BaseModel, state: GlobalState) -> BaseModel:
     """Return the base that this round's adapters belong to: with what has been merged into it.
 
-    It is the base itself unless the stacked rule has merged something.
+    It is the base itself unless the stacked rule has merged something; blocks that are not here are
+    passed over.
     """
     if not state.merged:
         return base
     network = twin_of(base.network)
     for name, delta in state.merged.items():
         block, _, linear = name.partition(".")
+        if base.held is not None and int(block) >= base.held:
+            continue
         path = base.family.path(int(block), linear)
         module = network.get_submodule(path)
         weight = weight_of(module)

@@ -12,11 +12,12 @@ from airtune.errors import ModelError
 from airtune.fleet import Fleet
 from airtune.fleet.rates import downlink_bps
 from airtune.model.gguf.source import is_gguf
+from airtune.model.part import group_of
 from airtune.plan import Floats, Problem
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run.build import base_folder
 from airtune.units import format_bytes, format_seconds
-from airtune.wire.stage import base_sizes
+from airtune.wire.contents import contents_of
 
 _NAMED = 6
 """Devices that are listed one by one; of more, the fastest and the slowest."""
@@ -32,7 +33,8 @@ def staging_bytes(recipe: Recipe, problem: Problem) -> float:
     if is_gguf(recipe.model.source):
         return base_bytes(problem.shape, problem.workload)
     try:
-        return float(sum(base_sizes(base_folder(recipe)).values()))
+        contents = contents_of(base_folder(recipe), group_of)
+        return float(sum(content.size_bytes for content in contents))
     except ModelError:
         return base_bytes(problem.shape, problem.workload)
 

@@ -15,14 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 
 from airtune.errors import ConnectionFailedError, MismatchError
 from airtune.wire.allowance import does_not_hold
 from airtune.wire.channel import SERVICE, TOKEN_KEY, Way, value_of
-from airtune.wire.stage import CHUNK_BYTES, Ask, BaseFile, BusyError, Offer, pack_chunk
+from airtune.wire.contents import Content
+from airtune.wire.stage import Ask, BusyError, Offer, pack_chunk
 
 _REQUEST = struct.Struct("<HQ")
 _FINAL = frozenset({
@@ -38,8 +38,7 @@ FILE_S = 24 * 3600.0
 class _Lot:
     """What one token lets out."""
 
-    folder: Path
-    files: tuple[BaseFile, ...]
+    contents: tuple[Content, ...]
     take: Callable[[int], bool]
     served_bytes: int = 0
     served_at_s: float = -math.inf
@@ -55,19 +54,18 @@ class Shelf:
         self._lock = threading.Lock()
 
     def lend(
-        self, folder: Path, files: tuple[BaseFile, ...], *,
+        self, contents: tuple[Content, ...], *,
         take: Callable[[int], bool] = lambda size_bytes: True,
     ) -> str:  # fmt: skip
         """Return a token that lets its holder have these files.
 
         Args:
-            folder: where they are.
-            files: by their numbers.
+            contents: the files, by their numbers.
             take: asked before bytes are sent whether they may be, and counts them.
         """
         token = secrets.token_urlsafe(32)
         with self._lock:
-            self._lots[token] = _Lot(folder, files, take)
+            self._lots[token] = _Lot(contents, take)
         return token
 
     def served_bytes(self, token: str) -> int:
@@ -112,7 +110,7 @@ def base_handler(
         if lot is None:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "this token lets no base model out")
             return
-        if len(request) != _REQUEST.size or (asked := _REQUEST.unpack(request))[0] >= len(lot.files):  # fmt: skip
+        if len(request) != _REQUEST.size or (asked := _REQUEST.unpack(request))[0] >= len(lot.contents):  # fmt: skip
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "there is no such file")
             return
         if not places.acquire(blocking=False):
@@ -131,21 +129,18 @@ def base_handler(
 def _chunks(
     shelf: Shelf, lot: _Lot, number: int, offset: int, *, context: grpc.ServicerContext
 ) -> Iterator[bytes]:
+    file = lot.contents[number]
     try:
-        with (lot.folder / lot.files[number].name).open("rb") as file:
-            file.seek(min(offset, lot.files[number].size_bytes))
-            while content := file.read(CHUNK_BYTES):
-                chunk = pack_chunk(offset, content)
-                if not shelf.grant(lot, len(chunk)):
-                    context.abort(
-                        grpc.StatusCode.FAILED_PRECONDITION, does_not_hold("the base model")
-                    )
-                yield chunk
-                offset += len(content)
+        for content in file.chunks(min(offset, file.size_bytes)):
+            chunk = pack_chunk(offset, content)
+            if not shelf.grant(lot, len(chunk)):
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, does_not_hold("the base model"))
+            yield chunk
+            offset += len(content)
     except OSError as error:
         context.abort(
             grpc.StatusCode.FAILED_PRECONDITION,
-            f"the server cannot read {lot.files[number].name}: {error.strerror or error}",
+            f"the server cannot read {file.name}: {error.strerror or error}",
         )
 
 

@@ -1,7 +1,7 @@
-"""A base model on its way to a device: which files it has, and how far they have come.
+"""A base model, or a part of it, on its way to a device: its files, and how far they have come.
 
-    FINGERPRINT/             whole; moved here at once when every file is what it must be, and
-                             looked at again before it is used
+    FINGERPRINT/             whole, or the groups of its tensors that were asked for; moved here at
+                             once when every file is what it must be, and looked at again before use
     .FINGERPRINT.partial/    half-fetched; the next attempt goes on where each file ends
 
 A server says names, sizes and SHA-256 of the files by the channel that tasks come by; they are then
@@ -27,7 +27,6 @@ from airtune.errors import (
     CodecError,
     ConnectionFailedError,
     MismatchError,
-    ModelError,
     StorageError,
 )
 from airtune.records import storage
@@ -67,6 +66,8 @@ class BaseFile:
     name: str
     size_bytes: int
     sha256: str
+    group: str = ""
+    """Of the tensors it holds (`airtune.model.part`); "" = it goes with every part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,36 +94,6 @@ def is_base_file(name: str) -> bool:
     (True, False)
     """
     return name in NAMES or _SHARD.fullmatch(name) is not None
-
-
-def base_sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of every file of a base that would be handed out, by name.
-
-    Raises:
-        ModelError: if the folder holds no config or no weights in safetensors.
-    """
-    found = {
-        path.name: path.stat().st_size
-        for path in sorted(folder.iterdir())
-        if is_base_file(path.name) and path.is_file()
-    }
-    if "config.json" not in found or not any(name.endswith(".safetensors") for name in found):
-        raise ModelError(
-            f"the base in {folder} cannot be handed out: it needs config.json and weights in "
-            "safetensors; save it by save_pretrained, or set model.stage to none"
-        )
-    return found
-
-
-def base_files(folder: Path) -> tuple[BaseFile, ...]:
-    """Return the files of a base, hashed.
-
-    Raises:
-        ModelError: if the folder holds no config or no weights in safetensors.
-    """
-    return tuple(
-        BaseFile(name, size, _hash_of(folder / name)) for name, size in base_sizes(folder).items()
-    )
 
 
 def pack_chunk(offset: int, content: bytes) -> bytes:
@@ -160,11 +131,11 @@ def staged(root: Path, fingerprint: str) -> Path | None:
 
 def stage_base(
     root: Path, fingerprint: str, files: Sequence[BaseFile], ask: Ask, *,
-    wait_s: float = WAIT_S, sleep: Callable[[float], None] = time.sleep,
+    groups: frozenset[str] | None = None, wait_s: float = WAIT_S, sleep: Callable[[float], None] = time.sleep,
 ) -> Path:  # fmt: skip
     """Fetch a base, or what is missing of it; return its folder.
 
-    One that was fetched before is read again: files that a disk has damaged, or the server changed
+    What was fetched before is read again: files that a disk has damaged, or the server changed
     since, are fetched anew and the others kept.
 
     Args:
@@ -172,6 +143,7 @@ def stage_base(
         fingerprint: of the base's weights, which names its folder.
         files: what the server has said; nothing in it is trusted.
         ask: fetches.
+        groups: of tensors that are needed; None = all. Others that are there stay.
         wait_s: how long a server that cannot be reached is asked again; one that says it is busy
             is there, and is waited for.
         sleep: waits between attempts.
@@ -183,38 +155,47 @@ def stage_base(
         StorageError: if the disk is full; what has come stays, and the next attempt goes on.
     """
     _check_files(files)
+    wanted = needed_files(files, groups)
     target = root / _folder_name(fingerprint)
     partial = root / f".{target.name}.partial"
     with storage(root):
         root.mkdir(parents=True, exist_ok=True)
     with _alone(root):
         if target.is_dir():
-            if _is_as_offered(target, files):
+            if _is_as_offered(target, files, wanted):
                 return target
             _take_back(target, partial)
         with storage(partial):
             partial.mkdir(exist_ok=True)
             for stranger in {path.name for path in partial.iterdir()} - {f.name for f in files}:
                 (partial / stranger).unlink()
-        _check_room(partial, files)
-        for number, file in enumerate(files):
-            _fetch(partial / file.name, number, file, ask, _Patience(wait_s, sleep))
+        _check_room(partial, wanted)
+        for file in wanted:
+            _fetch(partial / file.name, files.index(file), file, ask, _Patience(wait_s, sleep))
         with storage(target):
             partial.rename(target)
             _force(root)
     return target
 
 
-def _is_as_offered(folder: Path, files: Sequence[BaseFile]) -> bool:
-    return {path.name for path in folder.iterdir()} == {file.name for file in files} and all(
+def needed_files(
+    files: Sequence[BaseFile], groups: frozenset[str] | None
+) -> tuple[BaseFile, ...]:  # fmt: skip
+    """Return the files of some groups of tensors, and those that go with every part."""
+    return tuple(file for file in files if groups is None or file.group in {"", *groups})
+
+
+def _is_as_offered(folder: Path, files: Sequence[BaseFile], wanted: Sequence[BaseFile]) -> bool:
+    there = {path.name for path in folder.iterdir()}
+    return {file.name for file in wanted} <= there <= {file.name for file in files} and all(
         (folder / file.name).stat().st_size == file.size_bytes
         and _hash_of(folder / file.name) == file.sha256
-        for file in files
+        for file in wanted
     )
 
 
 def _take_back(target: Path, partial: Path) -> None:
-    """Make a whole base a half-fetched one, of which files that are right stay."""
+    """Make a base that is there a half-fetched one, of which files that are right stay."""
     with storage(target):
         if partial.is_dir():
             shutil.rmtree(partial)
@@ -318,8 +299,8 @@ def _folder_name(fingerprint: str) -> str:
 
 def _check_room(partial: Path, files: Sequence[BaseFile]) -> None:
     """Refuse before anything is fetched that the disk cannot hold."""
-    come = sum(path.stat().st_size for path in partial.iterdir())
-    missing = sum(file.size_bytes for file in files) - come
+    there = {path.name: path.stat().st_size for path in partial.iterdir()}
+    missing = sum(max(file.size_bytes - there.get(file.name, 0), 0) for file in files)
     free = shutil.disk_usage(partial).free
     if missing > free:
         raise StorageError(
