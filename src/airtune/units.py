@@ -55,6 +55,24 @@ def parse_bytes(text: str) -> float:
     return float(float(number) * scale ** " KMGT".index(prefix.upper() or " "))
 
 
+_SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_seconds(text: str) -> float:
+    """Return the seconds of a text such as 6h, 90m, 1d12h or 45s; raises ValueError for another.
+
+    >>> parse_seconds("6h"), parse_seconds("1 h 30 min"), parse_seconds("0.5d")
+    (21600.0, 5400.0, 43200.0)
+    """
+    words = text.strip().lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(min|[smhd])\s*", words)
+    is_whole = re.fullmatch(r"(?:\d+(?:\.\d+)?\s*(?:min|[smhd])\s*)+", words) is not None
+    seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts) if is_whole else 0.0
+    if not seconds > 0.0:
+        raise ValueError(f"a duration must be like 6h, 90m, 1d or 1h30m, above 0, got {text!r}")
+    return seconds
+
+
 def format_seconds(duration_s: float) -> str:
     """Write a duration for people.
 

@@ -45,7 +45,7 @@ from airtune.loop import Run, begin, run_rounds
 from airtune.model.base import BaseModel
 from airtune.model.images import image_tokens
 from airtune.model.state import initial_state
-from airtune.plan import Method, Problem
+from airtune.plan import Method
 from airtune.recipe import Recipe, dump_recipe, fleet_of, load_recipe
 from airtune.records import RunWriter, read_run, storage, write_atomically
 from airtune.report import write_report
@@ -64,7 +64,7 @@ from airtune.run import (
     stored_sensitivity,
     workload_of,
 )
-from airtune.run.build import engine_settings, is_vision, load_model, pinned
+from airtune.run.build import bare_problem, engine_settings, is_vision, load_model, pinned
 from airtune.run.by_class import by_class_of
 from airtune.run.execute import identity, loop_settings
 from airtune.run.header import header
@@ -300,15 +300,8 @@ def _pieces(
     fleet = _fleet(recipe, roster, folder)
     longest = max(item.longest for item in roster.joined if item is not None)
     tokens = image_tokens(base.network.config) if is_vision(recipe) else max(longest, 2)
-    problem = Problem(
-        shape=base.shape, devices=fleet.profiles(np.array(roster.samples)),
-        workload=workload_of(recipe, base.shape, tokens=tokens), rounds=recipe.train.rounds,
-        seed=recipe.seed, deadline_s=recipe.deadline_s,
-        server_flops_per_s=fleet.server.flops_per_s,
-        device_bytes_per_month=recipe.limits.device_bytes_per_month,
-        joules_per_round=recipe.limits.joules_per_round,
-        seconds=recipe.train.seconds,
-    )  # fmt: skip
+    workload = workload_of(recipe, base.shape, tokens=tokens)
+    problem = bare_problem(recipe, base.shape, workload, fleet, np.array(roster.samples))
     cut = sum(item.truncated for item in roster.joined if item is not None)
     counts: dict[str, Count] = {
         "source": known.source, "rows": sum(roster.samples), "device_rows": list(roster.samples),

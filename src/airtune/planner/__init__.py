@@ -7,22 +7,46 @@ assumed and said so: every device holds equally many rows, and every sequence is
 """
 
 from airtune.planner.cuts import CutChoice, cut_choices, cut_peaks, feasible_cuts
+from airtune.planner.groups import Group, groups_of, span
+from airtune.planner.machine import training_flops_per_s
 from airtune.planner.model import Choice, ModelPlan, plan_model
-from airtune.planner.run import DevicePlan, Plan, feasible, plan_recipe
+from airtune.planner.prices import PRICED_DEVICES, Price, price_lines, prices_of
+from airtune.planner.result import DevicePlan, Money, Plan
+from airtune.planner.run import plan_of, plan_recipe
+from airtune.planner.setting import Setting, setting_of
 from airtune.planner.shape import find_shape, shape_of
+from airtune.planner.within import VARIED, Answer, Within, plan_within, read_vary
+from airtune.planner.words import feasible
 
 __all__ = [
+    "PRICED_DEVICES",
+    "VARIED",
+    "Answer",
     "Choice",
     "CutChoice",
     "DevicePlan",
+    "Group",
     "ModelPlan",
+    "Money",
     "Plan",
+    "Price",
+    "Setting",
+    "Within",
     "cut_choices",
     "cut_peaks",
     "feasible",
     "feasible_cuts",
     "find_shape",
+    "groups_of",
     "plan_model",
+    "plan_of",
     "plan_recipe",
+    "plan_within",
+    "price_lines",
+    "prices_of",
+    "read_vary",
+    "setting_of",
     "shape_of",
+    "span",
+    "training_flops_per_s",
 ]

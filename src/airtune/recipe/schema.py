@@ -24,7 +24,7 @@ EMBEDDED = "embedded"
 
 TargetMetric = Literal["loss", "perplexity", "accuracy"]
 
-_UNHASHED = frozenset({"name", "output", "compare", "threads"})
+_UNHASHED = frozenset({"name", "output", "compare", "threads", "tariff"})
 """What does not change a run's numbers, or is checked apart."""
 
 
@@ -285,6 +285,17 @@ class LimitsSection(Section):
     left out of it. none = no limit."""
 
 
+class TariffSection(Section):
+    """What energy and data cost, for `airtune plan`; it changes no run."""
+
+    per_kwh: float | None = Field(default=None, ge=0)
+    """Price of a kilowatt-hour that devices draw; none = not stated."""
+    per_gb: float | None = Field(default=None, ge=0)
+    """Price of 10^9 bytes that cross a link, either way; none = not stated."""
+    currency: str = Field(default="", max_length=8)
+    """What prices are in, `EUR` for instance."""
+
+
 class EvaluationSection(Section):
     """How quality is measured; off the clock for every method."""
 
@@ -350,6 +361,7 @@ class Recipe(Section):
     split: SplitSection = SplitSection()
     protection: ProtectionSection = ProtectionSection()
     limits: LimitsSection = LimitsSection()
+    tariff: TariffSection = TariffSection()
     quality_budget: Annotated[
         Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(_percent)
     ] = None

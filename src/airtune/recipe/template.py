@@ -127,6 +127,11 @@ evaluation:
 #   device_bytes_per_month: 500MB   # sent and received by a device in 30 days of the run
 #   joules_per_round: 200           # energy of a device in a round, by the cost model
 
+# tariff:                # what airtune plan reckons money with; it changes no run
+#   per_kwh: 0.30        # of what devices draw
+#   per_gb: 2.00         # of what crosses a link, either way
+#   currency: EUR
+
 # split:                 # the short measurement of what compressing a cut costs, for split methods
 #   codecs: [{{kind: fp16}}, {{kind: deadzone, step: 0.75}}, {{kind: topk, keep: 0.1, bits: 4}}]
 #   cuts: []             # where distortion is measured; default: up to four, spread over the model

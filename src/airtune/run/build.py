@@ -34,7 +34,7 @@ from airtune.model.frame import load_frame
 from airtune.model.gguf.source import is_gguf
 from airtune.model.images import Examples, Images, image_tokens, load_image_base
 from airtune.model.source import Tokenizer, load_config, load_tokenizer
-from airtune.plan import Assignments, ModelShape, Problem, Workload
+from airtune.plan import Assignments, Ints, ModelShape, Problem, Workload
 from airtune.recipe import EMBEDDED, Recipe, fleet_of
 from airtune.units import format_bytes
 from airtune.work.train import TrainSettings
@@ -81,20 +81,30 @@ def build_pieces(recipe: Recipe, assets: Assets | None = None) -> Pieces:
     check_cuts(recipe, assets.base.shape)
     workload = _workload(recipe, assets)
     samples = np.array([len(device.train) for device in assets.data.devices])
-    problem = Problem(
-        shape=assets.base.shape,
-        devices=assets.fleet.profiles(samples),
-        workload=workload,
-        rounds=recipe.train.rounds,
-        seed=recipe.seed,
-        deadline_s=recipe.deadline_s,
-        server_flops_per_s=assets.fleet.server.flops_per_s,
-        device_bytes_per_month=recipe.limits.device_bytes_per_month,
-        joules_per_round=recipe.limits.joules_per_round,
-        seconds=recipe.train.seconds,
-    )
+    problem = bare_problem(recipe, assets.base.shape, workload, assets.fleet, samples)
     check_memory(problem, assets.fleet, may_cut=_may_cut(recipe))
     return Pieces(recipe, assets, problem, engine_settings(recipe))
+
+
+def bare_problem(
+    recipe: Recipe, shape: ModelShape, workload: Workload, fleet: Fleet, samples: Ints
+) -> Problem:
+    """Return a recipe's problem before a method is chosen and anything is measured.
+
+    Args:
+        recipe: checked.
+        shape: of its model.
+        workload: what the training costs depend on.
+        fleet: the devices.
+        samples: training sequences that each holds, shape (devices,).
+    """
+    return Problem(
+        shape=shape, devices=fleet.profiles(samples), workload=workload,
+        rounds=recipe.train.rounds, seed=recipe.seed, deadline_s=recipe.deadline_s,
+        server_flops_per_s=fleet.server.flops_per_s,
+        device_bytes_per_month=recipe.limits.device_bytes_per_month,
+        joules_per_round=recipe.limits.joules_per_round, seconds=recipe.train.seconds,
+    )  # fmt: skip
 
 
 def load_assets(recipe: Recipe) -> Assets:

@@ -1,0 +1,224 @@
+"""The rounds that a plan looks at: the method plans each, and the cost model prices it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from airtune.cost import Prediction, predict, split_cost, train_flops
+from airtune.engine.base import asked_of
+from airtune.keys import generator
+from airtune.plan import (
+    Assignments,
+    Bools,
+    CodecSpec,
+    Floats,
+    Ints,
+    Observation,
+    Problem,
+    mask_observation,
+    mask_problem,
+)
+from airtune.plan.blame import blamed
+from airtune.planner.control import off_air, server_s, there
+from airtune.planner.setting import Setting
+
+SAMPLED_ROUNDS = 8
+"""Rounds whose links are drawn, spread over the run; figures are medians over them."""
+_LEAST_DRAWS, _MOST_DRAWS = 64, 400
+_BEYOND = 3.2
+"""Draws that lie beyond a quantile, on average."""
+PRICED = ("peak_bytes", "download_s", "compute_s", "upload_s", "finish_s", "upload_bytes",
+          "download_bytes", "energy_j")  # fmt: skip
+_TOLD = ("pruned", "rank", "share", "trained", "whole_flops")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a run would cost in all."""
+
+    round_s: float
+    """The median over the sampled rounds, or their quantile."""
+    total_s: float
+    upload_bytes: float
+    download_bytes: float
+    energy_j: float
+    """Of the devices; the server's is not in it."""
+    flops: float
+    """Of the whole training, whoever computes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Columns (rounds, devices) over the sampled rounds; NaN where a device took no part."""
+
+    columns: dict[str, Floats]
+    round_s: Floats
+    """Of every planned round; a sampled one takes several where only a part of the fleet is asked."""
+    last: list[int]
+    """Who finished last in each planned round in which anybody finished."""
+    cut: Ints
+    """Shape (devices,), of the last round in which each took part."""
+    codec: list[CodecSpec | None]
+    """Of what crosses each device's cut; None where nothing does."""
+    server_peak_bytes: float
+    """Most that the server needs for the devices that are cut; 0 = none is."""
+
+    @property
+    def part(self) -> float:
+        """The part of the rounds in which a device is asked."""
+        return len(self.columns["pruned"]) / max(len(self.round_s), 1)
+
+    @property
+    def middle(self) -> dict[str, Floats]:
+        """Medians over the rounds, shape (devices,); NaN where a device never took part."""
+        return {name: _median(column) for name, column in self.columns.items()}
+
+    @property
+    def able(self) -> Bools:
+        """Devices that mostly train when asked: the plan fits their memory, and they are in time."""
+        return np.nan_to_num(_median(self.columns["trained"])) >= 0.5
+
+    def totals(self, rounds: int, quantile: float | None = None) -> Totals:
+        """Return what a run of so many rounds costs.
+
+        Args:
+            rounds: of the run.
+            quantile: of the rounds' times that all rounds take, in (0, 1); None = their median.
+        """
+        level = 0.5 if quantile is None else quantile
+        round_s = float(np.quantile(self.round_s, level)) if self.round_s.size else math.nan
+        middle = self.middle
+        sums = {
+            name: float(np.nansum(middle[name])) * rounds * self.part
+            for name in ("upload_bytes", "download_bytes", "energy_j", "whole_flops")
+        }
+        flops = sums.pop("whole_flops")
+        return Totals(round_s=round_s, total_s=round_s * rounds, flops=flops, **sums)
+
+
+def sample(setting: Setting, quantile: float | None = None) -> Sampled:
+    """Let the method plan a few rounds and price each plan, the fleet part by part in each.
+
+    The method plans as in a run, and memory is that of the longest text; the rest is priced by
+    the problem at the usual length.
+
+    Args:
+        setting: what is planned.
+        quantile: that the draws must show; None = a few draws will do.
+
+    Raises:
+        InfeasibleError: if the method finds no plan.
+    """
+    problem, typical, fleet, chosen = (
+        setting.problem, setting.typical, setting.fleet, setting.chosen,
+    )  # fmt: skip
+    decider = chosen.method.decider
+    known = mask_problem(problem, decider.needs)
+    with blamed(chosen.method, "init"):
+        state = decider.init(known)
+    rounds, draws = _drawn(problem.rounds, quantile)
+    columns = {name: np.full((len(draws), len(fleet)), np.nan) for name in (*_TOLD, *PRICED)}
+    round_s: list[float] = []
+    last: list[int] = []
+    cut = np.zeros(len(fleet), np.int64)
+    codec: list[CodecSpec | None] = [None] * len(fleet)
+    server_bytes = 0.0
+    for row, (number, draw) in enumerate(zip(rounds, draws, strict=True)):
+        links, flops_per_s = fleet.links_at(draw, 0, 0.0), fleet.flops_at(draw)
+        present = there(chosen, links.available)
+        for asked in turns(present, setting.participation, generator(problem.seed, "plan", draw)):
+            observation = Observation(number, 0.0, links, asked, flops_per_s)
+            seen = mask_observation(observation, decider.needs)
+            with blamed(chosen.method, "plan"):
+                plan, state = decider.plan(known, state, seen)
+            told = plan.assignments
+            peak_bytes = predict(problem, told, links=links, flops_per_s=flops_per_s).peak_bytes
+            cost = predict(typical, told, links=links, flops_per_s=flops_per_s)
+            cost = replace(cost, peak_bytes=peak_bytes)
+            cost = off_air(chosen, typical, told, cost) if chosen.is_control else cost
+            able = _able(problem, told, cost)
+            _note(columns, row, typical, told, cost=cost, able=able)
+            cut[told.device] = told.cut
+            for one in told if told.cut.any() else ():
+                codec[one.device] = one.codec if one.cut else None
+            if told.cut.any():
+                server_bytes = max(server_bytes, split_cost(problem, told).server_peak_bytes)
+            finish = np.where(able, cost.finish_s, 0.0)
+            alone_s = server_s(chosen, typical) if chosen.is_control else 0.0
+            round_s.append(min(finish.max(initial=0.0), problem.deadline_s or np.inf) + alone_s)
+            if finish.any():
+                last.append(int(told.device[int(np.argmax(finish))]))
+    return Sampled(columns, np.array(round_s), last, cut, codec, server_bytes)
+
+
+def turns(present: Bools, participation: float, draw: np.random.Generator) -> Iterator[Bools]:
+    """Yield who is asked together, until everybody who is there was asked; nobody = nothing.
+
+    Args:
+        present: shape (devices,).
+        participation: the part of them that a round asks, in (0, 1].
+        draw: mixes them; all are asked in one turn where the part is 1.
+    """
+    order = draw.permutation(np.flatnonzero(present))
+    together = asked_of(len(order), participation)
+    for first in range(0, len(order), together):
+        # the last turn is filled up with the first of the order
+        asked = np.zeros(present.shape, np.bool_)
+        asked[np.take(order, range(first, first + together), mode="wrap")] = True
+        yield asked
+
+
+def draws_of(quantile: float) -> int:
+    """Return how many rounds are drawn to show a quantile.
+
+    >>> draws_of(0.95), draws_of(0.99)
+    (64, 320)
+    """
+    return min(max(_LEAST_DRAWS, round(_BEYOND / (1.0 - quantile))), _MOST_DRAWS)
+
+
+def _drawn(rounds: int, quantile: float | None) -> tuple[list[int], list[int]]:
+    """Return the sampled rounds, and the number by which links and speeds of each are drawn.
+
+    For a quantile there are more draws than the run may have rounds; those are of later rounds.
+    """
+    count = min(rounds, SAMPLED_ROUNDS) if quantile is None else draws_of(quantile)
+    span = max(rounds, count)
+    draws = np.linspace(0, span - 1, count).astype(int)
+    return (draws * rounds // span).tolist(), draws.tolist()
+
+
+def _able(problem: Problem, told: Assignments, cost: Prediction) -> Bools:
+    """Return which rows of a plan fit their device's memory and ever finish."""
+    memory = problem.devices.memory_bytes
+    fits = True if memory is None else cost.peak_bytes <= memory[told.device]
+    return np.asarray(fits & np.isfinite(cost.finish_s))
+
+
+def _note(
+    columns: dict[str, Floats], row: int, typical: Problem, told: Assignments,
+    *, cost: Prediction, able: Bools,
+) -> None:  # fmt: skip
+    """Put down what the devices of a plan are told and what it costs them."""
+    whole = replace(told, cut=np.zeros_like(told.cut))
+    deadline_s = np.inf if typical.deadline_s is None else typical.deadline_s
+    found = {
+        "pruned": typical.shape.pruned_fraction(told.prune_heads, told.prune_ffn),
+        "rank": told.rank, "share": told.share, "trained": able & (cost.finish_s <= deadline_s),
+        "whole_flops": train_flops(typical.shape, typical.workload, whole),
+        **{name: getattr(cost, name) for name in PRICED},
+    }  # fmt: skip
+    for name, values in found.items():
+        columns[name][row, told.device] = values
+
+
+def _median(column: Floats) -> Floats:
+    """Return medians over rounds, shape (devices,); NaN where a device never took part."""
+    seen = ~np.isnan(column).all(axis=0)
+    found = np.full(column.shape[1], np.nan)
+    found[seen] = np.nanmedian(column[:, seen], axis=0)
+    return found

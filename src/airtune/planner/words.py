@@ -1,0 +1,148 @@
+"""The sentences of a plan: what was assumed, what binds, what will not go."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from airtune.cost import Ladder
+from airtune.fleet import Fleet
+from airtune.plan import Calibration, Floats, Problem
+from airtune.planner.control import control_lines
+from airtune.planner.extra import cap_lines, staging_lines
+from airtune.planner.lengths import length_line
+from airtune.planner.sample import Sampled
+from airtune.planner.setting import Setting
+from airtune.run import Chosen, wants_calibration, wants_split_calibration
+from airtune.units import format_bytes, format_seconds
+
+
+def assumptions(setting: Setting, sampled: Sampled, staged: float, stage_s: Floats) -> list[str]:
+    """Return what a plan takes for granted.
+
+    Args:
+        setting: what is planned.
+        sampled: the rounds that were looked at.
+        staged: bytes of the base that a device fetches.
+        stage_s: what that takes each, shape (devices,).
+    """
+    problem, fleet, middle = setting.problem, setting.fleet, sampled.middle
+    drawn = len(sampled.columns["pruned"])
+    return [
+        *_unmeasured(problem, setting.chosen),
+        *control_lines(setting.chosen),
+        *fleet.assumptions,
+        "every device holds equally many rows",
+        length_line(setting.recipe, setting.found),
+        f"links as drawn in {drawn} rounds of the run; figures are medians over them",
+        *([f"{sampled.part:.3g} of the devices are asked a round (fleet.participation), in a "
+           "random order; a device's figures are of a round that asks it"]
+          if sampled.part < 1.0 else []),
+        *(["no sample is seen twice, so nothing is saved by remembering it"]
+          if problem.work.device_frozen else []),
+        *staging_lines(fleet.names, staged, stage_s),
+        *cap_lines(fleet.names, middle["upload_bytes"] + middle["download_bytes"], problem, staged,
+                   part=sampled.part),
+        *_missed(middle["finish_s"], problem),
+    ]  # fmt: skip
+
+
+def warnings(setting: Setting, sampled: Sampled) -> list[str]:
+    """Return what keeps a run from going as planned."""
+    said = []
+    has = setting.problem.server_memory_bytes
+    if sampled.server_peak_bytes > has:
+        said.append(
+            f"the server is too small: serving the devices that are cut takes "
+            f"{format_bytes(sampled.server_peak_bytes)}, it has {format_bytes(has)}; a run refuses "
+            "all of them"
+        )
+    middle = sampled.middle
+    short = np.flatnonzero(middle["peak_bytes"] > setting.fleet.memory_bytes)
+    if short.size:
+        least = int(short[np.argmin(setting.fleet.memory_bytes[short])])
+        said.append(
+            f"{short.size} of {len(setting.fleet)} devices cannot train, for want of memory: "
+            f"{setting.fleet.names[least]} needs {format_bytes(float(middle['peak_bytes'][least]))} "
+            f"and has {format_bytes(float(setting.fleet.memory_bytes[least]))}; no figure counts them"
+            if short.size < len(setting.fleet) else
+            f"no device can train: each lacks the memory for what {setting.chosen.label} plans"
+        )  # fmt: skip
+    return said
+
+
+def feasible(levels: Ladder, memory_bytes: float) -> str:
+    """Return in words which pruning levels a memory leaves."""
+    fits = np.flatnonzero(levels.peak_bytes <= memory_bytes)
+    if not len(fits):
+        return "nothing fits"
+    if fits[0] == 0:
+        return f"any, 0-{levels.pruned[-1]:.0%} pruned"
+    return f"{levels.pruned[fits[0]]:.0%} pruned or more"
+
+
+def binding(fleet: Fleet, sampled: Sampled) -> str:
+    """Return who finishes last most often, and which part of its round is the longest."""
+    if not sampled.last:
+        return "nobody"
+    last, phase = _last(sampled)
+    return f"{fleet.names[last]}'s {phase}"
+
+
+def straggler(fleet: Fleet, sampled: Sampled, *, is_control: bool) -> str:
+    """Return the same in a sentence, with how often that is."""
+    if not sampled.last:
+        return "no device trains" if is_control else "no device was available"
+    last, phase = _last(sampled)
+    return (
+        f"{fleet.names[last]} finishes last in {sampled.last.count(last)} of {len(sampled.last)} "
+        f"rounds, mostly because of its {phase}"
+    )
+
+
+def _last(sampled: Sampled) -> tuple[int, str]:
+    index, middle = int(np.bincount(sampled.last).argmax()), sampled.middle
+    phases = {name: float(middle[f"{name}_s"][index])
+              for name in ("download", "compute", "upload")}  # fmt: skip
+    return index, max(phases, key=lambda name: phases[name])
+
+
+def rounds_source(stored: Calibration | None) -> str:
+    """Return where the number of rounds came from."""
+    said = "train.rounds of the recipe; how many a target takes is only known by training"
+    if stored is None:
+        return said
+    pairs = zip(stored.budget[1:], stored.rounds_ratio[1:], strict=True)
+    costs = ", ".join(f"{ratio:.2f} times at {budget:.0%} pruned" for budget, ratio in pairs)
+    return f"{said}; the stored calibration says pruning needs {costs}"
+
+
+def _missed(finish_s: Floats, problem: Problem) -> list[str]:
+    """Say so where devices would mostly be too late for the deadline, and the least one needs."""
+    deadline_s, asked = problem.deadline_s, finish_s[~np.isnan(finish_s)]
+    late = 0 if deadline_s is None else int(np.sum(asked > deadline_s))
+    if deadline_s is None or not late:
+        return []
+    said = f"{late} of {asked.size} devices miss the deadline of {format_seconds(deadline_s)}"
+    if late < asked.size:
+        return [said]
+    least = int(np.nanargmin(finish_s))
+    needed = format_seconds(float(finish_s[least]))
+    return [
+        f"{said}; no round trains anything. The least is {needed}, of {problem.devices.names[least]}: "
+        "raise deadline_s"
+    ]
+
+
+def _unmeasured(problem: Problem, chosen: Chosen) -> list[str]:
+    """Say so where the method would prune by a calibration that no run has made yet."""
+    if problem.split is None and wants_split_calibration(chosen):
+        return [
+            "no calibration of codecs is stored for this model and data, so activations cross "
+            "uncompressed; a first run measures it, or set method.codec"
+        ]
+    if problem.calibration is not None or not wants_calibration(chosen):
+        return []
+    return [
+        "no calibration is stored for this model and data, so no pruning is planned beyond what "
+        "memory forces; a first run measures it, or set method.budget"
+    ]
