@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from airtune.cost import Probe, achieved_flops_per_s, fit_speed, peak_memory, train_flops
+from airtune.cost import TimedModel, achieved_flops_per_s, fit_speed, peak_memory, train_flops
 from airtune.plan import Assignments, whole_model
 from benchmarks.figure import Figure, at_most
 from benchmarks.training import CASES, PROBES, Case, Seen
@@ -41,7 +41,7 @@ def run() -> Iterator[Figure]:
 def predicted_speed(case: Case, seen: Seen) -> float:
     """Return the FLOP/s that the probes let expect of a case."""
     probes = [
-        Probe(probe.shape, probe.workload, step_s)
+        TimedModel(probe.shape, probe.workload, step_s)
         for probe, step_s in zip(PROBES, seen.probes_s, strict=True)
     ]
     return achieved_flops_per_s(fit_speed(probes), case.shape, case.workload)

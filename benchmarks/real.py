@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from airtune.calibrate import Probe, measure_sensitivity
+from airtune.calibrate import SensitivityProbe, measure_sensitivity
 from airtune.cost import counts_for, pruning_path
 from airtune.data import DataSpec, FederatedData, load_federated
 from airtune.model.base import BaseModel, load_base
@@ -144,7 +144,7 @@ def _scored(subject: Subject) -> GlobalState:
 def _slice(subject: Subject, scored: GlobalState) -> tuple[Kept, float]:
     """Return the slice that is nearest to the size asked for, and its size."""
     base, importance = subject.base, scored.importance
-    found = measure_sensitivity(Probe(base, subject.data, WorkSpec(), BATCH, 0))
+    found = measure_sensitivity(SensitivityProbe(base, subject.data, WorkSpec(), BATCH, 0))
     path = pruning_path(base.shape, found, heads=base.family.any_head_count)
     counts = counts_for(base.shape, path, PRUNED)
     if counts is None or importance is None:

@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from airtune.data.shapes import OTHER_FIGURES, SIZE, draw
 from airtune.keys import derive_seed, generator
-from airtune.model.frame import PREPROCESSOR, Frame
+from airtune.model.frame import PREPROCESSOR, ImageFormat
 from airtune.model.images import Images, collate_images, image_tokens
 
 
@@ -84,7 +84,7 @@ def main() -> None:
     train(network, images, options)
     print(f"accuracy on unseen images {accuracy(network, unseen):.3f}")
     network.save_pretrained(options.output)
-    frame = Frame(SIZE, patch=4)
+    frame = ImageFormat(SIZE, patch=4)
     (options.output / PREPROCESSOR).write_text(frame.as_preprocessor(), encoding="utf-8")
 
 

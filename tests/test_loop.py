@@ -21,7 +21,7 @@ from airtune.keys import generator
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.base import base_of
 from airtune.model.batch import Sequences
-from airtune.model.server import ServerSettings
+from airtune.model.server import ServerOptimizer
 from airtune.model.state import initial_state
 from airtune.plan import (
     Assignments,
@@ -249,7 +249,7 @@ def test_what_coding_has_lost_goes_on_after_a_kill(whole, tmp_path):
     assert sent["round_s"] < plain["round_s"]
 
 
-SWITCHES = LoopSettings(decay=0.2, server=ServerSettings(average=0.9, momentum=0.5))
+SWITCHES = LoopSettings(decay=0.2, server=ServerOptimizer(average=0.9, momentum=0.5))
 
 
 def test_a_learning_loop_with_all_its_switches_resumes_to_the_same_bits(whole, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from airtune.calibrate import Probe, measure_sensitivity
+from airtune.calibrate import SensitivityProbe, measure_sensitivity
 from airtune.calibrate.sensitivity import BATCHES
 from airtune.data import FederatedData
 from airtune.data.federated import DeviceData
@@ -29,7 +29,7 @@ def probe():
     texts = tuple(draw.integers(3, 61, 12) for _ in range(6))
     none = Sequences((), ())
     data = FederatedData((DeviceData(Sequences(texts, texts), none),), none, (), {}, {})
-    return Probe(base, data, WorkSpec(mend="none"), batch=2, seed=0)
+    return SensitivityProbe(base, data, WorkSpec(mend="none"), batch=2, seed=0)
 
 
 def test_a_cost_is_noise_over_signal_of_the_last_hidden_state(probe):

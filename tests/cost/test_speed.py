@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airtune.cost import (
-    Probe,
     SpeedProfile,
+    TimedModel,
     achieved_flops_per_s,
     fit_speed,
     known_shapes,
@@ -26,7 +26,7 @@ def step_s(shape, profile):
 @given(st.floats(1e9, 1e14), st.floats(1e8, 1e12))
 def test_fit_finds_the_rates_that_made_the_times(flops_per_s, bytes_per_s):
     truth = SpeedProfile(flops_per_s, bytes_per_s)
-    found = fit_speed([Probe(shape, WORK, step_s(shape, truth)) for shape in (NARROW, WIDE)])
+    found = fit_speed([TimedModel(shape, WORK, step_s(shape, truth)) for shape in (NARROW, WIDE)])
     middle = known_shapes()["qwen2.5-1.5b"]
     assert step_s(middle, found) == pytest.approx(step_s(middle, truth), rel=1e-6)
 
@@ -39,9 +39,9 @@ def test_wide_models_achieve_more():
 @pytest.mark.parametrize("seconds", [[1.0], [1.0, 0.0], [1.0, float("nan")]])
 def test_too_little_to_fit_is_refused(seconds):
     with pytest.raises(FleetError, match="two probes with times above 0 s, got"):
-        fit_speed([Probe(NARROW, WORK, value) for value in seconds])
+        fit_speed([TimedModel(NARROW, WORK, value) for value in seconds])
 
 
 def test_times_that_fall_with_work_are_refused():
     with pytest.raises(FleetError, match="do not rise with their FLOPs"):
-        fit_speed([Probe(NARROW, WORK, 5.0), Probe(WIDE, WORK, 0.1)])
+        fit_speed([TimedModel(NARROW, WORK, 5.0), TimedModel(WIDE, WORK, 0.1)])

@@ -10,9 +10,9 @@ from airtune.data import DataSpec, load_federated_images
 from airtune.data.image_files import fit, read_pictures
 from airtune.data.shapes import FIGURES, OTHER_FIGURES, draw
 from airtune.errors import DataError, RecipeError
-from airtune.model.frame import Frame
+from airtune.model.frame import ImageFormat
 
-FRAME = Frame(8, 4)
+FRAME = ImageFormat(8, 4)
 TASK = {"task": "image-classification"}
 
 
@@ -91,7 +91,7 @@ def test_arrays_and_cifar_files_are_read(tmp_path):
     (tmp_path / "cifar").mkdir()
     rows.tofile(tmp_path / "cifar" / "data_batch_1.bin")
     rows[:3].tofile(tmp_path / "cifar" / "test_batch.bin")
-    frame = Frame(32, 4)
+    frame = ImageFormat(32, 4)
     for source in ("a.npz", "cifar"):
         train, test = read_pictures(spec(source=str(tmp_path / source)), frame)
         assert np.array_equal(train.pixels, pixels.transpose(0, 3, 1, 2))
@@ -112,9 +112,9 @@ def test_parquet_as_datasets_writes_it_is_read(tmp_path):
 
 def test_an_image_is_fitted_to_the_model():
     grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
-    assert fit(grey, Frame(4, 2)).shape == (3, 4, 4)
-    assert np.array_equal(fit(grey, Frame(4, 2, channels=1))[0], grey)
-    halved = fit(np.full((8, 6, 4), 77, np.uint8), Frame(4, 2))
+    assert fit(grey, ImageFormat(4, 2)).shape == (3, 4, 4)
+    assert np.array_equal(fit(grey, ImageFormat(4, 2, channels=1))[0], grey)
+    halved = fit(np.full((8, 6, 4), 77, np.uint8), ImageFormat(4, 2))
     assert halved.shape == (3, 4, 4)
     assert set(halved.ravel().tolist()) == {77}
 

@@ -8,10 +8,10 @@ from airtune.data import DataSpec, load_federated_images
 from airtune.data.image_files import read_pictures
 from airtune.data.picture import decode_picture
 from airtune.errors import DataError
-from airtune.model.frame import Frame
+from airtune.model.frame import ImageFormat
 
 GRADIENT = (np.arange(48, dtype=np.uint8)[:, None, None] * 5).repeat(32, 1).repeat(3, 2)
-FRAME = Frame(8, 4)
+FRAME = ImageFormat(8, 4)
 
 
 def encoded(picture, kind="png", **options):

@@ -1,7 +1,7 @@
 import pytest
 
 from airtune.errors import FleetError
-from airtune.fleet.section import Section, as_number, nearest, raise_faults
+from airtune.fleet.section import SettingsSection, as_number, nearest, raise_faults
 
 
 @pytest.fixture
@@ -10,7 +10,7 @@ def faults():
 
 
 def test_unknown_keys_name_the_nearest_known_one(faults):
-    section = Section({"cuont": 3, "zzz": 1}, "devices[0]", faults)
+    section = SettingsSection({"cuont": 3, "zzz": 1}, "devices[0]", faults)
     section.whole("count", 1)
     section.close()
     assert faults == [
@@ -33,7 +33,7 @@ def test_unknown_keys_name_the_nearest_known_one(faults):
     ],
 )
 def test_a_wrong_number_says_what_is_allowed_and_what_came(faults, value, limits, fault):
-    Section({"x": value}, "s", faults).number("x", **limits)
+    SettingsSection({"x": value}, "s", faults).number("x", **limits)
     assert faults == [fault]
 
 
@@ -45,7 +45,7 @@ def test_a_wrong_number_says_what_is_allowed_and_what_came(faults, value, limits
     ],
 )
 def test_a_wrong_count_is_a_fault(faults, value, fault):
-    Section(value, "", faults).whole("x", 1, low=1)
+    SettingsSection(value, "", faults).whole("x", 1, low=1)
     assert faults == [fault]
 
 
@@ -63,12 +63,12 @@ def test_a_wrong_count_is_a_fault(faults, value, fault):
     ],
 )
 def test_a_wrong_kind_of_value_is_a_fault(faults, ask, data, fault):
-    getattr(Section(data, "", faults), ask)("x")
+    getattr(SettingsSection(data, "", faults), ask)("x")
     assert faults == [fault]
 
 
 def test_a_choice_lists_the_options(faults):
-    section = Section({"kind": "shard"}, "links.a", faults)
+    section = SettingsSection({"kind": "shard"}, "links.a", faults)
     section.choice("kind", ("shared", "dedicated"))
     section.choice("other", ("one", "two"))
     assert faults == [
@@ -78,7 +78,7 @@ def test_a_choice_lists_the_options(faults):
 
 
 def test_defaults_stand_where_a_key_is_absent_or_null(faults):
-    section = Section({"a": None}, "", faults)
+    section = SettingsSection({"a": None}, "", faults)
     assert section.number("a", 2.0) == 2.0
     assert section.text("b", "word") == "word"
     assert section.choice("c", ("one", "two"), "two") == "two"

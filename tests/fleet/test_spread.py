@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airtune.fleet.section import Section
+from airtune.fleet.section import SettingsSection
 from airtune.fleet.spread import Spread, read_spread
 
 RANDOM = st.integers(0, 2**32).map(np.random.default_rng)
@@ -21,7 +21,7 @@ def test_each_nth_of_the_range_holds_one_of_n_devices(random, count, low, factor
 
 def read(value, **limits):
     faults = []
-    return read_spread(Section({"x": value}, "dev", faults), "x", **limits), faults
+    return read_spread(SettingsSection({"x": value}, "dev", faults), "x", **limits), faults
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from airtune.errors import RecipeError
 from airtune.methods.sparsity import (
     FIXED_HEADS,
     LEVELS,
+    PruningTarget,
     Schedule,
-    Target,
     check_order,
     check_ranks,
     levels_of,
@@ -34,7 +34,7 @@ def problem_of(shape, sensitivity=None):
 
 
 def reached(shape, sparsity, structures, **choices):
-    return levels_of(problem_of(shape), Target(sparsity, structures, **choices))
+    return levels_of(problem_of(shape), PruningTarget(sparsity, structures, **choices))
 
 
 BERT = bert_like(

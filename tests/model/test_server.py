@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from airtune.model.server import ServerSettings, advance, evaluated
+from airtune.model.server import ServerOptimizer, advance, evaluated
 from airtune.model.state import GlobalState
 
 
@@ -18,7 +18,7 @@ def a_of(state):
 
 def test_nothing_asked_for_is_what_the_aggregation_made():
     before, after = state((1.0, 2.0)), state((3.0, 4.0), round=1)
-    found = advance(ServerSettings(), before, before, after, rule="average")
+    found = advance(ServerOptimizer(), before, before, after, rule="average")
     assert found is after
     assert evaluated(found) is found
 
@@ -28,7 +28,7 @@ def test_the_mean_follows_its_recurrence_and_is_what_is_evaluated():
     for t in range(12):
         after = state((float(t + 1), 0.0), round=t + 1)
         now = advance(
-            ServerSettings(average=0.5), now, now,
+            ServerOptimizer(average=0.5), now, now,
             GlobalState(t + 1, after.adapters, after.head, average=now.average), rule="average",
         )  # fmt: skip
         kept = min(0.5, (1 + t) / (10 + t))
@@ -39,7 +39,7 @@ def test_the_mean_follows_its_recurrence_and_is_what_is_evaluated():
 
 
 def test_momentum_adds_what_is_left_of_the_last_change():
-    momentum, theta, velocity = ServerSettings(momentum=0.5), 0.0, 0.0
+    momentum, theta, velocity = ServerOptimizer(momentum=0.5), 0.0, 0.0
     now = state((0.0, 0.0))
     for t in range(3):
         after = state((theta + 1.0, 0.0), round=t + 1)
@@ -53,7 +53,7 @@ def test_momentum_adds_what_is_left_of_the_last_change():
 def test_what_the_codec_of_a_broadcast_lost_does_not_reach_the_server():
     master, sent = state((1.0, 2.0)), state((1.1, 1.9))
     after = state((1.6, 1.9), round=1)
-    found = advance(ServerSettings(), master, sent, after, rule="average")
+    found = advance(ServerOptimizer(), master, sent, after, rule="average")
     assert a_of(found) == pytest.approx([1.5, 2.0])
 
 
@@ -65,7 +65,7 @@ def test_where_axes_turn_the_mean_is_that_of_the_products():
         return GlobalState(round, adapters, {})
 
     before, after = drawn(3), drawn(4)
-    found = evaluated(advance(ServerSettings(average=0.9), before, before, after, rule="lifted"))
+    found = evaluated(advance(ServerOptimizer(average=0.9), before, before, after, rule="lifted"))
     kept = 4 / 13
     products = [one.adapters["0.q.B"] @ one.adapters["0.q.A"] for one in (before, after, found)]
     u, s, v = torch.linalg.svd(kept * products[0] + (1 - kept) * products[1])

@@ -3,12 +3,12 @@
 from airtune.calibrate.compression import calibrate_codecs
 from airtune.calibrate.measured import Measured, from_document, load, store
 from airtune.calibrate.pruning import calibrate_pruning
-from airtune.calibrate.sensitivity import Probe, measure_sensitivity
+from airtune.calibrate.sensitivity import SensitivityProbe, measure_sensitivity
 from airtune.calibrate.short import Setting, chosen_devices
 
 __all__ = [
     "Measured",
-    "Probe",
+    "SensitivityProbe",
     "Setting",
     "calibrate_codecs",
     "calibrate_pruning",

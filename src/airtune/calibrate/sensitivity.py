@@ -38,7 +38,7 @@ WORST_ERROR = 0.95
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class SensitivityProbe:
     """What is measured on, and how its slices are made."""
 
     base: BaseModel
@@ -50,7 +50,7 @@ class Probe:
     seed: int
 
 
-def measure_sensitivity(probe: Probe) -> Sensitivity:
+def measure_sensitivity(probe: SensitivityProbe) -> Sensitivity:
     """Measure what heads and channels cost this model on these data.
 
     Raises:
@@ -78,7 +78,7 @@ def _counts(count: int, points: int) -> Ints:
     return np.unique(np.maximum(kept, 1).astype(np.int64))[::-1]
 
 
-def _scored(probe: Probe) -> GlobalState:
+def _scored(probe: SensitivityProbe) -> GlobalState:
     """Return a state that holds what slices are made by: scores, means, second moments."""
     held = [(device, part.train, 1.0) for device, part in enumerate(probe.data.devices)]
     reports = [
@@ -98,7 +98,7 @@ def _scored(probe: Probe) -> GlobalState:
 class _Dense:
     """The dense model's hidden states, which slices are held against."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: SensitivityProbe) -> None:
         self._probe = probe
         parts = [
             calibration_batches(

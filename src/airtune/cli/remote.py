@@ -21,7 +21,7 @@ _KEYS = ("local", "operator")
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class RemoteTarget:
     """Where and how a recipe is to run."""
 
     server: str
@@ -51,7 +51,7 @@ def link_to(state: Path, server: str | None, ca: Path | None, key: Path | None) 
         ConnectionFailedError: if none runs here, and none was named.
         DeploymentError: if certificate or key are not found.
     """
-    return local_link(running(state)) if server is None else Remote(server, ca, key).link()
+    return local_link(running(state)) if server is None else RemoteTarget(server, ca, key).link()
 
 
 def find_proof(ca: Path | None, key: Path | None) -> Proof:
@@ -76,7 +76,9 @@ def find_proof(ca: Path | None, key: Path | None) -> Proof:
     return proof
 
 
-def run_remotely(wanted: Remote, source: str | None, changes: list[str], *, as_json: bool) -> None:
+def run_remotely(
+    wanted: RemoteTarget, source: str | None, changes: list[str], *, as_json: bool
+) -> None:
     """Submit a recipe and follow it to its end.
 
     Raises:

@@ -56,9 +56,9 @@ def run(
         local={"--folder": folder, "--track": track},
     )
     if server is not None:
-        from airtune.cli.remote import Remote, run_remotely
+        from airtune.cli.remote import RemoteTarget, run_remotely
 
-        wanted = Remote(
+        wanted = RemoteTarget(
             server, ca, key, insecure=insecure, replay=replay, devices=devices, resume=resume,
             where=tuple(where or ()),
         )  # fmt: skip

@@ -21,7 +21,7 @@ from airtune.cost.payload import (
 from airtune.cost.prediction import Prediction, predict
 from airtune.cost.presets import known_shapes
 from airtune.cost.shapes import gpt2_like, llama_like
-from airtune.cost.speed import Probe, SpeedProfile, achieved_flops_per_s, fit_speed
+from airtune.cost.speed import SpeedProfile, TimedModel, achieved_flops_per_s, fit_speed
 from airtune.cost.split import SplitCost, line_cost, split_cost
 
 __all__ = [
@@ -29,11 +29,11 @@ __all__ = [
     "Memory",
     "Order",
     "Prediction",
-    "Probe",
     "PruningPath",
     "SpeedProfile",
     "SplitCost",
     "SplitTimes",
+    "TimedModel",
     "achieved_flops_per_s",
     "base_bytes",
     "bert_like",

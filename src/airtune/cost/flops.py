@@ -20,7 +20,7 @@ import numpy as np
 from airtune.cost.graph import (
     ENCODERS,
     Flow,
-    Kept,
+    KeptSizes,
     flows,
     kept,
     later_flow,
@@ -82,7 +82,7 @@ def server_flops(shape: ModelShape, workload: Workload, assignments: Assignments
     return np.asarray(2.0 * (tokens * blocks + _head_macs(shape, workload, later)), np.float64)
 
 
-def _teacher_macs(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+def _teacher_macs(shape: ModelShape, workload: Workload, left: KeptSizes) -> Floats:
     """Multiply-adds of the dense base's forward pass over one batch, (n,)."""
     tokens = float(workload.batch * workload.tokens)
     blocks = left.blocks * _forward_macs(shape, workload, teacher_of(shape, left))
@@ -94,7 +94,7 @@ def head_flops(shape: ModelShape, workload: Workload) -> float:
     return 2.0 * _head_macs(shape, workload, later_flow(shape, workload))
 
 
-def _forward_macs(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+def _forward_macs(shape: ModelShape, workload: Workload, left: KeptSizes) -> Floats:
     """Multiply-adds of one block's forward pass for one token, (n,)."""
     macs = 2.0 * left.query * workload.tokens
     for linear in shape.linears:
@@ -106,7 +106,7 @@ def _forward_macs(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
     return macs
 
 
-def _backward_macs(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:
+def _backward_macs(shape: ModelShape, workload: Workload, left: KeptSizes, flow: Flow) -> Floats:
     """Multiply-adds of one block's backward pass for one token, (n,)."""
     # gradients of queries, keys, attention weights and values, one square each
     squares = flow.query + flow.key + flow.scores + flow.value
@@ -121,7 +121,7 @@ def _backward_macs(shape: ModelShape, workload: Workload, left: Kept, flow: Flow
     return np.asarray(macs, np.float64)
 
 
-def _score_macs(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+def _score_macs(shape: ModelShape, workload: Workload, left: KeptSizes) -> Floats:
     """Multiply-adds of one block's scores from the adapters' gradients: 3 products of rank r."""
     macs = np.zeros(len(left.rank))
     for linear in targets(shape, workload):
@@ -130,7 +130,7 @@ def _score_macs(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
     return macs
 
 
-def _block_macs(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:
+def _block_macs(shape: ModelShape, workload: Workload, left: KeptSizes, flow: Flow) -> Floats:
     passes = 2.0 if workload.checkpointing and flow.output else 1.0
     forward = passes * _forward_macs(shape, workload, left)
     return forward + _backward_macs(shape, workload, left, flow)

@@ -30,7 +30,7 @@ ENCODERS = POST_NORM | {"modernbert"}
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class KeptSizes:
     """Sizes after slicing, in columns of shape (n,), as floats so that large products fit."""
 
     blocks: Floats
@@ -84,11 +84,11 @@ class Flow:
         return bool(getattr(self, place))
 
 
-def kept(shape: ModelShape, assignments: Assignments) -> Kept:
+def kept(shape: ModelShape, assignments: Assignments) -> KeptSizes:
     """Return the sizes that pruning and cutting leave, whole groups and channels, (n,) each."""
     groups = shape.kept_groups(assignments.prune_heads).astype(np.float64)
     held = np.where(assignments.cut > 0, np.minimum(assignments.cut, shape.blocks), shape.blocks)
-    return Kept(
+    return KeptSizes(
         blocks=held.astype(np.float64),
         groups=groups,
         channels=shape.kept_channels(assignments.prune_ffn).astype(np.float64),
@@ -100,13 +100,13 @@ def kept(shape: ModelShape, assignments: Assignments) -> Kept:
     )
 
 
-def taught(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+def taught(shape: ModelShape, workload: Workload, left: KeptSizes) -> Floats:
     """Return 1 where a slice learns from the dense base beside it, 0 elsewhere, (n,)."""
     is_slice = (left.groups < shape.kv_groups) | (left.channels < shape.ffn)
     return np.asarray(is_slice & workload.distills & (left.whole > 0.0), np.float64)
 
 
-def teacher_of(shape: ModelShape, left: Kept) -> Kept:
+def teacher_of(shape: ModelShape, left: KeptSizes) -> KeptSizes:
     """Return the dense base without adapters, (n,) times."""
     full = np.ones_like(left.groups)
     return replace(
@@ -116,7 +116,7 @@ def teacher_of(shape: ModelShape, left: Kept) -> Kept:
     )  # fmt: skip
 
 
-def sizes(shape: ModelShape, linear: Linear, left: Kept) -> tuple[Floats, Floats]:
+def sizes(shape: ModelShape, linear: Linear, left: KeptSizes) -> tuple[Floats, Floats]:
     """Return (in_features, out_features) of a sliced linear layer as floats, (n,) each."""
     columns, rows = shape.linear_sizes(linear, left.groups, left.channels)
     return columns.astype(np.float64), rows.astype(np.float64)

@@ -29,7 +29,7 @@ from airtune.cost.graph import (
     ENCODERS,
     POST_NORM,
     Flow,
-    Kept,
+    KeptSizes,
     flows,
     kept,
     later_flow,
@@ -170,7 +170,7 @@ def activation_copies(shape: ModelShape) -> int:
     return 4 if shape.family == "gpt2" else 1
 
 
-def _block_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:
+def _block_bytes(shape: ModelShape, workload: Workload, left: KeptSizes, flow: Flow) -> Floats:
     """Bytes a token that one block keeps for its backward pass, (n,)."""
     return (
         _attention_bytes(shape, workload, left, flow)
@@ -180,7 +180,7 @@ def _block_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) 
     )
 
 
-def _attention_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:
+def _attention_bytes(shape: ModelShape, workload: Workload, left: KeptSizes, flow: Flow) -> Floats:
     if not flow.context:
         return np.zeros(len(left.rank))
     numbers = 4.0 * left.query + workload.tokens
@@ -195,7 +195,7 @@ def _attention_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Fl
     return workload.dtype_bytes * numbers + SINGLE * (norms + left.heads)
 
 
-def _norm_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:
+def _norm_bytes(shape: ModelShape, workload: Workload, left: KeptSizes, flow: Flow) -> Floats:
     """What the block's norms keep: their input and one or two numbers a position."""
     # a post-norm block normalises after its attention and its FFN, a pre-norm one before
     before, after = (flow.hidden, flow.middle), (flow.middle, flow.output)
@@ -203,13 +203,13 @@ def _norm_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -
     return np.full(len(left.rank), sum(inputs) * _one_norm_bytes(shape, workload))
 
 
-def _ffn_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:
+def _ffn_bytes(shape: ModelShape, workload: Workload, left: KeptSizes, flow: Flow) -> Floats:
     # a gate keeps its activation's input, and the product the other factor for each side
     copies = 2 * flow.gate + flow.up if shape.gated else flow.gate * activation_copies(shape)
     return copies * workload.dtype_bytes * left.channels
 
 
-def _adapter_bytes(shape: ModelShape, workload: Workload, left: Kept, flow: Flow) -> Floats:
+def _adapter_bytes(shape: ModelShape, workload: Workload, left: KeptSizes, flow: Flow) -> Floats:
     """Inputs of the adapters and their rank-wide middles; one input serves equal readers."""
     total = np.zeros(len(left.rank))
     seen: set[str] = set()
@@ -264,7 +264,7 @@ def _logit_bytes(shape: ModelShape, workload: Workload) -> float:
     return 2.0 * SINGLE * alive * shape.vocab + rows
 
 
-def _backward_bytes(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+def _backward_bytes(shape: ModelShape, workload: Workload, left: KeptSizes) -> Floats:
     """Bytes the backward pass of one block holds at a time beside what was saved, (n,).
 
     Two gradients of the residual stream and those of the FFN's inner tensors; the block itself

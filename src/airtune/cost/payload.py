@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from airtune.cost.coded import payload_bytes
-from airtune.cost.graph import Kept, kept, sizes, targets
+from airtune.cost.graph import KeptSizes, kept, sizes, targets
 from airtune.plan import Assignments, CodecSpec, Floats, Ints, ModelShape, Workload
 from airtune.units import BITS_PER_BYTE
 
@@ -120,7 +120,7 @@ def base_bytes(shape: ModelShape, workload: Workload) -> float:
     return linears * quantised + (shape.parameters - linears) * plain
 
 
-def held_bytes(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+def held_bytes(shape: ModelShape, workload: Workload, left: KeptSizes) -> Floats:
     """Return the bytes of the sliced base in a device's memory, shape (n,).
 
     A cut device holds the embedding and its blocks; the server holds the rest and the head.
@@ -143,7 +143,7 @@ def _weight_bytes(workload: Workload) -> tuple[float, float]:
     return workload.base_bits / BITS_PER_BYTE, workload.base_bits / BITS_PER_BYTE
 
 
-def _coded(shape: ModelShape, workload: Workload, left: Kept, spec: CodecSpec) -> Floats:
+def _coded(shape: ModelShape, workload: Workload, left: KeptSizes, spec: CodecSpec) -> Floats:
     """Return the expected payloads of coded adapters and heads, (n,)."""
     pairs = [sizes(shape, linear, left) for linear in targets(shape, workload)]
     each = left.blocks * left.rank
@@ -155,7 +155,7 @@ def _coded(shape: ModelShape, workload: Workload, left: Kept, spec: CodecSpec) -
     return total + (left.whole * payload_bytes(head, spec) if head else 0.0)
 
 
-def _block_sides(shape: ModelShape, workload: Workload, left: Kept) -> Floats:
+def _block_sides(shape: ModelShape, workload: Workload, left: KeptSizes) -> Floats:
     pairs = [sizes(shape, linear, left) for linear in targets(shape, workload)]
     return sum((columns + rows for columns, rows in pairs), start=np.zeros(len(left.rank)))
 

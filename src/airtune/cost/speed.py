@@ -37,7 +37,7 @@ class SpeedProfile:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class TimedModel:
     """One model that a device has trained, dense, and how long a local step took."""
 
     shape: ModelShape
@@ -45,7 +45,7 @@ class Probe:
     step_s: float
 
 
-def fit_speed(probes: Sequence[Probe]) -> SpeedProfile:
+def fit_speed(probes: Sequence[TimedModel]) -> SpeedProfile:
     """Return the two rates that explain the probes best, least squares of relative errors.
 
     Args:

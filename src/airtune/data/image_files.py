@@ -27,7 +27,7 @@ from airtune.data.picture import decode_picture as _decode
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table
 from airtune.errors import DataError
-from airtune.model.frame import Frame
+from airtune.model.frame import ImageFormat
 from airtune.plan import Ints
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Pictures:
         )
 
 
-def read_pictures(spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures | None]:
+def read_pictures(spec: DataSpec, frame: ImageFormat) -> tuple[Pictures, Pictures | None]:
     """Return training and test images; None where the source brings no test set of its own.
 
     Raises:
@@ -76,7 +76,7 @@ def read_pictures(spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures | No
     return train, test
 
 
-def _read(source: str, spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures | None]:
+def _read(source: str, spec: DataSpec, frame: ImageFormat) -> tuple[Pictures, Pictures | None]:
     path = Path(source).expanduser()
     if path.is_dir() and not is_saved(path):
         return _read_folder(path, spec, frame)
@@ -92,7 +92,7 @@ def _read(source: str, spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures
 
 
 def _read_splits(
-    path: Path, source: str, spec: DataSpec, frame: Frame
+    path: Path, source: str, spec: DataSpec, frame: ImageFormat
 ) -> tuple[Pictures, Pictures | None]:
     names = [spec.split] + ([spec.test_split] if spec.test_split else [])
     tables = [
@@ -105,7 +105,9 @@ def _read_splits(
     return found[0], found[1] if len(found) > 1 else None
 
 
-def _read_folder(folder: Path, spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures | None]:
+def _read_folder(
+    folder: Path, spec: DataSpec, frame: ImageFormat
+) -> tuple[Pictures, Pictures | None]:
     """Read CIFAR's binary files, or classes as sub-folders, below train and test or at the top."""
     binary = sorted(folder.glob("*.bin"))
     if binary:
@@ -134,7 +136,9 @@ def _unwrapped(folder: Path) -> Path:
     return folder
 
 
-def _read_tables(folder: Path, spec: DataSpec, frame: Frame) -> tuple[Pictures, Pictures | None]:
+def _read_tables(
+    folder: Path, spec: DataSpec, frame: ImageFormat
+) -> tuple[Pictures, Pictures | None]:
     """Read a clone of a hub's data set, whose parquet files hold the pictures."""
     try:
         tables = read_folder(folder, subset=spec.subset, test_split=spec.test_split)
@@ -147,7 +151,7 @@ def _read_tables(folder: Path, spec: DataSpec, frame: Frame) -> tuple[Pictures, 
     return _from_table(train, spec, frame), None if test is None else _from_table(test, spec, frame)
 
 
-def _read_classes(folder: Path, frame: Frame) -> Pictures:
+def _read_classes(folder: Path, frame: ImageFormat) -> Pictures:
     """Read a folder with one sub-folder a class."""
     files = [
         (path, kind.name)
@@ -163,7 +167,7 @@ def _read_classes(folder: Path, frame: Frame) -> Pictures:
     return Pictures(np.stack(pixels), tuple(name for _, name in files), str(folder))
 
 
-def _read_npz(path: Path, frame: Frame) -> tuple[Pictures, Pictures | None]:
+def _read_npz(path: Path, frame: ImageFormat) -> tuple[Pictures, Pictures | None]:
     """Read arrays `images` and `labels`, or `x_train`, `y_train` and perhaps `x_test`, `y_test`."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -191,7 +195,7 @@ def _pair(
 
 
 def _from_arrays(
-    images: NDArray[np.generic], labels: NDArray[np.generic], *, source: str, frame: Frame
+    images: NDArray[np.generic], labels: NDArray[np.generic], *, source: str, frame: ImageFormat
 ) -> Pictures:
     labels = labels.reshape(len(labels), -1)[:, 0] if labels.size == len(labels) else labels
     whole = np.issubdtype(labels.dtype, np.integer) or labels.dtype.kind == "U"
@@ -212,7 +216,7 @@ def _from_arrays(
     )  # fmt: skip
 
 
-def _cifar(path: Path, frame: Frame) -> Pictures:
+def _cifar(path: Path, frame: ImageFormat) -> Pictures:
     """Read the binary version of CIFAR-10 or CIFAR-100: label bytes, then 3 x 32 x 32 values."""
     data = np.frombuffer(path.read_bytes(), np.uint8)
     # a size may be a multiple of both records; the folder's CIFAR-100 files say train and test
@@ -230,7 +234,7 @@ def _cifar(path: Path, frame: Frame) -> Pictures:
     )
 
 
-def _from_table(table: Table, spec: DataSpec, frame: Frame) -> Pictures:
+def _from_table(table: Table, spec: DataSpec, frame: ImageFormat) -> Pictures:
     """Read a column of encoded pictures, as `datasets` writes them to parquet."""
     columns = resolve_columns(spec, table)
     image, name = columns["image"], columns.get("label_name", columns["label"])
@@ -253,7 +257,7 @@ def _picture(value: object, place: str) -> Pixels:
     raise DataError(f"{place}: an image must be encoded bytes, got {type(value).__name__}")
 
 
-def fit(image: Pixels, frame: Frame) -> Pixels:
+def fit(image: Pixels, frame: ImageFormat) -> Pixels:
     """Return an image (height, width[, channels]) as (channels, size, size).
 
     Colours are averaged to grey, or grey is repeated, where the model's channels differ; other sizes

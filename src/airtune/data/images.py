@@ -19,13 +19,13 @@ from airtune.data.spec import DataSpec
 from airtune.data.table import table_from_rows
 from airtune.errors import DataError
 from airtune.keys import generator
-from airtune.model.frame import Frame
+from airtune.model.frame import ImageFormat
 from airtune.model.images import Images
 from airtune.plan import Ints
 
 
 def load_federated_images(
-    spec: DataSpec, *, frame: Frame, devices: int, seed: int, known: Sequence[str] = ()
+    spec: DataSpec, *, frame: ImageFormat, devices: int, seed: int, known: Sequence[str] = ()
 ) -> FederatedData:
     """Read labelled images, prepare them for a model, and deal them out to the devices.
 
@@ -94,7 +94,7 @@ def _ledger(train: Pictures, test: Pictures) -> DataLedger:
     return rows + spelling_ledger(train.labels, test.labels)
 
 
-def _generated(spec: DataSpec, frame: Frame, seed: int) -> tuple[Pictures, Pictures]:
+def _generated(spec: DataSpec, frame: ImageFormat, seed: int) -> tuple[Pictures, Pictures]:
     counts = (spec.limit or TRAIN_ROWS, spec.test_limit or TEST_ROWS)
     names, sets = tuple(FIGURES), []
     for part, count in zip(("train", "test"), counts, strict=True):
@@ -117,7 +117,7 @@ def _ids(pictures: Pictures, classes: Mapping[str, str]) -> Ints:
     return class_ids(table_from_rows(rows, source=pictures.source), "label", classes)
 
 
-def _images(pictures: Pictures, targets: Ints, frame: Frame) -> Images:
+def _images(pictures: Pictures, targets: Ints, frame: ImageFormat) -> Images:
     return Images(pictures.pixels, targets, mean=frame.mean, deviation=frame.deviation)
 
 

@@ -36,7 +36,7 @@ class RowCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class CountKind:
     """How one kind of count is told."""
 
     said: str
@@ -45,28 +45,28 @@ class Kind:
     """What to do about it, said where the share is large."""
 
 
-KINDS: Mapping[str, Kind] = {
-    "blank": Kind("left out: no text", "fill or remove them"),
-    "unlabelled": Kind("left out: no label", "label or remove them"),
-    "unanswered": Kind("left out: no answer of the assistant to a user", "answer or remove them"),
-    "unsupported": Kind(
+KINDS: Mapping[str, CountKind] = {
+    "blank": CountKind("left out: no text", "fill or remove them"),
+    "unlabelled": CountKind("left out: no label", "label or remove them"),
+    "unanswered": CountKind("left out: no answer of the assistant to a user", "answer or remove them"),
+    "unsupported": CountKind(
         "left out: a turn of a tool, of an unknown role, or without text",
         "take those turns out of the conversations",
     ),
-    "dropped": Kind(
+    "dropped": CountKind(
         "left out: the prompt alone fills data.max_length",
         "raise data.max_length or shorten the prompts",
     ),
-    "truncated": Kind("cut at data.max_length", "raise data.max_length"),
-    "filled": Kind("without a second text, read as empty", "fill or remove them"),
-    "unreadable": Kind(
+    "truncated": CountKind("cut at data.max_length", "raise data.max_length"),
+    "filled": CountKind("without a second text, read as empty", "fill or remove them"),
+    "unreadable": CountKind(
         "with U+FFFD for half a character, or one that could not be read",
         "cut texts between characters, and decode them rightly, where they are made",
     ),
-    "respelt": Kind(
+    "respelt": CountKind(
         "labelled with another spelling of a more frequent class", "spell every class one way"
     ),
-    "shared": Kind(
+    "shared": CountKind(
         "are training rows too, which flatters test figures", "remove them from either"
     ),
 }  # fmt: skip
@@ -74,7 +74,7 @@ KINDS: Mapping[str, Kind] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LedgerLine:
     """One sentence of the ledger."""
 
     text: str
@@ -122,7 +122,7 @@ class DataLedger:
         )
         return cls(train, test, tuple(document.get("notes", ())))
 
-    def lines(self) -> tuple[Line, ...]:
+    def lines(self) -> tuple[LedgerLine, ...]:
         """Return one sentence for each kind that occurred, then the notes.
 
         >>> ledger = DataLedger(RowCounts(read=72, dropped=36), RowCounts(read=8, dropped=4))
@@ -131,10 +131,10 @@ class DataLedger:
 4 of 8 for the test); raise data.max_length or shorten the prompts
         """
         told = (self._line(name, kind) for name, kind in KINDS.items())
-        notes = (Line(note, warns=False) for note in self.notes)
+        notes = (LedgerLine(note, warns=False) for note in self.notes)
         return (*(line for line in told if line is not None), *notes)
 
-    def _line(self, name: str, kind: Kind) -> Line | None:
+    def _line(self, name: str, kind: CountKind) -> LedgerLine | None:
         train, test = getattr(self.train, name), getattr(self.test, name)
         if not train + test:
             return None
@@ -142,15 +142,15 @@ class DataLedger:
         warns = any(count > LARGE_SHARE * read for count, read in shares)
         remedy = f"; {kind.remedy}" if warns else ""
         if name == "shared":
-            return Line(f"{test} of {self.test.read} test rows {kind.said}{remedy}", warns)
-        return Line(
+            return LedgerLine(f"{test} of {self.test.read} test rows {kind.said}{remedy}", warns)
+        return LedgerLine(
             f"{train + test} of {self.train.read + self.test.read} rows {kind.said} ({train} of "
             f"{self.train.read} for training, {test} of {self.test.read} for the test){remedy}",
             warns,
         )
 
 
-def recorded_lines(header: Mapping[str, Any]) -> tuple[Line, ...]:
+def recorded_lines(header: Mapping[str, Any]) -> tuple[LedgerLine, ...]:
     """Return the sentences of a run's header; none where an older one has no ledger."""
     document = (header.get("data") or {}).get("ledger")
     return DataLedger.from_document(document).lines() if document else ()

@@ -19,8 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from airtune.cost import Probe as StepTime
-from airtune.cost import SpeedProfile, achieved_flops_per_s, fit_speed, llama_like
+from airtune.cost import SpeedProfile, TimedModel, achieved_flops_per_s, fit_speed, llama_like
 from airtune.deploy.power import Drawn, PowerMeter
 from airtune.errors import DeploymentError, StorageError
 from airtune.fleet.probe import PROBE_SCHEMA
@@ -81,7 +80,7 @@ def measure_speed(
     # neighbours on the device only ever slow a step, so the quicker ones are nearer the truth
     usual = tuple(statistics.quantiles(seen, n=4)[0] for seen in times)
     profile = fit_speed(
-        [StepTime(shape, PROBE_WORK, s) for shape, s in zip(shapes, usual, strict=True)]
+        [TimedModel(shape, PROBE_WORK, s) for shape, s in zip(shapes, usual, strict=True)]
     )
     return Speed(profile, usual, meter.stop())
 

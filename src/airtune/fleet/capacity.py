@@ -13,7 +13,7 @@ import numpy as np
 
 from airtune.fleet.fading import EVERY, Every
 from airtune.fleet.moment import Members, Moment
-from airtune.fleet.section import Section
+from airtune.fleet.section import SettingsSection
 from airtune.fleet.spread import ONE, Spread, read_spread
 from airtune.keys import generator
 from airtune.plan import Floats, Ints
@@ -84,7 +84,7 @@ class CapacityChannel:
         return self.up_bps * factors, self.down_bps * factors
 
 
-def read_capacity(section: Section, slot_s: float | None) -> CapacityMedium:
+def read_capacity(section: SettingsSection, slot_s: float | None) -> CapacityMedium:
     """Read the settings of a link of given capacity; faults are noted in the section."""
     up = read_spread(section, "up_mbps", above=0.0)
     down = read_spread(section, "down_mbps", up, above=0.0)

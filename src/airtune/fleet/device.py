@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from airtune.fleet.catalogue import DEVICE_KINDS, DeviceKind
 from airtune.fleet.modes import NO_MODES, ModePlan
-from airtune.fleet.section import Section, as_number, nearest
+from airtune.fleet.section import SettingsSection, as_number, nearest
 from airtune.fleet.spread import ONE, PLACED_BY_LINK, USUAL_DBM, Spread, read_spread
 from airtune.units import GIB
 
@@ -36,7 +36,7 @@ class DeviceClass:
         return [f"{self.name}-{number}" for number in range(1, count + 1)]
 
 
-def read_class(section: Section, links: Sequence[str]) -> DeviceClass:
+def read_class(section: SettingsSection, links: Sequence[str]) -> DeviceClass:
     """Read one entry of `devices`.
 
     Args:
@@ -61,7 +61,7 @@ def read_class(section: Section, links: Sequence[str]) -> DeviceClass:
     return entry
 
 
-def _read_kind(section: Section) -> DeviceKind | None:
+def _read_kind(section: SettingsSection) -> DeviceKind | None:
     if not section.has("device"):
         return None
     name = section.text("device")
@@ -82,7 +82,7 @@ def _usual(kind: DeviceKind | None) -> tuple[Spread, Spread, Spread] | tuple[Non
     return Spread(speed, speed), Spread(memory, memory), Spread(kind.power_w, kind.power_w)
 
 
-def _read_links(section: Section, links: Sequence[str]) -> tuple[str, ...]:
+def _read_links(section: SettingsSection, links: Sequence[str]) -> tuple[str, ...]:
     if not section.has("link") and len(links) <= 1:
         return tuple(links)
     named = section.texts("link")
@@ -95,7 +95,7 @@ def _read_links(section: Section, links: Sequence[str]) -> tuple[str, ...]:
     return named
 
 
-def _read_modes(section: Section) -> ModePlan:
+def _read_modes(section: SettingsSection) -> ModePlan:
     if not section.has("modes"):
         return NO_MODES
     modes = section.section("modes")

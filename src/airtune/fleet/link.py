@@ -9,7 +9,7 @@ from airtune.fleet.capacity import read_capacity
 from airtune.fleet.moment import Medium
 from airtune.fleet.radio import RadioMedium, read_radio
 from airtune.fleet.rates import NR, SHANNON
-from airtune.fleet.section import Section
+from airtune.fleet.section import SettingsSection
 from airtune.fleet.traced import read_traced
 from airtune.plan import LinkSpec, RateModel
 
@@ -51,7 +51,7 @@ class LinkPlan:
         )
 
 
-def read_link(name: str, section: Section) -> LinkPlan | None:
+def read_link(name: str, section: SettingsSection) -> LinkPlan | None:
     """Read one link; None where it has no usable medium. Faults are noted in the section."""
     kind = section.choice("kind", KINDS)
     media = [medium for medium in MEDIA if section.has(medium)]
@@ -81,7 +81,7 @@ def read_link(name: str, section: Section) -> LinkPlan | None:
     return LinkPlan(spec, medium)
 
 
-def _read_rate(section: Section) -> RateModel:
+def _read_rate(section: SettingsSection) -> RateModel:
     usual = NR if section.choice("kind", RATES, "shannon") == "nr" else SHANNON
     if usual is SHANNON:
         section.close()

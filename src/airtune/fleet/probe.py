@@ -34,7 +34,7 @@ from airtune.fleet.draw import rescale
 from airtune.fleet.fleet import Fleet, ServerSpec
 from airtune.fleet.modes import NO_MODES, tabulate_modes
 from airtune.fleet.rates import SHANNON
-from airtune.fleet.section import Section, raise_faults
+from airtune.fleet.section import SettingsSection, raise_faults
 from airtune.plan import LinkSpec
 from airtune.units import dbm_to_watt
 
@@ -71,7 +71,7 @@ def read_probe(path: Path) -> Probe:
         raise FleetError(
             f"probe file {path} cannot be read: {error}; probe the device again"
         ) from error
-    section = Section(data, "", [])
+    section = SettingsSection(data, "", [])
     schema = section.number("schema", low=1)
     if not section.faults and schema != PROBE_SCHEMA:
         raise FleetError(

@@ -16,7 +16,7 @@ import numpy as np
 from airtune.fleet.fading import EVERY, FADING_MODELS, STILL, Fading
 from airtune.fleet.moment import Members, Moment
 from airtune.fleet.path_loss import MACRO, PATH_LOSS_MODELS, SIGHTS, PathLoss
-from airtune.fleet.section import Section
+from airtune.fleet.section import SettingsSection
 from airtune.keys import generator
 from airtune.plan import Floats, Ints
 from airtune.units import dbm_to_watt
@@ -124,7 +124,7 @@ class RadioChannel:
         return self.up_signal_hz * gains, self.down_signal_hz * gains
 
 
-def read_radio(section: Section, slot_s: float | None) -> RadioMedium:
+def read_radio(section: SettingsSection, slot_s: float | None) -> RadioMedium:
     """Read the settings of a radio link; faults are noted in the section."""
     up = section.number("up_bandwidth_mhz", above=0.0) * 1e6
     least = section.number("min_distance_m", 10.0, above=0.0)
@@ -149,7 +149,7 @@ def read_radio(section: Section, slot_s: float | None) -> RadioMedium:
     return medium
 
 
-def _read_path_loss(section: Section) -> PathLoss:
+def _read_path_loss(section: SettingsSection) -> PathLoss:
     model = section.choice("model", PATH_LOSS_MODELS, "macro")
     usual = PathLoss()
     loss = PathLoss(
@@ -167,7 +167,7 @@ def _read_path_loss(section: Section) -> PathLoss:
     return loss
 
 
-def _read_fading(section: Section, slot_s: float | None) -> Fading:
+def _read_fading(section: SettingsSection, slot_s: float | None) -> Fading:
     fading = Fading(
         model=section.choice("model", FADING_MODELS, "rayleigh"),
         k_db=section.number("k_db", 6.0, low=-40.0, high=60.0),
@@ -179,7 +179,7 @@ def _read_fading(section: Section, slot_s: float | None) -> Fading:
     return fading
 
 
-def _read_noise(section: Section) -> NoiseBudget:
+def _read_noise(section: SettingsSection) -> NoiseBudget:
     usual = NoiseBudget()
     noise = NoiseBudget(
         density_dbm_hz=section.number("density_dbm_hz", usual.density_dbm_hz, low=-200, high=-100),

@@ -40,7 +40,7 @@ def raise_faults(subject: str, faults: Sequence[str]) -> None:
         raise FleetError(f"{subject} has {len(faults)} faults:\n{lines}")
 
 
-class Section:
+class SettingsSection:
     """One mapping of a settings file, its place in the file, and the faults found so far."""
 
     def __init__(self, data: object, where: str, faults: list[str]) -> None:
@@ -71,30 +71,30 @@ class Section:
         self._known[key] = None
         return self._data.get(key)
 
-    def section(self, key: str) -> Section:
+    def section(self, key: str) -> SettingsSection:
         """Return the mapping below a key; an absent one is empty."""
         value = self.get(key)
-        return Section({} if value is None else value, self.path(key), self.faults)
+        return SettingsSection({} if value is None else value, self.path(key), self.faults)
 
-    def sections(self, key: str) -> list[tuple[str, Section]]:
+    def sections(self, key: str) -> list[tuple[str, SettingsSection]]:
         """Return the named mappings below a key, in file order."""
         value = self.get(key)
         if not isinstance(value, Mapping) or not value:
             self.fault(key, f"must be a mapping of names to settings, got {_show(value)}")
             return []
         return [
-            (str(name), Section(data, f"{self.path(key)}.{name}", self.faults))
+            (str(name), SettingsSection(data, f"{self.path(key)}.{name}", self.faults))
             for name, data in value.items()
         ]
 
-    def listed(self, key: str) -> list[Section]:
+    def listed(self, key: str) -> list[SettingsSection]:
         """Return the mappings listed below a key."""
         value = self.get(key)
         if not isinstance(value, list) or not value:
             self.fault(key, f"must be a list with at least one entry, got {_show(value)}")
             return []
         return [
-            Section(data, f"{self.path(key)}[{place}]", self.faults)
+            SettingsSection(data, f"{self.path(key)}[{place}]", self.faults)
             for place, data in enumerate(value)
         ]
 

@@ -12,7 +12,7 @@ from airtune.errors import FleetError
 from airtune.fleet.device import DeviceClass, read_class
 from airtune.fleet.fleet import ServerSpec
 from airtune.fleet.link import LinkPlan, read_link
-from airtune.fleet.section import Section, raise_faults
+from airtune.fleet.section import SettingsSection, raise_faults
 from airtune.units import GIB
 
 NO_BANDWIDTH = (
@@ -67,7 +67,7 @@ def read_settings(data: Mapping[str, object], *, name: str) -> FleetSettings:
         FleetError: with every fault found.
     """
     faults: list[str] = []
-    section = Section(data, "", faults)
+    section = SettingsSection(data, "", faults)
     known = [(link, inner, read_link(link, inner)) for link, inner in section.sections("links")]
     links = tuple(plan for _, _, plan in known if plan is not None)
     classes = [
@@ -89,7 +89,7 @@ def read_settings(data: Mapping[str, object], *, name: str) -> FleetSettings:
     return settings
 
 
-def _read_server(section: Section) -> ServerSpec:
+def _read_server(section: SettingsSection) -> ServerSpec:
     usual = ServerSpec()
     server = ServerSpec(
         flops_per_s=section.number("gflops_per_s", usual.flops_per_s / 1e9, above=0.0) * 1e9,
@@ -99,13 +99,15 @@ def _read_server(section: Section) -> ServerSpec:
     return server
 
 
-def _check_names(section: Section, classes: tuple[DeviceClass, ...]) -> None:
+def _check_names(section: SettingsSection, classes: tuple[DeviceClass, ...]) -> None:
     twice = [name for name, times in Counter(entry.name for entry in classes).items() if times > 1]
     if twice:
         section.fault("devices", f"must each have a name of their own, got {twice[0]!r} twice")
 
 
-def _check_distance(section: Section, entry: DeviceClass, links: tuple[LinkPlan, ...]) -> None:
+def _check_distance(
+    section: SettingsSection, entry: DeviceClass, links: tuple[LinkPlan, ...]
+) -> None:
     radio = {plan.spec.name for plan in links if plan.spec.up_bandwidth_hz > 0}
     if np.isfinite(entry.distance_m.low) and not set(entry.links) & radio:
         section.fault(

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from airtune.fleet.section import Section
+from airtune.fleet.section import SettingsSection
 from airtune.plan import Floats
 
 Law = Literal["uniform", "log-uniform"]
@@ -55,7 +55,7 @@ USUAL_DBM = Spread(20.0, 20.0)
 
 
 def read_spread(
-    section: Section, key: str, default: Spread | None = None, *, low: float = 0.0,
+    section: SettingsSection, key: str, default: Spread | None = None, *, low: float = 0.0,
     high: float = np.inf, above: float = -np.inf,
 ) -> Spread:  # fmt: skip
     """Read `4`, `[1, 20]` (uniform) or `{low: 1, high: 20, law: log-uniform}`.

@@ -15,7 +15,7 @@ import numpy as np
 
 from airtune.errors import FleetError
 from airtune.fleet.moment import Members, Moment
-from airtune.fleet.section import Section, as_number
+from airtune.fleet.section import SettingsSection, as_number
 from airtune.fleet.trace import Trace, TraceTable, read_trace, tabulate
 from airtune.keys import generator
 from airtune.plan import Floats, Ints
@@ -84,7 +84,7 @@ class TraceChannel:
         return (up if self.up_ratio is None else self.up_ratio * down), down
 
 
-def read_traced(section: Section, *, is_shared: bool) -> TraceMedium | None:
+def read_traced(section: SettingsSection, *, is_shared: bool) -> TraceMedium | None:
     """Read the settings and the files of a traced link; None where no trace could be read.
 
     Args:
@@ -98,7 +98,7 @@ def read_traced(section: Section, *, is_shared: bool) -> TraceMedium | None:
     return TraceMedium(tuple(traces), ratio, is_shared, draws) if traces else None
 
 
-def _read_files(section: Section) -> list[Trace]:
+def _read_files(section: SettingsSection) -> list[Trace]:
     patterns = section.texts("files")
     if not patterns:
         section.fault("files", "is missing; name one or more CSV files, * allowed")
@@ -115,7 +115,7 @@ def _read_files(section: Section) -> list[Trace]:
     return traces
 
 
-def _read_uplink(section: Section, traces: list[Trace]) -> float | None:
+def _read_uplink(section: SettingsSection, traces: list[Trace]) -> float | None:
     """Return the stated ratio, or None for the measured column, which all files must have."""
     value = section.get("uplink")
     if value == "measured":

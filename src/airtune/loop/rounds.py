@@ -26,7 +26,7 @@ from airtune.loop.rows import Record, Round, device_columns, round_record
 from airtune.model.aggregate import aggregate
 from airtune.model.agreement import agreement_of
 from airtune.model.kept import Kept
-from airtune.model.server import ServerSettings, advance, evaluated
+from airtune.model.server import ServerOptimizer, advance, evaluated
 from airtune.model.state import GlobalState
 from airtune.plan import (
     Floats,
@@ -93,7 +93,7 @@ class LoopSettings:
     """alpha / rank of the adapters; used by the aggregation that merges."""
     decay: float = 1.0
     """Part of the learning rate that is left at the end of the budget, falling linearly."""
-    server: ServerSettings = field(default_factory=ServerSettings)
+    server: ServerOptimizer = field(default_factory=ServerOptimizer)
     evaluate_raw: bool = True
     """Where the server keeps a mean, validate its last weights too."""
 

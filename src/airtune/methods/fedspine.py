@@ -35,8 +35,8 @@ from airtune.methods.published import Learner, PublishedFedSpine, check_fleet
 from airtune.methods.seen import available
 from airtune.methods.sparsity import (
     LEVELS,
+    PruningTarget,
     Structures,
-    Target,
     check_ranks,
     levels_of,
     schedule_of,
@@ -126,9 +126,9 @@ class FedSpine:
         return PublishedFedSpine(**{name: getattr(self, name) for name in shared})
 
     @property
-    def target(self) -> Target:
+    def target(self) -> PruningTarget:
         """Where pruning ends."""
-        return Target(self.sparsity, self.structures)
+        return PruningTarget(self.sparsity, self.structures)
 
     def init(self, problem: Problem) -> State:
         """Return the state that knows nothing.

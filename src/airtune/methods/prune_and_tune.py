@@ -16,8 +16,8 @@ from airtune.methods.blind import equal_links
 from airtune.methods.seen import available
 from airtune.methods.sparsity import (
     LEVELS,
+    PruningTarget,
     Structures,
-    Target,
     check_order,
     check_ranks,
     check_sparsity,
@@ -66,9 +66,9 @@ class PruneAndTune:
         check_order(self.order)
 
     @property
-    def target(self) -> Target:
+    def target(self) -> PruningTarget:
         """Where pruning ends."""
-        return Target(self.sparsity, self.structures, self.order)
+        return PruningTarget(self.sparsity, self.structures, self.order)
 
     def init(self, problem: Problem) -> State:
         """Return no state: the schedule says it all."""

@@ -25,9 +25,9 @@ from airtune.methods.reward import RewardWeights, rewards
 from airtune.methods.seen import available
 from airtune.methods.sparsity import (
     LEVELS,
+    PruningTarget,
     Schedule,
     Structures,
-    Target,
     check_ranks,
     check_sparsity,
     levels_of,
@@ -108,9 +108,9 @@ class PublishedFedSpine:
             raise RecipeError(f"discount must be above 0 and at most 1, got {self.discount:g}")
 
     @property
-    def target(self) -> Target:
+    def target(self) -> PruningTarget:
         """Where pruning ends."""
-        return Target(self.sparsity, self.structures)
+        return PruningTarget(self.sparsity, self.structures)
 
     def init(self, problem: Problem) -> State:
         """Return the state that knows nothing.

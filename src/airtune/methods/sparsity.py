@@ -114,7 +114,7 @@ def check_sparsity(sparsity: float, warmup: float, cooldown: float, prune_every:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class PruningTarget:
     """Where pruning is to end, and in which order it goes there."""
 
     sparsity: float
@@ -125,7 +125,7 @@ class Target:
     """What goes first."""
 
 
-def levels_of(problem: Problem, target: Target) -> Levels:
+def levels_of(problem: Problem, target: PruningTarget) -> Levels:
     """Return the levels of a problem's model on the way to a sparsity, the nearest whole structures.
 
     Each level keeps a subset of what the one before keeps.
@@ -137,7 +137,7 @@ def levels_of(problem: Problem, target: Target) -> Levels:
 
 
 @lru_cache(maxsize=16)
-def _levels(shape: ModelShape, sensitivity: Sensitivity | None, target: Target) -> Levels:
+def _levels(shape: ModelShape, sensitivity: Sensitivity | None, target: PruningTarget) -> Levels:
     path = pruning_path(
         shape, sensitivity, order=target.order, heads=prunes_heads(shape, target.structures)
     )

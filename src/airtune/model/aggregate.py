@@ -27,7 +27,7 @@ from airtune.model.kept import Kept, keep_all, linear_index
 from airtune.model.lora import Adapters, layer_names, take
 from airtune.model.protect import add_noise, check_alike, clip_update
 from airtune.model.rules import RULES
-from airtune.model.rules.rule import Layer, Part, Rule
+from airtune.model.rules.rule import DevicePart, Layer, Rule
 from airtune.model.state import GlobalState, Update
 from airtune.model.update import check_update
 from airtune.plan import AggregateSpec, Floats, Linear, ModelShape
@@ -186,12 +186,12 @@ def _weights(weights: ArrayLike, count: int) -> Floats:
 
 def _parts(
     name: str, linear: Linear, updates: Sequence[Update], weights: Floats, shape: ModelShape
-) -> list[Part]:
+) -> list[DevicePart]:
     parts = []
     for update, weight in zip(updates, weights, strict=True):
         columns, rows = linear_index(shape, linear, update.kept, int(name.partition(".")[0]))
         a, b = update.adapters[f"{name}.A"], update.adapters[f"{name}.B"]
-        parts.append(Part(a, b, columns, rows, float(weight)))
+        parts.append(DevicePart(a, b, columns, rows, float(weight)))
     return parts
 
 

@@ -29,7 +29,7 @@ from airtune.errors import ModelError
 from airtune.model.admission import agree_, check_finite, refuse_pickled
 from airtune.model.classes import class_names, name_classes_
 from airtune.model.families import Config, Family, family_of, shape_from_config
-from airtune.model.frame import Frame
+from airtune.model.frame import ImageFormat
 from airtune.model.gguf.source import is_gguf, loader_arguments, settle_
 from airtune.model.quantised import require_bitsandbytes
 from airtune.model.screen import off_screen
@@ -55,7 +55,7 @@ class BaseModel:
     """Hub id or folder it came from."""
     fingerprint: str
     """Hash that server and device compare: names, shapes and a sample of every weight."""
-    frame: Frame | None = None
+    frame: ImageFormat | None = None
     """How it wants its images; None for a model of texts."""
     drawn: tuple[str, ...] = ()
     """Modules beside the head that the weights did not hold and that were drawn, as a pooler is."""

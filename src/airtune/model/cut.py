@@ -32,8 +32,8 @@ from airtune.model.families import Family, replace_module_
 from airtune.model.lora import Adapters, Head, attach
 from airtune.model.loss import class_logits, scored, token_losses
 from airtune.model.stages import (
-    Arrival,
     Nothing,
+    ReceivedInput,
     Stage,
     check_cut,
     ends_of,
@@ -60,7 +60,7 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ServerStep:
     """What the server returns, in the order of what arrived."""
 
     gradients: tuple[torch.Tensor | None, ...]
@@ -198,13 +198,13 @@ class ServerHalf:
         self._stages = [Stage(places[j], is_held=j >= first) for j in range(blocks)]
         replace_module_(self._body, family.blocks, nn.ModuleList(self._stages))
         ends = ends_of(family)
-        self._arrival = Arrival(self._body.get_submodule(ends.embedding))
+        self._arrival = ReceivedInput(self._body.get_submodule(ends.embedding))
         replace_module_(self._body, ends.embedding, self._arrival)
         if ends.position:
             replace_module_(self._body, ends.position, Nothing())
         self._waiting: tuple[torch.Tensor, list[torch.Tensor], list[Arrived]] | None = None
 
-    def step(self, arrived: Sequence[Arrived], *, chunk: int = 0) -> Step:
+    def step(self, arrived: Sequence[Arrived], *, chunk: int = 0) -> ServerStep:
         """Run all devices in one pass and add to the gradients of adapters and head.
 
         A device whose loss is not finite is refused and leaves no trace in any gradient.
@@ -228,7 +228,7 @@ class ServerHalf:
         torch.autograd.backward((losses.nan_to_num(nan=0.0) * weights).sum())
         gradients = _unweighted(leaves, weights)
         back = sorted(range(len(order)), key=order.__getitem__)
-        return Step(tuple(gradients[place] for place in back), losses.detach()[back])
+        return ServerStep(tuple(gradients[place] for place in back), losses.detach()[back])
 
     def forward(self, arrived: Sequence[Arrived]) -> list[torch.Tensor]:
         """Return each device's last hidden state (batch, tokens, width), where labels stay.
@@ -298,7 +298,7 @@ class ServerHalf:
         ) if labels else mask  # fmt: skip
         return order, Batch(torch.zeros_like(mask), mask, joined), leaves
 
-    def _without(self, arrived: Sequence[Arrived], bad: set[int], chunk: int) -> Step:
+    def _without(self, arrived: Sequence[Arrived], bad: set[int], chunk: int) -> ServerStep:
         """Run the step again without the refused devices."""
         good = [place for place in range(len(arrived)) if place not in bad]
         losses = torch.full((len(arrived),), torch.inf)
@@ -308,7 +308,7 @@ class ServerHalf:
             losses[good] = rest.losses.to(losses)
             for place, gradient in zip(good, rest.gradients, strict=True):
                 gradients[place] = gradient
-        return Step(tuple(gradients), losses)
+        return ServerStep(tuple(gradients), losses)
 
 
 def device_losses(

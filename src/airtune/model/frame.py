@@ -19,7 +19,7 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class ImageFormat:
     """What every image becomes before a model reads it."""
 
     size: int
@@ -36,7 +36,7 @@ class Frame:
     def tokens(self) -> int:
         """Patches of an image and its class token.
 
-        >>> Frame(224, 16).tokens
+        >>> ImageFormat(224, 16).tokens
         197
         """
         return (self.size // self.patch) ** 2 + 1
@@ -52,7 +52,7 @@ class Frame:
         }, indent=2) + "\n"  # fmt: skip
 
 
-def load_frame(source: str | Path, *, revision: str | None = None) -> Frame:
+def load_frame(source: str | Path, *, revision: str | None = None) -> ImageFormat:
     """Return what a vision model wants, from its config and preprocessor; no weight is read.
 
     A model without a preprocessor gets ViT's own mean and deviation, 0.5.
@@ -80,7 +80,7 @@ def load_frame(source: str | Path, *, revision: str | None = None) -> Frame:
             "use a vit, or a task of texts"
         )
     channels = int(getattr(config, "num_channels", 3))
-    return Frame(
+    return ImageFormat(
         size, patch, channels,
         mean=_values(said, "image_mean", channels, source),
         deviation=_values(said, "image_std", channels, source),

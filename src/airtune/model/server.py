@@ -33,7 +33,7 @@ _GROUPS = ("adapters", "head", "merged")
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSettings:
+class ServerOptimizer:
     """How the server goes from one round to the next; the default does nothing of it."""
 
     average: float = 0.0
@@ -43,7 +43,7 @@ class ServerSettings:
 
 
 def advance(
-    settings: ServerSettings, before: GlobalState, sent: GlobalState, after: GlobalState,
+    settings: ServerOptimizer, before: GlobalState, sent: GlobalState, after: GlobalState,
     *, rule: AggregateRule,
 ) -> GlobalState:  # fmt: skip
     """Return the server's state after a round.
@@ -71,7 +71,7 @@ def evaluated(state: GlobalState) -> GlobalState:
 
 
 def _moved(
-    settings: ServerSettings, before: GlobalState, sent: GlobalState, after: GlobalState
+    settings: ServerOptimizer, before: GlobalState, sent: GlobalState, after: GlobalState
 ) -> GlobalState:
     """Return the server's own tensors, moved by the devices' mean change of what they were sent."""
     old, start, end = _grouped(before), _grouped(sent), _grouped(after)

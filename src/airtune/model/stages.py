@@ -48,7 +48,7 @@ _ENDS: Mapping[str, Ends] = {
 }
 
 
-class Arrival(nn.Module):
+class ReceivedInput(nn.Module):
     """Stands where the embedding was and returns what came over the air."""
 
     def __init__(self, embedding: nn.Module) -> None:

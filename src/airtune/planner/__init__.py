@@ -9,7 +9,7 @@ assumed and said so: every device holds equally many rows, and every sequence is
 from airtune.planner.cuts import CutChoice, cut_choices, cut_peaks, feasible_cuts
 from airtune.planner.groups import Group, groups_of, span
 from airtune.planner.machine import training_flops_per_s
-from airtune.planner.model import Choice, ModelPlan, plan_model
+from airtune.planner.model import ModelChoice, ModelPlan, plan_model
 from airtune.planner.prices import PRICED_DEVICES, Price, price_lines, prices_of
 from airtune.planner.result import DevicePlan, Money, Plan
 from airtune.planner.run import plan_of, plan_recipe
@@ -22,10 +22,10 @@ __all__ = [
     "PRICED_DEVICES",
     "VARIED",
     "Answer",
-    "Choice",
     "CutChoice",
     "DevicePlan",
     "Group",
+    "ModelChoice",
     "ModelPlan",
     "Money",
     "Plan",

@@ -20,7 +20,7 @@ _PRUNED = (0.0, 0.25, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ModelChoice:
     """One way to train a model on a device."""
 
     precision: str
@@ -48,7 +48,7 @@ class ModelPlan:
     memory_bytes: float
     flops_per_s: float
     workload: Workload
-    choices: tuple[Choice, ...]
+    choices: tuple[ModelChoice, ...]
     cuts: tuple[CutChoice, ...]
     """The model cut between device and server, in the plainest precision of which a cut fits."""
     assumptions: tuple[str, ...]
@@ -130,7 +130,7 @@ def _forms() -> Iterable[tuple[str, dict[str, Any]]]:
 
 def _choice(
     shape: ModelShape, workload: Workload, precision: str, pruned: float, fleet: Fleet
-) -> Choice:
+) -> ModelChoice:
     levels = ladder(shape, workload)
     level = int(np.argmin(np.abs(levels.pruned - pruned)))
     told = Assignments(
@@ -144,7 +144,7 @@ def _choice(
     memory = peak_memory(shape, workload, told)
     parts = {name: float(np.broadcast_to(getattr(memory, name), (1,))[0])
              for name in ("weights", "activations", "logits", "total")}  # fmt: skip
-    return Choice(
+    return ModelChoice(
         precision=precision, checkpointing=workload.checkpointing,
         pruned=float(levels.pruned[level]), weights_bytes=parts["weights"],
         activations_bytes=parts["activations"], logits_bytes=parts["logits"],

@@ -16,7 +16,7 @@ from airtune.plan import Floats, Ints
 from airtune.report.curves import colour_index
 from airtune.report.figure import Figure, axis, colour_of, dash_of, label, layout
 from airtune.report.stats import smooth
-from airtune.report.study import Run, Study, column
+from airtune.report.study import RunSeries, Study, column
 
 _SIDES = 4
 """Columns of a box before those of the groups: its low and high ratio, its low and high rank."""
@@ -34,7 +34,7 @@ class Tree:
     """Mean reward, shape (groups, boxes)."""
 
 
-def last_tree(run: Run) -> Tree | None:
+def last_tree(run: RunSeries) -> Tree | None:
     """Return the last recorded tree of a run; None where nothing was learnt."""
     rows = [
         row["notes"]["tree"] for row in run.record.rounds if (row.get("notes") or {}).get("tree")
@@ -46,7 +46,7 @@ def last_tree(run: Run) -> Tree | None:
     return Tree(table[:, :_SIDES], known[:, :, 0].T, known[:, :, 1].T)
 
 
-def tree_figures(run: Run) -> dict[str, Figure]:
+def tree_figures(run: RunSeries) -> dict[str, Figure]:
     """Return the square of each group with what its boxes paid, by the group's name."""
     tree = last_tree(run)
     if tree is None:
@@ -67,7 +67,7 @@ def group_names(count: int) -> list[str]:
     return [f"Group {group}{ends.get(group, '')}" for group in range(count)]
 
 
-def _square(run: Run, tree: Tree, group: int) -> Figure:
+def _square(run: RunSeries, tree: Tree, group: int) -> Figure:
     """Draw one group's square: a heatmap on the edges of all boxes, with the boxes' outlines."""
     low_x, high_x, low_y, high_y = tree.sides.T
     x, y = np.unique(np.append(low_x, high_x)), np.unique(np.append(low_y, high_y))
@@ -105,7 +105,7 @@ def _told(row: int, sides: Floats, tried: Floats, paid: Floats) -> str:
     return f"ratio {low}-{high}<br>paid {paid[row]:.2f} in {tried[row]:.1f} trials"
 
 
-def _rank_ticks(run: Run) -> Figure:
+def _rank_ticks(run: RunSeries) -> Figure:
     """Return ticks at the powers of two between the smallest and the largest rank."""
     settings = run.record.header["method"].get("settings") or {}
     least = int(settings.get("min_rank") or 0)
@@ -118,7 +118,7 @@ def _rank_ticks(run: Run) -> Figure:
     return {"tickvals": places.tolist(), "ticktext": [str(rank) for rank in ranks]}
 
 
-def choice_figures(run: Run) -> dict[str, Figure]:
+def choice_figures(run: RunSeries) -> dict[str, Figure]:
     """Return what each group was told over the rounds, by title, as means over its devices."""
     tree = last_tree(run)
     if tree is None:
@@ -134,7 +134,7 @@ def choice_figures(run: Run) -> dict[str, Figure]:
     }
 
 
-def _grouped(run: Run) -> tuple[Ints, Ints]:
+def _grouped(run: RunSeries) -> tuple[Ints, Ints]:
     """Return the rounds with choices, and the group of each row of `devices.csv`; -1 = none."""
     devices = run.record.devices
     group = np.full(devices["round"].size, -1, np.int64)
@@ -153,7 +153,7 @@ def _grouped(run: Run) -> tuple[Ints, Ints]:
 
 
 def _lines(
-    run: Run, name: str, grouped: tuple[Ints, Ints, list[str]], *, percent: bool
+    run: RunSeries, name: str, grouped: tuple[Ints, Ints, list[str]], *, percent: bool
 ) -> Figure:  # fmt: skip
     rounds, group, names = grouped
     devices = run.record.devices
@@ -178,7 +178,7 @@ def _lines(
     return {"data": traces, "layout": figure}
 
 
-def rewards_of(run: Run) -> Floats:
+def rewards_of(run: RunSeries) -> Floats:
     """Return the mean reward of each round, shape (rounds - 1,): a round tells it to the next."""
     return column([row.get("notes") or {} for row in run.record.rounds], "reward_before")[1:]
 
@@ -220,18 +220,18 @@ def gain_figure(study: Study) -> Figure | None:
     return {"data": traces, "layout": figure} if traces else None
 
 
-def _paired(study: Study, name: str, control: str) -> list[tuple[Run, Run]]:
+def _paired(study: Study, name: str, control: str) -> list[tuple[RunSeries, RunSeries]]:
     others = {run.seed: run for run in study.of(control)}
     return [(run, others[run.seed]) for run in study.of(name) if run.seed in others]
 
 
-def _gain(one: Run, other: Run) -> Floats:
+def _gain(one: RunSeries, other: RunSeries) -> Floats:
     ours, theirs = rewards_of(one), rewards_of(other)
     length = min(ours.size, theirs.size)
     return np.asarray(np.nancumsum(ours[:length] - theirs[:length]))
 
 
-def reward_figure(run: Run) -> Figure | None:
+def reward_figure(run: RunSeries) -> Figure | None:
     """Return the mean reward of each round of a run; None where none was given."""
     reward = rewards_of(run)
     if not np.isfinite(reward).any():
@@ -250,7 +250,7 @@ def reward_figure(run: Run) -> Figure | None:
     return {"data": traces, "layout": figure}
 
 
-def sentence(run: Run) -> str:
+def sentence(run: RunSeries) -> str:
     """Say how fine the tree became and what it holds best for each group."""
     tree = last_tree(run)
     if tree is None:
@@ -278,7 +278,7 @@ def _part(side: Sequence[float] | Floats) -> str:
     return "lower third" if middle < 1 / 3 else "upper third" if middle > 2 / 3 else "middle third"
 
 
-def bandit_panel(run: Run, name: str, figures: dict[str, Figure]) -> dict[str, Any] | None:
+def bandit_panel(run: RunSeries, name: str, figures: dict[str, Figure]) -> dict[str, Any] | None:
     """Put a run's figures among the page's and return their keys and titles; None without a tree."""
     squares = tree_figures(run)
     if not squares:

@@ -52,7 +52,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class MethodLine:
     """A method's line of the table."""
 
     method: str
@@ -110,13 +110,13 @@ def cards(study: Study, summary: Summary) -> list[Card]:
     return shown
 
 
-def table(study: Study, summary: Summary) -> list[Line]:
+def table(study: Study, summary: Summary) -> list[MethodLine]:
     """Return a line a method, in the order of the study."""
     keys = {
         name: palette_place(colour_index(study, place)) for place, name in enumerate(study.methods)
     }
     return [
-        Line(
+        MethodLine(
             method=name,
             key=keys[name],
             is_baseline=name == study.baseline,

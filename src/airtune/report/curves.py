@@ -12,7 +12,7 @@ import numpy as np
 from airtune.plan import Floats
 from airtune.records import Metric
 from airtune.report.figure import Figure, axis, colour_of, dash_of, layout
-from airtune.report.study import Run, Study
+from airtune.report.study import RunSeries, Study
 from airtune.report.summary import Row, Summary
 from airtune.report.wording import bytes_scale, seconds_scale
 
@@ -121,11 +121,13 @@ def _traces(curve: Curve, chart: Chart) -> list[Figure]:
     return traces
 
 
-def _spent(run: Run, kind: Kind) -> Floats:
+def _spent(run: RunSeries, kind: Kind) -> Floats:
     return run.end_s if kind == "time" else run.traffic_bytes
 
 
-def _curve(runs: Sequence[Run], row: Row, chart: tuple[Kind, float, float], colour: int) -> Curve:
+def _curve(
+    runs: Sequence[RunSeries], row: Row, chart: tuple[Kind, float, float], colour: int
+) -> Curve:
     """Average the seeds on a common axis, from where all have begun to where the first ends.
 
     `chart` holds the kind, the divisor of its axis and, after division, the axis' end.

@@ -9,7 +9,7 @@ import numpy as np
 from airtune.plan import Floats, Ints
 from airtune.report.figure import Figure, axis, label, layout
 from airtune.report.rounds import device_names
-from airtune.report.study import Run
+from airtune.report.study import RunSeries
 
 _COLUMNS = 240
 """Rounds in a heatmap; a longer run is shown in even steps."""
@@ -33,7 +33,7 @@ KNOBS = (
 )
 
 
-def heatmaps(run: Run, shown: Ints) -> tuple[dict[str, Figure], str]:
+def heatmaps(run: RunSeries, shown: Ints) -> tuple[dict[str, Figure], str]:
     """Return a figure for each knob that varies, by title, and a sentence on those that do not."""
     figures: dict[str, Figure] = {}
     constant: list[str] = []
@@ -58,7 +58,7 @@ def _constant(knob: Knob, value: float) -> str:
     return f"{knob.title[0].lower() if knob.name != 'rank' else 'L'}{knob.title[1:]} {shown}"
 
 
-def _heatmap(run: Run, knob: Knob, shown: Ints) -> Figure:
+def _heatmap(run: RunSeries, knob: Knob, shown: Ints) -> Figure:
     rounds, matrix = _matrix(run, knob.name, shown)
     names = device_names(run, shown)
     unit = ":.1%" if knob.percent else ":g"
@@ -87,7 +87,7 @@ def _heatmap(run: Run, knob: Knob, shown: Ints) -> Figure:
     return {"data": [trace], "layout": figure}
 
 
-def _matrix(run: Run, name: str, shown: Ints) -> tuple[Ints, Floats]:
+def _matrix(run: RunSeries, name: str, shown: Ints) -> tuple[Ints, Floats]:
     """Return the rounds and a knob's values, shape (devices, rounds); NaN where a device was out."""
     devices = run.record.devices
     rounds = np.unique(devices["round"])

@@ -15,7 +15,7 @@ from airtune.cost import peak_memory
 from airtune.plan import Assignments, CodecSpec, Ints, Linear, ModelShape, Workload, whole_model
 from airtune.report.figure import Figure, axis, label, layout
 from airtune.report.rounds import device_names
-from airtune.report.study import Run
+from airtune.report.study import RunSeries
 from airtune.report.wording import bytes_scale
 from airtune.units import format_bytes
 
@@ -23,7 +23,7 @@ _PARTS = ("weights", "adapters", "gradients", "optimiser", "activations", "logit
 _TOLERANCE = 0.01
 
 
-def tightest_row(run: Run) -> int | None:
+def tightest_row(run: RunSeries) -> int | None:
     """Return the row of `devices.csv` that came nearest to its device's limit."""
     devices = run.record.devices
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -32,7 +32,7 @@ def tightest_row(run: Run) -> int | None:
     return int(np.argmax(np.where(known, load, -1.0))) if known.any() else None
 
 
-def limits_figure(run: Run, shown: Ints) -> Figure | None:
+def limits_figure(run: RunSeries, shown: Ints) -> Figure | None:
     """Return each device's highest peak beside its limit; None where no limit is finite."""
     devices = run.record.devices
     names = device_names(run, shown)
@@ -65,7 +65,7 @@ def limits_figure(run: Run, shown: Ints) -> Figure | None:
     return {"data": [bars, marks], "layout": figure}
 
 
-def waterfall(run: Run) -> tuple[Figure, str] | None:
+def waterfall(run: RunSeries) -> tuple[Figure, str] | None:
     """Return the parts of the tightest device's peak, with its caption.
 
     None where the header does not describe the model, or the parts do not add up to the record.
@@ -126,7 +126,7 @@ def _draw(parts: Mapping[str, float], *, saved: float, limit: float) -> Figure:
     return {"data": [bar], "layout": figure}
 
 
-def _assignment(run: Run, row: int) -> Assignments:
+def _assignment(run: RunSeries, row: int) -> Assignments:
     devices = run.record.devices
     one = slice(row, row + 1)
     return Assignments(

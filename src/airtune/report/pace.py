@@ -13,12 +13,12 @@ import numpy as np
 
 from airtune.plan import Floats
 from airtune.report.figure import Figure, axis, colour_of, dash_of, layout
-from airtune.report.study import Run, column
+from airtune.report.study import RunSeries, column
 
 Lines = Mapping[str, Floats]
 
 
-def pace_figures(run: Run) -> dict[str, tuple[Figure, str]]:
+def pace_figures(run: RunSeries) -> dict[str, tuple[Figure, str]]:
     """Return figures by title, each with its caption; only those that a run has records for."""
     rounds = run.record.rounds
     number = column(rounds, "round")
@@ -46,7 +46,7 @@ def pace_figures(run: Run) -> dict[str, tuple[Figure, str]]:
     return found
 
 
-def waiting(run: Run) -> Floats:
+def waiting(run: RunSeries) -> Floats:
     """Return the part of each round that a device which answered waited, on average; NaN = none did."""
     devices, parts = run.record.devices, []
     for row in run.record.rounds:
@@ -70,7 +70,7 @@ def _worth(number: Floats, notes: Sequence[Mapping[str, Any]]) -> tuple[Figure, 
     )
 
 
-def _raw(run: Run, raw: Sequence[Mapping[str, float] | None]) -> tuple[Figure, str]:
+def _raw(run: RunSeries, raw: Sequence[Mapping[str, float] | None]) -> tuple[Figure, str]:
     key = "accuracy" if any(row and "accuracy" in row for row in raw) else "loss"
     judged = [row.get("validation") or {} for row in run.record.rounds]
     lines = {

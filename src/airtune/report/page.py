@@ -28,7 +28,7 @@ from airtune.report import (
 )
 from airtune.report.cards import cards, table, titles
 from airtune.report.figure import Figure
-from airtune.report.study import Run, Study, with_metric
+from airtune.report.study import RunSeries, Study, with_metric
 from airtune.report.summary import Summary, summarise
 from airtune.report.wording import count_rounds, count_seeds
 from airtune.units import format_seconds
@@ -154,13 +154,13 @@ def _gain(study: Study, figures: dict[str, Figure]) -> Plot | None:
     return Plot("gain", "Reward gained over controls that learn less or nothing", caption)
 
 
-def _inspected(study: Study) -> list[Run]:
+def _inspected(study: Study) -> list[RunSeries]:
     """Return the runs with something to look into: each method's first seed, focus first."""
     order = [study.focus, *(name for name in study.methods if name != study.focus)]
     return [run for name in order if (run := study.of(name)[0]).record.devices["round"].size]
 
 
-def _inspect(run: Run, figures: dict[str, Figure]) -> dict[str, Any]:
+def _inspect(run: RunSeries, figures: dict[str, Figure]) -> dict[str, Any]:
     shown = rounds.shown_devices(run)
     name = f"{run.method}-s{run.seed}"
     maps, constant = decisions.heatmaps(run, shown)
@@ -186,7 +186,7 @@ def _inspect(run: Run, figures: dict[str, Figure]) -> dict[str, Any]:
     }
 
 
-def _memory(run: Run, shown: Ints, name: str, figures: dict[str, Figure]) -> list[Plot]:
+def _memory(run: RunSeries, shown: Ints, name: str, figures: dict[str, Figure]) -> list[Plot]:
     plots = []
     if parts := memory.waterfall(run):
         figures[f"{name}-waterfall"] = parts[0]
@@ -198,7 +198,7 @@ def _memory(run: Run, shown: Ints, name: str, figures: dict[str, Figure]) -> lis
     return plots
 
 
-def _solver(run: Run, name: str, figures: dict[str, Figure]) -> list[Plot]:
+def _solver(run: RunSeries, name: str, figures: dict[str, Figure]) -> list[Plot]:
     plots = []
     if gap := solver.gap_figure(run):
         figures[f"{name}-gap"] = gap
@@ -211,7 +211,7 @@ def _solver(run: Run, name: str, figures: dict[str, Figure]) -> list[Plot]:
     return plots
 
 
-def _data(run: Run) -> dict[str, Any]:
+def _data(run: RunSeries) -> dict[str, Any]:
     """Return a run's rounds for the timeline and the table of reasons."""
     shown = rounds.shown_devices(run)
     names = rounds.device_names(run, shown)
@@ -225,7 +225,7 @@ def _data(run: Run) -> dict[str, Any]:
     }
 
 
-def _sampled(run: Run, shown: Ints) -> str:
+def _sampled(run: RunSeries, shown: Ints) -> str:
     """Say which part of the run the page shows, where it is not all."""
     count = len(set(run.record.devices["device"].tolist()))
     total, kept = len(run.record.rounds), len(rounds.shown_rounds(run, shown.size))

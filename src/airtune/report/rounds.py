@@ -15,7 +15,7 @@ import numpy as np
 
 from airtune.plan import Ints
 from airtune.records import Columns
-from airtune.report.study import Run, column
+from airtune.report.study import RunSeries, column
 
 DEVICES = 40
 _ROWS = 1600
@@ -25,7 +25,7 @@ _FEWEST, _MOST = 24, 120
 PHASES = ("download", "compute", "upload")
 
 
-def shown_rounds(run: Run, devices: int) -> list[int]:
+def shown_rounds(run: RunSeries, devices: int) -> list[int]:
     """Return positions in the list of rounds, rising, when so many devices are shown."""
     count = len(run.record.rounds)
     room = min(max(_ROWS // max(devices, 1), _FEWEST), _MOST)
@@ -36,7 +36,7 @@ def shown_rounds(run: Run, devices: int) -> list[int]:
     return sorted({*spaced.tolist(), int(np.argmax(took))})
 
 
-def shown_devices(run: Run) -> Ints:
+def shown_devices(run: RunSeries) -> Ints:
     """Return the indices of the devices that are shown, rising."""
     devices = run.record.devices
     names = np.unique(devices["device"])
@@ -57,7 +57,7 @@ def rows_of(devices: Columns, number: int, shown: Ints) -> Ints:
     return np.flatnonzero(wanted)
 
 
-def round_data(run: Run, place: int, shown: Ints) -> dict[str, Any]:
+def round_data(run: RunSeries, place: int, shown: Ints) -> dict[str, Any]:
     """Return one round as the page draws it: a timeline and the decisions with their reasons."""
     record, devices = run.record.rounds[place], run.record.devices
     rows = rows_of(devices, int(record["round"]), shown)
@@ -87,7 +87,7 @@ def round_data(run: Run, place: int, shown: Ints) -> dict[str, Any]:
     }
 
 
-def device_names(run: Run, shown: Ints) -> dict[int, str]:
+def device_names(run: RunSeries, shown: Ints) -> dict[int, str]:
     """Return the names of the devices shown, told apart by their index where two are alike."""
     devices = run.record.devices
     rows = np.flatnonzero(np.isin(devices["device"], shown))

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from airtune.report.figure import Figure, axis, layout
-from airtune.report.study import Run, column
+from airtune.report.study import RunSeries, column
 from airtune.report.wording import seconds_scale
 
 _FLOOR = 1e-12
 """The smallest gap drawn on the logarithmic axis."""
 
 
-def gap_figure(run: Run) -> Figure | None:
+def gap_figure(run: RunSeries) -> Figure | None:
     """Return the certified gap of each round's plan, before and after rounding; None without any."""
     solutions = [row.get("solution") or {} for row in run.record.rounds]
     rounds = column(run.record.rounds, "round")
@@ -40,7 +40,7 @@ def gap_figure(run: Run) -> Figure | None:
     return {"data": traces, "layout": figure}
 
 
-def forecast_figure(run: Run) -> Figure | None:
+def forecast_figure(run: RunSeries) -> Figure | None:
     """Return planned and real time of each round; None where no plan could know."""
     rounds = column(run.record.rounds, "round")
     planned, took = column(run.record.rounds, "predicted_s"), column(run.record.rounds, "round_s")
@@ -63,7 +63,7 @@ def forecast_figure(run: Run) -> Figure | None:
     return {"data": traces, "layout": figure}
 
 
-def solver_sentence(run: Run) -> str:
+def solver_sentence(run: RunSeries) -> str:
     """Say with what the plans of a run were made and how they ended."""
     solutions = [row["solution"] for row in run.record.rounds if row.get("solution")]
     if not solutions:

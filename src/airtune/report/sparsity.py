@@ -13,11 +13,11 @@ import numpy as np
 from airtune.errors import CheckpointError
 from airtune.plan import Floats
 from airtune.records import METRICS, Metric
-from airtune.report.cards import Cell, Line
+from airtune.report.cards import Cell, MethodLine
 from airtune.report.curves import colour_index
 from airtune.report.figure import palette_place
 from airtune.report.stats import difference
-from airtune.report.study import Run, Study
+from airtune.report.study import RunSeries, Study
 from airtune.report.wording import format_gap, hold, mean_of
 from airtune.units import format_bytes, format_seconds
 
@@ -27,7 +27,7 @@ TITLES = ("Sparsity at the end", "Test", "Against the same sparsity")
 DEPLOYED = ("Pruned", "Parameters", "Memory of its tensors", "Inference")
 
 
-def final_sparsity(run: Run) -> float:
+def final_sparsity(run: RunSeries) -> float:
     """Return the part of the blocks' weights that is gone from the model that a run hands over.
 
     Only methods with a `sparsity` to reach prune for good; others hand over the dense model.
@@ -43,7 +43,7 @@ def final_sparsity(run: Run) -> float:
     return float(np.mean(devices["pruned"][last]))
 
 
-def equal_sparsity(study: Study) -> list[Line]:
+def equal_sparsity(study: Study) -> list[MethodLine]:
     """Return a line a method, heaviest pruning first; nothing where no method prunes for good.
 
     Each is compared with the first method of the study at its sparsity, over paired seeds.
@@ -58,7 +58,7 @@ def equal_sparsity(study: Study) -> list[Line]:
     return [_line(study, name, sparsity) for name in order]
 
 
-def _line(study: Study, name: str, sparsity: Mapping[str, float]) -> Line:
+def _line(study: Study, name: str, sparsity: Mapping[str, float]) -> MethodLine:
     alike = [other for other in study.methods if abs(sparsity[other] - sparsity[name]) <= EQUAL]
     first = study.focus if study.focus in alike else alike[0]
     qualities = _test_metrics(study)
@@ -80,7 +80,7 @@ def _line(study: Study, name: str, sparsity: Mapping[str, float]) -> Line:
         if change.is_resolved:
             better = change.is_more == main.higher
             against = replace(against, tone="better" if better else "worse")
-    return Line(
+    return MethodLine(
         method=name, key=palette_place(colour_index(study, study.methods.index(name))),
         is_baseline=name == study.baseline,
         cells=[
@@ -103,7 +103,7 @@ def _test(study: Study, name: str, metric: Metric, seeds: list[int] | None = Non
     return np.array([metric.of(test) for test in tests], float)
 
 
-def deployed(study: Study) -> list[Line]:
+def deployed(study: Study) -> list[MethodLine]:
     """Return a line an exported model that lies in its run folder, beside the dense model.
 
     Raises:
@@ -117,7 +117,9 @@ def deployed(study: Study) -> list[Line]:
                 if "self_check" in manifest:
                     label = f"{name}, seed {run.seed}" if len(study.seeds) > 1 else name
                     key = palette_place(colour_index(study, place))
-                    lines.append(Line(label, key, is_baseline=False, cells=_deployed(manifest)))
+                    lines.append(
+                        MethodLine(label, key, is_baseline=False, cells=_deployed(manifest))
+                    )
     return lines
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from airtune.plan import Floats, Ints
 from airtune.report.figure import Figure, axis, colour_of, label, layout
 from airtune.report.rounds import device_names, rows_of
-from airtune.report.study import Run
+from airtune.report.study import RunSeries
 from airtune.report.wording import bytes_scale, seconds_scale
 from airtune.units import format_bytes
 
@@ -36,7 +36,7 @@ _DIRECTIONS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SectionFigure:
     """A figure of the section, with what is said of it."""
 
     title: str
@@ -44,7 +44,7 @@ class Part:
     caption: str
 
 
-def split_panel(run: Run, name: str, figures: dict[str, Figure], shown: Ints) -> (
+def split_panel(run: RunSeries, name: str, figures: dict[str, Figure], shown: Ints) -> (
     dict[str, Any] | None
 ):  # fmt: skip
     """Put a run's figures among the page's; return keys, titles and words; None without a cut."""
@@ -80,7 +80,7 @@ def sentence(rounds: Sequence[Mapping[str, Any]]) -> str:
     return f"{said}."
 
 
-def step_figure(run: Run, row: Mapping[str, Any], shown: Ints) -> Part | None:
+def step_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> SectionFigure | None:
     """Draw the first step of a round, device by device, with the server in a lane of its own."""
     step = row["split"].get("first_step") or {}
     device = np.asarray(step.get("device", []), np.int64)
@@ -110,14 +110,14 @@ def step_figure(run: Run, row: Mapping[str, Any], shown: Ints) -> Part | None:
     figure["yaxis"] |= {"type": "category", "categoryorder": "array", "showgrid": False,
                         "categoryarray": [*lanes, _SERVER], "tickfont": {"size": 11},
                         "range": [places.size + 0.5, -0.5]}  # fmt: skip
-    return Part(
+    return SectionFigure(
         "The first step", {"data": data, "layout": figure},
         f"The first step of round {row['round']}, the longest round: each device runs its blocks, "
         "sends the activation, waits for the server and for the gradient, and runs back.",
     )  # fmt: skip
 
 
-def bytes_figure(rounds: Sequence[Mapping[str, Any]]) -> Part | None:
+def bytes_figure(rounds: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
     """Draw what crossed in the run by direction, each beside its entropy bound where it has one."""
     totals = {title: _total(rounds, key) for title, key, _ in _DIRECTIONS}
     most = max(totals.values())
@@ -143,14 +143,14 @@ def bytes_figure(rounds: Sequence[Mapping[str, Any]]) -> Part | None:
     figure = layout(x=axis(f"sent in the run ({unit})", from_zero=True), y=axis(""), height=250)
     figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False}
     figure["bargap"] = 0.35
-    return Part(
+    return SectionFigure(
         "Bytes by direction", {"data": [bars, marks], "layout": figure},
         "The bound is that of independent entries; real activations are not, so a payload may be "
         "smaller. Adapters cross once a round.",
     )  # fmt: skip
 
 
-def cut_figure(run: Run, number: int, shown: Ints) -> Part | None:
+def cut_figure(run: RunSeries, number: int, shown: Ints) -> SectionFigure | None:
     """Draw how many blocks each device held in a round, with the codec it was told."""
     devices = run.record.devices
     rows = rows_of(devices, number, shown)
@@ -178,11 +178,11 @@ def cut_figure(run: Run, number: int, shown: Ints) -> Part | None:
         "categoryorder": "array",
         "categoryarray": [label(names[int(index)]) for index in devices["device"][rows]],
     }  # fmt: skip
-    return Part("Cut and codec", {"data": data, "layout": figure},
+    return SectionFigure("Cut and codec", {"data": data, "layout": figure},
                 f"What each device was told in round {number}.")  # fmt: skip
 
 
-def spectrum_figure(run: Run, row: Mapping[str, Any], shown: Ints) -> Part | None:
+def spectrum_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> SectionFigure | None:
     """Draw each device's share of its link in the slots of a round."""
     slots = [slot for slot in row["split"].get("slots") or [] if slot.get("share")]
     devices = run.record.devices
@@ -211,11 +211,11 @@ def spectrum_figure(run: Run, row: Mapping[str, Any], shown: Ints) -> Part | Non
     figure["xaxis"] |= {"type": "category", "showgrid": False, "nticks": 6}
     figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False,
                         "tickfont": {"size": 11}}  # fmt: skip
-    return Part("Share of the link, slot by slot", {"data": [trace], "layout": figure},
+    return SectionFigure("Share of the link, slot by slot", {"data": [trace], "layout": figure},
                 f"The first {len(slots)} slots of round {row['round']} at most.")  # fmt: skip
 
 
-def leakage_figure(found: Sequence[Mapping[str, Any]]) -> Part | None:
+def leakage_figure(found: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
     """Draw what an attacker recovers by cut, a line a codec."""
     if not found:
         return None
@@ -242,7 +242,7 @@ def leakage_figure(found: Sequence[Mapping[str, Any]]) -> Part | None:
     figure = layout(x=axis("blocks on the device"), y=axis(what, from_zero=True), height=330)
     figure["xaxis"] |= {"dtick": 1}
     figure["yaxis"] |= {"tickformat": ".0%"}
-    return Part(
+    return SectionFigure(
         "What the cut gives away", {"data": data, "layout": figure},
         "What a linear decoder reads out of the decoded activations of unseen examples. A better "
         "attack finds more; compare cuts and codecs, and promise nothing.",

@@ -1,7 +1,7 @@
 """What a report is about: one run, or several methods over several seeds.
 
 A comparison folder holds `compare.json` (recipe, methods, seeds, baseline) and a run folder for
-each method and seed under `runs/`. Run folders given by hand make a comparison too.
+each method and seed under `runs/`. RunSeries folders given by hand make a comparison too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLAIN_BASELINE = "fedavg-lora"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunSeries:
     """One run with the series that a report needs."""
 
     method: str
@@ -74,7 +74,7 @@ class Study:
     target: float | None
     """None = no target was set before the runs, and none is made up afterwards."""
     methods: tuple[str, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[RunSeries, ...]
     baseline: str | None
     """The method that others are compared with; None for a single method."""
     missing: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ class Study:
         """The metric in words, with the data it is measured on."""
         return f"validation {self.metric.label}"
 
-    def of(self, method: str) -> list[Run]:
+    def of(self, method: str) -> list[RunSeries]:
         """Return a method's runs, by seed."""
         return sorted((r for r in self.runs if r.method == method), key=lambda run: run.seed)
 
@@ -103,7 +103,7 @@ class Study:
         return next((name for name in self.methods if name != self.baseline), self.methods[0])
 
     @property
-    def first(self) -> Run:
+    def first(self) -> RunSeries:
         """The run whose header describes model, fleet and data."""
         return self.of(self.focus)[0]
 
@@ -214,7 +214,7 @@ def _metric(records: Sequence[RunRecord]) -> tuple[Metric, float | None]:
     return main_metric(seen, target.get("metric")), None if value is None else float(value)
 
 
-def _run(record: RunRecord, label: str, metric: Metric) -> Run:
+def _run(record: RunRecord, label: str, metric: Metric) -> RunSeries:
     rounds = record.rounds
     for row in rounds:
         fault = range_fault(row["validation"])
@@ -222,7 +222,7 @@ def _run(record: RunRecord, label: str, metric: Metric) -> Run:
             raise CheckpointError(f"{record.folder}, round {row['round']}: {fault}; restore it")
     judged = np.array([metric.of(row["validation"]) for row in rounds], float)
     evaluated = np.flatnonzero(~np.isnan(judged)).tolist()
-    return Run(
+    return RunSeries(
         method=label,
         seed=int(record.header["seed"]),
         record=record,

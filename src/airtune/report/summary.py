@@ -18,7 +18,7 @@ from airtune.report.stats import (
     relative_change,
     smooth,
 )
-from airtune.report.study import Run, Study
+from airtune.report.study import RunSeries, Study
 
 Cost = Literal["time", "bytes", "energy", "rounds"]
 
@@ -105,13 +105,13 @@ def compare(row: Row, base: Row) -> Against:
     )  # fmt: skip
 
 
-def _row(runs: Sequence[Run], study: Study) -> Row:
+def _row(runs: Sequence[RunSeries], study: Study) -> Row:
     metric = study.metric
 
-    def reached(spent: Callable[[Run], Floats]) -> tuple[Reached, ...]:
+    def reached(spent: Callable[[RunSeries], Floats]) -> tuple[Reached, ...]:
         return tuple(_reached(run, study, spent(run)) for run in runs)
 
-    def each(value: Callable[[Run], float]) -> Floats:
+    def each(value: Callable[[RunSeries], float]) -> Floats:
         return np.array([value(run) for run in runs], float)
 
     def last(column: Floats) -> float:
@@ -133,21 +133,21 @@ def _row(runs: Sequence[Run], study: Study) -> Row:
     )
 
 
-def _time(run: Run) -> Floats:
+def _time(run: RunSeries) -> Floats:
     return run.end_s
 
 
-def _traffic(run: Run) -> Floats:
+def _traffic(run: RunSeries) -> Floats:
     return run.traffic_bytes
 
 
-def _shared(study: Study, seed: int, spent: Callable[[Run], Floats]) -> float:
+def _shared(study: Study, seed: int, spent: Callable[[RunSeries], Floats]) -> float:
     """Return what every run of a seed has spent; one that spent nothing is a level, no limit."""
     totals = [run.total(spent(run)) for run in study.runs if run.seed == seed]
     return min((total for total in totals if total > 0.0), default=0.0)
 
 
-def _reached(run: Run, study: Study, spent: Floats) -> Reached:
+def _reached(run: RunSeries, study: Study, spent: Floats) -> Reached:
     total = run.total(spent)
     if study.target is None or not run.evaluated:
         return Reached(total, hit=False)

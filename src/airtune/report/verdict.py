@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from airtune.report.stats import SEEDS_FOR_CLAIM, SEEDS_FOR_INTERVAL, Change
-from airtune.report.study import Run, Study, column
+from airtune.report.study import RunSeries, Study, column
 from airtune.report.summary import Against, Row, Summary, compare
 from airtune.report.wording import (
     FORMS,
@@ -172,11 +172,11 @@ def _best_control(study: Study, summary: Summary) -> Iterator[str]:
     )
 
 
-def _limits_of_run(run: Run, study: Study, row: Row) -> Iterator[str]:
+def _limits_of_run(run: RunSeries, study: Study, row: Row) -> Iterator[str]:
     if not run.record.rounds:
         yield f"{run.method} recorded no round."
         return
-    checks: tuple[Callable[[Run], Iterator[str]], ...] = (
+    checks: tuple[Callable[[RunSeries], Iterator[str]], ...] = (
         _pruning, _phases, _losses, _forecast, _memory,
     )  # fmt: skip
     for check in checks:
@@ -190,7 +190,7 @@ def _limits_of_run(run: Run, study: Study, row: Row) -> Iterator[str]:
         )
 
 
-def _pruning(run: Run) -> Iterator[str]:
+def _pruning(run: RunSeries) -> Iterator[str]:
     devices = run.record.devices
     if devices["cut"].any():  # a method that cuts does not set out to prune
         return
@@ -198,7 +198,7 @@ def _pruning(run: Run) -> Iterator[str]:
         yield f"{run.method} pruned nothing in any round, so pruning had no part in what it gained."
 
 
-def _phases(run: Run) -> Iterator[str]:
+def _phases(run: RunSeries) -> Iterator[str]:
     """Say which phase cannot save time because the stragglers hardly spend any on it."""
     devices = run.record.devices
     lasts = straggler_rows(run)
@@ -220,7 +220,7 @@ def _phases(run: Run) -> Iterator[str]:
         yield f"The download is {part:.0f} % of the stragglers' time, which no decision here shortens."
 
 
-def straggler_rows(run: Run) -> list[int]:
+def straggler_rows(run: RunSeries) -> list[int]:
     """Return the row of `devices.csv` that finished last in each round."""
     devices = run.record.devices
     finish = np.where(devices["status"] == "ok", devices["finish_s"], np.nan)
@@ -232,7 +232,7 @@ def straggler_rows(run: Run) -> list[int]:
     return rows
 
 
-def _losses(run: Run) -> Iterator[str]:
+def _losses(run: RunSeries) -> Iterator[str]:
     status = run.record.devices["status"]
     is_told = run.record.devices["local_steps"] > 0
     words = {
@@ -255,7 +255,7 @@ def _losses(run: Run) -> Iterator[str]:
         )
 
 
-def _forecast(run: Run) -> Iterator[str]:
+def _forecast(run: RunSeries) -> Iterator[str]:
     planned = column(run.record.rounds, "predicted_s")
     took = column(run.record.rounds, "round_s")
     known = np.isfinite(planned) & (took > 0.0)
@@ -268,7 +268,7 @@ def _forecast(run: Run) -> Iterator[str]:
             )
 
 
-def _memory(run: Run) -> Iterator[str]:
+def _memory(run: RunSeries) -> Iterator[str]:
     devices = run.record.devices
     over = devices["peak_bytes"] > devices["memory_bytes"]
     if over.any():

@@ -20,7 +20,7 @@ MOST_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GradedAnswer:
     """A question, what the model says, and what is right."""
 
     prompt: str
@@ -32,7 +32,7 @@ class Answer:
 
 def sample_answers(
     saved: nn.Module, place: Path, base: BaseModel, samples: TextRows, *, max_length: int
-) -> tuple[Answer, ...]:
+) -> tuple[GradedAnswer, ...]:
     """Ask a saved model test rows, evenly over those that were kept.
 
     Args:
@@ -57,14 +57,14 @@ def sample_answers(
 def _classified(
     saved: nn.Module, tokenizer: PreTrainedTokenizerBase, row: TextRows, max_length: int,
     names: Sequence[str],
-) -> Answer:  # fmt: skip
+) -> GradedAnswer:  # fmt: skip
     inputs = tokenizer(
         row.texts[0], row.pairs[0] if row.pairs else None, truncation=True,
         max_length=max_length, return_tensors="pt",
     )  # fmt: skip
     scores = saved(**inputs).logits[0].float().softmax(0)
     said = int(scores.argmax())
-    return Answer(
+    return GradedAnswer(
         row.texts[0], f"{names[said]} ({float(scores[said]):.2f})", names[row.classes[0]],
         row.pairs[0] if row.pairs else "",
     )  # fmt: skip
@@ -72,7 +72,7 @@ def _classified(
 
 def _written(
     saved: nn.Module, tokenizer: PreTrainedTokenizerBase, row: TextRows, max_length: int
-) -> Answer:
+) -> GradedAnswer:
     text = row.texts[0]
     prompt, right = text[: (start := _start(row))], text[start:]
     inputs = tokenizer(
@@ -82,7 +82,7 @@ def _written(
     used = inputs["input_ids"].shape[1]
     room = int(getattr(saved.config, "max_position_embeddings", 0) or used + MOST_TOKENS) - used
     if room < 1 or not used:
-        return Answer(prompt, "", right)
+        return GradedAnswer(prompt, "", right)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generate = getattr(saved, "generate")  # noqa: B009
     output = generate(
@@ -91,7 +91,7 @@ def _written(
         eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     said = tokenizer.decode(output[0, used:].tolist(), skip_special_tokens=True)
-    return Answer(prompt, str(said), right)
+    return GradedAnswer(prompt, str(said), right)
 
 
 def _start(row: TextRows) -> int:

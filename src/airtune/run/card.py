@@ -19,7 +19,7 @@ from airtune.model.base import BaseModel
 from airtune.model.saved import class_settings
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.records import RunRecord
-from airtune.run.answers import Answer
+from airtune.run.answers import GradedAnswer
 from airtune.run.build import base_folder
 
 CARD = "README.md"
@@ -42,7 +42,7 @@ class Exported:
     """The model is that of the last round, whole, of which the run tested."""
     revision: str | None
     """Commit of a base from the hub."""
-    answers: tuple[Answer, ...]
+    answers: tuple[GradedAnswer, ...]
 
 
 def card_of(one: Exported) -> str:
@@ -151,7 +151,7 @@ def _asking(one: Exported, reader: str) -> list[str]:
         return [f"processor = {reader}.from_pretrained(folder)",
                 "# inputs = processor(image, return_tensors=\"pt\")",
                 "# print(model.config.id2label[int(model(**inputs).logits.argmax())])"]  # fmt: skip
-    first = one.answers[0] if one.answers else Answer("a text", "", "")
+    first = one.answers[0] if one.answers else GradedAnswer("a text", "", "")
     texts = ", ".join(repr(text) for text in (first.prompt, first.pair) if text)
     limit = f"truncation=True, max_length={one.recipe.data.max_length}"
     lines = [
@@ -215,7 +215,7 @@ def _training(one: Exported) -> str:
     return _table(["setting", ""], [[name, str(value)] for name, value in rows.items()])
 
 
-def _answer(answer: Answer) -> str:
+def _answer(answer: GradedAnswer) -> str:
     parts = (
         ("Prompt", answer.prompt),
         ("And", answer.pair),

@@ -16,7 +16,7 @@ from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine
 from airtune.errors import CheckpointError, RunInterruptedError
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
-from airtune.model.server import ServerSettings
+from airtune.model.server import ServerOptimizer
 from airtune.model.state import GlobalState, initial_state
 from airtune.plan import Method, Problem
 from airtune.recipe import Recipe
@@ -287,7 +287,7 @@ def loop_settings(pieces: Pieces) -> LoopSettings:
         stop_at_target=asked is not None and asked.stop,
         scale=pieces.engine.train.scale,
         decay=recipe.train.decay,
-        server=ServerSettings(recipe.train.server_average, recipe.train.server_momentum),
+        server=ServerOptimizer(recipe.train.server_average, recipe.train.server_momentum),
     )
 
 

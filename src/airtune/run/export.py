@@ -28,7 +28,7 @@ from airtune.model.state import GlobalState, current_base
 from airtune.plan import Sensitivity, WorkSpec
 from airtune.recipe import Recipe, load_recipe
 from airtune.records import RunRecord, read_run, write_atomically
-from airtune.run.answers import Answer, sample_answers
+from airtune.run.answers import GradedAnswer, sample_answers
 from airtune.run.build import load_model
 from airtune.run.card import CARD, Exported, card_of
 from airtune.run.gguf import adapter_file, check_quantise, model_file
@@ -104,7 +104,7 @@ def _describe(stage: Path, trained: _Trained, about: dict[str, Any], *, is_teste
     write_atomically(stage / MANIFEST, content.encode())
     card = card_of(Exported(
         about["format"], trained.recipe, trained.base, trained.record, about["quality"], is_tested,
-        about["base"]["revision"], tuple(Answer(**each) for each in about["answers"]),
+        about["base"]["revision"], tuple(GradedAnswer(**each) for each in about["answers"]),
     ))  # fmt: skip
     write_atomically(stage / CARD, card)
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from airtune.calibrate import Probe, chosen_devices, measure_sensitivity
+from airtune.calibrate import SensitivityProbe, chosen_devices, measure_sensitivity
 from airtune.errors import CheckpointError
 from airtune.plan import Sensitivity
 from airtune.recipe import Recipe
@@ -41,7 +41,9 @@ def with_sensitivity(pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], N
         on_stage("measuring what heads and channels cost")
         data = chosen_devices(pieces.assets.data, DEVICES)
         found = measure_sensitivity(
-            Probe(base, data, chosen.method.work, pieces.problem.workload.batch, recipe.seed)
+            SensitivityProbe(
+                base, data, chosen.method.work, pieces.problem.workload.batch, recipe.seed
+            )
         )
         document = {"fingerprint": base.fingerprint, **asdict(found)}
         write_atomically(_path(recipe, chosen), json.dumps(document, indent=1))

@@ -69,7 +69,7 @@ class Here:
 
 
 @dataclass(slots=True)
-class Ledger:
+class StepLog:
     """What has happened so far, in columns of shape (steps, devices)."""
 
     losses: Floats
@@ -91,7 +91,7 @@ class Ledger:
     """Column -> the step in which the device vanished between forward and backward."""
 
     @classmethod
-    def empty(cls, steps: int, devices: int) -> Ledger:
+    def empty(cls, steps: int, devices: int) -> StepLog:
         """Return a ledger of a round that has not begun."""
         losses = np.full((steps, devices), np.nan)
         up, down, beside, up_bound, down_bound, computed = np.zeros((6, steps, devices))
@@ -120,7 +120,7 @@ class Ledger:
 class Lane:
     """Devices that cut alike and take equally many steps, on one stacked half."""
 
-    def __init__(self, here: Here, ledger: Ledger, jobs: Mapping[int, SplitJob]) -> None:
+    def __init__(self, here: Here, ledger: StepLog, jobs: Mapping[int, SplitJob]) -> None:
         """Prepare the half and draw the batches; `jobs` by column of the ledger."""
         adapters = here.state.adapters
         self._here, self._ledger, self._jobs = here, ledger, dict(jobs)

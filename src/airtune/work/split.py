@@ -40,7 +40,7 @@ from airtune.model.stages import held_by_device
 from airtune.model.state import GlobalState, Update, current_base
 from airtune.plan import Floats, Workload, WorkSpec
 from airtune.work.half import TrainedHalf
-from airtune.work.lanes import Here, Lane, Ledger, SplitJob
+from airtune.work.lanes import Here, Lane, SplitJob, StepLog
 from airtune.work.train import Outcome, TrainSettings
 from airtune.work.wire import CutMemory
 
@@ -60,7 +60,7 @@ class SplitResult:
     """The server's adapters on the blocks from the smallest cut on; the copies' mean by weight."""
     head: Head
     """The server's trained head; {} where labels stay or none is trained."""
-    ledger: Ledger
+    ledger: StepLog
     """What crossed in every step, (steps, devices); without the adapters' exchange."""
     order: tuple[int, ...]
     """Columns in the order in which a sequential server served them."""
@@ -123,7 +123,7 @@ def split_round(
     )  # fmt: skip
     cuts = [job.row.cut or 0 for job in jobs]
     trains_from = max(cuts) if work.device_frozen else 0
-    ledger = Ledger.empty(max(job.row.local_steps for job in jobs), len(jobs))
+    ledger = StepLog.empty(max(job.row.local_steps for job in jobs), len(jobs))
     gone = {place: (drops or {}).get(job.device, -1) for place, job in enumerate(jobs)}
     by_place = dict(enumerate(jobs))
     make = _Make(here, ledger, by_place, gone, min(cuts), trains_from)
@@ -162,7 +162,7 @@ class _Make:
     """The three ways to serve."""
 
     here: Here
-    ledger: Ledger
+    ledger: StepLog
     jobs: dict[int, SplitJob]
     gone: dict[int, int]
     first: int
@@ -287,7 +287,7 @@ def _check(state: GlobalState, jobs: Sequence[SplitJob], work: WorkSpec) -> None
 
 
 def _result(
-    here: Here, ledger: Ledger, jobs: Mapping[int, SplitJob], finished: _Finished
+    here: Here, ledger: StepLog, jobs: Mapping[int, SplitJob], finished: _Finished
 ) -> SplitResult:
     updates = {
         place: Update(
@@ -315,7 +315,7 @@ def _result(
     )
 
 
-def _outcome(ledger: Ledger, place: int, update: Update) -> Outcome:
+def _outcome(ledger: StepLog, place: int, update: Update) -> Outcome:
     reason = ledger.refused.get(place, "")
     seen = ledger.losses[:, place]
     steps = int((ledger.up_bytes[:, place] > 0).sum())

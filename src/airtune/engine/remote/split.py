@@ -31,7 +31,7 @@ from airtune.fleet.fleet import Fleet
 from airtune.model.base import BaseModel
 from airtune.model.state import GlobalState
 from airtune.plan import Assignment, Bools, Ints, Problem, RoundPlan
-from airtune.work.lanes import Ledger
+from airtune.work.lanes import StepLog
 from airtune.work.split import SplitResult
 from airtune.work.train import TrainSettings
 
@@ -175,9 +175,9 @@ def no_stream(count: int) -> str:
     )
 
 
-def _ledger(result: ServerRound) -> Ledger:
+def _ledger(result: ServerRound) -> StepLog:
     """Return what crossed as the local engine would have counted it."""
-    return Ledger(
+    return StepLog(
         losses=result.losses, up_bytes=result.up_bytes, down_bytes=result.down_bytes,
         beside_bytes=result.beside_bytes, up_bound_bytes=result.up_bound_bytes,
         down_bound_bytes=result.down_bound_bytes,

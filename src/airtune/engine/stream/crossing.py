@@ -25,7 +25,7 @@ from airtune.engine.stream.task import SplitTask
 from airtune.model.base import BaseModel
 from airtune.model.cut import Arrived
 from airtune.plan import Bools, CodecSpec
-from airtune.work.lanes import Ledger
+from airtune.work.lanes import StepLog
 from airtune.work.wire import unpacked
 
 
@@ -42,7 +42,7 @@ class Crossing:
         """
         self._task, self._base, self._memory = task, base, memory
         self._stay = task.work.labels == "stay"
-        self.ledger = Ledger.empty(max(row.local_steps for row in task.rows), len(task.rows))
+        self.ledger = StepLog.empty(max(row.local_steps for row in task.rows), len(task.rows))
         self.listed_bytes = np.zeros(len(task.rows))
         """Of the lists with which streams began, by place; in no figure of the ledger."""
 

@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 
 from airtune.model.lora import Adapters, layer_names
-from airtune.model.rules.rule import Combined, Factors, Layer, Part, Rule
+from airtune.model.rules.rule import Combined, DevicePart, Factors, Layer, Rule
 
 A_ROW_NORM = 1.0 / math.sqrt(3.0)
 """Norm of a row of a fresh A; refactored rows get the same, so that learning rates keep their
@@ -40,8 +40,8 @@ def _stacked(layer: Layer) -> Combined:
 
 
 def _stack(
-    previous: Factors, parts: Sequence[Part],
-    *, starts: Sequence[Part] = (),
+    previous: Factors, parts: Sequence[DevicePart],
+    *, starts: Sequence[DevicePart] = (),
 ) -> Factors:  # fmt: skip
     """Return stacked factors whose product is the covered mean, B (out, R) and A (R, in).
 
@@ -96,8 +96,8 @@ def _with_uncovered_columns(
 
 
 def _refactored(
-    previous: Factors, parts: Sequence[Part],
-    *, starts: Sequence[Part] = (),
+    previous: Factors, parts: Sequence[DevicePart],
+    *, starts: Sequence[DevicePart] = (),
 ) -> Factors:  # fmt: skip
     """Return the best factors of the global rank, B A closest to the covered mean.
 
@@ -132,7 +132,7 @@ def mixed_products(old: Adapters, new: Adapters, *, share: float) -> Adapters:
     for name in layer_names(new):
         a, b = f"{name}.A", f"{name}.B"
         parts = [
-            Part(old[a], old[b], None, None, 1.0 - share), Part(new[a], new[b], None, None, share)
+            DevicePart(old[a], old[b], None, None, 1.0 - share), DevicePart(new[a], new[b], None, None, share)
         ]  # fmt: skip
         mixed[a], mixed[b] = _refactored((new[a], new[b]), parts)
     return mixed

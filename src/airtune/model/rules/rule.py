@@ -20,7 +20,7 @@ Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DevicePart:
     """One device's share of one layer."""
 
     a: torch.Tensor
@@ -38,9 +38,9 @@ class Layer:
     name: str
     previous: Factors
     """On the full grid, before the round."""
-    parts: Sequence[Part]
+    parts: Sequence[DevicePart]
     """What came back, at least one."""
-    starts: Sequence[Part]
+    starts: Sequence[DevicePart]
     """What each device was sent, with negative weights; empty unless the rule `needs_sent`."""
     spec: AggregateSpec
     scale: float
