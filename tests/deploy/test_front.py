@@ -17,20 +17,14 @@ import pytest
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
 
+from airtune.deploy.authority import ensure_certificates, issue_certificate  # noqa: E402
 from airtune.deploy.enroll import enroll  # noqa: E402
 from airtune.deploy.front import Front  # noqa: E402
-from airtune.deploy.gate import Gate  # noqa: E402
-from airtune.deploy.keys import (  # noqa: E402
-    ensure_certificates,
-    issue_certificate,
-    make_device_key,
-    read_private_key,
-    read_public_key,
-)
+from airtune.deploy.keys import make_device_key, read_private_key, read_public_key  # noqa: E402
+from airtune.deploy.link import Link  # noqa: E402
 from airtune.deploy.proof import Proof  # noqa: E402
 from airtune.deploy.register import Register  # noqa: E402
 from airtune.deploy.site import ServerSettings  # noqa: E402
-from airtune.deploy.submit import Link  # noqa: E402
 from airtune.engine.stream import StreamServer  # noqa: E402
 from airtune.errors import DeploymentError, KeyRefusedError  # noqa: E402
 from airtune.recipe import load_recipe  # noqa: E402
@@ -87,7 +81,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         enroll(state, {role: None}, role=role)
     ensure_certificates(state / "tls", ["127.0.0.1"])
     settings = ServerSettings(state, "127.0.0.1", 0)
-    front = Front(settings, Gate(settings))
+    front = Front(settings)
     yield Site(state, front, front.serve(handshake_s=HANDSHAKE_S))
     front.close()
 

@@ -3,7 +3,7 @@
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ import pytest
 from airtune.data import EMBEDDED_MODEL
 from airtune.deploy.attend import Attending
 from airtune.deploy.device import Device, DeviceSettings
+from airtune.deploy.enroll import enroll
+from airtune.deploy.link import Link
+from airtune.deploy.proof import Proof
+from airtune.deploy.renew import follow
 from airtune.engine.message import Setup, Task, open_reply, seal_task
-from airtune.errors import CodecError, ModelError
+from airtune.errors import CodecError, DeploymentError, ModelError
 from airtune.model.base import load_base
 from airtune.plan import Workload, WorkSpec
 from airtune.recipe import Recipe, load_recipe
@@ -121,11 +125,26 @@ def test_what_a_server_sends_beside_tickets_is_left(monkeypatch: pytest.MonkeyPa
         def take(self, ticket: Ticket, failed: Callable[[str], None]) -> None:
             taken.append(ticket)
 
-    attending = Attending("127.0.0.1:1", None, name="a", place=Place())
+    heard: list[Mapping[str, Any]] = []
+    attending = Attending("127.0.0.1:1", None, name="a", place=Place(), hear=heard.append)
     for answer in (b"", b"import os", b'{"run": "rm -rf"}', b'{"ticket": {"path": "/etc"}}', b"[" * 9999,
                    b'{"ticket": {"token": "t", "run": "1", "lasts_s": 1.0, "address": ""}}'):  # fmt: skip
         attending._take(answer)
     assert taken == [Ticket("t", "1", 1.0)]
+    assert not any(follow(Link("127.0.0.1:1", None), said) for said in heard)
+
+
+def test_a_certificate_of_another_key_is_not_kept(tmp_path: Path) -> None:
+    for name in ("mine", "other"):
+        enroll(tmp_path / name, {"a": None})
+    folder = tmp_path / "mine" / "bundles" / "a"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    proof = Proof(folder / "ca.crt", folder / "device.key", folder / "device.crt")
+    other = (tmp_path / "other" / "bundles" / "a" / "device.crt").read_text()
+    for said in ({"certificate": other, "authority": other}, {"certificate": "x"}, {}):
+        with pytest.raises(DeploymentError, match="the server has sent"):
+            follow(Link("127.0.0.1:1", proof), {"proof": said, "path": "/etc/passwd"})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 class Payload:

@@ -8,12 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from airtune.deploy.keys import (
-    ensure_certificates,
-    fingerprint_of,
-    make_device_key,
-    read_public_key,
-)
+from airtune.deploy.authority import ensure_certificates
+from airtune.deploy.keys import fingerprint_of, make_device_key, read_public_key
 from airtune.deploy.reach import check_server
 from airtune.errors import ConnectionFailedError, DeploymentError
 

@@ -22,7 +22,8 @@ def agent(
     key: Annotated[Path, typer.Option(help="This device's private key.")] = Path("device.key"),
     cert: Annotated[Path | None, typer.Option(help="The certificate of that key; none = device.crt beside it.", show_default=False)] = None,
     ca: Annotated[Path, typer.Option(help="The server's ca.crt.")] = Path("ca.crt"),
-    name: Annotated[str, typer.Option(help="With --insecure: what this device calls itself.")] = "",
+    enroll: Annotated[str, typer.Option("--enroll", "--enrol", metavar="CODE", help="A code from airtune device code: make a key here and have the server certify it.")] = "",
+    name: Annotated[str, typer.Option(help="With --enroll or --insecure: what this device calls itself; none = its host name.", show_default=False)] = "",
     insecure: Annotated[bool, typer.Option("--insecure", help="The server has no TLS and no keys.")] = False,
     model: Annotated[str | None, typer.Option(help="Folder of the base model here; none = as the recipe says.")] = None,
     compute: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -42,7 +43,7 @@ def agent(
     from airtune.deploy.proof import Proof
 
     settings = AgentSettings(
-        server=server, data=data, name=name or socket.gethostname(),
+        server=server, data=data, name=name or socket.gethostname(), code=enroll,
         proof=None if insecure else Proof(ca, key, cert or key.with_suffix(".crt")),
         model=model, compute=compute, memory_bytes=_bytes("memory", memory),
         reserve_bytes=_bytes("reserve", reserve),

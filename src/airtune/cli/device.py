@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from airtune.cli.console import print_json, print_line, print_table
+from airtune.cli.console import print_json, print_line, print_note, print_table
 from airtune.cli.options import AsJson, Where
 from airtune.cli.server import State
 from airtune.deploy import DEFAULT_STATE
 from airtune.errors import DeploymentError
+from airtune.units import parse_seconds
 
 Labelled = Annotated[
     list[str] | None,
@@ -19,7 +20,9 @@ Labelled = Annotated[
         "--label", metavar="KEY=VALUE", help="A label of each, such as site=north; may be repeated."
     ),
 ]
-app = typer.Typer(help="Add, label, list and revoke devices and their keys.", no_args_is_help=True)
+app = typer.Typer(
+    help="Add, enrol, label, list and revoke devices and their keys.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -92,6 +95,99 @@ def label(
     off = frozenset(word[:-1] for word in labels if "=" not in word and word.endswith("-"))
     wanted = read_labels(word for word in labels if word[:-1] not in off)
     print_line(f"{name}: {format_labels(Register(state).label(name, wanted, off))}")
+
+
+@app.command()
+def code(
+    *,
+    count: Annotated[int, typer.Option(help="How many devices it enrols.")] = 1,
+    valid: Annotated[str, typer.Option(help="How long, such as 30min, 24h or 7d.")] = "24h",
+    label: Labelled = None,
+    state: State = DEFAULT_STATE,
+    as_json: AsJson = False,
+) -> None:
+    """Make a code by which devices enrol themselves: airtune agent --enroll CODE.
+
+    Each makes its key itself, and the server certifies it. The server's second port is open while
+    a code is valid.
+
+    Example: airtune device code --count 20 --valid 8h --label site=north
+    """
+    from datetime import timedelta
+
+    from airtune.deploy.codes import make_code
+    from airtune.deploy.labels import read_labels
+    from airtune.deploy.site import running
+
+    try:
+        span = timedelta(seconds=parse_seconds(valid))
+    except (ValueError, OverflowError) as error:
+        raise DeploymentError(f"--valid: {error}") from error
+    settings = running(state)
+    if settings.insecure:
+        raise DeploymentError("a server without TLS enrols nobody: devices just call")
+    made, row = make_code(state, port=settings.enrol_port, count=count, valid=span,
+                          labels=read_labels(label or ()))  # fmt: skip
+    if as_json:
+        print_json({"code": str(made), "name": row.name, "until": row.until, "count": row.left,
+                    "port": settings.enrol_port})  # fmt: skip
+        return
+    print_line(str(made))
+    print_note(f"code {row.name} enrols {row.left} at port {settings.enrol_port} until {row.until}")
+
+
+@app.command()
+def codes(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
+    """List the codes that were made; the codes themselves are not kept."""
+    from airtune.deploy.labels import format_labels
+    from airtune.deploy.register import Register
+
+    found = Register(state).codes
+    if as_json:
+        print_json({"codes": [{"name": one.name, "left": one.left, "until": one.until,
+                               "labels": dict(one.labels)} for one in found]})  # fmt: skip
+        return
+    print_table("", ["code", "left", "until", "labels"],
+                [[one.name, str(one.left), one.until, format_labels(one.labels)]
+                 for one in found])  # fmt: skip
+
+
+@app.command()
+def cancel(
+    name: Annotated[
+        str, typer.Argument(help="Name of the code, as airtune device codes lists it.")
+    ],
+    *,
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Let a code enrol nobody any more; devices that it has enrolled stay."""
+    from airtune.deploy.register import Register
+
+    Register(state).cancel_code(name)
+    print_line(f"code {name} enrols nobody any more")
+
+
+@app.command()
+def rotate(
+    names: Annotated[list[str] | None, typer.Argument(help="Names of devices.")] = None,
+    *,
+    where: Where = None,
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Ask devices for new keys; they make them by themselves, at once or when they call next.
+
+    The old key holds until the new one has been used, and an hour more for what is on its way.
+    """
+    from airtune.deploy.labels import read_labels
+    from airtune.deploy.register import Register
+
+    register = Register(state)
+    chosen = names or [one.name for one in register.matching(read_labels(where or ())) if where]
+    if not chosen:
+        raise DeploymentError("name devices, or choose some that there are with --where KEY=VALUE")
+    for name in chosen:
+        register.ask_renewal(name)
+    print_line(f"asked for new keys: {', '.join(chosen)}")
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from airtune.cli.console import print_json, print_line, print_table
-from airtune.cli.options import AsJson
+from airtune.cli.options import AsJson, Ca, Key
 from airtune.cli.server import State
 from airtune.deploy import DEFAULT_STATE
 from airtune.errors import DeploymentError
@@ -59,6 +59,27 @@ def list_(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     print_table("", ["operator", "role", "key", "added", "revoked"],
                 [[one.name, one.role, one.fingerprint, one.added, one.revoked or "-"]
                  for one in operators])  # fmt: skip
+
+
+@app.command()
+def renew(
+    *,
+    server: Annotated[str, typer.Option(help="HOST[:PORT] of the server.")],
+    ca: Ca = None,
+    key: Key = None,
+) -> None:
+    """Replace your key by a new one; the old one holds until the new one has been used.
+
+    Example: airtune operator renew --server edge.example.org --ca ca.crt --key operator.key
+    """
+    from airtune.cli.remote import link_to
+    from airtune.deploy.renew import renew as renew_key
+
+    link = link_to(DEFAULT_STATE, server, ca, key)
+    renew_key(link)
+    print_line(
+        f"the new key is in {link.proof.key if link.proof else '-'}; keep no copy of the old"
+    )
 
 
 @app.command()

@@ -35,6 +35,7 @@ def start(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(help="Port that devices and commands call.")] = DEFAULT_PORT,
     name: Annotated[list[str] | None, typer.Option(help="Name or address under which devices call; may be repeated.")] = None,
+    enrol_port: Annotated[int | None, typer.Option(help="Port where devices enrol themselves, open while a code is valid; none = the next after --port.", show_default=False)] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="No TLS and no keys: for a test bed that nobody else reaches.")] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return once it is ready; it goes on in the background.")] = False,
 ) -> None:  # fmt: skip
@@ -45,7 +46,9 @@ def start(
     from airtune.deploy import server
     from airtune.deploy.site import ServerSettings
 
-    settings = ServerSettings(state, host, port, tuple(name or ()), insecure)
+    settings = ServerSettings(
+        state, host, port, tuple(name or ()), insecure, enrol_port or port + 1
+    )  # fmt: skip
     if detach:
         _detach(settings)
         return
@@ -56,8 +59,8 @@ def start(
 def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     """Show whether the server runs, its devices and its runs."""
     from airtune.deploy.labels import format_labels
+    from airtune.deploy.link import local_link
     from airtune.deploy.site import running
-    from airtune.deploy.submit import local_link
 
     settings = running(state)
     said = local_link(settings).call("List")
@@ -173,11 +176,48 @@ def evict(
 
 
 @app.command()
+def rotate(
+    *,
+    state: State = DEFAULT_STATE,
+    authority: Annotated[bool, typer.Option("--authority", help="Begin to replace the authority; devices and operators follow by themselves or by airtune operator renew.")] = False,
+    finish: Annotated[bool, typer.Option("--finish", help="Trust the new authority alone.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --finish: lock out who has not followed.")] = False,
+) -> None:  # fmt: skip
+    """Replace the server's key and certificate, or its authority, while it runs."""
+    from airtune.deploy.authority import (
+        ServerFiles,
+        finish_authority,
+        replace_authority,
+        replace_certificate,
+    )
+    from airtune.deploy.link import local_link
+    from airtune.deploy.site import running
+
+    files = ServerFiles(state / "tls")
+    if authority:
+        replace_authority(files)
+        print_line("the new authority signs; airtune server rotate --finish ends the change once all have followed")  # fmt: skip
+    elif finish:
+        behind = [] if force else local_link(running(state)).call("List")["behind"]
+        if behind:
+            raise DeploymentError(
+                f"{', '.join(behind)} would be locked out, as they have not called since the "
+                "authority was replaced: start their agents (operators: airtune operator renew), "
+                "revoke them, or add --force and give them the new ca.crt by hand"
+            )
+        finish_authority(files)
+        print_line("the former authority is trusted no more")
+    else:
+        replace_certificate(files)
+        print_line("the server has a new key and certificate; connections that are open stay")
+
+
+@app.command()
 def drain(*, state: State = DEFAULT_STATE) -> None:
     """Take no new run, wait for those that run, then stop; queued runs wait for the next start."""
     from airtune.deploy import server
+    from airtune.deploy.link import local_link
     from airtune.deploy.site import DRAINING, running
-    from airtune.deploy.submit import local_link
 
     link = local_link(running(state))
     (state / DRAINING).touch()
@@ -194,7 +234,8 @@ def _detach(settings: ServerSettings) -> None:
     from airtune.deploy.site import read_document
 
     words = [sys.executable, "-m", "airtune.cli", "server", "start", "--state", str(settings.state),
-             "--host", settings.host, "--port", str(settings.port)]  # fmt: skip
+             "--host", settings.host, "--port", str(settings.port), "--enrol-port",
+             str(settings.enrol_port)]  # fmt: skip
     words += [word for name in settings.names for word in ("--name", name)]
     words += ["--insecure"] if settings.insecure else []
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)

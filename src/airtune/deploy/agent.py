@@ -25,11 +25,20 @@ from typing import Any
 import grpc
 
 from airtune.deploy.attend import Attending, Ended
+from airtune.deploy.link import Link
 from airtune.deploy.memory import check_cap
 from airtune.deploy.proof import Proof
 from airtune.deploy.reach import check_server
+from airtune.deploy.renew import enrol_self, finish_renewal, follow
 from airtune.deploy.workplace import Workplace
-from airtune.errors import ConnectionFailedError, DataError, DeploymentError, KeyRefusedError
+from airtune.errors import (
+    AirtuneError,
+    ConnectionFailedError,
+    DataError,
+    DeploymentError,
+    KeyRefusedError,
+)
+from airtune.wire.channel import SERVER
 
 REFUSED_S = 100.0
 """How long a key that is refused is tried."""
@@ -47,7 +56,9 @@ class AgentSettings:
     proof: Proof | None = None
     """The device's key and certificate, and the server's authority; None with `insecure`."""
     name: str = ""
-    """What the device calls itself; with keys, the server knows better."""
+    """What the device calls itself; with a key, the server knows better."""
+    code: str = ""
+    """By which it enrols itself where it has no certificate."""
     model: str | None = None
     compute: str = "auto"
     memory_bytes: float | None = None
@@ -127,6 +138,7 @@ class Agent:
         self._stopping = threading.Event()
         self._attending: Attending | None = None
         self._refused_since_s: float | None = None
+        self._renewing = threading.Lock()
 
     def run(self) -> None:
         """Take part until told to stop.
@@ -136,6 +148,7 @@ class Agent:
             DeploymentError: if the server is not who it should be, or the worker cannot start.
             ConnectionFailedError: if nobody answers for longer than the settings allow.
         """
+        self._enrol()
         check_settings(self._settings)
         previous = {kind: signal.signal(kind, self._on_signal)
                     for kind in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
@@ -147,6 +160,17 @@ class Agent:
             self._stopping.set()
             for kind, handler in previous.items():
                 signal.signal(kind, handler)
+
+    def _enrol(self) -> None:
+        """Finish a renewal that was cut off; come by a certificate where there is a code."""
+        settings = self._settings
+        if settings.proof is None:
+            return
+        finish_renewal(settings.proof)
+        if settings.code and enrol_self(
+            settings.server, settings.code, settings.proof, name=settings.name
+        ):
+            self._say(f"enrolled as {settings.name}; the key stays here, in {settings.proof.key}")
 
     def _supervise(self, place: Workplace) -> None:
         """Attend at the server, again and again."""
@@ -164,7 +188,8 @@ class Agent:
                     continue
                 is_told = False
                 self._attending = Attending(self._settings.server, self._settings.proof,
-                                            name=self._settings.name, place=place)  # fmt: skip
+                                            name=self._settings.name, place=place,
+                                            hear=self._hear)  # fmt: skip
                 ended = self._attending.attend(on_welcome=self._say_connected)
                 if self._stopping.is_set() or not self._is_open():
                     continue
@@ -181,6 +206,21 @@ class Agent:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         finally:
             place.end()
+
+    def _hear(self, said: Mapping[str, Any]) -> None:
+        """Do what the server says of keys and certificates, beside the line, which stays."""
+        link = Link(self._settings.server, self._settings.proof, SERVER)
+
+        def act() -> None:
+            with self._renewing:
+                try:
+                    done = follow(link, said)
+                except AirtuneError as error:
+                    done = f"keys and certificates stay as they are: {error}"
+            if done:
+                self._say(done)
+
+        threading.Thread(target=act, name="certificates", daemon=True).start()
 
     def _judge(self, ended: Ended, lost_s: float, *, is_new: bool) -> None:
         """Give up, or let it be tried again.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import queue
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 
+from airtune.deploy.keys import hash_of
 from airtune.deploy.proof import Proof
 from airtune.errors import CodecError
-from airtune.wire.channel import DEVICE_KEY, SERVER, Way
+from airtune.wire.channel import DEVICE_KEY, SERVER, Way, read_json
 from airtune.wire.envelope import VERSION
 from airtune.wire.post import MAX_TICKET_BYTES, Ticket
 
@@ -34,6 +35,10 @@ class TakesTickets(Protocol):
         ...
 
 
+Hear = Callable[[Mapping[str, Any]], None]
+"""Told what the server says beside tickets."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """How a line ended."""
@@ -51,7 +56,9 @@ class Ended:
 class Attending:
     """One line."""
 
-    def __init__(self, server: str, proof: Proof | None, *, name: str, place: TakesTickets) -> None:
+    def __init__(
+        self, server: str, proof: Proof | None, *, name: str, place: TakesTickets, hear: Hear
+    ) -> None:  # fmt: skip
         """Call nobody yet.
 
         Args:
@@ -59,7 +66,12 @@ class Attending:
             proof: files of key and certificates; None = a server without.
             name: what the device calls itself at a server without keys.
             place: takes the tickets.
+            hear: told the rest.
         """
+        self._hear, self._authority = (
+            hear,
+            "" if proof is None else hash_of(proof.authority.read_bytes()),
+        )
         credentials = None if proof is None else proof.credentials()
         metadata = () if proof is not None else ((DEVICE_KEY, name),)
         self._way, self._place = Way(server, credentials, metadata), place
@@ -69,7 +81,9 @@ class Attending:
     def attend(self, *, on_welcome: Callable[[], None]) -> Ended:
         """Stay until the line ends, however it does."""
         is_connected = False
-        self._said.put(json.dumps({"version": VERSION, "session": SESSION}).encode())
+        self._said.put(json.dumps({
+            "version": VERSION, "session": SESSION, "authority": self._authority,
+        }).encode())  # fmt: skip
         with self._way.open() as channel:
             answers = channel.stream_stream(f"/{SERVER}/Attend")(
                 self._hello(), metadata=self._way.metadata
@@ -99,11 +113,15 @@ class Attending:
             yield said
 
     def _take(self, answer: bytes) -> None:
-        """Take a ticket; anything else that comes is no business of a device, and is left."""
+        """Take a ticket, or what is said of keys; anything else is no business of a device."""
         try:
+            said = read_json(answer)
+            if "ticket" not in said:
+                self._hear(said)
+                return
             if len(answer) > 2 * MAX_TICKET_BYTES:
                 raise CodecError(f"{len(answer)} bytes are no ticket")
-            ticket = Ticket.from_json(json.dumps(json.loads(answer)["ticket"]))
+            ticket = Ticket.from_json(json.dumps(said["ticket"]))
         except (CodecError, ValueError, KeyError, TypeError):
             return
 

@@ -1,29 +1,27 @@
-"""What operators ask of a server, and where each order is written down.
-
-STATE/audit.jsonl    who asked for what, from where, and what came of it; one line each
-"""
+"""What operators ask of a server; each order is written down."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
 from pydantic import ValidationError
 
+from airtune.deploy.audit import Audit
 from airtune.deploy.gate import Call, Caller, Gate, Requests
 from airtune.deploy.labels import format_labels, matches
 from airtune.deploy.register import Role
+from airtune.deploy.renewal import Renewal
 from airtune.deploy.runs import Runs
 from airtune.deploy.site import DRAINING, ServerSettings
 from airtune.methods.plugins import is_path
 from airtune.recipe import Recipe
+from airtune.wire.channel import read_json
 
-AUDIT = "audit.jsonl"
 ORDER = frozenset({"recipe", "resume", "clock", "devices", "join-s", "silent-s", "where"})
 """What an order may hold; nothing in it is code."""
 
@@ -44,14 +42,16 @@ class Control:
     """The calls of operators, by their names, each with the role that it needs."""
 
     def __init__(
-        self, settings: ServerSettings, runs: Runs, devices: Devices, gate: Gate
+        self, settings: ServerSettings, runs: Runs, devices: Devices, gate: Gate, audit: Audit
     ) -> None:  # fmt: skip
         """Know what is asked about."""
         self._settings, self._runs, self._devices, self._gate = settings, runs, devices, gate
+        self._audit, renewal = audit, Renewal(settings, audit)
         self.calls: Mapping[str, tuple[Call, Role]] = {
             "Submit": (self._submit, "run"), "Stop": (self._stop, "run"),
             "List": (self._list, "view"), "Follow": (self._follow, "view"),
-            "Evict": (self._evict, "run"),
+            "Evict": (self._evict, "run"), "Renew": (renewal.renew, "view"),
+            "Hello": (renewal.hello, "view"),
         }  # fmt: skip
 
     def _submit(
@@ -153,10 +153,14 @@ class Control:
             for (name, why), count in self._gate.refused.items()
         ]
         yield json.dumps({
-            "devices": self._devices.devices(), "refused": refused,
+            "devices": self._devices.devices(), "refused": refused, "behind": self._behind(),
             "runs": [asdict(row) | {"waits_for": self._runs.waits_for(row)}
                      for row in self._runs.rows],
         }).encode()  # fmt: skip
+
+    def _behind(self) -> list[str]:
+        """Return who has not followed while the authority is replaced; nobody at other times."""
+        return self._gate.behind() if self._settings.tls.former_key.is_file() else []
 
     def _follow(
         self, who: Caller, requests: Requests, context: grpc.ServicerContext
@@ -169,22 +173,10 @@ class Control:
                 yield line[start : start + _PIECE_BYTES]
 
     def _note(self, who: Caller, call: str, **what: Any) -> None:
-        row = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "operator": who.name,
-               "role": who.role, "from": who.peer, "call": call} | what  # fmt: skip
-        with (self._settings.state / AUDIT).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._audit.note(call, of=who.name, peer=who.peer, role=who.role, **what)
 
 
 _PIECE_BYTES = 512 << 10
-
-
-def read_json(content: bytes) -> dict[str, Any]:
-    """Return the object that a caller sends, {} where it is none."""
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _number(asked: Mapping[str, Any]) -> int:

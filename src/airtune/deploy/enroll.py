@@ -12,13 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from airtune.deploy.keys import (
-    ensure_authority,
-    fingerprint_of,
-    issue_certificate,
-    make_device_key,
-    read_public_key,
-)
+from airtune.deploy.authority import ensure_authority, issue_certificate
+from airtune.deploy.keys import fingerprint_of, make_device_key, read_public_key
 from airtune.deploy.labels import Labels
 from airtune.deploy.register import Register, Registered, Role, check_name
 from airtune.errors import DeploymentError

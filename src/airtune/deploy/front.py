@@ -1,6 +1,6 @@
 """What faces the network: one gRPC server, which lets in whom it knows and passes on what it must.
 
-    python -m airtune.deploy.front STATE HOST PORT INSECURE
+    python -m airtune.deploy.front SETTINGS    as JSON
 
 A caller proves itself in the TLS handshake by a certificate of this server's authority; then the
 register says whose key that is, whether it still counts, and what its role may do. Only after that
@@ -9,9 +9,11 @@ few words, and what devices and runs say to each other is passed on unread, to p
 on this machine alone.
 
     /airtune.Server/Attend    a device that waits for tasks
+    /airtune.Server/Hello     a device that asks who it is here
+    /airtune.Server/Renew     a device with a new key
     /airtune.Split/Measure    a device that measures its link
     /airtune.Split/...        a device's calls to a run, passed on to that run's process
-    /airtune.Control/...      operators: Submit, Follow, List, Stop, Evict
+    /airtune.Control/...      operators: Submit, Follow, List, Stop, Evict, Hello, Renew
 """
 
 from __future__ import annotations
@@ -36,12 +38,18 @@ from typing import Any
 
 import grpc
 
-from airtune.deploy.control import Control, read_json
+from airtune.deploy.audit import LOG_BYTES, Audit
+from airtune.deploy.authority import replace_certificate
+from airtune.deploy.control import Control
+from airtune.deploy.enrolment import Enrolment
 from airtune.deploy.gate import Call, Caller, Gate, Requests
+from airtune.deploy.keys import hash_of
 from airtune.deploy.queue import holder
+from airtune.deploy.renewal import Renewal, proof_for
 from airtune.deploy.runs import Runs
 from airtune.deploy.site import READY, ServerSettings
-from airtune.errors import DeploymentError
+from airtune.deploy.tls import ServerTls
+from airtune.errors import AirtuneError, DeploymentError
 from airtune.wire.channel import (
     CONTROL,
     DEVICE_KEY,
@@ -52,7 +60,7 @@ from airtune.wire.channel import (
     SERVICE,
     TOKEN_KEY,
     open_channel,
-    server_credentials,
+    read_json,
     server_options,
     value_of,
 )
@@ -62,7 +70,7 @@ from airtune.wire.link import measure_handler
 PASSED_ON = ("Fetch", "Answer", "Round", "Base")
 """What of a run's service a device may call."""
 _LOOK_S, _DIGITS = 1.0, 10
-_LOG_BYTES, _LOGS = 5 << 20, 3
+_LOGS = 3
 log = logging.getLogger("airtune.server")
 
 
@@ -74,6 +82,10 @@ class _Attending:
     node: int
     since: str
     version: str
+    public: str
+    """Its key; empty at a server without keys."""
+    is_asked: bool = False
+    """It has been asked for a new key."""
     outbox: queue.SimpleQueue[dict[str, Any] | tuple[grpc.StatusCode, str]] = field(
         default_factory=queue.SimpleQueue
     )
@@ -94,19 +106,27 @@ class _Agent:
 class Front:
     """The server's one door."""
 
-    def __init__(self, settings: ServerSettings, gate: Gate) -> None:
-        """Hold no connection yet; see `serve`."""
-        self._settings, self._gate = settings, gate
+    def __init__(self, settings: ServerSettings) -> None:
+        """Hold no connection yet; see `serve`.
+
+        Raises:
+            DeploymentError: if the register or the certificates are damaged.
+        """
+        self._audit = audit = Audit(settings.state)
+        self._settings, self._gate = settings, Gate(settings, audit)
+        self._tls = None if settings.insecure else ServerTls(settings.tls)
+        self._enrolment = None if self._tls is None else Enrolment(settings, audit, self._tls)
+        self._renewal, self._told = Renewal(settings, audit), b""
         self._attending: dict[str, _Attending] = {}
         self._agents: dict[str, _Agent] = {}
         """By name; one that calls again from the same process is the same node."""
         self._numbers = itertools.count(1)
         self._passing: dict[str, set[grpc.Call]] = {}
         self.runs = Runs(
-            settings.state, present=self.present, labels=gate.labels, hand=self._hand
+            settings.state, present=self.present, labels=self._gate.labels, hand=self._hand
         )  # fmt: skip
         self._channels: dict[int, grpc.Channel] = {}
-        self._control = Control(settings, self.runs, self, gate)
+        self._control = Control(settings, self.runs, self, self._gate, audit)
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._server: grpc.Server | None = None
@@ -132,7 +152,14 @@ class Front:
                 name: self._gate.guarded(call, role)
                 for name, (call, role) in self._control.calls.items()
             },
-            SERVER: {"Attend": self._gate.guarded(self._attend, "device")},
+            SERVER: {
+                name: self._gate.guarded(call, "device")
+                for name, call in (
+                    ("Attend", self._attend),
+                    ("Hello", self._renewal.hello),
+                    ("Renew", self._renewal.renew),
+                )
+            },
             SERVICE: {
                 name: self._gate.guarded(call, "device") for name, call in of_devices.items()
             },
@@ -150,39 +177,69 @@ class Front:
     def _bind(self, server: grpc.Server) -> int:
         address = f"{self._settings.host}:{self._settings.port}"
         try:
-            if self._settings.insecure:
+            if self._tls is None:
                 return int(server.add_insecure_port(address))
-            tls = self._settings.tls
-            return int(server.add_secure_port(address, server_credentials(
-                tls.certificate.read_bytes(), tls.key.read_bytes(),
-                authority=tls.authority.read_bytes(),
-            )))  # fmt: skip
+            return int(server.add_secure_port(address, self._tls.credentials(of_callers=True)))
         except RuntimeError as error:
             raise DeploymentError(f"cannot listen at {address}: {error}") from error
 
     def _look_after(self) -> None:
-        """End the connections of whose key was revoked."""
+        """Follow what commands have changed in the state folder, and what time changes."""
         while not self._closing.wait(_LOOK_S):
-            if not self._gate.refresh():
-                continue
-            self.runs.tell_present()  # labels may be others
-            with self._lock:
-                for name in {*self._attending, *self._passing}:
-                    why = self._gate.why_refused(name)
-                    if not why:
-                        continue
-                    log.info("%s is put out: %s", name, why)
-                    if name in self._attending:
-                        self._attending[name].outbox.put((grpc.StatusCode.UNAUTHENTICATED, why))
-                    for call in self._passing.pop(name, set()):
-                        call.cancel()
+            try:
+                if self._gate.refresh():
+                    self.runs.tell_present()  # labels may be others
+                    self._put_out_refused()
+                    self._ask_renewals()
+                if self._tls is not None and self._enrolment is not None:
+                    replace_certificate(self._tls.files, if_ends_soon=True)
+                    self._tls.refresh()
+                    self._tell_authority(self._tls.authority)
+                    self._enrolment.refresh(self._gate.register)
+            except AirtuneError as error:
+                log.error("%s", error)
+
+    def _put_out_refused(self) -> None:
+        """End the connections of whose key was revoked."""
+        with self._lock:
+            for name in {*self._attending, *self._passing}:
+                why = self._gate.why_refused(name)
+                if not why:
+                    continue
+                log.info("%s is put out: %s", name, why)
+                if name in self._attending:
+                    self._attending[name].outbox.put((grpc.StatusCode.UNAUTHENTICATED, why))
+                for call in self._passing.pop(name, set()):
+                    call.cancel()
+
+    def _ask_renewals(self) -> None:
+        """Ask devices for a new key that are to have one."""
+        with self._lock:
+            for name, one in self._attending.items():
+                row = self._gate.register.devices.get(name)
+                if row is not None and row.is_to_renew and not one.is_asked:
+                    one.is_asked = True
+                    one.outbox.put({"renew": True})
+
+    def _tell_authority(self, authority: bytes) -> None:
+        """Send all who are connected the authorities to trust, where these have changed."""
+        before, self._told = self._told, authority
+        if before in (b"", authority):
+            return
+        with self._lock:
+            attending = list(self._attending.values())
+        for one in attending:
+            one.outbox.put({"proof": proof_for(self._settings, one.name, one.public)})
 
     def close(self) -> None:
         """End runs and connections."""
         self._closing.set()
         self.runs.close()
+        if self._enrolment is not None:
+            self._enrolment.close()
         if self._server is not None:
             self._server.stop(1.0).wait()
+        self._audit.close()
 
     def present(self) -> dict[str, int]:
         """Return the node of every device that is connected, by name."""
@@ -247,7 +304,12 @@ class Front:
                 f"the server runs airtune {VERSION}, {who.name} airtune {version}; install the "
                 "same version on server and devices",
             )
-        mine, agent = self._joined(who.name, str(hello.get("session")), version)
+        mine, agent = self._joined(who, str(hello.get("session")), version)
+        if self._tls is not None:
+            trusted = hello.get("authority")
+            if trusted and not (who.is_followed and trusted == hash_of(self._tls.authority)):
+                mine.outbox.put({"proof": proof_for(self._settings, who.name, who.public)})
+            self._ask_renewals()
         if not context.add_callback(lambda: mine.outbox.put((grpc.StatusCode.CANCELLED, ""))):
             mine.outbox.put((grpc.StatusCode.CANCELLED, ""))
         self.runs.tell_present()
@@ -269,8 +331,9 @@ class Front:
                 log.info("%s has left", who.name)
             self.runs.tell_present()
 
-    def _joined(self, name: str, session: str, version: str) -> tuple[_Attending, _Agent]:
+    def _joined(self, who: Caller, session: str, version: str) -> tuple[_Attending, _Agent]:
         """Make a device's line the one that it has; an earlier one is ended."""
+        name = who.name
         with self._lock:
             before = self._attending.get(name)
             if before is not None:
@@ -280,7 +343,7 @@ class Front:
             agent = self._agents.get(name)
             if agent is None or agent.session != session:
                 agent = self._agents[name] = _Agent(session, next(self._numbers))
-            mine = self._attending[name] = _Attending(name, agent.node, _now(), version)
+            mine = self._attending[name] = _Attending(name, agent.node, _now(), version, who.public)
             for token in agent.tickets.keys() - agent.taken:
                 mine.outbox.put({"ticket": agent.tickets[token][1]})
         return mine, agent
@@ -348,7 +411,7 @@ def _serve(settings: ServerSettings) -> None:
             pass
         stopping.set()
 
-    front = Front(settings, Gate(settings))
+    front = Front(settings)
     front.serve()
     print(READY, flush=True)
     threading.Thread(target=hear_supervisor, name="supervisor", daemon=True).start()
@@ -358,10 +421,10 @@ def _serve(settings: ServerSettings) -> None:
 
 def main() -> None:
     """Serve until told to stop, or until the supervisor is gone."""
-    state, host, port, insecure = sys.argv[1:5]
-    settings = ServerSettings(Path(state), host, int(port), insecure=insecure == "1")
+    said = json.loads(sys.argv[1])
+    settings = ServerSettings(**{**said, "state": Path(said["state"])})
     handler = RotatingFileHandler(
-        settings.state / "server.log", maxBytes=_LOG_BYTES, backupCount=_LOGS
+        settings.state / "server.log", maxBytes=LOG_BYTES, backupCount=_LOGS
     )
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

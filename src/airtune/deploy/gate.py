@@ -10,9 +10,11 @@ from typing import Any
 
 import grpc
 
-from airtune.deploy.keys import ensure_local_operator, fingerprint_of, public_in
+from airtune.deploy.audit import Audit
+from airtune.deploy.authority import ensure_local_operator, is_issued_by
+from airtune.deploy.keys import fingerprint_of, public_in
 from airtune.deploy.labels import Labels
-from airtune.deploy.register import OPERATORS, Register, Registered, Role, check_name
+from airtune.deploy.register import OPERATORS, REGISTER, Register, Registered, Role, check_name
 from airtune.deploy.site import ServerSettings
 from airtune.errors import DeploymentError
 from airtune.wire.channel import DEVICE_KEY, Metadata, value_of
@@ -31,6 +33,10 @@ class Caller:
     role: Role
     peer: str
     """Address that it calls from."""
+    public: str = ""
+    """Its key; empty at a server without keys."""
+    is_followed: bool = True
+    """Its certificate is one of the authority that signs now."""
 
 
 class RefusedError(Exception):
@@ -44,19 +50,25 @@ class RefusedError(Exception):
 class Gate:
     """Knows the keys of a server."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, audit: Audit) -> None:
         """Read the register.
+
+        Args:
+            settings: the server's.
+            audit: where it is written down when a key is replaced.
 
         Raises:
             DeploymentError: if it is damaged.
         """
-        self._settings = settings
-        self._path = settings.state / "devices.json"
+        self._settings, self._audit = settings, audit
+        self._path = settings.state / REGISTER
         self._local = "" if settings.insecure else ensure_local_operator(settings.tls)
         self._stamp = self._now()
         self._register = Register(settings.state)
         self.refused: Counter[tuple[str, str]] = Counter()
         """How often each was refused since the start, by name and reason."""
+        self._followed: dict[str, bytes] = {}
+        """The newest authority's certificate with which each has called, by name."""
 
     def refresh(self) -> bool:
         """Read the register again where it has changed; returns whether it had."""
@@ -72,6 +84,18 @@ class Gate:
     def labels(self) -> dict[str, Labels]:
         """Return the labels of every device that may call, by name."""
         return {one.name: one.labels for one in self._register.matching({})}
+
+    @property
+    def register(self) -> Register:
+        """Who may call, as it was read last."""
+        return self._register
+
+    def behind(self) -> list[str]:
+        """Return who has not called yet with a certificate of the authority that signs now."""
+        newest = self._settings.tls.authority.read_bytes()
+        return [
+            one.name for one in self._register.valid() if self._followed.get(one.name) != newest
+        ]
 
     def why_refused(self, name: str) -> str:
         """Return why who was let in by this name is no longer, "" if it still is."""
@@ -102,23 +126,42 @@ class Gate:
         if self._settings.insecure:
             return _believed(context.invocation_metadata(), role, peer)
         [certificate] = context.auth_context()["x509_pem_cert"]
-        public = _public_in(certificate)
-        if public == self._local:
-            owner = Registered(LOCAL, public, fingerprint_of(public), "admin")
-        else:
-            self.refresh()
-            found = self._register.owner_of(public)
-            why = _why_not(found)
-            if found is None or why:
-                self.refused[found.name if found else "", why] += 1
-                raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, why)
-            owner = found
+        owner, public = self._owner(certificate, peer)
         if not _may(owner.role, role):
             raise RefusedError(
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"{owner.name} has the role {owner.role}, which does not allow this; {role} does",
             )
-        return Caller(owner.name, owner.role, peer)
+        is_followed = self._is_followed(owner.name, certificate)
+        return Caller(owner.name, owner.role, peer, public, is_followed)
+
+    def _owner(self, certificate: bytes, peer: str) -> tuple[Registered, str]:
+        """Return whose a certificate is, and its key; a new key that is used is in place from now.
+
+        Raises:
+            RefusedError: if it is nobody's, or was revoked.
+        """
+        public = _public_in(certificate)
+        if public == self._local:
+            return Registered(LOCAL, public, fingerprint_of(public), "admin"), public
+        self.refresh()
+        found = self._register.owner_of(public)
+        why = _why_not(found)
+        if found is None or why:
+            self.refused[found.name if found else "", why] += 1
+            raise RefusedError(grpc.StatusCode.UNAUTHENTICATED, why)
+        if public == found.next:
+            found = Register(self._settings.state).take_over(found.name)
+            self._audit.note("renew", of=found.name, peer=peer, key=found.fingerprint)
+        return found, public
+
+    def _is_followed(self, name: str, certificate: bytes) -> bool:
+        """Return whether a certificate is of the authority that signs now, and remember who has one."""
+        newest = self._settings.tls.authority.read_bytes()
+        is_followed = _is_of(newest, certificate)
+        if is_followed:
+            self._followed[name] = newest
+        return is_followed
 
     def _now(self) -> tuple[int, int]:
         try:
@@ -149,6 +192,11 @@ def _believed(metadata: Metadata | None, role: Role, peer: str) -> Caller:
     except DeploymentError as error:
         raise RefusedError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
     return Caller(name, "device" if role == "device" else "admin", peer)
+
+
+@lru_cache(maxsize=4096)
+def _is_of(authority: bytes, certificate: bytes) -> bool:
+    return is_issued_by(authority, certificate)
 
 
 @lru_cache(maxsize=4096)

@@ -29,7 +29,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from airtune.deploy.keys import ensure_certificates
+from airtune.deploy.authority import ensure_certificates
 from airtune.deploy.processes import end_group
 from airtune.deploy.site import (
     DRAINING,
@@ -98,12 +98,11 @@ class _Supervisor:
 
     def _live_once(self) -> None:
         settings = self._settings
-        words = [str(settings.state.resolve()), settings.host, str(settings.port),
-                 "1" if settings.insecure else "0"]  # fmt: skip
+        said = {**asdict(settings), "state": str(settings.state.resolve())}
         with (settings.state / "front.log").open("wb") as log:
             # its standard input stays open for as long as this process lives, and it lives no longer
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "airtune.deploy.front", *words], stdin=subprocess.PIPE,
+                [sys.executable, "-m", "airtune.deploy.front", json.dumps(said)], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log, start_new_session=True,
                 env={**os.environ, "GRPC_VERBOSITY": "NONE", "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip
@@ -111,7 +110,7 @@ class _Supervisor:
         if self._stopping.is_set():
             return
         document = {"pid": os.getpid(), "front": self._process.pid,
-                    "settings": {**asdict(settings), "state": str(settings.state)}}  # fmt: skip
+                    "settings": said}  # fmt: skip
         write_atomically(settings.document, json.dumps(document, indent=1))
         kind = "without TLS" if settings.insecure else "with TLS and keys"
         self._say(f"ready at {settings.host}:{settings.port}, {kind}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
-from airtune.deploy.keys import ServerFiles
+from airtune.deploy.authority import ServerFiles
 from airtune.errors import ConnectionFailedError, DeploymentError
 from airtune.records import storage
 
@@ -33,6 +33,8 @@ class ServerSettings:
     names: tuple[str, ...] = ()
     """Names and addresses under which devices call, beside localhost and this machine's own."""
     insecure: bool = False
+    enrol_port: int = DEFAULT_PORT + 1
+    """Port at which devices enrol themselves, open while a code is valid."""
 
     @property
     def address(self) -> str:
@@ -101,7 +103,7 @@ def running(state: Path) -> ServerSettings:
     said = document["settings"]
     return ServerSettings(
         state=state, host=said["host"], port=said["port"], names=tuple(said["names"]),
-        insecure=said["insecure"],
+        insecure=said["insecure"], enrol_port=said["enrol_port"],
     )  # fmt: skip
 
 

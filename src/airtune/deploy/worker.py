@@ -72,12 +72,13 @@ def main() -> None:
         ),
         pace=pacer, say=_say,
     )  # fmt: skip
-    way = _way(settings)
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)  # whatever prints goes to the agent's own output
         print(READY, file=out, flush=True)
         for line in sys.stdin:
-            print(" ".join(do_task(device, way, line, pacer).split()), file=out, flush=True)
+            print(
+                " ".join(do_task(device, _way(settings), line, pacer).split()), file=out, flush=True
+            )
 
 
 def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:
@@ -102,6 +103,7 @@ def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:
 
 
 def _way(settings: WorkerSettings) -> Way:
+    """Return the way to the server, by the key and certificate of now: they may be renewed."""
     from airtune.deploy.proof import Proof
     from airtune.wire.channel import DEVICE_KEY, Way
 

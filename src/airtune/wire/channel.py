@@ -8,7 +8,9 @@ refused by its length, and connections and calls are counted.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -16,6 +18,8 @@ from airtune.wire.envelope import PART_BYTES
 
 SERVICE, SERVER, CONTROL = "airtune.Split", "airtune.Server", "airtune.Control"
 """What a run serves its devices · what a server serves all of them · what it serves operators."""
+ENROL = "airtune.Enrol"
+"""What a server serves devices that have no certificate yet."""
 TOKEN_KEY, RUN_KEY, DEVICE_KEY = "airtune-token", "airtune-run", "airtune-device"
 """Metadata of a call: what lets it in · the run it is for · who calls, as the front has found out."""
 HANDSHAKE_S = 10.0
@@ -25,11 +29,13 @@ _SLACK_BYTES = 4096
 Metadata = tuple[tuple[str, str], ...]
 
 
-def channel_options(*, keepalive_s: float = 10.0) -> list[tuple[str, int]]:
+def channel_options(
+    *, keepalive_s: float = 10.0, message_bytes: int = PART_BYTES
+) -> list[tuple[str, int]]:
     """Return what both ends set: receive limit, keepalive, no port shared by accident."""
     milliseconds = int(1000 * keepalive_s)
     return [
-        ("grpc.max_receive_message_length", PART_BYTES + _SLACK_BYTES),
+        ("grpc.max_receive_message_length", message_bytes + _SLACK_BYTES),
         ("grpc.max_send_message_length", PART_BYTES + _SLACK_BYTES),
         ("grpc.max_metadata_size", 16 << 10),
         ("grpc.keepalive_time_ms", milliseconds),
@@ -44,11 +50,23 @@ def channel_options(*, keepalive_s: float = 10.0) -> list[tuple[str, int]]:
 
 
 def server_options(
-    *, handshake_s: float = HANDSHAKE_S, connections: int = MAX_CONNECTIONS
-) -> list[tuple[str, int]]:
-    """Return what a server that faces the network sets beside `channel_options`."""
+    *, handshake_s: float = HANDSHAKE_S, connections: int = MAX_CONNECTIONS,
+    message_bytes: int = PART_BYTES, age_s: float | None = None,
+) -> list[tuple[str, int]]:  # fmt: skip
+    """Return what a server that faces the network sets.
+
+    Args:
+        handshake_s: how long a caller may take to prove itself.
+        connections: how many are held at most.
+        message_bytes: the most that one message may have.
+        age_s: after which every connection is ended; None = never.
+    """
+    ages = () if age_s is None else (
+        ("grpc.max_connection_age_ms", int(1000 * age_s)), ("grpc.max_connection_age_grace_ms", 1000),
+    )  # fmt: skip
     return [
-        *channel_options(),
+        *channel_options(message_bytes=message_bytes),
+        *ages,
         ("grpc.server_handshake_timeout_ms", int(1000 * handshake_s)),
         ("grpc.max_allowed_incoming_connections", connections),
         ("grpc.max_concurrent_streams", 64),
@@ -104,3 +122,12 @@ def channel_credentials(
 def value_of(metadata: Metadata | None, key: str) -> str:
     """Return what the metadata of a call say under a key, "" if nothing."""
     return next((str(value) for name, value in metadata or () if name == key), "")
+
+
+def read_json(content: bytes) -> dict[str, Any]:
+    """Return the object that the other side sends, {} where it is none."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

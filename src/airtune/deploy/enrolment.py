@@ -1,0 +1,106 @@
+"""Where devices enrol themselves: a second port that is open while a code enrols anybody.
+
+Who calls here has no certificate yet, so nothing else is served: one call of at most 16 KiB, from few
+connections, each ended after 20 s. What comes is a code, a name and a signing request; what goes
+back is a certificate and ca.crt.
+
+    /airtune.Enrol/Sign    {"code", "name", "request"} -> {"certificate", "authority"}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from concurrent import futures
+from typing import Any
+
+import grpc
+
+from airtune.deploy.audit import Audit
+from airtune.deploy.codes import EnrolmentCode
+from airtune.deploy.keys import public_of_request
+from airtune.deploy.register import Register, check_name
+from airtune.deploy.renewal import proof_for
+from airtune.deploy.site import ServerSettings
+from airtune.deploy.tls import ServerTls
+from airtune.errors import DeploymentError
+from airtune.wire.channel import ENROL, read_json, server_options
+
+_MESSAGE_BYTES, _CONNECTIONS, _AGE_S, _CALLS = 16 << 10, 64, 20.0, 16
+log = logging.getLogger("airtune.server")
+
+
+class Enrolment:
+    """The port for devices that have a code and no certificate."""
+
+    def __init__(
+        self, settings: ServerSettings, audit: Audit, tls: ServerTls
+    ) -> None:  # fmt: skip
+        """Listen nowhere yet.
+
+        Args:
+            settings: the server's.
+            audit: where enrolments are written down.
+            tls: the server's certificate.
+        """
+        self._settings, self._audit, self._tls = settings, audit, tls
+        self._server: grpc.Server | None = None
+        self.port = 0
+        """Where it listens; 0 = it does not."""
+
+    def refresh(self, register: Register) -> None:
+        """Listen while any code enrols anybody, and no longer."""
+        is_wanted = any(not code.why_not for code in register.codes)
+        if is_wanted and self._server is None:
+            self._open()
+        elif not is_wanted:
+            self.close()
+
+    def close(self) -> None:
+        """Listen no longer."""
+        if self._server is not None:
+            self._server.stop(1.0).wait()
+            log.info("port %d, where devices enrol, is closed", self.port)
+        self._server, self.port = None, 0
+
+    def _open(self) -> None:
+        server = grpc.server(
+            futures.ThreadPoolExecutor(_CALLS, thread_name_prefix="enrol"),
+            options=server_options(
+                connections=_CONNECTIONS, message_bytes=_MESSAGE_BYTES, age_s=_AGE_S
+            ),
+            maximum_concurrent_rpcs=_CALLS,
+        )
+        handler = grpc.unary_unary_rpc_method_handler(self._sign)
+        server.add_generic_rpc_handlers((
+            grpc.method_handlers_generic_handler(ENROL, {"Sign": handler}),
+        ))  # fmt: skip
+        address = f"{self._settings.host}:{self._settings.enrol_port}"
+        try:
+            self.port = int(
+                server.add_secure_port(address, self._tls.credentials(of_callers=False))
+            )
+        except RuntimeError as error:
+            log.error("devices cannot enrol at %s: %s", address, error)
+            return
+        server.start()
+        self._server = server
+        log.info("devices enrol at port %d", self.port)
+
+    def _sign(self, content: bytes, context: grpc.ServicerContext) -> bytes:
+        """Certify the key of who has a code."""
+        said, peer = read_json(content), str(context.peer())
+        name = str(said.get("name"))[:64]
+        try:
+            answer = self._certified(said, check_name(name), peer)
+        except DeploymentError as error:
+            log.info("%s may not enrol as %r: %s", peer, name, error)
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        return answer
+
+    def _certified(self, said: dict[str, Any], name: str, peer: str) -> bytes:
+        code = EnrolmentCode.read(str(said.get("code")))
+        public = public_of_request(str(said.get("request")).encode())
+        device = Register(self._settings.state).enrol(code.hash, name, public)
+        self._audit.note("enrol", of=f"code {device.code}", peer=peer, device=name)
+        return json.dumps(proof_for(self._settings, name, public)).encode()
