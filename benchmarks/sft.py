@@ -33,10 +33,11 @@ from airtune.model.state import initial_state
 from airtune.plan import (
     AggregateSpec,
     Assignment,
+    CodecRounds,
     CodecSpec,
+    Measurements,
     Observation,
     Problem,
-    SplitCalibration,
     Workload,
     WorkSpec,
 )
@@ -154,7 +155,7 @@ def _mean_step_s(name: str, large_every: int) -> float:
     workload = Workload(batch=2, tokens=96, local_steps=4, rank=8, lora_targets=targets)
     problem = Problem(
         shape=shape, devices=fleet.profiles(np.ones(len(fleet))), workload=workload, rounds=30,
-        seed=0, server_flops_per_s=fleet.server.flops_per_s, split=_priced(shape.blocks),
+        seed=0, server_flops_per_s=fleet.server.flops_per_s, measurements=_priced(shape.blocks),
         server_memory_bytes=fleet.server.memory_bytes,
     )  # fmt: skip
     decider = build_method("sft", {"large_every": large_every}).decider
@@ -167,15 +168,11 @@ def _mean_step_s(name: str, large_every: int) -> float:
     return float(np.nanmean(steps))
 
 
-def _priced(blocks: int) -> SplitCalibration:
+def _priced(blocks: int) -> Measurements:
     """Return made-up prices that fall with the codec's fineness: only times are compared."""
-    steps = (0.3, 0.75, 1.5, 3.0)
-    cuts = np.array([1, blocks // 2, blocks - 1])
-    distortion = np.array([[0.008, 0.04, 0.12, 0.3]] * 3)
-    return SplitCalibration(
-        tuple(_zone(step) for step in steps), cuts, distortion,
-        np.array([0.001, 0.006, 0.02, 0.08]), "made up",
-    )  # fmt: skip
+    prices = zip((0.3, 0.75, 1.5, 3.0), (0.001, 0.006, 0.02, 0.08), strict=True)
+    rows = (CodecRounds(blocks // 2, _zone(step), loss, loss) for step, loss in prices)
+    return Measurements("made up", "made up", codecs=tuple(rows))
 
 
 _STEPS = ((0.3, 0.5), (0.5, 0.75), (0.75, 1.5), (1.5, 1.5))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from airtune.calibrate import Measured, store
+from airtune.calibrate import store
 from airtune.deploy import federation
 from airtune.deploy.federation import Order, run_federation
 from airtune.engine.message import Reply, pack_tensors, seal_reply, unpack_tensors
@@ -22,10 +22,10 @@ from airtune.errors import (
     MismatchError,
     RecipeError,
 )
-from airtune.plan import Calibration
+from airtune.plan import Measurements, PrunedRounds
 from airtune.records import read_run
 from airtune.run import choose_method
-from airtune.run.measurement import calibration_path
+from airtune.run.measurement import table_path
 from airtune.wire.envelope import Envelope
 
 
@@ -324,25 +324,25 @@ def test_a_run_keeps_the_calibration_that_it_began_with(
         "method.name": "jcpba", "train.rounds": 1, "train.local_steps": 1, "data.limit": 30,
         "output": str(tmp_path),
     })  # fmt: skip
-    columns = np.array([0.0, 0.5]), np.array([1.0, 1.2]), np.array([0.0, 0.1])
-    found = Measured(Calibration(*columns, "measured"), 1.0, 1.0, ((2.0, 1.0),), "other weights")
-    path = calibration_path(changed, choose_method(changed))
+    rows = PrunedRounds(0.0, 0.0), PrunedRounds(0.5, 0.2, 0.1)
+    found = Measurements("other weights", "measured", pruning=rows)
+    path = table_path(changed, choose_method(changed), "pruning")
     path.parent.mkdir()
     store(path, found)
     record, _ = _run(changed, nodes(["a"]), tmp_path / "other")
-    assert "calibration" not in record.header
+    assert "measurements" not in record.header
     weights = record.header["model"]["fingerprint"]
     store(path, replace(found, fingerprint=weights))
     record, _ = _run(changed, nodes(["a"]), tmp_path / "same")
-    assert record.header["calibration"]["quality_loss"] == [0.0, 0.1]
+    assert record.header["measurements"]["pruning"] == [list(row) for row in rows]
     path.unlink()
     met = []
     ready = federation.RemoteEngine.__init__
 
     def noted(self: Any, fleet: Any, problem: Any, *args: Any, **kwargs: Any) -> None:
-        met.append(problem.calibration)
+        met.append(problem.pruning)
         ready(self, fleet, problem, *args, **kwargs)
 
     monkeypatch.setattr(federation.RemoteEngine, "__init__", noted)
     _run(changed, nodes(["a"]), tmp_path / "same", resume=record.folder)
-    np.testing.assert_array_equal(met[0].quality_loss, [0.0, 0.1])
+    assert met == [rows]

@@ -5,7 +5,7 @@ import pytest
 
 from airtune.cost import llama_like
 from airtune.methods.budget import UNMEASURED_MOST, most_of
-from airtune.plan import Calibration, Problem, Profiles, Sensitivity, Workload
+from airtune.plan import Measurements, Problem, Profiles, PrunedRounds, Sensitivity, Workload
 
 SHAPE = llama_like("llama", blocks=2, width=64, heads=6, kv_groups=3, head_dim=8, ffn=12, vocab=60,
                    tied=True)  # fmt: skip
@@ -19,8 +19,8 @@ def problem_of(**measured):
     return Problem(SHAPE, nothing, work, rounds=1, seed=0, **measured)
 
 
-def calibration(most):
-    return Calibration(np.array([0.0]), np.ones(1), np.zeros(1), "", most)
+def pruned_up_to(most):
+    return Measurements("", "", pruning=(PrunedRounds(0.0, 0.0),), most_pruned=most)
 
 
 def test_what_is_set_counts_whatever_was_measured():
@@ -31,5 +31,5 @@ def test_what_was_measured_counts_and_the_smaller_of_both():
     quarter = float(SHAPE.pruned_fraction(0.0, 0.25))
     assert most_of(problem_of(), "auto") == UNMEASURED_MOST
     assert most_of(problem_of(sensitivity=STEEP), "auto") == pytest.approx(quarter)
-    both = problem_of(sensitivity=STEEP, calibration=calibration(0.01))
+    both = problem_of(sensitivity=STEEP, measurements=pruned_up_to(0.01))
     assert most_of(both, "auto") == 0.01

@@ -29,7 +29,7 @@ def test_so_do_the_forms_of_jcpba(name, settings):
 
 @pytest.mark.parametrize("name", BUILDABLE)
 def test_every_method_works_without_a_calibration(name, problem):
-    check_method(build_method(name), replace(problem, calibration=None))
+    check_method(build_method(name), replace(problem, measurements=None))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from airtune.cost import ladder, predict
 from airtune.errors import InfeasibleError, MethodError, RecipeError
 from airtune.methods import build_method, sample_problem
 from airtune.methods.contract import sample_observation
-from airtune.plan import Calibration
+from airtune.plan import Measurements, PrunedRounds
 
 PRUNERS = ["jcpba", "uniform-prune", "uniform-prune-bandwidth", "prune-equal-bandwidth", "random"]
 
@@ -71,21 +71,23 @@ def test_the_objective_is_the_predicted_round(problem, all_there):
     assert plan.solution.objective == pytest.approx(cost.round_s, rel=1e-9)
 
 
+def measured(*ratios):
+    rows = zip((0.0, 0.2, 0.5), np.log(ratios), strict=True)
+    return Measurements("", "made up", pruning=tuple(PrunedRounds(*row) for row in rows))
+
+
 def test_a_calibration_that_says_pruning_costs_much_means_no_pruning(problem, all_there):
-    rates = np.array([0.0, 0.2, 0.5])
-    dear = Calibration(rates, np.array([1.0, 50.0, 200.0]), rates, "made up")
-    plan = plan_of("jcpba", replace(problem, calibration=dear), all_there)
+    plan = plan_of("jcpba", replace(problem, measurements=measured(1.0, 50.0, 200.0)), all_there)
     steps = ladder(problem.shape, problem.workload)
     memory = problem.devices.memory_bytes[plan.assignments.device]
     forced = [steps.prune_ffn[np.argmax(steps.peak_bytes <= limit)] for limit in memory]
     assert plan.assignments.prune_ffn == pytest.approx(np.array(forced))
-    free = Calibration(rates, np.ones(3), np.zeros(3), "made up")
-    plan = plan_of("jcpba", replace(problem, calibration=free), all_there)
+    plan = plan_of("jcpba", replace(problem, measurements=measured(1.0, 1.0, 1.0)), all_there)
     assert mean_pruned(problem, plan) > 0.2
 
 
 def test_without_calibration_nothing_is_pruned_and_the_reason_says_so(problem, all_there):
-    plan = plan_of("jcpba", replace(problem, calibration=None), all_there)
+    plan = plan_of("jcpba", replace(problem, measurements=None), all_there)
     assert "nothing measured what pruning costs" in plan.reasons[0]
     assert np.count_nonzero(plan.assignments.prune_ffn) == 1  # memory of sample-5
 
@@ -94,7 +96,7 @@ def test_a_quality_budget_becomes_a_rate(problem, all_there):
     plan = plan_of("jcpba", problem, all_there, quality_budget=0.02)
     assert plan.notes["budget"] == pytest.approx(0.3)
     with pytest.raises(RecipeError, match="needs a calibration"):
-        plan_of("jcpba", replace(problem, calibration=None), all_there, quality_budget=0.02)
+        plan_of("jcpba", replace(problem, measurements=None), all_there, quality_budget=0.02)
 
 
 def test_a_device_that_fits_nothing_is_named(problem, all_there):

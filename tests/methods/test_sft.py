@@ -52,7 +52,7 @@ def test_compression_stays_within_the_measured_quality_budget(decided):
 
 
 def test_without_a_measurement_nothing_is_compressed(decided):
-    plan, _, _, _ = decided(split=None)
+    plan, _, _, _ = decided(measurements=None)
     kinds = {row.codec.kind for row in plan.assignments}
     assert kinds == {"identity"}
     assert "nothing measured" in plan.reasons[0]

@@ -16,7 +16,7 @@ from airtune.plan import (
 
 COARSE = CodecSpec("deadzone", step=2.0)
 WHOLE = Measurements(
-    "a" * 64, 1.5, "made up",
+    "a" * 64, "made up", (4.0, 2.0, 1.5),
     pruning=(PrunedRounds(0.0, 0.0), PrunedRounds(0.2, 0.1), PrunedRounds(0.4, 0.5)),
     ranks=(RankRounds(2, 0.3), RankRounds(4, 0.1), RankRounds(8, 0.0)),
     codecs=(CodecRounds(1, COARSE, 0.2), CodecRounds(3, COARSE, 0.1)), cut=-0.2, most_pruned=0.6,
@@ -32,7 +32,7 @@ def test_a_document_is_read_as_it_was_written():
 
 
 def test_what_was_not_measured_is_empty():
-    empty = Measurements("a", 1.0, "nothing")
+    empty = Measurements("a", "nothing")
     assert measurements_from(empty.as_document()) == empty
     assert not empty.measured
     assert WHOLE.measured == {"pruning", "ranks", "codecs", "cut"}
@@ -72,7 +72,7 @@ def test_costs_of_another_model_are_refused():
 
 
 def test_what_is_wanted_and_was_not_measured_is_refused():
-    some = Measurements("a", 1.0, "only ranks", ranks=WHOLE.ranks)
+    some = Measurements("a", "only ranks", ranks=WHOLE.ranks)
     with pytest.raises(RecipeError, match=r"pruning and cut .* has ranks"):
         some.require("pruning", "ranks", "cut")
     with pytest.raises(RecipeError, match=r"topk .* measured are deadzone 2"):

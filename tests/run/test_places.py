@@ -114,6 +114,6 @@ def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path, assets, monke
     assert not list(tmp_path.glob("a/cache/*.partial"))
     whole = recipe(f"output={tmp_path}/b", "train.rounds=1")
     run_recipe(whole, folder=tmp_path / "whole", assets=assets, reports=False)
-    found = [read_run(tmp_path / name).header["calibration"] for name in ("stopped", "whole")]
-    assert found[0]["curves"] == found[1]["curves"]
+    found = [read_run(tmp_path / name).header["measurements"] for name in ("stopped", "whole")]
+    assert found[0] == found[1]
     assert rounds_of(tmp_path / "stopped") == rounds_of(tmp_path / "whole")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airtune.plan import Calibration, PrunedRounds
+from airtune.plan import PrunedRounds
 from airtune.solve import (
     best_budget,
     best_joint_budget,
@@ -17,7 +17,7 @@ from airtune.solve import (
 
 def measured(ratio):
     rates = np.linspace(0, 0.6, len(ratio))
-    return Calibration(rates, np.array(ratio), np.zeros(len(ratio)), "made up")
+    return [PrunedRounds(*row) for row in zip(rates, np.log(ratio), strict=True)]
 
 
 def test_ratio_is_linear_between_points_and_goes_on_beyond():

@@ -1,20 +1,25 @@
-"""What pruning or compression costs this model on these data: short runs, or forward passes."""
+"""What the knobs cost this model on these data: short runs, or forward passes."""
 
-from airtune.calibrate.compression import calibrate_codecs
-from airtune.calibrate.measured import Measured, from_document, load, store
-from airtune.calibrate.pruning import calibrate_pruning
+from airtune.calibrate.measured import from_header, load, store
 from airtune.calibrate.sensitivity import SensitivityProbe, measure_sensitivity
 from airtune.calibrate.short import Setting, chosen_devices
+from airtune.calibrate.tables import (
+    measure_codecs,
+    measure_cut,
+    measure_pruning,
+    measure_ranks,
+)
 
 __all__ = [
-    "Measured",
     "SensitivityProbe",
     "Setting",
-    "calibrate_codecs",
-    "calibrate_pruning",
     "chosen_devices",
-    "from_document",
+    "from_header",
     "load",
+    "measure_codecs",
+    "measure_cut",
+    "measure_pruning",
+    "measure_ranks",
     "measure_sensitivity",
     "store",
 ]

@@ -1,78 +1,31 @@
-"""A measurement and what it took, as a document that is stored and read again."""
+"""Measurements as documents that are stored and read again, those of earlier versions included."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from airtune.calibrate.curves import rounds_needed
+from airtune.calibrate.tables import by_distortion
 from airtune.errors import CheckpointError
-from airtune.plan import Calibration, CodecSpec, SplitCalibration
+from airtune.plan import CodecSpec, Measurements, PrunedRounds, measurements_from
 from airtune.records import write_atomically
 
-SCHEMA = 1
 
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What pruning or compression costs, and what it took to find out."""
-
-    calibration: Calibration | SplitCalibration
-    device_s: float
-    """Seconds that the fleet's devices would have computed for it, all together."""
-    wall_s: float
-    curves: tuple[tuple[float, ...], ...]
-    """Validation loss before the first round and after each, a row a short run."""
-    fingerprint: str
-    """Of the weights it was measured on."""
-
-    def as_document(self) -> dict[str, Any]:
-        """Return plain values, for a file or a run's header."""
-        return {
-            "schema": SCHEMA,
-            **_tables(self.calibration),
-            "source": self.calibration.source,
-            "device_s": self.device_s,
-            "curves": [list(curve) for curve in self.curves],
-            "fingerprint": self.fingerprint,
-            "measured": {"wall_s": self.wall_s},
-        }
-
-
-def from_document(document: Mapping[str, Any]) -> Measured:
-    """Read what `Measured.as_document` wrote.
-
-    Raises:
-        ValueError: if it is of another schema or its tables do not fit one another.
-        KeyError: if a field is missing.
-        TypeError: if a codec has a field that is none.
-    """
-    if document["schema"] != SCHEMA:
-        raise ValueError(f"it has schema {document['schema']}, this version reads {SCHEMA}")
-    read = _read_codecs if "codecs" in document else _read_budgets
-    return Measured(
-        calibration=read(document),
-        device_s=float(document["device_s"]),
-        wall_s=float(document["measured"]["wall_s"]),
-        curves=tuple(tuple(map(float, curve)) for curve in document["curves"]),
-        fingerprint=str(document["fingerprint"]),
-    )
-
-
-def store(path: Path, measured: Measured) -> None:
+def store(path: Path, measurements: Measurements) -> None:
     """Write a measurement.
 
     Raises:
         StorageError: if the disk is full or the folder cannot be written.
     """
-    write_atomically(path, json.dumps(measured.as_document(), indent=1))
+    write_atomically(path, json.dumps(measurements.as_document(), indent=1))
 
 
-def load(path: Path) -> Measured | None:
+def load(path: Path) -> Measurements | None:
     """Read a stored measurement; None where there is none.
 
     Raises:
@@ -81,41 +34,57 @@ def load(path: Path) -> Measured | None:
     if not path.is_file():
         return None
     try:
-        return from_document(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return measurements_from(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"the stored calibration {path} is damaged: {error}; remove it, it is measured again"
+            f"the stored measurement {path} is damaged: {error}; remove it, it is measured again"
         ) from error
 
 
-def _tables(found: Calibration | SplitCalibration) -> dict[str, Any]:
-    if isinstance(found, Calibration):
-        names = ("budget", "rounds_ratio", "quality_loss")
-        return {name: getattr(found, name).tolist() for name in names} | {"most": found.most}
-    return {
-        "codecs": [asdict(codec) for codec in found.codecs],
-        "cuts": found.cuts.tolist(),
-        "distortion": found.distortion.tolist(),
-        "quality_loss": found.quality_loss.tolist(),
-    }
+def from_header(header: Mapping[str, Any]) -> Measurements | None:
+    """Return what a run's header holds of measurements, of this version or of the first.
+
+    Raises:
+        CheckpointError: if it is damaged.
+    """
+    if header.get("measurements") is not None:
+        return measurements_from(header["measurements"])
+    try:
+        if header.get("split_calibration") is not None:
+            return _first_codecs(header["split_calibration"])
+        if header.get("calibration") is not None:
+            return _first_pruning(header["calibration"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the calibration in the run's header is damaged: {error!r}; start a new run"
+        ) from error
+    return None
 
 
-def _read_budgets(document: Mapping[str, Any]) -> Calibration:
-    budget, ratio, loss = (
-        np.array(document[name], np.float64) for name in ("budget", "rounds_ratio", "quality_loss")
+def _first_pruning(document: Mapping[str, Any]) -> Measurements:
+    """Read ratios of rounds at pruning rates."""
+    columns = (document[name] for name in ("budget", "rounds_ratio", "quality_loss"))
+    rows = tuple(
+        PrunedRounds(float(rate), float(np.log(ratio)), float(loss))
+        for rate, ratio, loss in zip(*columns, strict=True)
     )
-    most = float(document.get("most", 1.0))
-    return Calibration(budget, ratio, loss, str(document["source"]), most)
+    return Measurements(
+        str(document["fingerprint"]), str(document["source"]),
+        tuple(map(float, document["curves"][0])), pruning=rows,
+        most_pruned=float(document.get("most", 1.0)),
+    )  # fmt: skip
 
 
-def _read_codecs(document: Mapping[str, Any]) -> SplitCalibration:
-    codecs = tuple(CodecSpec(**codec) for codec in document["codecs"])
-    cuts = np.array(document["cuts"], np.int64)
+def _first_codecs(document: Mapping[str, Any]) -> Measurements:
+    """Read losses of codecs; their rounds are read off the curves beside them."""
+    reference, *curves = document["curves"]
+    columns = zip(document["codecs"], document["quality_loss"], curves, strict=True)
+    costs = {
+        CodecSpec(**codec): (float(np.log(rounds_needed(reference, curve))), float(loss))
+        for codec, loss, curve in columns
+    }
     distortion = np.array(document["distortion"], np.float64)
-    losses = np.array(document["quality_loss"], np.float64)
-    if distortion.shape != (len(cuts), len(codecs)) or losses.shape != (len(codecs),):
-        raise ValueError(
-            f"its tables have shapes {distortion.shape} and {losses.shape} for {len(cuts)} cuts "
-            f"and {len(codecs)} codecs"
-        )
-    return SplitCalibration(codecs, cuts, distortion, losses, str(document["source"]))
+    return Measurements(
+        str(document["fingerprint"]), str(document["source"]),
+        codecs=by_distortion(document["cuts"], costs, distortion),
+    )  # fmt: skip

@@ -1,15 +1,16 @@
-"""The short federations that every measurement is read off: the ordinary loop on a few devices."""
+"""One short federation, off which tables are read: the ordinary loop on a few devices."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from airtune.calibrate.tried import Tried
 from airtune.data import FederatedData
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine, LocalSettings
@@ -17,7 +18,7 @@ from airtune.fleet import load_fleet
 from airtune.loop import LoopSettings, Run, begin, run_rounds
 from airtune.model.base import BaseModel
 from airtune.model.state import initial_state
-from airtune.plan import Decider, Method, Problem, WorkSpec
+from airtune.plan import Method, Problem, WorkSpec
 from airtune.records import RunWriter, read_run
 
 _WELL_FITTED: dict[str, Any] = {
@@ -46,10 +47,15 @@ class Setting:
     rounds: int
     devices: int
     folder: Path | None = None
-    """Where the short runs stand until all are done, so that an interrupted one goes on; None =
-    nowhere."""
+    """Where the short runs stand, so that an interrupted one goes on and tables share what both ask
+    for; None = nowhere."""
     on_round: Callable[[], None] = lambda: None
     """Told the end of each round of each short run."""
+
+    @property
+    def count(self) -> int:
+        """Devices that take part: those asked for, or all that have data."""
+        return len(some_devices(self).devices)
 
     def device_s(self, flops: float) -> float:
         """Return the seconds that so many FLOPs take at the fleet's median speed."""
@@ -69,29 +75,39 @@ def chosen_devices(data: FederatedData, devices: int) -> FederatedData:
     return replace(data, devices=tuple(held[int(place)] for place in chosen))
 
 
-def short_runs(
-    setting: Setting, data: FederatedData, deciders: Iterable[Decider]
-) -> Iterator[tuple[tuple[float, ...], float]]:
-    """Yield, of a short federation for each decider in turn, the loss curve and the FLOPs it took."""
+@dataclass(frozen=True, slots=True)
+class ShortRun:
+    """What a short federation ended with."""
+
+    curve: tuple[float, ...]
+    """Validation loss before the first round and after each."""
+    flops: float
+    """Of all devices together."""
+
+
+def short_run(setting: Setting, tried: Tried) -> ShortRun:
+    """Run a short federation, or what an interruption has left of it; one that is done is read.
+
+    Raises:
+        CheckpointError: if what was left is damaged.
+        TrainingError: if it gives no usable update.
+    """
     if setting.folder is None:
         with tempfile.TemporaryDirectory(prefix="airtune-calibration-") as place:
-            yield from short_runs(replace(setting, folder=Path(place)), data, deciders)
-        return
-    for number, decider in enumerate(deciders):
-        yield _short_run(setting, data, decider, setting.folder / f"run-{number}")
+            return short_run(replace(setting, folder=Path(place)), tried)
+    size = f"{setting.rounds}-rounds-{setting.devices}-devices"
+    return _run(setting, tried, setting.folder / size / tried.label.replace(" ", "-"))
 
 
-def _short_run(
-    setting: Setting, data: FederatedData, decider: Decider, folder: Path
-) -> tuple[tuple[float, ...], float]:
-    """Run a short federation, or what an interruption has left of it."""
+def _run(setting: Setting, tried: Tried, folder: Path) -> ShortRun:
+    data = some_devices(setting)
     fleet = load_fleet(_WELL_FITTED, devices=len(data.devices), seed=setting.problem.seed)
     samples = np.array([len(device.train) for device in data.devices])
     problem = replace(
         setting.problem, devices=fleet.profiles(samples), rounds=setting.rounds,
-        calibration=None, deadline_s=None, device_bytes_per_month=None, joules_per_round=None, work=setting.work,
+        measurements=None, deadline_s=None, device_bytes_per_month=None, joules_per_round=None, work=setting.work,
     )  # fmt: skip
-    method = Method("calibration", decider, work=setting.work, may_cut=True)
+    method = Method("calibration", tried, work=setting.work, may_cut=True)
     engine = LocalEngine(
         fleet, problem, setting.base, data, work=setting.work, settings=setting.engine
     )
@@ -114,4 +130,4 @@ def _short_run(
         engine.close()
     losses = [float(row["validation"]["loss"]) for row in record.rounds]
     first = float(record.rounds[0]["initial"]["loss"])
-    return (first, *losses), float(np.nansum(record.devices["flops"]))
+    return ShortRun((first, *losses), float(np.nansum(record.devices["flops"])))

@@ -13,6 +13,7 @@ import typer
 
 from airtune.cli import (
     agent,
+    calibrate,
     check,
     compare,
     demo,
@@ -40,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes are listed in docs/exit-codes.md.",
 )
-for verb in (init.init, run.run, plan.plan, compare.compare, sweep.sweep, check.check, report.report, export.export,
+for verb in (init.init, run.run, plan.plan, calibrate.calibrate, compare.compare, sweep.sweep, check.check, report.report, export.export,
              demo.demo, probe.probe, agent.agent, status.status):  # fmt: skip
     app.command(no_args_is_help=False)(verb)
 app.command("list")(listing.list_)

@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from airtune.calibrate import Measured
+from airtune.calibrate import from_header
 from airtune.data.federated import Count, FederatedData
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.samples import write_samples
@@ -45,7 +45,7 @@ from airtune.loop import Run, begin, run_rounds
 from airtune.model.base import BaseModel
 from airtune.model.images import image_tokens
 from airtune.model.state import initial_state
-from airtune.plan import Method
+from airtune.plan import Measurements, Method
 from airtune.recipe import Recipe, dump_recipe, fleet_of, load_recipe
 from airtune.records import RunWriter, read_run, storage, write_atomically
 from airtune.report import write_report
@@ -58,9 +58,8 @@ from airtune.run import (
     known_sensitivity,
     new_folder,
     problem_of,
-    remembered,
     remembered_sensitivity,
-    stored_measurement,
+    stored_measurements,
     stored_sensitivity,
     workload_of,
 )
@@ -355,13 +354,13 @@ def _begin(
     """
     if not place.is_new:
         record = read_run(place.folder)
-        measured = remembered(record.header)
+        measured = from_header(record.header)
         pieces = known_sensitivity(pieces, remembered_sensitivity(record.header))
         saved = load_checkpoint(place.folder / "checkpoint", identity=identity(pieces))
         writer = RunWriter.resume(place.folder, 0 if saved is None else saved.rounds)
         return _priced(pieces, chosen.method, measured), writer
     fingerprint = pieces.assets.base.fingerprint
-    measured = stored_measurement(pieces.recipe, chosen, fingerprint=fingerprint)
+    measured = stored_measurements(pieces.recipe, chosen, fingerprint=fingerprint)
     pieces = known_sensitivity(
         pieces, stored_sensitivity(pieces.recipe, chosen, fingerprint=fingerprint)
     )
@@ -383,7 +382,7 @@ def _begin(
     return _priced(pieces, chosen.method, measured), writer
 
 
-def _priced(pieces: Pieces, method: Method, measured: Measured | None) -> Pieces:
+def _priced(pieces: Pieces, method: Method, measured: Measurements | None) -> Pieces:
     """Return the pieces with the problem as the method meets it."""
     problem = problem_of(pieces, method, measured)
     # what this server has is not known: the fleet says it of a planned one

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 
 from airtune.cost import most_pruned
 from airtune.errors import RecipeError
-from airtune.plan import Bools, Calibration, Floats, Problem
+from airtune.plan import Bools, Floats, Problem, PrunedRounds
 from airtune.solve import rounds_ratio
 
 Budget = Literal["auto"] | float
@@ -38,7 +38,8 @@ def most_of(problem: Problem, max_prune: Budget) -> float:
     """Return the largest pruning rate of a device: as set, or as far as was measured to be sound."""
     if max_prune != "auto":
         return float(max_prune)
-    found = [] if problem.calibration is None else [problem.calibration.most]
+    known = problem.measurements
+    found = [known.most_pruned] if known is not None and known.pruning else []
     if problem.sensitivity is not None:
         found.append(most_pruned(problem.shape, problem.sensitivity))
     return min(found, default=UNMEASURED_MOST)
@@ -50,47 +51,45 @@ def least_budget(weight: Floats, pruned: Floats, allowed: Bools) -> float:
 
 
 def choose_budget(
-    budget: Budget, quality_budget: float, calibration: Calibration | None,
-    *, least: float, search: Callable[[Calibration], float],
+    budget: Budget, quality_budget: float, measured: Sequence[PrunedRounds],
+    *, least: float, search: Callable[[Sequence[PrunedRounds]], float],
 ) -> tuple[float, str]:  # fmt: skip
     """Return the budget of this round and, in a few words, where it came from.
 
     Args:
         budget: a fixed rate, or "auto".
         quality_budget: relative loss increase allowed at equal rounds; 0 = not used.
-        calibration: what pruning was measured to cost; None = nothing was measured.
+        measured: what pruning costs; empty = nothing was measured.
         least: the rate that memory forces, below which no budget can be.
-        search: finds the rate that reaches the target soonest by a calibration.
+        search: finds the rate that reaches the target soonest by what was measured.
 
     Raises:
         RecipeError: if a quality budget is asked for and nothing was measured.
     """
     if quality_budget > 0.0:
-        if calibration is None:
+        if not measured:
             raise RecipeError(
                 f"quality_budget {quality_budget:g} needs a calibration; run one, or set budget"
             )
-        rate = within_quality(calibration, quality_budget)
+        rate = within_quality(measured, quality_budget)
         return max(rate, least), f"quality budget {quality_budget:.1%}"
     if budget != "auto":
         return max(float(budget), least), "fixed budget"
-    if calibration is None:
+    if not measured:
         return least, "nothing measured what pruning costs, so none beyond what memory forces"
-    rate = search(calibration)
-    ratio = rounds_ratio(calibration, rate) / rounds_ratio(calibration, 0.0)
+    rate = search(measured)
+    ratio = rounds_ratio(measured, rate) / rounds_ratio(measured, 0.0)
     return rate, f"calibrated, {ratio:.2f} times the rounds"
 
 
-def within_quality(calibration: Calibration, quality_budget: float) -> float:
+def within_quality(measured: Sequence[PrunedRounds], quality_budget: float) -> float:
     """Return the largest pruning rate whose measured loss increase stays within the budget.
 
-    >>> import numpy as np
-    >>> rates = np.array([0.0, 0.2, 0.4])
-    >>> measured = Calibration(rates, 1 + rates, rates / 10, "an example")
+    >>> measured = [PrunedRounds(rate, rate, rate / 10) for rate in (0.0, 0.2, 0.4)]
     >>> round(within_quality(measured, 0.03), 6)
     0.3
     """
-    loss, rate = calibration.quality_loss, calibration.budget
+    rate, loss = (np.array([getattr(row, name) for row in measured]) for name in ("pruned", "loss"))
     over = np.flatnonzero(loss > quality_budget)
     if not over.size:
         return float(rate[-1])

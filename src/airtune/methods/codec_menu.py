@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from airtune.errors import RecipeError
-from airtune.plan import CodecSpec, SplitCalibration
+from airtune.plan import CodecSpec
 
 CodecChoice = Literal["auto", "none", "fp16", "topk", "quantised", "deadzone"]
 Size = Literal["auto"] | float
@@ -32,7 +33,12 @@ def check_codec(codec: CodecChoice, keep: Size, bits: int, step: Size) -> None:
 
 
 def codec_menu(
-    codec: CodecChoice, *, keep: Size, bits: int, step: Size, measured: SplitCalibration | None
+    codec: CodecChoice,
+    *,
+    keep: Size,
+    bits: int,
+    step: Size,
+    measured: Sequence[CodecSpec] = (),
 ) -> tuple[tuple[CodecSpec, ...], str]:
     """Return the codecs to choose from and, in a few words, why these.
 
@@ -40,7 +46,7 @@ def codec_menu(
     budget; a kind that is asked for by name stands alone, and a budget that it cannot keep is
     refused. What was not measured is never compressed with, unless it is asked for by name.
 
-    >>> menu, why = codec_menu("quantised", keep="auto", bits=4, step="auto", measured=None)
+    >>> menu, why = codec_menu("quantised", keep="auto", bits=4, step="auto")
     >>> menu[0].kind, menu[0].keep, menu[0].bits
     ('topk', 1.0, 4)
     """
@@ -54,8 +60,8 @@ def codec_menu(
         return (CodecSpec("topk", keep=float(keep), bits=bits),), "fixed codec"
     if codec == "deadzone" and step != "auto":
         return (CodecSpec("deadzone", step=float(step)),), "fixed codec"
-    if measured is not None:
-        of_kind = tuple(each for each in measured.codecs if codec in ("auto", each.kind))
+    if measured:
+        of_kind = tuple(each for each in measured if codec in ("auto", each.kind))
         if of_kind:
             mildest = (CodecSpec(),) if codec == "auto" and CodecSpec() not in of_kind else ()
             return of_kind + mildest, "within the quality budget"

@@ -24,7 +24,6 @@ from airtune.keys import generator
 from airtune.methods.plugins import as_method
 from airtune.plan import (
     Assignments,
-    Calibration,
     CodecRounds,
     CodecSpec,
     Floats,
@@ -40,7 +39,6 @@ from airtune.plan import (
     RateModel,
     Results,
     RoundPlan,
-    SplitCalibration,
     State,
     Workload,
     mask_observation,
@@ -133,35 +131,31 @@ def sample_problem(*, devices: int = _DEVICES, seed: int = 0) -> Problem:
         power_w=draws.uniform(2.0, 15.0, devices), transmit_power_w=draws.uniform(0.1, 0.3, devices),
         dedicated=_links_of(devices) == 2,
     )  # fmt: skip
-    calibration = Calibration(
-        budget=np.array([0.0, 0.15, 0.3, 0.5]), rounds_ratio=np.array([1.0, 1.02, 1.1, 1.6]),
-        quality_loss=np.array([0.0, 0.005, 0.02, 0.1]), source="made up",
-    )  # fmt: skip
     return Problem(
-        shape, profiles, workload, rounds=10, seed=seed, calibration=calibration,
-        split=_sample_split(), measurements=_sample_measurements(workload.rank),
+        shape, profiles, workload, rounds=10, seed=seed,
+        measurements=sample_measurements(workload.rank),
     )  # fmt: skip
 
 
-def _sample_split() -> SplitCalibration:
-    codecs = (
-        CodecSpec("fp16"), CodecSpec("deadzone", step=0.75), CodecSpec("deadzone", step=2.0),
-        CodecSpec("topk", keep=0.1, bits=4),
-    )  # fmt: skip
-    return SplitCalibration(
-        codecs=codecs, cuts=np.array([1, 3]),
-        distortion=np.array([[1e-7, 0.03, 0.2, 0.4], [1e-7, 0.02, 0.15, 0.35]]),
-        quality_loss=np.array([0.0, 0.005, 0.03, 0.1]), source="made up",
-    )  # fmt: skip
-
-
-def _sample_measurements(rank: int) -> Measurements:
-    costs = zip(_sample_split().codecs, (0.0, 0.02, 0.1, 0.3), strict=True)
+def sample_measurements(rank: int = 8) -> Measurements:
+    """Return made-up costs of every knob, for cuts from 1 to 3."""
+    costs = (
+        (CodecSpec("fp16"), (0.0, 0.0), (0.0, 0.0)),
+        (CodecSpec("deadzone", step=0.75), (0.024, 0.006), (0.016, 0.004)),
+        (CodecSpec("deadzone", step=2.0), (0.11, 0.034), (0.08, 0.026)),
+        (CodecSpec("topk", keep=0.1, bits=4), (0.32, 0.107), (0.28, 0.093)),
+    )
+    codecs = [
+        (cut, codec, *cost)
+        for codec, *both in costs
+        for cut, cost in zip((1, 3), both, strict=True)
+    ]
+    pruning = ((0.0, 0.0, 0.0), (0.15, 0.02, 0.005), (0.3, 0.1, 0.02), (0.5, 0.47, 0.1))
     return Measurements(
-        fingerprint="made up", loss=1.0, source="made up",
-        pruning=tuple(map(PrunedRounds, (0.0, 0.15, 0.3, 0.5), (0.0, 0.02, 0.1, 0.47))),
+        "made up", "made up", (4.0, 2.0, 1.0),
+        pruning=tuple(PrunedRounds(*row) for row in pruning),
         ranks=(RankRounds(rank // 4, 0.3), RankRounds(rank // 2, 0.1), RankRounds(rank, 0.0)),
-        codecs=tuple(CodecRounds(cut, codec, k) for codec, k in costs for cut in (1, 3)), cut=-0.1,
+        codecs=tuple(CodecRounds(*row) for row in codecs), cut=-0.1,
     )  # fmt: skip
 
 

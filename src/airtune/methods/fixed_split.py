@@ -60,9 +60,7 @@ class FixedSplit(Memoryless):
         check_cut(self.cut, problem.shape.blocks)
         device, devices = available(observation), problem.devices
         alone = None if devices.dedicated is None else devices.dedicated[device]
-        menu, _ = codec_menu(
-            self.codec, keep=self.keep, bits=self.bits, step=self.step, measured=None
-        )
+        menu, _ = codec_menu(self.codec, keep=self.keep, bits=self.bits, step=self.step)
         told = replace(
             whole_model(
                 device, rank=problem.workload.rank, local_steps=problem.workload.local_steps,

@@ -86,7 +86,7 @@ class Jcpba(Pruner):
             ), state
         budget, why = self._budget(problem, seen, allowed)
         relaxed, rounded = self._solve(problem, seen, allowed, budget)
-        if self.budget == "auto" and self.quality_budget == 0.0 and problem.calibration is not None:
+        if self.budget == "auto" and self.quality_budget == 0.0 and problem.pruning:
             dense = _least_pruned(problem, seen, allowed)
             if (
                 _rounds(problem, dense) * dense.round_s
@@ -103,9 +103,9 @@ class Jcpba(Pruner):
     def _budget(self, problem: Problem, seen: Seen, allowed: Bools) -> tuple[float, str]:
         smooth = smooth_problem(problem, seen, allowed, 1.0)
         return choose_budget(
-            self.budget, self.quality_budget, problem.calibration,
+            self.budget, self.quality_budget, problem.pruning,
             least=float(np.sum(smooth.weight * (1.0 - smooth.most_kept))),
-            search=lambda calibration: best_joint_budget(calibration, smooth),
+            search=lambda rows: best_joint_budget(rows, smooth),
         )  # fmt: skip
 
     def _solve(
@@ -163,9 +163,7 @@ def _least_pruned(problem: Problem, seen: Seen, allowed: Bools) -> Rounded:
 
 
 def _rounds(problem: Problem, answer: Rounded) -> float:
-    if problem.calibration is None:
-        return 1.0
-    return rounds_ratio(problem.calibration, answer.mean_pruned)
+    return rounds_ratio(problem.pruning, answer.mean_pruned) if problem.pruning else 1.0
 
 
 def _solution(relaxed: JointSolution, rounded: Rounded) -> Solution:

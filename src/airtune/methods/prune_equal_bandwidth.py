@@ -42,7 +42,7 @@ class PruneEqualBandwidth(Pruner):
         moments = np.unique(finish[np.isfinite(finish)])
         least = least_budget(exact.weight, exact.pruned, exact.allowed)
         budget, why = choose_budget(
-            self.budget, self.quality_budget, problem.calibration, least=least,
+            self.budget, self.quality_budget, problem.pruning, least=least,
             search=lambda measured: best_budget(
                 measured, lambda rate: levels_in_time(exact, finish, moments, rate)[1],
                 least=least, most=most_of(problem, self.max_prune),

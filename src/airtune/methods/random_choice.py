@@ -45,7 +45,7 @@ class RandomChoice(Pruner):
         draws = generator(problem.seed, "random", observation.round)
         least = least_budget(exact.weight, exact.pruned, exact.allowed)
         budget, why = choose_budget(
-            self.budget, self.quality_budget, problem.calibration, least=least,
+            self.budget, self.quality_budget, problem.pruning, least=least,
             search=lambda measured: best_budget(
                 measured, lambda rate: _mean_round_s(exact, rate),
                 least=least, most=most_of(problem, self.max_prune),

@@ -178,14 +178,16 @@ class Sft:
         last = problem.shape.blocks - 1
         if self.cut != "auto":
             check_cut(self.cut, problem.shape.blocks)
+        known = problem.measurements
         codecs, why = codec_menu(
-            self.codec, keep=self.keep, bits=self.bits, step=self.step, measured=problem.split
-        )
+            self.codec, keep=self.keep, bits=self.bits, step=self.step,
+            measured=() if known is None else known.codecs_measured,
+        )  # fmt: skip
         codecs = tuple(replace(codec, predict=self.predict) for codec in codecs)
         # below the largest cut nothing is trained where device parts are frozen: all cut first
         widest = 1 if self.device_frozen else last
         cuts = range(1, widest + 1) if self.cut == "auto" else [self.cut]
-        lines = Lines.of(cuts, codecs, problem.split)
+        lines = Lines.of(cuts, codecs, known)
         return (lines if self.weighs_codecs else replace(lines, loss=np.zeros(len(lines)))), why
 
     def _within(self, task: SplitProblem, lines: Lines, cut: Ints) -> list[SplitProblem]:

@@ -17,8 +17,8 @@ from airtune.plan import (
     CodecSpec,
     Floats,
     Ints,
+    Measurements,
     Problem,
-    SplitCalibration,
     whole_model,
 )
 from airtune.solve import SplitProblem
@@ -39,11 +39,14 @@ class Lines:
 
     @classmethod
     def of(
-        cls, cuts: Sequence[int], codecs: tuple[CodecSpec, ...], measured: SplitCalibration | None
+        cls, cuts: Sequence[int], codecs: tuple[CodecSpec, ...], measured: Measurements | None
     ) -> Lines:
         """Cross cuts with codecs; without a measurement nothing is charged for a codec."""
         cut, codec = (grid.ravel() for grid in np.meshgrid(cuts, range(len(codecs)), indexing="ij"))
-        loss = [quality_loss(measured, codecs[k], int(c)) for c, k in zip(cut, codec, strict=True)]
+        loss = [
+            0.0 if measured is None else measured.codec_loss(int(c), codecs[k])
+            for c, k in zip(cut, codec, strict=True)
+        ]
         return cls(cut.astype(np.int64), codec.astype(np.int64), codecs, np.array(loss))
 
     def __len__(self) -> int:
@@ -61,30 +64,6 @@ def check_cut(cut: int, blocks: int) -> None:
             f"the cut is after block {cut}, but it must leave the server one of {blocks}; set "
             f"method.cut to at most {blocks - 1}"
         )
-
-
-def quality_loss(measured: SplitCalibration | None, codec: CodecSpec, cut: int) -> float:
-    """Return the relative loss increase of a codec at a cut.
-
-    What was measured for the codec, in proportion to its distortion at this cut against the mean
-    over the cuts that were measured; between cuts distortion is interpolated. A codec that was not
-    measured, the identity for one, costs nothing.
-
-    >>> import numpy as np
-    >>> codec = CodecSpec("deadzone")
-    >>> measured = SplitCalibration((codec,), np.array([1, 3]), np.array([[.02], [.06]]),
-    ...                             np.array([.01]), "an example")
-    >>> round(quality_loss(measured, codec, 2), 6), round(quality_loss(measured, codec, 3), 6)
-    (0.01, 0.015)
-    """
-    plain = replace(codec, predict=False)
-    if measured is None or plain not in measured.codecs:
-        return 0.0
-    place = measured.codecs.index(plain)
-    distortion = measured.distortion[:, place]
-    mean = float(np.mean(distortion))
-    here = float(np.interp(cut, measured.cuts, distortion))
-    return float(measured.quality_loss[place]) * (here / mean if mean > 0.0 else 1.0)
 
 
 @dataclass(frozen=True, slots=True)

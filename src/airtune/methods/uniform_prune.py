@@ -56,7 +56,7 @@ class UniformPrune(Pruner):
         exact = exact_problem(problem, seen, allowed, 1.0)
         least = least_budget(exact.weight, exact.pruned, exact.allowed)
         budget, why = choose_budget(
-            self.budget, self.quality_budget, problem.calibration, least=least,
+            self.budget, self.quality_budget, problem.pruning, least=least,
             search=lambda measured: best_budget(
                 measured, lambda rate: self._divide(problem, seen, exact, rate)[2],
                 least=least, most=most_of(problem, self.max_prune),

@@ -4,10 +4,12 @@ from airtune.plan.assignment import Assignment, Assignments, CodecSpec, whole_mo
 from airtune.plan.link import LinkSpec, LinkState, RateModel
 from airtune.plan.mask import mask_observation, mask_problem
 from airtune.plan.measurements import (
+    TABLES,
     CodecRounds,
     Measurements,
     PrunedRounds,
     RankRounds,
+    joined,
     measurements_from,
 )
 from airtune.plan.method import (
@@ -22,13 +24,11 @@ from airtune.plan.method import (
     Want,
 )
 from airtune.plan.observe import (
-    Calibration,
     Observation,
     Problem,
     Profiles,
     Results,
     Sensitivity,
-    SplitCalibration,
     Workload,
 )
 from airtune.plan.pace import Pace
@@ -36,11 +36,11 @@ from airtune.plan.shape import Bools, Floats, Ints, Linear, ModelShape
 from airtune.plan.work import ImportanceKind, Mend, WorkSpec
 
 __all__ = [
+    "TABLES",
     "AggregateSpec",
     "Assignment",
     "Assignments",
     "Bools",
-    "Calibration",
     "CodecRounds",
     "CodecSpec",
     "Decider",
@@ -67,11 +67,11 @@ __all__ = [
     "RoundPlan",
     "Sensitivity",
     "Solution",
-    "SplitCalibration",
     "State",
     "Want",
     "WorkSpec",
     "Workload",
+    "joined",
     "mask_observation",
     "mask_problem",
     "measurements_from",

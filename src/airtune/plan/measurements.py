@@ -32,6 +32,8 @@ class PrunedRounds(NamedTuple):
     pruned: float
     """Weighted mean fraction of the prunable weights, in [0, 1)."""
     log_rounds: float
+    loss: float = 0.0
+    """Relative increase of the loss after as many rounds, which a quality budget counts."""
 
 
 class RankRounds(NamedTuple):
@@ -39,6 +41,7 @@ class RankRounds(NamedTuple):
 
     rank: int
     log_rounds: float
+    loss: float = 0.0
 
 
 class CodecRounds(NamedTuple):
@@ -47,6 +50,7 @@ class CodecRounds(NamedTuple):
     cut: int
     codec: CodecSpec
     log_rounds: float
+    loss: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +63,11 @@ class Measurements:
 
     fingerprint: str
     """Of the weights it was measured on."""
-    loss: float
-    """Validation loss down to which rounds were counted."""
     source: str
     """One line that says how it was measured."""
+    curve: tuple[float, ...] = ()
+    """Validation loss of the reference (dense, whole, full rank) before the first round and after
+    each; rounds were counted down to about its last."""
     pruning: tuple[PrunedRounds, ...] = ()
     """Rising in both columns, from no pruning at ln K = 0."""
     ranks: tuple[RankRounds, ...] = ()
@@ -120,7 +125,7 @@ class Measurements:
         Raises:
             RecipeError: if ranks were not measured.
 
-        >>> found = Measurements("f", 1.0, "an example", ranks=(RankRounds(4, 0.2), RankRounds(8, 0.0)))
+        >>> found = Measurements("f", "an example", ranks=(RankRounds(4, 0.2), RankRounds(8, 0.0)))
         >>> [round(found.rank_rounds(rank), 6) for rank in (16, 8, 4, 2)]
         [0.0, 0.0, 0.2, 0.4]
         """
@@ -133,6 +138,11 @@ class Measurements:
         slope = (values[1] - values[0]) / (at[1] - at[0])
         return float(values[0] + slope * (asked - at[0]))
 
+    @property
+    def codecs_measured(self) -> tuple[CodecSpec, ...]:
+        """The codecs whose cost was measured, each once, in the order of the menu."""
+        return tuple(dict.fromkeys(row.codec for row in self.codecs))
+
     def codec_rounds(self, cut: int, codec: CodecSpec) -> float:
         """Return ln K of a codec at a cut, linear between the cuts measured; the identity costs 0.
 
@@ -141,25 +151,50 @@ class Measurements:
         Raises:
             RecipeError: if the codec was not measured.
         """
-        if codec.kind == "identity":
-            return 0.0
-        plain = replace(codec, predict=False)
-        rows = [row for row in self.codecs if row.codec == plain]
-        if not rows:
-            known = dict.fromkeys(row.codec.label for row in self.codecs)
+        if codec.kind != "identity" and not self._rows_of(codec):
+            known = ", ".join(one.label for one in self.codecs_measured) or "none"
             raise RecipeError(
-                f"what codec {codec.label} costs was not measured; measured are "
-                f"{', '.join(known) or 'none'}; put it into split.codecs and measure again"
+                f"what codec {codec.label} costs was not measured; measured are {known}; put it "
+                "into split.codecs and measure again"
             )
-        return float(np.interp(cut, [row.cut for row in rows], [row.log_rounds for row in rows]))
+        return _between(cut, [(row.cut, row.log_rounds) for row in self._rows_of(codec)])
+
+    def codec_loss(self, cut: int, codec: CodecSpec) -> float:
+        """Return the relative increase of the loss by a codec at a cut; 0 if it was not measured."""
+        return _between(cut, [(row.cut, row.loss) for row in self._rows_of(codec)])
+
+    def _rows_of(self, codec: CodecSpec) -> list[CodecRounds]:
+        plain = replace(codec, predict=False)
+        return [row for row in self.codecs if row.codec == plain]
 
     def as_document(self) -> dict[str, Any]:
         """Return plain values, for a file or a run's header."""
         return {"schema": SCHEMA, **asdict(self)} | {
             "pruning": [list(row) for row in self.pruning],
             "ranks": [list(row) for row in self.ranks],
-            "codecs": [[row.cut, asdict(row.codec), row.log_rounds] for row in self.codecs],
+            "codecs": [[cut, asdict(codec), *costs] for cut, codec, *costs in self.codecs],
         }
+
+
+def joined(parts: Sequence[Measurements]) -> Measurements:
+    """Return what several measurements of one model found, each table from the first that has it.
+
+    Raises:
+        MismatchError: if they are of different models.
+    """
+    first, *others = parts
+    for other in others:
+        first.check_model(other.fingerprint)
+
+    def having(table: str) -> Measurements:
+        return next((part for part in parts if table in part.measured), first)
+
+    return replace(
+        first, source="; ".join(dict.fromkeys(part.source for part in parts)),
+        curve=next((part.curve for part in parts if part.curve), ()),
+        pruning=having("pruning").pruning, most_pruned=having("pruning").most_pruned,
+        ranks=having("ranks").ranks, codecs=having("codecs").codecs, cut=having("cut").cut,
+    )  # fmt: skip
 
 
 def measurements_from(document: Mapping[str, Any]) -> Measurements:
@@ -173,13 +208,13 @@ def measurements_from(document: Mapping[str, Any]) -> Measurements:
             raise ValueError(f"schema {document['schema']}, this version reads {SCHEMA}")
         cut = document["cut"]
         return Measurements(
-            fingerprint=str(document["fingerprint"]), loss=float(document["loss"]),
-            source=str(document["source"]),
-            pruning=tuple(PrunedRounds(float(at), float(k)) for at, k in document["pruning"]),
-            ranks=tuple(RankRounds(int(rank), float(k)) for rank, k in document["ranks"]),
+            fingerprint=str(document["fingerprint"]), source=str(document["source"]),
+            curve=tuple(map(float, document["curve"])),
+            pruning=tuple(PrunedRounds(*map(float, row)) for row in document["pruning"]),
+            ranks=tuple(RankRounds(int(at), *map(float, k)) for at, *k in document["ranks"]),
             codecs=tuple(
-                CodecRounds(int(at), CodecSpec(**codec), float(k))
-                for at, codec, k in document["codecs"]
+                CodecRounds(int(at), CodecSpec(**codec), *map(float, k))
+                for at, codec, *k in document["codecs"]
             ),
             cut=None if cut is None else float(cut),
             most_pruned=float(document["most_pruned"]),
@@ -194,23 +229,28 @@ def measurements_from(document: Mapping[str, Any]) -> Measurements:
         ) from error
 
 
+def _between(cut: int, points: Sequence[tuple[int, float]]) -> float:
+    at, values = zip(*points, strict=True) if points else ((0,), (0.0,))
+    return float(np.interp(cut, at, values))
+
+
 def _check_finite(found: Measurements) -> None:
     values = {
-        "loss": [found.loss],
+        "curve": found.curve,
         "pruning": [value for row in found.pruning for value in row],
-        "ranks": [row.log_rounds for row in found.ranks],
-        "codecs": [row.log_rounds for row in found.codecs],
+        "ranks": [value for row in found.ranks for value in row],
+        "codecs": [value for row in found.codecs for value in (row.log_rounds, row.loss)],
         "cut": [found.cut or 0.0],
     }
     for name, column in values.items():
         if not np.isfinite(column).all():
-            raise CheckpointError(f"{name} of a measurement must be finite, got {column}")
+            raise CheckpointError(f"{name} of a measurement must be finite, got {list(column)}")
     if not 0.0 <= found.most_pruned <= 1.0:
         raise CheckpointError(f"most_pruned must be in [0, 1], got {found.most_pruned:g}")
 
 
 def _check_pruning(rows: Sequence[PrunedRounds]) -> None:
-    if rows and tuple(rows[0]) != (0.0, 0.0):
+    if rows and tuple(rows[0][:2]) != (0.0, 0.0):
         raise CheckpointError(f"pruning of a measurement begins at [0, 0], got {list(rows[0])}")
     for left, right in pairwise(rows):
         if not left.pruned < right.pruned < 1.0 or right.log_rounds < left.log_rounds:
@@ -236,7 +276,7 @@ def _check_ranks(rows: Sequence[RankRounds]) -> None:
 
 def _check_codecs(rows: Sequence[CodecRounds]) -> None:
     last: dict[CodecSpec, int] = {}
-    for cut, codec, log_rounds in rows:
+    for cut, codec, log_rounds, _ in rows:
         if cut <= last.get(codec, 0) or log_rounds < 0.0:
             raise CheckpointError(
                 "codecs of a measurement have rising cuts from 1 on, each once, and cost at least "

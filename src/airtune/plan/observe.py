@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from airtune.plan.assignment import Assignments, CodecSpec
 from airtune.plan.link import LinkState
-from airtune.plan.measurements import Measurements
+from airtune.plan.measurements import Measurements, PrunedRounds
 from airtune.plan.shape import Bools, Floats, Ints, ModelShape
 from airtune.plan.work import WorkSpec
 
@@ -81,40 +81,6 @@ class Profiles:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """What pruning costs this model on this data, measured by a short run.
-
-    `rounds_ratio[k]` is how many times the rounds are needed, against no pruning, at a weighted
-    mean pruning rate `budget[k]`; budgets rise from 0, ratios start at 1 and never fall.
-    """
-
-    budget: Floats
-    rounds_ratio: Floats
-    quality_loss: Floats
-    """Relative loss increase at equal rounds, for `quality_budget`."""
-    source: str
-    """One line that says how it was measured."""
-    most: float = 1.0
-    """Largest pruning rate of a device in a short run whose loss did not run away."""
-
-
-@dataclass(frozen=True, slots=True)
-class SplitCalibration:
-    """What compressing cut activations costs this model on this data, measured by a short run."""
-
-    codecs: tuple[CodecSpec, ...]
-    """The menu, k codecs."""
-    cuts: Ints
-    """Cuts at which distortion was measured, rising, shape (c,)."""
-    distortion: Floats
-    """Relative mean squared error of an activation, shape (c, k)."""
-    quality_loss: Floats
-    """Relative loss increase after equal rounds against no compression, shape (k,)."""
-    source: str
-    """One line that says how it was measured."""
-
-
-@dataclass(frozen=True, slots=True)
 class Sensitivity:
     """How much a model's answers change when heads, or channels, go; measured by forward passes.
 
@@ -140,13 +106,11 @@ class Problem:
     workload: Workload
     rounds: int
     seed: int
-    calibration: Calibration | None = None
     deadline_s: float | None = None
     server_flops_per_s: float = 1e13
     server_memory_bytes: float = float("inf")
     work: WorkSpec = field(default_factory=WorkSpec)
     """What the method's local work does beside the knobs, as far as it costs anything."""
-    split: SplitCalibration | None = None
     measurements: Measurements | None = None
     """What the knobs cost in rounds, of those that the method wants; None = nothing was measured."""
     sensitivity: Sensitivity | None = None
@@ -158,6 +122,11 @@ class Problem:
     """Most energy of a device in a round; the loop keeps to it for every method. None = no limit."""
     seconds: float | None = None
     """Of the run, on its clock: no round begins after them; None = the rounds alone count."""
+
+    @property
+    def pruning(self) -> tuple[PrunedRounds, ...]:
+        """What pruning costs; () = it was not measured."""
+        return () if self.measurements is None else self.measurements.pruning
 
     def progress(self, round: int, time_s: float) -> float:
         """Return the part of the budget, in rounds or seconds, that is used, in [0, 1]."""

@@ -55,7 +55,7 @@ def plan_of(setting: Setting, *, quantile: float | None = None) -> Plan:
         data=() if setting.found is None
         else tuple(line.marked for line in setting.found.data.ledger.lines()),
         rounds_source="one, in which nothing is trained" if is_short
-        else rounds_source(problem.calibration),
+        else rounds_source(problem.pruning),
         round_s=totals.round_s, total_s=totals.total_s,
         total_upload_bytes=totals.upload_bytes, total_download_bytes=totals.download_bytes,
         total_energy_j=totals.energy_j, total_flops=totals.flops,

@@ -20,8 +20,7 @@ from airtune.run import (
     Chosen,
     check_memory,
     choose_method,
-    informed,
-    stored_measurement,
+    stored_measurements,
     stored_sensitivity,
 )
 from airtune.run.build import bare_problem, check_cuts
@@ -91,9 +90,11 @@ def setting_of(recipe: Recipe, found: Inspection | None = None) -> Setting:
     chosen = choose_method(recipe)
     visits = recipe.train.rounds * workload.local_steps * workload.batch
     problem = bare_problem(recipe, shape, workload, fleet, np.full(len(fleet), visits))
-    problem = replace(problem, server_memory_bytes=fleet.server.memory_bytes)
-    problem = informed(with_work(problem, chosen.method.work), stored_measurement(recipe, chosen))
-    problem = replace(problem, sensitivity=stored_sensitivity(recipe, chosen))
+    problem = replace(
+        with_work(problem, chosen.method.work), server_memory_bytes=fleet.server.memory_bytes,
+        sensitivity=stored_sensitivity(recipe, chosen),
+        measurements=stored_measurements(recipe, chosen),
+    )  # fmt: skip
     check_memory(problem, fleet, may_cut=chosen.method.may_cut)
     problem = problem_of_control(chosen, problem) if chosen.is_control else problem
     return Setting(recipe, fleet, problem, chosen, found)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from airtune.cost import Ladder
 from airtune.fleet import Fleet
-from airtune.plan import Calibration, Floats, Problem
+from airtune.plan import Floats, Problem, PrunedRounds
 from airtune.planner.control import control_lines
 from airtune.planner.extra import cap_lines, staging_lines
 from airtune.planner.lengths import length_line
 from airtune.planner.sample import Sampled
 from airtune.planner.setting import Setting
-from airtune.run import Chosen, wants_calibration, wants_split_calibration
+from airtune.run import Chosen, tables_of
 from airtune.units import format_bytes, format_seconds
 
 
@@ -106,14 +108,15 @@ def _last(sampled: Sampled) -> tuple[int, str]:
     return index, max(phases, key=lambda name: phases[name])
 
 
-def rounds_source(stored: Calibration | None) -> str:
+def rounds_source(measured: Sequence[PrunedRounds]) -> str:
     """Return where the number of rounds came from."""
     said = "train.rounds of the recipe; how many a target takes is only known by training"
-    if stored is None:
+    if len(measured) < 2:
         return said
-    pairs = zip(stored.budget[1:], stored.rounds_ratio[1:], strict=True)
-    costs = ", ".join(f"{ratio:.2f} times at {budget:.0%} pruned" for budget, ratio in pairs)
-    return f"{said}; the stored calibration says pruning needs {costs}"
+    costs = ", ".join(
+        f"{np.exp(row.log_rounds):.2f} times at {row.pruned:.0%} pruned" for row in measured[1:]
+    )
+    return f"{said}; what was measured says pruning needs {costs}"
 
 
 def _missed(finish_s: Floats, problem: Problem) -> list[str]:
@@ -133,16 +136,23 @@ def _missed(finish_s: Floats, problem: Problem) -> list[str]:
     ]
 
 
+_ASSUMED = {
+    "pruning": (
+        "what pruning costs", "no pruning is planned beyond what memory forces (or set method.budget)"
+    ),
+    "codecs": ("what codecs cost", "activations cross uncompressed (or set method.codec)"),
+    "ranks": ("what smaller ranks cost", "no device trains one"),
+    "cut": ("what being cut costs", "a device with a cut counts as much as one without"),
+}  # fmt: skip
+"""What a plan does where a table that the method wants was not measured."""
+
+
 def _unmeasured(problem: Problem, chosen: Chosen) -> list[str]:
-    """Say so where the method would prune by a calibration that no run has made yet."""
-    if problem.split is None and wants_split_calibration(chosen):
-        return [
-            "no calibration of codecs is stored for this model and data, so activations cross "
-            "uncompressed; a first run measures it, or set method.codec"
-        ]
-    if problem.calibration is not None or not wants_calibration(chosen):
-        return []
+    """Say what the method does without, where no run has measured what it wants to know."""
+    known = frozenset() if problem.measurements is None else problem.measurements.measured
+    missing = [_ASSUMED[name] for name in tables_of(chosen) if name not in known]
     return [
-        "no calibration is stored for this model and data, so no pruning is planned beyond what "
-        "memory forces; a first run measures it, or set method.budget"
+        f"{what} is not measured for this model and data, so {so}; airtune calibrate or a first run "
+        "measures it"
+        for what, so in missing
     ]

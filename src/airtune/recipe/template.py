@@ -97,7 +97,7 @@ evaluation:
   # max_new_tokens: 128
   # leakage: false       # after a split run: what an attacker reads out of what crossed the cut
 
-# calibration:           # the short measurement of what pruning costs, before the run, then stored
+# calibration:           # short runs that measure what pruning and ranks cost, then stored
 #   rounds: 8
 #   devices: 6
 #   budgets: [0.15, 0.35]

@@ -274,18 +274,18 @@ def _recipe(study: Study) -> str:
 def _assumptions(study: Study) -> list[str]:
     header = study.first.record.header
     said = [str(line) for line in (header.get("fleet") or {}).get("assumptions") or []]
-    for found in _calibrations(study):
-        what = "Codec prices" if "codecs" in found else "Pruning budget"
-        said.append(f"{what}: {found['source']}; in no time figure of this page")
-    return said
+    measured = _measurements(study)
+    return said + [
+        f"What the knobs cost: {one}; in no time figure of this page" for one in measured
+    ]
 
 
-def _calibrations(study: Study) -> list[Mapping[str, Any]]:
-    """Return what was measured before the runs, each measurement once however many runs share it."""
-    headers = [run.record.header for run in study.runs]
-    found = [header.get(key) for header in headers for key in ("calibration", "split_calibration")]
-    known = [one for one in found if isinstance(one, Mapping) and one.get("source")]
-    return list({("codecs" in one, str(one["source"])): one for one in known}.values())
+def _measurements(study: Study) -> list[str]:
+    """Return how was measured what was before the runs, each once however many runs share it."""
+    keys = ("measurements", "calibration", "split_calibration")  # the last two are of older runs
+    found = [run.record.header.get(key) for run in study.runs for key in keys]
+    known = [str(one["source"]) for one in found if isinstance(one, Mapping) and one.get("source")]
+    return list(dict.fromkeys(line for source in known for line in source.split("; ")))
 
 
 def _provenance(study: Study) -> list[str]:
@@ -315,7 +315,7 @@ def _provenance(study: Study) -> list[str]:
     ]
     known = [float(value) for value in wall if value is not None]
     if known:
-        excluded = ", calibration excluded" if _calibrations(study) else ""
+        excluded = ", calibration excluded" if _measurements(study) else ""
         lines.append(f"All runs together took {format_seconds(sum(known))} of real time{excluded}.")
     return lines
 

@@ -12,17 +12,16 @@ from airtune.run.build import (
 from airtune.run.execute import (
     RunResult,
     Watch,
+    calibrate_recipe,
     problem_of,
     resume_run,
     run_recipe,
 )
 from airtune.run.export import export_run
-from airtune.run.measurement import informed, remembered, stored_measurement
+from airtune.run.measurement import stored_measurements, tables_of
 from airtune.run.method import (
     Chosen,
     choose_method,
-    wants_calibration,
-    wants_split_calibration,
 )
 from airtune.run.places import new_folder, saved_recipe
 from airtune.run.sensitivity import (
@@ -38,23 +37,21 @@ __all__ = [
     "RunResult",
     "Watch",
     "build_pieces",
+    "calibrate_recipe",
     "check_memory",
     "choose_method",
     "export_run",
-    "informed",
     "known_sensitivity",
     "load_assets",
     "longest_input",
     "new_folder",
     "problem_of",
-    "remembered",
     "remembered_sensitivity",
     "resume_run",
     "run_recipe",
     "saved_recipe",
-    "stored_measurement",
+    "stored_measurements",
     "stored_sensitivity",
-    "wants_calibration",
-    "wants_split_calibration",
+    "tables_of",
     "workload_of",
 ]

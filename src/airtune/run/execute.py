@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from airtune.calibrate import Measured
+from airtune.calibrate import from_header
 from airtune.data.ledger import recorded_lines
 from airtune.data.samples import write_samples
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine
-from airtune.errors import CheckpointError, RunInterruptedError
+from airtune.errors import CheckpointError, RecipeError, RunInterruptedError
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.server import ServerOptimizer
 from airtune.model.state import GlobalState, initial_state
-from airtune.plan import Method, Problem
+from airtune.plan import Measurements, Method, Problem
 from airtune.recipe import Recipe
 from airtune.records import RunRecord, RunWriter, held, read_run
 from airtune.report import write_report
@@ -27,7 +27,7 @@ from airtune.run.build import Assets, Pieces, build_pieces, pinned
 from airtune.run.by_class import by_class_of
 from airtune.run.header import header
 from airtune.run.leakage import leakage_of
-from airtune.run.measurement import informed, measure, remembered
+from airtune.run.measurement import measure
 from airtune.run.method import Chosen, choose_method
 from airtune.run.places import RECIPE_FILE, claimed, extend, places_of, resolved, saved_recipe
 from airtune.run.sensitivity import known_sensitivity, remembered_sensitivity, with_sensitivity
@@ -102,6 +102,37 @@ def run_recipe(
         return _finish(*ready, watch=watch, reports=reports)
 
 
+def calibrate_recipe(
+    recipe: Recipe, *, tables: Collection[str] | None = None, watch: Watch | None = None
+) -> Measurements:
+    """Measure what the knobs cost and store it, for whatever runs the recipe later.
+
+    Args:
+        recipe: checked.
+        tables: names of tables; None = those that the recipe's method wants.
+        watch: told how it gets on.
+
+    Raises:
+        RecipeError: if the method wants none and none is named.
+        RunInterruptedError: on Ctrl-C; the same again goes on from there.
+    """
+    watch = watch or Watch()
+    watch.on_begin(recipe.label, 0)
+    watch.on_stage("loading model and data")
+    try:
+        chosen = choose_method(resolved(recipe))
+        pieces = with_sensitivity(build_pieces(resolved(recipe)), chosen, watch.on_stage)
+        found = measure(pieces, chosen, watch.on_stage, watch.on_calibration, tables=tables)
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError("interrupted; the same command goes on from there") from error
+    if found is None:
+        raise RecipeError(
+            f"{chosen.method.name} decides by no measured cost; name tables, --tables pruning,ranks "
+            "for instance"
+        )
+    return found
+
+
 def resume_run(
     folder: Path, *, rounds: int | None = None, label: str | None = None,
     assets: Assets | None = None, watch: Watch | None = None, reports: bool = True,
@@ -148,7 +179,7 @@ def _resume(
 
 def _begin(
     place: Path, typed: Recipe, label: str | None, assets: Assets | None, watch: Watch
-) -> tuple[Pieces, Chosen, RunWriter, Measured | None]:
+) -> tuple[Pieces, Chosen, RunWriter, Measurements | None]:
     """Load, measure and write the header: all that stands before the first round."""
     recipe = resolved(typed)
     watch.on_begin(recipe.label, recipe.train.rounds)
@@ -184,7 +215,7 @@ def _go_on(
     _check_same(folder, record.header, pieces)
     chosen = choose_method(recipe, label=str(record.header["method"]["name"]))
     pieces = known_sensitivity(pieces, remembered_sensitivity(record.header))
-    measured = remembered(record.header)
+    measured = from_header(record.header)
     checkpoint = load_checkpoint(folder / "checkpoint", identity=identity(pieces))
     writer = RunWriter.resume(folder, 0 if checkpoint is None else checkpoint.rounds)
     for round_record in record.rounds[: 0 if checkpoint is None else checkpoint.rounds]:
@@ -200,7 +231,7 @@ def identity(pieces: Pieces) -> str:
 
 
 def _finish(
-    pieces: Pieces, chosen: Chosen, writer: RunWriter, measured: Measured | None, *,
+    pieces: Pieces, chosen: Chosen, writer: RunWriter, measured: Measurements | None, *,
     watch: Watch, reports: bool,
 ) -> RunResult:  # fmt: skip
     """Run the rounds that are left, then write the page."""
@@ -220,7 +251,7 @@ def _finish(
 
 
 def _run_method(
-    pieces: Pieces, method: Method, writer: RunWriter, measured: Measured | None,
+    pieces: Pieces, method: Method, writer: RunWriter, measured: Measurements | None,
     watch: Watch,
 ) -> None:  # fmt: skip
     problem = problem_of(pieces, method, measured)
@@ -250,13 +281,12 @@ def _afterwards(
     return measure
 
 
-def problem_of(pieces: Pieces, method: Method, measured: Measured | None) -> Problem:
+def problem_of(pieces: Pieces, method: Method, measured: Measurements | None) -> Problem:
     """Return the problem as a method meets it: with its own local work and what was measured."""
-    problem = replace(
-        pieces.problem, work=method.work,
+    return replace(
+        pieces.problem, work=method.work, measurements=measured,
         server_memory_bytes=pieces.assets.fleet.server.memory_bytes,
     )  # fmt: skip
-    return informed(problem, measured)
 
 
 def _run_control(pieces: Pieces, name: str, writer: RunWriter, watch: Watch) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from airtune.calibrate import Measured
-from airtune.plan import Method, SplitCalibration
+from airtune.plan import Measurements, Method
 from airtune.run.build import Pieces
 from airtune.run.protection import epsilon_of
 
 
 def header(
     pieces: Pieces, method: Method, *, label: str, summary: str, reconstructed: bool,
-    measured: Measured | None,
+    measured: Measurements | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the header.
 
@@ -23,7 +22,7 @@ def header(
         label: what the method is called in reports.
         summary: one line on the method.
         reconstructed: the paper gave only the idea.
-        measured: the calibration, or None where the method takes none.
+        measured: what the knobs cost, or None where the method wants none of it.
     """
     recipe, assets, problem = pieces.recipe, pieces.assets, pieces.problem
     document: dict[str, Any] = {
@@ -59,12 +58,7 @@ def header(
     if problem.sensitivity is not None:
         document["sensitivity"] = asdict(problem.sensitivity)
     if measured is not None:
-        kind = (
-            "split_calibration"
-            if isinstance(measured.calibration, SplitCalibration)
-            else "calibration"
-        )
-        document[kind] = measured.as_document()
+        document["measurements"] = measured.as_document()
     return document
 
 

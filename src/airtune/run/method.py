@@ -87,16 +87,6 @@ def check_axes(recipe: Recipe, method: Method) -> None:
         )
 
 
-def wants_calibration(chosen: Chosen) -> bool:
-    """Return whether the method decides its pruning by what pruning costs."""
-    return "pruning" in chosen.method.wants
-
-
-def wants_split_calibration(chosen: Chosen) -> bool:
-    """Return whether the method decides its codecs by what compressing activations costs."""
-    return "codecs" in chosen.method.wants
-
-
 def _work(recipe: Recipe, work: WorkSpec) -> WorkSpec:
     """Return a method's local work with what the recipe says of it.
 

@@ -20,7 +20,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.optimize import nnls
 
-from airtune.plan import Calibration, Floats, PrunedRounds
+from airtune.plan import Floats, PrunedRounds
 from airtune.solve.bandwidth import divide_min_max
 from airtune.solve.nested import prices_at
 from airtune.solve.problem import JointProblem
@@ -32,16 +32,17 @@ _LOAD_TOLERANCE = 1e-3
 """How exactly links are filled while budgets are compared; K is not known better than this."""
 
 
-def rounds_ratio(calibration: Calibration, pruned: float) -> float:
+def rounds_ratio(rows: Sequence[PrunedRounds], pruned: float) -> float:
     """Return K at a weighted mean pruning rate: linear between the measured points.
 
     Beyond the last point the last slope goes on; nothing is assumed to get cheaper.
     """
-    budget, ratio = calibration.budget, calibration.rounds_ratio
-    if pruned <= budget[-1] or budget.shape[0] < 2:
-        return float(np.interp(pruned, budget, ratio))
-    slope = (ratio[-1] - ratio[-2]) / (budget[-1] - budget[-2])
-    return float(ratio[-1] + slope * (pruned - budget[-1]))
+    rate = np.array([row.pruned for row in rows])
+    ratio = np.exp([row.log_rounds for row in rows])
+    if pruned <= rate[-1] or rate.shape[0] < 2:
+        return float(np.interp(pruned, rate, ratio))
+    slope = (ratio[-1] - ratio[-2]) / (rate[-1] - rate[-2])
+    return float(ratio[-1] + slope * (pruned - rate[-1]))
 
 
 def convex_rounds(rows: Sequence[PrunedRounds]) -> tuple[Floats, Floats]:
@@ -66,12 +67,12 @@ def convex_rounds(rows: Sequence[PrunedRounds]) -> tuple[Floats, Floats]:
 
 
 def best_budget(
-    calibration: Calibration, round_s: Callable[[float], float], *, least: float, most: float
+    rows: Sequence[PrunedRounds], round_s: Callable[[float], float], *, least: float, most: float
 ) -> float:
     """Return the budget with the least `K(Gamma) T(Gamma)`.
 
     Args:
-        calibration: measured ratios of rounds.
+        rows: what pruning was measured to cost.
         round_s: the least round time within a budget, in seconds; falls as the budget grows.
         least: the smallest budget that memory allows.
         most: the largest pruning rate that the method may use.
@@ -79,29 +80,29 @@ def best_budget(
     Returns:
         A budget in [least, max(least, min(most, the largest budget measured))].
     """
-    top = max(least, min(most, float(calibration.budget[-1])))
-    grid = np.union1d(np.linspace(least, top, _GRID), calibration.budget)
+    top = max(least, min(most, rows[-1].pruned))
+    grid = np.union1d(np.linspace(least, top, _GRID), [row.pruned for row in rows])
     return _least_between(
         [float(point) for point in grid if least <= point <= top],
-        lambda budget: rounds_ratio(calibration, budget) * round_s(budget),
+        lambda budget: rounds_ratio(rows, budget) * round_s(budget),
     )
 
 
-def best_joint_budget(calibration: Calibration, problem: JointProblem) -> float:
+def best_joint_budget(rows: Sequence[PrunedRounds], problem: JointProblem) -> float:
     """Return the budget with the least `K(Gamma) T(Gamma)` for the joint problem.
 
     The search goes over finish times instead of budgets: the least pruning that meets a T is one
     inner problem, while the least T within a budget is a whole solution.
 
     Args:
-        calibration: measured ratios of rounds.
+        rows: what pruning was measured to cost.
         problem: the joint problem; its own budget does not count.
 
     Returns:
         A budget between what memory forces and the largest one measured.
     """
     least = float(np.sum(problem.weight * (1.0 - problem.most_kept)))
-    top = max(least, float(calibration.budget[-1]))
+    top = max(least, rows[-1].pruned)
     low_s, share = _division(problem, problem.least_kept)
     high_s, _ = _division(problem, problem.most_kept)
     if high_s <= low_s * (1.0 + _LOAD_TOLERANCE):
@@ -123,7 +124,7 @@ def best_joint_budget(calibration: Calibration, problem: JointProblem) -> float:
 
     def cost(finish_s: float) -> float:
         budget = budget_for(finish_s)
-        return float("inf") if budget > top else rounds_ratio(calibration, budget) * finish_s
+        return float("inf") if budget > top else rounds_ratio(rows, budget) * finish_s
 
     # Latest first: there the prices are easiest, and each search starts at the last answer.
     times = np.geomspace(high_s, low_s * (1.0 + 1e-9), _GRID).tolist()
