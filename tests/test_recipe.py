@@ -175,12 +175,14 @@ def test_the_commented_recipe_names_every_key():
 
 
 def test_commented_defaults_are_the_defaults():
-    """Uncommenting every line of the template changes nothing but what it says."""
+    """A new recipe has the learning loop on; every other line says what is the default."""
     text = commented_recipe(file="r.yaml", model=None, data="embedded:arithmetic",
                             task="causal-lm", method="jcpba", fleet=None)  # fmt: skip
     shown = check_recipe(yaml.safe_load(text))
     default = load_recipe()
-    assert shown.train == default.train
+    loop = {"decay": 0.2, "server_average": 0.9}
+    assert shown.train == default.train.model_copy(update=loop)
+    assert shown.upload.spec() == shown.download.spec() == CodecSpec("topk", keep=1.0, bits=8)
     assert shown.lora == default.lora
     assert shown.evaluation == default.evaluation
     assert shown.calibration == default.calibration

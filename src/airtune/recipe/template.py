@@ -61,8 +61,8 @@ train:
   # steps: fixed         # deadline = each device does as many as fit into a time that is learnt
   per_device_train_batch_size: 8
   learning_rate: {learning_rate}   # AdamW
-  # decay: 1.0           # part of the learning rate that is left at the end; falls linearly
-  # server_average: 0.0  # .9 = evaluate and export a running mean of the server's weights
+  decay: 0.2             # part of the learning rate that is left at the end; falls linearly; 1 = all
+  server_average: 0.9    # evaluate and export a running mean of the server's weights; 0 = the last
   # server_momentum: 0.0 # part of a round's change that the server adds to the next
   # seconds: null        # budget on the run's clock, beside rounds
   # weight_decay: 0.0
@@ -102,18 +102,18 @@ evaluation:
 #   devices: 6
 #   budgets: [0.15, 0.35]
 
-# upload:                # how updates are coded on the wire, for every method
-#   kind: identity       # identity, fp16, topk, deadzone
-#   keep: 0.1            # of topk: fraction of entries kept
-#   bits: 4              # of topk: bits of a kept level
-#   step: 0.75           # of deadzone: quantiser step in standard deviations
-#   feedback: false      # add what coding lost to the next update
+upload:                  # how updates are coded on the wire, for every method; this: a byte a number
+  kind: topk             # identity = 4 bytes a number, fp16, topk, deadzone
+  keep: 1.0              # of topk: fraction of entries kept
+  bits: 8                # of topk: bits of a kept level
+  # step: 0.75           # of deadzone: quantiser step in standard deviations
+  # feedback: false      # add what coding lost to the next update
 
-# download:              # how what devices are sent is coded, for every method
-#   kind: identity       # identity = all adapters; any other kind only what somebody keeps
-#   keep: 0.1            # of topk; 1.0 with 8 bits = one byte a number
-#   bits: 4              # of topk: bits of a kept level
-#   step: 0.75           # of deadzone: quantiser step in standard deviations
+download:                # how what devices are sent is coded, for every method
+  kind: topk             # identity = all adapters; any other kind only what somebody keeps
+  keep: 1.0
+  bits: 8
+  # step: 0.75           # of deadzone: quantiser step in standard deviations
 
 # protection:            # against dishonest devices, and for privacy
 #   clip_norm: 0.0       # largest norm of an update's difference to the broadcast; 0 = not clipped
