@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airtune.calibrate import (
-    Setting,
+    CalibrationSetting,
     from_header,
     load,
     measure_codecs,
@@ -34,7 +34,7 @@ FINE, COARSE = CodecSpec("fp16"), CodecSpec("topk", keep=0.02, bits=2)
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     pieces = build_pieces(load_recipe(overrides=TINY))
-    return Setting(
+    return CalibrationSetting(
         base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem, work=WorkSpec(),
         engine=pieces.engine, rounds=2, devices=2, folder=tmp_path_factory.mktemp("short"),
     )  # fmt: skip

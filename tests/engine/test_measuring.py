@@ -1,5 +1,7 @@
 """Second moments for least squares: measured once, priced, held by a checkpoint, and who can."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from airtune.cost import gram_bytes
 from airtune.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from airtune.errors import InfeasibleError
 from airtune.fleet import load_fleet
+from airtune.model.importance import measure, pool
 from airtune.model.state import initial_state
 from airtune.plan import WorkSpec
-from airtune.work.importance import measure_device_grams
+from airtune.work.importance import measure_device_grams, measure_importance
 
 WORK = WorkSpec(mend="least-squares")
 
@@ -59,6 +62,37 @@ def test_only_devices_that_hold_the_dense_model_measure(
         device["memory_gib"] = 5e-5
     with pytest.raises(InfeasibleError, match=r"least squares need .* set train\.mend to mean"):
         execute(engine_of(engine={"work": WORK}), plan_of(prune=0.5), state, keep)
+
+
+def test_scores_come_from_devices_that_hold_the_dense_model_and_are_not_cut(
+    engine_of, plan_of, keep, state, base, cell, data
+):
+    cell["devices"].insert(
+        0, {**cell["devices"][0], "name": "small", "memory_gib": 5e-5, "count": 1}
+    )
+    cell["devices"][1]["count"] = 5
+    plan = plan_of(prune=0.5)
+    cut = np.array([0, 1, 0, 0, 0, 0])
+    pruned = np.where(cut > 0, 0.0, 0.5)
+    told = replace(plan.assignments, cut=cut, prune_heads=pruned, prune_ffn=pruned)
+    plan = replace(plan, assignments=told)
+    done = execute(engine_of(), plan, state, keep)
+    assert done.setup.devices == (2, 3, 4, 5)
+    reports = [measure_importance(base, data.devices[one].train, batch=2, seed=3, device=one)
+               for one in (2, 3, 4, 5)]  # fmt: skip
+    expected = pool(reports, [len(data.devices[one].train) for one in (2, 3, 4, 5)])
+    np.testing.assert_allclose(done.state.importance.channels, expected.channels, rtol=1e-6)
+
+
+def test_where_nobody_holds_it_the_server_scores_by_the_size_of_weights(
+    engine_of, plan_of, keep, state, base, cell
+):
+    cell["devices"][0]["memory_gib"] = 5e-5
+    done = execute(engine_of(), plan_of(prune=0.5), state, keep)
+    assert done.setup.devices == ()
+    assert "no device of the round holds the dense model" in done.setup.faults[0]
+    by_size = measure(base.network, base.shape, [], criterion="magnitude")
+    np.testing.assert_allclose(done.state.importance.channels, by_size.channels)
 
 
 def test_a_checkpoint_holds_them(engine_of, plan_of, keep, state, tmp_path):

@@ -2,7 +2,7 @@
 
 from airtune.calibrate.measured import from_header, load, store
 from airtune.calibrate.sensitivity import SensitivityProbe, measure_sensitivity
-from airtune.calibrate.short import Setting, chosen_devices
+from airtune.calibrate.short import CalibrationSetting, chosen_devices
 from airtune.calibrate.tables import (
     measure_codecs,
     measure_cut,
@@ -11,8 +11,8 @@ from airtune.calibrate.tables import (
 )
 
 __all__ = [
+    "CalibrationSetting",
     "SensitivityProbe",
-    "Setting",
     "chosen_devices",
     "from_header",
     "load",

@@ -35,7 +35,7 @@ _UNKNOWN_FLOPS_PER_S = 1e12
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class CalibrationSetting:
     """What a calibration is measured on, and how."""
 
     base: BaseModel
@@ -63,7 +63,7 @@ class Setting:
         return flops / (float(np.median(speeds)) if speeds is not None else _UNKNOWN_FLOPS_PER_S)
 
 
-def some_devices(setting: Setting) -> FederatedData:
+def some_devices(setting: CalibrationSetting) -> FederatedData:
     """Return the data of a few devices, evenly chosen among those that have some."""
     return chosen_devices(setting.data, setting.devices)
 
@@ -85,7 +85,7 @@ class ShortRun:
     """Of all devices together."""
 
 
-def short_run(setting: Setting, tried: Tried) -> ShortRun:
+def short_run(setting: CalibrationSetting, tried: Tried) -> ShortRun:
     """Run a short federation, or what an interruption has left of it; one that is done is read.
 
     Raises:
@@ -99,7 +99,7 @@ def short_run(setting: Setting, tried: Tried) -> ShortRun:
     return _run(setting, tried, setting.folder / size / tried.label.replace(" ", "-"))
 
 
-def _run(setting: Setting, tried: Tried, folder: Path) -> ShortRun:
+def _run(setting: CalibrationSetting, tried: Tried, folder: Path) -> ShortRun:
     data = some_devices(setting)
     fleet = load_fleet(_WELL_FITTED, devices=len(data.devices), seed=setting.problem.seed)
     samples = np.array([len(device.train) for device in data.devices])

@@ -37,7 +37,7 @@ from airtune.calibrate.curves import (
     rounds_needed,
     runs_away,
 )
-from airtune.calibrate.short import Setting, ShortRun, short_run, some_devices
+from airtune.calibrate.short import CalibrationSetting, ShortRun, short_run, some_devices
 from airtune.calibrate.tried import Tried
 from airtune.model.images import Examples
 from airtune.plan import (
@@ -57,7 +57,7 @@ _EXAMPLES = 64
 """On which distortion is measured, at most."""
 
 
-def measure_pruning(setting: Setting, rates: Sequence[float]) -> Measurements:
+def measure_pruning(setting: CalibrationSetting, rates: Sequence[float]) -> Measurements:
     """Measure what pruning costs.
 
     Args:
@@ -94,7 +94,7 @@ def read_pruning(rates: Sequence[float], curves: Sequence[Curve]) -> tuple[Prune
     )
 
 
-def measure_ranks(setting: Setting) -> Measurements:
+def measure_ranks(setting: CalibrationSetting) -> Measurements:
     """Measure what a half, a quarter and an eighth of the full rank cost.
 
     Raises:
@@ -116,7 +116,7 @@ def measure_ranks(setting: Setting) -> Measurements:
     )  # fmt: skip
 
 
-def measure_cut(setting: Setting, cuts: Sequence[int] = ()) -> Measurements:
+def measure_cut(setting: CalibrationSetting, cuts: Sequence[int] = ()) -> Measurements:
     """Measure what being cut costs, without compression; often less than nothing.
 
     Args:
@@ -136,7 +136,7 @@ def measure_cut(setting: Setting, cuts: Sequence[int] = ()) -> Measurements:
 
 
 def measure_codecs(
-    setting: Setting, codecs: Sequence[CodecSpec], cuts: Sequence[int] = ()
+    setting: CalibrationSetting, codecs: Sequence[CodecSpec], cuts: Sequence[int] = ()
 ) -> Measurements:
     """Measure what the codecs of a menu cost through cuts.
 
@@ -203,15 +203,15 @@ def spread_cuts(blocks: int) -> tuple[int, ...]:
     return tuple(int(place) for place in np.linspace(1, blocks - 1, count).round())
 
 
-def _places(setting: Setting, cuts: Sequence[int]) -> tuple[int, ...]:
+def _places(setting: CalibrationSetting, cuts: Sequence[int]) -> tuple[int, ...]:
     return tuple(cuts) or spread_cuts(setting.problem.shape.blocks)
 
 
-def _cut(setting: Setting, cuts: Sequence[int], codec: CodecSpec) -> Tried:
+def _cut(setting: CalibrationSetting, cuts: Sequence[int], codec: CodecSpec) -> Tried:
     return Tried(cuts=_places(setting, cuts), codec=codec)
 
 
-def _source(what: str, setting: Setting, runs: Sequence[ShortRun]) -> str:
+def _source(what: str, setting: CalibrationSetting, runs: Sequence[ShortRun]) -> str:
     device_s = setting.device_s(sum(run.flops for run in runs))
     return (
         f"{what} by {len(runs)} short runs of {setting.rounds} rounds on {setting.count} devices, "

@@ -27,6 +27,8 @@ class Setup:
     energy_j: float = 0.0
     each_bytes: float = 0.0
     """Received and sent by each device that was part of it; what counts of its month."""
+    devices: tuple[int, ...] = ()
+    """Those that were part of it."""
     faults: tuple[str, ...] = ()
     """Why devices that were asked have no part in it, one text each."""
 

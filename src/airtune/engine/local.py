@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from airtune.cost import broadcast_bytes, gram_bytes, most_bytes, peak_memory
 from airtune.data.federated import FederatedData
+from airtune.engine import measuring
 from airtune.engine.air import Air
 from airtune.engine.base import Execution, Setup, Split, with_work
 from airtune.engine.checks import Divide
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
 from airtune.engine.joules import over_joules
-from airtune.engine.measuring import holders_of_grams, price_measuring, prunes
 from airtune.engine.pacing import let_settle
 from airtune.engine.participation import sampled, with_data
 from airtune.engine.splitting import Splitter, rows_of, split_record
@@ -31,7 +31,7 @@ from airtune.errors import FleetError, RecipeError
 from airtune.fleet.fleet import Fleet
 from airtune.keys import generator
 from airtune.model.base import BaseModel
-from airtune.model.importance import Importance, measure, pool
+from airtune.model.importance import Importance, pool
 from airtune.model.mending import Grams
 from airtune.model.state import GlobalState
 from airtune.plan import (
@@ -175,7 +175,7 @@ class LocalEngine:
             MethodError: if the plan gives out more of a link than there is, or asks for work that
                 does not exist.
         """
-        if prunes(plan.assignments, self._problem) and self._lacks_scores(state):
+        if measuring.prunes(plan.assignments, self._problem) and self._lacks_scores(state):
             state, setup = self._measure(plan, state, start_s)
         else:
             setup = Setup()
@@ -211,8 +211,9 @@ class LocalEngine:
         for place, outcome in outcomes.items():
             status[place] = outcome.status
         results = results_of(self._problem, plan, timing, status, outcomes)
+        measured = np.where(np.isin(results.device, setup.devices), setup.each_bytes, 0.0)
         self._allowance.spend(
-            results.device, results.download_bytes + results.upload_bytes + setup.each_bytes
+            results.device, results.download_bytes + results.upload_bytes + measured
         )
         return Execution(
             results=results,
@@ -232,10 +233,11 @@ class LocalEngine:
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
         """Return why a row's device is over a limit; empty where it is within all."""
         most = most_bytes(self._problem, plan.assignments)
-        if prunes(plan.assignments, self._problem) and self._lacks_scores(state):
-            most = most + report_bytes(self._problem.shape)
+        if measuring.prunes(plan.assignments, self._problem) and self._lacks_scores(state):
+            each = report_bytes(self._problem.shape)
             if self._work.mend == "least-squares":
-                most = most + 2.0 * gram_bytes(self._problem.shape)
+                each += 2.0 * gram_bytes(self._problem.shape)
+            most[measuring.scorers(self._problem, self._fleet, plan)] += each
         return self._over(plan, self._allowance.faults(plan.assignments.device, most))
 
     def _over(self, plan: RoundPlan, short: Sequence[str]) -> tuple[str, ...]:
@@ -383,26 +385,26 @@ class LocalEngine:
     def _measure(
         self, plan: RoundPlan, state: GlobalState, start_s: float
     ) -> tuple[GlobalState, Setup]:
-        """Have the devices of the plan measure importance, and pool what they report."""
-        criterion = self._work.importance
+        """Have devices that hold the dense model measure importance, and pool what they report.
+
+        Where none does, the server scores by the size of weights, and nothing is mended.
+        """
         base = current_base(self._base, state)
-        if criterion in ("magnitude", "random") and not wants_means(self._base, self._work):
-            known = measure(
-                base.network, base.shape, [],
-                criterion="random" if criterion == "random" else "magnitude",
-                seed=self._problem.seed,
-            )  # fmt: skip
-            return replace(state, importance=known), Setup()
-        has_data = self._problem.devices.samples[plan.assignments.device] > 0
-        found, faults = self._reports(plan.assignments.device[has_data].tolist(), state)
+        needs_data = measuring.asks_data(base, self._work)
+        rows = measuring.scorers(self._problem, self._fleet, plan)
+        if not (needs_data and rows.size):
+            return measuring.server_scores(base, state, self._problem), Setup(
+                faults=(measuring.NOBODY_SCORES,) if needs_data else ()
+            )
+        found, faults = self._reports(plan.assignments.device[rows].tolist(), state)
         devices, reports = list(found), list(found.values())
         weights = self._problem.devices.weight[devices].tolist()
         pooled = pool(reports, weights)
         if state.importance is not None:
             pooled = replace(state.importance, means=pooled.means)
         state = replace(state, importance=pooled, grams=self._grams(base, devices))
-        setup = price_measuring(
-            self._problem, self._fleet, plan,
+        setup = measuring.price_measuring(
+            self._problem, self._fleet, rows_of(plan, rows),
             report_bytes=importance_bytes(reports[0]), start_s=start_s,
         )  # fmt: skip
         return state, replace(setup, faults=faults)
@@ -411,7 +413,7 @@ class LocalEngine:
         """Have devices measure second moments, where least squares need them, and pool those."""
         if self._work.mend != "least-squares":
             return None
-        able = holders_of_grams(self._problem, self._fleet, np.array(devices, np.int64))
+        able = measuring.holders_of_grams(self._problem, self._fleet, np.array(devices, np.int64))
         weight = self._problem.devices.weight
         held = [(int(one), self._data.devices[one].train, float(weight[one])) for one in able]
         return measure_device_grams(

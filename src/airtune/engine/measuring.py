@@ -1,18 +1,33 @@
-"""What measuring scores before the first pruning takes on the virtual clock."""
+"""Measuring scores before the first pruning: who can, and what it takes on the virtual clock."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 
-from airtune.cost import energy_j, forward_flops, gram_bytes, gram_flops, gram_peak_bytes
+from airtune.cost import (
+    energy_j,
+    forward_flops,
+    gram_bytes,
+    gram_flops,
+    gram_peak_bytes,
+    peak_memory,
+)
+from airtune.cost.memory import pass_bytes
 from airtune.engine.base import Setup
 from airtune.engine.clock import transfer
 from airtune.errors import InfeasibleError
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import downlink_bps, uplink_bps
-from airtune.plan import Assignments, Floats, Ints, Problem, RoundPlan, whole_model
+from airtune.model.base import BaseModel
+from airtune.model.importance import measure
+from airtune.model.state import GlobalState
+from airtune.plan import Assignments, Floats, Ints, Problem, RoundPlan, WorkSpec, whole_model
 from airtune.units import BITS_PER_BYTE, format_bytes
 from airtune.work.importance import MEASURED_BATCHES
+from airtune.work.network import wants_means
 
 
 def price_measuring(
@@ -26,7 +41,7 @@ def price_measuring(
     Args:
         problem: with the local work.
         fleet: devices and links.
-        plan: whose devices measure.
+        plan: of the devices that measure.
         report_bytes: of scores and means.
         start_s: virtual time at which they begin.
     """
@@ -55,7 +70,54 @@ def price_measuring(
         download_bytes=shared_bytes * len(device),
         energy_j=float(energy.sum()),
         each_bytes=report_bytes + 2.0 * shared_bytes,
+        devices=tuple(device.tolist()),
     )
+
+
+def scorers(problem: Problem, fleet: Fleet, plan: RoundPlan) -> Ints:
+    """Return the rows of a plan whose devices can score the dense model.
+
+    They are not cut, hold data, and have the memory of the dense base and of one block's pass;
+    first-order scores take the gradients of all weights as well.
+    """
+    told, shape, workload = plan.assignments, problem.shape, problem.workload
+    dense = whole_model(told.device, rank=1, local_steps=1, share=told.share)
+    needed = shape.parameters * workload.base_bits / 8.0 + pass_bytes(shape, workload, dense)
+    if problem.work.importance == "first-order":
+        needed = peak_memory(shape, workload, dense).total + shape.parameters * workload.dtype_bytes
+    has_data = problem.devices.samples[told.device] > 0
+    return np.flatnonzero((told.cut == 0) & has_data & (fleet.memory_bytes[told.device] >= needed))
+
+
+NOBODY_SCORES = (
+    "no device of the round holds the dense model, so the server scored heads and channels by the "
+    "size of their weights, and nothing stands for what is removed"
+)
+
+
+def asks_data(base: BaseModel, work: WorkSpec) -> bool:
+    """Return whether scores, or what stands for what is removed, are measured on data."""
+    return work.importance not in ("magnitude", "random") or wants_means(base, work)
+
+
+def server_scores(base: BaseModel, state: GlobalState, problem: Problem) -> GlobalState:
+    """Return the state with scores that need no data: at random, or by the size of weights.
+
+    Raises:
+        InfeasibleError: if slices are mended by least squares, which need data.
+    """
+    if problem.work.mend == "least-squares":
+        raise InfeasibleError(
+            "least squares need second moments, but no device of the round holds the dense model; "
+            "set train.mend to mean"
+        )
+    how: Literal["random", "magnitude"] = (
+        "random" if problem.work.importance == "random" else "magnitude"
+    )
+    known = state.importance or measure(
+        base.network, base.shape, [], criterion=how, seed=problem.seed
+    )
+    return replace(state, importance=known)
 
 
 def holders_of_grams(problem: Problem, fleet: Fleet, device: Ints) -> Ints:

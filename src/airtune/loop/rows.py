@@ -83,7 +83,7 @@ def round_record(
         "notes": dict(done.plan.notes),
         "reasons": list(dict.fromkeys(done.plan.reasons))[:MAX_REASONS],
     }
-    if setup.duration_s:
+    if setup.duration_s or setup.faults:
         record["setup"] = asdict(setup)
     if done.execution.split is not None:
         record["split"] = dict(done.execution.split)

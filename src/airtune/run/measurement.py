@@ -21,7 +21,7 @@ from typing import Literal
 from filelock import FileLock
 
 from airtune.calibrate import (
-    Setting,
+    CalibrationSetting,
     load,
     measure_codecs,
     measure_cut,
@@ -49,7 +49,7 @@ class _Way:
     """What else of the section it depends on."""
     runs: Callable[[Recipe], int]
     """Most short runs that it takes."""
-    measure: Callable[[Setting, Recipe], Measurements]
+    measure: Callable[[CalibrationSetting, Recipe], Measurements]
 
 
 def _menu(recipe: Recipe) -> list[CodecSpec]:
@@ -175,9 +175,9 @@ def _rounds(recipe: Recipe, table: str) -> int:
 
 def _setting(
     pieces: Pieces, chosen: Chosen, table: str, begun: Path, on_round: Callable[[], None]
-) -> Setting:
+) -> CalibrationSetting:
     asked = getattr(pieces.recipe, _WAYS[table].section)
-    return Setting(
+    return CalibrationSetting(
         base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem,
         work=chosen.method.work, engine=pieces.engine, rounds=asked.rounds, devices=asked.devices,
         folder=begun, on_round=on_round,
