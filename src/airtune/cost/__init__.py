@@ -22,7 +22,7 @@ from airtune.cost.prediction import Prediction, predict
 from airtune.cost.presets import known_shapes
 from airtune.cost.shapes import gpt2_like, llama_like
 from airtune.cost.speed import SpeedProfile, TimedModel, achieved_flops_per_s, fit_speed
-from airtune.cost.split import SplitCost, line_cost, split_cost
+from airtune.cost.split import SplitCost, line_cost, server_model_bytes, split_cost
 
 __all__ = [
     "Ladder",
@@ -61,6 +61,7 @@ __all__ = [
     "predict",
     "pruning_path",
     "saved_bytes",
+    "server_model_bytes",
     "split_cost",
     "split_times",
     "stream_bytes",

@@ -26,7 +26,16 @@ from airtune.cost.flops import forward_flops, head_flops, server_flops, train_fl
 from airtune.cost.graph import kept
 from airtune.cost.memory import head_work_bytes, pass_bytes, peak_memory, server_saved_bytes
 from airtune.cost.payload import held_bytes, lora_parameters, upload_bytes
-from airtune.plan import Assignments, CodecSpec, Floats, Ints, ModelShape, Problem, Workload
+from airtune.plan import (
+    Assignments,
+    CodecSpec,
+    Floats,
+    Ints,
+    ModelShape,
+    Problem,
+    Workload,
+    whole_model,
+)
 from airtune.units import BITS_PER_BYTE
 
 INTEGER_BYTES = 4
@@ -61,6 +70,8 @@ class SplitCost:
     device_peak_bytes: Floats
     remembered_bytes: Floats
     """Reconstructions that a device holds at the end of the run; in `device_peak_bytes`."""
+    server_bytes: Floats
+    """Memory that the server needs for this device alone, beside the model and its adapters."""
     server_peak_bytes: float
     """All devices of the plan together."""
 
@@ -112,6 +123,7 @@ def line_cost(problem: Problem, assignments: Assignments, samples: Ints) -> Spli
     else:
         device_remembers = remembered
     peak = _device_peak(problem, assignments) + device_remembers
+    served = is_cut * _server_each(problem, assignments)
     return SplitCost(
         forward_flops=is_cut * forward,
         fresh=fresh,
@@ -124,7 +136,8 @@ def line_cost(problem: Problem, assignments: Assignments, samples: Ints) -> Spli
         adapter_down_bytes=is_cut * _exchanged(problem, assignments, up=False),
         device_peak_bytes=is_cut * peak,
         remembered_bytes=device_remembers,
-        server_peak_bytes=_server_peak(problem, assignments, float(np.sum(remembered))),
+        server_bytes=served + remembered,
+        server_peak_bytes=_server_peak(problem, assignments, served, remembered),
     )
 
 
@@ -251,15 +264,40 @@ def _head_held(shape: ModelShape, workload: Workload) -> float:
     return shape.head_parameters * weight + states + head_work_bytes(shape, workload)
 
 
-def _server_peak(problem: Problem, assignments: Assignments, remembered: float) -> float:
-    """Return the server's peak: its blocks once, adapters as often as it keeps them, all batches."""
+def _server_each(problem: Problem, assignments: Assignments) -> Floats:
+    """Return what the server holds of each cut row's batch while it serves it, (n,)."""
+    shape, workload = problem.shape, problem.workload
+    saved = server_saved_bytes(shape, workload, assignments)
+    if problem.work.labels == "stay":
+        saved = saved - head_work_bytes(shape, workload)
+    return saved + pass_bytes(shape, workload, assignments)
+
+
+def _server_peak(
+    problem: Problem, assignments: Assignments, served: Floats, remembered: Floats
+) -> float:
+    """Return the server's peak: its model once, adapters as often as it keeps them, all batches."""
     rows = np.flatnonzero(assignments.cut > 0)
     if not rows.size:
         return 0.0
+    first = int(np.min(assignments.cut[rows]))
+    together = np.max if problem.work.server == "sequential" else np.sum
+    held = server_model_bytes(problem, first, devices=rows.size)
+    return held + float(together(served[rows])) + float(np.sum(remembered))
+
+
+def server_model_bytes(problem: Problem, cut: int, *, devices: int) -> float:
+    """Return the bytes of the server's blocks and of their adapters in training.
+
+    Args:
+        problem: Model, workload and local work.
+        cut: The earliest of the plan, from 1 on.
+        devices: That are cut; each has adapters of its own where the server keeps copies.
+    """
     shape, workload, work = problem.shape, problem.workload, problem.work
-    first = int(rows[np.argmin(assignments.cut[rows])])
-    held = assignments.take(np.array([first]))
-    whole = replace(held, cut=np.zeros_like(held.cut))
+    one = np.ones(1, np.int64)
+    whole = whole_model(one - 1, rank=workload.rank, local_steps=1, share=np.ones(1))
+    held = replace(whole, cut=cut * one)
     weights = float(
         (held_bytes(shape, workload, kept(shape, whole))
          - held_bytes(shape, workload, kept(shape, held)))[0]
@@ -272,11 +310,6 @@ def _server_peak(problem: Problem, assignments: Assignments, remembered: float) 
     )
     if workload.trains_head and work.labels == "travel":
         trained += shape.trained_head_parameters
-    copies = rows.size if work.server == "copies" else 1
+    copies = devices if work.server == "copies" else 1
     states = (2 + workload.optimiser_states) * trained * workload.adapter_bytes * copies
-    saved = server_saved_bytes(shape, workload, assignments)[rows]
-    passing = pass_bytes(shape, workload, assignments)[rows]
-    if work.labels == "stay":
-        saved = saved - head_work_bytes(shape, workload)
-    together = np.max if work.server == "sequential" else np.sum
-    return weights + states + float(together(saved + passing)) + remembered
+    return weights + states

@@ -37,16 +37,11 @@ def allowed_levels(problem: Problem, seen: Seen, max_prune: Budget) -> Bools:
         InfeasibleError: if a device cannot hold even the heaviest level; the message names it.
     """
     steps = ladder_of(problem)
-    fits = steps.peak_bytes <= seen.memory_bytes[:, None]
     limit = most_of(problem, max_prune)
-    allowed = fits & (steps.pruned <= limit + _SLACK)
+    allowed = fitting_levels(steps, seen.memory_bytes, limit, forced=max_prune == "auto")
     none = np.asarray(~allowed.any(axis=1), np.bool_)
-    if max_prune == "auto" and none.any():
-        limit = max(limit, UNMEASURED_MOST)
-        forced = fits & (steps.pruned <= limit + _SLACK) & none[:, None]
-        allowed |= forced & (np.cumsum(forced, axis=1) == 1)
-        none = np.asarray(~allowed.any(axis=1), np.bool_)
     if none.any():
+        limit = max(limit, UNMEASURED_MOST) if max_prune == "auto" else limit
         row = int(np.flatnonzero(none)[0])
         reach = np.flatnonzero(steps.pruned <= limit + _SLACK)
         least = float(steps.peak_bytes[reach[-1]])
@@ -57,6 +52,24 @@ def allowed_levels(problem: Problem, seen: Seen, max_prune: Budget) -> Bools:
             "checkpointing or leave the device out"
         )
     return allowed
+
+
+def fitting_levels(steps: Ladder, memory_bytes: Floats, limit: float, *, forced: bool) -> Bools:
+    """Return which levels fit each memory and a limit, shape (n, levels).
+
+    Args:
+        steps: the ladder.
+        memory_bytes: shape (n,).
+        limit: largest pruning rate.
+        forced: a device whose memory holds no level within the limit gets its lightest beyond it.
+    """
+    fits = steps.peak_bytes <= memory_bytes[:, None]
+    allowed = fits & (steps.pruned <= limit + _SLACK)
+    if forced:
+        none = np.asarray(~allowed.any(axis=1))
+        beyond = fits & (steps.pruned <= max(limit, UNMEASURED_MOST) + _SLACK) & none[:, None]
+        allowed |= beyond & (np.cumsum(beyond, axis=1) == 1)
+    return np.asarray(allowed, np.bool_)
 
 
 def lightest(allowed: Bools) -> Ints:

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from airtune.errors import MethodError, RecipeError
+from airtune.methods.auto import Auto, auto
 from airtune.methods.best_bandwidth import BestBandwidth
 from airtune.methods.fedspine import FedSpine
 from airtune.methods.fixed_split import FixedSplit, fixed_split
@@ -197,6 +198,10 @@ METHODS: Mapping[str, MethodRow] = MappingProxyType({
         "SplitLoRA: A Split Parameter-Efficient Fine-Tuning Framework for Large Language Models, "
         "arXiv 2407.00952; device adapters are averaged every round", reconstructed=True,
         make=fixed_split(WorkSpec()),
+    ),
+    "auto": MethodRow(
+        "method", Auto, "pruning, rank, cut, codec and share of each device chosen together",
+        "this project", make=auto,
     ),
     "untuned": MethodRow("control", None, "the base model as it is", "control"),
     "local-only": MethodRow(

@@ -5,7 +5,8 @@ from airtune.solve.bcd import BcdStart, solve_bcd, uniform_kept
 from airtune.solve.joint import solve_joint
 from airtune.solve.menu import MenuChoice, choose, lagrangian
 from airtune.solve.mixed import MixedSolution, solve_mixed
-from airtune.solve.mixed_problem import MixedProblem, RoundTimes, round_times
+from airtune.solve.mixed_problem import MixedProblem
+from airtune.solve.mixed_times import RoundTimes, round_times
 from airtune.solve.problem import JointProblem, JointSolution
 from airtune.solve.pruning import prune_min_max
 from airtune.solve.rates import Curves, curves_of, signal_ratio, silent

@@ -1,16 +1,17 @@
-"""Lower bounds of `ln K + ln T` over a box of round times, by prices.
+"""Lower bounds of `ln K + ln T` over boxes of round times, by prices.
 
-A box holds ranges of T, A, X and of G, the longest backward phase of a device (see `mixed_problem`).
-With a price for each limit the devices are independent, so the sum of their cheapest lines is a
-bound whatever the prices. It holds for the whole box in either of two ways:
+A box holds ranges of T, A and X (see `mixed_problem`). With a price for each limit the devices are
+independent but for G, the longest backward phase on a link. As G rises devices gain lines one by
+one, so the least over all G is found by one sort, made once, and a running sum. The sum of the
+cheapest lines is then a bound whatever the prices. It holds for the whole box in either of two ways:
 
-- *ends*: no line needs less of its link than at the upper ends of T, A and X, and the server and the
-  downlinks never have more time than at the upper end of T and the lower ends of the others;
-- *corners*: what a line needs of its link is convex in the times, so it is not below
-  its tangent at the middle. The sum of cheapest lines is then concave in the times, and its least
-  value stands at a corner.
+- *ends*: no line needs less of its link than at the upper ends of T, A and X;
+- *tangents*: what a line needs of its link is convex in the times, so it is not below its tangent at
+  the middle of the box.
 
-The prices are raised by Polyak's steps towards the value that would rule the box out.
+Either way the sum is concave in the times, and its least value stands at a corner. Where nobody is
+cut there is a range of T alone. The prices are raised by Polyak's steps towards the value that would
+rule the box out; boxes of one kind are worked on together.
 
 Source: Lagrangian relaxation of the multiple-choice knapsack with several rows; step lengths after
 Polyak (1969). The bounds over a box are this project's.
@@ -18,208 +19,286 @@ Polyak (1969). The bounds over a box are this project's.
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from airtune.plan import Bools, Floats, Ints
-from airtune.solve.mixed_problem import MixedProblem
+from airtune.solve.mixed_menu import FAR, MixedMenu, Span
 
-_STEPS = 40
 _PATIENCE = 3
 """Steps without progress after which the aim is lowered."""
-_FLAT = 2e-3
+_FLAT = 1e-3
 """Aim, in ln(K T), below which steps are given up."""
-_SLACK = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Ranges of the round's times, in seconds."""
+    """Ranges of the round's times, in seconds; without A and X nobody is cut."""
 
-    round_s: tuple[float, float]
+    round_s: Span
     """T."""
-    send_s: tuple[float, float]
+    send_s: Span | None = None
     """A."""
-    first_s: tuple[float, float]
+    first_s: Span | None = None
     """X."""
-    back_s: tuple[float, float]
-    """G."""
 
-    def sides(self, later: int) -> dict[str, float]:
+    def widths(self, later: int) -> tuple[float, float, float]:
         """Return how much each side may change ln T."""
-        least, most = self.round_s
-        return {
-            "round_s": float(np.log(most / least)),
-            "send_s": later * (self.send_s[1] - self.send_s[0]) / most,
-            "first_s": (self.first_s[1] - self.first_s[0]) / most,
-            "back_s": later * (self.back_s[1] - self.back_s[0]) / most,
-        }
-
-    def corners(self) -> Floats:
-        """Return T, A and X at every corner, shape (8, 3)."""
-        return np.array(list(itertools.product(self.round_s, self.send_s, self.first_s)))
+        (least, most), send, first = self.round_s, self.send_s, self.first_s
+        return (
+            float(np.log(most / least)),
+            later * (send[1] - send[0]) / most if send else 0.0,
+            (first[1] - first[0]) / most if first else 0.0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Relaxed:
-    """The lines of a box and what they ask of each limit, at c points of the box."""
+class MixedPrices:
+    """Multipliers of b boxes: of ln(K T) by each limit."""
 
-    problem: MixedProblem
-    fixed: Floats
-    """The line's part of ln K without pruning, shape (n, k); inf where it may not be taken."""
     share: Floats
-    """Of the link's budget; 0 on a link of its own; shape (c, n, k)."""
-    left_s: Floats
-    """For the server and the downlinks, shape (c,)."""
-    log_s: Floats
-    """ln T, shape (c,)."""
-    scale: Floats
-    """Of the prices: steps are taken in prices times their scale."""
+    """Of each link, shape (b, links)."""
+    second: Floats
+    """Of the time beside each link, (b, links)."""
+    memory: Floats
+    """Of all of the server's, (b,)."""
+    pruned: Floats
+    """Slope of pruning's part of ln K, (b,)."""
+    rounds: Floats
+    """Of the limit on ln K, (b,)."""
 
     @classmethod
-    def of(cls, problem: MixedProblem, box: Box, *, corners: bool = False) -> Relaxed | None:
-        """Return the relaxed menus; None where a device has no line left or no time is left."""
-        later, curves = problem.steps - 1, problem.curves
-        ends = np.array([box.round_s[1], box.send_s[1], box.first_s[1]])
-        least = np.array([box.round_s[1], box.send_s[0], box.first_s[0]])
-        left_s = _left_s(least, box.back_s[0], later)
-        if float(left_s) < 0.0:
-            return None
-        share, fits = _shares(problem, ends)
-        alone = curves.dedicated[:, None]
-        back_s = problem.backward_s + np.where(alone, problem.down_s, 0.0)
-        fits &= problem.whole | (back_s <= box.back_s[1] * (1.0 + _SLACK)) | (later == 0)
-        fits &= problem.steps * problem.server_s <= left_s * (1.0 + _SLACK)
-        if not fits.any(axis=1).all():
-            return None
-        points = np.array([ends])
-        lefts, logs = np.array([left_s]), np.log([box.round_s[0]])
-        tables = np.where(fits, share, 0.0)[None]
-        if corners:
-            points = box.corners()
-            lefts = _left_s(points.T, box.back_s[0], later)
-            logs, tables = np.log(points[:, 0]), _tangents(problem, box, points, tables[0])
-        budget = np.where(curves.dedicated, np.inf, curves.budget[curves.link])[:, None]
-        weighted = problem.weight[:, None] * problem.log_rounds
+    def split(cls, table: Floats, links: int) -> MixedPrices:
+        """Take apart rows of 2 links + 3 prices."""
         return cls(
-            problem=problem, fixed=np.where(fits, weighted, np.inf), share=tables / budget,
-            left_s=np.asarray(lefts, np.float64), log_s=logs, scale=_scale(problem, float(np.mean(lefts))),
-        )  # fmt: skip
+            table[:, :links], table[:, links : 2 * links], table[:, -3], table[:, -2], table[:, -1]
+        )
 
-    def dual(self, prices: Floats) -> tuple[float, Floats, Ints]:
-        """Return the bound at these prices, its slope by each price, and the cheapest lines.
 
-        `prices` are those of the links (one each), of the time left beside each link (one each), of
-        the server's memory, and the slope of pruning's part; shape (2 links + 2,).
+@dataclass(frozen=True, slots=True)
+class Dual:
+    """The bounds of b boxes at given prices."""
+
+    bound: Floats
+    slope: Floats
+    """By each price, (b, prices)."""
+    pick: Ints
+    """Cheapest lines, (b, n)."""
+
+
+class Boxes:
+    """What the lines of b boxes need at w corners of T and v corners of A and X."""
+
+    def __init__(self, menu: MixedMenu, boxes: Sequence[Box], *, tangents: bool) -> None:
+        """Price the lines at the boxes' times.
+
+        Args:
+            menu: the lines.
+            boxes: b of them, all with A and X or all without.
+            tangents: what lines need is taken from their tangents, else from the upper ends.
         """
-        problem, of = self.problem, self.problem.of
-        link, links = problem.curves.link, problem.curves.budget.shape[0]
-        air, time, memory, slope = (
-            prices[:links], prices[links : 2 * links],
-            prices[-2] / problem.server_memory_bytes, float(prices[-1]),
-        )  # fmt: skip
-        served_s = problem.steps * problem.server_s
-        shared = np.where(problem.curves.dedicated, 0.0, time[link])[:, None]
-        received_s = (problem.steps - 1) * problem.down_s
-        cost = (
-            self.fixed + slope * problem.weight[:, None] * problem.pruned
-            + float(np.sum(time)) * served_s + shared * received_s + memory * problem.server_bytes
-        )  # fmt: skip
-        totals = cost + air[link][:, None] * self.share
-        values = totals.min(axis=2).sum(axis=1) + self.log_s - np.sum(time) * self.left_s
-        at = int(np.argmin(values))
-        pick = np.argmin(totals[at], axis=1)
-        held = np.bincount(link, of(self.share[at], pick), minlength=links)
-        own = np.where(problem.curves.dedicated, 0.0, of(received_s, pick))
-        taken_s = np.bincount(link, own, minlength=links) + float(np.sum(of(served_s, pick)))
-        stored = float(np.sum(of(problem.server_bytes, pick))) / problem.server_memory_bytes
-        pruned = float(problem.weight @ of(problem.pruned, pick))
-        grid = problem.prune_grid
-        best = int(np.argmin(problem.prune_log_rounds - slope * grid))
-        conjugate = problem.prune_log_rounds[best] - slope * grid[best]
-        bound = float(values[at] + conjugate - np.sum(air) - prices[-2])
-        gradient = np.concatenate([
-            held - 1.0, taken_s - self.left_s[at], [stored - 1.0, pruned - grid[best]],
-        ])  # fmt: skip
-        return bound, gradient, pick
+        self.menu, self.is_cut = menu, boxes[0].send_s is not None
+        self.tangents = tangents
+        self.round_s = np.array([box.round_s for box in boxes])
+        needs = [menu.whole_needs(box.round_s) for box in boxes]
+        self.whole_share = np.stack([each.ends if tangents else each.last[None] for each in needs])
+        self.whole_lacks = np.stack([each.lacks for each in needs])
+        self.taken_s = np.zeros((len(boxes), 1))
+        """X + (n - 1) A at the corners, (b, v)."""
+        if self.is_cut:
+            found = [self._cut_needs(box, tangents=tangents) for box in boxes]
+            self.cut_share = np.stack([share for share, _, _ in found])
+            self.cut_lacks = np.stack([lacks for _, lacks, _ in found])
+            self.taken_s = np.array([taken for _, _, taken in found])
 
-    def raise_bound(self, prices: Floats, wanted: float) -> tuple[float, Floats, Ints]:
-        """Raise the bound until it reaches a value that decides the matter, or steps run out.
+    def dual(self, table: Floats) -> Dual:
+        """Return the bounds at these prices, shape (b, 2 links + 3)."""
+        problem = self.menu.problem
+        prices = MixedPrices.split(table, problem.curves.budget.size)
+        air = prices.share[:, None, problem.curves.link, None]
+        whole = self._whole_cost(prices)[:, None] + air * self.whole_share
+        alone = whole.min(axis=3, initial=FAR)
+        cut, value = None, alone.sum(axis=2)[:, :, None]
+        if self.is_cut:
+            cut = self._cut_cost(prices)[:, None] + air * self.cut_share
+            value, limit = self._together(alone, cut, prices)
+        second = prices.second.sum(axis=1)[:, None]
+        timed = np.log(self.round_s) - second * self.round_s
+        at_s = self.round_s
+        if not self.tangents:
+            end = np.argmin(timed, axis=1)[:, None]
+            timed, at_s = (np.take_along_axis(each, end, axis=1) for each in (timed, at_s))
+        value = value + timed[:, :, None] + (second * self.taken_s)[:, None, :]
+        rows, (w, v) = np.arange(len(value)), _least(value)
+        back_s = limit[:, rows, w, v].T if self.is_cut else np.zeros(prices.share.shape)
+        pick, share = self._cheapest(whole, cut, (w, v), back_s)
+        constant, mean = self._conjugate(prices)
+        bound = value[rows, w, v] + constant - prices.share.sum(axis=1) - prices.memory
+        if np.isfinite(problem.most_log_rounds):
+            bound = bound - prices.rounds * problem.most_log_rounds
+        left_s = at_s[rows, w] - self.taken_s[rows, v]
+        return Dual(bound, self._slope(pick, share, left_s, back_s, mean), pick)
+
+    def raised(self, prices: Floats, wanted: float, steps: int) -> tuple[Floats, Floats, Ints]:
+        """Raise the bounds until they reach a value that decides the matter, or steps run out.
 
         Returns:
-            The best bound, its prices and the cheapest lines there.
+            The best bounds, their prices and the cheapest lines there.
         """
-        best, best_prices, best_pick = -np.inf, prices, np.zeros(0, np.int64)
-        ahead, waited = np.inf, 0
-        for _ in range(_STEPS):
-            bound, gradient, pick = self.dual(prices)
-            waited = 0 if bound > best + 0.05 * min(ahead, 1.0) else waited + 1
-            if bound > best:
-                best, best_prices, best_pick = bound, prices, pick
-            ahead = min(ahead, wanted - best + 1e-6)
-            if waited >= _PATIENCE:
-                ahead, waited, prices = 0.4 * ahead, 0, best_prices
-                bound, gradient, pick = self.dual(prices)
-            rising = gradient / self.scale * ((prices > 0.0) | (gradient > 0.0))
-            length = float(rising @ rising)
-            if best >= wanted or length <= 1e-18 or ahead < _FLAT:
+        best = self.dual(prices)
+        best_prices, now, scale = prices, best, self._scale()
+        ahead = np.full(len(prices), np.inf)
+        waited = np.zeros(len(prices), np.int64)
+        for _ in range(steps):
+            ahead = np.minimum(ahead, wanted - best.bound + 1e-6)
+            stuck = waited >= _PATIENCE
+            ahead[stuck] *= 0.4
+            waited[stuck] = 0
+            if np.all((best.bound >= wanted) | (ahead < _FLAT)):
                 break
-            step = (best + ahead - bound) / length * rising / self.scale
-            prices = np.maximum(prices + step, 0.0)
-        return best, best_prices, best_pick
+            at = np.where(stuck[:, None], best_prices, prices)
+            slope = np.where(stuck[:, None], best.slope, now.slope) / scale
+            bound = np.where(stuck, best.bound, now.bound)
+            rising = slope * ((at > 0.0) | (slope > 0.0))
+            length = np.maximum(np.sum(rising**2, axis=1), 1e-18)
+            step = (best.bound + ahead - bound) / length
+            prices = np.maximum(at + step[:, None] * rising / scale, 0.0)
+            now = self.dual(prices)
+            better = now.bound > best.bound
+            waited = np.where(now.bound > best.bound + 0.05 * np.minimum(ahead, 1.0), 0, waited + 1)
+            best_prices = np.where(better[:, None], prices, best_prices)
+            best = Dual(
+                np.where(better, now.bound, best.bound),
+                np.where(better[:, None], now.slope, best.slope),
+                np.where(better[:, None], now.pick, best.pick),
+            )
+        return best.bound, best_prices, best.pick
+
+    def _cut_needs(self, box: Box, *, tangents: bool) -> tuple[Floats, Bools, list[float]]:
+        """Return shares at the corners of A and X, (v, n, c), what lacks time, and X + (n - 1) A."""
+        later = self.menu.later
+        send_s, first_s = box.send_s or (0.0, 0.0), box.first_s or (0.0, 0.0)
+        first = self.menu.first_needs(first_s)
+        each = self.menu.send_needs(send_s) if later else first
+        lacks = first.lacks | each.lacks
+        if not tangents:
+            return np.maximum(first.last, each.last)[None], lacks, [first_s[0] + later * send_s[0]]
+        # the larger of two tangents is not concave: each line keeps to the one that rules in the middle
+        by_first = first.ends.sum(axis=0) >= each.ends.sum(axis=0)
+        corners = [(a, x) for a in (0, 1) for x in (0, 1)]
+        share = np.stack([np.where(by_first, first.ends[x], each.ends[a]) for a, x in corners])
+        return share, lacks, [first_s[x] + later * send_s[a] for a, x in corners]
+
+    def _whole_cost(self, prices: MixedPrices) -> Floats:
+        lines = self.menu.whole
+        cost = (1.0 + prices.rounds[:, None, None]) * lines.fixed
+        cost = cost + prices.pruned[:, None, None] * lines.pruned
+        return np.where(self.whole_lacks, FAR, cost)
+
+    def _cut_cost(self, prices: MixedPrices) -> Floats:
+        menu = self.menu
+        problem, at = menu.problem, menu.cut.columns
+        own = np.where(problem.curves.dedicated, 0.0, prices.second[:, problem.curves.link])
+        cost = (1.0 + prices.rounds[:, None, None]) * menu.cut.fixed
+        cost = (
+            cost
+            + (prices.memory / problem.server_memory_bytes)[:, None, None]
+            * problem.server_bytes[:, at]
+        )
+        cost = (
+            cost
+            + (problem.steps * prices.second.sum(axis=1))[:, None, None] * problem.server_s[:, at]
+        )
+        cost = cost + (menu.later * own)[:, :, None] * problem.down_s[:, at]
+        return np.where(self.cut_lacks, FAR, cost)
+
+    def _together(self, alone: Floats, cut: Floats, prices: MixedPrices) -> tuple[Floats, Floats]:
+        """Return the least sums over lines and every G, (b, w, v), and that G, (links, b, w, v)."""
+        menu = self.menu
+        kinds = np.minimum.reduceat(cut, menu.starts, axis=3)
+        kinds = np.take_along_axis(kinds, menu.order[None, None], axis=3)
+        kinds = np.minimum.accumulate(kinds, axis=3)[:, None]
+        start = np.broadcast_to(
+            alone[:, :, None, :, None], (*alone.shape[:2], cut.shape[1], alone.shape[2], 1)
+        )
+        least = np.minimum(start, kinds)
+        gain = np.concatenate([start, least[..., :-1]], axis=4) - least
+        value = alone.sum(axis=2)[:, :, None] + np.zeros(cut.shape[1])
+        limit = np.full((menu.links.shape[1], *value.shape), -np.inf)
+        for group in menu.groups:
+            here = gain[:, :, :, group.rows].reshape(*value.shape, -1)[..., group.order]
+            weight = menu.later * prices.second[:, group.link]
+            sums = weight[:, None, None, None] * group.back_s - np.cumsum(here, axis=3)
+            at = np.argmin(sums, axis=3)
+            least_sum = np.take_along_axis(sums, at[..., None], axis=3)[..., 0]
+            value = value + np.minimum(least_sum, 0.0)
+            limit[group.link] = np.where(least_sum < 0.0, group.back_s[at], -np.inf)
+        return value, limit
+
+    def _cheapest(
+        self, whole: Floats, cut: Floats | None, corner: tuple[Ints, Ints], back_s: Floats
+    ) -> tuple[Ints, Floats]:
+        """Return the cheapest lines within G at each box's corner and their shares, (b, n)."""
+        menu, boxes, (w, v) = self.menu, np.arange(len(whole)), corner
+        at = boxes[:, None], np.arange(whole.shape[2])
+        pick = np.zeros((len(whole), whole.shape[2]), np.int64)
+        share, least = np.zeros(pick.shape), np.full(pick.shape, np.inf)
+        if menu.whole.columns.size:
+            here = whole[boxes, w]
+            best = np.argmin(here, axis=2)
+            pick, least = menu.whole.columns[best], here[*at, best]
+            share = self.whole_share[boxes, w][*at, best]
+        if cut is None:
+            return pick, share
+        within = menu.back_s <= back_s[:, menu.problem.curves.link, None]
+        here = np.where(within, cut[boxes, v], np.inf)
+        best = np.argmin(here, axis=2)
+        less = here[*at, best] < least
+        shares = self.cut_share[boxes, v][*at, best]
+        return np.where(less, menu.cut.columns[best], pick), np.where(less, shares, share)
+
+    def _slope(
+        self, pick: Ints, share: Floats, left_s: Floats, back_s: Floats, mean: Ints
+    ) -> Floats:
+        """Return the derivatives of the bounds by each price: by how much each limit is exceeded."""
+        menu = self.menu
+        problem, at = menu.problem, np.arange(pick.shape[1])
+
+        def total(table: Floats) -> Floats:
+            return np.asarray(table[at, pick].sum(axis=1), np.float64)
+
+        held = share @ menu.links - 1.0
+        own = np.where(problem.curves.dedicated, 0.0, problem.down_s[at, pick]) @ menu.links
+        taken = problem.steps * total(problem.server_s)[:, None]
+        taken = taken + menu.later * (own + np.maximum(back_s, 0.0)) - left_s[:, None]
+        stored = total(problem.server_bytes) / problem.server_memory_bytes - 1.0
+        pruned = problem.pruned[at, pick] @ problem.weight - problem.prune_grid[mean]
+        rounds = problem.log_rounds[at, pick] @ problem.weight + problem.prune_log_rounds[mean]
+        return np.column_stack([
+            held, taken if self.is_cut else -np.ones(taken.shape), stored, pruned,
+            rounds - problem.most_log_rounds if np.isfinite(problem.most_log_rounds)
+            else -np.ones(rounds.shape),
+        ])  # fmt: skip
+
+    def _scale(self) -> Floats:
+        """Return the size of each limit: steps are taken in prices times it, (b, prices)."""
+        links, count = self.menu.links.shape[1], len(self.round_s)
+        second = np.broadcast_to(self.round_s[:, 1:], (count, links))
+        return np.concatenate([np.ones((count, links)), second, np.ones((count, 3))], axis=1)
+
+    def _conjugate(self, prices: MixedPrices) -> tuple[Floats, Ints]:
+        """Return the least of pruning's part less its price over mean rates, and where, (b,)."""
+        problem = self.menu.problem
+        grid, factor = problem.prune_grid, (1.0 + prices.rounds)[:, None]
+        values = factor * problem.prune_log_rounds - prices.pruned[:, None] * grid
+        at = np.argmin(values, axis=1)
+        return values[np.arange(at.size), at], at
 
 
-def _scale(problem: MixedProblem, left_s: float) -> Floats:
-    links = problem.curves.budget.shape[0]
-    return np.concatenate([np.ones(links), np.full(links, max(left_s, 1e-9)), np.ones(2)])
-
-
-def _left_s(times: Floats, back_s: float, later: int) -> Floats:
-    """Return what T, A and X leave for the server and the downlinks."""
-    return np.asarray(times[0] - times[2] - later * (times[1] + back_s), np.float64)
-
-
-def _rates(problem: MixedProblem, times: Floats) -> tuple[Floats, Floats, Bools, Bools]:
-    """Return the rate that each line needs at T, A and X, the seconds it has for it, and more.
-
-    The last two say which lines have time at all, and which are bound by the first step.
-    """
-    later = problem.steps - 1
-    left = np.where(problem.whole, times[0], times[1] if later else np.inf) - problem.fixed_s
-    begun = problem.fetch_s + problem.fixed_s + problem.backward_s + problem.down_s
-    start = np.where(problem.whole, np.inf, times[2] - begun)
-    fits = problem.allowed & (left > 0.0) & (start > 0.0)
-    rate = problem.bits / np.where(left > 0.0, left, np.inf)
-    first = (problem.bits + problem.adapter_bits) / np.where(start > 0.0, start, np.inf)
-    is_first = first > rate
-    return np.maximum(rate, first), np.where(is_first, start, left), fits, is_first
-
-
-def _shares(problem: MixedProblem, times: Floats) -> tuple[Floats, Bools]:
-    """Return the share that each line needs at T, A and X, and whether it can be had."""
-    rate, _, fits, _ = _rates(problem, times)
-    flat = problem.curves.take(np.repeat(np.arange(len(problem)), rate.shape[1]))
-    share = flat.share_for(np.where(fits, rate, 1.0).ravel()).reshape(rate.shape)
-    return share, fits & (share <= problem.curves.most()[:, None] * (1.0 + _SLACK))
-
-
-def _tangents(problem: MixedProblem, box: Box, points: Floats, last: Floats) -> Floats:
-    """Return the shares' tangents at the middle of the box, at its points; shape (c, n, k).
-
-    What cannot be had in the middle counts as at the upper ends, which is never more than it needs.
-    """
-    middle = points.mean(axis=0)
-    share, known = _shares(problem, middle)
-    rate, left, _, is_first = _rates(problem, middle)
-    flat = problem.curves.take(np.repeat(np.arange(len(problem)), rate.shape[1]))
-    safe = np.where(known, share, 1.0)
-    bend = flat.slope(safe.ravel()).reshape(rate.shape)
-    slope = np.where(known, -rate / np.where(known, left, 1.0) / bend, 0.0)
-    ahead = points - middle
-    moved = np.where(
-        problem.whole, ahead[:, 0, None, None],
-        np.where(is_first, ahead[:, 2, None, None], ahead[:, 1, None, None]),
-    )  # fmt: skip
-    return np.where(known, safe + slope * moved, last)
+def _least(value: Floats) -> tuple[Ints, Ints]:
+    """Return where each box's least value stands, as corners of T and of A and X."""
+    flat = np.argmin(value.reshape(len(value), -1), axis=1)
+    w, v = np.divmod(flat, value.shape[2])
+    return w, v

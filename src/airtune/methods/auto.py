@@ -1,0 +1,274 @@
+"""auto: pruning, rank, cut, codec and share of each device chosen together, round by round.
+
+Each round every available device takes one line of its menu, whole or cut, and a share of its link,
+so that rounds needed times seconds a round is least. What lines cost in rounds is measured
+beforehand; what was not measured is not chosen. The plans of `jcpba` and `sft` and the same line for
+everybody are among the answers compared, so a plan is never slower than theirs by these costs.
+
+Source: this project's; see `airtune.solve.mixed_problem`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+
+from airtune.cost import predict
+from airtune.errors import InfeasibleError, MethodError, RecipeError
+from airtune.methods.budget import Budget, check_budget
+from airtune.methods.jcpba import Jcpba
+from airtune.methods.mixed_choice import Menus, MixedChoice, Start, choose
+from airtune.methods.mixed_lines import Knob, MixedLines, fitting_lines, mixed_lines
+from airtune.methods.mixed_reasons import mixed_reasons
+from airtune.methods.seen import Seen, see
+from airtune.methods.sft import Sft
+from airtune.methods.slot import keep_or_divide
+from airtune.plan import (
+    AggregateSpec,
+    Assignments,
+    Bools,
+    Floats,
+    Ints,
+    LinkState,
+    Method,
+    Need,
+    Note,
+    Observation,
+    Problem,
+    Results,
+    RoundPlan,
+    Solution,
+    State,
+    Want,
+    WorkSpec,
+)
+from airtune.solve import Curves, MixedSolution
+
+Quality = Literal["auto"] | Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Auto:
+    """The decider of auto; its fields are the method's settings.
+
+    Raises:
+        RecipeError: if a setting is outside its range.
+    """
+
+    knobs: Sequence[Knob] = ("prune", "rank", "cut", "codec", "share")
+    """What is chosen for each device; what is left out stays dense, whole, at full rank, uncoded, and
+    links are divided equally."""
+    quality: Quality = "auto"
+    """auto = rounds times seconds is least; {rounds: 1.1} = the same, with no more than 1.1 times the
+    rounds that dense, whole training needs."""
+    ranks: Sequence[int] = ()
+    """Ranks to choose from; () = lora.r and its half, quarter and eighth."""
+    max_prune: Budget = "auto"
+    """Largest pruning rate of a device; auto = as far as was measured that the model bears it; memory
+    may force more."""
+    labels: Literal["travel", "stay"] = "travel"
+    """Of cut devices: travel, or stay with the head and the loss on the device."""
+    hysteresis: float = 0.03
+    """Lines of the last round are kept while others would save less than this."""
+    needs: frozenset[Need] = frozenset({"capability", "channel"})
+
+    def __post_init__(self) -> None:
+        known = get_args(Knob)
+        if (
+            not isinstance(self.knobs, list | tuple)
+            or not self.knobs
+            or set(self.knobs) - set(known)
+        ):
+            raise RecipeError(
+                f"knobs must be a list of some of {', '.join(known)}, got {self.knobs!r}"
+            )
+        if not isinstance(self.ranks, list | tuple) or not all(
+            isinstance(rank, int) and not isinstance(rank, bool) and rank >= 1
+            for rank in self.ranks
+        ):
+            raise RecipeError(
+                f"ranks must be a list of whole numbers from 1 on, got {self.ranks!r}"
+            )
+        if self.labels not in ("travel", "stay"):
+            raise RecipeError(f"labels must be travel or stay, got {self.labels!r}")
+        if not 0.0 <= self.hysteresis < 1.0:
+            raise RecipeError(f"hysteresis must be in [0, 1), got {self.hysteresis:g}")
+        check_budget("auto", 0.0, self.max_prune)
+        _ = self.most_rounds
+
+    @property
+    def most_rounds(self) -> float:
+        """Most rounds relative to dense, whole training; inf = no limit.
+
+        Raises:
+            RecipeError: if `quality` is neither auto nor {rounds: a number from 1 on}.
+        """
+        if self.quality == "auto":
+            return float("inf")
+        asked = dict(self.quality) if isinstance(self.quality, Mapping) else {}
+        most = asked.pop("rounds", 0.0)
+        if asked or isinstance(most, bool) or not isinstance(most, int | float) or not most >= 1.0:
+            raise RecipeError(
+                "quality must be auto or {rounds: a number from 1 on}, for instance {rounds: 1.1} "
+                f"for at most 1.1 times the rounds, got {self.quality!r}"
+            )
+        return float(most)
+
+    def init(self, problem: Problem) -> State:
+        """Return a state in which no device has a line.
+
+        Raises:
+            RecipeError: if a rank is above the recipe's.
+        """
+        over = [rank for rank in self.ranks if rank > problem.workload.rank]
+        if over:
+            raise RecipeError(
+                f"ranks must be at most lora.r, which is {problem.workload.rank}, got {over[0]}"
+            )
+        return {"line": np.full(len(problem.devices), -1, np.int64)}
+
+    def plan(
+        self, problem: Problem, state: State, observation: Observation
+    ) -> tuple[RoundPlan, State]:
+        """Choose a line and a share for every available device.
+
+        Raises:
+            InfeasibleError: if a device's memory fits no line, the server's no choice of cuts, or no
+                choice keeps to the rounds allowed.
+        """
+        seen = see(problem, observation)
+        lines = mixed_lines(problem, self.knobs, ranks=self.ranks)
+        allowed = fitting_lines(problem, seen, lines, self.max_prune)
+        last = np.array(state["line"], np.int64)
+        index, share = _usual(lines, allowed, last[seen.device]), np.zeros(0)
+        out = np.setdiff1d(np.arange(index.size), seen.able)
+        menus = Menus(
+            problem, observation, seen, lines, allowed[seen.able], self._curves(seen),
+            float(np.log(self.most_rounds)), float(np.sum(lines.server_bytes[index[out]])),
+        )  # fmt: skip
+        choice = solved = None
+        if seen.able.size:
+            held = _held(menus.allowed, last[seen.device[seen.able]])
+            choice, solved = choose(menus, list(self._starts(menus)), held, self.hysteresis)
+            index[seen.able], share = choice.index, choice.share
+        last[seen.device] = index
+        told = lines.told(problem, seen.device, index, seen.shares(share))
+        return _round_plan(menus, told, index, choice, solved), {"line": last}
+
+    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
+               remaining_bytes: Floats) -> Floats:  # fmt: skip
+        """Keep the shares of the plan until a device that got none can send."""
+        return keep_or_divide(plan, links, remaining_bytes)
+
+    def learn(self, problem: Problem, state: State, results: Results) -> State:
+        """Learn nothing: speeds and channels are known, and costs in rounds measured beforehand."""
+        return state
+
+    def _curves(self, seen: Seen) -> Curves:
+        """Return the uplinks, each with an equal share to itself where shares are not chosen."""
+        curves = seen.curves
+        if "share" in self.knobs:
+            return curves
+        return replace(
+            curves, link=np.arange(len(curves)), budget=np.where(curves.dedicated, 1.0, curves.equal_shares()),
+        )  # fmt: skip
+
+    def _starts(self, menus: Menus) -> Iterator[Start]:
+        """Yield the plans of the methods whose knobs may all be chosen, where they have one."""
+        problem, observation = menus.problem, menus.observation
+        knobs = set(self.knobs)
+        others: list[tuple[str, Jcpba | Sft]] = []
+        if knobs >= {"prune", "share"}:
+            others.append(("jcpba", Jcpba(max_prune=self.max_prune)))
+        if knobs >= {"cut", "codec", "share"}:
+            others.append(("sft", Sft(labels=self.labels)))
+        for name, decider in others:
+            try:
+                plan, _ = decider.plan(problem, decider.init(problem), observation)
+            except InfeasibleError:
+                continue
+            told = plan.assignments.take(menus.seen.able)
+            index = menus.lines.find(told)
+            if (index >= 0).all() and menus.allowed[np.arange(index.size), index].all():
+                yield Start(f"the plan of {name}", index, told.share)
+
+
+def _held(allowed: Bools, line: Ints) -> Start | None:
+    """Return the last round's lines, where all able devices have one and may still have it."""
+    rows = np.arange(line.size)
+    kept = (line >= 0) & allowed[rows, np.maximum(line, 0)]
+    return Start("kept from the last round", line) if kept.all() else None
+
+
+def _usual(lines: MixedLines, allowed: Bools, line: Ints) -> Ints:
+    """Return each device's last line while it fits, or the one that asks least of the server."""
+    rows = np.arange(line.size)
+    known = (line >= 0) & allowed[rows, np.maximum(line, 0)]
+    light = np.argmin(np.where(allowed, lines.server_bytes, np.inf), axis=1)
+    return np.asarray(np.where(known, line, light), np.int64)
+
+
+def _round_plan(
+    menus: Menus, told: Assignments, index: Ints, choice: MixedChoice | None,
+    solved: MixedSolution | None,
+) -> RoundPlan:  # fmt: skip
+    problem, observation = menus.problem, menus.observation
+    speed = observation.flops_per_s
+    fleet_speed = np.full(observation.available.shape, np.nan) if speed is None else speed
+    expected = predict(problem, told, links=menus.seen.links, flops_per_s=fleet_speed)
+    reachable = expected.finish_s[np.isfinite(expected.finish_s)]
+    return RoundPlan(
+        round=observation.round, assignments=told,
+        reasons=mixed_reasons(menus, told, index, expected, choice),
+        predicted_s=float(np.max(reachable)) if reachable.size else float("nan"),
+        deadline_s=problem.deadline_s,
+        solution=_solution(choice, solved) if choice and solved else None,
+        notes=_notes(menus, choice, solved) if choice and solved else {},
+    )  # fmt: skip
+
+
+def _solution(choice: MixedChoice, solved: MixedSolution) -> Solution:
+    return Solution(
+        status=solved.status, objective=choice.round_s, iterations=solved.boxes, residual=0.0,
+        gap=max(solved.gap, 0.0), method=f"branch and bound over round times; {choice.source}",
+    )  # fmt: skip
+
+
+def _notes(menus: Menus, choice: MixedChoice, solved: MixedSolution) -> dict[str, Note]:
+    """Return ln K and the prices: what ln(K T) falls by for more of each limit."""
+    lines, index = menus.lines, choice.index
+    weight = menus.seen.of(menus.seen.weight)
+    links = menus.curves.budget.size
+    return {
+        "log_rounds": choice.log_rounds,
+        "mean_pruned": float(np.sum(weight * lines.pruned[index])),
+        "cut_devices": float(np.sum(lines.cut[index] > 0)),
+        "price_share": (tuple(solved.prices[:links].tolist()),),
+        "price_second": float(np.sum(solved.prices[links : 2 * links])),
+        "price_server_memory": float(solved.prices[-2]),
+        "price_pruned": float(solved.prices[-1]),
+    }
+
+
+def auto(name: str, settings: object) -> Method:
+    """Return the method of these settings with the local work they ask for."""
+    if not isinstance(settings, Auto):
+        raise MethodError(f"settings must be Auto, got {type(settings).__name__}")
+    knobs = set(settings.knobs)
+    wants: set[Want] = set()
+    if "prune" in knobs:
+        wants |= {"sensitivity", "pruning"}
+    if knobs >= {"cut", "codec"}:
+        wants |= {"codecs"}
+    if "cut" in knobs:
+        wants |= {"cut"}
+    if "rank" in knobs:
+        wants |= {"ranks"}
+    rule = AggregateSpec("nested" if "rank" in knobs else "average")
+    return Method(
+        name, settings, rule, WorkSpec(labels=settings.labels), wants=frozenset(wants),
+        may_cut="cut" in knobs,
+    )  # fmt: skip

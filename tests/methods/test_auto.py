@@ -1,0 +1,146 @@
+"""What auto decides: whole and cut devices in one round, never slower than the plans it starts from."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from airtune.cost import predict, split_cost
+from airtune.errors import InfeasibleError, RecipeError
+from airtune.methods import build_method, check_method, sample_problem
+from airtune.methods.contract import sample_observation
+from airtune.methods.mixed_lines import mixed_lines, pruning_curve
+
+
+@pytest.fixture
+def decided():
+    def plan(settings=None, name="auto", number=0, **changes):
+        method = build_method(name, settings or {})
+        problem = replace(sample_problem(), work=method.work, **changes)
+        seen = sample_observation(problem, number)
+        found, state = method.decider.plan(problem, method.decider.init(problem), seen)
+        return found, state, problem, seen
+
+    return plan
+
+
+def rounds_times_seconds(plan, problem, seen):
+    """Return ln(K T) of a plan by the measured costs alone."""
+    told, measured = plan.assignments, problem.measurements
+    weight = problem.devices.weight[told.device] / problem.devices.weight[told.device].sum()
+    pruned = problem.shape.pruned_fraction(told.prune_heads, told.prune_ffn)
+    log_k = np.interp(weight @ pruned, *pruning_curve(measured, 1.0))
+    for share, row in zip(weight, told, strict=True):
+        cost = measured.cut + measured.codec_rounds(row.cut, row.codec) if row.cut else (
+            measured.rank_rounds(row.rank))  # fmt: skip
+        log_k += share * cost
+    took = predict(problem, told, links=seen.links, flops_per_s=seen.flops_per_s)
+    return log_k + np.log(took.round_s)
+
+
+@pytest.mark.parametrize("name", ["jcpba", "sft", "fedavg-lora"])
+@pytest.mark.parametrize("number", [0, 2])
+def test_its_plan_is_never_slower_than_those_of_the_others(decided, name, number):
+    found = decided(number=number)
+    other = decided(name=name, number=number)
+    if name == "fedavg-lora":  # it plans for a device that cannot hold the model
+        roomy = replace(found[2].devices, memory_bytes=np.full(9, 1e12))
+        found = decided(number=number, devices=roomy)
+    assert rounds_times_seconds(found[0], *found[2:]) <= (
+        rounds_times_seconds(other[0], *other[2:]) + 1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "knobs", [["prune"], ["rank", "share"], ["cut"], ["cut", "codec", "share"]]
+)
+def test_any_knobs_keep_the_contract_and_the_others_stay_as_they_are(decided, knobs):
+    # without pruning only a cut lets the smallest device train
+    changes = {} if "cut" in knobs or "prune" in knobs else {"devices": replace(
+        sample_problem().devices, memory_bytes=np.full(9, 1e12))}  # fmt: skip
+    plan, _, problem, _ = decided({"knobs": knobs}, **changes)
+    told = plan.assignments
+    assert ("prune" in knobs) or not told.prune_ffn.any()
+    assert ("cut" in knobs) or not told.cut.any()
+    assert ("rank" in knobs) or set(told.rank.tolist()) == {problem.workload.rank}
+    assert {row.codec.kind for row in told} == {"identity"} or "codec" in knobs
+
+
+def test_it_keeps_the_contract_without_any_measurement():
+    bare = replace(sample_problem(), measurements=None)
+    check_method(build_method("auto", {"knobs": ["prune", "rank", "cut", "codec"]}), bare)
+
+
+def test_what_was_not_measured_is_not_chosen(decided):
+    plan, _, problem, _ = decided(measurements=None)
+    told, dense = plan.assignments, sample_problem().workload.rank
+    assert {row.codec.kind for row in told} == {"identity"}
+    assert set(told.rank.tolist()) == {dense}
+    roomy = problem.devices.memory_bytes[told.device] > problem.devices.memory_bytes.max() * 0.9
+    assert not told.prune_ffn[roomy].any()
+
+
+def test_no_more_rounds_than_allowed_are_asked_for(decided):
+    free, _, _, _ = decided()
+    tight, _, _, _ = decided({"quality": {"rounds": 1.02}})
+    assert tight.notes["log_rounds"] <= np.log(1.02) + 1e-9 < free.notes["log_rounds"]
+    assert tight.predicted_s >= free.predicted_s
+
+
+def test_the_server_holds_the_cuts_that_are_chosen(decided):
+    plan, _, problem, _ = decided(number=1)
+    needed = split_cost(problem, plan.assignments).server_peak_bytes
+    small, _, problem, _ = decided(number=1, server_memory_bytes=0.7 * needed)
+    assert split_cost(problem, small.assignments).server_peak_bytes <= 0.7 * needed
+    with pytest.raises(InfeasibleError, match="server has 1000 B"):
+        decided({"knobs": ["cut"]}, number=1, server_memory_bytes=1000.0)
+
+
+def test_a_device_that_nothing_fits_is_named_with_what_it_lacks(decided):
+    devices = sample_problem().devices
+    memory = devices.memory_bytes.copy()
+    memory[3] = 1000.0
+    with pytest.raises(
+        InfeasibleError, match=r"sample-3 has 1000 B.*less than the lightest choice"
+    ):
+        decided(devices=replace(devices, memory_bytes=memory))
+
+
+def test_lines_are_kept_while_others_save_little(decided):
+    method = build_method("auto", {"hysteresis": 0.9})
+    problem = replace(sample_problem(), work=method.work)
+    first, state = method.decider.plan(
+        problem, method.decider.init(problem), sample_observation(problem, 0)
+    )
+    again, _ = method.decider.plan(problem, state, sample_observation(problem, 2))
+    both = np.intersect1d(first.assignments.device, again.assignments.device)
+    rows = [np.searchsorted(plan.assignments.device, both) for plan in (first, again)]
+    for column in ("cut", "rank", "prune_ffn", "codec_index"):
+        one, other = (getattr(plan.assignments, column)[at]
+                      for plan, at in zip((first, again), rows, strict=True))  # fmt: skip
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("settings", [
+    {"knobs": "prune"}, {"knobs": ["depth"]}, {"knobs": []}, {"quality": "1%"},
+    {"quality": {"rounds": 0.5}}, {"quality": {"loss": 1}}, {"ranks": 8}, {"ranks": [0]},
+    {"hysteresis": 1.5}, {"max_prune": 2.0},
+])  # fmt: skip
+def test_settings_that_mean_nothing_are_refused_with_their_value(settings):
+    key, value = next(iter(settings.items()))
+    with pytest.raises(RecipeError, match=key) as refused:
+        build_method("auto", settings)
+    assert str(value) in str(refused.value) or repr(value) in str(refused.value)
+
+
+def test_a_rank_above_the_recipes_is_refused(decided):
+    with pytest.raises(RecipeError, match=r"at most lora\.r"):
+        decided({"ranks": [64]})
+
+
+def test_the_menu_has_only_ranks_and_codecs_that_were_measured():
+    problem = sample_problem()
+    lines = mixed_lines(problem, ["rank", "codec", "cut"], ranks=())
+    full = problem.workload.rank
+    assert set(lines.rank.tolist()) <= {full, full // 2, full // 4, full // 8}
+    assert {codec.kind for codec in lines.codecs} == {"identity", "fp16", "deadzone", "topk"}
