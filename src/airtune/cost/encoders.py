@@ -10,7 +10,6 @@ from airtune.errors import ModelError
 from airtune.plan import Linear, ModelShape
 from airtune.plan.shape import Axis
 
-BERT_FAMILIES = ("bert", "roberta", "distilbert")
 _BERT_NAMES = ("query", "key", "value", "attention.output.dense", "intermediate.dense",
                "output.dense")  # fmt: skip
 _DISTILBERT_NAMES = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
@@ -73,7 +72,6 @@ def bert_like(
             head_macs=width * (width + labels),
             trained_head_parameters=classifier + (0 if family == "bert" else dense),
         ),
-        BERT_FAMILIES,
     )  # fmt: skip
 
 
@@ -138,7 +136,6 @@ def modernbert_like(
             head_macs=width * (width + labels),
             trained_head_parameters=classifier,
         ),
-        ("modernbert",),
     )  # fmt: skip
 
 
@@ -194,7 +191,6 @@ def vit_like(
             head_macs=width * labels,
             trained_head_parameters=classifier,
         ),
-        ("vit",),
     )  # fmt: skip
 
 
