@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from airtune.cost import ladder
+from airtune.cost import cut_peaks, ladder
 from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import load_fleet
 from airtune.methods import sample_problem
-from airtune.planner import cut_peaks, feasible, find_shape, plan_model, plan_recipe, shape_of
+from airtune.planner import feasible, find_shape, plan_model, plan_recipe, shape_of
 from airtune.planner.sample import turns
 from airtune.recipe import load_recipe
 from airtune.run import check_memory, workload_of

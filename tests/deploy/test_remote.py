@@ -171,14 +171,14 @@ def test_an_answer_of_the_last_round_is_refused(
 def test_a_device_with_other_weights_takes_no_part(
     quick: Any, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import airtune.deploy.device as device_module
+    import airtune.deploy.holding as device_module
 
-    loaded = device_module.load_model
+    loaded = device_module.load_held
 
     def other(*args: Any, **kwargs: Any) -> Any:
         return replace(loaded(*args, **kwargs), fingerprint="0" * 64)
 
-    monkeypatch.setattr(device_module, "load_model", other)
+    monkeypatch.setattr(device_module, "load_held", other)
     with pytest.raises(MismatchError, match="holds other weights than the server"):
         _run(quick, nodes(["a"]), tmp_path)
 

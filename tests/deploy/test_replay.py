@@ -38,7 +38,7 @@ def _remote(pieces, method, problem, mail):
     count = len(assets.fleet)
     setup = Setup(
         recipe=recipe.model_dump_json(), fingerprint=assets.base.fingerprint,
-        tokenizer=describe_reader(recipe, assets.base), workload=problem.workload,
+        tokenizer=describe_reader(recipe, assets.base.tokenizer), workload=problem.workload,
         work=method.work, train=_settings(pieces).train, seed=problem.seed, devices=count,
         labels=assets.data.labels, threads=1,
     )  # fmt: skip

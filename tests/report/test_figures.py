@@ -98,6 +98,19 @@ def test_parts_that_disagree_with_the_record_are_not_shown(build_run):
     assert limits_figure(run, shown_devices(run)) is not None
 
 
+def test_what_was_planned_stands_beside_what_was_measured(build_run):
+    run = load_study([build_run()]).first
+    shown = shown_devices(run)
+    assert len(limits_figure(run, shown)["data"]) == 2
+    name = str(run.record.devices["name"][run.record.devices["device"] == shown[0]][0])
+    for record, planned in zip(run.record.rounds, (2e9, 1e9), strict=False):
+        record["planned_peak_bytes"] = {name: planned}
+    bars, _, marks = limits_figure(run, shown)["data"]
+    measured = np.nanmax(run.record.devices["peak_bytes"][run.record.devices["name"] == name])
+    assert marks["x"][0] / bars["x"][0] == pytest.approx(2e9 / measured)
+    assert marks["x"][1:] == [None] * (len(shown) - 1)
+
+
 def test_a_fleet_without_limits_has_no_memory_figure(build_run):
     run = load_study([build_run()]).first
     run.record.devices["memory_bytes"][:] = np.inf

@@ -5,6 +5,7 @@ from airtune.cost.encoders import bert_like, modernbert_like, vit_like
 from airtune.cost.energy import energy_j
 from airtune.cost.flops import forward_flops, train_flops
 from airtune.cost.grams import gram_bytes, gram_flops, gram_peak_bytes
+from airtune.cost.holding import blocks_held, cut_peaks, cut_rows, cut_weights, dense_pass_bytes
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes
 from airtune.cost.most import most_bytes, most_upload_bytes, stream_bytes
@@ -37,8 +38,13 @@ __all__ = [
     "achieved_flops_per_s",
     "base_bytes",
     "bert_like",
+    "blocks_held",
     "broadcast_bytes",
     "counts_for",
+    "cut_peaks",
+    "cut_rows",
+    "cut_weights",
+    "dense_pass_bytes",
     "download_bytes",
     "energy_j",
     "fit_speed",

@@ -8,9 +8,7 @@ by the same `work` as on the local engine.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 
 from airtune.data.federated import DeviceData
+from airtune.deploy.holding import Holding, needed_bytes
 from airtune.deploy.memory import is_out_of_memory
+from airtune.deploy.peak import PeakMemory
 from airtune.deploy.reading import (
     OF_RECIPE,
     check_paths,
@@ -40,14 +39,13 @@ from airtune.engine.message import (
     pack_tensors,
     seal_reply,
 )
-from airtune.errors import AirtuneError, MismatchError
+from airtune.errors import AirtuneError, InfeasibleError, MismatchError
 from airtune.keys import generator
-from airtune.model.base import BaseModel
+from airtune.model.base import BaseModel, load_shape
 from airtune.model.kept import keep_all
 from airtune.model.state import GlobalState, Update, initial_state
-from airtune.plan import Assignment
-from airtune.recipe import Recipe
-from airtune.run.build import is_vision, load_model
+from airtune.plan import Assignment, ModelShape
+from airtune.run.build import is_vision, model_source, read_tokenizer
 from airtune.units import format_bytes
 from airtune.wire.envelope import Envelope
 from airtune.work.evaluate import evaluate
@@ -87,9 +85,10 @@ class DeviceSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What a run needs, at hand."""
+    """What a run needs beside the base, at hand."""
 
-    base: BaseModel
+    shape: ModelShape
+    """Of the whole model."""
     tokenizer: str
     data: DeviceData
     speed: OwnSpeed
@@ -119,7 +118,10 @@ class Device:
         """
         self._settings = settings
         self._pace, self._say = pace, say
-        self._bases: dict[str, BaseModel] = {}
+        self._peak = PeakMemory()
+        self._holding = Holding(
+            model=settings.model, compute=settings.compute, cache=settings.cache, host=settings.host
+        )
         self._loaded: dict[str, _Loaded] = {}
         self._lost = Residuals()
         self._lost_run = -1
@@ -161,17 +163,43 @@ class Device:
 
     def _do(self, task: Task, blobs: Mapping[str, bytes]) -> Envelope:
         began = time.perf_counter()
+        self._peak.begin()
         here = self._load(task)
+        self._refuse_too_large(task, here)
+        base = None if task.blocks == 0 else self._holding.base(task, self._way)
         if task.setup.threads:
             torch.set_num_threads(task.setup.threads)
         load_s = time.perf_counter() - began
-        answer = {"join": self._join, "measure": self._measure, "train": self._train,
-                  "evaluate": self._evaluate}[task.kind]  # fmt: skip
-        reply, sent = answer(task, here, blobs)
+        reply, sent = self._answered(task, here, base, blobs)
         compute_s = time.perf_counter() - began - load_s
-        reply = replace(reply, spent=Spent(load_s, compute_s), peak_bytes=_peak_bytes())
+        reply = replace(reply, spent=Spent(load_s, compute_s), peak_bytes=self._peak.bytes())
         letter = self._within_cap(task, seal_reply(reply, sent))
         return replace(letter, rate_bps=task.upload_bps)
+
+    def _answered(
+        self, task: Task, here: _Loaded, base: BaseModel | None, blobs: Mapping[str, bytes]
+    ) -> tuple[Reply, dict[str, bytes]]:
+        if task.kind == "join":
+            return self._join(task, here, base), {}
+        if base is None:
+            raise MismatchError(
+                f"task {task.kind} needs the base, and names no block; it is refused"
+            )
+        answer = {"measure": self._measure, "train": self._train, "evaluate": self._evaluate}
+        return answer[task.kind](task, here, base, blobs)
+
+    def _refuse_too_large(self, task: Task, here: _Loaded) -> None:
+        """Refuse what the memory does not hold, before anything of it is loaded.
+
+        Raises:
+            InfeasibleError: with what it takes.
+        """
+        has = self._settings.memory_bytes
+        needed = needed_bytes(task, here.shape)
+        if has is not None and needed > has:
+            raise InfeasibleError(
+                f"out of memory: needs {format_bytes(needed)}, this device has {format_bytes(has)}"
+            )
 
     def _within_cap(self, task: Task, reply: Envelope) -> Envelope:
         """Return an answer, or why it is not sent, if this device's month does not hold it."""
@@ -183,56 +211,57 @@ class Device:
             "were set aside for it (limits.device_bytes_per_month)",
         )
 
-    def _join(
-        self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
-    ) -> tuple[Reply, dict[str, bytes]]:
+    def _join(self, task: Task, here: _Loaded, base: BaseModel | None) -> Reply:
         held = here.data.train
         lengths = [len(row) for row in getattr(held, "tokens", ())]
         joined = Joined(
             rows=len(held), held_out=len(here.data.validation), tokens=sum(lengths),
             truncated=int(getattr(held, "truncated", 0)), longest=max(lengths, default=0),
-            fingerprint=here.base.fingerprint, tokenizer=here.tokenizer,
+            fingerprint="" if base is None else base.fingerprint, tokenizer=here.tokenizer,
             data=here.data_in(task.run),
             memory_bytes=self._settings.memory_bytes, probe=self._settings.probe,
         )  # fmt: skip
-        return replace(_reply(task), joined=joined), {}
+        return replace(_reply(task), joined=joined)
 
     def _measure(
-        self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
+        self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
         state = _state(task, blobs)
         report = measure_importance(
-            current_base(here.base, state), here.data.train, criterion=task.setup.work.importance,
+            current_base(base, state), here.data.train, criterion=task.setup.work.importance,
             batch=task.setup.workload.batch, seed=task.setup.seed, device=task.device,
         )  # fmt: skip
         return _reply(task), {"importance": pack_tensors(importance_tensors(report))}
 
     def _evaluate(
-        self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
+        self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
         setup, state = task.setup, _state(task, blobs)
-        lora = tuned_network(here.base, state, scale=setup.train.scale, work=setup.work)
+        lora = tuned_network(base, state, scale=setup.train.scale, work=setup.work)
         if not len(here.data.validation):
             return replace(_reply(task), figures={"count": 0.0}), {}
-        found = evaluate(lora.network, here.data.validation, chunk=setup.workload.loss_chunk)
+        found = evaluate(
+            lora.network, here.data.validation, chunk=setup.workload.loss_chunk,
+            pass_tokens=setup.workload.batch * setup.workload.tokens,
+        )  # fmt: skip
         figures = {"loss": _finite(found.loss), "count": float(found.count),
                    "accuracy": None if found.accuracy is None else _finite(found.accuracy)}  # fmt: skip
         return replace(_reply(task), figures=figures), {}
 
     def _train(
-        self, task: Task, here: _Loaded, blobs: Mapping[str, bytes]
+        self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
-        setup, state = task.setup, _state(task, blobs, here.base)
+        setup, state = task.setup, _state(task, blobs, base)
         if task.row is None:
             raise MismatchError(f"round {task.round} came without an assignment; it is refused")
         if task.row.cut is not None:
-            return self._train_split(task, task.row, here, state)
+            return self._train_split(task, task.row, here, base, state)
 
         def work(row: Assignment) -> Outcome:
             job = Job(task.device, row, here.data.train, 1.0)
             began = time.perf_counter()
             [outcome] = train(
-                here.base, state, [job], settings=setup.train, work=setup.work,
+                base, state, [job], settings=setup.train, work=setup.work,
                 workload=setup.workload, seed=setup.seed, round=task.round,
             )  # fmt: skip
             here.speed.learn(row, time.perf_counter() - began)
@@ -255,7 +284,7 @@ class Device:
         return reply, self._coded(task, here, state, outcome.update)
 
     def _train_split(
-        self, task: Task, row: Assignment, here: _Loaded, state: GlobalState
+        self, task: Task, row: Assignment, here: _Loaded, base: BaseModel, state: GlobalState
     ) -> tuple[Reply, dict[str, bytes]]:
         """Train this device's half; its steps go over the stream."""
         # grpc is needed for split rounds alone
@@ -264,11 +293,11 @@ class Device:
         setup = task.setup
         address = "" if task.seat is None else task.seat.address
         part = take_seat(
-            task, row, base=here.base, state=state, data=here.data.train,
-            way=self._way_to(address), pace=self._pace, memory=here.memory,
+            task, row, base=base, state=state, data=here.data.train,
+            way=self._way or self._holding.way_to(address), pace=self._pace, memory=here.memory,
         )  # fmt: skip
         update = Update(
-            task.device, task.round, keep_all(here.base.shape), row.rank, part.adapters,
+            task.device, task.round, keep_all(here.shape), row.rank, part.adapters,
             part.head, samples=setup.workload.batch * part.steps,
         )  # fmt: skip
         figures = {"steps": float(part.steps), "wait_s": part.wait_s,
@@ -280,7 +309,7 @@ class Device:
         self, task: Task, here: _Loaded, state: GlobalState, update: Update
     ) -> dict[str, bytes]:
         """Return an update as it is sent, and remember what coding loses of it."""
-        setup, shape = task.setup, here.base.shape
+        setup, shape = task.setup, here.shape
         self._settle(task, here)
         cut = None if task.row is None else task.row.cut
         reference = returned_of(state, shape, update.kept, update.rank, cut=cut, work=setup.work)
@@ -301,35 +330,35 @@ class Device:
             self._lost, self._lost_run, self._pending = Residuals(), task.run, None
         if self._pending is not None and self._pending[0] == task.counted:
             _, update, state, lost = self._pending
-            self._lost.keep(update, state, here.base.shape, lost)
+            self._lost.keep(update, state, here.shape, lost)
         self._pending = None
 
     def _load(self, task: Task) -> _Loaded:
-        """Return model and data of a run, loaded where they are not at hand."""
+        """Return the data of a run and how texts are read, loaded where they are not at hand."""
         setup = task.setup
         key = hashlib.sha256(
             f"{setup.recipe}\0{setup.devices}\0{task.device}\0{setup.labels}".encode()
         ).hexdigest()
         if key not in self._loaded:
-            recipe = self._with_base(task, self._recipe(setup.recipe))
-            base = self._base(recipe, classes=setup.labels)
-            self._check_base(task, base)
+            recipe = self._holding.recipe(task, self._way)
             if self._settings.data == OF_RECIPE and not self._settings.any_path:
                 check_paths(recipe.data)
-            data = read_data(recipe, base, self._settings.data, labels=setup.labels,
+            tokenizer = None if is_vision(recipe) else read_tokenizer(recipe)
+            data = read_data(recipe, tokenizer, self._settings.data, labels=setup.labels,
                              device=task.device, devices=setup.devices)  # fmt: skip
+            shape = load_shape(
+                model_source(recipe), labels=len(setup.labels), revision=recipe.model.revision
+            )
             self._loaded = {
                 key: _Loaded(
-                    base,
-                    describe_reader(recipe, base),
-                    data,
-                    OwnSpeed(base.shape, setup.workload),
-                    describe_data(data),
+                    shape, describe_reader(recipe, tokenizer), data,
+                    OwnSpeed(shape, setup.workload), describe_data(data),
                 )
-            }
+            }  # fmt: skip
         here = self._loaded[key]
         if setup.tokenizer and here.tokenizer != setup.tokenizer:
-            self._bases, self._loaded = {}, {}  # its files may be others when the next task comes
+            self._holding.forget()  # its files may be others when the next task comes
+            self._loaded = {}
             raise MismatchError(
                 f"device {task.name} reads text otherwise than the server: its tokenizer is "
                 f"{here.tokenizer[:12]}, the server's {setup.tokenizer[:12]}; give both the same "
@@ -343,73 +372,6 @@ class Device:
                 "begin a new run"
             )
         return here
-
-    def _recipe(self, text: str) -> Recipe:
-        try:
-            recipe = Recipe.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise MismatchError(
-                f"the server's recipe cannot be read here: {place}: {first['msg']}; install the "
-                "same version of airtune on server and devices"
-            ) from error
-        # whether pickled weights are read is no server's to say
-        changes: dict[str, object] = {"device": self._settings.compute, "allow_pickle": False}
-        if self._settings.model is not None:
-            changes["source"] = self._settings.model
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
-
-    def _with_base(self, task: Task, recipe: Recipe) -> Recipe:
-        """Return the recipe with the folder of a base that the server handed out, where it did."""
-        if task.base is None or self._settings.model is not None:
-            return recipe
-        # grpc is needed for what comes over the stream's port alone
-        from airtune.deploy.fetch import fetch_base
-
-        way = self._way_to(task.base.address)
-        folder = fetch_base(task.base, task.setup.fingerprint, recipe, way, self._settings.cache)
-        if folder is None:
-            return recipe
-        changes = {"source": str(folder), "revision": None}
-        return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
-
-    def _way_to(self, address: str) -> Way:
-        """Return how this device reaches what a task names: by the way it came, where that is known."""
-        # grpc is needed for what does not come with the task alone
-        from airtune.wire.channel import Way
-
-        if self._way is not None:
-            return self._way
-        return Way(reached(address, self._settings.host))
-
-    def _base(self, recipe: Recipe, *, classes: tuple[str, ...]) -> BaseModel:
-        key = json.dumps([recipe.model.model_dump(), classes, is_vision(recipe)])
-        if key not in self._bases:
-            self._bases = {key: load_model(recipe, classes=classes)}
-        return self._bases[key]
-
-    def _check_base(self, task: Task, base: BaseModel) -> None:
-        wanted = task.setup.fingerprint
-        if wanted and base.fingerprint != wanted:
-            self._bases = {}  # its files may be others when the next task comes
-            cache = self._settings.cache
-            is_staged = cache is not None and Path(base.source).is_relative_to(cache)
-            what = "start the run again, its server's model has changed since it began"
-            raise MismatchError(
-                f"device {task.name} holds other weights than the server: {base.source} is "
-                f"{base.fingerprint[:12]}, the server's model is {wanted[:12]}; "
-                f"{what if is_staged else 'give both the same model'}"
-            )
-
-
-def reached(address: str, host: str) -> str:
-    """Return where a device finds what its task names; `:PORT` is at the server it knows.
-
-    >>> reached(":9444", "edge"), reached("10.0.0.1:9444", "edge")
-    ('edge:9444', '10.0.0.1:9444')
-    """
-    return f"{host or '127.0.0.1'}{address}" if address.startswith(":") else address
 
 
 def _reply(task: Task) -> Reply:
@@ -435,10 +397,3 @@ def _figures(outcome: Outcome) -> dict[str, float | None]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _peak_bytes() -> float:
-    """Return the most memory this process has had so far."""
-    if torch.cuda.is_available():
-        return float(torch.cuda.max_memory_allocated())
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024

@@ -22,11 +22,12 @@ from airtune.data.federated import Count, FederatedData
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.samples import write_samples
 from airtune.deploy import ROSTER
-from airtune.deploy.handout import Handout, open_handout
+from airtune.deploy.handout import open_handout
+from airtune.deploy.holders import Ask, asking, have_held
 from airtune.deploy.ledger import LEDGER, Ledger
 from airtune.deploy.reading import describe_reader
 from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
-from airtune.engine.base import Engine
+from airtune.engine.base import Engine, with_work
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.message import Joined, Setup
 from airtune.engine.remote.devices import Answer, Courier, Remote
@@ -44,6 +45,7 @@ from airtune.fleet import Fleet, load_fleet
 from airtune.loop import Run, begin, run_rounds
 from airtune.model.base import BaseModel
 from airtune.model.images import image_tokens
+from airtune.model.part import part_fingerprints
 from airtune.model.state import initial_state
 from airtune.plan import Measurements, Method
 from airtune.recipe import Recipe, dump_recipe, fleet_of, load_recipe
@@ -68,9 +70,7 @@ from airtune.run.by_class import by_class_of
 from airtune.run.execute import identity, loop_settings
 from airtune.run.header import header
 from airtune.run.places import RECIPE_FILE
-from airtune.units import format_bytes
 from airtune.wire.allowance import Allowance
-from airtune.wire.envelope import More
 
 PROBES = "probes"
 Tell = Callable[..., None]
@@ -158,10 +158,11 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     link = _Link(nodes, names)
     setup = Setup(
         recipe=recipe.model_dump_json(), fingerprint=base.fingerprint,
-        tokenizer=describe_reader(recipe, base),
+        tokenizer=describe_reader(recipe, base.tokenizer),
         workload=workload_of(recipe, base.shape, tokens=recipe.data.max_length),
         work=chosen.method.work, train=engine_settings(recipe).train, seed=recipe.seed,
         devices=len(names), labels=known.labels,
+        parts=part_fingerprints(base.network) if chosen.method.may_cut else {},
         threads=recipe.threads if order.clock == "replay" else order.recipe.threads,
     )  # fmt: skip
     remote = Remote(
@@ -172,17 +173,23 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
         recipe, order.serve, remote.allowance, devices=len(names), silent_s=order.silent_s
     )
     remote.offers = {} if handout is None else handout.offers
-    roster = place.roster or _join(remote, names, handout, tell)
+    may_cut = chosen.method.may_cut
+    ask = asking(remote, names, handout, tell)
+    roster = place.roster or _join(ask, names, blocks=0 if may_cut else None, tell=tell)
     remote.data = {
         number: item.data for number, item in enumerate(roster.joined) if item is not None
     }
     pieces = _pieces(order, recipe, roster, folder=place.folder, known=known, base=base)
     remote.settle_on(replace(setup, workload=pieces.problem.workload))
-    allowed = np.flatnonzero(roster.samples).tolist()
-    link.allowed = frozenset(allowed)
+    link.allowed = frozenset(np.flatnonzero(roster.samples).tolist())
+    if may_cut and place.is_new:
+        link.allowed = have_held(
+            ask, with_work(pieces.problem, chosen.method.work),
+            pieces.assets.fleet.memory_bytes, names, cut=chosen.method.cut, tell=tell,
+        )  # fmt: skip
     pieces, writer = _begin(place, pieces, chosen, order, roster)
     tell(stage="running", folder=str(place.folder), name=recipe.label,
-         rounds=recipe.train.rounds, devices=[names[number] for number in allowed])  # fmt: skip
+         rounds=recipe.train.rounds, devices=[names[number] for number in sorted(link.allowed)])  # fmt: skip
     engine = _engine(order, pieces, chosen.method, remote)
     _rounds(pieces, chosen, engine, writer, tell)
     page = write_report([place.folder], place.folder)
@@ -259,16 +266,10 @@ def _names(
     return tuple(there[:wanted] if order.clock == "replay" else there)
 
 
-def _join(remote: Remote, names: Sequence[str], handout: Handout | None, tell: Tell) -> Roster:
+def _join(ask: Ask, names: Sequence[str], *, blocks: int | None, tell: Tell) -> Roster:
     """Have the devices load model and data; those that do not fit are named and left out."""
     tell(stage=f"{len(names)} devices load model and data", devices=list(names))
-    more = None if handout is None else More(handout.patience_s, handout.is_fetching)
-    answers = remote.join(range(len(names)), more=more)
-    if handout is not None:
-        handout.settle()
-    for number, size_bytes in ({} if handout is None else handout.served_bytes()).items():
-        if size_bytes:
-            tell(note=f"{names[number]} fetched {format_bytes(size_bytes)} of the base model")
+    answers = ask(dict.fromkeys(range(len(names)), blocks))
     replies = [answers[number].reply for number in range(len(names))]
     joined = tuple(None if reply is None else reply.joined for reply in replies)
     for number, name in enumerate(names):

@@ -17,8 +17,9 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def fetch_base(
-    offer: Offer, fingerprint: str, recipe: Recipe, way: Way, cache: Path | None
-) -> Path | None:
+    offer: Offer, fingerprint: str, recipe: Recipe, way: Way, cache: Path | None, *,
+    groups: frozenset[str] | None = None,
+) -> Path | None:  # fmt: skip
     """Return the folder of a base that the server handed out, now or before.
 
     A base that was staged before is taken first, and what has changed of it fetched anew; then what
@@ -30,6 +31,7 @@ def fetch_base(
         recipe: names the base.
         way: to the server.
         cache: where bases that servers hand out are kept; None = nowhere.
+        groups: of tensors that are needed; None = all.
 
     Raises:
         MismatchError: if it is to be fetched and this device keeps none, or the server refuses.
@@ -45,7 +47,8 @@ def fetch_base(
             f"this device lacks the model {recipe.model.source} and keeps none that the server "
             "hands out; give --model a folder"
         )
-    return stage_base(cache, fingerprint, offer.files, fetcher(way, offer), wait_s=offer.wait_s)
+    ask = fetcher(way, offer)
+    return stage_base(cache, fingerprint, offer.files, ask, groups=groups, wait_s=offer.wait_s)
 
 
 def is_here(recipe: Recipe) -> bool:

@@ -12,9 +12,9 @@ import numpy as np
 from airtune.data import DataSpec, load_federated, load_federated_images
 from airtune.data.federated import DeviceData
 from airtune.errors import DataError
-from airtune.model.base import BaseModel
 from airtune.model.frame import load_frame
 from airtune.model.images import Images
+from airtune.model.source import Tokenizer
 from airtune.recipe import Recipe
 from airtune.run.build import is_vision, model_source
 
@@ -23,14 +23,14 @@ OF_RECIPE = "recipe"
 
 
 def read_data(
-    recipe: Recipe, base: BaseModel, source: str, *, labels: tuple[str, ...], device: int,
+    recipe: Recipe, tokenizer: Tokenizer | None, source: str, *, labels: tuple[str, ...], device: int,
     devices: int,
 ) -> DeviceData:  # fmt: skip
     """Return what a device trains on and holds out.
 
     Args:
         recipe: how data are read.
-        base: for its tokenizer, or how it wants images.
+        tokenizer: of the base, as settled; None for a model of images.
         source: the device's file or folder, or "recipe" for its share of the recipe's own data.
         labels: classes of the run.
         device: its number.
@@ -53,10 +53,10 @@ def read_data(
     if is_vision(recipe):
         frame = load_frame(model_source(recipe), revision=recipe.model.revision)
         return load_federated_images(spec, frame=frame, devices=devices, seed=seed).devices[share]
-    if base.tokenizer is None:
-        raise DataError(f"model {base.source} has no tokenizer, so texts cannot be read")
+    if tokenizer is None:
+        raise DataError(f"model {recipe.model.source} has no tokenizer, so texts cannot be read")
     return load_federated(
-        spec, tokenizer=base.tokenizer, devices=devices, seed=seed
+        spec, tokenizer=tokenizer, devices=devices, seed=seed
     ).devices[share]  # fmt: skip
 
 
@@ -91,18 +91,16 @@ def describe_data(data: DeviceData) -> str:
     return found.hexdigest()
 
 
-def describe_reader(recipe: Recipe, base: BaseModel) -> str:
+def describe_reader(recipe: Recipe, tokenizer: Tokenizer | None) -> str:
     """Return a hash of how a model reads: of its tokenizer, or of how it wants images."""
     if is_vision(recipe):
         text = repr(load_frame(model_source(recipe), revision=recipe.model.revision))
-    elif base.tokenizer is None:
+    elif tokenizer is None:
         text = ""
     else:
-        rules = getattr(base.tokenizer, "backend_tokenizer", None)
-        said = (
-            {"vocab": base.tokenizer.get_vocab()} if rules is None else json.loads(rules.to_str())
-        )
+        rules = getattr(tokenizer, "backend_tokenizer", None)
+        said = {"vocab": tokenizer.get_vocab()} if rules is None else json.loads(rules.to_str())
         # how long texts are cut and padded is set at every use and says nothing of the tokenizer
         kept = {key: value for key, value in said.items() if key not in ("truncation", "padding")}
-        text = json.dumps([kept, base.tokenizer.chat_template], sort_keys=True)
+        text = json.dumps([kept, tokenizer.chat_template], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -25,7 +25,7 @@ class OwnSpeed:
 
     def learn(self, row: Assignment, seconds: float) -> None:
         """Take what a round of work took."""
-        self._unit_s = seconds / float(train_flops(self._shape, self._workload, _rows([row]))[0])
+        self._unit_s = seconds / float(train_flops(self._shape, self._workload, rows_of([row]))[0])
 
     def settle(
         self, row: Assignment, pace: Pace, *, way_s: float, up_bps: float | None,
@@ -48,7 +48,7 @@ class OwnSpeed:
             try_step(once)
             self.learn(once, time.perf_counter() - began)
         arms = [of_arm(row, pace, arm, 1) for arm in range(max(len(pace.arms), 1))]
-        rows = _rows(arms)
+        rows = rows_of(arms)
         flops = train_flops(self._shape, self._workload, rows)
         sent = upload_bytes(self._shape, self._workload, rows)
         send_s: Floats = np.zeros(len(arms)) if not up_bps else sent * BITS_PER_BYTE / up_bps
@@ -64,7 +64,7 @@ class OwnSpeed:
         return of_arm(row, pace, arm, int(found.steps[0])), arm
 
 
-def _rows(rows: list[Assignment]) -> Assignments:
+def rows_of(rows: list[Assignment]) -> Assignments:
     """Return rows of one device as columns; their numbers stand for nothing."""
     count = len(rows)
     return Assignments(
@@ -72,5 +72,5 @@ def _rows(rows: list[Assignment]) -> Assignments:
         prune_ffn=np.array([row.prune_ffn for row in rows]),
         rank=np.array([row.rank for row in rows]), share=np.ones(count),
         local_steps=np.array([row.local_steps for row in rows]),
-        cut=np.zeros(count, np.int64), codec_index=np.zeros(count, np.int64),
+        cut=np.array([row.cut or 0 for row in rows], np.int64), codec_index=np.zeros(count, np.int64),
     )  # fmt: skip

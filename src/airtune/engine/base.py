@@ -53,6 +53,8 @@ class Execution:
     setup: Setup = field(default_factory=Setup)
     handover_s: float = 0.0
     """What was expected beforehand on top of the plan's seconds: the engine's own waits."""
+    planned_peak_bytes: Floats | None = None
+    """By the cost model, where `results` hold what was measured; None where they hold the same."""
     is_coded: bool = False
     """The state's adapters and head came out of the codec of the broadcast: the server has others."""
     plan: RoundPlan | None = None

@@ -65,6 +65,8 @@ class Setup:
     labels: tuple[str, ...] = ()
     threads: int = 0
     """Of torch on the device; 0 = as it likes."""
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each group of the base's tensors, where devices may hold a part of it."""
     version: str = VERSION
 
 
@@ -94,6 +96,8 @@ class Task:
     ticket: str
     """Drawn anew for every task; the reply repeats it."""
     setup: Setup
+    blocks: int | None = None
+    """Of the base, which the device must hold, from the first on; None = all, 0 = no weights."""
     row: Assignment | None = None
     upload_bps: float | None = None
     """The device's share of its link, which it keeps to; None = as fast as it goes."""

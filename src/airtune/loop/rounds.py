@@ -142,7 +142,12 @@ def begin(run: Run, state: GlobalState) -> Checkpoint:
     progress: Record = {"history": [], "best": None, "reached": None, "empty": 0, "initial": None,
                         "judged": run.settings.evaluate_every > 0}  # fmt: skip
     if run.settings.evaluate_every:
-        progress["initial"] = dict(run.engine.evaluate(state, "validation"))
+        progress["initial"] = dict(run.engine.evaluate(state, "validation")) or None
+        if progress["initial"] is None and run.settings.target is not None:
+            raise RecipeError(
+                "target needs the model judged on validation data, and nobody can: no device's "
+                "memory holds the whole model, and the server has none of the data; leave target out"
+            )
     return Checkpoint(0, 0.0, state, method, progress)
 
 
@@ -332,7 +337,7 @@ def _validate(run: Run, now: Checkpoint, done: Round) -> dict[str, float] | None
     is_last = _is_used_up(run, now.rounds + 1, done.end_s)
     if not every or not (is_last or (now.rounds + 1) % every == 0):
         return None
-    return dict(run.engine.evaluate(evaluated(done.state), "validation"))
+    return dict(run.engine.evaluate(evaluated(done.state), "validation")) or None
 
 
 def _progress(

@@ -85,6 +85,9 @@ def round_record(
     }
     if setup.duration_s or setup.faults:
         record["setup"] = asdict(setup)
+    if (planned := done.execution.planned_peak_bytes) is not None:
+        names = [problem.devices.names[device] for device in results.device]
+        record["planned_peak_bytes"] = dict(zip(names, planned.tolist(), strict=True))
     if done.execution.split is not None:
         record["split"] = dict(done.execution.split)
     return record

@@ -83,6 +83,7 @@ def fixed_split(work: WorkSpec) -> Callable[[str, object], Method]:
     def make(name: str, settings: object) -> Method:
         if not isinstance(settings, FixedSplit):
             raise MethodError(f"settings must be FixedSplit, got {type(settings).__name__}")
-        return Method(name, settings, work=replace(work, labels=settings.labels), may_cut=True)
+        held = replace(work, labels=settings.labels)
+        return Method(name, settings, work=held, may_cut=True, cut=settings.cut)
 
     return make

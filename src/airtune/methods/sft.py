@@ -313,4 +313,6 @@ def sft(name: str, settings: object) -> Method:
         gradient=CodecSpec("deadzone", step=step) if step else None,
     )  # fmt: skip
     wants: frozenset[Want] = frozenset({"codecs"} if settings.weighs_codecs else ())
-    return Method(name, settings, work=work, wants=wants, may_cut=True)
+    first = 1 if settings.device_frozen else None
+    cut = first if settings.cut == "auto" else settings.cut
+    return Method(name, settings, work=work, wants=wants, may_cut=True, cut=cut)

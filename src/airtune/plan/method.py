@@ -155,5 +155,7 @@ class Method:
     """What is to be measured before the first round; nothing else is."""
     may_cut: bool = False
     """It may leave blocks to the server; a plan with a cut of another method is refused."""
+    cut: int | None = None
+    """Blocks on every device, where its settings fix them; None = it chooses, or does not cut."""
     paces: bool = False
     """Its plans say themselves by when devices are to be done."""

@@ -6,7 +6,7 @@ assumed and said so: every device holds equally many rows, and every sequence is
 `data.max_length`.
 """
 
-from airtune.planner.cuts import CutChoice, cut_choices, cut_peaks, feasible_cuts
+from airtune.planner.cuts import CutChoice, cut_choices, feasible_cuts
 from airtune.planner.groups import Group, groups_of, span
 from airtune.planner.machine import training_flops_per_s
 from airtune.planner.model import ModelChoice, ModelPlan, plan_model
@@ -33,7 +33,6 @@ __all__ = [
     "Setting",
     "Within",
     "cut_choices",
-    "cut_peaks",
     "feasible",
     "feasible_cuts",
     "find_shape",

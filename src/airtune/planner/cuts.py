@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from airtune.cost import line_cost, predict, split_cost
+from airtune.cost import cut_rows, predict, split_cost
 from airtune.fleet import Fleet
-from airtune.plan import Assignments, CodecSpec, Floats, Ints, ModelShape, Problem, Workload
+from airtune.plan import CodecSpec, Floats, ModelShape, Problem, Workload
 
 PLANNED_CODEC = CodecSpec("topk", keep=0.3, bits=4)
 """What a planner prices crossings with where nothing was chosen: the setting the paper reports."""
@@ -52,22 +52,10 @@ def cut_choices(
     return tuple(_choice(shape, workload, fleet, precision, int(cut)) for cut in cuts)
 
 
-def cut_peaks(problem: Problem, *, predicts: bool = False) -> Floats:
-    """Return a device's peak in bytes at every cut, rising, shape (blocks - 1,).
-
-    Args:
-        problem: Of its devices the one with most samples counts.
-        predicts: A device remembers what it sent of every sample (predictive coding).
-    """
-    cuts = np.arange(1, problem.shape.blocks)
-    samples = np.full(cuts.size, np.max(problem.devices.samples))
-    told = _told(problem.workload, cuts, CodecSpec(predict=predicts))
-    return line_cost(problem, told, samples).device_peak_bytes
-
-
 def feasible_cuts(peaks: Floats, memory_bytes: float) -> str:
     """Return in words which cuts a memory leaves, by `cut_peaks`.
 
+    >>> from airtune.cost import cut_peaks
     >>> from airtune.methods import sample_problem
     >>> peaks = cut_peaks(sample_problem())
     >>> feasible_cuts(peaks, 5e6), feasible_cuts(peaks, 1e5)
@@ -88,7 +76,7 @@ def _choice(
         shape, fleet.profiles(samples), workload, rounds=1, seed=0,
         server_flops_per_s=fleet.server.flops_per_s,
     )  # fmt: skip
-    told = _told(workload, np.array([cut], np.int64), PLANNED_CODEC)
+    told = cut_rows(workload, np.array([cut], np.int64), PLANNED_CODEC)
     cost = split_cost(problem, told)
     frozen = split_cost(replace(problem, work=replace(problem.work, device_frozen=True)), told)
     expected = predict(
@@ -100,15 +88,4 @@ def _choice(
         server_peak_bytes=cost.server_peak_bytes, step_up_bytes=float(cost.up_bytes[0]),
         step_down_bytes=float(cost.gradient_bytes[0]), round_s=expected.round_s,
         frozen_peak_bytes=float(frozen.device_peak_bytes[0]),
-    )  # fmt: skip
-
-
-def _told(workload: Workload, cuts: Ints, codec: CodecSpec) -> Assignments:
-    count = cuts.shape[0]
-    zeros = np.zeros(count)
-    return Assignments(
-        device=np.arange(count), prune_heads=zeros, prune_ffn=zeros,
-        rank=np.full(count, workload.rank), share=np.ones(count),
-        local_steps=np.full(count, workload.local_steps), cut=cuts,
-        codec_index=np.zeros(count, np.int64), codecs=(codec,),
     )  # fmt: skip

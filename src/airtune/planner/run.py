@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from airtune.cost import Ladder, ladder
+from airtune.cost import Ladder, cut_peaks, ladder
 from airtune.fleet import Fleet
 from airtune.plan import Floats
-from airtune.planner.cuts import cut_peaks, feasible_cuts
-from airtune.planner.extra import staging_bytes, staging_s
+from airtune.planner.cuts import feasible_cuts
+from airtune.planner.extra import held_blocks, staging_bytes, staging_s
 from airtune.planner.result import DevicePlan, Money, Plan
 from airtune.planner.sample import Sampled, Totals, sample
 from airtune.planner.setting import Setting, setting_of
@@ -45,7 +45,8 @@ def plan_of(setting: Setting, *, quantile: float | None = None) -> Plan:
     )  # fmt: skip
     sampled = sample(setting, quantile)
     totals = sampled.totals(problem.rounds)
-    staged = 0.0 if chosen.is_control else staging_bytes(recipe, problem)
+    held = held_blocks(problem, fleet, chosen)
+    staged = staging_bytes(recipe, problem, held) * (not chosen.is_control)
     stage_s = staging_s(fleet, staged, rounds=len(sampled.columns["pruned"]))
     is_short = problem.rounds < recipe.train.rounds
     return Plan(
@@ -62,7 +63,7 @@ def plan_of(setting: Setting, *, quantile: float | None = None) -> Plan:
         straggler=straggler(fleet, sampled, is_control=chosen.is_control),
         assumptions=tuple(assumptions(setting, sampled, staged, stage_s)),
         warnings=tuple(warnings(setting, sampled)),
-        money=money_of(recipe, totals, staged * len(fleet)),
+        money=money_of(recipe, totals, float(staged.sum())),
         quantile=quantile,
         round_quantile_s=None if quantile is None
         else sampled.totals(problem.rounds, quantile).round_s,
@@ -88,7 +89,7 @@ def money_of(recipe: Recipe, totals: Totals, staged_bytes: float) -> Money | Non
 
 
 def _devices(
-    setting: Setting, sampled: Sampled, staged: float, stage_s: Floats
+    setting: Setting, sampled: Sampled, staged: Floats, stage_s: Floats
 ) -> tuple[DevicePlan, ...]:
     """Return a row for each device of the fleet."""
     problem, middle = setting.problem, sampled.middle
@@ -105,7 +106,7 @@ def _devices(
             row = replace(row, cut=cut, codec=codec.label, feasible=left)
         if setting.chosen.is_control:
             row = replace(row, feasible="none, it is a control")
-        rows.append(replace(row, stage_bytes=staged, stage_s=float(stage_s[index])))
+        rows.append(replace(row, stage_bytes=float(staged[index]), stage_s=float(stage_s[index])))
     return tuple(rows)
 
 

@@ -10,7 +10,7 @@ from airtune.cost import Ladder
 from airtune.fleet import Fleet
 from airtune.plan import Floats, Problem, PrunedRounds
 from airtune.planner.control import control_lines
-from airtune.planner.extra import cap_lines, staging_lines
+from airtune.planner.extra import cap_lines, held_blocks, holding_lines, staging_lines
 from airtune.planner.lengths import length_line
 from airtune.planner.sample import Sampled
 from airtune.planner.setting import Setting
@@ -18,13 +18,13 @@ from airtune.run import Chosen, tables_of
 from airtune.units import format_bytes, format_seconds
 
 
-def assumptions(setting: Setting, sampled: Sampled, staged: float, stage_s: Floats) -> list[str]:
+def assumptions(setting: Setting, sampled: Sampled, staged: Floats, stage_s: Floats) -> list[str]:
     """Return what a plan takes for granted.
 
     Args:
         setting: what is planned.
         sampled: the rounds that were looked at.
-        staged: bytes of the base that a device fetches.
+        staged: bytes of the base that each device fetches, shape (devices,).
         stage_s: what that takes each, shape (devices,).
     """
     problem, fleet, middle = setting.problem, setting.fleet, sampled.middle
@@ -41,6 +41,7 @@ def assumptions(setting: Setting, sampled: Sampled, staged: float, stage_s: Floa
           if sampled.part < 1.0 else []),
         *(["no sample is seen twice, so nothing is saved by remembering it"]
           if problem.work.device_frozen else []),
+        *holding_lines(fleet.names, held_blocks(problem, fleet, setting.chosen), problem.shape.blocks),
         *staging_lines(fleet.names, staged, stage_s),
         *cap_lines(fleet.names, middle["upload_bytes"] + middle["download_bytes"], problem, staged,
                    part=sampled.part),

@@ -57,12 +57,30 @@ def limits_figure(run: RunSeries, shown: Ints) -> Figure | None:
                    "line": {"width": 2.5}},
         "hovertemplate": f"%{{y}}: %{{x:.3g}} {unit}<extra>limit</extra>",
     }  # fmt: skip
+    data = [bars, marks]
+    if planned := planned_peaks(run):
+        data.append({
+            "type": "scatter", "mode": "markers", "name": "highest plan", "y": rows_y,
+            "x": [planned[names[index]] / scale if names[index] in planned else None
+                  for index in shown.tolist()],
+            "marker": {"symbol": "diamond-open", "size": 10, "color": "var(--ink)"},
+            "hovertemplate": f"%{{y}}: %{{x:.3g}} {unit}<extra>highest plan</extra>",
+        })  # fmt: skip
     figure = layout(x=axis(f"memory ({unit})", from_zero=True), y=axis(""),
                     height=110 + max(15, min(24, 900 // len(shown))) * len(shown))  # fmt: skip
     figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False,
                         "tickfont": {"size": 11}}  # fmt: skip
     figure["bargap"] = 0.35
-    return {"data": [bars, marks], "layout": figure}
+    return {"data": data, "layout": figure}
+
+
+def planned_peaks(run: RunSeries) -> dict[str, float]:
+    """Return the highest peak that was planned for each device; {} where none was measured."""
+    found: dict[str, float] = {}
+    for record in run.record.rounds:
+        for name, planned in (record.get("planned_peak_bytes") or {}).items():
+            found[name] = max(found.get(name, 0.0), planned)
+    return found
 
 
 def waterfall(run: RunSeries) -> tuple[Figure, str] | None:

@@ -194,6 +194,8 @@ def _memory(run: RunSeries, shown: Ints, name: str, figures: dict[str, Figure]) 
     if limits := memory.limits_figure(run, shown):
         figures[f"{name}-memory"] = limits
         caption = "Highest peak of each device over all rounds, and what the device has."
+        if memory.planned_peaks(run):
+            caption += " Peaks were measured on the devices; the diamonds are those of the plan."
         plots.append(Plot(f"{name}-memory", "Every device against its limit", caption))
     return plots
 

@@ -33,6 +33,7 @@ from airtune.model.families import Config
 from airtune.model.frame import load_frame
 from airtune.model.gguf.source import is_gguf
 from airtune.model.images import Examples, Images, image_tokens, load_image_base
+from airtune.model.part import load_part
 from airtune.model.source import Tokenizer, load_config, load_tokenizer
 from airtune.plan import Assignments, Ints, ModelShape, Problem, Workload
 from airtune.recipe import EMBEDDED, Recipe, fleet_of
@@ -169,6 +170,35 @@ def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = N
         model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
         device=place, revision=section.revision, allow_pickle=section.allow_pickle,
     )  # fmt: skip
+
+
+def load_held(
+    recipe: Recipe, *, classes: Sequence[str], blocks: int | None, stays: bool
+) -> BaseModel:
+    """Load the first blocks of a recipe's model and what surrounds them, or all of it.
+
+    A model in 4 bits or in a GGUF file is not read in part.
+
+    Args:
+        recipe: checked.
+        classes: as for `load_model`.
+        blocks: how many; None = all.
+        stays: labels stay, so that the device computes the loss.
+
+    Raises:
+        ModelError: if it cannot be loaded or does not fit the task.
+    """
+    section = recipe.model
+    if blocks is None or section.load_in_4bit or is_gguf(model_source(recipe)):
+        return load_model(recipe, classes=classes)
+    base = load_part(
+        base_folder(recipe), blocks=blocks, output=stays, labels=len(classes), classes=classes,
+        dtype=section.dtype, device=section.device,
+    )  # fmt: skip
+    if base.tokenizer is not None and not classes:
+        settle_end_(base.tokenizer, recipe.data.template)
+        agree_(base.network, base.tokenizer)
+    return base
 
 
 def read_tokenizer(recipe: Recipe) -> Tokenizer:

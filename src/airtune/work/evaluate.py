@@ -61,18 +61,21 @@ class Scores:
         return Quality(loss, _perplexity(loss), None, count)
 
 
-def evaluate(network: nn.Module, examples: Examples, *, chunk: int = 0) -> Quality:
+def evaluate(
+    network: nn.Module, examples: Examples, *, chunk: int = 0, pass_tokens: int = PASS_TOKENS
+) -> Quality:
     """Return the quality over all examples.
 
     Args:
         network: a Hugging Face network, or the `network` of a `LoraNetwork`.
         examples: tokenised texts, or images.
         chunk: positions whose logits exist at a time; 0 = all.
+        pass_tokens: padded tokens in one forward pass, of one example at least.
 
     Raises:
         DataError: if there is no example.
     """
-    return score(network, examples, chunk=chunk).quality()
+    return score(network, examples, chunk=chunk, pass_tokens=pass_tokens).quality()
 
 
 def evaluate_devices(
@@ -133,7 +136,9 @@ def weigh(qualities: Sequence[Quality], weights: Floats) -> dict[str, float]:
 
 
 @torch.no_grad()
-def score(network: nn.Module, examples: Examples, *, chunk: int = 0) -> Scores:
+def score(
+    network: nn.Module, examples: Examples, *, chunk: int = 0, pass_tokens: int = PASS_TOKENS
+) -> Scores:
     """Return loss sums, counts and right answers of each example.
 
     Examples of like length share a pass, so that little is padded.
@@ -148,7 +153,7 @@ def score(network: nn.Module, examples: Examples, *, chunk: int = 0) -> Scores:
     tokens = _most_tokens(network, examples)
     loss_sum, answer = np.zeros(len(examples)), np.zeros(len(examples), np.int64)
     count, correct = np.ones((2, len(examples)), np.int64) * [[1], [0]]
-    for rows in _passes(lengths_of(examples, tokens=tokens)):
+    for rows in _passes(lengths_of(examples, tokens=tokens), pass_tokens):
         batch = collate_examples(examples, rows, tokens=tokens, device=device)
         if is_classification:
             logits = class_logits(network, batch).float()
@@ -238,13 +243,13 @@ def _most_tokens(network: nn.Module, examples: Examples) -> int:
     return max(map(len, examples.tokens))
 
 
-def _passes(lengths: Ints) -> Iterator[Ints]:
-    """Yield the examples of each pass: alike in length, at most PASS_TOKENS with padding."""
+def _passes(lengths: Ints, most_tokens: int) -> Iterator[Ints]:
+    """Yield the examples of each pass: alike in length, at most so many tokens with padding."""
     order = np.argsort(lengths, kind="stable")
     start = 0
     while start < len(order):
         end = start + 1
-        while end < len(order) and (end + 1 - start) * lengths[order[end]] <= PASS_TOKENS:
+        while end < len(order) and (end + 1 - start) * lengths[order[end]] <= most_tokens:
             end += 1
         yield np.asarray(order[start:end], np.int64)
         start = end

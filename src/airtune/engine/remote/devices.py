@@ -144,14 +144,19 @@ class Remote:
         """Return the numbers of the devices that can be reached now."""
         return self._courier.online()
 
-    def join(self, devices: Sequence[int], *, more: More | None = None) -> dict[int, Answer]:
+    def join(
+        self, blocks: Mapping[int, int | None], *, more: More | None = None
+    ) -> dict[int, Answer]:
         """Have devices load model and data and say what they have.
 
         Args:
-            devices: their numbers.
+            blocks: by device: of the base, which it is to hold; None = all, 0 = none yet.
             more: how much longer than usual they are waited for, to fetch the base model.
         """
-        tasks = {device: self._task("join", device, round=0) for device in devices}
+        tasks = {
+            device: replace(self._task("join", device, round=0), blocks=held)
+            for device, held in blocks.items()
+        }
         return self._ask(tasks, {}, limit=SMALL_BYTES, more=more)
 
     def measure(
@@ -225,6 +230,7 @@ class Remote:
         for row in rows:
             tasks[row.device] = replace(
                 self._task("train", row.device, round=round, order=order), row=row, setup=setup,
+                blocks=row.cut,
                 pace=pace, way_s=self._ways.get(row.device, 0.0),
                 upload_bps=None if upload_bps is None else upload_bps.get(row.device),
                 counted=self.counted.get(row.device, -1),

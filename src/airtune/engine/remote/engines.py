@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.cost import (
+    dense_pass_bytes,
     most_upload_bytes,
     peak_memory,
     predict,
@@ -109,14 +110,22 @@ class ReplayEngine(LocalEngine):
         )  # fmt: skip
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
-        """Return the quality of the model that the user will get; {} where there is no test set.
+        """Return the quality of the model that the user will get; {} where nobody can judge it.
+
+        The test set is the server's. Validation data are the devices', and asked are those whose
+        memory holds the whole model; where none does, the server judges what it has of them.
 
         Raises:
             TrainingError: if no device could judge it.
         """
         if split == "test":
             return super().evaluate(state, split) if len(self._data.test) else {}
-        asked = sorted(self._remote.online())
+        dense_bytes = dense_pass_bytes(self._problem.shape, self._problem.workload)
+        judges = set(np.flatnonzero(self._fleet.memory_bytes >= dense_bytes).tolist())
+        if not judges:
+            is_here = any(len(device.validation) for device in self._data.devices)
+            return super().evaluate(state, split) if is_here else {}
+        asked = sorted(self._remote.online() & judges)
         found = self._remote.evaluate(asked, state, deadline_s=self._judging_s())
         if not found:
             raise TrainingError(
@@ -305,7 +314,12 @@ class RemoteEngine(ReplayEngine):
         expected_s = self._handover.expected_s(len(rows))
         self._learn(plan, found.results, links, working_s(told, done))
         return replace(
-            found, split=crossed, handover_s=expected_s, is_coded=sent is not None, plan=plan
+            found,
+            split=crossed,
+            handover_s=expected_s,
+            is_coded=sent is not None,
+            plan=plan,
+            planned_peak_bytes=np.asarray(peak_bytes, np.float64),
         )
 
     def _learn(self, plan: RoundPlan, seen: Results, links: LinkState, worked_s: Floats) -> None:
