@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from scipy.optimize import LinearConstraint, milp, minimize
 
 from airtune.errors import InfeasibleError
 from airtune.solve import (
@@ -112,7 +112,7 @@ def test_three_devices_are_chosen_as_brute_force_chooses(seed, more):
     everything = itertools.product(*(np.flatnonzero(row) for row in problem.allowed))
     costs = [cost_of(problem, np.array(index)) for index in everything
              if problem.fits(np.array(index))]  # fmt: skip
-    found = solve_mixed(problem, most_boxes=2000)
+    found = solve_mixed(problem, most_boxes=600)
     assert found.log_bound <= min(costs) + 1e-9
     assert found.log_cost <= min(costs) + np.log1p(0.02) + 1e-9
 
@@ -134,6 +134,96 @@ def test_no_choice_beats_the_bound_and_no_start_beats_the_answer(n, seed, kind, 
         if problem.fits(index):
             assert found.log_cost <= cost_of(problem, index) + 1e-6
     assert np.all(problem.curves.load(found.share) <= problem.curves.budget * (1 + 1e-6))
+
+
+def shares_at(problem, times):
+    """Return the share that every line needs at a round's times, inf where none is enough."""
+    rows = np.repeat(np.arange(len(problem)), problem.whole.size)
+    left = np.where(problem.whole, times.round_s, times.send_s) - problem.fixed_s
+    begun = problem.fetch_s + problem.fixed_s + problem.backward_s + problem.down_s
+    start = np.where(problem.whole, np.inf, times.first_s - begun)
+    rate = np.maximum(problem.bits / np.maximum(left, 1e-12),
+                      (problem.bits + problem.adapter_bits) / np.maximum(start, 1e-12))  # fmt: skip
+    share = problem.curves.take(rows).share_for(rate.ravel()).reshape(rate.shape)
+    return np.where(problem.allowed & (left > 0) & (start > 0) & (share <= 1.0), share, np.inf)
+
+
+def least_log_k(problem, times):
+    """Return the least ln K at a round's times by an exact integer programme (HiGHS), one link."""
+    n, k = problem.allowed.shape
+    size, later, share = n * k, problem.steps - 1, shares_at(problem, times)
+    usable = np.isfinite(share)
+    # unknowns: a line each, the longest backward phase, pruning's part of ln K
+    cost = np.append((problem.weight[:, None] * problem.log_rounds).ravel(), [0.0, 1.0])
+    one = np.hstack([np.kron(np.eye(n), np.ones(k)), np.zeros((n, 2))])
+    back = np.hstack([np.kron(np.eye(n), np.ones(k)) * problem.backward_s.ravel(), -np.ones((n, 1)),
+                      np.zeros((n, 1))])  # fmt: skip
+    taken = later * problem.down_s + problem.steps * problem.server_s
+    rows = np.vstack([
+        np.append(np.where(usable, share, 0.0).ravel(), [0, 0]),
+        np.append(taken.ravel(), [later, 0]), np.append(problem.server_bytes.ravel(), [0, 0]),
+    ])  # fmt: skip
+    room = [1.0 + 1e-9, times.round_s - times.first_s - later * times.send_s + 1e-9,
+            problem.server_memory_bytes]  # fmt: skip
+    slope = np.diff(problem.prune_log_rounds) / np.diff(problem.prune_grid)
+    pruned = (problem.weight[:, None] * problem.pruned).ravel()
+    curve = np.column_stack([slope[:, None] * pruned, np.zeros(slope.size), -np.ones(slope.size)])
+    offset = slope * problem.prune_grid[:-1] - problem.prune_log_rounds[:-1]
+    found = milp(
+        cost, integrality=np.append(np.ones(size), [0, 0]),
+        bounds=(np.append(np.zeros(size), [0, -np.inf]), np.append(usable.ravel(), [np.inf, np.inf])),
+        constraints=[LinearConstraint(one, 1, 1), LinearConstraint(back, -np.inf, 0),
+                     LinearConstraint(rows, -np.inf, room), LinearConstraint(curve, -np.inf, offset)],
+    )  # fmt: skip
+    return found.fun
+
+
+@pytest.mark.parametrize("seed", [1, 3])
+def test_twenty_devices_are_chosen_as_an_integer_programme_chooses_at_their_times(seed):
+    problem = problem_of(20, seed)
+    found = solve_mixed(problem)
+    assert (~problem.whole[found.index]).any()
+    exact = least_log_k(problem, found.times)
+    assert exact - 1e-6 <= found.log_k <= exact + 0.005
+    assert found.log_bound <= exact + np.log(found.times.round_s) + 1e-6
+
+
+def test_four_devices_are_chosen_as_brute_force_chooses():
+    problem = problem_of(4, 5, levels=2, codecs=1, cuts=2)
+    costs = [cost_of(problem, np.array(index))
+             for index in itertools.product(*(np.flatnonzero(row) for row in problem.allowed))
+             if problem.fits(np.array(index))]  # fmt: skip
+    found = solve_mixed(problem, most_boxes=1000)
+    assert found.log_bound - 1e-9 <= min(costs) <= found.log_cost + 1e-6
+    assert found.log_cost <= min(costs) + np.log1p(0.01) + 1e-9
+
+
+def test_a_device_without_data_or_in_a_deep_fade_and_one_alone_are_served():
+    problem = problem_of(5, 2)
+    weight = np.array([0.0, 0.25, 0.25, 0.25, 0.25])
+    signal = problem.curves.signal.copy()
+    signal[1] = 1e-4
+    faded = replace(problem, weight=weight, curves=replace(problem.curves, signal=signal))
+    found = solve_mixed(faded)
+    assert found.log_bound <= found.log_cost < np.inf
+    assert found.share[1] == found.share.max()
+    alone = problem_of(1, 0)
+    one = solve_mixed(alone)
+    costs = [cost_of(alone, np.array([line])) for line in np.flatnonzero(alone.allowed[0])
+             if alone.fits(np.array([line]))]  # fmt: skip
+    assert one.log_cost == pytest.approx(min(costs), abs=1e-6)
+
+
+def test_a_limit_on_rounds_is_kept_and_its_bound_holds():
+    problem = problem_of(4, 7, levels=2, codecs=2, cuts=1)
+    costs = [(problem.log_k(np.array(index)), cost_of(problem, np.array(index)))
+             for index in itertools.product(*(np.flatnonzero(row) for row in problem.allowed))
+             if problem.fits(np.array(index))]  # fmt: skip
+    limit = float(np.median([log_k for log_k, _ in costs]))
+    best = min(cost for log_k, cost in costs if log_k <= limit)
+    found = solve_mixed(replace(problem, most_log_rounds=limit), most_boxes=600)
+    assert found.log_k <= limit
+    assert found.log_bound - 1e-9 <= best <= found.log_cost + 1e-6
 
 
 def test_a_device_that_holds_nothing_is_named():

@@ -10,7 +10,7 @@ Source: this project's; see `airtune.solve.mixed_problem`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -24,7 +24,7 @@ from airtune.methods.mixed_choice import Menus, MixedChoice, Start, choose
 from airtune.methods.mixed_lines import Knob, MixedLines, fitting_lines, mixed_lines
 from airtune.methods.mixed_reasons import mixed_reasons
 from airtune.methods.seen import Seen, see
-from airtune.methods.sft import Sft
+from airtune.methods.sft import Sft, first_plan
 from airtune.methods.slot import keep_or_divide
 from airtune.plan import (
     AggregateSpec,
@@ -46,6 +46,9 @@ from airtune.plan import (
     WorkSpec,
 )
 from airtune.solve import Curves, MixedSolution
+
+_SFT_TOLERANCE = 0.01
+"""Gap at which the search for the plan of `sft` stops."""
 
 Quality = Literal["auto"] | Mapping[str, float]
 
@@ -178,19 +181,22 @@ class Auto:
 
     def _starts(self, menus: Menus) -> Iterator[Start]:
         """Yield the plans of the methods whose knobs may all be chosen, where they have one."""
-        problem, observation = menus.problem, menus.observation
-        knobs = set(self.knobs)
-        others: list[tuple[str, Jcpba | Sft]] = []
+        knobs, problem, seen = set(self.knobs), menus.problem, menus.seen
+        plans: dict[str, Callable[[], Assignments]] = {}
         if knobs >= {"prune", "share"}:
-            others.append(("jcpba", Jcpba(max_prune=self.max_prune)))
+            pruner = Jcpba(max_prune=self.max_prune)
+            plans["jcpba"] = lambda: pruner.plan(problem, {}, menus.observation)[
+                0
+            ].assignments.take(seen.able)
         if knobs >= {"cut", "codec", "share"}:
-            others.append(("sft", Sft(labels=self.labels)))
-        for name, decider in others:
+            plans["sft"] = lambda: first_plan(
+                Sft(labels=self.labels), problem, seen, tolerance=_SFT_TOLERANCE
+            )
+        for name, plan in plans.items():
             try:
-                plan, _ = decider.plan(problem, decider.init(problem), observation)
+                told = plan()
             except InfeasibleError:
                 continue
-            told = plan.assignments.take(menus.seen.able)
             index = menus.lines.find(told)
             if (index >= 0).all() and menus.allowed[np.arange(index.size), index].all():
                 yield Start(f"the plan of {name}", index, told.share)

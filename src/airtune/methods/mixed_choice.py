@@ -115,13 +115,15 @@ def choose(
 
 def _timed(menus: Menus, start: Start) -> MixedChoice:
     """Return a choice with its cost: infinite where the server or the rounds allowed refuse it."""
-    lines, index, share = menus.lines, start.index, start.share
+    index, share = start.index, start.share
     columns, place = np.unique(index, return_inverse=True)
-    mixed = menus.mixed(columns, int(np.max(lines.rank[index])))
+    try:
+        mixed = menus.mixed(columns, int(np.max(menus.lines.rank[index])))
+    except InfeasibleError:  # the server does not hold these cuts
+        return MixedChoice(index, np.zeros(index.size), np.inf, np.inf, start.source)
     if share is None:
         share = round_times(mixed, place).share
-    fits = mixed.fits(place)
-    round_s = menus.round_s(index, share) if fits else float("inf")
+    round_s = menus.round_s(index, share) if mixed.fits(place) else float("inf")
     return MixedChoice(index, share, mixed.log_k(place), round_s, start.source)
 
 

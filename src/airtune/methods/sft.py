@@ -267,6 +267,21 @@ class Sft:
         return found.share, solution, notes
 
 
+def first_plan(settings: Sft, problem: Problem, seen: Seen, *, tolerance: float) -> Assignments:
+    """Return what a first round tells the able devices, chosen to within this gap where it is proved.
+
+    Raises:
+        InfeasibleError: if a device's memory fits no cut or the budget not even the mildest codecs.
+    """
+    lines, _ = settings._lines(problem)
+    priced = price(problem, seen, lines)
+    task = split_problem(problem, seen, lines, priced, settings.quality_budget)
+    used = solve_split(task, tolerance=tolerance)
+    index = np.zeros(seen.device.shape, np.int64)
+    index[seen.able] = used.index
+    return told(problem, seen, lines, index, seen.shares(used.share)).take(seen.able)
+
+
 def _later_and_later(task: SplitProblem, lines: Lines) -> list[SplitProblem]:
     """Return the task with every cut, then without the earliest cuts, while each device has one."""
     left = [task.allowed & (lines.cut >= floor) for floor in np.unique(lines.cut)]

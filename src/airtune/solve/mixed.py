@@ -13,24 +13,27 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from airtune.errors import InfeasibleError
 from airtune.plan import Floats, Ints
 from airtune.solve.bandwidth import SolveStatus
-from airtune.solve.mixed_bound import Box, Boxes
-from airtune.solve.mixed_menu import FAR, MixedMenu
+from airtune.solve.mixed_bound import Boxes
+from airtune.solve.mixed_boxes import Box, at_times, halves, near, roots
+from airtune.solve.mixed_menu import MixedMenu
 from airtune.solve.mixed_problem import MixedProblem
 from airtune.solve.mixed_times import RoundTimes, round_times
 
-_SMALL = 0.3
+_SMALL = 0.1
 """Longest side of a box, in ln T, up to which tangents are tried too."""
 _NUMBERS = 2e5
 """Costs of lines that are worked on together."""
-_MOST_TOGETHER = 32
-_STEPS = 8
+_MOST_TOGETHER = 16
+_STEPS = 5
+_PROBES = 6
+_PRICE_STEPS = 25
 _ROUGH = 1e-4
 """To which ln T of choices is found while others are sought."""
 
@@ -67,7 +70,7 @@ class _Best:
     def __init__(self, problem: MixedProblem, better_than: float) -> None:
         self.problem, self.better_than, self.cost = problem, better_than, np.inf
         self.index: Ints | None = None
-        self.times: RoundTimes | None = None
+        self.times = RoundTimes(np.inf, 0.0, 0.0, np.zeros(0))
         self._seen: set[bytes] = set()
 
     @property
@@ -169,16 +172,14 @@ def _search(
 ) -> tuple[float, Floats, int]:
     """Return the least bound left, prices near the answer, and how many boxes were looked at."""
     menu, order = MixedMenu(problem), itertools.count()
-    links = problem.curves.budget.size
-    scale_s = float(np.exp(min(best.limit, 600.0)))
-    first = np.concatenate([np.full(links, 0.1), np.full(links, 0.1 / scale_s), [0.0, 0.1, 0.0]])
-    heap = [(-np.inf, next(order), box, first) for box in _roots(menu, best)]
+    first = _probed(menu, best, slack)
+    heap = [(-np.inf, next(order), box, first) for box in roots(menu, best.limit)]
     together = int(np.clip(_NUMBERS / problem.allowed.size, 1, _MOST_TOGETHER))
     dropped, boxes = np.inf, 0
     while heap and boxes < most_boxes and heap[0][0] < best.limit - slack:
         taken = [heapq.heappop(heap) for _ in range(min(together, len(heap)))]
         parts = [(low, part, prices) for low, _, box, prices in taken
-                 for part in _halves(box, menu.later)]  # fmt: skip
+                 for part in halves(box, menu.later)]  # fmt: skip
         boxes += len(parts)
         for low, part, prices, bound in _bounded(menu, best, parts, slack):
             bound = max(bound, low)
@@ -186,60 +187,53 @@ def _search(
                 dropped = min(dropped, bound)
             else:
                 heapq.heappush(heap, (bound, next(order), part, prices))
-    near = heap[0][3] if heap else first
-    return min([dropped, *(row[0] for row in heap[:1])]), near, boxes
+    prices = _prices_at(menu, best, first)
+    return min([dropped, *(row[0] for row in heap[:1])]), prices, boxes
 
 
-def _roots(menu: MixedMenu, best: _Best) -> list[Box]:
-    """Return boxes that hold every choice better than the best: nobody cut, and somebody."""
-    problem = menu.problem
-    least_k = float(np.sum(problem.weight * np.min(
-        np.where(problem.allowed, problem.log_rounds, np.inf), axis=1)))  # fmt: skip
-    most_s = float(np.exp(min(best.limit - least_k, 600.0)))
-    top = problem.curves.rate(problem.curves.most())[:, None]
-    alone = np.where(problem.allowed, problem.fixed_s + problem.bits / top, np.inf)
-    whole, cut = menu.whole.columns, menu.cut.columns
-    roots = []
-    low = float(np.max(np.min(alone[:, whole], axis=1, initial=np.inf)))
-    if low < most_s:
-        roots.append(Box((low, most_s)))
-    if cut.size:
-        low = float(np.max(np.min(alone, axis=1)))
-        begun = problem.fetch_s + problem.fixed_s + problem.backward_s + problem.down_s
-        first = begun + (problem.bits + problem.adapter_bits) / top
-        first_s = float(np.min(np.where(problem.allowed, first, np.inf)[:, cut]))
-        send_s = float(np.min(alone[:, cut]))
-        later = max(menu.later, 1)
-        low = max(low, first_s + menu.later * send_s)
-        if low < most_s:
-            roots.append(Box((low, most_s), (send_s, most_s / later), (first_s, most_s)))
-    return roots
+def _probed(menu: MixedMenu, best: _Best, slack: float) -> Floats:
+    """Better the answer by choices near its own times; returns prices there."""
+    links = menu.problem.curves.budget.size
+    scale_s = float(np.exp(min(best.limit, 600.0)))
+    prices = np.concatenate([np.full(links, 0.1), np.full(links, 0.1 / scale_s), [0.0, 0.1, 0.0]])
+    for _ in range(_PROBES):
+        before = best.cost
+        tried = [(-np.inf, box, prices) for box in near(menu, best.times)]
+        prices = min(_bounded(menu, best, tried, slack), key=lambda row: row[3])[2]
+        if best.cost > before - _ROUGH * 10:
+            break
+    return prices
 
 
-def _halves(box: Box, later: int) -> list[Box]:
-    """Return the two halves of a box along the side that changes a round's time most."""
-    widths = box.widths(later)
-    side = max(range(3), key=lambda place: widths[place])
-    name = ("round_s", "send_s", "first_s")[side]
-    low, high = getattr(box, name)
-    middle = float(np.sqrt(low * high))
-    return [replace(box, **{name: span}) for span in ((low, middle), (middle, high))]
+def _prices_at(menu: MixedMenu, best: _Best, prices: Floats) -> Floats:
+    """Return prices at the answer's times."""
+    box = Boxes(menu, [at_times(menu, best.times)], tangents=True)
+    return np.asarray(box.raised(prices[None], best.cost + 1.0, _PRICE_STEPS)[1][0], np.float64)
 
 
 def _bounded(
     menu: MixedMenu, best: _Best, parts: Sequence[tuple[float, Box, Floats]], slack: float
 ) -> Iterable[tuple[float, Box, Floats, float]]:
     """Yield every box with its prices and its bound; times the choices met on the way."""
-    kinds: dict[tuple[bool, bool], list[tuple[float, Box, Floats]]] = {}
-    for low, box, prices in parts:
-        is_small = max(box.widths(menu.later)) <= _SMALL
-        kinds.setdefault((box.send_s is not None, is_small), []).append((low, box, prices))
-    for (_, is_small), rows in kinds.items():
-        boxes = [box for _, box, _ in rows]
-        prices = np.stack([each for _, _, each in rows])
-        wanted = best.limit - slack
-        bound, prices, pick = Boxes(menu, boxes, tangents=is_small).raised(prices, wanted, _STEPS)
+    wanted = best.limit - slack
+    for is_cut in (False, True):
+        rows = [row for row in parts if (row[1].send_s is not None) == is_cut]
+        if not rows:
+            continue
+        boxes, prices = [row[1] for row in rows], np.stack([row[2] for row in rows])
+        bound, prices, pick = Boxes(menu, boxes, tangents=False).raised(prices, wanted, _STEPS)
+        small = [at for at, box in enumerate(boxes)
+                 if bound[at] < wanted and max(box.widths(menu.later)) <= _SMALL]  # fmt: skip
+        if small:
+            near = Boxes(menu, [boxes[at] for at in small], tangents=True)
+            again, more, other = near.raised(prices[small], wanted, _STEPS)
+            better = np.flatnonzero(again > bound[small])
+            rows_better = np.array(small)[better]
+            bound[rows_better], prices[rows_better] = again[better], more[better]
+            pick[rows_better] = other[better]
+            for each in other[again < wanted]:
+                best.try_(each)
         for at, (low, box, _) in enumerate(rows):
-            if bound[at] < wanted and bound[at] < FAR / 2:
+            if bound[at] < wanted:
                 best.try_(pick[at])
             yield low, box, prices[at], float(bound[at])

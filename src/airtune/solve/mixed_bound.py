@@ -25,33 +25,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from airtune.plan import Bools, Floats, Ints
-from airtune.solve.mixed_menu import FAR, MixedMenu, Span
+from airtune.solve.mixed_boxes import Box
+from airtune.solve.mixed_menu import FAR, MixedMenu
 
 _PATIENCE = 3
 """Steps without progress after which the aim is lowered."""
 _FLAT = 1e-3
 """Aim, in ln(K T), below which steps are given up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """Ranges of the round's times, in seconds; without A and X nobody is cut."""
-
-    round_s: Span
-    """T."""
-    send_s: Span | None = None
-    """A."""
-    first_s: Span | None = None
-    """X."""
-
-    def widths(self, later: int) -> tuple[float, float, float]:
-        """Return how much each side may change ln T."""
-        (least, most), send, first = self.round_s, self.send_s, self.first_s
-        return (
-            float(np.log(most / least)),
-            later * (send[1] - send[0]) / most if send else 0.0,
-            (first[1] - first[0]) / most if first else 0.0,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +84,15 @@ class Boxes:
         self.round_s = np.array([box.round_s for box in boxes])
         needs = [menu.whole_needs(box.round_s) for box in boxes]
         self.whole_share = np.stack([each.ends if tangents else each.last[None] for each in needs])
-        self.whole_lacks = np.stack([each.lacks for each in needs])
+        self.whole_fixed = np.stack([np.where(each.lacks, FAR, menu.whole.fixed) for each in needs])
         self.taken_s = np.zeros((len(boxes), 1))
         """X + (n - 1) A at the corners, (b, v)."""
         if self.is_cut:
             found = [self._cut_needs(box, tangents=tangents) for box in boxes]
             self.cut_share = np.stack([share for share, _, _ in found])
-            self.cut_lacks = np.stack([lacks for _, lacks, _ in found])
+            self.cut_fixed = np.stack(
+                [np.where(lacks, FAR, menu.cut.fixed) for _, lacks, _ in found]
+            )
             self.taken_s = np.array([taken for _, _, taken in found])
 
     def dual(self, table: Floats) -> Dual:
@@ -118,11 +100,13 @@ class Boxes:
         problem = self.menu.problem
         prices = MixedPrices.split(table, problem.curves.budget.size)
         air = prices.share[:, None, problem.curves.link, None]
-        whole = self._whole_cost(prices)[:, None] + air * self.whole_share
+        whole = air * self.whole_share
+        whole += self._whole_cost(prices)[:, None]
         alone = whole.min(axis=3, initial=FAR)
         cut, value = None, alone.sum(axis=2)[:, :, None]
         if self.is_cut:
-            cut = self._cut_cost(prices)[:, None] + air * self.cut_share
+            cut = air * self.cut_share
+            cut += self._cut_cost(prices)[:, None]
             value, limit = self._together(alone, cut, prices)
         second = prices.second.sum(axis=1)[:, None]
         timed = np.log(self.round_s) - second * self.round_s
@@ -136,7 +120,7 @@ class Boxes:
         pick, share = self._cheapest(whole, cut, (w, v), back_s)
         constant, mean = self._conjugate(prices)
         bound = value[rows, w, v] + constant - prices.share.sum(axis=1) - prices.memory
-        if np.isfinite(problem.most_log_rounds):
+        if self.menu.limits_rounds:
             bound = bound - prices.rounds * problem.most_log_rounds
         left_s = at_s[rows, w] - self.taken_s[rows, v]
         return Dual(bound, self._slope(pick, share, left_s, back_s, mean), pick)
@@ -192,45 +176,47 @@ class Boxes:
         return share, lacks, [first_s[x] + later * send_s[a] for a, x in corners]
 
     def _whole_cost(self, prices: MixedPrices) -> Floats:
-        lines = self.menu.whole
-        cost = (1.0 + prices.rounds[:, None, None]) * lines.fixed
-        cost = cost + prices.pruned[:, None, None] * lines.pruned
-        return np.where(self.whole_lacks, FAR, cost)
+        """Return what whole lines cost beside their shares, (b, n, c)."""
+        cost = prices.pruned[:, None, None] * self.menu.whole.pruned
+        cost += self.whole_fixed
+        if self.menu.limits_rounds:
+            cost += prices.rounds[:, None, None] * self.menu.whole.fixed
+        return cost
 
     def _cut_cost(self, prices: MixedPrices) -> Floats:
-        menu = self.menu
-        problem, at = menu.problem, menu.cut.columns
+        """Return what cut lines cost beside their shares, (b, n, c)."""
+        menu, problem = self.menu, self.menu.problem
         own = np.where(problem.curves.dedicated, 0.0, prices.second[:, problem.curves.link])
-        cost = (1.0 + prices.rounds[:, None, None]) * menu.cut.fixed
-        cost = (
-            cost
-            + (prices.memory / problem.server_memory_bytes)[:, None, None]
-            * problem.server_bytes[:, at]
-        )
-        cost = (
-            cost
-            + (problem.steps * prices.second.sum(axis=1))[:, None, None] * problem.server_s[:, at]
-        )
-        cost = cost + (menu.later * own)[:, :, None] * problem.down_s[:, at]
-        return np.where(self.cut_lacks, FAR, cost)
+        cost = (menu.later * own)[:, :, None] * menu.down_s
+        cost += (problem.steps * prices.second.sum(axis=1))[:, None, None] * menu.served_s
+        if np.any(prices.memory > 0.0):
+            cost += prices.memory[:, None, None] * menu.stored
+        cost += self.cut_fixed
+        if menu.limits_rounds:
+            cost += prices.rounds[:, None, None] * menu.cut.fixed
+        return cost
 
     def _together(self, alone: Floats, cut: Floats, prices: MixedPrices) -> tuple[Floats, Floats]:
         """Return the least sums over lines and every G, (b, w, v), and that G, (links, b, w, v)."""
         menu = self.menu
-        kinds = np.minimum.reduceat(cut, menu.starts, axis=3)
-        kinds = np.take_along_axis(kinds, menu.order[None, None], axis=3)
-        kinds = np.minimum.accumulate(kinds, axis=3)[:, None]
-        start = np.broadcast_to(
-            alone[:, :, None, :, None], (*alone.shape[:2], cut.shape[1], alone.shape[2], 1)
-        )
-        least = np.minimum(start, kinds)
-        gain = np.concatenate([start, least[..., :-1]], axis=4) - least
+        kinds = cut
+        if menu.starts.size < cut.shape[3]:
+            kinds = np.minimum.reduceat(cut, menu.starts, axis=3)
+        if menu.order is not None:
+            kinds = np.take_along_axis(kinds, menu.order[None, None], axis=3)
+        start = alone[:, :, None, :, None]
+        least = np.empty((*alone.shape[:2], *kinds.shape[1:3], kinds.shape[3] + 1))
+        least[..., :1] = start
+        np.minimum(start, np.minimum.accumulate(kinds, axis=3)[:, None], out=least[..., 1:])
+        gain = least[..., :-1] - least[..., 1:]
         value = alone.sum(axis=2)[:, :, None] + np.zeros(cut.shape[1])
         limit = np.full((menu.links.shape[1], *value.shape), -np.inf)
         for group in menu.groups:
-            here = gain[:, :, :, group.rows].reshape(*value.shape, -1)[..., group.order]
+            here = gain if group.rows.size == gain.shape[3] else gain[:, :, :, group.rows]
+            here = here.reshape(*value.shape, -1)[..., group.order]
             weight = menu.later * prices.second[:, group.link]
-            sums = weight[:, None, None, None] * group.back_s - np.cumsum(here, axis=3)
+            sums = weight[:, None, None, None] * group.back_s
+            sums = sums - np.cumsum(here, axis=3, out=here)
             at = np.argmin(sums, axis=3)
             least_sum = np.take_along_axis(sums, at[..., None], axis=3)[..., 0]
             value = value + np.minimum(least_sum, 0.0)
@@ -246,17 +232,17 @@ class Boxes:
         pick = np.zeros((len(whole), whole.shape[2]), np.int64)
         share, least = np.zeros(pick.shape), np.full(pick.shape, np.inf)
         if menu.whole.columns.size:
-            here = whole[boxes, w]
+            here = _corner(whole, w)
             best = np.argmin(here, axis=2)
             pick, least = menu.whole.columns[best], here[*at, best]
-            share = self.whole_share[boxes, w][*at, best]
+            share = _corner(self.whole_share, w)[*at, best]
         if cut is None:
             return pick, share
         within = menu.back_s <= back_s[:, menu.problem.curves.link, None]
-        here = np.where(within, cut[boxes, v], np.inf)
+        here = np.where(within, _corner(cut, v), np.inf)
         best = np.argmin(here, axis=2)
         less = here[*at, best] < least
-        shares = self.cut_share[boxes, v][*at, best]
+        shares = _corner(self.cut_share, v)[*at, best]
         return np.where(less, menu.cut.columns[best], pick), np.where(less, shares, share)
 
     def _slope(
@@ -278,7 +264,7 @@ class Boxes:
         rounds = problem.log_rounds[at, pick] @ problem.weight + problem.prune_log_rounds[mean]
         return np.column_stack([
             held, taken if self.is_cut else -np.ones(taken.shape), stored, pruned,
-            rounds - problem.most_log_rounds if np.isfinite(problem.most_log_rounds)
+            rounds - problem.most_log_rounds if menu.limits_rounds
             else -np.ones(rounds.shape),
         ])  # fmt: skip
 
@@ -295,6 +281,13 @@ class Boxes:
         values = factor * problem.prune_log_rounds - prices.pruned[:, None] * grid
         at = np.argmin(values, axis=1)
         return values[np.arange(at.size), at], at
+
+
+def _corner(table: Floats, corner: Ints) -> Floats:
+    """Return each box's table at its corner, (b, n, c)."""
+    if len(table) == 1:
+        return table[:, min(int(corner[0]), table.shape[1] - 1)]
+    return table[:, 0] if table.shape[1] == 1 else table[np.arange(len(table)), corner]
 
 
 def _least(value: Floats) -> tuple[Ints, Ints]:

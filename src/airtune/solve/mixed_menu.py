@@ -122,9 +122,16 @@ class MixedMenu:
         by_kind = np.argsort(kind, kind="stable")
         self.cut = LineColumns(problem, columns[by_kind])
         self.starts = np.searchsorted(kind[by_kind], np.arange(kinds.shape[1]))
-        self.back_s = back[:, self.cut.columns]
-        self.order = np.argsort(kinds, axis=1, kind="stable")
-        sorted_s = np.take_along_axis(kinds, self.order, axis=1)
+        at = self.cut.columns
+        self.back_s, self.down_s = back[:, at], problem.down_s[:, at]
+        self.served_s = problem.server_s[:, at]
+        self.stored = problem.server_bytes[:, at] / problem.server_memory_bytes
+        self.limits_rounds = bool(np.isfinite(problem.most_log_rounds))
+        order = np.argsort(kinds, axis=1, kind="stable")
+        is_sorted = bool(np.all(order == np.arange(kinds.shape[1])))
+        self.order = None if is_sorted else order
+        """Of the kinds of lines by backward phase; None where it is that of the kinds already."""
+        sorted_s = np.take_along_axis(kinds, order, axis=1)
         link = problem.curves.link
         self.groups = tuple(
             self._group(int(each), np.flatnonzero(link == each), sorted_s)
