@@ -18,7 +18,7 @@ from airtune.errors import InfeasibleError
 from airtune.fleet import Fleet, load_fleet
 from airtune.methods import build_method
 from airtune.methods.levels import ladder_of
-from airtune.methods.mixed_lines import pruning_curve
+from airtune.methods.mixed_pricing import pruning_curve
 from airtune.methods.seen import even_shares
 from airtune.plan import (
     Assignments,

@@ -45,7 +45,7 @@ from airtune.plan import (
     Want,
     WorkSpec,
 )
-from airtune.solve import Curves, MixedSolution
+from airtune.solve import Curves, MixedPrices, MixedSolution
 
 _SFT_TOLERANCE = 0.01
 """Gap at which the search for the plan of `sft` stops."""
@@ -247,16 +247,19 @@ def _notes(menus: Menus, choice: MixedChoice, solved: MixedSolution) -> dict[str
     """Return ln K and the prices: what ln(K T) falls by for more of each limit."""
     lines, index = menus.lines, choice.index
     weight = menus.seen.of(menus.seen.weight)
-    links = menus.curves.budget.size
-    return {
+    prices = MixedPrices.split(solved.prices[None], menus.curves.budget.size)
+    notes: dict[str, Note] = {
         "log_rounds": choice.log_rounds,
         "mean_pruned": float(np.sum(weight * lines.pruned[index])),
         "cut_devices": float(np.sum(lines.cut[index] > 0)),
-        "price_share": (tuple(solved.prices[:links].tolist()),),
-        "price_second": float(np.sum(solved.prices[links : 2 * links])),
-        "price_server_memory": float(solved.prices[-2]),
-        "price_pruned": float(solved.prices[-1]),
+        "price_share": (tuple(prices.share[0].tolist()),),
+        "price_second": float(prices.second[0].sum()),
+        "price_server_memory": float(prices.memory[0]),
+        "price_pruned": float(prices.pruned[0]),
     }
+    if np.isfinite(menus.most_log_rounds):
+        notes["price_rounds"] = float(prices.rounds[0])
+    return notes
 
 
 def auto(name: str, settings: object) -> Method:

@@ -12,7 +12,8 @@ import numpy as np
 
 from airtune.cost import predict
 from airtune.errors import InfeasibleError
-from airtune.methods.mixed_lines import MixedLines, mixed_problem
+from airtune.methods.mixed_lines import MixedLines
+from airtune.methods.mixed_pricing import mixed_problem
 from airtune.methods.seen import Seen
 from airtune.plan import Bools, Floats, Ints, Observation, Problem
 from airtune.solve import Curves, MixedProblem, MixedSolution, round_times, solve_mixed

@@ -55,35 +55,36 @@ def _line(lines: MixedLines, line: int) -> str:
 
 
 def _others(menus: Menus, choice: MixedChoice) -> tuple[str, ...]:
-    """Return what each able device would do otherwise and when it would end, at its own share."""
-    lines, index = menus.lines, choice.index
-    is_cut = lines.cut[index] > 0
-    alone_s = _alone_s(menus, choice.share)
+    """Return why each able device is not told the other kind of line, at its own share."""
+    lines, seen = menus.lines, menus.seen
+    alone_s, limit_s = _alone_s(menus, choice.share), choice.round_s * (1.0 + _SLACK)
+    memory, dense = seen.of(seen.memory_bytes), float(lines.peak_bytes[0])
     said = []
-    for row in range(index.size):
-        kind = lines.whole == is_cut[row]
-        there = kind & menus.allowed[row]
-        memory = float(menus.seen.of(menus.seen.memory_bytes)[row])
-        dense = lines.peak_bytes[0]
-        held = f"its {format_bytes(memory)} do not hold the model" if memory < dense else ""
-        if not there.any():
-            what = "nothing else fits its memory" if is_cut[row] else "it can only train whole"
-            said.append((held and is_cut[row] and f"{held}") or what)
-            continue
-        at = int(np.argmin(np.where(there, alone_s[row], np.inf)))
-        late_s = float(alone_s[row, at]) - choice.round_s
-        when = (
-            f"end {format_seconds(late_s)} after the round" if late_s > _SLACK * choice.round_s
-            else "save no time that is worth its rounds"
-        )  # fmt: skip
-        name = "whole" if is_cut[row] else "cut"
-        text = (
-            f"{name} it would need {lines.pruned[at]:.0%} pruned and {when}"
-            if (is_cut[row] and lines.pruned[at] > 0.0)
-            else f"{name} it would {when}"
-        )
-        said.append(f"{held}; {text}" if held else text)
+    for row, line in enumerate(choice.index.tolist()):
+        is_cut = bool(lines.cut[line])
+        there = np.flatnonzero((lines.whole == is_cut) & menus.allowed[row])
+        lacks = memory[row] < dense and bool(lines.whole[0])
+        parts = [f"its {format_bytes(float(memory[row]))} do not hold the model"] if lacks else []
+        if there.size:
+            parts.append(_other(lines, there, alone_s[row], limit_s))
+        elif not parts:
+            parts.append("it has no other choice")
+        said.append("; ".join(parts))
     return tuple(said)
+
+
+def _other(lines: MixedLines, there: Ints, alone_s: Floats, limit_s: float) -> str:
+    """Say what a device could do of the other kind of line: least pruned in time, or soonest."""
+    kind = "whole" if lines.whole[there[0]] else "cut"
+    in_time = there[alone_s[there] <= limit_s]
+    if not in_time.size:
+        at = int(there[np.argmin(alone_s[there])])
+        even = f", even {lines.pruned[at]:.0%} pruned" if lines.pruned[at] else ""
+        return f"{kind} it would end {format_seconds(float(alone_s[at]) - limit_s)} later{even}"
+    at = int(in_time[np.argmin(lines.pruned[in_time])])
+    if lines.pruned[at]:
+        return f"{kind} it would have to prune {lines.pruned[at]:.0%} to end in time"
+    return f"{kind} it would end in time too and gain the fleet nothing"
 
 
 def _alone_s(menus: Menus, share: Floats) -> Floats:

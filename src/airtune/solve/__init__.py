@@ -5,6 +5,7 @@ from airtune.solve.bcd import BcdStart, solve_bcd, uniform_kept
 from airtune.solve.joint import solve_joint
 from airtune.solve.menu import MenuChoice, choose, lagrangian
 from airtune.solve.mixed import MixedSolution, solve_mixed
+from airtune.solve.mixed_bound import MixedPrices
 from airtune.solve.mixed_problem import MixedProblem
 from airtune.solve.mixed_times import RoundTimes, round_times
 from airtune.solve.problem import JointProblem, JointSolution
@@ -24,6 +25,7 @@ __all__ = [
     "JointSolution",
     "LadderProblem",
     "MenuChoice",
+    "MixedPrices",
     "MixedProblem",
     "MixedSolution",
     "RoundTimes",

@@ -208,7 +208,7 @@ def _probed(menu: MixedMenu, best: _Best, slack: float) -> Floats:
 def _prices_at(menu: MixedMenu, best: _Best, prices: Floats) -> Floats:
     """Return prices at the answer's times."""
     box = Boxes(menu, [at_times(menu, best.times)], tangents=True)
-    return np.asarray(box.raised(prices[None], best.cost + 1.0, _PRICE_STEPS)[1][0], np.float64)
+    return np.asarray(box.raised(prices[None], best.cost, _PRICE_STEPS)[1][0], np.float64)
 
 
 def _bounded(
