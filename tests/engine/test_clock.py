@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airtune.engine import clock
-from airtune.engine.clock import transfer
+from airtune.engine.clock import in_step, passing, transfer
 
 
 def table(rates):
@@ -90,3 +90,38 @@ def test_a_link_that_never_carries_anything_is_given_up(monkeypatch):
     monkeypatch.setattr(clock, "MAX_SLOTS", 50)
     done = transfer(table([[0.0]]), start_s=np.zeros(1), size_bytes=np.ones(1), slot_s=1.0)
     assert done.finish_s[0] == np.inf
+
+
+SIZES = st.lists(st.floats(1.0, 100.0), min_size=2, max_size=2)
+STARTS = st.lists(st.floats(0.0, 5.0), min_size=2, max_size=2)
+
+
+@given(sizes=st.tuples(SIZES, SIZES), starts=st.tuples(STARTS, STARTS))
+@settings(max_examples=60, deadline=None)
+def test_two_processes_in_step_share_a_link_as_one_transfer_does(sizes, starts):
+    """The link is divided by what all four have yet to send, at each slot edge."""
+
+    def divided(remaining):
+        return 40.0 * remaining / max(remaining.sum(), 1e-9)
+
+    whole = transfer(
+        lambda slot, remaining: divided(remaining), start_s=np.concatenate(starts),
+        size_bytes=np.concatenate(sizes), slot_s=1.0,
+    )  # fmt: skip
+    told, shares = np.concatenate(sizes), {}
+
+    def part(places, start_s, size_bytes):
+        def tell(remaining):
+            told[places] = remaining
+
+        def rates(slot, remaining):
+            return shares.setdefault(slot, divided(told.copy()))[places]
+
+        return passing(
+            rates, start_s=np.array(start_s), size_bytes=np.array(size_bytes), slot_s=1.0, tell=tell
+        )
+
+    parts = in_step(part(slice(0, 2), starts[0], sizes[0]), part(slice(2, 4), starts[1], sizes[1]))
+    for name in ("finish_s", "sent_bytes"):
+        found = np.concatenate([getattr(one, name) for one in parts])
+        np.testing.assert_allclose(found, getattr(whole, name))

@@ -97,6 +97,24 @@ def test_copies_are_federated_learning_of_the_whole_model(engine_of, state, keep
     np.testing.assert_allclose(cut, whole, rtol=1e-4)
 
 
+def test_cut_and_whole_devices_are_divided_a_link_by_what_each_has_yet_to_send(
+    engine_of, state, cut_plan
+):
+    plan = cut_plan(0, 3, 0, 1)
+    told = []
+
+    def divide(links, remaining_bytes):
+        told.append(remaining_bytes)
+        return plan.assignments.share
+
+    done = engine_of().execute(plan, state, divide, start_s=0.0)
+    finish_s, last = done.results.finish_s, np.array(told)[-1]
+    assert np.all(np.diff(np.array(told)[:, [0, 2]], axis=0) <= 0.0), "asked in the order of time"
+    assert finish_s[[1, 3]].max() < finish_s[2] - 0.1
+    assert np.all(last[[1, 3]] == 0.0), "who is done has nothing left to send"
+    assert 0.0 < last[2] <= done.results.upload_bytes[2]
+
+
 def test_cut_and_whole_devices_learn_in_one_round(engine_of, state, keep, cut_plan):
     work = WorkSpec(server="copies")
     mixed = losses(engine_of(work=work), [0, 3, 0, 1], state, keep, cut_plan)

@@ -9,7 +9,8 @@ import pytest
 from airtune.cost import predict
 from airtune.cost.split import split_cost
 from airtune.engine.air import Air
-from airtune.engine.split_timing import Crossings, time_split
+from airtune.engine.clock import alone
+from airtune.engine.split_timing import Crossings, split_round_time
 from airtune.errors import MethodError
 from airtune.fleet import load_fleet
 from airtune.plan import CodecSpec, WorkSpec
@@ -64,10 +65,10 @@ def clock(problem_of):
         crossed = replace(crossed, **(change(crossed) if change else {}))
         keep = divide or (lambda links, remaining: plan.assignments.share)
         air = Air(fleet, plan, keep, start_s=0.0, usual_bytes=cost.up_bytes)
-        timed = time_split(
+        timed = alone(split_round_time(
             problem, fleet, plan, air.part(np.arange(len(plan.assignments))),
             cost=cost, crossed=crossed, faults=[""] * len(plan.assignments),
-        )  # fmt: skip
+        ))  # fmt: skip
         return timed, problem, fleet, air
 
     return run

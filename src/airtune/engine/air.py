@@ -2,7 +2,8 @@
 
 The plan's shares hold in the first slot; at every later edge the method is asked once, and its
 answer holds until the next. All devices of a plan share one air: those that train the whole model
-and those that are cut are timed apart, but divide the same link.
+and those that are cut go through its slots in step, and a method is asked when all have come to the
+slot, with what each has yet to send.
 """
 
 from __future__ import annotations
@@ -33,8 +34,7 @@ class Air:
             plan: n devices.
             divide: asked at each slot edge after the first.
             start_s: virtual time at which the round begins.
-            usual_bytes: what `divide` is told of a device whose transfer does not ask, shape (n,):
-                what it will yet send.
+            usual_bytes: what `divide` is told of a device that has not begun to send, shape (n,).
 
         Raises:
             MethodError: if the plan's shares give out more than a link has.
@@ -46,7 +46,7 @@ class Air:
         self._alone: dict[int, Floats] = {}
         self._down: dict[int, Floats] = {}
         count = len(plan.assignments)
-        self._usual = np.zeros(count) if usual_bytes is None else usual_bytes
+        self._told = np.zeros(count) if usual_bytes is None else usual_bytes.copy()
         check_shares(plan.assignments.share, plan.assignments, self.links(0))
 
     @property
@@ -72,18 +72,20 @@ class Air:
         """Return the air as some rows of the plan have it."""
         return Part(self, places, self._plan.assignments.device[places])
 
-    def share(self, slot: int, places: Ints, remaining_bytes: Floats) -> Floats:
+    def tell(self, places: Ints, remaining_bytes: Floats) -> None:
+        """Note what some rows have yet to send."""
+        self._told[places] = remaining_bytes
+
+    def share(self, slot: int, places: Ints) -> Floats:
         """Return the shares of some rows in a slot, asking for those of all if it is a new one.
 
         Raises:
             MethodError: if the answer gives out more than a link has.
         """
         if slot not in self._shares:
-            told = self._usual.copy()
-            told[places] = remaining_bytes
             links = self.links(slot)
             self._shares[slot] = check_shares(
-                self._divide(links, told), self._plan.assignments, links
+                self._divide(links, self._told.copy()), self._plan.assignments, links
             )
         return self._shares[slot][places]
 
@@ -117,9 +119,13 @@ class Part:
         """Return all links of the fleet in a slot."""
         return self._air.links(slot)
 
+    def tell(self, remaining_bytes: Floats) -> None:
+        """Note what the rows have yet to send: what the method is told at the next slot edge."""
+        self._air.tell(self.places, remaining_bytes)
+
     def up(self, slot: int, remaining_bytes: Floats) -> Floats:
         """Return the uplink under the slot's division."""
-        share = self._air.share(slot, self.places, remaining_bytes)
+        share = self._air.share(slot, self.places)
         return uplink_bps(self.links(slot), share, self.device)
 
     def alone(self, slot: int, remaining_bytes: Floats) -> Floats:

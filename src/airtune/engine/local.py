@@ -20,12 +20,13 @@ from airtune.engine import measuring
 from airtune.engine.air import Air
 from airtune.engine.base import Execution, Setup, Split, with_work
 from airtune.engine.checks import Divide
+from airtune.engine.clock import alone, in_step
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
 from airtune.engine.joules import over_joules
 from airtune.engine.pacing import let_settle
 from airtune.engine.participation import sampled, with_data
 from airtune.engine.splitting import Splitter, rows_of, split_record
-from airtune.engine.timing import Timing, joined, refusals, time_round, time_whole
+from airtune.engine.timing import Timing, joined, refusals, time_round, whole_round
 from airtune.engine.uplink import Uplink
 from airtune.errors import FleetError, RecipeError
 from airtune.fleet.fleet import Fleet
@@ -342,15 +343,18 @@ class LocalEngine:
         if done.result is not None:
             usual[done.places[done.columns]] = done.result.up_bytes[0]
         air = Air(self._fleet, plan, divide, start_s=start_s, usual_bytes=usual)
-        timed = self._splitter.time(done, air, sent)
-        parts = [(done.places, timed.timing)]
+        cut_time = self._splitter.time(done, air, sent)
         if len(whole):
-            timing = time_whole(
+            whole_time = whole_round(
                 self._problem, self._fleet, rest, air.part(whole),
                 dropped=dropped[whole], upload_bytes=sent.size_bytes[whole],
                 download_bytes=download_bytes,
             )  # fmt: skip
-            parts.append((whole, timing))
+            timed, timing = in_step(cut_time, whole_time)
+            parts = [(done.places, timed.timing), (whole, timing)]
+        else:
+            timed = alone(cut_time)
+            parts = [(done.places, timed.timing)]
         timing = joined(len(plan.assignments), parts)
         came = {place: sent.outcomes[place] for place in in_time(timing) if place in sent.outcomes}
         self._uplink.settle(sent, state, came)

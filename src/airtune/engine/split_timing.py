@@ -19,6 +19,7 @@ slots, the division of the downlink and the overlap with the exchange are ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,10 +27,16 @@ from numpy.typing import NDArray
 
 from airtune.cost.split import SplitCost
 from airtune.engine.air import Part
-from airtune.engine.clock import RatesAt, Transfer, transfer
+from airtune.engine.clock import Process, RatesAt, Transfer, passing
 from airtune.engine.timing import Timing, bandwidth_hz
 from airtune.fleet.fleet import Fleet
 from airtune.plan import Bools, Floats, Ints, Problem, RoundPlan
+
+Tell = Callable[[Floats], None]
+
+
+def _nobody(remaining: Floats) -> None:
+    """Tell nobody: where devices take turns, no method divides the link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,26 +161,30 @@ class _Clock:
     speed: Floats
     log: _Log
 
-    def carried(self, rates: RatesAt, start_s: Floats, size_bytes: Floats) -> Transfer:
+    def carried(
+        self, rates: RatesAt, start_s: Floats, size_bytes: Floats, tell: Tell = _nobody
+    ) -> Process[Transfer]:
         """Return transfers until the deadline; who starts at inf takes no part."""
         size = np.where(np.isfinite(start_s), size_bytes, 0.0)
-        return transfer(
+        return passing(
             rates, start_s=start_s, size_bytes=size, slot_s=self.air.slot_s,
-            until_s=self.log.until_s,
+            until_s=self.log.until_s, tell=tell,
         )  # fmt: skip
 
-    def fetched(self, start_s: Floats) -> Floats:
+    def fetched(self, start_s: Floats) -> Process[Floats]:
         """Bring the adapters; returns when they are there."""
-        done = self.carried(self.air.broadcast, start_s, self.crossed.adapter_down_bytes)
+        done = yield from self.carried(self.air.broadcast, start_s, self.crossed.adapter_down_bytes)
         self.log.came(start_s, done)
         return done.finish_s
 
-    def uploaded(self, rates: RatesAt, step: int, start_s: Floats) -> Floats:
+    def uploaded(
+        self, rates: RatesAt, step: int, start_s: Floats, tell: Tell = _nobody
+    ) -> Process[Floats]:
         """Let devices run forward and send; returns when the server has it, inf = not at all."""
         share = self.crossed.computed[step]
         flops = self.cost.forward_flops * share
         forward_s = self.log.worked(start_s, flops / self.speed, flops)
-        done = self.carried(rates, forward_s, self.crossed.up_bytes[step])
+        done = yield from self.carried(rates, forward_s, self.crossed.up_bytes[step], tell)
         self.log.went(forward_s, done)
         if step == 0:
             self.log.note(0, forward_s)
@@ -189,9 +200,9 @@ class _Clock:
             self.log.server.append((start_s, end_s))
         return end_s
 
-    def learnt(self, rates: RatesAt, step: int, start_s: Floats) -> Floats:
+    def learnt(self, rates: RatesAt, step: int, start_s: Floats) -> Process[Floats]:
         """Return gradients and let devices run backward; returns when they are done."""
-        done = self.carried(rates, start_s, self.crossed.down_bytes[step])
+        done = yield from self.carried(rates, start_s, self.crossed.down_bytes[step])
         self.log.came(start_s, done)
         flops = self.cost.backward_flops
         end_s = self.log.worked(done.finish_s, flops / self.speed, flops)
@@ -200,9 +211,9 @@ class _Clock:
             self.log.note(3, end_s)
         return end_s
 
-    def sent(self, rates: RatesAt, start_s: Floats) -> Floats:
+    def sent(self, rates: RatesAt, start_s: Floats, tell: Tell = _nobody) -> Process[Floats]:
         """Send the adapters back; returns when they are there."""
-        done = self.carried(rates, start_s, self.crossed.adapter_up_bytes)
+        done = yield from self.carried(rates, start_s, self.crossed.adapter_up_bytes, tell)
         self.log.went(start_s, done)
         return done.finish_s
 
@@ -212,10 +223,10 @@ class _Clock:
         return np.asarray((self.crossed.up_bytes[step] > 0) & ~out)
 
 
-def time_split(
+def split_round_time(
     problem: Problem, fleet: Fleet, plan: RoundPlan, air: Part, *, cost: SplitCost,
     crossed: Crossings, faults: list[str],
-) -> SplitTiming:  # fmt: skip
+) -> Process[SplitTiming]:  # fmt: skip
     """Let a split round pass on the virtual clock.
 
     Args:
@@ -234,7 +245,7 @@ def time_split(
     speed = fleet.flops_at(plan.round)[device]
     clock = _Clock(problem, air, cost, crossed, speed, log)
     serve = _in_turn if problem.work.server == "sequential" else _together
-    step_s, server_s = serve(clock)
+    step_s, server_s = yield from serve(clock)
     status, reasons = _statuses(clock, faults, deadline_s)
     back_s = np.where((status == "ok") & np.isfinite(log.finish_s), log.finish_s, np.nan)
     end_s = float(np.nanmax(np.append(back_s, log.stepped_s)))
@@ -252,12 +263,12 @@ def time_split(
     return SplitTiming(timing, first, step_s, server_s)
 
 
-def _together(clock: _Clock) -> tuple[Floats, Floats]:
+def _together(clock: _Clock) -> Process[tuple[Floats, Floats]]:
     """Take all steps between barriers; returns seconds of every step and of the server in it."""
     log, crossed, air = clock.log, clock.crossed, clock.air
     steps, count = crossed.up_bytes.shape
     last = crossed.last_step
-    ready_s = clock.fetched(np.where(last >= 0, 0.0, np.inf))
+    ready_s = yield from clock.fetched(np.where(last >= 0, 0.0, np.inf))
     done_s = np.full(count, np.inf)
     step_s, server_s = np.zeros(steps), np.zeros(steps)
     barrier_s = float(np.max(ready_s[np.isfinite(ready_s)], initial=0.0))
@@ -265,13 +276,13 @@ def _together(clock: _Clock) -> tuple[Floats, Floats]:
         start_s = np.where((crossed.up_bytes[step] > 0), ready_s, np.inf)
         if not np.any(np.isfinite(start_s)):
             break
-        arrived_s = clock.uploaded(_kept_busy(clock, step), step, start_s)
+        arrived_s = yield from clock.uploaded(air.up, step, start_s, _kept_busy(clock, step))
         came = np.isfinite(arrived_s)
         if not came.any() or (np.isfinite(log.until_s) and not came[np.isfinite(start_s)].all()):
             break
         begun_s = float(arrived_s[came].max())
         served_s = clock.served(step, begun_s, came)
-        learnt_s = clock.learnt(
+        learnt_s = yield from clock.learnt(
             air.unicast, step, np.where(came & clock.goes_on(step), served_s, np.inf)
         )
         stays = np.isfinite(learnt_s)
@@ -280,12 +291,12 @@ def _together(clock: _Clock) -> tuple[Floats, Floats]:
         ready_s = np.where(stays, end_s, np.inf)
         step_s[step], server_s[step] = end_s - barrier_s, served_s - begun_s
         log.stepped_s = barrier_s = end_s
-    log.finish_s[:] = clock.sent(air.up, done_s)
+    log.finish_s[:] = yield from clock.sent(air.up, done_s, air.tell)
     return step_s, server_s
 
 
-def _kept_busy(clock: _Clock, step: int) -> RatesAt:
-    """Return the uplink's rates, where who has sent this step's tensor counts as one that will.
+def _kept_busy(clock: _Clock, step: int) -> Tell:
+    """Return how the method is told, where who has sent this step's tensor counts as one that will.
 
     A method asked in the middle of a step must not take the link from those that wait at the
     barrier, for its answer holds until the slot ends.
@@ -294,13 +305,10 @@ def _kept_busy(clock: _Clock, step: int) -> RatesAt:
     sends_more = (crossed.last_step > step) | (crossed.adapter_up_bytes > 0)
     later = np.where(sends_more & clock.goes_on(step), crossed.up_bytes[step], 0.0)
 
-    def rates(slot: int, remaining: Floats) -> Floats:
-        return clock.air.up(slot, np.where(remaining > 0, remaining, later))
-
-    return rates
+    return lambda remaining: clock.air.tell(np.where(remaining > 0, remaining, later))
 
 
-def _in_turn(clock: _Clock) -> tuple[Floats, Floats]:
+def _in_turn(clock: _Clock) -> Process[tuple[Floats, Floats]]:
     """Serve one device after the other; returns mean seconds of every step and of the server."""
     log, crossed, alone = clock.log, clock.crossed, clock.air.alone
     steps, count = crossed.up_bytes.shape
@@ -308,15 +316,17 @@ def _in_turn(clock: _Clock) -> tuple[Floats, Floats]:
     now_s = 0.0
     for place in crossed.order[crossed.last_step[crossed.order] >= 0]:
         mine = np.arange(count) == place
-        here_s = clock.fetched(np.where(mine, now_s, np.inf))
+        here_s = yield from clock.fetched(np.where(mine, now_s, np.inf))
         for step in range(int(crossed.last_step[place]) + 1):
-            arrived_s = clock.uploaded(alone, step, here_s)
+            arrived_s = yield from clock.uploaded(alone, step, here_s)
             if not np.isfinite(arrived_s[place]):
                 here_s = arrived_s
                 break
             done_s = clock.served(step, float(arrived_s[place]), mine)
             goes_on = mine & clock.goes_on(step)
-            learnt_s = clock.learnt(clock.air.broadcast, step, np.where(goes_on, done_s, np.inf))
+            learnt_s = yield from clock.learnt(
+                clock.air.broadcast, step, np.where(goes_on, done_s, np.inf)
+            )
             end_s = float(learnt_s[place]) if goes_on[place] else done_s
             if np.isfinite(end_s):
                 step_s[step] += end_s - here_s[place]
@@ -324,7 +334,7 @@ def _in_turn(clock: _Clock) -> tuple[Floats, Floats]:
                 served[step] += 1
                 now_s = end_s
             here_s = learnt_s
-        back_s = clock.sent(alone, here_s)[place]
+        back_s = (yield from clock.sent(alone, here_s))[place]
         log.finish_s[place] = back_s
         now_s = float(back_s) if np.isfinite(back_s) else now_s
         log.stepped_s = now_s

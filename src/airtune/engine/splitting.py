@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from airtune.cost.split import SplitCost, split_cost
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
-from airtune.engine.split_timing import Crossings, SplitTiming, time_split
+from airtune.engine.clock import Process
+from airtune.engine.split_timing import Crossings, SplitTiming, split_round_time
 from airtune.engine.timing import refusals
 from airtune.engine.uplink import Sent
 from airtune.fleet.fleet import Fleet
@@ -105,7 +106,7 @@ class Splitter:
             }
         return CutRound(places, mine, cost, faults, columns, result, lost, outcomes)
 
-    def time(self, done: CutRound, air: Air, sent: Sent) -> SplitTiming:
+    def time(self, done: CutRound, air: Air, sent: Sent) -> Process[SplitTiming]:
         """Let what they did pass on the virtual clock.
 
         Args:
@@ -132,7 +133,7 @@ class Splitter:
             refused=refused,
             order=np.arange(0) if result is None else done.columns[list(result.order)],
         )
-        return time_split(
+        return split_round_time(
             self._problem, self._fleet, done.plan, air.part(done.places),
             cost=done.cost, crossed=crossed, faults=done.faults,
         )  # fmt: skip

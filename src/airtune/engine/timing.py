@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from airtune.cost import predict
 from airtune.engine.air import Air, Part
 from airtune.engine.checks import Divide
-from airtune.engine.clock import Transfer, transfer
+from airtune.engine.clock import Process, Transfer, alone, passing
 from airtune.fleet.fleet import Fleet
 from airtune.plan import Bools, Floats, Ints, LinkState, Problem, RoundPlan
 from airtune.units import format_bytes, format_seconds
@@ -91,16 +91,18 @@ def time_round(
     """
     air = Air(fleet, plan, divide, start_s=start_s)
     part = air.part(np.arange(len(plan.assignments)))
-    return time_whole(
-        problem, fleet, plan, part, dropped=dropped, upload_bytes=upload_bytes,
-        download_bytes=download_bytes,
+    return alone(
+        whole_round(
+            problem, fleet, plan, part, dropped=dropped, upload_bytes=upload_bytes,
+            download_bytes=download_bytes,
+        )
     )  # fmt: skip
 
 
-def time_whole(
+def whole_round(
     problem: Problem, fleet: Fleet, plan: RoundPlan, air: Part, *, dropped: Bools,
     upload_bytes: Floats | None = None, download_bytes: float | None = None,
-) -> Timing:  # fmt: skip
+) -> Process[Timing]:  # fmt: skip
     """Let a round pass for devices that train the whole model; `air` is theirs.
 
     Args:
@@ -120,7 +122,7 @@ def time_whole(
     able = np.array([not fault for fault in faults], np.bool_)
     deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
     until_s = np.inf if deadline_s is None else deadline_s
-    phases = _phases(
+    phases = yield from _phases(
         air, until_s=until_s,
         compute_s=np.where(able, cost.compute_s, 0.0),
         sizes=(np.where(able, received, 0.0),
@@ -202,16 +204,17 @@ def refusals(
 
 def _phases(
     air: Part, *, until_s: float, sizes: tuple[Floats, Floats], compute_s: Floats
-) -> _Phases:  # fmt: skip
+) -> Process[_Phases]:  # fmt: skip
     """Let downloads, computing and uploads pass."""
     slot_s, nothing = air.slot_s, np.zeros(len(compute_s))
-    download = transfer(
+    download = yield from passing(
         air.broadcast, start_s=nothing, size_bytes=sizes[0], slot_s=slot_s, until_s=until_s
     )
     computed_s = download.finish_s + compute_s
-    upload = transfer(
-        air.up, start_s=computed_s, size_bytes=sizes[1], slot_s=slot_s, until_s=until_s
-    )
+    upload = yield from passing(
+        air.up, start_s=computed_s, size_bytes=sizes[1], slot_s=slot_s, until_s=until_s,
+        tell=air.tell,
+    )  # fmt: skip
     return _Phases(download, computed_s, upload)
 
 
