@@ -93,7 +93,7 @@ def run_1(site: Site, monkeypatch: pytest.MonkeyPatch) -> Iterator[StreamServer]
     monkeypatch.setattr(
         site.front.runs, "port", lambda number: server.port if number == 1 else None
     )
-    monkeypatch.setattr(site.front, "_channels", {})
+    monkeypatch.setattr(site.front._passing, "_channels", {})
     yield server
     server.close()
 
@@ -343,6 +343,37 @@ def test_what_a_device_could_not_do_is_told_of_its_own_tasks_alone(
     until(lambda: "a" not in site.front.present())
     handed(site, 999, Ticket("late", "1"))
     assert told.get(timeout=LONG_S) == (1, "late", "this device is not connected")
+
+
+def test_a_device_that_is_drained_ends_its_task_and_gets_none_until_its_agent_is_another(
+    site: Site, run_1: StreamServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, str, str]] = []
+    monkeypatch.setattr(site.front.runs, "tell_failed", lambda *words: told.append(words))
+    task = Envelope(b"task")
+    ticket = Ticket(run_1.post.put(task, "a"), "1", LONG_S)
+    line = Line(site.way("a"), session="old")
+    node = site.front.present()["a"]
+    handed(site, node, ticket)
+    line.heard()
+
+    def row() -> tuple[str, int]:
+        [found] = [one for one in site.link("view").call("List")["devices"] if one["name"] == "a"]
+        return found["status"], found["tasks"]
+
+    with pytest.raises(DeploymentError, match="nobody is not connected"):
+        site.link("run").call("Drain", device="nobody")
+    site.link("run").call("Drain", device="a")
+    assert row() == ("draining", 1)
+    assert "a" not in site.front.present()
+    handed(site, node, Ticket("new", "1"))
+    assert told == [(1, "new", "this device is not connected")]
+    send_answer(site.way("a"), ticket, task)
+    assert row() == ("draining", 0)
+    again = Line(site.way("a"), session="new")
+    assert row() == ("online", 0)
+    for one in (line, again):
+        one.close()
 
 
 def test_another_version_is_named_to_the_device(site: Site) -> None:

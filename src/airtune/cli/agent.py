@@ -11,11 +11,13 @@ from typing import Annotated
 import typer
 
 from airtune.cli.console import print_note
+from airtune.cli.options import AsJson
 from airtune.errors import DeploymentError, RecipeError
 from airtune.units import parse_bytes
 
 
 def agent(
+    action: Annotated[str, typer.Argument(metavar="[check]", help="check: only look for what would go wrong.", show_default=False)] = "",
     *,
     server: Annotated[str, typer.Option(help="HOST:PORT of the server.")],
     data: Annotated[str, typer.Option(help="File or folder of this device's data, or recipe: its share of the recipe's own.")],
@@ -34,6 +36,7 @@ def agent(
     cache: Annotated[Path | None, typer.Option(help="Where base models from the server are kept; none = $XDG_CACHE_HOME/airtune.", show_default=False)] = None,
     give_up: Annotated[float, typer.Option(help="Seconds for which an unreachable server is tried; 0 = for ever.")] = 0.0,
     patience: Annotated[float, typer.Option(help="Seconds for which a refused key is tried.")] = 100.0,
+    as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Take part in runs until stopped; only calls out, reconnects by itself.
 
@@ -50,6 +53,16 @@ def agent(
         hours=None if when is None else read_hours(when), probe=_read_probe(probe),
         give_up_s=give_up or float("inf"), refused_s=patience, cache=(cache or _cache()).absolute(),
     )  # fmt: skip
+    if action not in ("", "check"):
+        raise DeploymentError(
+            f"airtune agent takes part, airtune agent check looks; got {action!r}"
+        )
+    if action:
+        from airtune.cli.findings import show
+        from airtune.deploy.preflight import check_agent
+
+        show(check_agent(settings), as_json=as_json)
+        return
     if insecure:
         print_note("INSECURE: no TLS and no key; whoever is on the way can read and change updates")
     Agent(settings, say=print_note).run()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from airtune.cli.console import print_json, print_line, print_note, print_table
-from airtune.cli.options import AsJson, Where
+from airtune.cli.options import AsJson, Ca, Key, Server, Where
 from airtune.cli.server import State
 from airtune.deploy import DEFAULT_STATE
 from airtune.errors import DeploymentError
@@ -165,6 +165,31 @@ def cancel(
 
     Register(state).cancel_code(name)
     print_line(f"code {name} enrols nobody any more")
+
+
+@app.command()
+def drain(
+    name: Annotated[str, typer.Argument(help="Name of the device.")],
+    *,
+    state: State = DEFAULT_STATE,
+    server: Server = None,
+    ca: Ca = None,
+    key: Key = None,
+) -> None:
+    """Let a device end its task and take no new one, until its agent is started anew.
+
+    Returns when it has ended; then update it and start its agent.
+    """
+    import time
+
+    from airtune.cli.remote import link_to
+
+    link = link_to(state, server, ca, key)
+    link.call("Drain", device=name)
+    while any(row["name"] == name and row["status"] == "draining" and row["tasks"]
+              for row in link.call("List")["devices"]):  # fmt: skip
+        time.sleep(1.0)
+    print_line(f"{name} has no task and gets none until its agent is started anew")
 
 
 @app.command()

@@ -176,6 +176,62 @@ def evict(
 
 
 @app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="File to write, such as airtune.tar.gz.")],
+    *,
+    state: State = DEFAULT_STATE,
+    keys: Annotated[bool, typer.Option("--keys/--without-keys", help="With private keys, or without.")] = True,
+) -> None:  # fmt: skip
+    """Copy the server's folder to a file, also while the server runs.
+
+    Example: airtune server backup /mnt/backup/airtune-2026-11-27.tar.gz
+    """
+    from airtune.deploy.backup import back_up
+
+    count = back_up(state, file, keys=keys)
+    print_line(f"{file}: {count} files{'' if keys else ', no private key among them'}")
+    if keys:
+        print_note("it holds the authority's key: who reads it can pose as this server")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A file of airtune server backup.")],
+    *,
+    state: State = DEFAULT_STATE,
+) -> None:
+    """Put a backup where there is no server's folder yet."""
+    from airtune.deploy.backup import restore as restore_backup
+
+    said = restore_backup(file, state)
+    print_line(f"{state} is as it was at {said['made']} (airtune {said['version']})")
+    print_note(
+        "whoever was revoked since is valid again and every code has its old count: see airtune "
+        "device list, device codes and operator list"
+    )
+    if not said["keys"]:
+        print_note(f"it holds no private keys: put ca.key, and server.key if it is to stay, in {state}/tls")  # fmt: skip
+
+
+@app.command()
+def check(
+    *,
+    state: State = DEFAULT_STATE,
+    host: Annotated[str, typer.Option(help="As for start.")] = "0.0.0.0",
+    port: Annotated[int, typer.Option(help="As for start.")] = DEFAULT_PORT,
+    name: Annotated[list[str] | None, typer.Option(help="As for start.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look for what would go wrong: ports, modes, certificates, names, disk, memory, TLS."""
+    from airtune.cli.findings import show
+    from airtune.deploy.preflight import check_site
+    from airtune.deploy.site import ServerSettings
+
+    settings = ServerSettings(state, host, port, tuple(name or ()), enrol_port=port + 1)
+    show(check_site(settings), as_json=as_json)
+
+
+@app.command()
 def rotate(
     *,
     state: State = DEFAULT_STATE,

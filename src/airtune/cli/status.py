@@ -16,7 +16,7 @@ from airtune.cli.folders import find_run
 from airtune.cli.options import AsJson
 from airtune.cli.server import State
 from airtune.deploy import DEFAULT_STATE
-from airtune.errors import AirtuneError
+from airtune.errors import AirtuneError, DeploymentError
 from airtune.units import format_bytes, format_seconds
 
 _LAST_ROUNDS = 8
@@ -28,22 +28,24 @@ def status(
     run: Annotated[str, typer.Option(help="Folder of the run; latest = the newest.")] = "latest",
     watch: Annotated[bool, typer.Option("--watch", help="Stay and show what changes.")] = False,
     metrics: Annotated[
-        int | None, typer.Option(help="Serve the same for Prometheus at this port of this machine.")
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT",
+            help="Serve devices and all runs for Prometheus there; without HOST on this machine alone.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show devices, rounds, bytes, stragglers and quality of a run."""
+    if metrics is not None:
+        _serve(state, metrics)
+        return
     folder = find_run(run, root=state / "runs", marks=("run.json",))
     if as_json:
         from airtune.deploy.watching import summary
 
         print_json(summary(folder))
-        return
-    if metrics is not None:
-        from airtune.deploy.watching import serve_metrics
-
-        print_note(f"metrics at http://127.0.0.1:{metrics}/metrics")
-        serve_metrics(lambda: find_run(run, root=state / "runs", marks=("run.json",)), metrics)
         return
     console = Console()
     if not watch:
@@ -56,6 +58,17 @@ def status(
                 time.sleep(1.0)
         except KeyboardInterrupt:
             return
+
+
+def _serve(state: Path, address: str) -> None:
+    from airtune.deploy.metrics import metrics_server
+
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        raise DeploymentError(f"--metrics must be [HOST:]PORT, got {address!r}")
+    with metrics_server(state, host.strip("[]") or "127.0.0.1", int(port)) as server:
+        print_note(f"metrics at http://{host or '127.0.0.1'}:{port}/metrics")
+        server.serve_forever()
 
 
 def _view(folder: Path) -> Group:

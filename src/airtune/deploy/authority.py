@@ -47,6 +47,8 @@ try:
 except ImportError as error:
     raise MissingExtraError(NEEDS_EXTRA) from error
 
+TLS_LOCK = "lock"
+"""Held while certificates are changed, in their folder."""
 VALID_DAYS = 825
 """Longest life of a server certificate that common TLS libraries accept."""
 AUTHORITY_DAYS = 3650
@@ -268,7 +270,7 @@ def _changing(files: ServerFiles) -> Iterator[None]:
     """Hold the folder: the server and commands both write it."""
     with storage(files.folder):
         files.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with FileLock(files.folder / "lock"):
+    with FileLock(files.folder / TLS_LOCK):
         yield
 
 

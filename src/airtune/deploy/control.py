@@ -37,6 +37,10 @@ class Devices(Protocol):
         """Take one out of a run; False where it is not in it."""
         ...
 
+    def drain(self, name: str) -> bool:
+        """Give one no new task; False where it is not connected."""
+        ...
+
 
 class Control:
     """The calls of operators, by their names, each with the role that it needs."""
@@ -50,7 +54,7 @@ class Control:
         self.calls: Mapping[str, tuple[Call, Role]] = {
             "Submit": (self._submit, "run"), "Stop": (self._stop, "run"),
             "List": (self._list, "view"), "Follow": (self._follow, "view"),
-            "Evict": (self._evict, "run"), "Renew": (renewal.renew, "view"),
+            "Evict": (self._evict, "run"), "Drain": (self._drain, "run"), "Renew": (renewal.renew, "view"),
             "Hello": (renewal.hello, "view"),
         }  # fmt: skip
 
@@ -130,6 +134,15 @@ class Control:
         self._note(who, "evict", run=number, device=name)
         if not self._devices.evict(number, name):
             context.abort(grpc.StatusCode.NOT_FOUND, f"{name} is in no run {number} that runs here")
+        yield b"{}"
+
+    def _drain(
+        self, who: Caller, requests: Requests, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        name = str(read_json(next(requests, b"")).get("device"))
+        self._note(who, "drain", device=name)
+        if not self._devices.drain(name):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"{name} is not connected")
         yield b"{}"
 
     def _stop(

@@ -96,7 +96,9 @@ def _enroll(
     if folder.exists():
         shutil.rmtree(folder)  # of one of this name that was revoked
     with storage(folder):
-        folder.mkdir(parents=True, mode=0o700)
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.parent.mkdir(exist_ok=True, mode=0o700)
+        folder.mkdir(mode=0o700)
     try:
         text = read_public_key(public or make_device_key(folder / f"{stem}.key"))
         one = register.add(Registered(name, text, fingerprint_of(text), role, labels=labels))

@@ -19,22 +19,6 @@ def as_line(event: Mapping[str, Any]) -> str:
     return MARK + json.dumps(as_plain(event))
 
 
-def read_line(line: str) -> dict[str, Any] | None:
-    """Return the event of a line, None where it is none.
-
-    >>> read_line('airtune: {"stage": "running"}')
-    {'stage': 'running'}
-    """
-    _, mark, text = line.partition(MARK)
-    if not mark:
-        return None
-    try:
-        event = json.loads(text)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) else None
-
-
 def as_plain(value: Any) -> Any:
     """Return a value as JSON has it; numbers that are not finite are None."""
     if isinstance(value, Mapping):

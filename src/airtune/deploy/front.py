@@ -44,6 +44,7 @@ from airtune.deploy.control import Control
 from airtune.deploy.enrolment import Enrolment
 from airtune.deploy.gate import Call, Caller, Gate, Requests
 from airtune.deploy.keys import hash_of
+from airtune.deploy.passing import PASSED_ON, Passing
 from airtune.deploy.queue import holder
 from airtune.deploy.renewal import Renewal, proof_for
 from airtune.deploy.runs import Runs
@@ -52,24 +53,18 @@ from airtune.deploy.tls import ServerTls
 from airtune.errors import AirtuneError, DeploymentError
 from airtune.wire.channel import (
     CONTROL,
-    DEVICE_KEY,
     HANDSHAKE_S,
     MAX_CALLS,
-    RUN_KEY,
     SERVER,
     SERVICE,
-    TOKEN_KEY,
-    open_channel,
     read_json,
     server_options,
-    value_of,
 )
 from airtune.wire.envelope import VERSION
 from airtune.wire.link import measure_handler
+from airtune.wire.versions import why_refused
 
-PASSED_ON = ("Fetch", "Answer", "Round", "Base")
-"""What of a run's service a device may call."""
-_LOOK_S, _DIGITS = 1.0, 10
+_LOOK_S = 1.0
 _LOGS = 3
 log = logging.getLogger("airtune.server")
 
@@ -101,6 +96,10 @@ class _Agent:
     """Run and ticket of each token that it was handed, for as long as that run goes on."""
     taken: set[str] = field(default_factory=set)
     """Of these, what it has said that it got."""
+    open: set[str] = field(default_factory=set)
+    """Of these, what it has neither answered nor given up."""
+    is_draining: bool = False
+    """It ends what it has begun and takes nothing new, until its process is another."""
 
 
 class Front:
@@ -121,11 +120,10 @@ class Front:
         self._agents: dict[str, _Agent] = {}
         """By name; one that calls again from the same process is the same node."""
         self._numbers = itertools.count(1)
-        self._passing: dict[str, set[grpc.Call]] = {}
         self.runs = Runs(
             settings.state, present=self.present, labels=self._gate.labels, hand=self._hand
         )  # fmt: skip
-        self._channels: dict[int, grpc.Channel] = {}
+        self._passing = Passing(self.runs, self._has_answered)
         self._control = Control(settings, self.runs, self, self._gate, audit)
         self._lock = threading.RLock()
         self._closing = threading.Event()
@@ -145,7 +143,9 @@ class Front:
             options=server_options(handshake_s=handshake_s), maximum_concurrent_rpcs=MAX_CALLS,
         )  # fmt: skip
         measure = measure_handler(lambda token: True)
-        of_devices: dict[str, Call] = {name: partial(self._pass_on, name) for name in PASSED_ON}
+        of_devices: dict[str, Call] = {
+            name: partial(self._passing.call, name) for name in PASSED_ON
+        }
         of_devices["Measure"] = lambda who, requests, context: measure(requests, context)
         services = {
             CONTROL: {
@@ -202,15 +202,14 @@ class Front:
     def _put_out_refused(self) -> None:
         """End the connections of whose key was revoked."""
         with self._lock:
-            for name in {*self._attending, *self._passing}:
+            for name in {*self._attending, *self._passing.names()}:
                 why = self._gate.why_refused(name)
                 if not why:
                     continue
                 log.info("%s is put out: %s", name, why)
                 if name in self._attending:
                     self._attending[name].outbox.put((grpc.StatusCode.UNAUTHENTICATED, why))
-                for call in self._passing.pop(name, set()):
-                    call.cancel()
+                self._passing.cut(name)
 
     def _ask_renewals(self) -> None:
         """Ask devices for a new key that are to have one."""
@@ -244,7 +243,10 @@ class Front:
     def present(self) -> dict[str, int]:
         """Return the node of every device that is connected, by name."""
         with self._lock:
-            return {name: one.node for name, one in self._attending.items()}
+            return {
+                name: one.node for name, one in self._attending.items()
+                if not self._agents[name].is_draining
+            }  # fmt: skip
 
     def devices(self) -> list[dict[str, Any]]:
         """Return what is known of every device, by name."""
@@ -252,15 +254,28 @@ class Front:
             attending = dict(self._attending)
         labels, runs, rows = self._gate.labels(), self.runs.rows, []
         for name in sorted({*attending, *labels}):
-            one = attending.get(name)
+            one, agent = attending.get(name), self._agents.get(name)
+            is_draining = agent is not None and agent.is_draining
             rows.append({
-                "name": name, "status": "offline" if one is None else "online",
+                "name": name,
+                "status": "offline" if one is None else "draining" if is_draining else "online",
+                "tasks": 0 if agent is None else len(agent.open),
                 "since": "" if one is None else one.since,
                 "version": "" if one is None else one.version,
                 "labels": dict(labels.get(name, {})),
                 "run": holder(name, labels.get(name, {}), runs),
             })  # fmt: skip
         return rows
+
+    def drain(self, name: str) -> bool:
+        """Give a device no new task until its agent is started anew; False where it is not there."""
+        with self._lock:
+            if name not in self._attending:
+                return False
+            self._agents[name].is_draining = True
+        self.runs.tell_present()
+        log.info("%s takes no new task", name)
+        return True
 
     def evict(self, number: int, name: str) -> bool:
         """Take a device out of a run; False where it is not in it. Its task counts as failed."""
@@ -280,14 +295,16 @@ class Front:
         token = str(ticket["token"])
         with self._lock:
             name = next((name for name, one in self._agents.items() if one.node == node), "")
-            if name in self._attending and self._attending[name].node == node:
-                agent = self._agents[name]
+            agent = self._agents.get(name)
+            if agent is not None and name in self._attending and not agent.is_draining:
                 for old in [
                     t for t, (of, _) in agent.tickets.items() if self.runs.port(of) is None
                 ]:
                     del agent.tickets[old]
                     agent.taken.discard(old)
+                    agent.open.discard(old)
                 agent.tickets[token] = run, ticket
+                agent.open.add(token)
                 self._attending[name].outbox.put({"ticket": ticket})
                 return
         self.runs.tell_failed(run, token, "this device is not connected")
@@ -298,12 +315,8 @@ class Front:
         """Keep a device's line open: tickets go out, what it could not do comes back."""
         hello = read_json(next(requests, b""))
         version = str(hello.get("version"))
-        if version != VERSION:
-            context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"the server runs airtune {VERSION}, {who.name} airtune {version}; install the "
-                "same version on server and devices",
-            )
+        if why := why_refused(VERSION, version, name=who.name):
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, why)
         mine, agent = self._joined(who, str(hello.get("session")), version)
         if self._tls is not None:
             trusted = hello.get("authority")
@@ -348,6 +361,13 @@ class Front:
                 mine.outbox.put({"ticket": agent.tickets[token][1]})
         return mine, agent
 
+    def _has_answered(self, name: str, token: str) -> None:
+        """Know that a device has answered a task."""
+        with self._lock:
+            agent = self._agents.get(name)
+            if agent is not None:
+                agent.open.discard(token)
+
     def _hear(self, agent: _Agent, requests: Requests) -> None:
         """Take in which tickets an agent has got, and which tasks it could not do."""
         with suppress(grpc.RpcError):  # the line has ended
@@ -357,43 +377,9 @@ class Front:
                 if token not in agent.tickets:
                     continue
                 if "why" in said:
+                    agent.open.discard(token)
                     self.runs.tell_failed(agent.tickets[token][0], token, str(said["why"]))
                 agent.taken.add(token)
-
-    def _pass_on(
-        self, name: str, who: Caller, requests: Iterator[bytes], context: grpc.ServicerContext
-    ) -> Iterator[bytes]:
-        """Pass a device's call on to the process of its run, and what that answers back."""
-        metadata = context.invocation_metadata()
-        channel = self._channel_to(value_of(metadata, RUN_KEY))
-        if channel is None:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no such run goes on here")
-            return
-        token = value_of(metadata, TOKEN_KEY)
-        call = channel.stream_stream(f"/{SERVICE}/{name}")(
-            requests, metadata=((TOKEN_KEY, token), (DEVICE_KEY, who.name)),
-        )  # fmt: skip
-        with self._lock:
-            mine = self._passing.setdefault(who.name, set())
-            mine.add(call)
-        context.add_callback(call.cancel)
-        try:
-            yield from call
-        except grpc.RpcError as error:
-            context.abort(error.code(), error.details())
-        finally:
-            mine.discard(call)
-            call.cancel()
-
-    def _channel_to(self, run: str) -> grpc.Channel | None:
-        """Return the way to the process of a run, None where it does not go on."""
-        number = int(run) if run.isdecimal() and len(run) < _DIGITS else -1
-        port = self.runs.port(number)
-        if port is None:
-            return None
-        if number not in self._channels:
-            self._channels[number] = open_channel(f"127.0.0.1:{port}", None)
-        return self._channels[number]
 
 
 def _now() -> str:

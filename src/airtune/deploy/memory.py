@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 
 from airtune.errors import DeploymentError
 from airtune.units import MIB, format_bytes
@@ -58,6 +59,18 @@ def floor_bytes() -> int:
             f"{done.stderr.strip()[-300:] or 'no figure'}; caps need Linux and /proc"
         )
     return int(done.stdout) + MARGIN_BYTES
+
+
+def available_bytes() -> float:
+    """Return the memory of the machine that nobody uses.
+
+    Raises:
+        DeploymentError: where the system does not say.
+    """
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return float(line.split()[1]) * 1024
+    raise DeploymentError("/proc/meminfo has no MemAvailable; name the memory with --memory")
 
 
 def check_cap(cap_bytes: float) -> None:

@@ -131,13 +131,13 @@ def training_memory_bytes(cap_bytes: float | None = None, *, reserve_bytes: floa
     """
     import torch
 
-    from airtune.deploy.memory import floor_bytes
+    from airtune.deploy.memory import available_bytes, floor_bytes
 
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         left = min(float(free), cap_bytes or float(total)) - reserve_bytes
     else:
-        available = _available_bytes() - reserve_bytes
+        available = available_bytes() - reserve_bytes
         left = min(available, cap_bytes or math.inf) - floor_bytes()
     if left <= 0:
         raise DeploymentError(
@@ -145,13 +145,6 @@ def training_memory_bytes(cap_bytes: float | None = None, *, reserve_bytes: floa
             "nothing to train with; raise the one or lower the other"
         )
     return left
-
-
-def _available_bytes() -> float:
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return float(line.split()[1]) * 1024
-    raise DeploymentError("/proc/meminfo has no MemAvailable; name the memory with --memory")
 
 
 @dataclass(frozen=True, slots=True)

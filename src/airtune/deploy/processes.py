@@ -21,14 +21,3 @@ def end_group(process: subprocess.Popen[bytes] | None, *, grace_s: float = 10.0)
         except subprocess.TimeoutExpired:
             continue
     process.poll()
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process of this number runs."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

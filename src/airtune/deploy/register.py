@@ -298,12 +298,17 @@ class Register:
         """Hold the file, read it again, and write what was changed."""
         with storage(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(self._path.with_suffix(".lock")):
+        with FileLock(lock_of(self._path.parent)):
             self._read()
             yield
             said = {"schema": 1, "devices": list(map(asdict, self._devices.values())),
                     "codes": list(map(asdict, self._codes.values()))}  # fmt: skip
             write_atomically(self._path, json.dumps(said, indent=1))
+
+
+def lock_of(state: Path) -> Path:
+    """Return the lock that is held while the register is changed."""
+    return (state / REGISTER).with_suffix(".lock")
 
 
 def _now() -> str:

@@ -35,12 +35,11 @@ from airtune.deploy.site import (
     DRAINING,
     READY,
     ServerSettings,
+    holder_of,
     holding,
     is_held,
-    read_document,
-    running,
 )
-from airtune.errors import DeploymentError
+from airtune.errors import ConnectionFailedError, DeploymentError
 from airtune.records import write_atomically
 
 _READY_S = 60.0
@@ -150,11 +149,12 @@ def stop(state: Path, *, wait_s: float = 40.0) -> int:
     """Stop the server of a state folder; returns its process number.
 
     Raises:
-        ConnectionFailedError: if none runs.
+        ConnectionFailedError: if none runs, nor starts.
         DeploymentError: if it does not end.
     """
-    running(state)
-    pid = int((read_document(state) or {})["pid"])
+    pid = holder_of(state)
+    if pid is None:
+        raise ConnectionFailedError(f"no server runs from {state}")
     os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + wait_s
     while time.monotonic() < until:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ READY = "ready"
 DRAINING = "draining"
 """A file in the folder of a server that takes no new run."""
 _DOCUMENT, _LOCK = "server.json", "lock"
+OF_THE_PROCESS = frozenset({
+    _DOCUMENT, _LOCK, DRAINING, "front.log", "supervisor.log", "devices.lock", "backup.json",
+})  # fmt: skip
+"""Files of the folder that are of no use without the process that wrote them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +67,18 @@ def holding(state: Path) -> Iterator[None]:
     """
     with storage(state):
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = (state / _LOCK).open("ab")
+        lock = (state / _LOCK).open("a")
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            process = (read_document(state) or {}).get("pid", "not ready yet")
             raise DeploymentError(
-                f"a server runs from {state} already (process {process}); stop it with "
+                f"a server runs from {state} already (process {holder_of(state)}); stop it with "
                 "airtune server stop"
             ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
         yield
 
 
@@ -87,6 +94,14 @@ def is_held(state: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def holder_of(state: Path) -> int | None:
+    """Return the process that runs, starts or ends a server from a state folder, None if none does."""
+    if not is_held(state):
+        return None
+    text = (state / _LOCK).read_text(encoding="ascii")
+    return int(text) if text.isdecimal() else None
 
 
 def running(state: Path) -> ServerSettings:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from airtune.errors import AirtuneError, DeploymentError
 from airtune.records import RunRecord, read_run
 
 
@@ -30,66 +28,6 @@ def summary(folder: Path) -> dict[str, Any]:
         "download_bytes": sum(float(row["download_bytes"]) for row in record.rounds),
         "last_rounds": rounds, "devices": _devices(record), "results": record.results,
     }  # fmt: skip
-
-
-def metrics(folder: Path) -> str:
-    """Return the state of a run as Prometheus reads it."""
-    said = summary(folder)
-    lines = [
-        "# TYPE airtune_rounds_done gauge", f"airtune_rounds_done {said['done']}",
-        "# TYPE airtune_upload_bytes_total counter",
-        f"airtune_upload_bytes_total {said['upload_bytes']:.0f}",
-        "# TYPE airtune_download_bytes_total counter",
-        f"airtune_download_bytes_total {said['download_bytes']:.0f}",
-    ]  # fmt: skip
-    if said["last_rounds"]:
-        last = said["last_rounds"][-1]
-        for name in ("round_s", "train_loss", "validation"):
-            if last[name] is not None:
-                lines += [f"# TYPE airtune_{name} gauge", f"airtune_{name} {last[name]:.9g}"]
-    lines.append("# TYPE airtune_device_round_seconds gauge")
-    lines += [
-        f'airtune_device_round_seconds{{device="{row["name"]}"}} {row["finish_s"]:.9g}'
-        for row in said["devices"] if row["finish_s"] is not None
-    ]  # fmt: skip
-    lines.append("# TYPE airtune_device_ok gauge")
-    lines += [
-        f'airtune_device_ok{{device="{row["name"]}"}} {int(row["status"] == "ok")}'
-        for row in said["devices"]
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def serve_metrics(find: Callable[[], Path], port: int) -> None:
-    """Serve the metrics of the run that `find` returns at every request, until interrupted.
-
-    Raises:
-        DeploymentError: if the port is taken.
-    """
-
-    class Handler(BaseHTTPRequestHandler):
-        """Answers every path alike."""
-
-        def do_GET(self) -> None:
-            """Answer with the metrics of now."""
-            try:
-                body, code = metrics(find()).encode(), 200
-            except AirtuneError as error:
-                body, code = f"{error}\n".encode(), 503
-            self.send_response(code)
-            self.send_header("Content-Type", "text/plain; version=0.0.4")
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Say nothing."""
-
-    try:
-        server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except OSError as error:
-        raise DeploymentError(f"cannot serve metrics at port {port}: {error.strerror}") from error
-    with server:
-        server.serve_forever()
 
 
 def _round(row: Mapping[str, Any]) -> dict[str, Any]:
