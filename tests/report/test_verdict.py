@@ -95,3 +95,15 @@ def test_the_straggler_is_the_last_whose_update_counts(build_run):
     for row in rows:
         same = (devices["round"] == devices["round"][row]) & (devices["status"] == "ok")
         assert devices["finish_s"][row] == devices["finish_s"][same].max()
+
+
+def test_how_stale_updates_were_is_said(build_run):
+    study = load_study([build_run()])
+    rounds = study.first.record.rounds
+    for row in rounds:
+        row["buffered"] = {"staleness": {"a": 0, "b": 0}, "in_flight": 1}
+    rounds[-1]["buffered"]["staleness"] = {"a": 3, "b": 0}
+    where = " ".join(limits(study, summarise(study)))
+    share = f"{1 / (2 * len(rounds)):.0%}"
+    assert f"asynchronous: {share} of the updates" in where
+    assert "3 rounds earlier at most" in where

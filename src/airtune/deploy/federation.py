@@ -28,6 +28,7 @@ from airtune.deploy.ledger import LEDGER, Ledger
 from airtune.deploy.reading import describe_reader
 from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
 from airtune.engine.base import Engine, with_work
+from airtune.engine.buffered import BufferedEngine
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.message import Joined, Setup
 from airtune.engine.remote.devices import Answer, Courier, Remote
@@ -146,6 +147,11 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
         raise RecipeError(
             "train.mend: least-squares is for simulated devices: second moments are not sent over "
             "real links; use mean"
+        )
+    if recipe.train.async_buffer and order.clock == "real":
+        raise RecipeError(
+            "train.async_buffer is for the virtual clock: run it here, or over devices with --replay; "
+            "on the real clock rounds wait for all they asked, or for the deadline"
         )
     if chosen.is_control:
         raise RecipeError(
@@ -391,13 +397,17 @@ def _priced(pieces: Pieces, method: Method, measured: Measurements | None) -> Pi
     return replace(pieces, problem=replace(problem, server_memory_bytes=limit))
 
 
-def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> ReplayEngine:
+def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> Engine:
     kind = ReplayEngine if order.clock == "replay" else RemoteEngine
     assets = pieces.assets
-    return kind(
+    engine = kind(
         assets.fleet, pieces.problem, assets.base, assets.data, remote=remote,
         needs=method.decider.needs, work=method.work, settings=pieces.engine, serve=order.serve,
     )  # fmt: skip
+    if buffer := pieces.recipe.train.async_buffer:
+        problem = with_work(pieces.problem, method.work)
+        return BufferedEngine(engine, problem, buffer=buffer)
+    return engine
 
 
 def _rounds(pieces: Pieces, chosen: Chosen, engine: Engine, writer: RunWriter, tell: Tell) -> None:

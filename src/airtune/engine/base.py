@@ -59,6 +59,9 @@ class Execution:
     """The state's adapters and head came out of the codec of the broadcast: the server has others."""
     plan: RoundPlan | None = None
     """The plan as it was carried out, where devices settled something for themselves; None = as told."""
+    buffered: Mapping[str, object] | None = None
+    """What a record holds of an asynchronous round: how many rounds ago each device that arrived had
+    begun, and how many are on their way; None where rounds wait for all."""
     split: Mapping[str, object] | None = None
     """What a record holds of a split round, in plain values; None where nothing was cut."""
 

@@ -66,6 +66,8 @@ class Sampled:
     """Of what crosses each device's cut; None where nothing does."""
     server_peak_bytes: float
     """Most that the server needs for the devices that are cut; 0 = none is."""
+    arrives: float = 1.0
+    """The part of those asked that a round waits for: below 1 in asynchronous rounds."""
 
     @property
     def part(self) -> float:
@@ -93,7 +95,7 @@ class Sampled:
         round_s = float(np.quantile(self.round_s, level)) if self.round_s.size else math.nan
         middle = self.middle
         sums = {
-            name: float(np.nansum(middle[name])) * rounds * self.part
+            name: float(np.nansum(middle[name])) * rounds * self.part * self.arrives
             for name in ("upload_bytes", "download_bytes", "energy_j", "whole_flops")
         }
         flops = sums.pop("whole_flops")
@@ -126,7 +128,8 @@ def sample(setting: Setting, quantile: float | None = None) -> Sampled:
     last: list[int] = []
     cut = np.zeros(len(fleet), np.int64)
     codec: list[CodecSpec | None] = [None] * len(fleet)
-    server_bytes = 0.0
+    server_bytes, arrives = 0.0, 1.0
+    buffer = 0 if chosen.is_control else setting.recipe.train.async_buffer
     for row, (number, draw) in enumerate(zip(rounds, draws, strict=True)):
         links, flops_per_s = fleet.links_at(draw, 0, 0.0), fleet.flops_at(draw)
         present = there(chosen, links.available)
@@ -149,10 +152,29 @@ def sample(setting: Setting, quantile: float | None = None) -> Sampled:
                 server_bytes = max(server_bytes, split_cost(problem, told).server_peak_bytes)
             finish = np.where(able, cost.finish_s, 0.0)
             alone_s = server_s(chosen, typical) if chosen.is_control else 0.0
-            round_s.append(min(finish.max(initial=0.0), problem.deadline_s or np.inf) + alone_s)
+            took_s = buffered_s(finish, buffer) if buffer else finish.max(initial=0.0)
+            round_s.append(min(took_s, problem.deadline_s or np.inf) + alone_s)
+            if buffer:
+                arrives = min(buffer / max(int(able.sum()), 1), 1.0)
             if finish.any():
                 last.append(int(told.device[int(np.argmax(finish))]))
-    return Sampled(columns, np.array(round_s), last, cut, codec, server_bytes)
+    return Sampled(columns, np.array(round_s), last, cut, codec, server_bytes, arrives)
+
+
+def buffered_s(finish_s: Floats, buffer: int) -> float:
+    """Return the mean time in which a buffer fills, where every device begins anew when it is done.
+
+    Args:
+        finish_s: of a device's own round, (n,); 0 where none comes.
+        buffer: updates.
+
+    >>> float(buffered_s(np.array([1.0, 2.0, 2.0, 0.0]), 2)), float(buffered_s(np.array([3.0]), 2))
+    (1.0, 3.0)
+    """
+    takes_s = finish_s[finish_s > 0.0]
+    if takes_s.size <= buffer:
+        return float(takes_s.max(initial=0.0))
+    return buffer / float(np.sum(1.0 / takes_s))
 
 
 def turns(present: Bools, participation: float, draw: np.random.Generator) -> Iterator[Bools]:

@@ -39,6 +39,10 @@ def assumptions(setting: Setting, sampled: Sampled, staged: Floats, stage_s: Flo
         *([f"{sampled.part:.3g} of the devices are asked a round (fleet.participation), in a "
            "random order; a device's figures are of a round that asks it"]
           if sampled.part < 1.0 else []),
+        *([f"a round ends with {setting.recipe.train.async_buffer} updates (train.async_buffer): its "
+           "time is the mean over devices that begin anew when they are done, with the shares of "
+           "the link that all have at once"]
+          if sampled.arrives < 1.0 else []),
         *(["no sample is seen twice, so nothing is saved by remembering it"]
           if problem.work.device_frozen else []),
         *holding_lines(fleet.names, held_blocks(problem, fleet, setting.chosen), problem.shape.blocks),

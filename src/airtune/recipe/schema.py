@@ -112,6 +112,9 @@ class TrainSection(Section):
     steps: Literal["fixed", "deadline"] = "fixed"
     """fixed = local_steps for all; deadline = as many as fit, by the device's own clock, into a time
     that is learnt from what answers took, at most four times local_steps. `fedspine` times its own."""
+    async_buffer: int = Field(default=0, ge=0)
+    """Updates with which an asynchronous round ends, whoever they come from; the other devices go on
+    and count later, weighted for staleness (FedBuff). 0 = a round waits for all it asked."""
     per_device_train_batch_size: int = Field(default=8, ge=1)
     """Sequences in a step."""
     learning_rate: float = Field(default=3e-3, gt=0)

@@ -63,6 +63,7 @@ train:
   learning_rate: {learning_rate}   # AdamW
   decay: 0.2             # part of the learning rate that is left at the end; falls linearly; 1 = all
   server_average: 0.9    # evaluate and export a running mean of the server's weights; 0 = the last
+  # async_buffer: 0      # updates with which an asynchronous round ends; 0 = rounds wait for all
   # server_momentum: 0.0 # part of a round's change that the server adds to the next
   # seconds: null        # budget on the run's clock, beside rounds
   # weight_decay: 0.0

@@ -177,7 +177,7 @@ def _limits_of_run(run: RunSeries, study: Study, row: Row) -> Iterator[str]:
         yield f"{run.method} recorded no round."
         return
     checks: tuple[Callable[[RunSeries], Iterator[str]], ...] = (
-        _pruning, _phases, _losses, _forecast, _memory,
+        _pruning, _phases, _losses, _forecast, _memory, _staleness,
     )  # fmt: skip
     for check in checks:
         yield from check(run)
@@ -196,6 +196,20 @@ def _pruning(run: RunSeries) -> Iterator[str]:
         return
     if devices["pruned"].size and not devices["pruned"].any():
         yield f"{run.method} pruned nothing in any round, so pruning had no part in what it gained."
+
+
+def _staleness(run: RunSeries) -> Iterator[str]:
+    """Say how old the updates of asynchronous rounds were."""
+    ages = [
+        age for record in run.record.rounds
+        for age in (record.get("buffered") or {}).get("staleness", {}).values()
+    ]  # fmt: skip
+    if ages:
+        stale = sum(age > 0 for age in ages) / len(ages)
+        yield (
+            f"Rounds were asynchronous: {stale:.0%} of the updates had begun in an earlier round, "
+            f"{max(ages)} rounds earlier at most, and counted less for it."
+        )
 
 
 def _phases(run: RunSeries) -> Iterator[str]:

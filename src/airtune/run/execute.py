@@ -12,6 +12,8 @@ from typing import Any
 from airtune.calibrate import from_header
 from airtune.data.ledger import recorded_lines
 from airtune.data.samples import write_samples
+from airtune.engine.base import Engine
+from airtune.engine.buffered import BufferedEngine
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.local import LocalEngine
 from airtune.errors import CheckpointError, RecipeError, RunInterruptedError
@@ -256,10 +258,12 @@ def _run_method(
 ) -> None:  # fmt: skip
     problem = problem_of(pieces, method, measured)
     assets = pieces.assets
-    engine = LocalEngine(
+    engine: Engine = LocalEngine(
         assets.fleet, problem, assets.base, assets.data,
         needs=method.decider.needs, settings=pieces.engine,
     )  # fmt: skip
+    if buffer := pieces.recipe.train.async_buffer:
+        engine = BufferedEngine(engine, problem, buffer=buffer)
     run = Run(
         method, problem, engine, writer, identity(pieces), loop_settings(pieces),
         afterwards=_afterwards(pieces, method, writer.folder),

@@ -48,6 +48,7 @@ def choose_method(recipe: Recipe, *, label: str | None = None) -> Chosen:
         method = replace(method, work=_work(recipe, method.work))
         method = paced(recipe, method)
     check_axes(recipe, method)
+    check_async(recipe, method)
     shown = label or name.rpartition(":")[2]
     return Chosen(method, shown, row.summary, row.reconstructed, is_control=name in CONTROLS)
 
@@ -85,6 +86,29 @@ def check_axes(recipe: Recipe, method: Method) -> None:
             "gives the adapters new axes every round, in which nothing of the last round's can be "
             f"added; leave {key} out"
         )
+
+
+def check_async(recipe: Recipe, method: Method) -> None:
+    """Refuse asynchronous rounds for a method that needs all of a round together.
+
+    Raises:
+        RecipeError: naming the reason.
+    """
+    aggregate, rule = method.aggregate, method.aggregate.rule
+    reasons = {
+        "it cuts the model, and the halves of a step wait for each other": method.may_cut,
+        "devices keep to a deadline of the round": method.paces or recipe.train.steps != "fixed",
+        f"its {rule} aggregation gives the adapters new axes every round":
+            not RULES[rule].keeps_axes,
+        "what it has pruned stays pruned, round by round":
+            method.work.cumulative or aggregate.shrinks or aggregate.as_planned,
+        "it compares the updates of a round": aggregate.agreement,
+    }  # fmt: skip
+    for reason in (reason for reason, is_so in reasons.items() if is_so):
+        if recipe.train.async_buffer:
+            raise RecipeError(
+                f"train.async_buffer cannot be used with {method.name}: {reason}; leave it out"
+            )
 
 
 def _work(recipe: Recipe, work: WorkSpec) -> WorkSpec:
