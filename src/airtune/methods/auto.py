@@ -202,19 +202,21 @@ class Auto:
                 yield Start(f"the plan of {name}", index, told.share)
 
 
+def _kept(allowed: Bools, line: Ints) -> Bools:
+    """Return which devices have a line that they may still have, shape (n,)."""
+    there = (line >= 0) & (line < allowed.shape[1])
+    return np.asarray(there & allowed[np.arange(line.size), np.where(there, line, 0)], np.bool_)
+
+
 def _held(allowed: Bools, line: Ints) -> Start | None:
-    """Return the last round's lines, where all able devices have one and may still have it."""
-    rows = np.arange(line.size)
-    kept = (line >= 0) & allowed[rows, np.maximum(line, 0)]
-    return Start("kept from the last round", line) if kept.all() else None
+    """Return the last round's lines, where all able devices may keep theirs."""
+    return Start("kept from the last round", line) if _kept(allowed, line).all() else None
 
 
 def _usual(lines: MixedLines, allowed: Bools, line: Ints) -> Ints:
     """Return each device's last line while it fits, or the one that asks least of the server."""
-    rows = np.arange(line.size)
-    known = (line >= 0) & allowed[rows, np.maximum(line, 0)]
     light = np.argmin(np.where(allowed, lines.server_bytes, np.inf), axis=1)
-    return np.asarray(np.where(known, line, light), np.int64)
+    return np.asarray(np.where(_kept(allowed, line), line, light), np.int64)
 
 
 def _round_plan(
