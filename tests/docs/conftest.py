@@ -13,7 +13,8 @@ from airtune.recipe import load_recipe
 QUICK = (
     "train.rounds=1", "train.local_steps=1", "train.per_device_train_batch_size=2", "fleet.devices=2",
     "data.limit=40", "data.test_limit=8", "data.max_length=40", "calibration.rounds=2",
-    "calibration.devices=2", "evaluation.leakage=false", "threads=1",
+    "calibration.devices=2", "split.rounds=1", "split.devices=2", "evaluation.leakage=false",
+    "threads=1",
 )  # fmt: skip
 RUNS = {
     "runs/2026-01-01_00-00-00-pruned": "fedspine",
