@@ -22,6 +22,7 @@ from airtune.engine.message import (
 from airtune.errors import CodecError, MismatchError
 from airtune.plan import Assignment, CodecSpec, Workload, WorkSpec
 from airtune.wire.envelope import Envelope
+from airtune.wire.versions import series_of
 from airtune.work.train import TrainSettings
 
 SETUP = Setup(
@@ -62,6 +63,15 @@ def test_an_answer_to_something_else_is_refused(changed: dict[str, object], word
 def test_another_schema_names_both_versions() -> None:
     with pytest.raises(MismatchError, match=r"schema 2.*schema 1; install the same version"):
         open_task(seal_task(replace(TASK, schema=2)))
+
+
+def test_messages_of_one_series_of_versions_are_read_and_no_others() -> None:
+    major, minor = series_of(VERSION)
+    reply = replace(REPLY, version=f"{major}.{minor}.99")
+    assert open_reply(seal_reply(reply), TASK)[0] == reply
+    for other in (f"{major}.{minor + 1}.0", f"{major + 1}.{minor}.0", "none"):
+        with pytest.raises(MismatchError, match="install the same version"):
+            open_reply(seal_reply(replace(REPLY, version=other)), TASK)
 
 
 def test_a_truncated_part_is_refused() -> None:

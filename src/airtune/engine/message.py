@@ -28,6 +28,7 @@ from airtune.errors import CodecError, MismatchError
 from airtune.plan import Assignment, Pace, Workload, WorkSpec
 from airtune.wire.envelope import MAX_BLOBS, VERSION, Envelope
 from airtune.wire.stage import Offer
+from airtune.wire.versions import may_talk
 from airtune.work.train import TrainSettings
 
 SCHEMA = 1
@@ -347,7 +348,7 @@ def _read(content: bytes, adapter: TypeAdapter[Header], what: str) -> Header:
         other = said.get("version") or said["setup"]["version"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CodecError(f"{what} is damaged: its header cannot be read") from error
-    if schema != SCHEMA or other != VERSION:
+    if schema != SCHEMA or not may_talk(VERSION, str(other)):
         raise MismatchError(
             f"{what} was written by airtune {other} with schema {schema}, this is airtune "
             f"{VERSION} with schema {SCHEMA}; install the same version on server and devices"
