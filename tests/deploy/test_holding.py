@@ -153,6 +153,7 @@ def test_who_holds_what_follows_from_memory(split: Any) -> None:
     assert blocks_held(problem, memory).tolist()[:4] == [1, 1, 1, 2]
     assert blocks_held(problem, memory)[4] == blocks
     assert blocks_held(problem, memory[:4], cut=2).tolist() == [2, 2, 2, 2]
+    assert blocks_held(problem, memory[:1], cut=99).tolist() == [blocks - 1]
     several = np.linspace(peaks[0], 1e8, 200)
     dense = dense_pass_bytes(problem.shape, problem.workload)
     assert (several[blocks_held(problem, several) == blocks] >= dense).all()

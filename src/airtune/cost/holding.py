@@ -76,8 +76,12 @@ def blocks_held(problem: Problem, memory_bytes: Floats, *, cut: int | None = Non
         cut that it can train, and of the least where it can train none.
     """
     shape = problem.shape
+    if shape.blocks < 2:
+        return np.full(len(memory_bytes), shape.blocks, np.int64)
     peaks = cut_peaks(problem)
-    cuts = np.arange(1, shape.blocks) if cut is None else np.array([cut], np.int64)
+    # a cut that leaves the server nothing is the method's to refuse
+    fixed = None if cut is None else np.array([min(cut, shape.blocks - 1)], np.int64)
+    cuts = np.arange(1, shape.blocks) if fixed is None else fixed
     peaks = peaks[cuts - 1]
     beside = peaks - cut_weights(shape, problem.workload, cuts)
     fits = peaks <= memory_bytes[:, None]
