@@ -43,6 +43,8 @@ def compare(
     *,
     methods: Annotated[str | None, typer.Option(help="Names with commas; untuned, local-only and pooled are controls.")] = None,
     seeds: Seeds = None,
+    protocol: Annotated[str | None, typer.Option(help="quality-under-budget, cost-to-target, or robustness, which runs each method under faults too.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="COSTS", help="With quality-under-budget: time=10m,bytes=50MB,joules=2kJ, some of them.")] = None,
     settings: Settings = None,
     resume: Resume = None,
     name: Name = None,
@@ -53,7 +55,7 @@ def compare(
 
     Example: airtune compare recipe.yaml --methods jcpba,fedavg-lora,untuned --seeds 0,1,2
     """
-    from airtune.compare import compare_methods
+    from airtune.compare import compare_methods, protocol_of
 
     source, changes = split_words(words, settings)
     asked: dict[str, Any] = {
@@ -61,10 +63,13 @@ def compare(
         "seeds": read_seeds(seeds) if seeds else [],
     }
     if resume is not None:
+        if protocol is not None:
+            raise RecipeError("--protocol is that of the study that is resumed; leave it out")
         run_study(begun(resume, source or name, changes, asked), jobs=jobs, as_json=as_json)
         return
     recipe = load_recipe(source, overrides=changes + ([f"name={name}"] if name else []))
-    run_study(partial(compare_methods, recipe, **asked), jobs=jobs, as_json=as_json)
+    how = protocol_of(recipe, protocol, budget)
+    run_study(partial(compare_methods, recipe, protocol=how, **asked), jobs=jobs, as_json=as_json)
 
 
 def begun(
@@ -153,6 +158,7 @@ def _print(done: Comparison) -> None:
             "in some;\nchange against the baseline, 95 % interval from three seeds on"
         )
     _print_quality(study, rows)
+    _print_protocol(done)
     for one in done.left_out:
         print_note(f"left out: {one.label}, seed {one.seed}: {one.reason}")
     print_line(f"report: {done.report}")
@@ -168,6 +174,19 @@ def _print_quality(study: Study, rows: Mapping[str, Row]) -> None:
         for name, row in rows.items()
     ])  # fmt: skip
     print_line("best, last and worst tenth are of the devices' validation data")
+
+
+def _print_protocol(done: Comparison) -> None:
+    from airtune.report import protocol_table
+
+    table = protocol_table(done.study, done.summary)
+    if table is None:
+        return
+    print_table(table.name, ["method", *table.titles], [
+        [line.method, *("; ".join([cell.main, *cell.small]) for cell in line.cells)]
+        for line in table.lines
+    ])  # fmt: skip
+    print_line(table.note)
 
 
 def _spent(values: tuple[Reached, ...], study: Study, show: Any) -> str:
@@ -197,7 +216,13 @@ def _change(change: Change) -> str:
 
 
 def _document(done: Comparison) -> dict[str, Any]:
+    from airtune.report import protocol_table
+
+    by_protocol = protocol_table(done.study, done.summary)
     return {
+        "protocol": None
+        if by_protocol is None
+        else {"name": by_protocol.name, "values": by_protocol.values},
         "folder": str(done.folder),
         "report": str(done.report),
         "metric": done.study.metric.name,

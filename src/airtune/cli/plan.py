@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,12 +11,22 @@ import typer
 
 from airtune.cli.console import print_json, print_line, print_note
 from airtune.cli.options import AsJson, Settings, Words, split_words
-from airtune.cli.plan_tables import print_assumptions, print_model, print_plan, print_within
+from airtune.cli.plan_tables import (
+    print_assumptions,
+    print_front,
+    print_model,
+    print_plan,
+    print_within,
+)
 from airtune.errors import RecipeError
 from airtune.units import format_seconds, parse_seconds
 
 if TYPE_CHECKING:
-    from airtune.planner import Plan, Price, Setting, Within
+    from airtune.planner import ParetoFront, Plan, PlanSetting, Price, Within
+
+
+_QUICK_S = 5.0
+"""Processor time of a plan that is made anew for prices without being asked."""
 
 
 def plan(
@@ -24,7 +36,9 @@ def plan(
     within: Annotated[str | None, typer.Option(metavar="DURATION", help="What would make the run end in 6h, 90m or 1d.")] = None,
     vary: Annotated[str | None, typer.Option(help="With --within: bandwidth, memory, server, devices, rounds, with commas; all unless said.")] = None,
     quantile: Annotated[float | None, typer.Option(metavar="PERCENT", help="State the time within which so many of 100 rounds end, 95 for instance.")] = None,
-    prices: Annotated[bool | None, typer.Option("--prices/--no-prices", help="What more bandwidth, memory or speed would save; fleets of more than 100 devices only when asked.")] = None,
+    pareto: Annotated[str | None, typer.Option(metavar="COSTS", help="Plans to choose among by time,bytes,joules: one for each setting of the knobs that every method has.")] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all that is asked as one page, plan.html for instance.")] = None,
+    prices: Annotated[bool | None, typer.Option("--prices/--no-prices", help="What more bandwidth, memory or speed would save; fleets of more than 100 devices, and slow methods, only when asked.")] = None,
     tariff: Annotated[float | None, typer.Option(help="Price of a kWh (tariff.per_kwh).")] = None,
     per_gb: Annotated[float | None, typer.Option(help="Price of 10^9 bytes on a link (tariff.per_gb).")] = None,
     every_device: Annotated[bool, typer.Option("--all", help="A row for each device, however many.")] = False,
@@ -54,18 +68,69 @@ def plan(
     level, limit = _read_quantile(quantile), _read_within(within, vary)
     money = {"tariff.per_kwh": tariff, "tariff.per_gb": per_gb}
     changes += [f"{key}={price}" for key, price in money.items() if price is not None]
-    from airtune.planner import plan_of, plan_within, read_vary
+    from airtune.planner import plan_front, plan_of, plan_within, read_axes, read_vary
 
+    axes = None if pareto is None else read_axes(pareto)
     asked, setting = read_vary(vary), _setting(source, changes)
 
+    begun = time.process_time()
     found = plan_of(setting, quantile=level)
-    answer = None if limit is None else plan_within(setting, limit, vary=asked, quantile=level)
-    saved = _prices(setting, asked=prices)
-    here_s = _simulation_s(setting, found)
+    is_quick = time.process_time() - begun < _QUICK_S
+    answers = _Answers(
+        found, None if limit is None else plan_within(setting, limit, vary=asked, quantile=level),
+        _prices(setting, asked=prices, is_quick=is_quick), None if axes is None else plan_front(setting, axes),
+        _simulation_s(setting, found),
+    )  # fmt: skip
+    if page is not None:
+        _write_page(page, setting, answers)
     if as_json:
-        print_json(_document(found, answer, saved, here_s))
+        print_json(answers.as_document())
     else:
-        _print(found, answer, saved, here_s, every_device=every_device)
+        answers.print(every_device=every_device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """All that was asked of a recipe."""
+
+    plan: Plan
+    within: Within | None
+    prices: tuple[Price, ...] | None
+    """None = not asked for, and they take a while."""
+    front: ParetoFront | None
+    simulation_s: float
+
+    def as_document(self) -> dict[str, Any]:
+        """Return plain values."""
+        from airtune.planner import groups_of
+
+        return {
+            **self.plan.as_document(),
+            "groups": [asdict(group) for group in groups_of(self.plan.devices)],
+            "within": None if self.within is None else self.within.as_document(),
+            "prices": None if self.prices is None else [asdict(price) for price in self.prices],
+            "pareto": None if self.front is None else self.front.as_document(),
+            "simulation_s": self.simulation_s,
+        }
+
+    def print(self, *, every_device: bool) -> None:
+        """Print it for people."""
+        from airtune.planner import price_lines
+
+        print_plan(self.plan, every_device=every_device)
+        if self.within is not None:
+            print_within(self.within)
+        if self.front is not None:
+            print_front(self.front)
+        if self.prices is None:
+            print_note("prices are left out, as they take a while here; --prices shows them")
+        for line in price_lines(self.prices or ()):
+            print_line(f"price: {line}")
+        print_line(
+            f"simulating this run would train for about {format_seconds(self.simulation_s)} on this "
+            "machine, by the speed of its matrix products measured now; evaluation comes on top"
+        )
+        print_assumptions(self.plan.assumptions)
 
 
 def _check_source(source: str | None) -> None:
@@ -77,7 +142,7 @@ def _check_source(source: str | None) -> None:
     )
 
 
-def _setting(source: str | None, changes: list[str]) -> Setting:
+def _setting(source: str | None, changes: list[str]) -> PlanSetting:
     from airtune.recipe import load_recipe
 
     recipe = load_recipe(source, overrides=changes)
@@ -105,51 +170,30 @@ def _read_within(within: str | None, vary: str | None) -> float | None:
         raise RecipeError(f"--within: {error}") from error
 
 
-def _prices(setting: Setting, *, asked: bool | None) -> tuple[Price, ...] | None:
+def _prices(
+    setting: PlanSetting, *, asked: bool | None, is_quick: bool
+) -> tuple[Price, ...] | None:
     """Return the prices; None where they were not asked for and take long."""
     from airtune.planner import PRICED_DEVICES, prices_of
 
-    wanted = len(setting.fleet) <= PRICED_DEVICES if asked is None else asked
+    is_small = len(setting.fleet) <= PRICED_DEVICES
+    wanted = is_small and is_quick if asked is None else asked
     return prices_of(setting) if wanted else None
 
 
-def _simulation_s(setting: Setting, found: Plan) -> float:
+def _simulation_s(setting: PlanSetting, found: Plan) -> float:
     from airtune.planner import training_flops_per_s
 
     return found.total_flops / training_flops_per_s(setting.problem.shape, setting.typical.workload)
 
 
-def _document(
-    found: Plan, answer: Within | None, saved: tuple[Price, ...] | None, here_s: float
-) -> dict[str, Any]:
-    from dataclasses import asdict
+def _write_page(path: Path, setting: PlanSetting, answers: _Answers) -> None:
+    from airtune.planner import page_of
+    from airtune.report.plan_page import write_plan_page
 
-    from airtune.planner import groups_of
-
-    return {
-        **found.as_document(),
-        "groups": [asdict(group) for group in groups_of(found.devices)],
-        "within": None if answer is None else answer.as_document(),
-        "prices": None if saved is None else [asdict(price) for price in saved],
-        "simulation_s": here_s,
-    }
-
-
-def _print(
-    found: Plan, answer: Within | None, saved: tuple[Price, ...] | None, here_s: float, *,
-    every_device: bool,
-) -> None:  # fmt: skip
-    from airtune.planner import price_lines
-
-    print_plan(found, every_device=every_device)
-    if answer is not None:
-        print_within(answer)
-    if saved is None:
-        print_note(f"prices of {len(found.devices)} devices take a while; --prices shows them")
-    for line in price_lines(saved or ()):
-        print_line(f"price: {line}")
-    print_line(
-        f"simulating this run would train for about {format_seconds(here_s)} on this machine, by the "
-        "speed of its matrix products measured now; evaluation comes on top"
-    )
-    print_assumptions(found.assumptions)
+    page = page_of(
+        setting.recipe, answers.plan, within=answers.within, prices=answers.prices,
+        front=answers.front,
+    )  # fmt: skip
+    write_plan_page(page, path)
+    print_note(f"page: {path}")

@@ -11,6 +11,7 @@ given more methods, values, seeds or rounds afterwards.
 """
 
 from airtune.compare.entries import Entry, baseline_of, entries_of, swept
+from airtune.compare.protocol import Protocol, protocol_of
 from airtune.compare.study import (
     CompareWatch,
     Comparison,
@@ -25,9 +26,11 @@ __all__ = [
     "Comparison",
     "Entry",
     "LeftOut",
+    "Protocol",
     "baseline_of",
     "compare_methods",
     "entries_of",
+    "protocol_of",
     "resume_comparison",
     "sweep_recipe",
     "swept",

@@ -14,6 +14,7 @@ import torch
 
 from airtune.compare.entries import Entry, baseline_of, entries_of, swept
 from airtune.compare.jobs import Workers, run_one
+from airtune.compare.protocol import Protocol, read_protocol
 from airtune.errors import (
     AirtuneError,
     CheckpointError,
@@ -80,6 +81,7 @@ class _Plan:
     seeds: tuple[int, ...]
     baseline: str
     verb: str = "compare"
+    protocol: Protocol | None = None
 
     def document(self) -> dict[str, Any]:
         """Return it in plain values."""
@@ -88,6 +90,7 @@ class _Plan:
             "methods": [entry.label for entry in self.entries], "seeds": list(self.seeds),
             "baseline": self.baseline, "verb": self.verb,
             "entries": [asdict(entry) for entry in self.entries],
+            "protocol": None if self.protocol is None else self.protocol.document(self.entries),
         }  # fmt: skip
 
 
@@ -99,6 +102,7 @@ def compare_methods(
     folder: Path | None = None,
     jobs: int = 1,
     watch: CompareWatch | None = None,
+    protocol: Protocol | None = None,
 ) -> Comparison:
     """Run every method with every seed and write the page that compares them.
 
@@ -110,6 +114,7 @@ def compare_methods(
         folder: where to; None = `<output>/<time>-compare-<name>`.
         jobs: runs at once, each in a process of its own; 1 = one after the other in this one.
         watch: told how it gets on.
+        protocol: by which methods are compared; None = a plain comparison.
 
     Raises:
         RecipeError: if a method or its settings are wrong; all are listed.
@@ -118,7 +123,9 @@ def compare_methods(
     """
     entries = entries_of(recipe, methods or recipe.compare.methods)
     baseline = baseline_of(recipe, entries, is_narrowed=bool(methods))
-    plan = _Plan(recipe, tuple(entries), tuple(seeds or recipe.compare.seeds), baseline)
+    entries = entries if protocol is None else protocol.crossed(entries)
+    plan = _Plan(recipe, tuple(entries), tuple(seeds or recipe.compare.seeds), baseline,
+                 protocol=protocol)  # fmt: skip
     return _start(plan, folder, recipe.name or "methods", jobs, watch)
 
 
@@ -181,6 +188,7 @@ def resume_comparison(
     """
     plan = _read_plan(folder)
     more, own = swept(plan.recipe, over) if over else (entries_of(plan.recipe, methods), [])
+    more = more if plan.protocol is None else plan.protocol.crossed(more)
     if rounds is not None:
         if rounds <= plan.recipe.train.rounds:
             raise RecipeError(
@@ -210,6 +218,7 @@ def _read_plan(folder: Path) -> _Plan:
             entries=tuple(_read_entry(entry) for entry in document["entries"]),
             seeds=tuple(int(seed) for seed in document["seeds"]),
             baseline=str(document["baseline"]), verb=str(document.get("verb", "compare")),
+            protocol=read_protocol(document.get("protocol")),
         )  # fmt: skip
     except OSError as error:
         raise CheckpointError(f"{folder} is no comparison: {path} cannot be read") from error

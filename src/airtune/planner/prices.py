@@ -17,7 +17,7 @@ from airtune.errors import InfeasibleError
 from airtune.fleet import Fleet
 from airtune.fleet.change import with_bandwidth, with_memory, with_server, with_speed
 from airtune.planner.sample import Sampled, sample
-from airtune.planner.setting import Setting
+from airtune.planner.setting import PlanSetting
 from airtune.units import GIB
 
 PRICED_DEVICES = 100
@@ -38,7 +38,7 @@ class Price:
     """Of the changed plan."""
 
 
-def prices_of(setting: Setting) -> tuple[Price, ...]:
+def prices_of(setting: PlanSetting) -> tuple[Price, ...]:
     """Return what small changes of the fleet would save, the best first.
 
     Raises:
@@ -75,7 +75,7 @@ def price_lines(prices: tuple[Price, ...]) -> list[str]:
     ]  # fmt: skip
 
 
-def _changes(setting: Setting, sampled: Sampled) -> Iterator[tuple[str, Fleet]]:
+def _changes(setting: PlanSetting, sampled: Sampled) -> Iterator[tuple[str, Fleet]]:
     """Yield each change in words with the fleet that has it."""
     fleet, chosen = setting.fleet, setting.chosen
     yield "10 % more uplink", with_bandwidth(fleet, up=1.1)
@@ -92,7 +92,7 @@ def _changes(setting: Setting, sampled: Sampled) -> Iterator[tuple[str, Fleet]]:
         yield f"1 GiB more on {name}", with_memory(fleet, more_bytes=GIB, kind=kind)
 
 
-def _short_of_memory(setting: Setting) -> list[str]:
+def _short_of_memory(setting: PlanSetting) -> list[str]:
     """Return the kinds of which a device cannot train the dense model, the shortest first."""
     dense = float(ladder(setting.problem.shape, setting.problem.workload).peak_bytes[0])
     fleet = setting.fleet

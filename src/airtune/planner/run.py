@@ -13,7 +13,7 @@ from airtune.planner.cuts import feasible_cuts
 from airtune.planner.extra import held_blocks, staging_bytes, staging_s
 from airtune.planner.result import DevicePlan, Money, Plan
 from airtune.planner.sample import Sampled, Totals, sample
-from airtune.planner.setting import Setting, setting_of
+from airtune.planner.setting import PlanSetting, setting_of
 from airtune.planner.words import assumptions, feasible, rounds_source, straggler, warnings
 from airtune.recipe import Recipe
 
@@ -38,7 +38,7 @@ def plan_recipe(recipe: Recipe, *, quantile: float | None = None) -> Plan:
     return plan_of(setting_of(recipe), quantile=quantile)
 
 
-def plan_of(setting: Setting, *, quantile: float | None = None) -> Plan:
+def plan_of(setting: PlanSetting, *, quantile: float | None = None) -> Plan:
     """Return the plan of a setting; see `plan_recipe`."""
     recipe, fleet, problem, chosen = (
         setting.recipe, setting.fleet, setting.problem, setting.chosen,
@@ -89,7 +89,7 @@ def money_of(recipe: Recipe, totals: Totals, staged_bytes: float) -> Money | Non
 
 
 def _devices(
-    setting: Setting, sampled: Sampled, staged: Floats, stage_s: Floats
+    setting: PlanSetting, sampled: Sampled, staged: Floats, stage_s: Floats
 ) -> tuple[DevicePlan, ...]:
     """Return a row for each device of the fleet."""
     problem, middle = setting.problem, sampled.middle

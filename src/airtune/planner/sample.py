@@ -24,7 +24,7 @@ from airtune.plan import (
 )
 from airtune.plan.blame import blamed
 from airtune.planner.control import off_air, server_s, there
-from airtune.planner.setting import Setting
+from airtune.planner.setting import PlanSetting
 
 SAMPLED_ROUNDS = 8
 """Rounds whose links are drawn, spread over the run; figures are medians over them."""
@@ -102,7 +102,7 @@ class Sampled:
         return Totals(round_s=round_s, total_s=round_s * rounds, flops=flops, **sums)
 
 
-def sample(setting: Setting, quantile: float | None = None) -> Sampled:
+def sample(setting: PlanSetting, quantile: float | None = None) -> Sampled:
     """Let the method plan a few rounds and price each plan, the fleet part by part in each.
 
     The method plans as in a run, and memory is that of the longest text; the rest is priced by

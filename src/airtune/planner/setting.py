@@ -28,7 +28,7 @@ from airtune.run.inspect import Inspection, inspect_data
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class PlanSetting:
     """A recipe with the fleet and the problem that are planned, which may be other than its own."""
 
     recipe: Recipe
@@ -48,7 +48,7 @@ class Setting:
         """The part of the devices that a round asks."""
         return 1.0 if self.chosen.is_control else self.recipe.fleet.participation
 
-    def on(self, fleet: Fleet) -> Setting:
+    def on(self, fleet: Fleet) -> PlanSetting:
         """Return the setting on a fleet of as many devices; those never there hold no data.
 
         Raises:
@@ -63,14 +63,14 @@ class Setting:
         check_memory(problem, fleet, may_cut=self.chosen.method.may_cut)
         return replace(self, fleet=fleet, problem=problem)
 
-    def for_rounds(self, rounds: int) -> Setting:
+    def for_rounds(self, rounds: int) -> PlanSetting:
         """Return the setting of a run of so many rounds."""
         visits = self.problem.devices.samples * rounds // self.problem.rounds
         devices = replace(self.problem.devices, samples=visits)
         return replace(self, problem=replace(self.problem, rounds=rounds, devices=devices))
 
 
-def setting_of(recipe: Recipe, found: Inspection | None = None) -> Setting:
+def setting_of(recipe: Recipe, found: Inspection | None = None) -> PlanSetting:
     """Return what a plan of a recipe is made from.
 
     Args:
@@ -97,4 +97,4 @@ def setting_of(recipe: Recipe, found: Inspection | None = None) -> Setting:
     )  # fmt: skip
     check_memory(problem, fleet, may_cut=chosen.method.may_cut)
     problem = problem_of_control(chosen, problem) if chosen.is_control else problem
-    return Setting(recipe, fleet, problem, chosen, found)
+    return PlanSetting(recipe, fleet, problem, chosen, found)

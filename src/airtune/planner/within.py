@@ -19,7 +19,7 @@ import numpy as np
 from airtune.errors import InfeasibleError, RecipeError
 from airtune.fleet.change import with_bandwidth, with_memory, with_server, without
 from airtune.planner.sample import Sampled, sample
-from airtune.planner.setting import Setting
+from airtune.planner.setting import PlanSetting
 from airtune.planner.words import binding
 from airtune.units import format_bytes, format_seconds
 
@@ -39,7 +39,7 @@ _DROPS = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Requirement:
     """What one quantity has to be for the run to end in time, all else as it is."""
 
     vary: Vary
@@ -63,7 +63,7 @@ class Within:
     within_s: float
     total_s: float
     """Of the plan as the recipe has it."""
-    answers: tuple[Answer, ...]
+    answers: tuple[Requirement, ...]
 
     @property
     def meets(self) -> bool:
@@ -92,7 +92,7 @@ def read_vary(text: str | None) -> tuple[Vary, ...]:
 
 
 def plan_within(
-    setting: Setting, within_s: float, *, vary: Sequence[Vary] = VARIED,
+    setting: PlanSetting, within_s: float, *, vary: Sequence[Vary] = VARIED,
     quantile: float | None = None,
 ) -> Within:  # fmt: skip
     """Return what would make a run end within a time.
@@ -132,13 +132,13 @@ _NEVER = _Seen(math.inf, 0, 1.0, "memory")
 class _Question:
     """What is asked, and the plan as it stands."""
 
-    setting: Setting
+    setting: PlanSetting
     within_s: float
     quantile: float | None
     now: _Seen
     sampled: Sampled
 
-    def see(self, change: Callable[[], Setting]) -> _Seen:
+    def see(self, change: Callable[[], PlanSetting]) -> _Seen:
         """Return the plan of a changed setting; one that cannot be planned takes for ever."""
         try:
             setting = change()
@@ -151,12 +151,12 @@ class _Question:
         return seen.total_s <= self.within_s and seen.able >= (self.now.able if everybody else 1)
 
 
-def _start(setting: Setting, quantile: float | None) -> tuple[_Seen, Sampled]:
+def _start(setting: PlanSetting, quantile: float | None) -> tuple[_Seen, Sampled]:
     sampled = sample(setting, quantile)
     return _seen(setting, sampled, quantile), sampled
 
 
-def _seen(setting: Setting, sampled: Sampled, quantile: float | None) -> _Seen:
+def _seen(setting: PlanSetting, sampled: Sampled, quantile: float | None) -> _Seen:
     total_s = sampled.totals(setting.problem.rounds, quantile).total_s
     able = int(sampled.able.sum())
     trains = (able or setting.chosen.is_control) and not math.isnan(total_s)
@@ -165,7 +165,7 @@ def _seen(setting: Setting, sampled: Sampled, quantile: float | None) -> _Seen:
     return _Seen(total_s if trains else math.inf, able, mean, binding(setting.fleet, sampled))
 
 
-def _bandwidth(question: _Question) -> Answer:
+def _bandwidth(question: _Question) -> Requirement:
     fleet = question.setting.fleet
     answer = _by_factor(
         question, "bandwidth",
@@ -176,11 +176,11 @@ def _bandwidth(question: _Question) -> Answer:
     return _worded(answer, f" ({shown})" if 0 < len(wide) <= _CANDIDATES else " on every link")
 
 
-def _memory(question: _Question) -> Answer:
+def _memory(question: _Question) -> Requirement:
     fleet = question.setting.fleet
     pruned = question.now.pruned
 
-    def at(factor: float) -> Setting:
+    def at(factor: float) -> PlanSetting:
         return question.setting.on(with_memory(fleet, factor=factor))
 
     # what less memory forces devices to prune is not spared: it costs quality
@@ -191,7 +191,7 @@ def _memory(question: _Question) -> Answer:
     return _worded(answer, f" ({' to '.join(dict.fromkeys(map(format_bytes, ends)))} a device)")
 
 
-def _server(question: _Question) -> Answer:
+def _server(question: _Question) -> Requirement:
     fleet = question.setting.fleet
     answer = _by_factor(
         question, "server", lambda factor: question.setting.on(with_server(fleet, factor))
@@ -200,9 +200,9 @@ def _server(question: _Question) -> Answer:
 
 
 def _by_factor(
-    question: _Question, vary: Vary, at: Callable[[float], Setting],
+    question: _Question, vary: Vary, at: Callable[[float], PlanSetting],
     keeps: Callable[[_Seen], bool] = lambda seen: True,
-) -> Answer:  # fmt: skip
+) -> Requirement:  # fmt: skip
     """Return the least multiple that meets, between 1 and the end that is on the other side.
 
     Args:
@@ -222,7 +222,7 @@ def _by_factor(
     end = 1.0 / MOST_FACTOR if is_met else MOST_FACTOR
     best = see(end)
     if meets(best) == is_met:  # the other side is not reached
-        return Answer(vary, is_met, "", end, best.total_s, best.binds)
+        return Requirement(vary, is_met, "", end, best.total_s, best.binds)
     low, high = (end, 1.0) if is_met else (1.0, end)
     best = question.now if is_met else best
     while high / low > _CLOSE:
@@ -232,19 +232,19 @@ def _by_factor(
             high, best = middle, seen
         else:
             low = middle
-    return Answer(vary, True, "", high, best.total_s, best.binds)
+    return Requirement(vary, True, "", high, best.total_s, best.binds)
 
 
-def _worded(answer: Answer, detail: str) -> Answer:
+def _worded(answer: Requirement, detail: str) -> Requirement:
     """Put the multiple in words, rounded up so that what is read meets too."""
     factor = math.ceil(answer.amount * 100) / 100
     lead = "not even " if not answer.meets else "no more than " if factor < 1.0 else ""
     amount = f"{factor:g} times" if factor != 1.0 else "what there is"
-    return Answer(answer.vary, answer.meets, f"{lead}{amount}{detail}", answer.amount,
+    return Requirement(answer.vary, answer.meets, f"{lead}{amount}{detail}", answer.amount,
                   answer.total_s, answer.binds)  # fmt: skip
 
 
-def _rounds(question: _Question) -> Answer:
+def _rounds(question: _Question) -> Requirement:
     """Return the most rounds that fit."""
     setting = question.setting
     now = setting.problem.rounds
@@ -256,7 +256,7 @@ def _rounds(question: _Question) -> Answer:
     low, high = (now, int(now * MOST_FACTOR)) if is_met else (0, now)
     best, end = (question.now, see(high)) if is_met else (see(1), question.now)
     if not is_met and not question.meets(best):
-        return Answer("rounds", False, "not even 1 round", 1, best.total_s, best.binds)
+        return Requirement("rounds", False, "not even 1 round", 1, best.total_s, best.binds)
     if is_met and question.meets(end):
         low, best = high, end
     while high - low > 1:
@@ -266,11 +266,11 @@ def _rounds(question: _Question) -> Answer:
             low, best = middle, seen
         else:
             high = middle
-    return Answer("rounds", True, f"{low} of {now} rounds" if low <= now else f"{low} rounds would fit",
+    return Requirement("rounds", True, f"{low} of {now} rounds" if low <= now else f"{low} rounds would fit",
                   low, best.total_s, best.binds)  # fmt: skip
 
 
-def _devices(question: _Question) -> Answer:
+def _devices(question: _Question) -> Requirement:
     """Leave out device after device, each time the one without which the run is shortest."""
     setting, fleet = question.setting, question.setting.fleet
     out: list[int] = []
@@ -293,10 +293,10 @@ def _devices(question: _Question) -> Answer:
     names = tuple(fleet.names[index] for index in sorted(out))
     meets = question.meets(seen, everybody=False)
     words = f"{kept} of {len(fleet)} devices" if meets else "not even 1 device"
-    return Answer("devices", meets, words, kept, seen.total_s, seen.binds, names)
+    return Requirement("devices", meets, words, kept, seen.total_s, seen.binds, names)
 
 
-def _less(setting: Setting, out: Sequence[int]) -> Setting:
+def _less(setting: PlanSetting, out: Sequence[int]) -> PlanSetting:
     return setting.on(without(setting.fleet, np.array(out, np.int64)))
 
 
@@ -310,13 +310,13 @@ def _candidates(sampled: Sampled, left: np.ndarray[Any, Any]) -> list[int]:
     return list(dict.fromkeys(device for pair in zip(*orders, strict=True) for device in pair))
 
 
-_SEARCH: dict[Vary, Callable[[_Question], Answer]] = {
+_SEARCH: dict[Vary, Callable[[_Question], Requirement]] = {
     "bandwidth": _bandwidth, "memory": _memory, "server": _server, "devices": _devices,
     "rounds": _rounds,
 }  # fmt: skip
 
 
-def _nothing(question: _Question, answers: Sequence[Answer]) -> str:
+def _nothing(question: _Question, answers: Sequence[Requirement]) -> str:
     """Say that nothing meets, what the least possible is, and what binds."""
     best = min(answers, key=lambda answer: answer.total_s)
     tried = "; ".join(

@@ -13,12 +13,14 @@ from airtune.planner.control import control_lines
 from airtune.planner.extra import cap_lines, held_blocks, holding_lines, staging_lines
 from airtune.planner.lengths import length_line
 from airtune.planner.sample import Sampled
-from airtune.planner.setting import Setting
+from airtune.planner.setting import PlanSetting
 from airtune.run import Chosen, tables_of
 from airtune.units import format_bytes, format_seconds
 
 
-def assumptions(setting: Setting, sampled: Sampled, staged: Floats, stage_s: Floats) -> list[str]:
+def assumptions(
+    setting: PlanSetting, sampled: Sampled, staged: Floats, stage_s: Floats
+) -> list[str]:
     """Return what a plan takes for granted.
 
     Args:
@@ -53,7 +55,7 @@ def assumptions(setting: Setting, sampled: Sampled, staged: Floats, stage_s: Flo
     ]  # fmt: skip
 
 
-def warnings(setting: Setting, sampled: Sampled) -> list[str]:
+def warnings(setting: PlanSetting, sampled: Sampled) -> list[str]:
     """Return what keeps a run from going as planned."""
     said = []
     has = setting.problem.server_memory_bytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from airtune.fleet import Fleet, load_fleet
 from airtune.recipe.schema import Recipe
 
@@ -13,9 +15,18 @@ def fleet_of(recipe: Recipe) -> Fleet:
         FleetError: if the fleet is wrong.
     """
     asked = recipe.fleet
-    return load_fleet(
+    fleet = load_fleet(
         asked.source,
         devices=asked.devices,
         seed=recipe.fleet_seed,
         bandwidth_mhz=asked.bandwidth_mhz,
     )
+    if asked.availability == 1.0:
+        return fleet
+    line = (
+        f"links are up in {asked.availability:.0%} of the rounds beside that (fleet.availability)"
+    )
+    return replace(
+        fleet, availability=fleet.availability * asked.availability,
+        assumptions=(*fleet.assumptions, line),
+    )  # fmt: skip

@@ -156,6 +156,8 @@ class FleetSection(Section):
     """Of the fleet's one shared radio link, up and down alike; none = as the fleet says."""
     participation: float = Field(default=1.0, gt=0, le=1)
     """Fraction of the available devices that are asked in a round."""
+    availability: float = Field(default=1.0, gt=0, le=1)
+    """Probability that a device's link is up in a round, times what the fleet says of the device."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a device vanishes after it was told what to do."""
 
@@ -416,9 +418,15 @@ class Recipe(Section):
 
     def digest(self) -> str:
         """Return a hash of all that decides a run's numbers, but for how many rounds it goes on."""
+        return hashlib.sha256(json.dumps(self.hashed(), sort_keys=True).encode()).hexdigest()
+
+    def hashed(self) -> dict[str, Any]:
+        """Return the plain values that decide a run's numbers."""
         values = {key: value for key, value in self.plain().items() if key not in _UNHASHED}
         if self.limits == LimitsSection():
             del values["limits"]  # a recipe without caps is the one it was before there were any
+        if self.fleet.availability == 1.0:
+            del values["fleet"]["availability"]  # likewise
         del values["train"]["rounds"]  # a run may be given more
         del values["model"]["stage"]  # the way a base comes by does not change it
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        return values

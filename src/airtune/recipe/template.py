@@ -79,6 +79,7 @@ fleet:
   # seed: null           # draws the devices; default: the recipe's seed
   # bandwidth_mhz: 1.0   # of the fleet's one shared radio link, up and down; default: as it says
   # participation: 1.0   # fraction of the available devices asked in a round
+  # availability: 1.0    # probability that a device's link is up in a round
   # dropout: 0.0         # probability that a device vanishes within a round
 
 method:

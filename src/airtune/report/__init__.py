@@ -8,11 +8,22 @@ from pathlib import Path
 
 from airtune.records import storage, write_atomically, write_rounds_csv
 from airtune.report.page import quality_svg, render_page
+from airtune.report.protocol import ProtocolTable, protocol_table
 from airtune.report.study import Study, load_study
 from airtune.report.summary import Against, Row, Summary, summarise
 from airtune.report.tables import write_tables
 
-__all__ = ["Against", "Row", "Study", "Summary", "load_study", "summarise", "write_report"]
+__all__ = [
+    "Against",
+    "ProtocolTable",
+    "Row",
+    "Study",
+    "Summary",
+    "load_study",
+    "protocol_table",
+    "summarise",
+    "write_report",
+]
 
 
 def write_report(folders: Sequence[Path], output: Path) -> Path:

@@ -1,14 +1,11 @@
-"""The page: one HTML file that holds its figures, its styles and plotly, and asks no network."""
+"""The page of a run or a comparison."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from airtune.data.ledger import recorded_lines
@@ -28,6 +25,8 @@ from airtune.report import (
 )
 from airtune.report.cards import cards, table, titles
 from airtune.report.figure import Figure
+from airtune.report.html import render
+from airtune.report.protocol import protocol_table
 from airtune.report.study import RunSeries, Study, with_metric
 from airtune.report.summary import Summary, summarise
 from airtune.report.wording import count_rounds, count_seeds
@@ -48,10 +47,6 @@ class Plot:
 
 def render_page(study: Study, summary: Summary) -> str:
     """Return the whole page."""
-    environment = Environment(
-        loader=PackageLoader("airtune", "report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
     figures: dict[str, Figure] = {}
     runs = _inspected(study)
     context: dict[str, Any] = {
@@ -60,6 +55,7 @@ def render_page(study: Study, summary: Summary) -> str:
         "headline": verdict.headline(study, summary),
         "cards": cards(study, summary),
         "table": table(study, summary),
+        "protocol": protocol_table(study, summary),
         "quality": _quality(study, summary, figures),
         "equal": sparsity.equal_sparsity(study),
         "equal_titles": sparsity.TITLES,
@@ -76,14 +72,7 @@ def render_page(study: Study, summary: Summary) -> str:
         "assumed": assumption_line(study),
         "titles": titles(study),
     }
-    page = environment.get_template("page.html")
-    return page.render(
-        **context,
-        style=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")),
-        plotly=Markup(_plotly_source()),
-        data=_embedded({"figures": figures, "runs": [_data(run) for run in runs]}),
-    )
+    return render("page.html", context, figures, [_data(run) for run in runs])
 
 
 def title_of(study: Study) -> str:
@@ -320,19 +309,3 @@ def _provenance(study: Study) -> list[str]:
         excluded = ", calibration excluded" if _measurements(study) else ""
         lines.append(f"All runs together took {format_seconds(sum(known))} of real time{excluded}.")
     return lines
-
-
-def _embedded(data: Mapping[str, Any]) -> Markup:
-    """Return JSON that cannot end its script element."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
-
-
-def _asset(name: str) -> str:
-    return resources.files("airtune.report").joinpath(name).read_text()
-
-
-def _plotly_source() -> str:
-    """Return the library as plotly ships it; importing plotly for it would cost 70 ms."""
-    source = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
-    return source.replace("</script", "<\\/script")

@@ -79,6 +79,8 @@ class Study:
     """The method that others are compared with; None for a single method."""
     missing: tuple[str, ...] = ()
     """Runs that the comparison asks for and that are not there yet."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """What the study was made to show, as `compare.json` has it; {} = a plain comparison."""
     recipe: str = ""
     keys: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Method, or setting of a sweep -> what it set of the recipe's plain keys."""
@@ -169,6 +171,7 @@ def _assemble(plan: Mapping[str, Any], records: Sequence[RunRecord]) -> Study:
         missing=tuple(missing),
         name=str(plan.get("name") or records[0].header.get("name") or "run"),
         keys=_keys(plan),
+        protocol=plan.get("protocol") or {},
         recipe=recipe if isinstance(recipe, str) else yaml.safe_dump(recipe, sort_keys=False),
     )
 

@@ -1,0 +1,141 @@
+"""A plan's tables in words, for the screen and for the page alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from airtune.planner.front import Axis, ParetoFront
+from airtune.planner.groups import Group, groups_of, span
+from airtune.planner.result import DevicePlan, Plan
+from airtune.planner.within import Within
+from airtune.report.wording import format_joules
+from airtune.units import format_bytes, format_seconds
+
+MOST_ROWS = 12
+"""Larger fleets are shown by kind, unless all devices are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class WordTable:
+    """A table."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+def device_rows(plan: Plan, *, every_device: bool = False) -> WordTable:
+    """Return a row a device, or a row a kind of a large fleet."""
+    is_split = any(row.cut for row in plan.devices)
+    columns = ("memory", "fits", "choices", "cut" if is_split else "pruned", "download", "compute",
+               "upload", "finish", "sent", "energy")  # fmt: skip
+    title = f"{plan.method} on {plan.model} ({plan.parameters:,} parameters), a round"
+    if every_device or len(plan.devices) <= MOST_ROWS:
+        return WordTable(title, ("device", *columns), tuple(map(_device, plan.devices)))
+    return WordTable(
+        title, ("kind", "devices", *columns), tuple(map(_group, groups_of(plan.devices))),
+        f"{len(plan.devices)} devices by kind, from least to most; --all shows each",
+    )  # fmt: skip
+
+
+def within_rows(within: Within) -> WordTable:
+    """Return what each quantity has to be for the run to end in time."""
+    limit, took = format_seconds(within.within_s), seconds(within.total_s)
+    verdict = "within" if within.meets else "not within"
+    left_out = [
+        f"devices left out: {', '.join(one.left_out)}" for one in within.answers if one.left_out
+    ]
+    return WordTable(
+        f"the run takes {took}, {verdict} {limit}; "
+        f"{'what could be spared' if within.meets else 'what would do'}, each alone",
+        ("quantity", "in time", "needed", "the run takes", "what binds then"),
+        tuple(
+            (one.vary, "yes" if one.meets else "NO", one.needs, seconds(one.total_s), one.binds)
+            for one in within.answers
+        ),
+        "; ".join(left_out),
+    )  # fmt: skip
+
+
+def front_rows(front: ParetoFront, *, most: int | None = None) -> WordTable:
+    """Return the plans of a front, against the plan as the recipe has it.
+
+    Args:
+        front: the plans.
+        most: how many are shown, spread evenly; None = all.
+    """
+    count = len(front.points)
+    step = 1.0 if most is None or count <= most else (count - 1) / (most - 1)
+    places = dict.fromkeys(round(place * step) for place in range(min(count, most or count)))
+    own = ("as the recipe has it", *(FORMS[axis](front.own.cost(axis)) for axis in front.axes))
+    return WordTable(
+        f"plans by {', '.join(front.axes)}: {count} of {front.tried} stay", ("plan", *front.axes),
+        (own, *(
+            (point.label, *(
+                f"{FORMS[axis](point.cost(axis))} ({_change(point.cost(axis), front.own.cost(axis))})"
+                for axis in front.axes
+            ))
+            for point in (front.points[place] for place in places)
+        )),
+        "each knob from what gives up least: no coding, the full rank, the least pruned; what a plan "
+        "costs in quality only a run tells"
+        + (f"; {len(places)} are shown, --json and --page have all" if len(places) < count else ""),
+    )  # fmt: skip
+
+
+def percent(value: float) -> str:
+    """Write a share; - where it is not known."""
+    return "-" if math.isnan(value) else f"{value:.0%}"
+
+
+def seconds(value: float) -> str:
+    """Write a time; - where there is none."""
+    return "-" if not math.isfinite(value) else format_seconds(value)
+
+
+def sizes(value: float) -> str:
+    """Write bytes; - where there are none."""
+    return "-" if not math.isfinite(value) else format_bytes(value)
+
+
+def joules(value: float) -> str:
+    """Write the energy of a round; - where it is not known."""
+    return "-" if math.isnan(value) else f"{value:.1f} J"
+
+
+FORMS: dict[Axis, Callable[[float], str]] = {
+    "time": seconds, "bytes": sizes, "joules": format_joules,
+}  # fmt: skip
+
+
+def _device(row: DevicePlan) -> tuple[str, ...]:
+    return (
+        row.name, f"{sizes(row.peak_bytes)} of {format_bytes(row.memory_bytes)}",
+        "yes" if row.fits else "NO", row.feasible,
+        f"{row.cut}, {row.codec}" if row.cut else percent(row.pruned),
+        *(seconds(value) for value in (row.download_s, row.compute_s, row.upload_s, row.finish_s)),
+        sizes(row.upload_bytes), joules(row.energy_j),
+    )  # fmt: skip
+
+
+def _group(group: Group) -> tuple[str, ...]:
+    def told(name: str, form: Callable[[float], str]) -> str:
+        return span(group.ranges[name], form)
+
+    fits = "yes" if group.fits == group.devices else f"{group.fits} of {group.devices}"
+    is_cut = group.ranges["cut"][1] > 0
+    return (
+        group.kind, str(group.devices),
+        f"{told('peak_bytes', sizes)} of {told('memory_bytes', sizes)}",
+        fits if group.fits else "NO", "; ".join(group.feasible),
+        told("cut", lambda cut: f"{cut:.0f}") if is_cut else told("pruned", percent),
+        *(told(f"{part}_s", seconds) for part in ("download", "compute", "upload", "finish")),
+        told("upload_bytes", sizes), told("energy_j", joules),
+    )  # fmt: skip
+
+
+def _change(value: float, own: float) -> str:
+    return f"{value / own - 1.0:+.0%}" if own > 0.0 else "-"
