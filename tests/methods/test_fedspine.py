@@ -61,6 +61,13 @@ def test_arms_are_nested_and_the_first_is_what_pruning_leaves():
     assert value[0, 0] == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize(("task", "widths"), [("classification", 2), ("causal-lm", 1)])
+def test_a_language_model_is_trained_at_one_width_unless_asked(task, widths):
+    problem = replace(PROBLEM, shape=replace(PROBLEM.shape, task=task))
+    plans, _ = play(FedSpine(), problem=problem)
+    assert len({ffn for _, ffn, _ in plans[-1].pace.arms}) == widths
+
+
 def test_a_fixed_arm_and_random_arms_have_the_same_deadline_to_meet():
     plans, _ = play(FedSpine(form="fixed", fixed_rank=2))
     assert [rank for _, _, rank in plans[-1].pace.arms] == [2]

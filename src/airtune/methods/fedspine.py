@@ -83,9 +83,9 @@ class FedSpine:
     paper's bandit over ratios and ranks with the settings that follow `most_steps`."""
     min_rank: int = 2
     """Smallest rank; the largest is lora.r."""
-    min_width: float = 0.5
-    """Smallest width, as a part of what pruning leaves, for devices too slow or small for all of it;
-    1 = widths are not chosen."""
+    min_width: float | Literal["auto"] = "auto"
+    """Narrower of two widths, as a part of what pruning leaves; 1 = one width. auto = a half for
+    classifiers and 1 for language models, of which half the channels are too few to learn from."""
     fixed_rank: int = 0
     """Rank of the forms that do not choose one; 0 = lora.r."""
     most_steps: int = 0
@@ -114,8 +114,10 @@ class FedSpine:
 
     def __post_init__(self) -> None:
         _ = self.published  # checks what both have in common, and its own
-        if not 0.0 < self.min_width <= 1.0:
-            raise RecipeError(f"min_width must be above 0 and at most 1, got {self.min_width:g}")
+        if self.min_width != "auto" and not 0.0 < self.min_width <= 1.0:
+            raise RecipeError(
+                f"min_width must be auto, or above 0 and at most 1, got {self.min_width}"
+            )
         if self.most_steps < 0:
             raise RecipeError(f"most_steps must be at least 0, got {self.most_steps}")
 
@@ -144,7 +146,9 @@ class FedSpine:
                 f"fixed_rank must be 0 or between min_rank {self.min_rank} and lora.r {most}, got "
                 f"{self.fixed_rank}"
             )
-        grid = np.zeros((len(self._ranks(problem)) * len(self._widths), self._most(problem)))
+        grid = np.zeros(
+            (len(self._ranks(problem)) * len(self._widths(problem)), self._most(problem))
+        )
         return {
             **_arrays(begin_values()), **no_answers(), "devices": len(problem.devices),
             "left": 1.0, "signal": 0.0, "seconds": 0.0,
@@ -216,10 +220,11 @@ class FedSpine:
     def _most(self, problem: Problem) -> int:
         return self.most_steps or MOST_STEPS * problem.workload.local_steps
 
-    @property
-    def _widths(self) -> tuple[float, ...]:
-        chosen = self.form == "bandit" and self.min_width < 1.0
-        return (1.0, self.min_width) if chosen else (1.0,)
+    def _widths(self, problem: Problem) -> tuple[float, ...]:
+        narrow = self.min_width
+        if narrow == "auto":
+            narrow = 1.0 if problem.shape.task == "causal-lm" else 0.5
+        return (1.0, narrow) if self.form == "bandit" and narrow < 1.0 else (1.0,)
 
     def _ranks(self, problem: Problem) -> list[int]:
         """Return the ranks that may be played, falling."""
@@ -237,7 +242,7 @@ class FedSpine:
         heads, ffn = float(levels.prune_heads[level]), float(levels.prune_ffn[level])
         return tuple(
             (heads, 1.0 - (1.0 - ffn) * width, rank)
-            for width in self._widths
+            for width in self._widths(problem)
             for rank in self._ranks(problem)
         )
 
@@ -246,7 +251,7 @@ class FedSpine:
         steps = np.log(np.arange(1, self._most(problem) + 1))
         rows = [
             (np.log(rank / problem.workload.rank), np.log(width))
-            for width in self._widths
+            for width in self._widths(problem)
             for rank in self._ranks(problem)
         ]
         return np.stack([
