@@ -1,6 +1,12 @@
 """One bed for all faults."""
 
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
 from chaos_bed import Going, laid_out
 
 

@@ -91,9 +91,9 @@ FAULTS = {
         slow_down, ("train.local_steps=30",), becomes=frozenset({"late"})),
     "its link is cut": Fault(cut_link, ("train.local_steps=30",)),
     "its link is cut in a split round": Fault(
-        cut_link, ("method.name=sft", "train.local_steps=60"), becomes=frozenset(LOST | {"refused"})),
+        cut_link, ("method.name=sft", "train.local_steps=20"), becomes=frozenset(LOST | {"refused"})),
     "it crawls in a split round": Fault(
-        crawl_while_it_sends, ("method.name=sft", "train.local_steps=60"),
+        crawl_while_it_sends, ("method.name=sft", "train.local_steps=20"),
         becomes=frozenset(LOST | {"refused"})),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from airtune.deploy.reading import describe_reader
 from airtune.engine.local import LocalEngine
 from airtune.engine.message import Setup
 from airtune.engine.remote.devices import Remote
-from airtune.engine.remote.engines import ReplayEngine
+from airtune.engine.remote.replay import ReplayEngine
 from airtune.loop import Run, begin, run_rounds
 from airtune.model.state import initial_state
 from airtune.records import RunWriter, read_run

@@ -8,7 +8,6 @@ by the same `work` as on the local engine.
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from airtune.deploy.reading import (
     describe_reader,
     read_data,
 )
+from airtune.deploy.said import figures_of, finite, reply_to
 from airtune.deploy.stepping import OwnSpeed
 from airtune.engine.exchange import importance_tensors, unpack_state
 from airtune.engine.message import (
@@ -146,7 +146,7 @@ class Device:
             raise
         try:
             self._way = way
-            return self._do(task, blobs)
+            return self._do(task, blobs, download_s=envelope.came_s)
         except AirtuneError as error:
             return self._failed(task, str(error))
         except (MemoryError, OSError, RuntimeError) as error:
@@ -159,9 +159,9 @@ class Device:
     def _failed(self, task: Task, reason: str) -> Envelope:
         """Tell both sides why a task was not done."""
         self._say(f"round {task.round}, {task.kind}: {reason}")
-        return seal_reply(replace(_reply(task), status="failed", reason=reason))
+        return seal_reply(replace(reply_to(task), status="failed", reason=reason))
 
-    def _do(self, task: Task, blobs: Mapping[str, bytes]) -> Envelope:
+    def _do(self, task: Task, blobs: Mapping[str, bytes], *, download_s: float) -> Envelope:
         began = time.perf_counter()
         self._peak.begin()
         here = self._load(task)
@@ -170,11 +170,18 @@ class Device:
         if task.setup.threads:
             torch.set_num_threads(task.setup.threads)
         load_s = time.perf_counter() - began
+        judging_s, judgement = None, dict[str, float | None]()
+        if task.is_judging and base is not None:
+            judgement = self._judgement(task, here, base, blobs)
+            judging_s = time.perf_counter() - began - load_s
         reply, sent = self._answered(task, here, base, blobs)
-        compute_s = time.perf_counter() - began - load_s
-        reply = replace(reply, spent=Spent(load_s, compute_s), peak_bytes=self._peak.bytes())
+        compute_s = time.perf_counter() - began - load_s - (judging_s or 0.0)
+        reply = replace(
+            reply, figures={**judgement, **reply.figures}, peak_bytes=self._peak.bytes(),
+            spent=Spent(load_s, compute_s, judging_s, download_s),
+        )  # fmt: skip
         letter = self._within_cap(task, seal_reply(reply, sent))
-        return replace(letter, rate_bps=task.upload_bps)
+        return replace(letter, rate_bps=task.upload_bps if task.is_paced else None)
 
     def _answered(
         self, task: Task, here: _Loaded, base: BaseModel | None, blobs: Mapping[str, bytes]
@@ -221,7 +228,7 @@ class Device:
             data=here.data_in(task.run),
             memory_bytes=self._settings.memory_bytes, probe=self._settings.probe,
         )  # fmt: skip
-        return replace(_reply(task), joined=joined)
+        return replace(reply_to(task), joined=joined)
 
     def _measure(
         self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
@@ -231,22 +238,27 @@ class Device:
             current_base(base, state), here.data.train, criterion=task.setup.work.importance,
             batch=task.setup.workload.batch, seed=task.setup.seed, device=task.device,
         )  # fmt: skip
-        return _reply(task), {"importance": pack_tensors(importance_tensors(report))}
+        return reply_to(task), {"importance": pack_tensors(importance_tensors(report))}
 
     def _evaluate(
         self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
-        setup, state = task.setup, _state(task, blobs)
+        return replace(reply_to(task), figures=self._judgement(task, here, base, blobs)), {}
+
+    def _judgement(
+        self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
+    ) -> dict[str, float | None]:
+        """Return the quality of the model that came, on what this device holds out."""
+        setup, state = task.setup, _state(task, blobs, base)
         lora = tuned_network(base, state, scale=setup.train.scale, work=setup.work)
         if not len(here.data.validation):
-            return replace(_reply(task), figures={"count": 0.0}), {}
+            return {"count": 0.0}
         found = evaluate(
             lora.network, here.data.validation, chunk=setup.workload.loss_chunk,
             pass_tokens=setup.workload.batch * setup.workload.tokens,
         )  # fmt: skip
-        figures = {"loss": _finite(found.loss), "count": float(found.count),
-                   "accuracy": None if found.accuracy is None else _finite(found.accuracy)}  # fmt: skip
-        return replace(_reply(task), figures=figures), {}
+        return {"loss": finite(found.loss), "count": float(found.count),
+                "accuracy": None if found.accuracy is None else finite(found.accuracy)}  # fmt: skip
 
     def _train(
         self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
@@ -276,8 +288,8 @@ class Device:
             settled = {"arm": float(arm), "steps": float(row.local_steps)}
         outcome = work(row)
         reply = replace(
-            _reply(task), status=outcome.status, reason=outcome.reason, samples=outcome.samples,
-            rank_left=outcome.rank_left, figures=_figures(outcome) | settled,
+            reply_to(task), status=outcome.status, reason=outcome.reason, samples=outcome.samples,
+            rank_left=outcome.rank_left, figures=figures_of(outcome) | settled,
         )  # fmt: skip
         if outcome.update is None:
             return reply, {}
@@ -302,7 +314,7 @@ class Device:
         )  # fmt: skip
         figures = {"steps": float(part.steps), "wait_s": part.wait_s,
                    "stepping_s": part.compute_s, "connections": float(part.connections)}  # fmt: skip
-        reply = replace(_reply(task), samples=update.samples, rank_left=row.rank, figures=figures)
+        reply = replace(reply_to(task), samples=update.samples, rank_left=row.rank, figures=figures)
         return reply, self._coded(task, here, state, update)
 
     def _coded(
@@ -374,10 +386,6 @@ class Device:
         return here
 
 
-def _reply(task: Task) -> Reply:
-    return Reply(task.kind, task.run, task.round, task.device, task.name, task.ticket)
-
-
 def _state(task: Task, blobs: Mapping[str, bytes], base: BaseModel | None = None) -> GlobalState:
     """Return the state of a task; with the base it belongs to where its adapters may be coded."""
     payloads = {name: blobs[name] for name in GROUPS if name in blobs}
@@ -388,12 +396,3 @@ def _state(task: Task, blobs: Mapping[str, bytes], base: BaseModel | None = None
         blobs.get("state", b""), task.order, round=task.round, own=blobs.get("own"),
         payloads=payloads, blank=blank, shape=None if base is None else base.shape,
     )  # fmt: skip
-
-
-def _figures(outcome: Outcome) -> dict[str, float | None]:
-    return {"loss_first": _finite(outcome.loss_first), "loss_last": _finite(outcome.loss_last),
-            "importance": _finite(outcome.importance)}  # fmt: skip
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -26,24 +26,25 @@ from airtune.deploy.handout import open_handout
 from airtune.deploy.holders import Ask, asking, have_held
 from airtune.deploy.ledger import LEDGER, Ledger
 from airtune.deploy.reading import describe_reader
+from airtune.deploy.roster import Roster, joined_fleet
 from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
 from airtune.engine.base import Engine, with_work
 from airtune.engine.buffered import BufferedEngine
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.message import Joined, Setup
-from airtune.engine.remote.devices import Answer, Courier, Remote
-from airtune.engine.remote.engines import RemoteEngine, ReplayEngine
+from airtune.engine.remote.answers import Answer
+from airtune.engine.remote.devices import Courier, Remote
+from airtune.engine.remote.real import RemoteEngine
+from airtune.engine.remote.replay import ReplayEngine, judges_of
 from airtune.engine.remote.split import Serve
 from airtune.errors import (
     CheckpointError,
     ConnectionFailedError,
     DataError,
-    FleetError,
     MismatchError,
     RecipeError,
 )
-from airtune.fleet import Fleet, load_fleet
-from airtune.loop import Run, begin, run_rounds
+from airtune.loop import Laps, Run, begin, run_rounds
 from airtune.model.base import BaseModel
 from airtune.model.images import image_tokens
 from airtune.model.part import part_fingerprints
@@ -73,7 +74,6 @@ from airtune.run.header import header
 from airtune.run.places import RECIPE_FILE
 from airtune.wire.allowance import Allowance
 
-PROBES = "probes"
 Tell = Callable[..., None]
 
 
@@ -109,20 +109,6 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Roster:
-    """The devices of a run, by number."""
-
-    names: tuple[str, ...]
-    joined: tuple[Joined | None, ...]
-    """What each said when it joined; None = it could not."""
-
-    @property
-    def samples(self) -> tuple[int, ...]:
-        """Training examples of each device."""
-        return tuple(0 if item is None else item.rows for item in self.joined)
-
-
-@dataclass(frozen=True, slots=True)
 class _Place:
     """A run folder, new or old."""
 
@@ -131,14 +117,21 @@ class _Place:
     roster: Roster | None
 
 
-def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
+def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | None = None) -> Path:
     """Run an order to its end; returns the run's folder.
+
+    Args:
+        order: what is run.
+        nodes: the devices.
+        tell: told what happens.
+        laps: a watch that has run since the order came; None = it comes now.
 
     Raises:
         ConnectionFailedError: if too few devices are there.
         MismatchError: if none of them fits the run.
         AirtuneError: one of its kinds, as for a local run.
     """
+    laps = laps or Laps()
     place = _place(order)
     recipe = order.recipe if place.is_new else load_recipe(place.folder / RECIPE_FILE)
     recipe = pinned(recipe)
@@ -160,7 +153,9 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     tell(stage="loading the model", folder=str(place.folder))
     known = load_known(recipe)
     base = load_model(recipe, classes=known.labels)
+    laps.lap("loading_s")
     names = _names(order, place, nodes, recipe, tell)
+    laps.lap("waiting_s")
     link = _Link(nodes, names)
     setup = Setup(
         recipe=recipe.model_dump_json(), fingerprint=base.fingerprint,
@@ -182,6 +177,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     may_cut = chosen.method.may_cut
     ask = asking(remote, names, handout, tell)
     roster = place.roster or _join(ask, names, blocks=0 if may_cut else None, tell=tell)
+    laps.lap("staging_s")
     remote.data = {
         number: item.data for number, item in enumerate(roster.joined) if item is not None
     }
@@ -197,7 +193,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell) -> Path:
     tell(stage="running", folder=str(place.folder), name=recipe.label,
          rounds=recipe.train.rounds, devices=[names[number] for number in sorted(link.allowed)])  # fmt: skip
     engine = _engine(order, pieces, chosen.method, remote)
-    _rounds(pieces, chosen, engine, writer, tell)
+    _rounds(_run(order, pieces, chosen, engine, writer), base, tell, laps)
     page = write_report([place.folder], place.folder)
     tell(result=read_run(place.folder).results, folder=str(place.folder), report=str(page))
     return place.folder
@@ -303,7 +299,7 @@ def _pieces(
                 f"they said {roster.samples}; start their agents with --data recipe"
             )
         return pieces
-    fleet = _fleet(recipe, roster, folder)
+    fleet = joined_fleet(recipe, roster, folder)
     longest = max(item.longest for item in roster.joined if item is not None)
     tokens = image_tokens(base.network.config) if is_vision(recipe) else max(longest, 2)
     workload = workload_of(recipe, base.shape, tokens=tokens)
@@ -319,36 +315,6 @@ def _pieces(
         ledger=DataLedger(RowCounts(read=sum(roster.samples), truncated=cut), known.rows),
     )  # fmt: skip
     return Pieces(recipe, Assets(base, data, fleet), problem, engine_settings(recipe))
-
-
-def _fleet(recipe: Recipe, roster: Roster, run_folder: Path) -> Fleet:
-    """Return the recipe's fleet where it names these devices, or else what they measured."""
-    if isinstance(recipe.fleet.source, dict) or Path(str(recipe.fleet.source)).exists():
-        fleet = fleet_of(recipe)
-        if tuple(fleet.names) == roster.names:
-            return fleet
-        raise FleetError(
-            f"the recipe's fleet names {', '.join(fleet.names)}, connected are "
-            f"{', '.join(roster.names)}; name the devices alike and in alphabetical order, or "
-            "leave fleet.source out to take what the devices measured"
-        )
-    folder = run_folder / PROBES
-    with storage(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    for name, item in zip(roster.names, roster.joined, strict=True):
-        path = folder / f"{name}.json"
-        if not path.exists():
-            write_atomically(path, json.dumps(_probe(name, item), indent=1))
-    return load_fleet(folder, bandwidth_mhz=recipe.fleet.bandwidth_mhz)
-
-
-def _probe(name: str, item: Joined | None) -> dict[str, Any]:
-    """Return a device's probe, with cautious guesses for what it never measured."""
-    memory = (None if item is None else item.memory_bytes) or 4e9
-    guess = {"schema": 1, "name": name, "flops_per_s": 2e10, "memory_bytes": memory,
-             "up_mbps": 20.0, "down_mbps": 50.0}  # fmt: skip
-    measured = dict(item.probe) if item is not None else {}
-    return guess | measured | {"name": name} | ({} if measured else {"details": {"probed": False}})
 
 
 def _begin(
@@ -410,20 +376,30 @@ def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> Eng
     return engine
 
 
-def _rounds(pieces: Pieces, chosen: Chosen, engine: Engine, writer: RunWriter, tell: Tell) -> None:
-    run = Run(
+def _run(order: Order, pieces: Pieces, chosen: Chosen, engine: Engine, writer: RunWriter) -> Run:
+    # a judgement by itself costs devices bytes; a coded broadcast is not the model that is kept, and
+    # devices that are cut do not hold all of it
+    is_kept = pieces.problem.workload.download.kind == "identity"
+    rides = order.clock == "real" and is_kept and not chosen.method.may_cut
+    rides = rides and bool(judges_of(pieces.problem, pieces.assets.fleet))
+    return Run(
         chosen.method, pieces.problem, engine, writer, identity(pieces),
-        replace(loop_settings(pieces), evaluate_raw=False),  # a judgement costs devices bytes
+        replace(loop_settings(pieces), evaluate_raw=False, judge_along=rides),
         afterwards=by_class_of(pieces, chosen.method.work),
     )  # fmt: skip
+
+
+def _rounds(run: Run, base: BaseModel, tell: Tell, laps: Laps) -> None:
     try:
-        saved = load_checkpoint(writer.folder / "checkpoint", identity=run.identity)
+        saved = load_checkpoint(run.writer.folder / "checkpoint", identity=run.identity)
         if saved is not None:
-            engine.restore(saved.engine)
-        state = initial_state(pieces.assets.base, run.problem.workload, run.problem.seed)
-        run_rounds(run, saved or begin(run, state), on_round=lambda record: tell(round=record))
+            run.engine.restore(saved.engine)
+        state = initial_state(base, run.problem.workload, run.problem.seed)
+        start = saved or begin(run, state)
+        laps.lap("preparing_s")
+        run_rounds(run, start, on_round=lambda record: tell(round=record), laps=laps)
     finally:
-        engine.close()
+        run.engine.close()
 
 
 def _number(folder: Path) -> int:

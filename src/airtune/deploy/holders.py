@@ -8,7 +8,8 @@ import numpy as np
 
 from airtune.cost import blocks_held
 from airtune.deploy.handout import Handout
-from airtune.engine.remote.devices import Answer, Remote
+from airtune.engine.remote.answers import Answer
+from airtune.engine.remote.devices import Remote
 from airtune.errors import MismatchError
 from airtune.plan import Floats, Ints, Problem
 from airtune.units import format_bytes

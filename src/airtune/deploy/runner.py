@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
@@ -18,6 +19,7 @@ from airtune.deploy.events import as_plain
 from airtune.deploy.federation import run_federation
 from airtune.deploy.orders import order_of, told_errors
 from airtune.engine.stream import StreamServer
+from airtune.loop import Laps
 from airtune.wire.post import PostCourier, Ticket
 
 
@@ -84,8 +86,12 @@ def main() -> None:
     def tell(**event: Any) -> None:
         say(event=as_plain(event))
 
+    # this process has read torch since it was asked for, which takes seconds
+    laps = Laps(time.monotonic() - max(time.time() - said["asked_at"], 0.0))
+    laps.lap("start_s")
     with told_errors(tell):
-        run_federation(order_of(said, serve=lambda: (server, "")), nodes, tell=tell)
+        order = order_of(said, serve=lambda: (server, ""))
+        run_federation(order, nodes, tell=tell, laps=laps)
     server.close()
 
 

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -135,7 +136,8 @@ class Runs:
         self._going[number] = _Process(child, listener)
         self._settle(replace(row, status=RUNNING))
         path.unlink()
-        self._tell(number, {"order": {**order, "run": str(number), "state": str(self._state)}})
+        self._tell(number, {"order": {**order, "run": str(number), "state": str(self._state),
+                                     "asked_at": time.time()}})  # fmt: skip
         self._tell(number, {"present": self._share_of(number)})
         listener.start()
 

@@ -41,7 +41,7 @@ def take_seat(
         work=setup.work, workload=setup.workload, seed=setup.seed, round=task.round,
         memory=memory,
     )  # fmt: skip
-    rate = task.upload_bps
+    rate = task.upload_bps if task.is_paced else None
     paced = None
     if pace is not None and rate is not None:
         wait, at = pace, rate

@@ -34,6 +34,15 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
+class Expected:
+    """Seconds that a round is expected to take: four rounds of five end between low and high."""
+
+    low_s: float
+    middle_s: float
+    high_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Execution:
     """What came of a plan. Columns follow the devices of the plan, shape (n,)."""
 
@@ -51,10 +60,12 @@ class Execution:
     faults: tuple[str, ...]
     """Why a device's update does not count; empty where it does."""
     setup: Setup = field(default_factory=Setup)
-    handover_s: float = 0.0
-    """What was expected beforehand on top of the plan's seconds: the engine's own waits."""
     planned_peak_bytes: Floats | None = None
     """By the cost model, where `results` hold what was measured; None where they hold the same."""
+    expected: Expected | None = None
+    """How long the round was expected to take, by an engine that learns it; None = as planned."""
+    validation: Mapping[str, float] | None = None
+    """Quality of the model that the devices were given, where they judged it; see `RoundPlan`."""
     is_coded: bool = False
     """The state's adapters and head came out of the codec of the broadcast: the server has others."""
     plan: RoundPlan | None = None

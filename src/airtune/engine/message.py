@@ -101,7 +101,11 @@ class Task:
     """Of the base, which the device must hold, from the first on; None = all, 0 = no weights."""
     row: Assignment | None = None
     upload_bps: float | None = None
-    """The device's share of its link, which it keeps to; None = as fast as it goes."""
+    """What the device's share of its link carries; None = not known."""
+    is_paced: bool = True
+    """The device keeps to that rate, as others share the link."""
+    is_judging: bool = False
+    """The device judges the model that it is given before it trains on it."""
     most_bytes: int | None = None
     """The most that the answer may take, so that the device's bytes of the month hold it."""
     counted: int = -1
@@ -150,6 +154,11 @@ class Spent:
     load_s: float = 0.0
     """Of model and data, where they were not at hand."""
     compute_s: float = 0.0
+    """Of the work; in a split round, with what it waited for the server."""
+    judging_s: float | None = None
+    """Of judging a model before training on it; None = it judged none."""
+    download_s: float = 0.0
+    """From the first part of the task to the last."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """The round loop, which knows no method and no engine by name."""
 
-from airtune.loop.rounds import LoopResult, LoopSettings, OnRound, Run, Target, begin, run_rounds
+from airtune.loop.judging import Target
+from airtune.loop.laps import Laps
+from airtune.loop.rounds import LoopResult, LoopSettings, OnRound, Run, begin, run_rounds
 
-__all__ = ["LoopResult", "LoopSettings", "OnRound", "Run", "Target", "begin", "run_rounds"]
+__all__ = ["Laps", "LoopResult", "LoopSettings", "OnRound", "Run", "Target", "begin", "run_rounds"]

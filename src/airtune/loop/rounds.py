@@ -8,11 +8,9 @@ the block `measured` of a round.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +20,8 @@ from airtune.engine.checkpoint import Checkpoint, save_checkpoint
 from airtune.engine.checks import Divide, check_plan
 from airtune.engine.refusals import refuse_malformed
 from airtune.errors import RecipeError, RunInterruptedError, TrainingError
+from airtune.loop.judging import Progress, Target, first_progress, is_due, judged
+from airtune.loop.laps import Laps
 from airtune.loop.rows import Record, Round, device_columns, round_record
 from airtune.model.aggregate import aggregate
 from airtune.model.agreement import agreement_of
@@ -39,42 +39,12 @@ from airtune.plan import (
     mask_problem,
 )
 from airtune.plan.blame import blamed
-from airtune.records import METRICS, RunWriter, main_metric
+from airtune.records import RunWriter
 from airtune.work.network import kept_by
 
 OnRound = Callable[[Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The quality that a run is timed to."""
-
-    metric: Literal["loss", "perplexity", "accuracy"]
-    value: float
-    window: int = 1
-    """Evaluations that are averaged before they are compared."""
-
-    def __post_init__(self) -> None:
-        if self.metric not in ("loss", "perplexity", "accuracy"):
-            raise RecipeError(
-                f"target.metric must be loss, perplexity or accuracy, got {self.metric!r}"
-            )
-        if not math.isfinite(self.value) or self.window < 1:
-            raise RecipeError(
-                f"target.value must be finite and target.window at least 1, got {self.value} "
-                f"and {self.window}"
-            )
-
-    def is_reached(self, history: list[float]) -> bool:
-        """Return whether the mean of the last `window` evaluations is good enough.
-
-        >>> Target("loss", 2.0, window=2).is_reached([9.0, 2.5, 1.5])
-        True
-        """
-        if len(history) < self.window:
-            return False
-        mean = sum(history[-self.window :]) / self.window
-        return METRICS[self.metric].meets(mean, self.value)
+Quality = Mapping[str, float] | None
+"""None = not judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +66,8 @@ class LoopSettings:
     server: ServerOptimizer = field(default_factory=ServerOptimizer)
     evaluate_raw: bool = True
     """Where the server keeps a mean, validate its last weights too."""
+    judge_along: bool = False
+    """Devices judge a model with the task that trains it; see `airtune.loop.judging`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +111,8 @@ def begin(run: Run, state: GlobalState) -> Checkpoint:
     """
     with blamed(run.method, "init"):
         method = run.method.decider.init(run.known)
-    progress: Record = {"history": [], "best": None, "reached": None, "empty": 0, "initial": None,
-                        "judged": run.settings.evaluate_every > 0}  # fmt: skip
-    if run.settings.evaluate_every:
+    progress = first_progress(is_judged=run.settings.evaluate_every > 0)
+    if run.settings.evaluate_every and not run.settings.judge_along:
         progress["initial"] = dict(run.engine.evaluate(state, "validation")) or None
         if progress["initial"] is None and run.settings.target is not None:
             raise RecipeError(
@@ -151,13 +122,16 @@ def begin(run: Run, state: GlobalState) -> Checkpoint:
     return Checkpoint(0, 0.0, state, method, progress)
 
 
-def run_rounds(run: Run, start: Checkpoint, *, on_round: OnRound | None = None) -> LoopResult:
+def run_rounds(
+    run: Run, start: Checkpoint, *, on_round: OnRound | None = None, laps: Laps | None = None
+) -> LoopResult:
     """Run to the last round, or to the target, and test once.
 
     Args:
         run: what the run is made of; its writer stands after `start.rounds` rounds.
         start: from `begin`, or the checkpoint to go on from.
         on_round: told each round's record, for a progress display.
+        laps: a watch that has counted what went before; None = nothing did.
 
     Raises:
         MethodError: if the method broke its contract.
@@ -165,15 +139,16 @@ def run_rounds(run: Run, start: Checkpoint, *, on_round: OnRound | None = None) 
         StorageError: if the disk is full; the last checkpoint stands.
         RunInterruptedError: on Ctrl-C; the last finished round is saved.
     """
-    now = start
+    now, laps = start, laps or Laps()
     run.engine.restore(start.engine)
     try:
-        for finished in _rounds(run, start, on_round):
+        for finished in _rounds(run, start, on_round, laps):
             now = finished
         results = _results(run, now)
         if run.afterwards is not None:
             results |= run.afterwards(now.state)
-        run.writer.finish(results)
+        laps.lap("test_s")
+        run.writer.finish(results | {"measured": laps.take()})
     except KeyboardInterrupt as error:
         raise RunInterruptedError(
             f"interrupted after {now.rounds} of {run.problem.rounds} rounds, which are saved; go on "
@@ -182,18 +157,27 @@ def run_rounds(run: Run, start: Checkpoint, *, on_round: OnRound | None = None) 
     return LoopResult(now.state, now.rounds, now.time_s, results)
 
 
-def _rounds(run: Run, start: Checkpoint, on_round: OnRound | None) -> Iterator[Checkpoint]:
+def _rounds(
+    run: Run, start: Checkpoint, on_round: OnRound | None, laps: Laps
+) -> Iterator[Checkpoint]:
     """Yield the checkpoint after each round, once it is saved."""
     now = start
     while not _is_used_up(run, now.rounds, now.time_s) and not _is_over(run, now):
-        began = time.perf_counter()
-        done = _execute(run, now)
-        validation = _validate(run, now, done)
-        progress = _progress(run, now, done, validation)
+        done = _execute(run, now, laps)
+        progress = _progress(run, now, done)
+        validation = _validate(run, now, done, progress)
+        if validation is not None:
+            progress = judged(
+                progress | {"judged": True}, validation, run.settings.target,
+                rounds=now.rounds + 1, time_s=done.end_s,
+            )  # fmt: skip
         record = round_record(run.problem, now, done, validation)
+        if now.rounds == 0:
+            record["initial"] = progress["initial"]
         if validation is not None and run.settings.evaluate_raw and done.state.average:
             record["validation_raw"] = dict(run.engine.evaluate(done.state, "validation"))
-        record["measured"] = {"wall_s": time.perf_counter() - began}
+        laps.lap("validation_s")
+        record["measured"] = laps.take()
         run.writer.append(record, device_columns(run.problem, done))
         now = Checkpoint(
             now.rounds + 1, done.end_s, done.state, done.method, progress, run.engine.snapshot()
@@ -202,6 +186,7 @@ def _rounds(run: Run, start: Checkpoint, on_round: OnRound | None) -> Iterator[C
         save_checkpoint(run.writer.folder / "checkpoint", now, identity=run.identity, best=best)
         if on_round is not None:
             on_round(record)
+        laps.lap("saving_s")
         yield now
 
 
@@ -221,22 +206,27 @@ def _is_over(run: Run, now: Checkpoint) -> bool:
     return run.settings.stop_at_target and now.progress["reached"] is not None
 
 
-def _execute(run: Run, now: Checkpoint) -> Round:
+def _execute(run: Run, now: Checkpoint, laps: Laps) -> Round:
     """Observe, plan, execute, aggregate and learn."""
     observation = run.engine.observe(now.rounds, now.time_s)
     plan, method, left_out = _plan(run, now, observation)
+    laps.lap("plan_s")
     if plan is None:
         idle = replace(now.state, round=now.state.round + 1)
         until_s = run.engine.idle_until_s(now.time_s, run.settings.idle_s)
         return Round(None, left_out, None, idle, now.method, now.time_s, until_s)
+    is_judging = _rides(run, now.state) and is_due(now.rounds, run.settings.evaluate_every)
+    plan = replace(plan, is_judging=is_judging)
     divide = _divide(run, method, plan)
     execution = run.engine.execute(plan, now.state, divide, start_s=now.time_s)
+    laps.lap("tasks_s")
     execution = refuse_malformed(execution, run.problem.shape)
     execution = _with_agreement(run, execution)
     state = _aggregate(run, plan, now.state, execution)
     with blamed(run.method, "learn"):
         method = run.method.decider.learn(run.known, method, execution.results)
     done = execution.plan or plan
+    laps.lap("aggregation_s")
     return Round(done, left_out, execution, state, method, execution.start_s, execution.end_s)
 
 
@@ -330,44 +320,39 @@ def _planned(run: Run, plan: RoundPlan, state: GlobalState) -> Kept | None:
     return kept_by(row, state, run.problem.shape, run.method.work)
 
 
-def _validate(run: Run, now: Checkpoint, done: Round) -> dict[str, float] | None:
-    every = run.settings.evaluate_every
-    if done.execution is None and done.left_out and now.progress.get("judged"):
+def _validate(run: Run, now: Checkpoint, done: Round, progress: Progress) -> Quality:
+    """Have the model judged by itself, where it is to be and no later task does it."""
+    settings = run.settings
+    if done.execution is None and done.left_out and progress["judged"]:
         return None  # to judge again what has not changed would cost devices bytes they lack
-    is_last = _is_used_up(run, now.rounds + 1, done.end_s)
-    if not every or not (is_last or (now.rounds + 1) % every == 0):
+    is_over = settings.stop_at_target and progress["reached"] is not None
+    is_last = is_over or _is_used_up(run, now.rounds + 1, done.end_s)
+    if not settings.evaluate_every or not (
+        is_last or is_due(now.rounds + 1, settings.evaluate_every)
+    ):
+        return None
+    if _rides(run, done.state) and not is_last:
         return None
     return dict(run.engine.evaluate(evaluated(done.state), "validation")) or None
 
 
-def _progress(
-    run: Run, now: Checkpoint, done: Round, validation: Mapping[str, float] | None
-) -> Record:
-    """Return what the loop remembers after a round; plain values, saved with the checkpoint."""
-    progress = dict(now.progress)
-    came = done.execution is not None and len(done.execution.updates) > 0
+def _rides(run: Run, state: GlobalState) -> bool:
+    """Return whether devices judge a model with the tasks that train it: as it is, not a mean."""
+    return run.settings.judge_along and not state.average
+
+
+def _progress(run: Run, now: Checkpoint, done: Round) -> Progress:
+    """Return what the loop remembers of a round, with what its devices said of its first model."""
+    progress, execution = dict(now.progress), done.execution
+    came = execution is not None and len(execution.updates) > 0
     progress["empty"] = 0 if came else progress["empty"] + 1
-    is_as_it_was = done.execution is None and progress.get("judged", False)
-    progress["judged"] = validation is not None or is_as_it_was
-    if validation is None:
+    # where nobody worked, the model is the one that was judged, or was not
+    progress["judged"] = execution is None and progress["judged"]
+    if execution is None or execution.validation is None:
         return progress
-    here = {"round": now.rounds, "time_s": done.end_s, **validation}
-    progress["last"] = here
-    target = run.settings.target
-    metric = main_metric(validation, None if target is None else target.metric)
-    best = progress["best"]
-    if best is None or metric.is_better(metric.of(validation), metric.of(best)):
-        progress["best"] = here
-    if target is not None:
-        if target.metric not in validation:
-            raise RecipeError(
-                f"target.metric {target.metric!r} is not measured on this task; "
-                f"use one of {', '.join(sorted(validation))}"
-            )
-        progress["history"] = [*progress["history"], validation[target.metric]][-target.window :]
-        if progress["reached"] is None and target.is_reached(progress["history"]):
-            progress["reached"] = here
-    return progress
+    return judged(
+        progress, execution.validation, run.settings.target, rounds=now.rounds, time_s=now.time_s
+    )
 
 
 def _results(run: Run, now: Checkpoint) -> Record:

@@ -21,7 +21,7 @@ Record = dict[str, Any]
 STATUSES = ("ok", "late", "refused", "failed", "absent")
 _NOTHING = frozenset({
     "prune_heads", "prune_ffn", "pruned", "share", "download_bytes", "upload_bytes", "flops",
-    "peak_bytes", "energy_j",
+    "peak_bytes", "energy_j", "judging_s",
 })  # fmt: skip
 """Columns that are 0 for a device that was told nothing; other numbers are not known."""
 MAX_REASONS = 10
@@ -61,8 +61,6 @@ def round_record(
         "counts": dict.fromkeys(STATUSES, 0), "validation": validation, "solution": None,
         "notes": {}, "reasons": [],
     }  # fmt: skip
-    if now.rounds == 0:
-        record["initial"] = now.progress["initial"]
     record["counts"]["absent"] = len(done.left_out)
     if done.plan is None or done.execution is None:
         record["reasons"] = list(dict.fromkeys(done.left_out.values()))[:MAX_REASONS] or [
@@ -71,7 +69,7 @@ def round_record(
         return record
     results, setup = done.execution.results, done.execution.setup
     record |= {
-        "predicted_s": done.plan.predicted_s + done.execution.handover_s,
+        **_expected(done),
         "upload_bytes": float(results.upload_bytes.sum()) + setup.upload_bytes,
         "download_bytes": float(results.download_bytes.sum()) + setup.download_bytes,
         "energy_j": float(np.nansum(results.energy_j)) + setup.energy_j,
@@ -83,6 +81,8 @@ def round_record(
         "notes": dict(done.plan.notes),
         "reasons": list(dict.fromkeys(done.plan.reasons))[:MAX_REASONS],
     }
+    if done.execution.validation is not None:
+        record["validation_before"] = dict(done.execution.validation)
     if setup.duration_s or setup.faults:
         record["setup"] = asdict(setup)
     if (planned := done.execution.planned_peak_bytes) is not None:
@@ -93,6 +93,17 @@ def round_record(
     if done.execution.split is not None:
         record["split"] = dict(done.execution.split)
     return record
+
+
+def _expected(done: Round) -> Record:
+    """Return how long the round was expected to take: by its engine if it knows better, or its plan."""
+    if done.plan is None or done.execution is None:
+        return {}
+    expected = done.execution.expected
+    if expected is None:
+        return {"predicted_s": done.plan.predicted_s}
+    return {"predicted_s": expected.middle_s, "predicted_low_s": expected.low_s,
+            "predicted_high_s": expected.high_s}  # fmt: skip
 
 
 def _train_loss(problem: Problem, execution: Execution) -> float:
@@ -115,7 +126,11 @@ def device_columns(problem: Problem, done: Round) -> Mapping[str, NDArray[Any]]:
               "samples", "importance", "status")  # fmt: skip
     columns: dict[str, NDArray[Any]] = {name: getattr(results, name) for name in shared}
     pairs = zip(execution.faults, done.plan.reasons, strict=True)
+    judging_s = np.zeros(len(told)) if results.judging_s is None else results.judging_s
+    known_s = results.download_s + judging_s + results.compute_s + results.upload_s
     columns |= {
+        "judging_s": judging_s,
+        "wait_s": np.maximum(results.finish_s - known_s, 0.0),
         "name": np.array([problem.devices.names[device] for device in told.device], object),
         "prune_heads": told.prune_heads,
         "prune_ffn": told.prune_ffn,

@@ -108,6 +108,8 @@ class RoundPlan:
     engine cannot let them settle, the assignments are carried out."""
     learning_rate: float = 1.0
     """Of this round, as a part of the recipe's; the loop sets it."""
+    is_judging: bool = False
+    """Devices judge the model that they are given before they train on it; the loop sets it."""
     notes: Mapping[str, Note] = field(default_factory=dict)
     """For the record, for instance the multiplier or the budget chosen."""
 

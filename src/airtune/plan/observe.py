@@ -178,5 +178,7 @@ class Results:
     None where the method does not ask for it."""
     agreement_noise: Floats | None = None
     """The scale of its noise."""
+    judging_s: Floats | None = None
+    """Seconds in which each device judged the model that it was given; None = none did."""
     rank_left: Ints | None = None
     """Rank that each device wants from now on, where it prunes its own; None = as it was told."""

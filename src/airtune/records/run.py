@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,15 @@ from numpy.typing import ArrayLike
 from airtune.errors import CheckpointError, RunExistsError, StorageError
 from airtune.records.files import add, cut, storage, write_atomically, write_csv
 from airtune.records.metric import range_fault
-from airtune.records.table import HEADER_LINE, Columns, format_rows, join, parse_rows
+from airtune.records.table import (
+    DEVICE_COLUMNS,
+    Columns,
+    format_rows,
+    header_line,
+    join,
+    names_in,
+    parse_rows,
+)
 
 SCHEMA = 1
 
@@ -44,8 +53,10 @@ class RunRecord:
 class RunWriter:
     """Appends rounds to a run folder; made by `create` or `resume`, not by hand."""
 
-    def __init__(self, folder: Path, rounds_bytes: int, devices_bytes: int) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, rounds_bytes: int, devices_bytes: int, names: Sequence[str]
+    ) -> None:
+        self.folder, self._names = folder, names
         self._rounds_bytes = rounds_bytes
         self._devices_bytes = devices_bytes
 
@@ -70,9 +81,9 @@ class RunWriter:
         with storage(folder):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "rounds.jsonl").write_bytes(b"")
-            (folder / "devices.csv").write_bytes(HEADER_LINE)
+            (folder / "devices.csv").write_bytes(header_line())
         write_atomically(folder / "run.json", _document({**header, "schema": SCHEMA}))
-        return cls(folder, 0, len(HEADER_LINE))
+        return cls(folder, 0, len(header_line()), DEVICE_COLUMNS)
 
     @classmethod
     def resume(cls, folder: Path | str, rounds: int) -> Self:
@@ -92,14 +103,15 @@ class RunWriter:
             )
         kept = [_parse_line(folder, number, line) for number, line in enumerate(lines[:rounds], 1)]
         rounds_bytes = sum(len(line) + 1 for line in lines[:rounds])
-        devices_bytes = len(HEADER_LINE) + sum(block["bytes"] for _, block in kept)
+        names = _names_of(folder, _read_file(folder / "devices.csv"))
+        devices_bytes = len(header_line(names)) + sum(block["bytes"] for _, block in kept)
         for _ in _blocks(folder, [block for _, block in kept]):
             pass
         # rounds.jsonl says what counts, so a kill between the two cuts leaves a readable run
         cut(folder / "rounds.jsonl", rounds_bytes)
         cut(folder / "devices.csv", devices_bytes)
         (folder / "result.json").unlink(missing_ok=True)
-        return cls(folder, rounds_bytes, devices_bytes)
+        return cls(folder, rounds_bytes, devices_bytes, names)
 
     def append(self, round_record: Mapping[str, Any], devices: Mapping[str, ArrayLike]) -> None:
         """Add one round; it is on the disk, whole or not at all, when this returns.
@@ -114,9 +126,9 @@ class RunWriter:
                 its metric's range.
             StorageError: if the disk is full; the files are then as before.
         """
-        for part in ("initial", "validation"):
+        for part in ("initial", "validation", "validation_before"):
             _check_range(f"round {round_record['round']}, {part}", round_record.get(part))
-        table = format_rows({"round": round_record["round"], **devices})
+        table = format_rows({"round": round_record["round"], **devices}, self._names)
         block = {"rows": table.count(b"\n"), "bytes": len(table), "crc32": zlib.crc32(table)}
         line = _format_line(round_record, block)
         try:
@@ -157,7 +169,7 @@ def read_run(folder: Path | str) -> RunRecord:
     return RunRecord(
         folder=folder,
         header=header,
-        rounds=[record for record, _ in parsed],
+        rounds=_judged([record for record, _ in parsed]),
         devices=join(tables),
         results=_read_document(results) if results.exists() else None,
     )
@@ -178,7 +190,15 @@ def read_rounds(folder: Path | str) -> list[Json]:
     folder = Path(folder)
     _read_header(folder)
     lines = _read_lines(folder)
-    return [_parse_line(folder, number, line)[0] for number, line in enumerate(lines, 1)]
+    return _judged([_parse_line(folder, number, line)[0] for number, line in enumerate(lines, 1)])
+
+
+def _judged(rounds: list[Json]) -> list[Json]:
+    """Give each round the judgement of its model, where it came with the tasks of the next."""
+    for record, following in pairwise(rounds):
+        if record.get("validation") is None and following.get("validation_before") is not None:
+            record["validation"] = following["validation_before"]
+    return rounds
 
 
 def flatten(record: Mapping[str, Any], prefix: str = "") -> Json:
@@ -298,13 +318,22 @@ def _parse_line(folder: Path, number: int, line: bytes) -> tuple[Json, dict[str,
     return record, block
 
 
+def _names_of(folder: Path, content: bytes) -> tuple[str, ...]:
+    """Return the columns of a run's `devices.csv`."""
+    names = names_in(content)
+    if names is None:
+        raise CheckpointError(
+            f"{folder / 'devices.csv'}, line 1, is damaged: the names of the columns are not there"
+        )
+    return names
+
+
 def _blocks(folder: Path, blocks: Sequence[Mapping[str, int]]) -> Iterator[Columns]:
     """Yield each round's rows of `devices.csv` as columns, after checking them."""
     path = folder / "devices.csv"
-    content = memoryview(_read_file(path))
-    if bytes(content[: len(HEADER_LINE)]) != HEADER_LINE:
-        raise CheckpointError(f"{path}, line 1, is damaged: the names of the columns are not there")
-    position, line = len(HEADER_LINE), 2
+    whole = _read_file(path)
+    content, names = memoryview(whole), _names_of(folder, whole)
+    position, line = len(header_line(names)), 2
     for block in blocks:
         table = bytes(content[position : position + block["bytes"]])
         if zlib.crc32(table) != block["crc32"]:
@@ -312,6 +341,6 @@ def _blocks(folder: Path, blocks: Sequence[Mapping[str, int]]) -> Iterator[Colum
                 f"{path} is damaged in the {block['rows']} lines from line {line} on: their "
                 "checksum differs from the one in rounds.jsonl"
             )
-        yield parse_rows(table)
+        yield parse_rows(table, names)
         position += len(table)
         line += block["rows"]

@@ -15,19 +15,33 @@ _TEXT = ("name", "status", "codec", "reason")
 _WHOLE = ("round", "device", "rank", "cut", "local_steps", "samples", "rank_left")
 DEVICE_COLUMNS = (
     "round", "device", "name", "status", "prune_heads", "prune_ffn", "pruned", "rank", "cut",
-    "codec", "share", "bandwidth_hz", "local_steps", "download_s", "compute_s", "upload_s",
-    "finish_s", "download_bytes", "upload_bytes", "flops", "peak_bytes", "memory_bytes",
+    "codec", "share", "bandwidth_hz", "local_steps", "download_s", "judging_s", "compute_s",
+    "upload_s", "wait_s", "finish_s", "download_bytes", "upload_bytes", "flops", "peak_bytes", "memory_bytes",
     "energy_j", "loss_first", "loss_last", "samples", "importance", "rank_left", "reason",
 )  # fmt: skip
 """Columns of `devices.csv`, in order."""
 
 Columns = dict[str, NDArray[Any]]
+_LATER = frozenset({"judging_s", "wait_s"})
+"""Columns that older runs lack; they are read as not known."""
 
-HEADER_LINE = (",".join(DEVICE_COLUMNS) + "\n").encode()
+
+def header_line(names: Sequence[str] = DEVICE_COLUMNS) -> bytes:
+    """Return the first line of the file."""
+    return (",".join(names) + "\n").encode()
 
 
-def format_rows(columns: Mapping[str, ArrayLike]) -> bytes:
-    """Return the lines of one round.
+def names_in(content: bytes) -> tuple[str, ...] | None:
+    """Return the columns that the first line of a file names; None if it is not one of ours."""
+    first = content.partition(b"\n")[0].decode(errors="replace")
+    names = tuple(first.split(","))
+    lacks = set(DEVICE_COLUMNS) - set(names)
+    mine = tuple(name for name in DEVICE_COLUMNS if name not in lacks)
+    return names if names == mine and lacks <= _LATER else None
+
+
+def format_rows(columns: Mapping[str, ArrayLike], names: Sequence[str] = DEVICE_COLUMNS) -> bytes:
+    """Return the lines of one round, in the columns that the file has.
 
     Raises:
         ValueError: if a column is missing, unknown or of another length.
@@ -39,7 +53,7 @@ def format_rows(columns: Mapping[str, ArrayLike]) -> bytes:
             f"missing or unknown: {', '.join(wrong)}"
         )
     rows = np.atleast_1d(np.asarray(columns["device"])).shape[0]
-    cells = [_cells(name, columns[name], rows) for name in DEVICE_COLUMNS]
+    cells = [_cells(name, columns[name], rows) for name in names]
     lines = map(",".join, zip(*cells, strict=True))
     return "".join(f"{line}\n" for line in lines).encode()
 
@@ -66,11 +80,13 @@ def _text_cell(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
 
 
-def parse_rows(table: bytes) -> Columns:
+def parse_rows(table: bytes, names: Sequence[str] = DEVICE_COLUMNS) -> Columns:
     """Return the columns of lines that `format_rows` made."""
     rows = list(csv.reader(io.StringIO(table.decode(), newline="")))
-    cells = zip(*rows, strict=True) if rows else ((),) * len(DEVICE_COLUMNS)
-    return {name: _column(name, cell) for name, cell in zip(DEVICE_COLUMNS, cells, strict=True)}
+    cells = zip(*rows, strict=True) if rows else ((),) * len(names)
+    found = {name: _column(name, cell) for name, cell in zip(names, cells, strict=True)}
+    blank = [""] * len(rows)
+    return {name: found[name] if name in found else _column(name, blank) for name in DEVICE_COLUMNS}
 
 
 def _column(name: str, cells: Sequence[str]) -> NDArray[Any]:

@@ -10,8 +10,9 @@ What is in header and blobs, `engine.message` checks.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from airtune.errors import CodecError
@@ -41,6 +42,8 @@ class Envelope:
     """Of a task: the most that a legal answer to it can hold."""
     rate_bps: float | None = None
     """Of an answer: the device's share of its link, which it keeps to; None = as fast as it goes."""
+    came_s: float = field(default=0.0, compare=False)
+    """Of one that has come: seconds from its first part to its last, where it arrived."""
 
     @property
     def size_bytes(self) -> int:
@@ -61,8 +64,6 @@ class Arrival:
     """Nothing came by the deadline."""
     is_refused: bool = False
     """What came is no answer."""
-    upload_s: float = 0.0
-    """From the first part of the answer to the last, where it arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +89,12 @@ def parts_of(letter: Envelope, *, part_bytes: int = PART_BYTES) -> Iterator[byte
             yield piece[start : start + part_bytes]
 
 
-def read_letter(
-    parts: Iterator[bytes], *, max_bytes: int, on_part: Callable[[int], None] = lambda size: None
-) -> Envelope:
+def read_letter(parts: Iterator[bytes], *, max_bytes: int) -> Envelope:
     """Put an envelope together.
 
     Args:
         parts: as they arrive; nothing in them is trusted.
         max_bytes: the most that may come; more is refused before any of it is kept.
-        on_part: told the bytes of every part that came, the first included.
 
     Raises:
         CodecError: if it is damaged or too large.
@@ -105,7 +103,7 @@ def read_letter(
     first = next(parts, None)
     if first is None:
         raise CutOffError("the message ended before it began; send it again")
-    on_part(len(first))
+    began_s = time.monotonic()
     sizes = _sizes(first)
     if sum(sizes) > max_bytes:
         raise CodecError(
@@ -115,7 +113,6 @@ def read_letter(
     come, whole = 0, sum(sizes)
     while come < whole:
         part = next(parts, b"")
-        on_part(len(part))
         come += len(part)
         if come > whole:
             raise CodecError(f"the message declares {whole} bytes, {come} came; it is refused")
@@ -124,12 +121,13 @@ def read_letter(
                 f"the message declares {whole} bytes and ended after {come}; send it again"
             )
         pieces.append(part)
+    came_s = time.monotonic() - began_s
     content, start = memoryview(b"".join(pieces)), 0
     found = []
     for size in sizes:
         found.append(bytes(content[start : start + size]))
         start += size
-    return Envelope(found[0], tuple(found[1:]))
+    return Envelope(found[0], tuple(found[1:]), came_s=came_s)
 
 
 def _sizes(first: bytes) -> tuple[int, ...]:

@@ -133,12 +133,8 @@ class Post:
             if waiting.arrival is not None:
                 context.abort(grpc.StatusCode.ALREADY_EXISTS, "this task was answered already")
             waiting.call = context
-        times: list[float] = []
         try:
-            reply = read_letter(
-                requests, max_bytes=waiting.letter.answer_bytes,
-                on_part=lambda size: times.append(time.monotonic()),
-            )  # fmt: skip
+            reply = read_letter(requests, max_bytes=waiting.letter.answer_bytes)
         except grpc.RpcError:
             return b""  # the connection broke; the device may send it again
         except CutOffError as error:
@@ -148,17 +144,13 @@ class Post:
             self._settle(waiting, None, str(error))
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             return b""
-        self._settle(waiting, reply, upload_s=times[-1] - times[0])
+        self._settle(waiting, reply)
         return b""
 
-    def _settle(
-        self, waiting: _Waiting, reply: Envelope | None, fault: str = "", *, upload_s: float = 0.0
-    ) -> None:
+    def _settle(self, waiting: _Waiting, reply: Envelope | None, fault: str = "") -> None:
         with self.changed:
             after_s = time.monotonic() - waiting.began_s
-            waiting.arrival = Arrival(
-                reply, after_s, fault, is_refused=reply is None, upload_s=upload_s
-            )
+            waiting.arrival = Arrival(reply, after_s, fault, is_refused=reply is None)
             waiting.call = None
             self.changed.notify_all()
 

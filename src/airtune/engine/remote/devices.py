@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -27,16 +27,15 @@ from airtune.engine.message import (
     Seat,
     Setup,
     Task,
-    open_reply,
     seal_task,
     unpack_tensors,
 )
 from airtune.engine.pacing import claimed
-from airtune.errors import CodecError, MismatchError, ModelError
+from airtune.engine.remote.answers import Answer, answer_of, number_of, qualities
+from airtune.errors import CodecError, ModelError
 from airtune.model.importance import Importance
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, ModelShape, Pace
-from airtune.plan.observe import Status
 from airtune.wire.allowance import Allowance, does_not_hold
 from airtune.wire.envelope import Arrival, Envelope, More
 from airtune.wire.stage import Offer
@@ -68,21 +67,6 @@ class Courier(Protocol):
     ) -> Mapping[int, Arrival]:
         """Carry a message to each device and wait for all answers, or until the deadline."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A device's answer, checked, or why there is none."""
-
-    status: Status
-    fault: str
-    after_s: float
-    sent_bytes: int
-    received_bytes: int
-    reply: Reply | None = None
-    blobs: Mapping[str, bytes] = field(default_factory=dict)
-    upload_s: float = 0.0
-    """Of the answer, as it came in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +144,9 @@ class Remote:
         return self._ask(tasks, {}, limit=SMALL_BYTES, more=more)
 
     def measure(
-        self, devices: Sequence[int], state: GlobalState
+        self, devices: Sequence[int], state: GlobalState, *, deadline_s: float | None = None
     ) -> tuple[dict[int, Importance], dict[int, Answer]]:
-        """Have devices measure importance; returns what came of it, and every answer."""
+        """Have devices measure importance; returns what came of it in time, and every answer."""
         blob, order = pack_state(state)
         tasks = {
             device: self._task("measure", device, round=state.round, order=order)
@@ -171,6 +155,7 @@ class Remote:
         answers = self._ask(
             tasks, {device: {"state": blob} for device in devices}, limit=self._scores_bytes(),
             expected=dict.fromkeys(devices, float(self._scores_bytes() - SMALL_BYTES)),
+            deadline_s=deadline_s,
         )  # fmt: skip
         found: dict[int, Importance] = {}
         for device, answer in answers.items():
@@ -194,17 +179,14 @@ class Remote:
             tasks, {device: {"state": blob} for device in devices}, limit=SMALL_BYTES,
             deadline_s=deadline_s,
         )  # fmt: skip
-        return {
-            device: _quality(answer.reply)
-            for device, answer in answers.items()
-            if answer.status == "ok" and answer.reply is not None
-        }
+        return qualities(answers)
 
     def train(
         self, rows: Sequence[Assignment], state: GlobalState, *, round: int,
         learning_rate: float = 1.0, sent: Broadcast | None = None, pace: Pace | None = None,
         deadline_s: float | None = None, upload_bps: Mapping[int, float] | None = None,
         seats: Mapping[int, Seat] | None = None, expected: Mapping[int, float] | None = None,
+        unpaced: frozenset[int] = frozenset(), judges: frozenset[int] = frozenset(),
     ) -> dict[int, Trained]:  # fmt: skip
         """Have devices do a round.
 
@@ -216,7 +198,9 @@ class Remote:
             sent: the broadcast of the state, where it is coded.
             pace: what devices settle for themselves; None = nothing.
             deadline_s: seconds after which an answer is late; None = patience.
-            upload_bps: each device's share of its link; None = nobody keeps to one.
+            upload_bps: what each device's share of its link carries; None = not known.
+            unpaced: devices that have a link to themselves, and send as fast as it goes.
+            judges: devices that judge the state too, before they train on it.
             seats: where the devices of a split round find the server's half.
             expected: the most that each update takes, for caps.
 
@@ -233,6 +217,7 @@ class Remote:
                 blocks=row.cut,
                 pace=pace, way_s=self._ways.get(row.device, 0.0),
                 upload_bps=None if upload_bps is None else upload_bps.get(row.device),
+                is_paced=row.device not in unpaced, is_judging=row.device in judges and row.cut is None,
                 counted=self.counted.get(row.device, -1),
                 seat=None if seats is None else seats.get(row.device),
             )  # fmt: skip
@@ -288,7 +273,7 @@ class Remote:
                 if device not in letters:
                     answers[device] = Answer("absent", _USED_UP, math.nan, 0, 0)
                     continue
-                answer = _answer(task, letters[device], arrivals.get(device), limit=limit)
+                answer = answer_of(task, letters[device], arrivals.get(device), limit=limit)
                 if answer.received_bytes:
                     self._settle(device, answer.sent_bytes + answer.received_bytes - aside[device])
                 answers[device] = answer
@@ -340,7 +325,7 @@ class Remote:
             answer = replace(answer, status="refused", fault=fault)
             return Trained(answer, _no_outcome(row.device, fault), 0)
         coded = sum(len(answer.blobs[name]) for name in GROUPS if name in answer.blobs)
-        figures = {name: _number(reply.figures.get(name))
+        figures = {name: number_of(reply.figures.get(name))
                    for name in ("loss_first", "loss_last", "importance")}  # fmt: skip
         outcome = Outcome(
             row.device, "ok" if update is not None else "refused", update,
@@ -404,34 +389,5 @@ class Remote:
 _USED_UP = does_not_hold("the message and its answer")
 
 
-def _answer(task: Task, letter: Envelope, arrival: Arrival | None, *, limit: int) -> Answer:
-    sent = letter.size_bytes
-    if arrival is None or arrival.envelope is None:
-        after_s = math.nan if arrival is None else arrival.after_s
-        fault = "nothing came back" if arrival is None else arrival.fault
-        status: Status = "absent"
-        if arrival is not None and (arrival.is_late or arrival.is_refused):
-            status = "late" if arrival.is_late else "refused"
-        return Answer(status, fault, after_s, sent, 0)
-    received = arrival.envelope.size_bytes
-    try:
-        reply, blobs = open_reply(arrival.envelope, task, max_bytes=limit)
-    except (CodecError, MismatchError) as error:
-        return Answer("refused", str(error), arrival.after_s, sent, received)
-    return Answer(reply.status, reply.reason, arrival.after_s, sent, received, reply, blobs,
-                  arrival.upload_s)  # fmt: skip
-
-
 def _no_outcome(device: int, reason: str) -> Outcome:
     return Outcome(device, "refused", None, math.nan, math.nan, 0, reason=reason)
-
-
-def _quality(reply: Reply) -> Quality:
-    loss, count = _number(reply.figures.get("loss")), int(_number(reply.figures.get("count", 0.0)))
-    accuracy = reply.figures.get("accuracy")
-    perplexity = None if accuracy is not None else math.exp(min(loss, 700.0))
-    return Quality(loss, perplexity, accuracy, max(count, 0))
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from airtune.cost import energy_j, train_flops
 from airtune.engine.remote.devices import Trained
-from airtune.plan import Assignments, Floats, Problem, Results, RoundPlan
+from airtune.engine.remote.forecast import Seen
+from airtune.plan import Assignments, Problem, Results, RoundPlan
 
 
 def status_of(item: Trained | None) -> str:
@@ -20,15 +21,23 @@ def status_of(item: Trained | None) -> str:
     return item.answer.status if item.outcome.update is None else "ok"
 
 
-def working_s(told: Assignments, done: Mapping[int, Trained]) -> Floats:
-    """Return what each device computed without waiting for anybody; NaN where unknown, (n,)."""
-    found = np.full(len(told), np.nan)
+def seen_of(told: Assignments, done: Mapping[int, Trained]) -> Seen:
+    """Return what was measured of a round's devices, in columns; NaN where nothing was, (n,)."""
+    columns = {name: np.full(len(told), np.nan) for name in (
+        "finish_s", "download_s", "work_s", "upload_s", "judging_s", "loading_s")}  # fmt: skip
     for place, device in enumerate(told.device.tolist()):
-        reply = done[device].answer.reply if device in done else None
-        if reply is not None and reply.status == "ok":
-            stepping_s = reply.figures.get("stepping_s")
-            found[place] = reply.spent.compute_s if stepping_s is None else stepping_s
-    return found
+        answer = done[device].answer if device in done else None
+        if answer is None or answer.reply is None or answer.reply.status != "ok":
+            continue
+        spent, stepping_s = answer.reply.spent, answer.reply.figures.get("stepping_s")
+        row = {
+            "finish_s": answer.after_s, "download_s": spent.download_s,
+            "work_s": spent.compute_s if stepping_s is None else stepping_s,
+            "upload_s": answer.upload_s, "judging_s": spent.judging_s, "loading_s": spent.load_s,
+        }  # fmt: skip
+        for name, value in row.items():
+            columns[name][place] = np.nan if value is None else value
+    return Seen(**columns)
 
 
 def as_done(plan: RoundPlan, done: Mapping[int, Trained]) -> RoundPlan:
@@ -67,7 +76,8 @@ def results_of(
     """
     told, count = plan.assignments, len(plan.assignments)
     columns = {name: np.full(count, np.nan) for name in (
-        "finish", "compute", "upload", "first", "last", "importance")}  # fmt: skip
+        "finish", "download", "judging", "compute", "upload", "first", "last",
+        "importance")}  # fmt: skip
     sent, received, peak = np.zeros(count), np.zeros(count), np.zeros(count)
     samples, rank_left = np.zeros(count, np.int64), told.rank.copy()
     for place, item in enumerate(trained):
@@ -77,7 +87,12 @@ def results_of(
         sent[place], received[place] = answer.sent_bytes, answer.received_bytes
         columns["finish"][place] = answer.after_s
         if answer.reply is not None:
-            columns["compute"][place] = answer.reply.spent.compute_s
+            spent = answer.reply.spent
+            columns["download"][place], columns["compute"][place] = (
+                spent.download_s,
+                spent.compute_s,
+            )
+            columns["judging"][place] = spent.judging_s or 0.0
             columns["upload"][place] = answer.upload_s
         columns["first"][place], columns["last"][place] = outcome.loss_first, outcome.loss_last
         columns["importance"][place] = outcome.importance
@@ -87,7 +102,7 @@ def results_of(
     compute_s, upload_s = columns["compute"], columns["upload"]
     return Results(
         device=told.device, status=status,
-        download_s=columns["finish"] - compute_s - upload_s, compute_s=compute_s,
+        download_s=columns["download"], compute_s=compute_s, judging_s=columns["judging"],
         upload_s=upload_s, finish_s=np.where(status == "ok", columns["finish"], np.nan),
         download_bytes=sent, upload_bytes=received,
         flops=np.where(np.isnan(compute_s), 0.0,

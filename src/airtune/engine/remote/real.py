@@ -1,13 +1,11 @@
-"""Engines whose devices are elsewhere: on a replayed clock, or on the real one.
-
-Either has the devices do their work by messages (`remote`). On the replayed clock, times, bytes and
-who is late come from the cost model and the links exactly as on the local engine, so that the same
-seed gives the same plans, payloads and losses; on the real one, they are what was measured:
+"""An engine whose devices are elsewhere, on the real clock: times and bytes are what was measured.
 
     finish    from the moment a task is handed over until its answer is whole, by the server's clock
-    compute   what the device reports; clocks are never compared
+    download  from the first part of the task to the last, where it arrives
+    judging   and compute: what the device reports; clocks are never compared
     upload    from the first part of the answer to the last, where it arrives
-    download  all that is left of finish: the ticket, the task's way, and loading
+
+What is left of finish is the ticket, connections, loading and waits.
 """
 
 from __future__ import annotations
@@ -21,31 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.cost import (
-    dense_pass_bytes,
+    Prediction,
     most_upload_bytes,
     peak_memory,
     predict,
     split_cost,
     stream_bytes,
-    transfer_s,
 )
 from airtune.data.federated import FederatedData
-from airtune.engine.base import Execution, Setup, Split
+from airtune.engine.base import Execution, Setup
 from airtune.engine.checks import Divide, check_shares
 from airtune.engine.gathered import under
-from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.engine.local import LocalSettings
 from airtune.engine.measuring import prunes
-from airtune.engine.message import Seat
+from airtune.engine.remote.answers import qualities
 from airtune.engine.remote.devices import Remote, Trained
-from airtune.engine.remote.handover import Handover
-from airtune.engine.remote.measured import as_done, results_of, status_of, working_s
-from airtune.engine.remote.received import Received
-from airtune.engine.remote.speed import LearntSpeed
+from airtune.engine.remote.forecast import Forecast
+from airtune.engine.remote.measured import as_done, results_of, seen_of, status_of
+from airtune.engine.remote.replay import ReplayEngine, judges_of
 from airtune.engine.remote.split import (
     JOIN_S,
     Serve,
     ServedSplit,
-    ServedSplitter,
     no_stream,
     open_split,
     served_record,
@@ -53,11 +48,10 @@ from airtune.engine.remote.split import (
 from airtune.engine.stream import Timing
 from airtune.engine.stream.message import HEADER_BYTES
 from airtune.engine.timing import bandwidth_hz, refusals
-from airtune.errors import DataError, InfeasibleError, MethodError, TrainingError
+from airtune.errors import InfeasibleError, MethodError
 from airtune.fleet.fleet import Fleet
-from airtune.fleet.rates import downlink_bps, uplink_bps
+from airtune.fleet.rates import uplink_bps
 from airtune.model.base import BaseModel
-from airtune.model.importance import Importance
 from airtune.model.state import GlobalState
 from airtune.plan import (
     Assignment,
@@ -67,129 +61,12 @@ from airtune.plan import (
     Need,
     Observation,
     Problem,
-    Results,
     RoundPlan,
     WorkSpec,
     mask_observation,
 )
 from airtune.units import format_bytes
-from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import weigh
-from airtune.work.train import Outcome
-
-
-class ReplayEngine(LocalEngine):
-    """The local engine with its devices elsewhere: their work is real, the clock is replayed."""
-
-    def __init__(
-        self, fleet: Fleet, problem: Problem, base: BaseModel, data: FederatedData, *,
-        remote: Remote, needs: frozenset[Need] = frozenset(), work: WorkSpec | None = None,
-        settings: LocalSettings | None = None, serve: Serve | None = None,
-    ) -> None:  # fmt: skip
-        """Hold the fleet; see `LocalEngine`.
-
-        Args:
-            fleet: devices and links.
-            problem: unmasked, with the number of examples that each device reported.
-            base: the frozen dense model.
-            data: of which only the server's test set is used.
-            remote: reaches the devices.
-            needs: what the method asks to know.
-            work: switches of the method's local work.
-            settings: participation and the like.
-            serve: starts the stream of split rounds; None = there are none.
-        """
-        super().__init__(fleet, problem, base, data, needs=needs, work=work, settings=settings)
-        self._remote, self._serve = remote, serve
-        self._sent: Broadcast | None = None
-        self._received = Received(self._problem, remote)
-        self._uplink = self._received
-        self._splitter = ServedSplitter(
-            self._problem, fleet, base, data, settings=self._settings.train, run=remote.run_name,
-            train=self._have_trained, serve=serve, dropout=self._settings.dropout,
-        )  # fmt: skip
-
-    def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
-        """Return the quality of the model that the user will get; {} where nobody can judge it.
-
-        The test set is the server's. Validation data are the devices', and asked are those whose
-        memory holds the whole model; where none does, the server judges what it has of them.
-
-        Raises:
-            TrainingError: if no device could judge it.
-        """
-        if split == "test":
-            return super().evaluate(state, split) if len(self._data.test) else {}
-        dense_bytes = dense_pass_bytes(self._problem.shape, self._problem.workload)
-        judges = set(np.flatnonzero(self._fleet.memory_bytes >= dense_bytes).tolist())
-        if not judges:
-            is_here = any(len(device.validation) for device in self._data.devices)
-            return super().evaluate(state, split) if is_here else {}
-        asked = sorted(self._remote.online() & judges)
-        found = self._remote.evaluate(asked, state, deadline_s=self._judging_s())
-        if not found:
-            raise TrainingError(
-                f"none of {len(asked)} devices could judge the model on its own data; "
-                "airtune status shows who is there"
-            )
-        order = sorted(found)
-        weights = self._problem.devices.weight[order]
-        try:
-            return weigh([found[device] for device in order], weights)
-        except DataError as error:
-            raise TrainingError(str(error)) from error
-
-    def execute(
-        self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
-    ) -> Execution:
-        """Have the devices work and the virtual clock run.
-
-        Raises:
-            MethodError: if the plan is not to be executed, or not over a stream.
-        """
-        self._received.coded_bytes = {}
-        return super().execute(plan, state, divide, start_s=start_s)
-
-    def _broadcast(self, plan: RoundPlan, state: GlobalState) -> Broadcast | None:
-        self._sent = super()._broadcast(plan, state)
-        return self._sent
-
-    def _judging_s(self) -> float | None:
-        """Return how long devices may take to judge the model; None = patience."""
-        return None
-
-    def _train(
-        self, plan: RoundPlan, state: GlobalState, places: Sequence[int]
-    ) -> dict[int, Outcome]:
-        rows = [plan.assignments.row(place) for place in places]
-        done = self._have_trained(rows, state, plan)
-        return {place: done[row.device].outcome for place, row in zip(places, rows, strict=True)}
-
-    def _have_trained(
-        self, rows: Sequence[Assignment], state: GlobalState, plan: RoundPlan,
-        seats: Mapping[int, Seat] | None = None,
-    ) -> dict[int, Trained]:  # fmt: skip
-        done = self._remote.train(
-            rows, state, round=plan.round, learning_rate=plan.learning_rate, seats=seats,
-            sent=self._sent,
-        )  # fmt: skip
-        self._received.coded_bytes |= {
-            device: item.coded_bytes for device, item in done.items() if item.coded_bytes
-        }
-        return done
-
-    def _reports(
-        self, devices: Sequence[int], state: GlobalState
-    ) -> tuple[dict[int, Importance], tuple[str, ...]]:
-        found, answers = self._remote.measure(devices, state)
-        faults = {device: one.fault for device, one in answers.items() if device not in found}
-        if not found:
-            raise TrainingError(
-                "no device measured importance, which pruning needs: "
-                f"{'; '.join(sorted(set(faults.values())))}"
-            )
-        names = self._problem.devices.names
-        return found, tuple(f"{names[device]}: {fault}" for device, fault in faults.items())
 
 
 class RemoteEngine(ReplayEngine):
@@ -203,12 +80,13 @@ class RemoteEngine(ReplayEngine):
         """Hold the fleet; see `ReplayEngine`. Bytes are counted where messages leave and come."""
         super().__init__(fleet, problem, base, data, remote=remote, needs=needs, work=work,
                          settings=settings, serve=serve)  # fmt: skip
-        self._allowance, self._handover = remote.allowance, Handover()
-        self._speed = LearntSpeed(len(fleet))
+        self._allowance, self._forecast = remote.allowance, Forecast(len(fleet))
+        alone = self._problem.devices.dedicated
+        self._unpaced = frozenset(() if alone is None else np.flatnonzero(alone).tolist())
 
     def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what devices remember, and what was learnt of them."""
-        learnt = {f"speed/{name}": array for name, array in self._speed.snapshot().items()}
+        learnt = {f"learnt/{name}": array for name, array in self._forecast.snapshot().items()}
         return {**super().snapshot(), **learnt}
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
@@ -218,11 +96,19 @@ class RemoteEngine(ReplayEngine):
             CheckpointError: if it is not one of this engine.
         """
         super().restore(arrays)
-        self._speed.restore(under("speed/", arrays))
+        self._forecast.restore(under("learnt/", arrays))
 
     def _flops_per_s(self, round: int) -> Floats:
         """Return how fast each device is taken to be: as declared, put right by what it reported."""
-        return np.asarray(self._fleet.flops_at(round) * self._speed.factor, np.float64)
+        return np.asarray(self._fleet.flops_at(round) * self._forecast.speed.factor, np.float64)
+
+    def _links(self, round: int, time_s: float) -> LinkState:
+        """Return the links as they are taken to be: capacities put right by what crossed them."""
+        links = self._fleet.links_at(round, 0, time_s)
+        return replace(
+            links, up_capacity_bps=links.up_capacity_bps * self._forecast.up.factor,
+            down_capacity_bps=links.down_capacity_bps * self._forecast.down.factor,
+        )  # fmt: skip
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
         """Return why a row's device is over a limit; empty where it is within all."""
@@ -266,7 +152,7 @@ class RemoteEngine(ReplayEngine):
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know; devices that cannot be reached are not there."""
         self._allowance.begin_round(time_s)
-        links = self._fleet.links_at(round, 0, time_s)
+        links = self._links(round, time_s)
         online = np.zeros(len(self._fleet), np.bool_)
         online[sorted(self._remote.online())] = True
         observation = Observation(
@@ -290,7 +176,7 @@ class RemoteEngine(ReplayEngine):
         sent = self._broadcast(plan, state)
         state = state if sent is None else sent.state
         begin_s = start_s + setup.duration_s
-        links = self._fleet.links_at(plan.round, 0, begin_s)
+        links = self._links(plan.round, begin_s)
         share = check_shares(plan.assignments.share, plan.assignments, links)
         rates = uplink_bps(links, share, plan.assignments.device)
         problem, told = self._problem, plan.assignments
@@ -300,6 +186,9 @@ class RemoteEngine(ReplayEngine):
             peak_bytes = np.where(told.cut > 0, parts.device_peak_bytes, peak_bytes)
         faults = refusals(problem, self._fleet, plan, peak_bytes)
         rows = [told.row(place) for place, fault in enumerate(faults) if not fault]
+        expected = self._forecast.expect(
+            told, self._declared(plan, told, begin_s), is_judging=plan.is_judging
+        )
         began = time.monotonic()
         done, crossed = self._carry_out(plan, state, rows, upload_bps={
             int(device): float(rate) for device, rate in zip(told.device, rates, strict=True)
@@ -311,30 +200,26 @@ class RemoteEngine(ReplayEngine):
         found = self._execution(
             plan, state, setup, done=done, faults=faults, clock=(begin_s, took_s)
         )
-        expected_s = self._handover.expected_s(len(rows))
-        self._learn(plan, found.results, links, working_s(told, done))
+        self._forecast.learn(told, self._declared(plan, told, begin_s), seen_of(told, done))
         return replace(
-            found,
-            split=crossed,
-            handover_s=expected_s,
-            is_coded=sent is not None,
-            plan=plan,
+            found, split=crossed, expected=expected, is_coded=sent is not None, plan=plan,
+            validation=self._validation(done) if plan.is_judging else None,
             planned_peak_bytes=np.asarray(peak_bytes, np.float64),
-        )
+        )  # fmt: skip
 
-    def _learn(self, plan: RoundPlan, seen: Results, links: LinkState, worked_s: Floats) -> None:
-        """Compare what devices reported with their plan: their speed, and what a round takes beside."""
-        told = plan.assignments
-        priced = predict(self._problem, told, links=links,
-                         flops_per_s=self._fleet.flops_at(plan.round))  # fmt: skip
-        self._speed.learn(told.device, priced.compute_s, worked_s)
-        way_s = priced.download_s
-        # what comes down in the steps is in what the device reports of them
-        if np.any(told.cut > 0):
-            adapters = split_cost(self._problem, told).adapter_down_bytes
-            fetch_s = transfer_s(adapters, downlink_bps(links, told.device))
-            way_s = np.where(told.cut > 0, fetch_s, way_s)
-        self._handover.learn(seen.finish_s, way_s + seen.compute_s + seen.upload_s)
+    def _declared(self, plan: RoundPlan, told: Assignments, begin_s: float) -> Prediction:
+        """Return what a plan would take at the speeds and rates that were declared."""
+        return predict(
+            self._problem, told, links=self._fleet.links_at(plan.round, 0, begin_s),
+            flops_per_s=self._fleet.flops_at(plan.round),
+        )  # fmt: skip
+
+    def _validation(self, done: Mapping[int, Trained]) -> Mapping[str, float] | None:
+        """Return how those that took part judge the model that they were given; None = nobody did."""
+        found = qualities({device: item.answer for device, item in done.items()})
+        if not any(one.count for one in found.values()):
+            return None
+        return weigh(list(found.values()), self._problem.devices.weight[list(found)])
 
     def _judging_s(self) -> float | None:
         """Nobody waits longer for a judgement than for a round."""
@@ -355,7 +240,9 @@ class RemoteEngine(ReplayEngine):
         try:
             done = self._remote.train(
                 rows, state, round=plan.round, deadline_s=deadline_s,
-                learning_rate=plan.learning_rate, sent=self._sent, pace=plan.pace, seats=seats, upload_bps=upload_bps, expected=update,
+                learning_rate=plan.learning_rate, sent=self._sent, pace=plan.pace, seats=seats,
+                upload_bps=upload_bps, expected=update, unpaced=self._unpaced,
+                judges=judges_of(self._problem, self._fleet) if plan.is_judging else frozenset(),
             )  # fmt: skip
             if split is None:
                 return done, None

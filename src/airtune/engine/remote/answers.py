@@ -1,0 +1,83 @@
+"""A device's answer, checked; one that is missing, late, damaged or false is a status and a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from airtune.engine.message import Reply, Task, open_reply
+from airtune.errors import CodecError, MismatchError
+from airtune.plan.observe import Status
+from airtune.records import range_fault
+from airtune.wire.envelope import Arrival, Envelope
+from airtune.work.evaluate import Quality
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A device's answer, checked, or why there is none."""
+
+    status: Status
+    fault: str
+    after_s: float
+    sent_bytes: int
+    received_bytes: int
+    reply: Reply | None = None
+    blobs: Mapping[str, bytes] = field(default_factory=dict)
+    upload_s: float = 0.0
+    """Of the answer, as it came in."""
+
+
+def answer_of(task: Task, letter: Envelope, arrival: Arrival | None, *, limit: int) -> Answer:
+    """Return what came of a task.
+
+    Args:
+        task: as it was given.
+        letter: that held it.
+        arrival: what the way back brought; None = nothing.
+        limit: the most bytes that can answer it.
+    """
+    sent = letter.size_bytes
+    if arrival is None or arrival.envelope is None:
+        after_s = math.nan if arrival is None else arrival.after_s
+        fault = "nothing came back" if arrival is None else arrival.fault
+        status: Status = "absent"
+        if arrival is not None and (arrival.is_late or arrival.is_refused):
+            status = "late" if arrival.is_late else "refused"
+        return Answer(status, fault, after_s, sent, 0)
+    received = arrival.envelope.size_bytes
+    try:
+        reply, blobs = open_reply(arrival.envelope, task, max_bytes=limit)
+    except (CodecError, MismatchError) as error:
+        return Answer("refused", str(error), arrival.after_s, sent, received)
+    return Answer(reply.status, reply.reason, arrival.after_s, sent, received, reply, blobs,
+                  arrival.envelope.came_s)  # fmt: skip
+
+
+def qualities(answers: Mapping[int, Answer]) -> dict[int, Quality]:
+    """Return how devices judge the model that they were given; who claims what cannot be is left out."""
+    found = {
+        device: _quality(answer.reply)
+        for device, answer in answers.items()
+        if answer.status == "ok" and answer.reply is not None and "count" in answer.reply.figures
+    }
+    return {
+        device: one for device, one in found.items()
+        if not range_fault({"loss": one.loss, "accuracy": one.accuracy})
+    }  # fmt: skip
+
+
+def _quality(reply: Reply) -> Quality:
+    loss, count = (
+        number_of(reply.figures.get("loss")),
+        int(number_of(reply.figures.get("count", 0.0))),
+    )
+    accuracy = reply.figures.get("accuracy")
+    perplexity = None if accuracy is not None else math.exp(min(loss, 700.0))
+    return Quality(loss, perplexity, accuracy, max(count, 0))
+
+
+def number_of(value: float | None) -> float:
+    """Return a figure of an answer; NaN where it is not finite or was not said."""
+    return math.nan if value is None else float(value)

@@ -1,0 +1,170 @@
+"""How long a round of real devices will take, with an interval, learnt from the rounds before.
+
+A device's seconds are the sum of its parts: download, computing, upload, judging, and the rest (the
+ticket, the connection, waits). Each is what was planned over what was learnt of it, known up to a
+log-normal factor; their sum is taken as log-normal with the same mean and variance (Fenton, IRE
+Trans. Comm. Syst. 1960), devices as independent, and the round ends with the last:
+
+    P(round <= t) = prod_i Phi((ln t - mu_i) / sigma_i)
+
+The middle is its median; four rounds of five are expected between its quantiles .1 and .9.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from airtune.cost import Prediction
+from airtune.engine.base import Expected
+from airtune.engine.gathered import under
+from airtune.engine.remote.learnt import LearntRatio
+from airtune.errors import CheckpointError
+from airtune.plan import Assignments, Bools, Floats
+
+LINK = {"start": 0.7, "drift": 0.04, "noise": 0.1}
+"""Of a link's ratio, beside computing's."""
+FIRST_REST_S, LEAST_SPREAD = 0.3, 0.02
+"""A first guess, and the least that the logarithm of a round's seconds is taken to scatter."""
+LOW, HIGH = 0.1, 0.9
+_NEWEST = 0.2
+"""Weight of the newest round in what the rest takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was measured of a round's devices, in columns of shape (n,); NaN where nothing was."""
+
+    finish_s: Floats
+    download_s: Floats
+    work_s: Floats
+    """Computing, without waiting for anybody."""
+    upload_s: Floats
+    judging_s: Floats
+    loading_s: Floats
+
+
+class Forecast:
+    """Learns what the devices of a run take, and says what a round of them will."""
+
+    def __init__(self, devices: int) -> None:
+        """Believe what was declared."""
+        self.speed = LearntRatio(devices)
+        self.down, self.up = LearntRatio(devices, **LINK), LearntRatio(devices, **LINK)
+        self._steps = LearntRatio(devices, **LINK)
+        """Of all that a split round takes beside computing."""
+        self._judging_s = np.zeros(devices)
+        self._rest_s = np.array([FIRST_REST_S, FIRST_REST_S**2])
+        """Mean and variance."""
+
+    def expect(self, told: Assignments, priced: Prediction, *, is_judging: bool) -> Expected | None:
+        """Return how long a round will take; None where no device can do its part.
+
+        Args:
+            told: the plan, n devices.
+            priced: at the declared speeds and links.
+            is_judging: the devices judge the model too.
+        """
+        who, is_cut = told.device, told.cut > 0
+        judging_s = self._judging_s[who] * is_judging
+        rest_s, rest_variance = self._rest_s
+        parts = (
+            (priced.compute_s / self.speed.factor[who], self.speed.spread[who]),
+            (
+                np.where(is_cut, 0.0, priced.download_s) / self.down.factor[who],
+                self.down.spread[who],
+            ),
+            (np.where(is_cut, 0.0, priced.upload_s) / self.up.factor[who], self.up.spread[who]),
+            (
+                np.where(is_cut, _beside(priced), 0.0) / self._steps.factor[who],
+                self._steps.spread[who],
+            ),
+            (judging_s, self.speed.spread[who]),
+        )
+        seconds, spread = (np.stack(column) for column in zip(*parts, strict=True))
+        mean = np.sum(seconds * np.exp(spread**2 / 2), axis=0) + ~is_cut * rest_s
+        known = np.isfinite(mean) & (mean > 0)
+        if not known.any():
+            return None
+        variance = np.sum(seconds**2 * np.exp(spread**2) * np.expm1(spread**2), axis=0)
+        mean, variance = mean[known], (variance + ~is_cut * rest_variance)[known]
+        sigma = np.maximum(np.sqrt(np.log1p(variance / mean**2)), LEAST_SPREAD)
+        return Expected(*_last(np.log(mean) - sigma**2 / 2, sigma))
+
+    def learn(self, told: Assignments, priced: Prediction, seen: Seen) -> None:
+        """Take in a round.
+
+        Args:
+            told: what was done, n devices.
+            priced: that, at the declared speeds and links.
+            seen: what it took.
+        """
+        who, is_cut = told.device, told.cut > 0
+        judging_s = np.nan_to_num(seen.judging_s)
+        beside_s = seen.finish_s - seen.work_s - judging_s - np.nan_to_num(seen.loading_s)
+        self.speed.learn(who, priced.compute_s, seen.work_s)
+        self.down.learn(who, priced.download_s, _where(~is_cut, seen.download_s))
+        self.up.learn(who, priced.upload_s, _where(~is_cut, seen.upload_s))
+        self._steps.learn(who, _beside(priced), _where(is_cut, beside_s))
+        judged = np.isfinite(seen.judging_s)
+        self._judging_s[who[judged]] = seen.judging_s[judged]
+        rest_s = _where(~is_cut, beside_s - seen.download_s - seen.upload_s)
+        rest_s = np.maximum(rest_s[np.isfinite(rest_s)], 0.0)
+        if rest_s.size:
+            now = np.array([rest_s.mean(), np.mean((rest_s - self._rest_s[0]) ** 2)])
+            self._rest_s += _NEWEST * (now - self._rest_s)
+
+    def snapshot(self) -> dict[str, NDArray[np.generic]]:
+        """Return what was learnt, as arrays."""
+        parts = {
+            f"{name}/{key}": array
+            for name, one in self._ratios().items()
+            for key, array in one.snapshot().items()
+        }
+        return {**parts, "judging_s": self._judging_s.copy(), "rest_s": self._rest_s.copy()}
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a snapshot; {} = from the start.
+
+        Raises:
+            CheckpointError: if it is not one of as many devices.
+        """
+        for name, one in self._ratios().items():
+            one.restore(under(f"{name}/", arrays))
+        for name in ("judging_s", "rest_s") if arrays else ():
+            found, own = arrays.get(name), getattr(self, f"_{name}")
+            if found is None or found.shape != own.shape:
+                raise CheckpointError(f"what was learnt of rounds lacks {name}")
+            setattr(self, f"_{name}", np.asarray(found, np.float64).copy())
+
+    def _ratios(self) -> dict[str, LearntRatio]:
+        return {"speed": self.speed, "down": self.down, "up": self.up, "steps": self._steps}
+
+
+def _beside(priced: Prediction) -> Floats:
+    """Return what a round takes beside computing."""
+    known = np.isfinite(priced.finish_s) & np.isfinite(priced.compute_s)
+    found = np.full(len(known), np.inf)
+    found[known] = priced.finish_s[known] - priced.compute_s[known]
+    return found
+
+
+def _where(chosen: Bools, seconds: Floats) -> Floats:
+    return np.where(chosen, seconds, np.nan)
+
+
+def _last(mu: Floats, sigma: Floats) -> tuple[float, float, float]:
+    """Return quantiles of the largest of independent log-normal variables, by bisection."""
+    goals = np.array([LOW, 0.5, HIGH])
+    low = np.full(3, float(np.min(mu - 9 * sigma)))
+    high = np.full(3, float(np.max(mu + 9 * sigma)))
+    for _ in range(60):
+        middle = (low + high) / 2
+        is_below = np.prod(ndtr((middle[:, None] - mu) / sigma), axis=1) < goals
+        low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
+    found = np.exp(high)
+    return float(found[0]), float(found[1]), float(found[2])
