@@ -1,198 +1,109 @@
-"""One small federation, run by a whole process: 20 clients, 3 rounds of 4 LoRA steps.
+"""Rounds of real processes, predicted against measured: on loopback, shaped and traced links.
 
-    python -m benchmarks.federation make FOLDER      write the base model
-    python -m benchmarks.federation airtune FOLDER   run it by the local engine
-    python -m benchmarks.federation flower FOLDER    run it by Flower's simulation and peft
-
-Base, data, batches, first adapters and optimiser are the same; each prints the training loss of
-each round as one line of JSON. Flower's clients keep their base and peft model from call to call,
-as a careful user would write them.
+A server and three devices, each in a network namespace of a test bed, with TLS and keys. The links of
+the traced bed change every second (`testbed.traces`), and so does what crosses them: that is what
+the interval is for. Seconds of a machine that has other work are upper bounds.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
-from functools import cache
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from testbed.federation import Compared, compare, federation
+from testbed.network import down, up, why_not
+from testbed.spec import DeviceSpec, Spec
+from testbed.traces import LTE, THREE_G, Playing, drive_of
 
-from airtune.cost import llama_like
-from airtune.plan import ModelShape, Workload
+from benchmarks.figure import Figure, at_least, at_most
 
-CLIENTS, ROUNDS, SEED = 20, 3, 0
-EXAMPLES, VOCAB = 64, 512
-WIDTH, FFN, BLOCKS, HEADS, GROUPS = 128, 344, 4, 4, 2
-LEARNING_RATE, CLIP, ALPHA = 1e-3, 1.0, 16
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-WORKLOAD = Workload(batch=4, tokens=64, local_steps=4, rank=8, lora_targets=TARGETS)
-
-
-def shape() -> ModelShape:
-    """Return the base's shape."""
-    return llama_like(
-        "llama", blocks=BLOCKS, width=WIDTH, heads=HEADS, kv_groups=GROUPS,
-        head_dim=WIDTH // HEADS, ffn=FFN, vocab=VOCAB, tied=True,
-    )  # fmt: skip
-
-
-def tokens_of(client: int) -> tuple[np.ndarray, ...]:
-    """Return the examples of a client: full-length sequences with something to learn in them."""
-    draw = np.random.default_rng((SEED, client))
-    return tuple(
-        (draw.integers(VOCAB) + draw.integers(1, 5) * np.arange(WORKLOAD.tokens)) % VOCAB
-        for _ in range(EXAMPLES)
-    )
-
-
-def make(folder: Path) -> None:
-    """Write the base model with random weights."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(SEED)
-    config = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=FFN, num_hidden_layers=BLOCKS, vocab_size=VOCAB,
-        num_attention_heads=HEADS, num_key_value_heads=GROUPS, tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "base")
+ROUNDS, METHODS = 12, ("fedavg-lora", "jcpba", "fedspine", "sft")
+ERROR, INSIDE, REST_S, FIRST_S = 0.10, 0.8, 0.5, 15.0
+_RECIPE = Path(__file__).parents[1] / "recipes" / "demo.yaml"
+_SETTINGS = (
+    f"train.rounds={ROUNDS}", "data.limit=300", "data.test_limit=40", "threads=1",
+    "train.local_steps=6",
+)  # fmt: skip
+BEDS = {
+    "loopback": tuple(DeviceSpec(name, 1000, 1000) for name in ("one", "two", "three")),
+    "shaped": (
+        DeviceSpec("board", 8, 20),
+        DeviceSpec("laptop", 20, 50),
+        DeviceSpec("far", 4, 10, delay_ms=30, loss=0.002),
+    ),
+    "traced": (
+        DeviceSpec("bus", 1, 2),
+        DeviceSpec("train", 1, 2),
+        DeviceSpec("car", 10, 25),
+    ),
+}
+DRIVES = (THREE_G, THREE_G, LTE)
 
 
-def run_airtune(folder: Path) -> list[float]:
-    """Run the federation by the local engine, with records and checkpoints."""
-    from transformers import AutoModelForCausalLM
-
-    from airtune.data.federated import DeviceData, FederatedData
-    from airtune.engine.local import LocalEngine, LocalSettings
-    from airtune.fleet import load_fleet
-    from airtune.loop import LoopSettings, Run, begin, run_rounds
-    from airtune.methods import build_method
-    from airtune.model.base import base_of
-    from airtune.model.batch import Sequences
-    from airtune.model.state import initial_state
-    from airtune.plan import Problem
-    from airtune.records import RunWriter
-    from airtune.work.train import TrainSettings
-
-    base = base_of(AutoModelForCausalLM.from_pretrained(folder / "base"))
-    rows = [tokens_of(client) for client in range(CLIENTS)]
-    nothing, test = Sequences((), ()), Sequences(rows[0][:4], rows[0][:4])
-    devices = tuple(DeviceData(Sequences(row, row), nothing) for row in rows)
-    data = FederatedData(devices, test, (), {}, {})
-    fleet = load_fleet("pocket", devices=CLIENTS, seed=SEED)
-    profiles = fleet.profiles(np.full(CLIENTS, EXAMPLES))
-    problem = Problem(base.shape, profiles, WORKLOAD, ROUNDS, SEED)
-    method = build_method("fedavg-lora")
-    settings = LocalSettings(
-        train=TrainSettings(
-            learning_rate=LEARNING_RATE, max_grad_norm=CLIP, scale=ALPHA / WORKLOAD.rank
-        ),
-        threads=2,
-    )
-    engine = LocalEngine(
-        fleet, problem, base, data,
-        needs=method.decider.needs, work=method.work, settings=settings,
-    )  # fmt: skip
-    losses: list[float] = []
-    writer = RunWriter.create(folder / "run", {"name": "federation"})
-    run = Run(method, problem, engine, writer, "federation", LoopSettings(evaluate_every=0))
-    start = begin(run, initial_state(base, WORKLOAD, SEED))
-    run_rounds(run, start, on_round=lambda record: losses.append(record["train_loss"]))
-    return losses
+def run() -> Iterator[Figure]:
+    """Measure all beds; say why not where none can be made."""
+    reason = why_not()
+    if reason:
+        print(f"federation: skipped, {reason}", file=sys.stderr)
+        return
+    for name, devices in BEDS.items():
+        spec = Spec(f"bench-{name[:4]}", devices)
+        down(spec)
+        up(spec)
+        try:
+            with tempfile.TemporaryDirectory() as folder, _links(name, spec):
+                yield from _of_bed(name, spec, Path(folder))
+        finally:
+            down(spec)
 
 
-@cache
-def _peft_model(folder: str) -> tuple[object, dict[str, object]]:
-    """Return this process's peft model and its factors by our names."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(Path(folder) / "base"),
-        LoraConfig(r=WORKLOAD.rank, lora_alpha=ALPHA, target_modules=list(TARGETS)),
-    )
-    factors = {}
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parts = name.split(".")
-            factors[f"{parts[parts.index('layers') + 1]}.{parts[-4]}.{parts[-3][-1]}"] = parameter
-    return model, factors
+def _links(name: str, spec: Spec) -> AbstractContextManager[object]:
+    """Return what changes the links of a bed while it is used."""
+    if name != "traced":
+        return nullcontext()
+    return Playing(spec, [drive_of(kind, 600, seed) for seed, kind in enumerate(DRIVES)])
 
 
-def _train_with_peft(folder: str, round: int, client: int, arrays: dict[str, np.ndarray]) -> float:
-    """Train one client; its factors are then in the process's model. Returns the last loss."""
-    import torch
-
-    from airtune.work.batches import round_batches
-
-    torch.set_num_threads(1)
-    model, factors = _peft_model(folder)
-    with torch.no_grad():
-        for name, parameter in factors.items():
-            parameter.copy_(torch.from_numpy(arrays[name]))
-    rows = np.stack(tokens_of(client))
-    optimiser = torch.optim.AdamW(factors.values(), lr=LEARNING_RATE, weight_decay=0.0)
-    loss = torch.zeros(())
-    for drawn in round_batches(EXAMPLES, steps=WORKLOAD.local_steps, batch=WORKLOAD.batch,
-                               seed=SEED, round=round, device=client):  # fmt: skip
-        ids = torch.from_numpy(rows[drawn])
-        loss = model(input_ids=ids, labels=ids).loss
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(factors.values(), CLIP)
-        optimiser.step()
-    return float(loss.detach())
-
-
-def run_flower(folder: Path) -> list[float]:
-    """Run the federation by Flower's simulation: two workers, federated averaging."""
-    from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid, ServerApp
-    from flwr.serverapp.strategy import FedAvg
-    from flwr.simulation import run_simulation
-
-    from airtune.model.lora import init_adapters
-
-    first = init_adapters(shape(), WORKLOAD, SEED)
-    place, losses = str(folder), []
-    client_app, server_app = ClientApp(), ServerApp()
-
-    @client_app.train()
-    def train(message: Message, context: Context) -> Message:
-        client = int(context.node_config["partition-id"])
-        round = int(message.content["config"]["server-round"]) - 1
-        arrays = {k: v.numpy() for k, v in message.content["arrays"].items()}
-        loss = _train_with_peft(place, round, client, arrays)
-        trained = {k: v.detach() for k, v in _peft_model(place)[1].items()}
-        content = {
-            "arrays": ArrayRecord(trained),
-            "metrics": MetricRecord({"loss": loss, "num-examples": EXAMPLES}),
-        }
-        return Message(content=RecordDict(content), reply_to=message)
-
-    @server_app.main()
-    def main(grid: Grid, context: Context) -> None:
-        strategy = FedAvg(
-            fraction_train=1.0, fraction_evaluate=0.0,
-            min_train_nodes=CLIENTS, min_available_nodes=CLIENTS,
-        )  # fmt: skip
-        done = strategy.start(grid=grid, initial_arrays=ArrayRecord(first), num_rounds=ROUNDS)
-        losses.extend(float(row["loss"]) for row in done.train_metrics_clientapp.values())
-
-    run_simulation(server_app, client_app, CLIENTS,
-                   backend_config={"client_resources": {"num_cpus": 1}})  # fmt: skip
-    return losses
+def _of_bed(name: str, spec: Spec, folder: Path) -> Iterator[Figure]:
+    rounds: list[Compared] = []
+    first_s, unrecorded = [], []
+    with federation(spec, folder, probe_s=4.0) as bed:
+        for method in METHODS:
+            began = time.monotonic()
+            done = bed.run(str(_RECIPE), [*_SETTINGS, f"method.name={method}"])
+            wall_s = time.monotonic() - began
+            found = compare(Path(done["folder"]))
+            rounds += found
+            print(f"{name}, {method}: {_said(found)}", file=sys.stderr)
+            before_s, recorded_s = _recorded(Path(done["folder"]))
+            unrecorded.append(wall_s - recorded_s)
+            first_s.append(before_s + wall_s - recorded_s)
+    text = f"{len(rounds)} rounds, {', '.join(METHODS)}"
+    yield at_most(f"federation.error[{name}]", statistics.median(row.error for row in rounds), ERROR, text)  # fmt: skip
+    inside = sum(row.is_inside for row in rounds) / len(rounds)
+    yield at_least(f"federation.inside[{name}]", inside, INSIDE, text)
+    rest_s = statistics.median(row.wait_s for row in rounds)
+    yield at_most(f"federation.rest_s[{name}]", rest_s, REST_S, "of the last device: all but work and links")  # fmt: skip
+    yield at_most(f"federation.first_round_s[{name}]", statistics.median(first_s), FIRST_S, "airtune run to the first round; its own start and end included")  # fmt: skip
+    yield Figure(f"federation.unrecorded_s[{name}]", statistics.median(unrecorded), "none", True, "of airtune run: its start, the report, its end")  # fmt: skip
 
 
-if __name__ == "__main__":
-    # imported anew by name, so that Flower's workers import it too instead of unpickling a copy
-    from benchmarks import federation
+def _said(rows: list[Compared]) -> str:
+    return " ".join(f"{row.predicted_s:.2f}({row.low_s:.2f}-{row.high_s:.2f})/{row.measured_s:.2f}" for row in rows)  # fmt: skip
 
-    _, what, where = sys.argv
-    runs = {"airtune": federation.run_airtune, "flower": federation.run_flower}
-    if what == "make":
-        federation.make(Path(where))
-    else:
-        print(json.dumps(runs[what](Path(where))))
+
+def _recorded(folder: Path) -> tuple[float, float]:
+    """Return the seconds that a record holds before the first round, and all of them."""
+    lines = (folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+    parts: list[Mapping[str, Any]] = [json.loads(line)["measured"] for line in lines]
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))["measured"]
+    names = ("start_s", "loading_s", "waiting_s", "staging_s", "preparing_s")
+    before_s = sum(float(parts[0].get(name, 0.0)) for name in names)
+    return before_s, sum(float(part["wall_s"]) for part in (*parts, result))

@@ -98,7 +98,7 @@ def _simulation() -> Iterator[Figure]:
 
 
 def _federation(what: str, folder: Path) -> str:
-    return _output([sys.executable, "-m", "benchmarks.federation", what, str(folder)])
+    return _output([sys.executable, "-m", "benchmarks.simulation", what, str(folder)])
 
 
 def _output(command: list[str]) -> str:

@@ -47,9 +47,9 @@ def main() -> int:
             done = made.run(str(Path(recipe).resolve()), settings)
         for row in compare(Path(done["folder"])):
             print(
-                f"round {row.round}: predicted {row.predicted_s:.2f} s, measured "
-                f"{row.measured_s:.2f} s (compute {row.compute_s:.2f}, link {row.link_s:.2f}, "
-                f"rest {row.rest_s:.2f})"
+                f"round {row.round}: predicted {row.predicted_s:.2f} s ({row.low_s:.2f} to "
+                f"{row.high_s:.2f}), measured {row.measured_s:.2f} s (compute {row.compute_s:.2f}, "
+                f"link {row.link_s:.2f}, rest {row.wait_s:.2f})"
             )
         print(f"logs and records: {folder}")
     finally:

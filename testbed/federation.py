@@ -162,44 +162,43 @@ class Compared:
 
     round: int
     predicted_s: float
+    """Median of what the server expected before the round ..."""
+    low_s: float
+    high_s: float
+    """... and the ends of the interval that holds four rounds of five."""
     measured_s: float
     compute_s: float
-    """In the worker, as it says; in a split round, with what it waited for the server."""
+    """In the worker, as it says, judging included; in a split round, with its waits for the server."""
     link_s: float
-    """What its bytes take at the rates of its probe."""
+    """Of its task and of its answer, each from the first part to the last."""
+    wait_s: float
+    """All else: tickets, connections, and whatever else the machine did."""
 
     @property
-    def rest_s(self) -> float:
-        """All else: the start of a client process for the message, polling, and other work here."""
-        return self.measured_s - self.compute_s - self.link_s
+    def is_inside(self) -> bool:
+        """The round took what its interval said."""
+        return self.low_s <= self.measured_s <= self.high_s
+
+    @property
+    def error(self) -> float:
+        """Relative error of the median."""
+        return abs(self.predicted_s - self.measured_s) / self.measured_s
 
 
 def compare(run_folder: Path) -> list[Compared]:
-    """Return every round of a run; one that planned no time is predicted from what was planned."""
+    """Return every round of a run in which an update counted."""
     lines = (run_folder / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
     with (run_folder / "devices.csv").open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["status"] == "ok"]
-    probes = {path.stem: json.loads(path.read_text(encoding="utf-8"))
-              for path in (run_folder / "probes").glob("*.json")}  # fmt: skip
     found = []
     for said in map(json.loads, lines):
         mine = [row for row in rows if int(row["round"]) == said["round"]]
-        if not mine:
+        if not mine or said.get("predicted_low_s") is None:
             continue
         last = max(mine, key=lambda row: float(row["finish_s"]))
-        planned = max(
-            float(row["flops"]) / probes[row["name"]]["flops_per_s"]
-            + _on_link_s(row, probes[row["name"]])
-            for row in mine
-        )
         found.append(Compared(
-            said["round"], said["predicted_s"] or planned, said["round_s"],
-            float(last["compute_s"]), _on_link_s(last, probes[last["name"]]),
+            said["round"], said["predicted_s"], said["predicted_low_s"], said["predicted_high_s"],
+            said["round_s"], float(last["compute_s"]) + float(last["judging_s"]),
+            float(last["download_s"]) + float(last["upload_s"]), float(last["wait_s"]),
         ))  # fmt: skip
     return found
-
-
-def _on_link_s(row: Mapping[str, str], probe: Mapping[str, Any]) -> float:
-    """Return what a device's bytes of a round take at its measured rates."""
-    up_s = 8e-6 * float(row["upload_bytes"]) / probe["up_mbps"]
-    return up_s + 8e-6 * float(row["download_bytes"]) / probe["down_mbps"]

@@ -129,9 +129,11 @@ def set_link(spec: Spec, device: int, *, is_up: bool) -> None:
         _run("ip", "-n", space, "route", "replace", SERVER_ADDRESS, "via", f"10.77.{device + 1}.1")
 
 
-def set_rate(spec: Spec, device: int, up_mbps: float) -> None:
-    """Give a device's way up another rate."""
+def set_rate(spec: Spec, device: int, up_mbps: float, down_mbps: float | None = None) -> None:
+    """Give a device's way up another rate, and perhaps its way down."""
     _shape(device_space(spec, device), "air", up_mbps)
+    if down_mbps is not None:
+        _shape(server_space(spec), f"d{device + 1}", down_mbps)
 
 
 def set_speed(spec: Spec, device: int, cpu: float) -> None:

@@ -26,6 +26,8 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 SPEC = Spec(f"chaos{WORKER}", tuple(DeviceSpec(name, 40, 40) for name in ("one", "two")))
 CULPRIT, OTHER = 0, 1
 PATIENCE_S = 600
+RUNS_BYTES = 256 << 20
+"""Of the small disk on which the server's runs are."""
 SETTINGS = (
     "train.rounds=3", "data.limit=120", "data.test_limit=20", "method.name=fedavg-lora", "threads=1",
 )  # fmt: skip
@@ -43,11 +45,17 @@ def laid_out(folder):
         known = {"schema": 1, "name": device.name, "flops_per_s": 2e10, "memory_bytes": 4e9,
                  "up_mbps": device.up_mbps, "down_mbps": device.down_mbps}  # fmt: skip
         (folder / f"{device.name}.json").write_text(json.dumps(known))
+    runs = folder / "server" / "runs"
+    runs.mkdir(parents=True)
+    # made before the server starts, as that sees no mount that comes later
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={RUNS_BYTES}", "none", str(runs)]
+    subprocess.run(mount, capture_output=True, check=False)
     try:
         with federation(SPEC, folder) as made:
             yield made
     finally:
         down(SPEC)
+        subprocess.run(["umount", "-l", str(runs)], capture_output=True, check=False)
 
 
 class Going:

@@ -1,6 +1,5 @@
 """What the server is made of ends with kill -9, or its disk is full: the run fails and resumes."""
 
-import subprocess
 import time
 from contextlib import suppress
 
@@ -53,11 +52,10 @@ def test_a_front_that_is_killed_serves_again_at_once(bed, going):
 def disk(bed):
     """The folder of the server's runs, on a small file system of its own."""
     folder = bed.state / "runs"
-    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
+    if not folder.is_mount():
         pytest.skip("a tmpfs cannot be mounted here")
     yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    (folder / "filler").unlink(missing_ok=True)
 
 
 def test_a_full_disk_at_the_server_fails_the_run_and_it_resumes(bed, going, disk):
@@ -65,9 +63,10 @@ def test_a_full_disk_at_the_server_fails_the_run_and_it_resumes(bed, going, disk
     run.await_round(1)
     with filler.open("wb", buffering=0) as file, suppress(OSError):  # no room is left
         while True:
-            file.write(bytes(1 << 12))
+            file.write(bytes(1 << 16))
     with pytest.raises(RuntimeError, match=r"disk|space"):
         run.end()
     filler.unlink()
+    assert run.rows()
     assert bed.resume(run.folder)["result"]
     assert [row["round"] for row in run.rows()] == [0, 1, 2]

@@ -87,4 +87,4 @@ def test_what_was_learnt_of_rounds_is_in_the_checkpoint():
         told(), plan, is_judging=True
     )
     with pytest.raises(CheckpointError, match="judging_s"):
-        Forecast(3).restore({"rest_s": np.zeros(2)})
+        Forecast(3).restore({"rest_s": np.zeros((2, 3))})

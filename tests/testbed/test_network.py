@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -12,6 +13,7 @@ sys.path.insert(0, str(ROOT))
 
 from testbed.network import SERVER_ADDRESS, down, inside, set_link, up, why_not  # noqa: E402
 from testbed.spec import DeviceSpec, Spec, SpecError, read_spec  # noqa: E402
+from testbed.traces import LEAST_MBPS, LTE, THREE_G, drive_of  # noqa: E402
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 SPEC = Spec(f"test{WORKER}", (DeviceSpec("near", 20, 40), DeviceSpec("far", 8, 16, delay_ms=30)))
@@ -99,3 +101,12 @@ def test_a_wrong_bed_is_refused(tmp_path, text, says):
     path.write_text(text)
     with pytest.raises(SpecError, match=says):
         read_spec(path)
+
+
+@pytest.mark.parametrize("kind", [THREE_G, LTE])
+def test_a_drawn_drive_has_the_median_and_the_scatter_it_was_asked_for(kind):
+    rates = np.log(drive_of(kind, 20_000, 0))
+    assert np.exp(np.median(rates, 0)) == pytest.approx([kind.up_mbps, kind.down_mbps], rel=0.15)
+    quartiles = np.quantile(rates[:, 0], [0.25, 0.75])
+    assert np.ptp(quartiles) == pytest.approx(1.35 * kind.scatter, rel=0.2)
+    assert np.exp(rates.min()) >= LEAST_MBPS * (1 - 1e-9)

@@ -125,8 +125,11 @@ def _round(row: dict[str, Any]) -> str:
     counts = {name: count for name, count in row["counts"].items() if count}
     words = [f"round {row['round']}", f"{row['round_s']:.1f} s",
              ", ".join(f"{count} {name}" for name, count in counts.items()) or "nobody there"]  # fmt: skip
-    for name, value in (("train loss", row["train_loss"]),
-                        ("validation", (row["validation"] or {}).get("loss"))):  # fmt: skip
+    for name, value in (
+        ("validation before", (row.get("validation_before") or {}).get("loss")),
+        ("train loss", row["train_loss"]),
+        ("validation", (row["validation"] or {}).get("loss")),
+    ):
         if value is not None:
             words.append(f"{name} {value:.4f}")
     return " · ".join(words)

@@ -24,7 +24,7 @@ from airtune.engine.base import Expected
 from airtune.engine.gathered import under
 from airtune.engine.remote.learnt import LearntRatio
 from airtune.errors import CheckpointError
-from airtune.plan import Assignments, Bools, Floats
+from airtune.plan import Assignments, Bools, Floats, Ints
 
 LINK = {"start": 0.7, "drift": 0.04, "noise": 0.1}
 """Of a link's ratio, beside computing's."""
@@ -58,8 +58,8 @@ class Forecast:
         self._steps = LearntRatio(devices, **LINK)
         """Of all that a split round takes beside computing."""
         self._judging_s = np.zeros(devices)
-        self._rest_s = np.array([FIRST_REST_S, FIRST_REST_S**2])
-        """Mean and variance."""
+        self._rest_s = np.full((2, devices), np.nan)
+        """Mean and variance, of each device; NaN = not known."""
 
     def expect(self, told: Assignments, priced: Prediction, *, is_judging: bool) -> Expected | None:
         """Return how long a round will take; None where no device can do its part.
@@ -71,7 +71,11 @@ class Forecast:
         """
         who, is_cut = told.device, told.cut > 0
         judging_s = self._judging_s[who] * is_judging
-        rest_s, rest_variance = self._rest_s
+        rest_s, rest_variance = np.where(
+            np.isnan(self._rest_s[:, who]),
+            [[FIRST_REST_S], [FIRST_REST_S**2]],
+            self._rest_s[:, who],
+        )
         parts = (
             (priced.compute_s / self.speed.factor[who], self.speed.spread[who]),
             (
@@ -113,10 +117,18 @@ class Forecast:
         judged = np.isfinite(seen.judging_s)
         self._judging_s[who[judged]] = seen.judging_s[judged]
         rest_s = _where(~is_cut, beside_s - seen.download_s - seen.upload_s)
-        rest_s = np.maximum(rest_s[np.isfinite(rest_s)], 0.0)
-        if rest_s.size:
-            now = np.array([rest_s.mean(), np.mean((rest_s - self._rest_s[0]) ** 2)])
-            self._rest_s += _NEWEST * (now - self._rest_s)
+        told_s = np.isfinite(rest_s)
+        self._learn_rest(who[told_s], np.maximum(rest_s[told_s], 0.0))
+
+    def _learn_rest(self, who: Ints, seconds: Floats) -> None:
+        """Move mean and variance of each device's rest; a first value stands for both."""
+        mean, variance = self._rest_s[:, who]
+        is_first = np.isnan(mean)
+        off = np.where(is_first, 0.0, seconds - mean)
+        self._rest_s[0, who] = np.where(is_first, seconds, mean + _NEWEST * off)
+        self._rest_s[1, who] = np.where(
+            is_first, (seconds / 2) ** 2, variance + _NEWEST * (off**2 - variance)
+        )
 
     def snapshot(self) -> dict[str, NDArray[np.generic]]:
         """Return what was learnt, as arrays."""
