@@ -56,7 +56,9 @@ def main():
     proof = Proof(folder / "ca.crt", folder / "device.key", folder / "device.crt")
     while True:
         place = Mute(server, proof, round)
-        Attending(server, proof, name="", place=place).attend(on_welcome=lambda: None)
+        Attending(server, proof, name="", place=place, hear=lambda said: None).attend(
+            on_welcome=lambda: None
+        )
         time.sleep(1)
 
 

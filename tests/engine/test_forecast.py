@@ -30,19 +30,20 @@ def test_the_last_of_several_has_the_quantiles_of_many_draws():
     assert _last(mu, sigma) == pytest.approx(np.quantile(draws, [0.1, 0.5, 0.9]), rel=0.01)
 
 
-def play(rounds, *, noise, seed, true=(1.0, 2.0, 0.5), judges=False):
+def play(rounds, *, noise, seed, true=(1.0, 2.0, 0.5), judges=False, shared=0.0):
     """Run a forecast against devices whose seconds scatter; return how often a round was inside."""
     draw, forecast, inside = np.random.default_rng(seed), Forecast(3), []
     for _ in range(rounds):
         plan = priced(draw.uniform(1.0, 3.0))
         expected = forecast.expect(told(), plan, is_judging=judges)
-        scatter = np.exp(draw.normal(0.0, noise, (4, 3)))
+        scatter = np.exp(draw.normal(0.0, noise, (4, 3)) + draw.normal(0.0, shared))
         work_s = plan.compute_s * np.array(true) * scatter[0]
         down_s, up_s = plan.download_s * 3.0 * scatter[1], plan.upload_s * 0.5 * scatter[2]
         judging_s = 0.4 * scatter[3] if judges else NONE
         finish_s = work_s + down_s + up_s + np.nan_to_num(judging_s) + 0.1 * scatter[3]
         inside.append(expected.low_s <= finish_s.max() <= expected.high_s)
-        forecast.learn(told(), plan, Seen(finish_s, down_s, work_s, up_s, judging_s, np.zeros(3)))
+        seen = Seen(finish_s, down_s, work_s, up_s, judging_s, np.zeros(3))
+        forecast.learn(told(), plan, seen, expected)
     return forecast, np.array(inside)
 
 
@@ -50,6 +51,11 @@ def play(rounds, *, noise, seed, true=(1.0, 2.0, 0.5), judges=False):
 @pytest.mark.parametrize("judges", [False, True])
 def test_four_rounds_of_five_end_in_the_interval(noise, judges):
     found = [play(60, noise=noise, seed=seed, judges=judges)[1][10:].mean() for seed in range(12)]
+    assert 0.7 <= np.mean(found) <= 0.95
+
+
+def test_what_slows_all_devices_at_once_is_in_the_interval():
+    found = [play(60, noise=0.05, seed=seed, shared=0.15)[1][10:].mean() for seed in range(12)]
     assert 0.7 <= np.mean(found) <= 0.95
 
 

@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ grpc = pytest.importorskip(
 from airtune.engine.stream import StreamServer  # noqa: E402
 from airtune.errors import CodecError, ConnectionFailedError  # noqa: E402
 from airtune.wire import post  # noqa: E402
-from airtune.wire.channel import SERVICE, TOKEN_KEY, Way  # noqa: E402
+from airtune.wire.channel import SERVICE, TOKEN_KEY, Kept, Way  # noqa: E402
 from airtune.wire.envelope import Envelope, parts_of, read_letter  # noqa: E402
 from airtune.wire.letters import fetch_letter, send_answer  # noqa: E402
 from airtune.wire.post import PostCourier, Ticket  # noqa: E402
@@ -174,6 +175,18 @@ def test_a_broken_answer_may_be_sent_again(server: StreamServer) -> None:
         works(way, ticket)
 
     assert Fleet(server, tries_twice).send()[0].envelope == REPLY
+
+
+def test_a_connection_is_used_again_until_a_call_on_it_fails(server: StreamServer) -> None:
+    way, seen = Way(f"127.0.0.1:{server.port}", kept=Kept()), []
+    for fails in (False, False, True, False):
+        with suppress(ConnectionError), way.open() as channel:
+            seen.append(channel)
+            if fails:
+                raise ConnectionError
+    assert seen[0] is seen[1] is seen[2]
+    assert seen[3] is not seen[2]
+    way.kept.close()
 
 
 def test_an_upload_is_timed_where_it_arrives(server: StreamServer) -> None:

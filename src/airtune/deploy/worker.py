@@ -86,19 +86,22 @@ def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:
     from dataclasses import replace
 
     from airtune.errors import AirtuneError
-    from airtune.wire.channel import RUN_KEY
+    from airtune.wire.channel import RUN_KEY, Kept
     from airtune.wire.letters import fetch_letter, send_answer
     from airtune.wire.post import Ticket
 
+    kept = Kept()
     try:
         ticket = Ticket.from_json(line)
-        way = replace(way, metadata=(*way.metadata, (RUN_KEY, ticket.run)))
+        way = replace(way, metadata=(*way.metadata, (RUN_KEY, ticket.run)), kept=kept)
         reply = device.handle(fetch_letter(way, ticket), way)
         pace = None if reply.rate_bps is None else pacer.at(reply.rate_bps)
         send_answer(way, ticket, reply, pace=pace)
     except AirtuneError as error:
         _say(str(error))
         return str(error)
+    finally:
+        kept.close()
     return ""
 
 

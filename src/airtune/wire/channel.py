@@ -9,6 +9,9 @@ refused by its length, and connections and calls are counted.
 from __future__ import annotations
 
 import json
+import queue
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +76,33 @@ def server_options(
     ]
 
 
+class Kept:
+    """A connection that is used again: to prove oneself anew takes several round trips a call."""
+
+    def __init__(self) -> None:
+        """Hold none yet."""
+        self._channels: queue.SimpleQueue[grpc.Channel] = queue.SimpleQueue()
+
+    @contextmanager
+    def channel(self, made: Callable[[], grpc.Channel]) -> Iterator[grpc.Channel]:
+        """Yield the channel that waits, or one that is made; it is closed where a call on it fails."""
+        try:
+            channel = self._channels.get_nowait()
+        except queue.Empty:
+            channel = made()
+        try:
+            yield channel
+        except BaseException:
+            channel.close()
+            raise
+        self._channels.put(channel)
+
+    def close(self) -> None:
+        """Close what waits."""
+        while not self._channels.empty():
+            self._channels.get().close()
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
     """How a device reaches what serves it."""
@@ -83,10 +113,16 @@ class Way:
     """None = in the clear."""
     metadata: Metadata = ()
     """Goes with every call."""
+    kept: Kept | None = None
+    """Where its connection waits between calls; None = it is closed after each."""
 
-    def open(self) -> grpc.Channel:
-        """Return a channel; to be closed."""
-        return open_channel(self.target, self.credentials)
+    def open(self) -> AbstractContextManager[grpc.Channel]:
+        """Return a channel for the calls made within it."""
+
+        def made() -> grpc.Channel:
+            return open_channel(self.target, self.credentials)
+
+        return made() if self.kept is None else self.kept.channel(made)
 
 
 def open_channel(target: str, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:

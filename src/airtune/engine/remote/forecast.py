@@ -7,7 +7,9 @@ Trans. Comm. Syst. 1960), devices as independent, and the round ends with the la
 
     P(round <= t) = prod_i Phi((ln t - mu_i) / sigma_i)
 
-The middle is its median; four rounds of five are expected between its quantiles .1 and .9.
+The middle is its median, and four rounds of five are expected between its quantiles .1 and .9, each
+as far from the median as rounds have been so far in units of that distance: devices are not as
+independent as this takes them to be, where what slows one slows all.
 """
 
 from __future__ import annotations
@@ -31,8 +33,12 @@ LINK = {"start": 0.7, "drift": 0.04, "noise": 0.1}
 FIRST_REST_S, LEAST_SPREAD = 0.3, 0.02
 """A first guess, and the least that the logarithm of a round's seconds is taken to scatter."""
 LOW, HIGH = 0.1, 0.9
+FIRST_WIDTH, MOST_OFF = 1.5, 3.0
+"""First guess of how far rounds are off, in units of what was expected, and the most that one counts."""
 _NEWEST = 0.2
-"""Weight of the newest round in what the rest takes."""
+"""Weight of the newest round in what the rest takes, and in how far rounds are off."""
+_NORMAL = 1.2816
+"""Quantile .9 of the normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,7 @@ class Forecast:
         self._judging_s = np.zeros(devices)
         self._rest_s = np.full((2, devices), np.nan)
         """Mean and variance, of each device; NaN = not known."""
+        self._width = np.array([FIRST_WIDTH])
 
     def expect(self, told: Assignments, priced: Prediction, *, is_judging: bool) -> Expected | None:
         """Return how long a round will take; None where no device can do its part.
@@ -97,16 +104,26 @@ class Forecast:
         variance = np.sum(seconds**2 * np.exp(spread**2) * np.expm1(spread**2), axis=0)
         mean, variance = mean[known], (variance + ~is_cut * rest_variance)[known]
         sigma = np.maximum(np.sqrt(np.log1p(variance / mean**2)), LEAST_SPREAD)
-        return Expected(*_last(np.log(mean) - sigma**2 / 2, sigma))
+        low_s, middle_s, high_s = _last(np.log(mean) - sigma**2 / 2, sigma)
+        width = float(self._width[0])
+        return Expected(
+            middle_s * (low_s / middle_s) ** width,
+            middle_s,
+            middle_s * (high_s / middle_s) ** width,
+        )
 
-    def learn(self, told: Assignments, priced: Prediction, seen: Seen) -> None:
+    def learn(
+        self, told: Assignments, priced: Prediction, seen: Seen, expected: Expected | None = None
+    ) -> None:
         """Take in a round.
 
         Args:
             told: what was done, n devices.
             priced: that, at the declared speeds and links.
             seen: what it took.
+            expected: what was expected of it; None = nothing was.
         """
+        self._learn_width(expected, seen.finish_s)
         who, is_cut = told.device, told.cut > 0
         judging_s = np.nan_to_num(seen.judging_s)
         beside_s = seen.finish_s - seen.work_s - judging_s - np.nan_to_num(seen.loading_s)
@@ -119,6 +136,16 @@ class Forecast:
         rest_s = _where(~is_cut, beside_s - seen.download_s - seen.upload_s)
         told_s = np.isfinite(rest_s)
         self._learn_rest(who[told_s], np.maximum(rest_s[told_s], 0.0))
+
+    def _learn_width(self, expected: Expected | None, finish_s: Floats) -> None:
+        """Compare a round in which all were done with its interval."""
+        if expected is None or not np.isfinite(finish_s).all():
+            return
+        took_s, width = float(np.max(finish_s)), float(self._width[0])
+        end_s = expected.high_s if took_s > expected.middle_s else expected.low_s
+        sigma = abs(np.log(end_s / expected.middle_s)) / (_NORMAL * width)
+        off = min(abs(np.log(took_s / expected.middle_s)) / sigma, MOST_OFF * width)
+        self._width[0] = np.sqrt(width**2 + _NEWEST * (off**2 - width**2))
 
     def _learn_rest(self, who: Ints, seconds: Floats) -> None:
         """Move mean and variance of each device's rest; a first value stands for both."""
@@ -137,7 +164,8 @@ class Forecast:
             for name, one in self._ratios().items()
             for key, array in one.snapshot().items()
         }
-        return {**parts, "judging_s": self._judging_s.copy(), "rest_s": self._rest_s.copy()}
+        return {**parts, "judging_s": self._judging_s.copy(), "rest_s": self._rest_s.copy(),
+                "width": self._width.copy()}  # fmt: skip
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on from a snapshot; {} = from the start.
@@ -147,7 +175,7 @@ class Forecast:
         """
         for name, one in self._ratios().items():
             one.restore(under(f"{name}/", arrays))
-        for name in ("judging_s", "rest_s") if arrays else ():
+        for name in ("judging_s", "rest_s", "width") if arrays else ():
             found, own = arrays.get(name), getattr(self, f"_{name}")
             if found is None or found.shape != own.shape:
                 raise CheckpointError(f"what was learnt of rounds lacks {name}")

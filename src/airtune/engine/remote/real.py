@@ -200,7 +200,9 @@ class RemoteEngine(ReplayEngine):
         found = self._execution(
             plan, state, setup, done=done, faults=faults, clock=(begin_s, took_s)
         )
-        self._forecast.learn(told, self._declared(plan, told, begin_s), seen_of(told, done))
+        self._forecast.learn(
+            told, self._declared(plan, told, begin_s), seen_of(told, done), expected
+        )
         return replace(
             found, split=crossed, expected=expected, is_coded=sent is not None, plan=plan,
             validation=self._validation(done) if plan.is_judging else None,
