@@ -179,12 +179,18 @@ def test_metrics_are_of_all_runs_and_of_valid_devices(
             metrics_server(state, "127.0.0.1", server.server_port)
 
 
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch takes is not measured, which costs seconds."""
+    monkeypatch.setattr("airtune.deploy.preflight.floor_bytes", lambda: 1)
+
+
 def verdicts(findings: Iterator[Any]) -> dict[str, str]:
     return {one.what: one.verdict for one in findings}
 
 
 def test_a_check_of_a_server_finds_what_would_go_wrong(
-    state: Path, monkeypatch: pytest.MonkeyPatch
+    state: Path, light: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -202,7 +208,9 @@ def test_a_check_of_a_server_finds_what_would_go_wrong(
     assert verdicts(check_site(settings))["server.crt"] == "fault"
 
 
-def test_a_check_of_an_agent_finds_what_would_go_wrong(state: Path, tmp_path: Path) -> None:
+def test_a_check_of_an_agent_finds_what_would_go_wrong(
+    state: Path, light: None, tmp_path: Path
+) -> None:
     home = state / "bundles" / "a"
     proof = Proof(home / "ca.crt", home / "device.key", home / "device.crt")
     with socket.create_server(("127.0.0.1", 0)) as closed:
