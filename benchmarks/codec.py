@@ -228,8 +228,8 @@ def _error(tensor: Tensor, arrived: Tensor) -> float:
 
 
 def _excess(tensor: Tensor, spec: CodecSpec) -> float:
-    """Return payload over bound, less one."""
-    size, arrived = _ours(tensor, spec)
+    """Return payload over bound, less one; the tensor is coded as one column, without rows' scales."""
+    size, arrived = _ours(tensor.reshape(-1), spec)
     kept = arrived[arrived != 0.0]
     share = kept.size / tensor.size
     positions: float = _entropy(np.array([share, 1.0 - share]))

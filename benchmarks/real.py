@@ -73,7 +73,10 @@ def run() -> Iterator[Figure]:
         yield skipped("real.q8_0_logits", "none", reason)
         return
     subject = _subject()
-    yield from coded_cuts(subject.base, _alpaca(subject.base))
+    cuts = {
+        name: _first_texts(subject.base, f"{name}.jsonl") for name in ("alpaca_1k", "gsm8k_train")
+    }
+    yield from coded_cuts(subject.base, cuts)
     yield from pruning(subject)
     yield from quantised(subject)
 
@@ -126,9 +129,9 @@ def _subject() -> Subject:
     )
 
 
-def _alpaca(base: BaseModel) -> FederatedData:
+def _first_texts(base: BaseModel, name: str) -> FederatedData:
     spec = DataSpec(
-        source=str(Path(os.environ[DATA]) / "alpaca_1k.jsonl"), max_length=CUT_TOKENS, limit=2 * TEXTS,
+        source=str(Path(os.environ[DATA]) / name), max_length=CUT_TOKENS, limit=2 * TEXTS,
         test_limit=1, held_out=0.0,
     )  # fmt: skip
     return load_federated(spec, tokenizer=base.tokenizer, devices=1, seed=0)

@@ -13,6 +13,7 @@ from airtune.codec import (
     encode_with_feedback,
     entropy_bound_bytes,
     estimate_bytes,
+    kept_positions,
 )
 from airtune.codec.select import topk_mask
 from airtune.errors import CodecError
@@ -74,12 +75,12 @@ def test_the_estimate_is_within_15_percent_of_the_payload(name, shape):
 def test_the_topk_estimate_holds_over_its_settings(keep, bits):
     spec = CodecSpec("topk", keep=keep, bits=bits)
     real = len(encode(normal(64, 512), spec, np.random.default_rng(1)))
-    assert estimate_bytes(64 * 512, spec) == pytest.approx(real, rel=0.15)
+    assert estimate_bytes(64 * 512, spec, channels=512) == pytest.approx(real, rel=0.15)
 
 
 @pytest.mark.parametrize(("keep", "bits"), [(0.05, 3), (0.1, 4), (0.2, 8)])
 def test_topk_stays_within_five_percent_of_the_entropy_of_what_it_sent(keep, bits):
-    tensor = normal(1000, 1000)
+    tensor = normal(1_000_000)  # one column: no rows to scale
     spec = CodecSpec("topk", keep=keep, bits=bits)
     payload = encode(tensor, spec, np.random.default_rng(0))
     back = decode(payload, max_elements=tensor.size)
@@ -143,6 +144,21 @@ def test_a_mask_known_to_both_ends_is_not_sent():
     assert len(payload) < len(encode(gradient, SPECS["topk"], np.random.default_rng(0)))
     with pytest.raises(CodecError, match="disagree on whether the mask is sent"):
         decode(payload, max_elements=2000)
+
+
+def test_both_ends_know_which_entries_an_activation_kept():
+    tensor = normal(50, 40) + 7.0
+    payload = encode(tensor, SPECS["topk"], np.random.default_rng(0))
+    kept = kept_positions(payload, max_elements=2000)
+    assert kept.shape == tensor.shape
+    assert kept.sum() == 200
+    # all others arrive as their channel's mean
+    back = decode(payload, max_elements=2000)
+    assert [len(set(column[~mask])) for column, mask in zip(back.T, kept.T, strict=True)] == [
+        1
+    ] * 40
+    with pytest.raises(CodecError, match="only topk keeps"):
+        kept_positions(encode(tensor, SPECS["fp16"], np.random.default_rng(0)), max_elements=2000)
 
 
 def test_error_feedback_sends_in_time_what_it_held_back():

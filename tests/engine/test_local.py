@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from airtune.engine.local import LocalEngine, LocalSettings
-from airtune.errors import FleetError, RecipeError
+from airtune.errors import FleetError, InfeasibleError, RecipeError
 from airtune.fleet import load_fleet
 from airtune.model.state import initial_state
 from airtune.plan import CodecSpec, WorkSpec
@@ -73,6 +74,25 @@ def test_a_device_that_would_use_too_much_energy_is_left_out(engine_of, plan_of,
     assert 0 < over.sum() < 6
     assert all("limits.joules_per_round" in fault for fault in faults if fault)
     assert used.results.energy_j[over].min() > used.results.energy_j[~over].max()
+
+
+def test_a_limit_of_energy_that_nothing_meets_names_the_least_and_its_device(
+    engine_of, plan_of, state
+):
+    engine, plan = engine_of(problem={"joules_per_round": 1e-9}), plan_of()
+    assert engine.observe(0, 0.0).available.all()
+    assert all(engine.over_cap(plan, state))
+    with pytest.raises(InfeasibleError, match=r"keeps 1e-09 J a round .* the least is (\S+) J, of (\S+) with") as refused:  # fmt: skip
+        engine.idle_until_s(0.0, 60.0)
+    least, name = re.search(r"the least is (\S+) J, of (\S+) with", str(refused.value)).groups()
+    enough = engine_of(problem={"joules_per_round": 1.01 * float(least)})
+    alone = replace(plan, assignments=replace(plan.assignments, share=np.ones(6)))
+    within = [not fault for fault in enough.over_cap(alone, state)]
+    names = enough._problem.devices.names
+    assert [names[place] for place in np.flatnonzero(within)] == [name]
+    # one that some device met before is a matter of waiting
+    enough.observe(0, 0.0)
+    assert enough.idle_until_s(0.0, 60.0) == 60.0
 
 
 def test_absent_devices_are_not_asked(engine_of, cell):

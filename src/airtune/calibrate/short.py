@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from airtune.calibrate.coded import coded_scale
 from airtune.calibrate.tried import Tried
 from airtune.data import FederatedData
 from airtune.engine.checkpoint import load_checkpoint
@@ -18,7 +19,7 @@ from airtune.fleet import load_fleet
 from airtune.loop import LoopSettings, Run, begin, run_rounds
 from airtune.model.base import BaseModel
 from airtune.model.state import initial_state
-from airtune.plan import Method, Problem, WorkSpec
+from airtune.plan import CodedScale, Method, Problem, WorkSpec
 from airtune.records import RunWriter, read_run
 
 _WELL_FITTED: dict[str, Any] = {
@@ -83,6 +84,7 @@ class ShortRun:
     """Validation loss before the first round and after each."""
     flops: float
     """Of all devices together."""
+    coded: CodedScale
 
 
 def short_run(setting: CalibrationSetting, tried: Tried) -> ShortRun:
@@ -130,4 +132,5 @@ def _run(setting: CalibrationSetting, tried: Tried, folder: Path) -> ShortRun:
         engine.close()
     losses = [float(row["validation"]["loss"]) for row in record.rounds]
     first = float(record.rounds[0]["initial"]["loss"])
-    return ShortRun((first, *losses), float(np.nansum(record.devices["flops"])))
+    flops = float(np.nansum(record.devices["flops"]))
+    return ShortRun((first, *losses), flops, coded_scale(problem, record))

@@ -29,6 +29,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from airtune.calibrate.coded import mean_scale
 from airtune.calibrate.curves import (
     Curve,
     end_loss,
@@ -49,8 +50,8 @@ from airtune.plan import (
     PrunedRounds,
     RankRounds,
 )
-from airtune.work.batches import join_examples
-from airtune.work.distortion import measure_distortion
+from airtune.work.batches import join_examples, lengths_of
+from airtune.work.crossing import measure_crossing
 
 _MOST_CUTS = 4
 _EXAMPLES = 64
@@ -76,7 +77,7 @@ def measure_pruning(setting: CalibrationSetting, rates: Sequence[float]) -> Meas
     rows = read_pruning((0.0, *rates), [run.curve for run in runs])
     return Measurements(
         setting.base.fingerprint, _source("pruning", setting, runs), runs[0].curve, pruning=rows,
-        most_pruned=most,
+        most_pruned=most, coded_scale=mean_scale([run.coded for run in runs]),
     )  # fmt: skip
 
 
@@ -152,10 +153,10 @@ def measure_codecs(
     menu = tuple(dict.fromkeys(codecs))
     reference = short_run(setting, _cut(setting, cuts, CodecSpec()))
     runs = [short_run(setting, _cut(setting, cuts, codec)) for codec in menu]
-    places, workload = _places(setting, cuts), setting.problem.workload
-    distortion = measure_distortion(
+    places = _places(setting, cuts)
+    crossing = measure_crossing(
         setting.base, _some([device.train for device in some_devices(setting).devices]),
-        cuts=places, codecs=menu, batch=workload.batch, tokens=workload.tokens,
+        cuts=places, codecs=menu, workload=setting.problem.workload, work=setting.work,
         seed=setting.problem.seed,
     )  # fmt: skip
     costs = {
@@ -166,30 +167,36 @@ def measure_codecs(
     what = f"codecs after blocks {', '.join(map(str, places))}"
     return Measurements(
         setting.base.fingerprint, _source(what, setting, [reference, *runs]),
-        codecs=by_distortion(places, costs, distortion),
+        codecs=by_distortion(places, costs, *crossing), filled=_filled(setting),
+        coded_scale=mean_scale([run.coded for run in (reference, *runs)]),
     )  # fmt: skip
 
 
 def by_distortion(
-    cuts: Sequence[int] | Ints, costs: Mapping[CodecSpec, tuple[float, float]], distortion: Floats
-) -> tuple[CodecRounds, ...]:
+    cuts: Sequence[int] | Ints, costs: Mapping[CodecSpec, tuple[float, float]], distortion: Floats,
+    up_bits: Floats | None = None, down_bits: Floats | None = None,
+) -> tuple[CodecRounds, ...]:  # fmt: skip
     """Spread what codecs cost at all cuts at once over the cuts, in proportion to distortion.
 
     Args:
         cuts: Rising, c of them.
         costs: ln K and the increase of the loss, for each of k codecs.
         distortion: Shape (c, k).
+        up_bits: An entry of the activations' payloads, shape (c, k); None = not measured.
+        down_bits: Of the gradients'.
 
     >>> by_distortion([1, 3], {CodecSpec("fp16"): (0.2, 0.1)}, np.array([[0.1], [0.3]]))[1].log_rounds
     0.3
     """
-    rows = []
+    rows, nothing = [], np.zeros_like(distortion)
+    up, down = (nothing if bits is None else bits for bits in (up_bits, down_bits))
     for place, (codec, (rounds, loss)) in enumerate(costs.items()):
         column = distortion[:, place]
         mean = float(np.mean(column))
-        for cut, here in zip(cuts, column, strict=True):
+        for number, (cut, here) in enumerate(zip(cuts, column, strict=True)):
             scale = float(here) / mean if mean > 0.0 else 1.0
-            rows.append(CodecRounds(int(cut), codec, rounds * scale, loss * scale))
+            bits = float(up[number, place]), float(down[number, place])
+            rows.append(CodecRounds(int(cut), codec, rounds * scale, loss * scale, *bits))
     return tuple(rows)
 
 
@@ -217,6 +224,13 @@ def _source(what: str, setting: CalibrationSetting, runs: Sequence[ShortRun]) ->
         f"{what} by {len(runs)} short runs of {setting.rounds} rounds on {setting.count} devices, "
         f"{device_s:.3g} device-seconds at the median speed, off the clock"
     )
+
+
+def _filled(setting: CalibrationSetting) -> float:
+    """Return the mean length of the devices' texts over what a batch may have."""
+    most = setting.problem.workload.tokens
+    held = [device.train for device in setting.data.devices if len(device.train)]
+    return float(np.mean([lengths_of(train, tokens=most).mean() for train in held]) / most)
 
 
 def _some(parts: Sequence[Examples]) -> Examples:

@@ -13,7 +13,7 @@ out are float32 numpy; entropy coding is zlib's and zstd's.
 """
 
 from airtune.codec.feedback import encode_with_feedback
-from airtune.codec.registry import CODECS, decode, encode
+from airtune.codec.registry import CODECS, decode, encode, kept_positions
 from airtune.cost.coded import entropy_bound_bytes, estimate_bytes
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "encode_with_feedback",
     "entropy_bound_bytes",
     "estimate_bytes",
+    "kept_positions",
 ]

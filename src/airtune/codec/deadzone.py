@@ -2,9 +2,11 @@
 
 Sending the mean of each channel (last axis) removes the large constant part that trained
 activations carry. The rest is divided by `step` standard deviations and rounded to the nearest
-integer, zero included; deterministic. The integers are mostly 0 and code to about two bits. Where
-nearly all are 0, as in tensors with a few outliers, positions and the other integers are coded apart,
-because a byte coder spends at least a bit on every byte.
+integer, zero included; deterministic. The integers are mostly 0 and code to about two bits.
+
+The integers of a tensor with rows are coded by their contexts (`airtune.codec.contexts`) where that
+takes less than independent integers would. Otherwise, where nearly all are 0, positions and the other
+integers are coded apart, because a byte coder spends at least a bit on every byte.
 
 Reconstructed: a classical quantiser; the papers' chain is `topk`.
 """
@@ -14,8 +16,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.codec import positions
+from airtune.codec import contexts, entropy, positions
 from airtune.codec.frame import Envelope, Frame
+from airtune.codec.rows import has_rows
 from airtune.errors import CodecError
 from airtune.plan import CodecSpec
 
@@ -23,6 +26,8 @@ APART = 4
 """Flag: integers other than 0 are coded apart from their positions."""
 WIDE = 8
 """Flag: two bytes an integer, in two streams; some are beyond 127."""
+BY_CONTEXT = 128
+"""Flag: the integers are coded by their contexts."""
 _SPARSE = 0.25
 """Share of integers other than 0 up to which they are coded apart (measured)."""
 _BYTE, _LARGEST = 127, 32767
@@ -43,6 +48,12 @@ def to_frame(tensor: NDArray[np.float32], spec: CodecSpec, *, kind: int) -> Fram
         levels = np.clip(np.rint(centred / step), -_LARGEST, _LARGEST).astype(np.int16)
     else:
         levels = np.zeros(rows.shape, np.int16)
+    coded = _by_context(levels) if has_rows(tensor.shape) else None
+    if coded is not None:
+        streams = (means.tobytes(), *coded)
+        return Frame(
+            kind, tensor.shape, tensor.size, 2 * _BYTE + 1, 0.0, float(step), streams, BY_CONTEXT
+        )
     chosen = levels.reshape(-1) != 0
     count = int(np.count_nonzero(chosen))
     flags, values = 0, levels.reshape(-1)
@@ -50,12 +61,23 @@ def to_frame(tensor: NDArray[np.float32], spec: CodecSpec, *, kind: int) -> Fram
     if count <= _SPARSE * chosen.size:
         stream, flags = positions.to_stream(chosen, count)
         flags, where, values = flags | APART, (stream,), values[chosen]
-    coded, wide = _split(values)
-    streams = (*where, means.tobytes(), *coded)
+    bytes_of, wide = _split(values)
+    streams = (*where, means.tobytes(), *bytes_of)
     counted = count if flags & APART else tensor.size
     return Frame(
         kind, tensor.shape, counted, 2 * _BYTE + 1, 0.0, float(step), streams, flags | wide
     )
+
+
+def _by_context(levels: NDArray[np.int16]) -> tuple[bytes, ...] | None:
+    """Return the streams of integers by their contexts, None where that gains nothing."""
+    found = contexts.to_streams(levels)
+    size = len(entropy.compress(found[0])[1]) + len(found[1]) + len(found[2])
+    folded = np.bincount(np.abs(levels.reshape(-1).astype(np.int32)))
+    share = folded[folded > 0] / levels.size
+    # of independent integers whose signs are free, which is what a byte coder comes to
+    bits = -float((share * np.log2(share)).sum()) + 1.0 - folded[0] / levels.size
+    return found if 8.0 * size < bits * levels.size else None
 
 
 def _split(values: NDArray[np.int16]) -> tuple[tuple[bytes, ...], int]:
@@ -78,6 +100,11 @@ def from_envelope(envelope: Envelope) -> NDArray[np.float32]:
     """
     frame = envelope.frame
     channels = frame.shape[-1] if frame.shape else 1
+    if (_LARGEST + 1) * abs(frame.step) > 1e38:
+        raise CodecError(f"a step of {frame.step:g} exceeds single precision; ask for it again")
+    if frame.flags & BY_CONTEXT:
+        rows = _from_contexts(envelope, channels).astype(np.float32)
+        return (rows * np.float32(frame.step) + _means(envelope, 0, channels)).reshape(frame.shape)
     apart = bool(frame.flags & APART)
     chosen = positions.from_envelope(envelope) if apart else np.ones(frame.elements, np.bool_)
     count = int(np.count_nonzero(chosen))
@@ -86,15 +113,34 @@ def from_envelope(envelope: Envelope) -> NDArray[np.float32]:
             f"{count} entries are marked where {frame.count} are declared; ask for it again"
         )
     place = int(apart)
-    means = np.frombuffer(envelope.open_stream(place, 2 * channels), np.float16).astype(np.float32)
-    if not np.all(np.isfinite(means)):
-        raise CodecError("a channel mean of the payload is not finite; ask for it again")
-    if (_LARGEST + 1) * abs(frame.step) > 1e38:
-        raise CodecError(f"a step of {frame.step:g} exceeds single precision; ask for it again")
+    means = _means(envelope, place, channels)
     levels = np.zeros(frame.elements, np.float32)
     levels[chosen] = _integers(envelope, place + 1, count)
     rows = levels.reshape(-1, channels) if frame.elements else np.zeros((0, channels), np.float32)
     return (rows * np.float32(frame.step) + means).reshape(frame.shape)
+
+
+def _means(envelope: Envelope, place: int, channels: int) -> NDArray[np.float32]:
+    means = np.frombuffer(envelope.open_stream(place, 2 * channels), np.float16)
+    if not np.all(np.isfinite(means)):
+        raise CodecError("a channel mean of the payload is not finite; ask for it again")
+    return means.astype(np.float32)
+
+
+def _from_contexts(envelope: Envelope, channels: int) -> NDArray[np.int16]:
+    frame, sizes = envelope.frame, envelope.raw_bytes
+    if not has_rows(frame.shape) or len(sizes) != 1 + contexts.STREAMS:
+        raise CodecError(
+            f"a payload of shape {frame.shape} with {len(sizes)} streams has no contexts; ask for it again"
+        )
+    rows, most = frame.elements // channels, contexts.most_coded_bytes(frame.elements)
+    if sizes[2] > most or sizes[3] > 2 * frame.elements:
+        raise CodecError(
+            f"streams of {sizes[2]} and {sizes[3]} bytes cannot hold {frame.elements} numbers; ask for it again"
+        )
+    head = envelope.open_stream(1, contexts.head_bytes(rows, channels))
+    coded, over = (envelope.open_stream(place, sizes[place]) for place in (2, 3))
+    return contexts.from_streams(head, coded, over, rows, channels)
 
 
 def _integers(envelope: Envelope, place: int, count: int) -> NDArray[np.float32]:

@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import zlib
 
+import numpy as np
 import zstandard
 
 from airtune.errors import CodecError
 
 RAW, HUFFMAN, ZSTD = 0, 1, 2
+_FULL_BITS = 7.95
+"""Entropy of a byte from which Huffman coding is not tried."""
 
 
 def compress(stream: bytes) -> tuple[int, bytes]:
     """Return (coder, coded bytes), whichever coder is smallest; RAW where none gains."""
-    huffman = zlib.compressobj(6, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
     candidates = [
         (RAW, stream),
-        (HUFFMAN, huffman.compress(stream) + huffman.flush()),
         (ZSTD, zstandard.ZstdCompressor(level=1, write_checksum=False).compress(stream)),
     ]
+    if _byte_entropy(stream) < _FULL_BITS:
+        huffman = zlib.compressobj(6, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
+        candidates.append((HUFFMAN, huffman.compress(stream) + huffman.flush()))
     return min(candidates, key=lambda candidate: len(candidate[1]))
+
+
+def _byte_entropy(stream: bytes) -> float:
+    """Return the entropy of a byte in bits, were the bytes independent."""
+    share = np.bincount(np.frombuffer(stream, np.uint8)) / max(len(stream), 1)
+    return float(-(share[share > 0] * np.log2(share[share > 0])).sum())
 
 
 def decompress(coder: int, coded: bytes, length_bytes: int) -> bytes:

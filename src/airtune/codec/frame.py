@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from airtune.codec import entropy
 from airtune.errors import CodecError
 
-MAGIC, VERSION = b"AT", 2
+MAGIC, VERSION = b"AT", 3
 MAX_DIMENSIONS, MAX_STREAMS = 8, 7
 GIVEN_MASK = 1
 """Flag: the positions are those of a mask both ends already hold."""

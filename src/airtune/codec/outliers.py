@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from airtune.codec.frame import Envelope, Frame
 from airtune.codec.plain import byte_planes, joined_planes
-from airtune.cost.coded import FEWEST_CHANNELS, MOST_APART
+from airtune.codec.rows import has_rows
+from airtune.cost.coded import MOST_APART
 from airtune.errors import CodecError
 
 ROWS_APART = 16
@@ -39,7 +40,7 @@ _HALF_EXPONENT = 15
 
 def outlying_rows(tensor: NDArray[np.float32]) -> NDArray[np.bool_] | None:
     """Return which rows (along the last axis) stand out, None where none or too many do."""
-    if not _has_rows(tensor.shape):
+    if not has_rows(tensor.shape):
         return None
     rows = tensor.reshape(-1, tensor.shape[-1])
     norm = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
@@ -85,7 +86,7 @@ def open_rows(envelope: Envelope) -> ApartRows:
             marked than can be, or a number is not finite.
     """
     frame, first = envelope.frame, len(envelope.coders) - _STREAMS
-    if not _has_rows(frame.shape) or first < 0:
+    if not has_rows(frame.shape) or first < 0:
         raise CodecError(
             f"a payload of shape {frame.shape} with {len(envelope.coders)} streams holds no rows "
             "apart; ask for it again"
@@ -113,7 +114,3 @@ def open_rows(envelope: Envelope) -> ApartRows:
     )  # fmt: skip
     rest = Envelope(others, envelope.coders[:first], envelope.raw_bytes[:first])
     return ApartRows(chosen, values.reshape(count, channels), rest)
-
-
-def _has_rows(shape: tuple[int, ...]) -> bool:
-    return len(shape) > 1 and shape[-1] >= FEWEST_CHANNELS

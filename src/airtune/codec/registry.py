@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.codec import deadzone, frame, outliers, plain, positions, topk
+from airtune.codec import deadzone, frame, outliers, plain, positions, rows, topk
 from airtune.errors import CodecError
 from airtune.plan import CodecSpec
 
@@ -17,8 +17,8 @@ _BY_LEVELS = ("topk", "deadzone")
 _FLAGS = {
     0: 0,
     1: 0,
-    2: frame.GIVEN_MASK | positions.GAPS | outliers.ROWS_APART,
-    3: positions.GAPS | deadzone.APART | deadzone.WIDE | outliers.ROWS_APART,
+    2: frame.GIVEN_MASK | positions.GAPS | outliers.ROWS_APART | rows.BY_ROW | rows.CENTRED,
+    3: positions.GAPS | deadzone.APART | deadzone.WIDE | deadzone.BY_CONTEXT | outliers.ROWS_APART,
 }
 """By the codec's number, the flags that its payloads can have."""
 
@@ -59,6 +59,37 @@ def decode(
     Raises:
         CodecError: if the payload is truncated, altered, too large, or lies about itself.
     """
+    envelope = _opened(payload, max_elements, mask)
+    header = envelope.frame
+    if not header.flags & outliers.ROWS_APART:
+        return _from_envelope(envelope, mask)
+    apart = outliers.open_rows(envelope)
+    others = _from_envelope(apart.rest, _of_rest(mask, apart.chosen))
+    return apart.with_others(others).reshape(header.shape)
+
+
+def kept_positions(payload: bytes, *, max_elements: int) -> NDArray[np.bool_]:
+    """Return which entries of a `topk` payload arrive with a level of their own, in its shape.
+
+    They are what a `mask` of a later payload may be. Rows that are sent apart are kept whole.
+
+    Raises:
+        CodecError: as `decode`, or if the payload is of another codec.
+    """
+    envelope = _opened(payload, max_elements, None)
+    header = envelope.frame
+    if header.kind != CODECS["topk"]:
+        raise CodecError(f"only topk keeps some positions, got codec {header.kind}")
+    if not header.flags & outliers.ROWS_APART:
+        return topk.positions_of(envelope, mask=None).reshape(header.shape)
+    apart = outliers.open_rows(envelope)
+    whole = np.ones((apart.chosen.size, header.shape[-1]), np.bool_)
+    whole[~apart.chosen] = topk.positions_of(apart.rest, mask=None).reshape(-1, header.shape[-1])
+    return whole.reshape(header.shape)
+
+
+def _opened(payload: bytes, max_elements: int, mask: NDArray[np.bool_] | None) -> frame.Envelope:
+    """Return a payload's checked header."""
     envelope = frame.unpack(payload, max_elements=max_elements)
     header = envelope.frame
     if header.kind not in _FLAGS or header.flags & ~_FLAGS[header.kind]:
@@ -70,11 +101,7 @@ def decode(
         raise CodecError(
             f"the mask has {mask.size} entries and the payload {header.elements}; ask for it again"
         )
-    if not header.flags & outliers.ROWS_APART:
-        return _from_envelope(envelope, mask)
-    apart = outliers.open_rows(envelope)
-    others = _from_envelope(apart.rest, _of_rest(mask, apart.chosen))
-    return apart.with_others(others).reshape(header.shape)
+    return envelope
 
 
 def _to_frame(

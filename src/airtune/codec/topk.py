@@ -5,6 +5,9 @@ levels between the smallest and the largest kept, so the squared error of a kept
 `step^2 / 4`; sign and level share a byte, the positions are a bit mask or gaps, and each stream is
 entropy-coded.
 
+A tensor with rows is brought to one scale first (`airtune.codec.rows`), and each row has its own
+largest level, so no row and no channel that stands out sets the levels of the others.
+
 Source: Split Fine-Tuning for Large Language Models in Wireless Networks (arXiv 2501.09237),
 which names the three stages; the level grid on magnitudes and the layout are reconstructed.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.codec import positions
+from airtune.codec import positions, rows
 from airtune.codec.frame import GIVEN_MASK, Envelope, Frame
 from airtune.codec.select import topk_mask
 from airtune.errors import CodecError
@@ -28,7 +31,9 @@ def to_frame(
     mask: NDArray[np.bool_] | None,
 ) -> Frame:  # fmt: skip
     """Sparsify and quantise; with a `mask` known to both ends its positions are used, not sent."""
-    flat = tensor.reshape(-1)
+    levels = 2 ** (spec.bits - 1)
+    scale = rows.scale_of(tensor, centred=mask is None) if rows.has_rows(tensor.shape) else None
+    flat = (tensor if scale is None else scale.divided(tensor)).reshape(-1)
     magnitude = np.abs(flat)
     chosen = (
         topk_mask(magnitude, max(1, round(spec.keep * flat.size)))
@@ -36,31 +41,42 @@ def to_frame(
         else mask.reshape(-1)
     )
     kept = magnitude[chosen]
-    levels = 2 ** (spec.bits - 1)
     low, high = (float(kept.min()), float(kept.max())) if kept.size else (0.0, 0.0)
     step = np.float32((high - low) / (levels - 1)) if high > low else np.float32(0.0)
-    level = _round_at_random(kept, np.float32(low), step, levels, generator)
-    signs = np.signbit(flat[chosen]).astype(np.uint8) * _SIGN
-    codes = (level | signs).tobytes()
+    flags = 0
+    after: tuple[bytes, ...] = ()
+    each: np.float32 | NDArray[np.float32] = step
+    if scale is not None:
+        step = np.float32(step / rows.TOP)
+        tops = rows.tops_of(magnitude, chosen, scale, low=low, span=step * (levels - 1))
+        each = step * rows.by_entry(tops, chosen)
+        flags, after = scale.flags, scale.streams(tops)
+    level = _round_at_random(kept, np.float32(low), each, levels, generator)
+    codes = (level | np.signbit(flat[chosen]).astype(np.uint8) * _SIGN).tobytes()
+    where: tuple[bytes, ...] = ()
     if mask is None:
-        where, flags = positions.to_stream(chosen, int(kept.size))
-        streams: tuple[bytes, ...] = (where, codes)
+        stream, gaps = positions.to_stream(chosen, int(kept.size))
+        where, flags = (stream,), flags | gaps
     else:
-        streams, flags = (codes,), GIVEN_MASK
+        flags |= GIVEN_MASK
+    streams = (*where, codes, *after)
     return Frame(kind, tensor.shape, int(kept.size), levels, low, float(step), streams, flags)
 
 
 def _round_at_random(
     kept: NDArray[np.float32],
     low: np.float32,
-    step: np.float32,
+    step: np.float32 | NDArray[np.float32],
     levels: int,
     generator: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    if step == 0.0:
+    if not np.any(step):
         return np.zeros(kept.shape, np.uint8)
-    position = (kept - low) / step + generator.random(kept.size, np.float32)
-    return np.asarray(np.minimum(position, levels - 1), np.uint8)
+    # a row whose kept entries are all the smallest has no step
+    place = (kept - low) / np.where(step > 0.0, step, np.float32(np.inf))
+    return np.asarray(
+        np.minimum(place + generator.random(kept.size, np.float32), levels - 1), np.uint8
+    )
 
 
 def from_envelope(envelope: Envelope, *, mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
@@ -70,8 +86,34 @@ def from_envelope(envelope: Envelope, *, mask: NDArray[np.bool_] | None) -> NDAr
         CodecError: if mask and count disagree, a level is out of range, or the mask is missing.
     """
     frame = envelope.frame
-    given = bool(frame.flags & GIVEN_MASK)
-    if given != (mask is not None):
+    chosen = positions_of(envelope, mask=mask)
+    place = 0 if frame.flags & GIVEN_MASK else 1
+    codes = np.frombuffer(envelope.open_stream(place, frame.count), np.uint8)
+    level = codes & (_SIGN - 1)
+    if level.size and int(level.max()) >= frame.levels:
+        raise CodecError(
+            f"a level must be below {frame.levels}, got {int(level.max())}; ask for it again"
+        )
+    tensor = np.zeros(frame.elements, np.float32)
+    if not frame.flags & rows.BY_ROW:
+        tensor[chosen] = _values(frame)[codes]
+        return tensor.reshape(frame.shape)
+    scale, tops = rows.open_scale(envelope, place + 1)
+    _check_largest(frame.low, frame.step * rows.TOP * (frame.levels - 1))
+    each = np.float32(frame.step) * rows.by_entry(tops, chosen)
+    magnitude = np.float32(frame.low) + level * each
+    tensor[chosen] = np.where(codes & _SIGN, -magnitude, magnitude)
+    return scale.multiplied(tensor).reshape(frame.shape)
+
+
+def positions_of(envelope: Envelope, *, mask: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    """Return which entries a payload keeps, flat.
+
+    Raises:
+        CodecError: if mask and count disagree, or the mask is missing.
+    """
+    frame = envelope.frame
+    if bool(frame.flags & GIVEN_MASK) != (mask is not None):
         raise CodecError(
             "the payload and this end disagree on whether the mask is sent; use one setting on both"
         )
@@ -84,23 +126,19 @@ def from_envelope(envelope: Envelope, *, mask: NDArray[np.bool_] | None) -> NDAr
         raise CodecError(
             f"the mask does not mark {frame.count} of {frame.elements} entries as declared; ask for it again"
         )
-    codes = np.frombuffer(envelope.open_stream(0 if given else 1, frame.count), np.uint8)
-    level = codes & (_SIGN - 1)
-    if level.size and int(level.max()) >= frame.levels:
-        raise CodecError(
-            f"a level must be below {frame.levels}, got {int(level.max())}; ask for it again"
-        )
-    tensor = np.zeros(frame.elements, np.float32)
-    tensor[chosen] = _values(frame)[codes]
-    return tensor.reshape(frame.shape)
+    return chosen
 
 
 def _values(frame: Frame) -> NDArray[np.float32]:
     """What each of the 256 code bytes stands for."""
     table = np.arange(_SIGN) * frame.step + frame.low
-    if abs(table[frame.levels - 1]) > 1e38:
-        raise CodecError(
-            f"low {frame.low:g} and step {frame.step:g} exceed single precision; ask for it again"
-        )
+    _check_largest(frame.low, table[frame.levels - 1] - frame.low)
     with np.errstate(over="ignore"):
         return np.concatenate([table, -table]).astype(np.float32)
+
+
+def _check_largest(low: float, span: float) -> None:
+    if not abs(low) + abs(span) < 1e38:
+        raise CodecError(
+            f"levels from {low:g} over {span:g} exceed single precision; ask for it again"
+        )

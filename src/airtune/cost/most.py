@@ -4,7 +4,7 @@
 of a payload is stored as it is where coding does not gain, so a tensor of N entries, of which
 K = keep N are kept, takes at most, beside its header,
 
-    identity 4 N    fp16 2 N    topk N / 8 + K    deadzone 2 N + 2 channels
+    identity 4 N    fp16 2 N    topk N / 8 + K + 2 channels + 3 rows    deadzone 2 N + 2 channels
 
 The last two may send up to an eighth of the rows apart, at 2 bytes an entry and a bit a row, where a
 row has at least 16 entries.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from airtune.cost.coded import FEWEST_CHANNELS, MOST_APART
+from airtune.cost.coded import FEWEST_CHANNELS, MOST_APART, ROW_BYTES
 from airtune.cost.payload import (
     broadcast_bytes,
     lora_parameters,
@@ -57,6 +57,8 @@ def most_payload_bytes(
     if spec.kind in ("topk", "deadzone") and channels >= FEWEST_CHANNELS:
         each += MOST_APART * max(2.0 - each, 0.0) + 1 / (8 * channels)
         rounding += 2.0
+        if spec.kind == "topk":
+            each, rounding = each + ROW_BYTES / channels, rounding + 2.0 * channels
     return np.asarray(parts * (FRAME_BYTES + rounding) + each * count)
 
 

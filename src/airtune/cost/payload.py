@@ -57,7 +57,7 @@ def upload_bytes(shape: ModelShape, workload: Workload, assignments: Assignments
         numbers = trained_parameters(shape, workload, assignments).astype(np.float64)
         size = numbers * workload.adapter_bytes
     else:
-        size = _coded(shape, workload, left, workload.upload)
+        size = workload.coded_scale.up * _coded(shape, workload, left, workload.upload)
     return np.asarray(size + score_bytes(shape, workload, assignments))
 
 
@@ -94,7 +94,8 @@ def broadcast_bytes(shape: ModelShape, workload: Workload, assignments: Assignme
         return 0.0
     if workload.download.kind == "identity":
         return download_bytes(shape, workload, int(assignments.rank.max()))
-    return float(_coded(shape, workload, kept(shape, widest(assignments)), workload.download)[0])
+    coded = _coded(shape, workload, kept(shape, widest(assignments)), workload.download)
+    return workload.coded_scale.down * float(coded[0])
 
 
 def widest(assignments: Assignments) -> Assignments:

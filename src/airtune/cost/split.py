@@ -2,8 +2,8 @@
 
 A step of a cut device: forward through its blocks, the activation up, the server's pass over it,
 the gradient down, backward through its blocks. Payloads are the expected ones of the row's codec
-and, downwards, of `work.gradient`; sequences are priced at their padded length, so what crosses is
-at most this. With labels that stay, the last hidden state and its gradient cross too and the head
+and, downwards, of `work.gradient`: those that a calibration measured on the model's own tensors, at
+real tokens, where there is one. Otherwise formulas count, and sequences their padded length. With labels that stay, the last hidden state and its gradient cross too and the head
 works on the device. With a frozen device part only samples that are new cross, no gradient returns
 and no adapter is exchanged; bytes are then the mean over the run's rounds, as are those of
 predictive coding, which saves error and not bytes.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from airtune.cost.coded import binary_entropy, payload_bytes
+from airtune.cost.coded import payload_bytes
 from airtune.cost.flops import forward_flops, head_flops, server_flops, train_flops
 from airtune.cost.graph import kept
 from airtune.cost.memory import head_work_bytes, pass_bytes, peak_memory, server_saved_bytes
@@ -29,6 +29,7 @@ from airtune.cost.payload import held_bytes, lora_parameters, upload_bytes
 from airtune.plan import (
     Assignments,
     CodecSpec,
+    CodedScale,
     Floats,
     Ints,
     ModelShape,
@@ -179,26 +180,41 @@ def _remembers(assignments: Assignments) -> Floats:
 
 def _payloads(problem: Problem, assignments: Assignments) -> tuple[Floats, Floats]:
     """Return the expected payloads of activation and of what the server returns, a step, (n,)."""
-    shape, workload, work = problem.shape, problem.workload, problem.work
-    elements = workload.batch * workload.tokens * shape.width
-    up, down = [], []
-    for codec in assignments.codecs:
-        up.append(float(payload_bytes(elements, codec, channels=shape.width)))
-        back = 0.0 if work.device_frozen else _gradient_bytes(problem, codec, elements)
-        if work.labels == "stay":
-            back += _one_head_payload(problem, codec)
-        down.append(back)
-    index = assignments.codec_index
-    return np.array(up)[index], np.array(down)[index]
+    lines = list(zip(assignments.cut.tolist(), assignments.codec_index.tolist(), strict=True))
+    priced = {
+        (cut, index): _line_payloads(problem, assignments.codecs[index], cut)
+        for cut, index in set(lines)
+    }
+    up, down = (np.array([priced[line][way] for line in lines]) for way in (0, 1))
+    return up, down
 
 
-def _gradient_bytes(problem: Problem, codec: CodecSpec, elements: int) -> float:
+def _line_payloads(problem: Problem, codec: CodecSpec, cut: int) -> tuple[float, float]:
+    """Return the expected payloads of one codec at one cut, a step."""
+    elements, found = _crossing(problem), problem.measurements
+    bits = None if found is None else found.codec_bits(cut, codec)
+    if bits is None:
+        up = float(payload_bytes(elements, codec, channels=problem.shape.width))
+        down = _gradient_bytes(problem, codec, elements)
+    else:
+        up, down = (elements * each / BITS_PER_BYTE for each in bits)
+    down = 0.0 if problem.work.device_frozen else down
+    return up, down + (_one_head_payload(problem, codec) if problem.work.labels == "stay" else 0.0)
+
+
+def _crossing(problem: Problem) -> float:
+    """Return the numbers of a batch's tensor: at real tokens where their share was measured."""
+    filled = 1.0 if problem.measurements is None else problem.measurements.filled
+    return filled * problem.workload.batch * problem.workload.tokens * problem.shape.width
+
+
+def _gradient_bytes(problem: Problem, codec: CodecSpec, elements: float) -> float:
     spec = problem.work.gradient or codec
-    size = float(payload_bytes(elements, spec, channels=problem.shape.width))
-    if not (problem.work.reuse_mask and spec.kind == "topk" and codec.kind == "topk"):
-        return size
-    reused = payload_bytes(elements, replace(spec, keep=codec.keep), channels=problem.shape.width)
-    return float(reused) - elements * binary_entropy(codec.keep) / BITS_PER_BYTE
+    reuses = problem.work.reuse_mask and spec.kind == "topk" and codec.kind == "topk"
+    if reuses:
+        spec = replace(spec, keep=codec.keep)
+    width = problem.shape.width
+    return float(payload_bytes(elements, spec, channels=width, known_mask=reuses))
 
 
 def _head_payloads(problem: Problem, assignments: Assignments) -> Floats:
@@ -210,15 +226,17 @@ def _one_head_payload(problem: Problem, codec: CodecSpec) -> float:
     """Return the bytes of the positions of a hidden state that the head reads, one way."""
     spec = problem.work.gradient or codec
     shape, workload = problem.shape, problem.workload
-    rows = workload.batch * (1 if shape.task == "classification" else workload.tokens)
-    return float(payload_bytes(rows * shape.width, spec, channels=shape.width))
+    is_one = shape.task == "classification"
+    read = workload.batch * shape.width if is_one else _crossing(problem)
+    return float(payload_bytes(read, spec, channels=shape.width))
 
 
 def _beside(problem: Problem, assignments: Assignments, fresh: Floats) -> Floats:
     """Return the bytes of lengths and labels of new samples and of the numbers of all, (n,)."""
     shape, workload, work = problem.shape, problem.workload, problem.work
-    labels = 1 if shape.task == "classification" else workload.tokens
-    each = 1 + (0 if work.labels == "stay" else labels)
+    tokens = _crossing(problem) / (workload.batch * shape.width)
+    labels = 1.0 if shape.task == "classification" else tokens
+    each = 1.0 + (0.0 if work.labels == "stay" else labels)
     numbered = np.maximum(_remembers(assignments), float(work.device_frozen))
     return INTEGER_BYTES * workload.batch * (each * fresh + numbered)
 
@@ -229,16 +247,13 @@ def _exchanged(problem: Problem, assignments: Assignments, *, up: bool) -> Float
     head = 0
     if workload.trains_head and work.labels == "stay":
         head = shape.trained_head_parameters
-    adapters: Floats
-    if up:
-        adapters = upload_bytes(shape, replace(workload, scores="none"), assignments)
-        coded = payload_bytes(head, workload.upload) if head else 0.0
-        extra = head * workload.adapter_bytes if workload.upload.kind == "identity" else coded
-    else:
-        sent = replace(workload, scores="none", upload=workload.download)
-        adapters = upload_bytes(shape, sent, assignments)
-        coded = payload_bytes(head, workload.download) if head else 0.0
-        extra = head * workload.adapter_bytes if workload.download.kind == "identity" else coded
+    spec, scale = workload.upload, workload.coded_scale.up
+    if not up:
+        spec, scale = workload.download, workload.coded_scale.down
+    sent = replace(workload, scores="none", upload=spec, coded_scale=CodedScale(up=scale))
+    adapters = upload_bytes(shape, sent, assignments)
+    coded = scale * payload_bytes(head, spec) if head else 0.0
+    extra = head * workload.adapter_bytes if spec.kind == "identity" else coded
     return np.asarray((0.0 if work.device_frozen else 1.0) * adapters + extra, np.float64)
 
 

@@ -22,7 +22,7 @@ from airtune.engine.base import Execution, Setup, Split, with_work
 from airtune.engine.checks import Divide
 from airtune.engine.clock import alone, in_step
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
-from airtune.engine.joules import over_joules
+from airtune.engine.joules import EnergyLimit
 from airtune.engine.pacing import let_settle
 from airtune.engine.participation import sampled, with_data
 from airtune.engine.splitting import Splitter, rows_of, split_record
@@ -125,6 +125,7 @@ class LocalEngine:
         self._uplink = Uplink(self._problem)
         self._splitter = Splitter(self._problem, fleet, base, data, settings=self._settings.train)
         self._allowance = Allowance(problem.device_bytes_per_month, len(fleet))
+        self._energy = EnergyLimit(problem)
         self._there = np.zeros(len(fleet), np.bool_)
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(self._settings.threads)
@@ -243,16 +244,21 @@ class LocalEngine:
 
     def _over(self, plan: RoundPlan, short: Sequence[str]) -> tuple[str, ...]:
         """Return why each row's device is left out: its bytes of the month, or its joules."""
-        joules = over_joules(
-            self._problem, plan, flops_per_s=self._flops_per_s(plan.round),
+        joules = self._energy.faults(
+            plan, flops_per_s=self._flops_per_s(plan.round),
             links=self._fleet.links_at(plan.round, 0, self._allowance.now_s),
         )  # fmt: skip
         return tuple(one or other for one, other in zip(short, joules, strict=True))
 
     def idle_until_s(self, time_s: float, idle_s: float) -> float:
-        """Return when to look again: next month where all that are there have used up this one."""
+        """Return when to look again: next month where all that are there have used up this one.
+
+        Raises:
+            InfeasibleError: if no device has ever kept the limit of joules, and none now does.
+        """
         if self._there.any() and self._allowance.short[self._there].all():
             return self._allowance.month_ends_s
+        self._energy.check(self._there)
         return time_s + idle_s
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:

@@ -6,6 +6,7 @@ from airtune.plan.mask import mask_observation, mask_problem
 from airtune.plan.measurements import (
     TABLES,
     CodecRounds,
+    CodedScale,
     Measurements,
     PrunedRounds,
     RankRounds,
@@ -43,6 +44,7 @@ __all__ = [
     "Bools",
     "CodecRounds",
     "CodecSpec",
+    "CodedScale",
     "Decider",
     "Floats",
     "ImportanceKind",

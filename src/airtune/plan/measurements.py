@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -51,6 +51,18 @@ class CodecRounds(NamedTuple):
     codec: CodecSpec
     log_rounds: float
     loss: float = 0.0
+    up_bits: float = 0.0
+    """An entry of the activations' payloads; 0 = not measured."""
+    down_bits: float = 0.0
+    """An entry of the gradients' payloads; 0 = not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodedScale:
+    """Real bytes of coded adapters over what the formulas expect, measured by short runs."""
+
+    up: float = 1.0
+    down: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +91,9 @@ class Measurements:
     averaged copies."""
     most_pruned: float = 1.0
     """Largest pruning rate of a device in a short run whose loss did not run away."""
+    filled: float = 1.0
+    """Real tokens of a text over those it may have, the mean over devices; padding does not cross."""
+    coded_scale: CodedScale = field(default_factory=CodedScale)
 
     def __post_init__(self) -> None:
         _check_finite(self)
@@ -163,6 +178,16 @@ class Measurements:
         """Return the relative increase of the loss by a codec at a cut; 0 if it was not measured."""
         return _between(cut, [(row.cut, row.loss) for row in self._rows_of(codec)])
 
+    def codec_bits(self, cut: int, codec: CodecSpec) -> tuple[float, float] | None:
+        """Return bits an entry of activation and gradient at a cut; None if they were not measured."""
+        rows = [row for row in self._rows_of(codec) if row.up_bits > 0.0]
+        if not rows:
+            return None
+        return (
+            _between(cut, [(row.cut, row.up_bits) for row in rows]),
+            _between(cut, [(row.cut, row.down_bits) for row in rows]),
+        )
+
     def _rows_of(self, codec: CodecSpec) -> list[CodecRounds]:
         plain = replace(codec, predict=False)
         return [row for row in self.codecs if row.codec == plain]
@@ -194,6 +219,9 @@ def joined(parts: Sequence[Measurements]) -> Measurements:
         curve=next((part.curve for part in parts if part.curve), ()),
         pruning=having("pruning").pruning, most_pruned=having("pruning").most_pruned,
         ranks=having("ranks").ranks, codecs=having("codecs").codecs, cut=having("cut").cut,
+        filled=having("codecs").filled,
+        coded_scale=next((part.coded_scale for part in parts if part.coded_scale != CodedScale()),
+                         CodedScale()),
     )  # fmt: skip
 
 
@@ -218,6 +246,8 @@ def measurements_from(document: Mapping[str, Any]) -> Measurements:
             ),
             cut=None if cut is None else float(cut),
             most_pruned=float(document["most_pruned"]),
+            filled=float(document.get("filled", 1.0)),
+            coded_scale=CodedScale(**document.get("coded_scale", {})),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
@@ -239,12 +269,18 @@ def _check_finite(found: Measurements) -> None:
         "curve": found.curve,
         "pruning": [value for row in found.pruning for value in row],
         "ranks": [value for row in found.ranks for value in row],
-        "codecs": [value for row in found.codecs for value in (row.log_rounds, row.loss)],
+        "codecs": [value for row in found.codecs for value in row[2:]],
         "cut": [found.cut or 0.0],
     }
     for name, column in values.items():
         if not np.isfinite(column).all():
             raise CheckpointError(f"{name} of a measurement must be finite, got {list(column)}")
+    scale = found.coded_scale
+    if not (0.0 < found.filled <= 1.0 and 0.0 < scale.up < np.inf and 0.0 < scale.down < np.inf):
+        raise CheckpointError(
+            f"filled must be in (0, 1] and scales of coded adapters positive, got {found.filled:g}, "
+            f"{scale.up:g} and {scale.down:g}"
+        )
     if not 0.0 <= found.most_pruned <= 1.0:
         raise CheckpointError(f"most_pruned must be in [0, 1], got {found.most_pruned:g}")
 
@@ -276,7 +312,7 @@ def _check_ranks(rows: Sequence[RankRounds]) -> None:
 
 def _check_codecs(rows: Sequence[CodecRounds]) -> None:
     last: dict[CodecSpec, int] = {}
-    for cut, codec, log_rounds, _ in rows:
+    for cut, codec, log_rounds, *_ in rows:
         if cut <= last.get(codec, 0) or log_rounds < 0.0:
             raise CheckpointError(
                 "codecs of a measurement have rising cuts from 1 on, each once, and cost at least "

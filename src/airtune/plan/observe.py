@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from airtune.plan.assignment import Assignments, CodecSpec
 from airtune.plan.link import LinkState
-from airtune.plan.measurements import Measurements, PrunedRounds
+from airtune.plan.measurements import CodedScale, Measurements, PrunedRounds
 from airtune.plan.shape import Bools, Floats, Ints, ModelShape
 from airtune.plan.work import WorkSpec
 
@@ -56,6 +56,8 @@ class Workload:
     download: CodecSpec = field(default_factory=CodecSpec)
     """How the broadcast is coded; the identity sends the full grid, any other codec the union of
     what the round's devices keep, at the largest of their ranks."""
+    coded_scale: CodedScale = field(default_factory=CodedScale)
+    """What was measured of both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,11 @@ class Problem:
     def pruning(self) -> tuple[PrunedRounds, ...]:
         """What pruning costs; () = it was not measured."""
         return () if self.measurements is None else self.measurements.pruning
+
+    def with_measurements(self, found: Measurements | None) -> Problem:
+        """Return the problem with what was measured, and coded adapters priced by it."""
+        scale = CodedScale() if found is None else found.coded_scale
+        return replace(self, measurements=found, workload=replace(self.workload, coded_scale=scale))
 
     def progress(self, round: int, time_s: float) -> float:
         """Return the part of the budget, in rounds or seconds, that is used, in [0, 1]."""

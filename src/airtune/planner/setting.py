@@ -93,8 +93,7 @@ def setting_of(recipe: Recipe, found: Inspection | None = None) -> PlanSetting:
     problem = replace(
         with_work(problem, chosen.method.work), server_memory_bytes=fleet.server.memory_bytes,
         sensitivity=stored_sensitivity(recipe, chosen),
-        measurements=stored_measurements(recipe, chosen),
-    )  # fmt: skip
+    ).with_measurements(stored_measurements(recipe, chosen))  # fmt: skip
     check_memory(problem, fleet, may_cut=chosen.method.may_cut)
     problem = problem_of_control(chosen, problem) if chosen.is_control else problem
     return PlanSetting(recipe, fleet, problem, chosen, found)

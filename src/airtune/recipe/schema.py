@@ -212,10 +212,9 @@ class CodecSection(Section):
 
 _SPLIT_MENU = (
     CodecSection(kind="fp16"),
-    *(CodecSection(kind="deadzone", step=step) for step in (0.5, 0.75, 1.25, 2.0, 3.0)),
-    *(CodecSection(kind="topk", keep=keep, bits=4) for keep in (0.3, 0.1, 0.03)),
+    *(CodecSection(kind="deadzone", step=step) for step in (0.25, 0.4)),
 )
-"""From lossless in effect to a hundredth of the bytes."""
+"""What a real language model bears at any cut; small models and images bear coarser steps."""
 
 
 class UploadSection(CodecSection):

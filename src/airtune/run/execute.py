@@ -288,7 +288,7 @@ def _afterwards(
 def problem_of(pieces: Pieces, method: Method, measured: Measurements | None) -> Problem:
     """Return the problem as a method meets it: with its own local work and what was measured."""
     return replace(
-        pieces.problem, work=method.work, measurements=measured,
+        pieces.problem.with_measurements(measured), work=method.work,
         server_memory_bytes=pieces.assets.fleet.server.memory_bytes,
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from airtune.codec import decode, encode
+from airtune.codec import decode, encode, kept_positions
 from airtune.cost.coded import bound_bytes
 from airtune.errors import CheckpointError
 from airtune.plan import Bools, CodecSpec, Ints
@@ -36,7 +36,7 @@ class Crossed:
     values: Values
     payload_bytes: int
     kept: Bools | None = None
-    """Which entries arrived as other than zero, which both ends know."""
+    """Which entries `topk` kept, which both ends know."""
     bound_bytes: float = 0.0
     """What independent, normally distributed entries would take at least."""
 
@@ -135,7 +135,9 @@ def cross(
     return Crossed(
         decoded,
         len(payload),
-        decoded != 0 if spec.kind == "topk" else None,
+        kept_positions(payload, max_elements=values.size)
+        if spec.kind == "topk" and known is None
+        else known,
         bound_bytes(values.size, spec, known_mask=known is not None),
     )
 

@@ -136,6 +136,7 @@ class RemoteEngine(ReplayEngine):
                 f"(limits.device_bytes_per_month); the next month begins in {days} days: go on then "
                 "with --resume"
             )
+        self._energy.check(self._there)
         return time_s + idle_s
 
     def _most(self, told: Assignments) -> tuple[dict[int, float], dict[int, float]]:

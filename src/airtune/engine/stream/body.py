@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from airtune.codec import decode, encode
+from airtune.codec import decode, encode, kept_positions
 from airtune.errors import CodecError
 from airtune.keys import generator
 from airtune.model.base import BaseModel
@@ -104,9 +104,11 @@ def codec_of(row_codec: CodecSpec, work: WorkSpec, direction: str) -> CodecSpec:
     return replace(chosen, predict=False)
 
 
-def kept_of(values: Values, spec: CodecSpec, work: WorkSpec) -> Bools | None:
-    """Return the positions that both ends know of a decoded activation, None where unused."""
-    return values != 0 if work.reuse_mask and spec.kind == "topk" else None
+def kept_of(payload: bytes, elements: int, spec: CodecSpec, work: WorkSpec) -> Bools | None:
+    """Return the positions that both ends know of an activation's payload, None where unused."""
+    if not work.reuse_mask or spec.kind != "topk":
+        return None
+    return kept_positions(payload, max_elements=elements)
 
 
 def put(

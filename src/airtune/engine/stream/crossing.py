@@ -73,7 +73,7 @@ class Crossing:
         activation, values = get(message.payload, mask, self._like())
         self._went_up(seat, message, bound_bytes(values.size, spec))
         part = self._arrived(seat, activation, mask, labels)
-        return part, kept_of(values, spec, task.work)
+        return part, kept_of(message.payload, values.size, spec, task.work)
 
     def _samples(self, seat: Seat, message: Message, spec: CodecSpec) -> Arrived:
         """Take an activation apart where both ends remember samples."""

@@ -10,7 +10,6 @@ import secrets
 import numpy as np
 import torch
 
-from airtune.codec import decode
 from airtune.engine.stream.body import (
     beside_of,
     codec_of,
@@ -114,9 +113,8 @@ class DeviceEnd:
         activation = self._half.forward(self._batch)
         mask, spec = self._batch.attention_mask, codec_of(self.job.row.codec, self._work, "activation")  # fmt: skip
         payload = put(activation, mask, spec, self._stream("activation"))
-        if self._work.reuse_mask and spec.kind == "topk":
-            count = int(mask.sum()) * activation.shape[-1]
-            self._kept = kept_of(decode(payload, max_elements=count), spec, self._work)
+        count = int(mask.sum()) * activation.shape[-1]
+        self._kept = kept_of(payload, count, spec, self._work)
         return beside_of(self._batch, labels_stay=self.labels_stay), payload
 
     def _send_samples(self, numbers: Ints) -> tuple[bytes, bytes]:
