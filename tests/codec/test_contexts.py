@@ -27,7 +27,8 @@ def like_texts(rows=600, channels=64, tokens=40, noise=0.5, seed=0):
     draw = np.random.default_rng(seed)
     table = draw.normal(size=(tokens, channels)) * np.linspace(0.2, 2.0, channels)
     found = table[draw.integers(tokens, size=rows)] + noise * draw.normal(size=(rows, channels))
-    found[-rows // 3 :] = found[: rows // 3]
+    third = rows // 3
+    found[-third:] = found[:third]
     return found.astype(np.float32)
 
 

@@ -125,7 +125,7 @@ def set_shape(*shape):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (set_flags(ROWS_APART | 128), "with its own flags"),
+        (set_flags(ROWS_APART | 32), "with its own flags"),
         (set_shape(160 * 48, 1), "holds no rows apart"),
         (set_shape(40, 192), "stream 2 declares 21 bytes where the header implies 6"),
         (set_shape(161, 47), "stream 2 declares 21 bytes where the header implies 22"),
