@@ -153,6 +153,9 @@ def _stored_at(recipe: Recipe, chosen: Chosen, name: str, ending: str, **asked: 
     parts: dict[str, object] = {part: values[part] for part in ("model", "lora", "data")}
     parts["train"] = {key: value for key, value in values["train"].items() if key != "rounds"}
     parts["fleet"] = [values["fleet"]["source"], values["fleet"]["devices"]]
+    for way in ("upload", "download"):
+        if values[way]["kind"] != "identity":
+            parts[way] = values[way]
     parts["work"] = asdict(chosen.method.work)
     parts["asked"] = asked
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
