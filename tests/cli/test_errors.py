@@ -11,6 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "exit-codes.md"
 
 MISTAKES = [
     (["run", "none.yaml"], 3, "there is no recipe 'none.yaml'; write one with airtune init"),
+    (["plan", "model.gguf"], 3, "model.gguf is a model, not a recipe; to plan it, add --device"),
     (["run", "tiny.yaml", "train.ruonds=1"], 3, "did you mean rounds?"),
     (["run", "a.yaml", "b.yaml"], 3, "one recipe can be given, got a.yaml, b.yaml"),
     (["run", "--resume", "latest", "--name", "x"], 3, "only more rounds can be given"),

@@ -227,8 +227,8 @@ def test_bytes_are_those_of_real_tokens_and_compression_reaches_its_point(go, ba
     beside = 4 * (tokens + 2)  # labels and lengths
     np.testing.assert_allclose(plain.down_bytes, full, rtol=0.15)
     np.testing.assert_allclose(plain.up_bytes - beside, full, rtol=0.15)
-    assert np.all(tight.down_bytes < 0.12 * full)
-    assert np.all(tight.up_bytes - beside < 0.12 * full)
+    assert np.all(tight.down_bytes < 0.15 * full)
+    assert np.all(tight.up_bytes - beside < 0.15 * full)
 
 
 def test_rounds_with_a_random_codec_repeat_bit_for_bit(go, base, jobs_of):

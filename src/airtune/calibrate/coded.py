@@ -49,6 +49,17 @@ def coded_scale(problem: Problem, record: RunRecord) -> CodedScale:
     return CodedScale(up, down)
 
 
+def crossed_bytes(problem: Problem, record: RunRecord) -> tuple[float, float]:
+    """Return the bytes of activations and of gradients in a step of a device, 0 where none is cut."""
+    rows = [row["split"] for row in record.rounds if "split" in row]
+    steps = max(len(rows), 1) * len(problem.devices) * problem.workload.local_steps
+    up, down = (
+        sum(float(row[name]) for row in rows) / steps
+        for name in ("activation_up_bytes", "gradient_down_bytes")
+    )
+    return up, down
+
+
 def mean_scale(scales: Sequence[CodedScale]) -> CodedScale:
     """Return the mean over short runs."""
     return CodedScale(

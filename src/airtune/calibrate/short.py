@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from airtune.calibrate.coded import coded_scale
+from airtune.calibrate.coded import coded_scale, crossed_bytes
 from airtune.calibrate.tried import Tried
 from airtune.data import FederatedData
 from airtune.engine.checkpoint import load_checkpoint
@@ -84,7 +84,9 @@ class ShortRun:
     """Validation loss before the first round and after each."""
     flops: float
     """Of all devices together."""
-    coded: CodedScale
+    coded: CodedScale = field(default_factory=CodedScale)
+    crossed_bytes: tuple[float, float] = (0.0, 0.0)
+    """Of activations and gradients, a step of a device; 0 where nothing was cut."""
 
 
 def short_run(setting: CalibrationSetting, tried: Tried) -> ShortRun:
@@ -133,4 +135,6 @@ def _run(setting: CalibrationSetting, tried: Tried, folder: Path) -> ShortRun:
     losses = [float(row["validation"]["loss"]) for row in record.rounds]
     first = float(record.rounds[0]["initial"]["loss"])
     flops = float(np.nansum(record.devices["flops"]))
-    return ShortRun((first, *losses), flops, coded_scale(problem, record))
+    return ShortRun(
+        (first, *losses), flops, coded_scale(problem, record), crossed_bytes(problem, record)
+    )

@@ -40,6 +40,7 @@ from airtune.calibrate.curves import (
 )
 from airtune.calibrate.short import CalibrationSetting, ShortRun, short_run, some_devices
 from airtune.calibrate.tried import Tried
+from airtune.data import FederatedData
 from airtune.model.images import Examples
 from airtune.plan import (
     CodecRounds,
@@ -50,6 +51,7 @@ from airtune.plan import (
     PrunedRounds,
     RankRounds,
 )
+from airtune.units import BITS_PER_BYTE
 from airtune.work.batches import join_examples, lengths_of
 from airtune.work.crossing import measure_crossing
 
@@ -159,6 +161,9 @@ def measure_codecs(
         cuts=places, codecs=menu, workload=setting.problem.workload, work=setting.work,
         seed=setting.problem.seed,
     )  # fmt: skip
+    distortion, *bits = crossing
+    if not setting.work.device_frozen and setting.work.labels == "travel":
+        bits = _as_trained(setting, places, bits, runs)
     costs = {
         codec: (float(np.log(rounds_needed(reference.curve, run.curve))),
                 later_loss(reference.curve, run.curve))
@@ -167,7 +172,8 @@ def measure_codecs(
     what = f"codecs after blocks {', '.join(map(str, places))}"
     return Measurements(
         setting.base.fingerprint, _source(what, setting, [reference, *runs]),
-        codecs=by_distortion(places, costs, *crossing), filled=_filled(setting),
+        codecs=by_distortion(places, costs, distortion, *bits),
+        filled=_filled(setting.data, setting.problem.workload.tokens),
         coded_scale=mean_scale([run.coded for run in (reference, *runs)]),
     )  # fmt: skip
 
@@ -226,10 +232,25 @@ def _source(what: str, setting: CalibrationSetting, runs: Sequence[ShortRun]) ->
     )
 
 
-def _filled(setting: CalibrationSetting) -> float:
+def _as_trained(
+    setting: CalibrationSetting, cuts: Sequence[int], bits: Sequence[Floats], runs: Sequence[ShortRun]
+) -> list[Floats]:  # fmt: skip
+    """Return bits (cuts, codecs), up and down, as they were while training: on the mean over devices."""
+    data, workload = some_devices(setting), setting.problem.workload
+    dealt = np.resize(np.arange(len(cuts)), len(data.devices))
+    width = setting.problem.shape.width
+    elements = _filled(data, workload.tokens) * workload.batch * workload.tokens * width
+    found = []
+    for way, table in enumerate(bits):
+        expected = elements * table[dealt].mean(axis=0) / BITS_PER_BYTE
+        real = np.array([run.crossed_bytes[way] for run in runs])
+        found.append(np.asarray(table * real / expected, np.float64))
+    return found
+
+
+def _filled(data: FederatedData, most: int) -> float:
     """Return the mean length of the devices' texts over what a batch may have."""
-    most = setting.problem.workload.tokens
-    held = [device.train for device in setting.data.devices if len(device.train)]
+    held = [device.train for device in data.devices if len(device.train)]
     return float(np.mean([lengths_of(train, tokens=most).mean() for train in held]) / most)
 
 

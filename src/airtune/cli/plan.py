@@ -134,6 +134,14 @@ class _Answers:
 
 
 def _check_source(source: str | None) -> None:
+    """Refuse a model, and a recipe that is not there."""
+    if source is not None and (
+        Path(source).suffix == ".gguf" or (Path(source) / "config.json").is_file()
+    ):
+        raise RecipeError(
+            f"{source} is a model, not a recipe; to plan it, add --device (airtune list devices shows "
+            "the kinds)"
+        )
     if source is None or Path(source).exists() or Path(source).suffix in (".yaml", ".yml"):
         return
     raise RecipeError(

@@ -73,11 +73,8 @@ def _by_context(levels: NDArray[np.int16]) -> tuple[bytes, ...] | None:
     """Return the streams of integers by their contexts, None where that gains nothing."""
     found = contexts.to_streams(levels)
     size = len(entropy.compress(found[0])[1]) + len(found[1]) + len(found[2])
-    folded = np.bincount(np.abs(levels.reshape(-1).astype(np.int32)))
-    share = folded[folded > 0] / levels.size
-    # of independent integers whose signs are free, which is what a byte coder comes to
-    bits = -float((share * np.log2(share)).sum()) + 1.0 - folded[0] / levels.size
-    return found if 8.0 * size < bits * levels.size else None
+    plain = sum(len(entropy.compress(stream)[1]) for stream in _split(levels.reshape(-1))[0])
+    return found if size < plain else None
 
 
 def _split(values: NDArray[np.int16]) -> tuple[tuple[bytes, ...], int]:

@@ -251,11 +251,7 @@ class LocalEngine:
         return tuple(one or other for one, other in zip(short, joules, strict=True))
 
     def idle_until_s(self, time_s: float, idle_s: float) -> float:
-        """Return when to look again: next month where all that are there have used up this one.
-
-        Raises:
-            InfeasibleError: if no device has ever kept the limit of joules, and none now does.
-        """
+        """Return when to look again: next month where all that are there have used up this one."""
         if self._there.any() and self._allowance.short[self._there].all():
             return self._allowance.month_ends_s
         self._energy.check(self._there)

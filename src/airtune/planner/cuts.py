@@ -10,8 +10,8 @@ from airtune.cost import cut_rows, predict, split_cost
 from airtune.fleet import Fleet
 from airtune.plan import CodecSpec, Floats, ModelShape, Problem, Workload
 
-PLANNED_CODEC = CodecSpec("topk", keep=0.3, bits=4)
-"""What a planner prices crossings with where nothing was chosen: the setting the paper reports."""
+PLANNED_CODEC = CodecSpec("deadzone", step=0.4)
+"""What a planner prices crossings with where nothing was chosen: a real language model bears it."""
 _SHOWN = 8
 
 

@@ -16,7 +16,7 @@ from airtune.keys import generator
 from airtune.model.base import BaseModel
 from airtune.model.cut import Arrived, DeviceHalf, ServerHalf
 from airtune.model.images import Examples
-from airtune.plan import CodecSpec, Floats, Workload, WorkSpec
+from airtune.plan import CodecSpec, Floats, Ints, Workload, WorkSpec
 from airtune.units import BITS_PER_BYTE
 from airtune.work.batches import collate_examples
 from airtune.work.wire import Values, cross, packed
@@ -51,9 +51,11 @@ def measure_crossing(
     shape = len(cuts), len(codecs)
     lost, energy = np.zeros(shape), np.zeros((len(cuts), 1))
     up, down = np.zeros(shape), np.zeros(shape)
+    # neighbours in a file are often alike, and batches are drawn
+    order = generator(seed, "crossing").permutation(len(examples))
     for place, cut in enumerate(cuts):
         rows = 0
-        for start, sent, gradient in _tensors(base, examples, workload, cut):
+        for start, sent, gradient in _tensors(base, examples, workload, cut, order):
             rows += len(sent)
             energy[place] += np.square(sent, dtype=np.float64).sum()
             for number, codec in enumerate(codecs):
@@ -71,13 +73,13 @@ def measure_crossing(
 
 
 def _tensors(
-    base: BaseModel, examples: Examples, workload: Workload, cut: int
+    base: BaseModel, examples: Examples, workload: Workload, cut: int, order: Ints
 ) -> Iterator[tuple[int, Values, Values]]:
-    """Yield, of each batch, its first example, activation and gradient at real tokens."""
+    """Yield, of each batch, its number of examples before, activation and gradient at real tokens."""
     device = DeviceHalf(base.network, base.family, [{}], cut=cut, scale=1.0)
     server = ServerHalf(base.network, base.family, {}, first=cut, scale=1.0)
     for start in range(0, len(examples), workload.batch):
-        given = np.arange(start, start + workload.batch) % len(examples)
+        given = order[np.arange(start, start + workload.batch) % len(order)]
         batch = collate_examples(examples, given, tokens=workload.tokens, device=base.device)
         activation, mask = device.forward(batch), batch.attention_mask
         arrived = Arrived(0, cut, activation, mask, batch.labels)
