@@ -99,15 +99,15 @@ def test_streams_that_cannot_be_are_refused(change, message):
 
 def test_mutated_payloads_never_crash():
     draw = np.random.default_rng(3)
-    payload = encode(like_texts(rows=300, channels=16, tokens=4, noise=0.1), SPEC, draw)
+    payload = encode(like_texts(), SPEC, draw)
     assert payload[FLAGS_AT] & BY_CONTEXT
-    for _ in range(500):
+    for _ in range(100):
         body = bytearray(payload[:-4])
         for _ in range(int(draw.integers(1, 4))):
             body[int(draw.integers(len(body)))] = int(draw.integers(256))
         try:
             back = decode(
-                bytes(body) + struct.pack("<I", zlib.crc32(bytes(body))), max_elements=4800
+                bytes(body) + struct.pack("<I", zlib.crc32(bytes(body))), max_elements=38_400
             )
         except CodecError:
             continue
