@@ -88,16 +88,10 @@ class LocalEngine:
     """Runs a fleet in this process; see `airtune.engine.base.Engine`."""
 
     def __init__(
-        self,
-        fleet: Fleet,
-        problem: Problem,
-        base: BaseModel,
-        data: FederatedData,
-        *,
-        needs: frozenset[Need] = frozenset(),
-        work: WorkSpec | None = None,
+        self, fleet: Fleet, problem: Problem, base: BaseModel, data: FederatedData, *,
+        needs: frozenset[Need] = frozenset(), work: WorkSpec | None = None,
         settings: LocalSettings | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Hold the fleet and pin the threads until `close`.
 
         Args:
