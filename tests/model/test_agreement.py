@@ -16,7 +16,7 @@ SHAPE = ModelShape(
 )  # fmt: skip
 
 
-def test_agreement_is_the_inner_product_with_the_mean_of_the_others():
+def test_agreement_is_the_inner_product_with_the_mean_of_the_others_that_trained_it():
     stream = torch.Generator().manual_seed(0)
     adapters = {"0.up.A": torch.zeros(4, 4), "0.up.B": torch.zeros(6, 4)}
     state, updates, dense = GlobalState(0, adapters, {}), [], []
@@ -33,7 +33,13 @@ def test_agreement_is_the_inner_product_with_the_mean_of_the_others():
         with np.errstate(invalid="ignore"):
             count = np.sum(~np.isnan(others), axis=0)
             mean = np.nansum(others, axis=0) / np.maximum(count, 1)
-        assert found[row] == pytest.approx(np.nansum(mine * mean), rel=1e-5)
+        # each tensor: what nobody else trained counts as much as what others did
+        expected = sum(
+            np.nansum((mine * mean)[side]) * np.sum(~np.isnan(mine[side]))
+            / np.sum(~np.isnan(mine[side]) & (count[side] > 0))
+            for side in (0, 1)
+        )  # fmt: skip
+        assert found[row] == pytest.approx(expected, rel=1e-5)
         rms = np.sqrt(np.mean([np.nansum(item**2) for item in others]))
         assert noise[row] == pytest.approx(np.sqrt(np.nansum(mine**2)) * rms, rel=1e-5)
     assert np.isnan(agreement_of(updates[:1], state, SHAPE)[0]).all()

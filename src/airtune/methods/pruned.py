@@ -45,7 +45,7 @@ def fedspine(name: str, settings: object) -> Method:
         return _published(name, chosen)
     work = WorkSpec(
         importance="fluctuation" if chosen.pace == "once" else "lora-gradient",
-        cumulative=True, rank_scale="own",
+        cumulative=True,
     )  # fmt: skip
     rule = AggregateSpec("nested", shrinks=True, as_planned=True, agreement=True, memory=MEMORY)
     return Method(name, chosen, rule, work, wants=frozenset({"sensitivity"}), paces=True)

@@ -5,6 +5,8 @@ With d_i what device i changed, on the coordinates that it trained,
     y_i = <d_i, mean of d_j over the other devices that trained the coordinate>
 
 is the part of it that survives averaging: the noise of two devices is independent, so its mean is 0.
+What nobody else trained, the upper ranks of a device among low ones for instance, is taken to agree as
+far as the rest of its tensor does. Otherwise a rank that few train would look worthless.
 """
 
 from __future__ import annotations
@@ -43,8 +45,11 @@ def agreement_of(
             count[place] += 1.0
             changes.append((place, change))
         for row, (place, change) in enumerate(changes):
-            others = (total[place] - change) / (count[place] - 1.0).clamp_min(1.0)
-            inner[row] += float((change * others).sum())
+            beside = count[place] - 1.0
+            others = (total[place] - change) / beside.clamp_min(1.0)
+            shared = int((beside > 0).sum())
+            if shared:
+                inner[row] += float((change * others).sum()) * change.numel() / shared
             square[row] += float(change.square().sum())
     length = np.sqrt(square)
     rms = np.sqrt((square.sum() - square) / (len(updates) - 1))
