@@ -150,7 +150,7 @@ def test_the_method_is_asked_once_a_slot_and_of_those_at_the_barrier_too(clock, 
 
     _, _, _, air = clock(cell, plan, divide=divide)
     assert len(asked) == len(air.shares) - 1 > 3
-    stepping = list(takewhile(lambda told: told.max() <= 400.0, asked))  # then adapters are sent
+    stepping = list(takewhile(lambda told: told.max() <= 1e3, asked))  # then adapters are sent
     assert len(stepping) > 10
     assert all(np.all(told > 0) for told in stepping)
 

@@ -190,7 +190,9 @@ def test_every_catalogue_device_is_a_fleet_of_one(kind):
 
 
 def test_presets_are_those_promised_each_with_a_summary():
-    assert set(preset_names()) == {"pocket", "cell-10", "jetson-80", "orin-6-sites", "phones"}
+    assert set(preset_names()) == {
+        "pocket", "cell-10", "jetson-80", "mixed-20", "orin-6-sites", "phones",
+    }  # fmt: skip
     assert all(preset_summaries().values())
 
 

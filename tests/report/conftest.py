@@ -120,7 +120,7 @@ def _write(folder, method, seed, rounds, devices, target, ends, prefix):
                 "status": status, "prune_heads": 0.0 * pruned, "prune_ffn": pruned,
                 "pruned": pruned * 0.7, "rank": 8, "cut": 0, "codec": "identity", "share": share,
                 "bandwidth_hz": share * 10e6, "local_steps": 8, "download_s": download,
-                "compute_s": compute, "upload_s": upload,
+                "judging_s": 0.0, "compute_s": compute, "upload_s": upload, "wait_s": 0.0,
                 "finish_s": np.where(status == "refused", np.nan, finish),
                 "download_bytes": 2.2e6, "upload_bytes": upload_bytes, "flops": 1e12 * (1 - pruned),
                 "peak_bytes": peak, "memory_bytes": peak.max() * np.linspace(4, 1.05, devices),
@@ -245,7 +245,11 @@ def make_bandit_run(folder: Path, label="fedspine", seed=0, *, rounds=20, **sett
             state = decider.learn(problem, state, came)
             told, loss = plan.assignments, 2.0 + np.exp(-number / 5.0)
             took = float(np.nanmax(came.finish_s))
-            columns = {name: getattr(came, name) for name in (
+            columns = {
+                "judging_s": np.zeros(len(came.device)),
+                "wait_s": np.zeros(len(came.device)),
+            }
+            columns |= {name: getattr(came, name) for name in (
                 "device", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
                 "upload_bytes", "flops", "peak_bytes", "energy_j", "loss_first", "loss_last",
                 "samples", "importance", "status")}  # fmt: skip

@@ -24,8 +24,12 @@ Curve = Sequence[float]
 def rounds_needed(reference: Curve, curve: Curve) -> float:
     """Return K, the geometric mean over the last quarter of the rounds, in [1, 10].
 
+    A reference that has stopped falling is timed by when it first was where it is.
+
     >>> round(rounds_needed((4.0, 3.0, 2.0, 1.0), (4.0, 3.5, 3.0, 2.5)), 6)
     2.0
+    >>> rounds_needed((4.0, 3.0, 2.0, 2.1), (4.0, 3.0, 2.0, 2.1))
+    1.0
     """
     rounds = np.arange(len(curve), dtype=np.float64)
     ours = np.minimum.accumulate(np.array(curve))
@@ -33,8 +37,10 @@ def rounds_needed(reference: Curve, curve: Curve) -> float:
     later = rounds >= max(1.0, 0.75 * rounds[-1])
     # Interpolate rounds as a function of loss; a plateau counts from where it was first reached.
     falling = np.flatnonzero(np.diff(best, prepend=np.inf) < 0)
-    needed = np.interp(-ours[later], -best[falling], rounds[falling])
-    ratios = np.clip(rounds[later] / np.maximum(needed, 1e-9), 1.0, WORST_RATIO)
+    needed, own = (
+        np.interp(-curve[later], -best[falling], rounds[falling]) for curve in (ours, best)
+    )
+    ratios = np.clip(own / np.maximum(needed, 1e-9), 1.0, WORST_RATIO)
     return float(np.exp(np.mean(np.log(ratios))))
 
 
