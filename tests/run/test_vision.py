@@ -97,9 +97,8 @@ def test_a_split_run_says_what_its_cut_gives_away(assets, tmp_path):
     assert set(record.devices["codec"].tolist()) == {"deadzone 0.75"}
     found = record.results["leakage"]
     assert {2, 3} <= {one["cut"] for one in found}
-    plain = [one["explained"] for one in found if one["codec"] == "identity"]
-    coarse = [one["explained"] for one in found if one["codec"] == "topk 0.03 at 4 bits"]
-    assert np.mean(plain) > np.mean(coarse)
+    plain = {one["cut"]: one["explained"] for one in found if one["codec"] == "identity"}
+    assert plain[1] > plain[5]  # an early cut gives away more than a late one
     page = write_report([tmp_path / "run"], tmp_path / "out").read_text()
     assert "What the cut gives away" in page
     assert "The first step" in page
