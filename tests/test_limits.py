@@ -108,7 +108,8 @@ def used(record, month_s, *, edge):
     return max(months.values(), default=0.0)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "auto" else name
+                                  for name in METHODS])  # fmt: skip
 def test_no_method_exceeds_the_cap(name, base, data, tmp_path_factory, monkeypatch) -> None:
     @settings(max_examples=3, deadline=None, derandomize=True,
               suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip

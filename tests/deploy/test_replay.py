@@ -64,8 +64,8 @@ def _play(pieces, method, problem, engine, folder: Path) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"method.name": "jcpba", "method.budget": 0.25, "download.kind": "topk",
-         "download.keep": 1.0, "download.bits": 8},
+        pytest.param({"method.name": "jcpba", "method.budget": 0.25, "download.kind": "topk",
+                      "download.keep": 1.0, "download.bits": 8}, marks=pytest.mark.slow),
         {"method.name": "fedspine"},
         {"method.name": "fedavg-lora", "upload.kind": "topk", "upload.keep": 0.1,
          "upload.bits": 8, "upload.feedback": "true", "download.kind": "fp16",

@@ -46,10 +46,17 @@ def test_every_command_is_one_that_airtune_knows(command):
 
 
 def here():
-    """Return the commands of one machine; studies of several runs are for `make check-all`."""
+    """Return the commands of one machine; studies and plans of many are for `make check-all`."""
     studies = ("compare", "sweep")
+
+    def is_long(command):
+        words = words_of(command)
+        return words[0] in studies or any(
+            word.startswith(("--pareto", "--quantile")) for word in words
+        )
+
     return [
-        pytest.param(c, id=str(c), marks=[pytest.mark.slow] if words_of(c)[0] in studies else [])
+        pytest.param(c, id=str(c), marks=[pytest.mark.slow] if is_long(c) else [])
         for c in commands()
         if runs_here(c) and not reads_evaluation_data(c)
     ]

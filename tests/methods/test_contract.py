@@ -27,7 +27,8 @@ def test_so_do_the_forms_of_jcpba(name, settings):
     check_method(build_method(name, settings))
 
 
-@pytest.mark.parametrize("name", BUILDABLE)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "auto" else name
+                                  for name in BUILDABLE])  # fmt: skip
 def test_every_method_works_without_a_calibration(name, problem):
     check_method(build_method(name), replace(problem, measurements=None))
 
