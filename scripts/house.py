@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "airtune"
 SMALL = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
-         "train.rounds=1", "train.local_steps=1", "output=none", "threads=1"]  # fmt: skip
+         "train.rounds=1", "train.local_steps=1", "threads=1"]  # fmt: skip
 
 
 def main() -> None:
