@@ -29,6 +29,8 @@ from airtune.wire.allowance import Allowance
 from airtune.work.train import TrainSettings
 
 DEVICES, ROUNDS = 4, 5
+QUICK = ("fedavg-lora", "fedspine", "jcpba", "sft")
+"""Those of the gate; the others are for `make check-all`."""
 METHODS = sorted(name for name, row in list_methods().items() if row.settings is not None)
 FLEET = {
     "name": "test",
@@ -108,7 +110,7 @@ def used(record, month_s, *, edge):
     return max(months.values(), default=0.0)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "auto" else name
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
                                   for name in METHODS])  # fmt: skip
 def test_no_method_exceeds_the_cap(name, base, data, tmp_path_factory, monkeypatch) -> None:
     @settings(max_examples=3, deadline=None, derandomize=True,

@@ -80,6 +80,7 @@ def test_a_sequential_server_is_that_of_one_process(streams, labels):
     assert result.batches == 9
 
 
+@pytest.mark.slow
 def test_who_dies_in_its_turn_stalls_nobody(streams):
     jobs = [streams.job(0, 1), streams.job(1, 2), streams.job(2, 3)]
     task = streams.task(jobs, WorkSpec(server="sequential"))
