@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from airtune.cost import Prediction
-from airtune.engine.remote.forecast import Forecast, Seen, _last
+from airtune.engine.remote.forecast import Forecast, MeasuredRound, _last
 from airtune.errors import CheckpointError
 from airtune.plan import whole_model
 
@@ -42,7 +42,7 @@ def play(rounds, *, noise, seed, true=(1.0, 2.0, 0.5), judges=False, shared=0.0)
         judging_s = 0.4 * scatter[3] if judges else NONE
         finish_s = work_s + down_s + up_s + np.nan_to_num(judging_s) + 0.1 * scatter[3]
         inside.append(expected.low_s <= finish_s.max() <= expected.high_s)
-        seen = Seen(finish_s, down_s, work_s, up_s, judging_s, np.zeros(3))
+        seen = MeasuredRound(finish_s, down_s, work_s, up_s, judging_s, np.zeros(3))
         forecast.learn(told(), plan, seen, expected)
     return forecast, np.array(inside)
 
@@ -71,7 +71,7 @@ def test_steps_of_a_split_are_learnt_as_a_whole():
     forecast, plan = Forecast(3), priced(1.0)
     for _ in range(8):
         work_s, finish_s = np.full(3, 1.0), np.full(3, 4.0)
-        seen = Seen(finish_s, np.zeros(3), work_s, np.zeros(3), NONE, np.zeros(3))
+        seen = MeasuredRound(finish_s, np.zeros(3), work_s, np.zeros(3), NONE, np.zeros(3))
         forecast.learn(told(cut=1), plan, seen)
     assert forecast.expect(told(cut=1), plan, is_judging=False).middle_s == pytest.approx(
         4, rel=0.05
@@ -80,7 +80,7 @@ def test_steps_of_a_split_are_learnt_as_a_whole():
 
 def test_devices_that_say_nothing_teach_nothing():
     forecast, before = Forecast(3), Forecast(3)
-    forecast.learn(told(), priced(1.0), Seen(NONE, NONE, NONE, NONE, NONE, NONE))
+    forecast.learn(told(), priced(1.0), MeasuredRound(NONE, NONE, NONE, NONE, NONE, NONE))
     assert (forecast.speed.factor == before.speed.factor).all()
     assert forecast.expect(told(), priced(np.inf), is_judging=False) is None
 

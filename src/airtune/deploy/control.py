@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
-from pydantic import ValidationError
 
 from airtune.deploy.audit import Audit
 from airtune.deploy.gate import Call, Caller, Gate, Requests
@@ -18,8 +17,9 @@ from airtune.deploy.register import Role
 from airtune.deploy.renewal import Renewal
 from airtune.deploy.runs import Runs
 from airtune.deploy.site import DRAINING, ServerSettings
+from airtune.errors import MismatchError
 from airtune.methods.plugins import is_path
-from airtune.recipe import Recipe
+from airtune.recipe import sent_recipe
 from airtune.wire.channel import read_json
 
 ORDER = frozenset({"recipe", "resume", "clock", "devices", "join-s", "silent-s", "where"})
@@ -66,7 +66,7 @@ class Control:
         if why:
             self._note(who, "submit", refused=why)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
-        name = Recipe.model_validate_json(order["recipe"]).label
+        name = sent_recipe(order["recipe"]).label
         number = self._runs.submit(
             order, name=name, operator=who.name, where=order.get("where") or {}
         )
@@ -83,14 +83,9 @@ class Control:
         if why := self._why_not_where(order):
             return why
         try:
-            recipe = Recipe.model_validate_json(order["recipe"])
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            return (
-                f"the recipe cannot be read at the server: {place}: {first['msg']}; install the "
-                "same version of airtune here and there"
-            )
+            recipe = sent_recipe(order["recipe"])
+        except MismatchError as error:
+            return str(error)
         if who.role == "admin":
             return ""
         for is_code, what in (

@@ -11,8 +11,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from airtune.cost import dense_pass_bytes, peak_memory
 from airtune.deploy.stepping import rows_of
 from airtune.engine.message import Task
@@ -20,7 +18,7 @@ from airtune.errors import MismatchError
 from airtune.model.base import BaseModel
 from airtune.model.part import held_groups, part_fingerprints
 from airtune.plan import ModelShape
-from airtune.recipe import Recipe
+from airtune.recipe import Recipe, sent_recipe
 from airtune.run.build import is_vision, load_held
 
 if TYPE_CHECKING:  # grpc is needed for what does not come with the task alone
@@ -108,15 +106,9 @@ class Holding:
         return held_groups(task.blocks, output=output) if task.blocks else frozenset()
 
     def _read(self, text: str) -> Recipe:
-        try:
-            recipe = Recipe.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise MismatchError(
-                f"the server's recipe cannot be read here: {place}: {first['msg']}; install the "
-                "same version of airtune on server and devices"
-            ) from error
+        recipe = sent_recipe(
+            text, where="the server's recipe cannot be read here", install="on server and devices"
+        )
         # whether pickled weights are read is no server's to say
         changes: dict[str, object] = {"device": self._compute, "allow_pickle": False}
         if self._model is not None:

@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from airtune.deploy.federation import Order
 from airtune.engine.remote.split import Serve
-from airtune.errors import AirtuneError, MismatchError
-from airtune.recipe import Recipe, load_recipe
+from airtune.errors import AirtuneError
+from airtune.recipe import load_recipe, sent_recipe
 
 
 @contextmanager
@@ -39,15 +37,7 @@ def order_of(said: Mapping[str, Any], *, serve: Serve) -> Order:
         RecipeError: if its file cannot.
     """
     text, name = str(said.get("recipe") or ""), str(said.get("recipe-file") or "")
-    try:
-        recipe = Recipe.model_validate_json(text) if text else load_recipe(name or None)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise MismatchError(
-            f"the recipe cannot be read at the server: {place}: {first['msg']}; install the same "
-            "version of airtune here and there"
-        ) from error
+    recipe = sent_recipe(text) if text else load_recipe(name or None)
     state, resume = said.get("state"), str(said.get("resume") or "")
     return Order(
         recipe=recipe,

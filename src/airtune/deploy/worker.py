@@ -86,11 +86,11 @@ def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:
     from dataclasses import replace
 
     from airtune.errors import AirtuneError
-    from airtune.wire.channel import RUN_KEY, Kept
+    from airtune.wire.channel import RUN_KEY, ReusedChannels
     from airtune.wire.letters import fetch_letter, send_answer
     from airtune.wire.post import Ticket
 
-    kept = Kept()
+    kept = ReusedChannels()
     try:
         ticket = Ticket.from_json(line)
         way = replace(way, metadata=(*way.metadata, (RUN_KEY, ticket.run)), kept=kept)

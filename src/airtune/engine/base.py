@@ -34,7 +34,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class ExpectedRound:
     """Seconds that a round is expected to take: four rounds of five end between low and high."""
 
     low_s: float
@@ -62,7 +62,7 @@ class Execution:
     setup: Setup = field(default_factory=Setup)
     planned_peak_bytes: Floats | None = None
     """By the cost model, where `results` hold what was measured; None where they hold the same."""
-    expected: Expected | None = None
+    expected: ExpectedRound | None = None
     """How long the round was expected to take, by an engine that learns it; None = as planned."""
     validation: Mapping[str, float] | None = None
     """Quality of the model that the devices were given, where they judged it; see `RoundPlan`."""

@@ -20,14 +20,13 @@ import torch
 from numpy.typing import ArrayLike
 
 from airtune.errors import ModelError, TrainingError
-from airtune.keys import derive_seed
 from airtune.model.cumulative import global_kept, pooled_scores, remembered
 from airtune.model.importance import Importance, pool
 from airtune.model.kept import Kept, keep_all, linear_index
 from airtune.model.lora import Adapters, layer_names, take
 from airtune.model.protect import add_noise, check_alike, clip_update
 from airtune.model.rules import RULES
-from airtune.model.rules.rule import DevicePart, Layer, Rule
+from airtune.model.rules.rule import Layer, LayerPart, Rule
 from airtune.model.state import GlobalState, Update
 from airtune.model.update import check_update
 from airtune.plan import AggregateSpec, Floats, Linear, ModelShape
@@ -106,7 +105,7 @@ def _layers(
             name, (state.adapters[f"{name}.A"], state.adapters[f"{name}.B"]),
             _parts(name, linear, updates, weights, shape),
             _parts(name, linear, sent, -weights, shape) if sent else (),
-            spec, scale, derive_seed(seed, name, state.round + 1),
+            spec, scale, seed, state.round + 1,
         ))  # fmt: skip
         adapters[f"{name}.A"], adapters[f"{name}.B"] = made.factors
         if made.merged is not None:
@@ -186,12 +185,12 @@ def _weights(weights: ArrayLike, count: int) -> Floats:
 
 def _parts(
     name: str, linear: Linear, updates: Sequence[Update], weights: Floats, shape: ModelShape
-) -> list[DevicePart]:
+) -> list[LayerPart]:
     parts = []
     for update, weight in zip(updates, weights, strict=True):
         columns, rows = linear_index(shape, linear, update.kept, int(name.partition(".")[0]))
         a, b = update.adapters[f"{name}.A"], update.adapters[f"{name}.B"]
-        parts.append(DevicePart(a, b, columns, rows, float(weight)))
+        parts.append(LayerPart(a, b, columns, rows, float(weight)))
     return parts
 
 

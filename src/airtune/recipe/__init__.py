@@ -1,7 +1,14 @@
 """Recipes: one YAML that says all of a run."""
 
 from airtune.recipe.devices import fleet_of
-from airtune.recipe.read import check_recipe, dump_recipe, load_recipe, override, parse_yaml
+from airtune.recipe.read import (
+    check_recipe,
+    dump_recipe,
+    load_recipe,
+    override,
+    parse_yaml,
+    sent_recipe,
+)
 from airtune.recipe.schema import EMBEDDED, Recipe
 from airtune.recipe.template import commented_recipe, default_fleet
 
@@ -16,4 +23,5 @@ __all__ = [
     "load_recipe",
     "override",
     "parse_yaml",
+    "sent_recipe",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from airtune.errors import RecipeError
+from airtune.errors import MismatchError, RecipeError
 from airtune.methods import settings_faults
 from airtune.recipe.faults import describe, keys_at, raise_faults, unknown_key
 from airtune.recipe.schema import Recipe
@@ -87,6 +87,30 @@ def check_recipe(values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
     if recipe is None:  # pragma: no cover
         raise RecipeError(f"{name} could not be read")
     return recipe
+
+
+def sent_recipe(
+    text: str, *, where: str = "the recipe cannot be read at the server",
+    install: str = "here and there",
+) -> Recipe:  # fmt: skip
+    """Return a recipe that came as JSON, from another version of airtune perhaps.
+
+    Args:
+        text: as it came.
+        where: who cannot read it, for the message; as a server says it by default.
+        install: where the same version is to be installed, likewise.
+
+    Raises:
+        MismatchError: naming the first key that is not known here or whose value is not.
+    """
+    try:
+        return Recipe.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise MismatchError(
+            f"{where}: {place}: {first['msg']}; install the same version of airtune {install}"
+        ) from error
 
 
 def override(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:

@@ -76,7 +76,7 @@ def server_options(
     ]
 
 
-class Kept:
+class ReusedChannels:
     """A connection that is used again: to prove oneself anew takes several round trips a call."""
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Way:
     """None = in the clear."""
     metadata: Metadata = ()
     """Goes with every call."""
-    kept: Kept | None = None
+    kept: ReusedChannels | None = None
     """Where its connection waits between calls; None = it is closed after each."""
 
     def open(self) -> AbstractContextManager[grpc.Channel]:

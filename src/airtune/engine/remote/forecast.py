@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from airtune.cost import Prediction
-from airtune.engine.base import Expected
+from airtune.engine.base import ExpectedRound
 from airtune.engine.gathered import under
 from airtune.engine.remote.learnt import LearntRatio
 from airtune.errors import CheckpointError
@@ -42,7 +42,7 @@ _NORMAL = 1.2816
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class MeasuredRound:
     """What was measured of a round's devices, in columns of shape (n,); NaN where nothing was."""
 
     finish_s: Floats
@@ -68,7 +68,9 @@ class Forecast:
         """Mean and variance, of each device; NaN = not known."""
         self._width = np.array([FIRST_WIDTH])
 
-    def expect(self, told: Assignments, priced: Prediction, *, is_judging: bool) -> Expected | None:
+    def expect(
+        self, told: Assignments, priced: Prediction, *, is_judging: bool
+    ) -> ExpectedRound | None:
         """Return how long a round will take; None where no device can do its part.
 
         Args:
@@ -106,14 +108,18 @@ class Forecast:
         sigma = np.maximum(np.sqrt(np.log1p(variance / mean**2)), LEAST_SPREAD)
         low_s, middle_s, high_s = _last(np.log(mean) - sigma**2 / 2, sigma)
         width = float(self._width[0])
-        return Expected(
+        return ExpectedRound(
             middle_s * (low_s / middle_s) ** width,
             middle_s,
             middle_s * (high_s / middle_s) ** width,
         )
 
     def learn(
-        self, told: Assignments, priced: Prediction, seen: Seen, expected: Expected | None = None
+        self,
+        told: Assignments,
+        priced: Prediction,
+        seen: MeasuredRound,
+        expected: ExpectedRound | None = None,
     ) -> None:
         """Take in a round.
 
@@ -137,7 +143,7 @@ class Forecast:
         told_s = np.isfinite(rest_s)
         self._learn_rest(who[told_s], np.maximum(rest_s[told_s], 0.0))
 
-    def _learn_width(self, expected: Expected | None, finish_s: Floats) -> None:
+    def _learn_width(self, expected: ExpectedRound | None, finish_s: Floats) -> None:
         """Compare a round in which all were done with its interval."""
         if expected is None or not np.isfinite(finish_s).all():
             return

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from airtune.cost import energy_j, train_flops
 from airtune.engine.remote.devices import Trained
-from airtune.engine.remote.forecast import Seen
+from airtune.engine.remote.forecast import MeasuredRound
 from airtune.plan import Assignments, Problem, Results, RoundPlan
 
 
@@ -21,7 +21,7 @@ def status_of(item: Trained | None) -> str:
     return item.answer.status if item.outcome.update is None else "ok"
 
 
-def seen_of(told: Assignments, done: Mapping[int, Trained]) -> Seen:
+def seen_of(told: Assignments, done: Mapping[int, Trained]) -> MeasuredRound:
     """Return what was measured of a round's devices, in columns; NaN where nothing was, (n,)."""
     columns = {name: np.full(len(told), np.nan) for name in (
         "finish_s", "download_s", "work_s", "upload_s", "judging_s", "loading_s")}  # fmt: skip
@@ -37,7 +37,7 @@ def seen_of(told: Assignments, done: Mapping[int, Trained]) -> Seen:
         }  # fmt: skip
         for name, value in row.items():
             columns[name][place] = np.nan if value is None else value
-    return Seen(**columns)
+    return MeasuredRound(**columns)
 
 
 def as_done(plan: RoundPlan, done: Mapping[int, Trained]) -> RoundPlan:

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from airtune.keys import derive_seed
 from airtune.model.lora import Adapters, layer_names
-from airtune.model.rules.rule import Combined, DevicePart, Factors, Layer, Rule
+from airtune.model.rules.rule import Combined, Factors, Layer, LayerPart, Rule
 
 A_ROW_NORM = 1.0 / math.sqrt(3.0)
 """Norm of a row of a fresh A; refactored rows get the same, so that learning rates keep their
@@ -33,15 +34,15 @@ def _factored(layer: Layer) -> Combined:
 def _stacked(layer: Layer) -> Combined:
     b, a = _stack(layer.previous, layer.parts)
     old_a, old_b = layer.previous
-    stream = torch.Generator().manual_seed(layer.seed)
+    stream = torch.Generator().manual_seed(derive_seed(layer.seed, layer.name, layer.round))
     fresh = torch.empty_like(old_a).uniform_(-1.0, 1.0, generator=stream)
     factors = fresh / math.sqrt(fresh.shape[1]), torch.zeros_like(old_b)
     return Combined(factors, merged=layer.scale * (b @ a).to(old_a.dtype))
 
 
 def _stack(
-    previous: Factors, parts: Sequence[DevicePart],
-    *, starts: Sequence[DevicePart] = (),
+    previous: Factors, parts: Sequence[LayerPart],
+    *, starts: Sequence[LayerPart] = (),
 ) -> Factors:  # fmt: skip
     """Return stacked factors whose product is the covered mean, B (out, R) and A (R, in).
 
@@ -96,8 +97,8 @@ def _with_uncovered_columns(
 
 
 def _refactored(
-    previous: Factors, parts: Sequence[DevicePart],
-    *, starts: Sequence[DevicePart] = (),
+    previous: Factors, parts: Sequence[LayerPart],
+    *, starts: Sequence[LayerPart] = (),
 ) -> Factors:  # fmt: skip
     """Return the best factors of the global rank, B A closest to the covered mean.
 
@@ -132,7 +133,7 @@ def mixed_products(old: Adapters, new: Adapters, *, share: float) -> Adapters:
     for name in layer_names(new):
         a, b = f"{name}.A", f"{name}.B"
         parts = [
-            DevicePart(old[a], old[b], None, None, 1.0 - share), DevicePart(new[a], new[b], None, None, share)
+            LayerPart(old[a], old[b], None, None, 1.0 - share), LayerPart(new[a], new[b], None, None, share)
         ]  # fmt: skip
         mixed[a], mixed[b] = _refactored((new[a], new[b]), parts)
     return mixed

@@ -20,7 +20,7 @@ Factors = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class DevicePart:
+class LayerPart:
     """One device's share of one layer."""
 
     a: torch.Tensor
@@ -38,15 +38,17 @@ class Layer:
     name: str
     previous: Factors
     """On the full grid, before the round."""
-    parts: Sequence[DevicePart]
+    parts: Sequence[LayerPart]
     """What came back, at least one."""
-    starts: Sequence[DevicePart]
+    starts: Sequence[LayerPart]
     """What each device was sent, with negative weights; empty unless the rule `needs_sent`."""
     spec: AggregateSpec
     scale: float
     """alpha / rank."""
     seed: int
-    """Of the run, the layer and the round."""
+    """Of the run."""
+    round: int
+    """Counted from 0, as the next begins."""
 
 
 @dataclass(frozen=True, slots=True)
