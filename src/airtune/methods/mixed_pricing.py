@@ -56,7 +56,7 @@ def mixed_problem(
         fetch_s=lines.adapter_down_bytes / down, server_bytes=ones * lines.server_bytes,
         pruned=ones * lines.pruned, log_rounds=ones * lines.log_rounds,
         weight=weight / total if total > 0.0 else np.full(weight.shape, 1.0 / max(weight.size, 1)),
-        allowed=allowed & (lines.rank <= largest_rank), prune_grid=grid, prune_log_rounds=values,
+        allowed=may, prune_grid=grid, prune_log_rounds=values,
         server_memory_bytes=max(room - held, 1.0), most_log_rounds=most_log_rounds,
         names=seen.able_names,
     )  # fmt: skip
