@@ -17,7 +17,7 @@ grpc = pytest.importorskip(
 from airtune.engine.stream import StreamServer  # noqa: E402
 from airtune.errors import CodecError, ConnectionFailedError  # noqa: E402
 from airtune.wire import post  # noqa: E402
-from airtune.wire.channel import SERVICE, TOKEN_KEY, Kept, Way  # noqa: E402
+from airtune.wire.channel import SERVICE, TOKEN_KEY, ReusedChannels, Way  # noqa: E402
 from airtune.wire.envelope import Envelope, parts_of, read_letter  # noqa: E402
 from airtune.wire.letters import fetch_letter, send_answer  # noqa: E402
 from airtune.wire.post import PostCourier, Ticket  # noqa: E402
@@ -178,7 +178,7 @@ def test_a_broken_answer_may_be_sent_again(server: StreamServer) -> None:
 
 
 def test_a_connection_is_used_again_until_a_call_on_it_fails(server: StreamServer) -> None:
-    way, seen = Way(f"127.0.0.1:{server.port}", kept=Kept()), []
+    way, seen = Way(f"127.0.0.1:{server.port}", kept=ReusedChannels()), []
     for fails in (False, False, True, False):
         with suppress(ConnectionError), way.open() as channel:
             seen.append(channel)
