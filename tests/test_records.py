@@ -20,7 +20,8 @@ def columns(count=3, **given):
     rng = np.random.default_rng(count)
     filled = {name: rng.random(count) for name in DEVICE_COLUMNS if name != "round"}
     filled |= {"device": np.arange(count), "name": [f"d{i}" for i in range(count)]}
-    filled |= {"status": "ok", "codec": "identity", "reason": 'fast, as "it" is', "rank": 8}
+    filled |= {"status": "ok", "codec": "identity", "upload_codec": "fp16"}
+    filled |= {"reason": 'fast, as "it" is', "rank": 8}
     filled |= {"cut": 0, "local_steps": 4, "samples": np.arange(count), "rank_left": 8}
     return filled | given
 

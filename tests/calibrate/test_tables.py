@@ -16,6 +16,7 @@ from airtune.calibrate import (
     measure_cut,
     measure_pruning,
     measure_ranks,
+    measure_uploads,
     store,
 )
 from airtune.calibrate.short import ShortRun, short_run
@@ -87,6 +88,16 @@ def test_ranks_and_cuts_are_measured_against_the_whole_model(setting):
     assert [row.rank for row in found.ranks] == [full // 8, full // 4, full // 2, full]
     assert found.curve == measure_cut(setting, (1,)).curve
     assert measure_cut(setting, (1,)).measured == {"cut"}
+
+
+def test_uploads_are_measured_against_updates_that_are_not_coded(setting):
+    usual = setting.problem.workload.upload
+    found = measure_uploads(setting, (COARSE, CodecSpec("fp16")))
+    assert [row.codec for row in found.uploads] == list(
+        dict.fromkeys((CodecSpec(), usual, COARSE, CodecSpec("fp16")))
+    )
+    assert found.uploads[0].log_rounds == 0.0 <= min(row.log_rounds for row in found.uploads)
+    assert 0.3 < found.uploads[-2].scale != 1.0
 
 
 def test_codecs_cost_in_proportion_to_what_they_lose_at_a_cut(setting):

@@ -15,7 +15,7 @@ from airtune.cost import (
     upload_bytes,
 )
 from airtune.model.families import family_of
-from airtune.plan import Workload, whole_model
+from airtune.plan import CodecSpec, Workload, whole_model
 
 # peft's own words with Conv1D layers and with transformers 5
 pytestmark = [
@@ -54,6 +54,14 @@ def test_upload_equals_the_tensors_peft_makes(sample, workload_of, plan_of):
     expected = peft_numbers(sample, workload.lora_targets, 4, trains_head=workload.trains_head)
     assert upload_bytes(sample.shape, workload, plan_of()).tolist() == [expected * 4.0]
     assert download_bytes(sample.shape, workload, 4) == expected * 4.0
+
+
+def test_each_row_costs_what_a_fleet_of_its_codec_costs(sample, workload_of, plan_of):
+    specs = (CodecSpec("fp16"), CodecSpec(), CodecSpec("topk", keep=0.1, bits=4))
+    plain = workload_of(sample.shape)
+    told = replace(plan_of(3), upload_index=np.arange(3), uploads=specs)
+    alone = [upload_bytes(sample.shape, replace(plain, upload=each), plan_of()) for each in specs]
+    assert upload_bytes(sample.shape, plain, told).tolist() == np.concatenate(alone).tolist()
 
 
 @pytest.mark.parametrize("target", ["q_proj", "v_proj", "o_proj", "gate_proj", "down_proj"])

@@ -16,7 +16,9 @@ from airtune.engine.message import Setup
 from airtune.engine.remote.devices import Remote
 from airtune.engine.remote.replay import ReplayEngine
 from airtune.loop import Run, begin, run_rounds
+from airtune.methods.whole_equal import WholeEqual
 from airtune.model.state import initial_state
+from airtune.plan import CodecSpec
 from airtune.records import RunWriter, read_run
 from airtune.run import build_pieces, choose_method
 from airtune.run.execute import loop_settings
@@ -59,6 +61,34 @@ def _play(pieces, method, problem, engine, folder: Path) -> tuple[Any, Any]:
     finally:
         engine.close()
     return read_run(folder), done.state
+
+
+class _Alternating(WholeEqual):
+    """Devices that code their updates in turn by one codec and by another."""
+
+    def plan(self, problem, state, observation):
+        plan, state = super().plan(problem, state, observation)
+        menu = (CodecSpec("topk", keep=0.1, bits=4), CodecSpec(), CodecSpec("fp16"))
+        specs = [menu[(place + plan.round) % 3] for place in range(len(plan.assignments))]
+        told = plan.assignments.coded_as(specs, CodecSpec())
+        return replace(plan, assignments=told), state
+
+
+def test_codecs_that_change_hands_are_replayed_with_what_they_owe(recipe, mail, tmp_path):
+    pieces = build_pieces(recipe(**{"method.name": "fedavg-lora", "upload.feedback": "true"}))
+    method = replace(choose_method(pieces.recipe).method, decider=_Alternating())
+    problem = replace(pieces.problem, work=method.work)
+    here, state_here = _play(
+        pieces, method, problem, _local(pieces, method, problem), tmp_path / "a"
+    )
+    there, state_there = _play(
+        pieces, method, problem, _remote(pieces, method, problem, mail), tmp_path / "b"
+    )
+    assert len(set(here.devices["upload_codec"])) == 3
+    for name, column in here.devices.items():
+        np.testing.assert_array_equal(column, there.devices[name], err_msg=name)
+    for name, tensor in state_here.adapters.items():
+        assert torch.equal(tensor, state_there.adapters[name])
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,39 @@ def test_only_what_counts_leaves_a_debt(engine_of, problem_of, plan_of, keep, st
     assert {int(name.split("/")[1]) for name in engine.snapshot()} == set(ok)
 
 
+def in_codecs(plan, *specs):
+    return replace(plan, assignments=plan.assignments.coded_as(specs, CodecSpec()))
+
+
+def test_each_device_codes_its_update_as_it_is_told(engine_of, plan_of, keep, state):
+    plain = execute(engine_of(), plan_of(), state, keep)
+    mixed = in_codecs(plan_of(), TOPK, None, CodecSpec("fp16"), None, None, None)
+    done = execute(engine_of(), mixed, state, keep)
+    ratio = done.results.upload_bytes / plain.results.upload_bytes
+    assert ratio[0] < 0.2 < ratio[2] < 0.6
+    assert ratio[[1, 3, 4, 5]].tolist() == [1.0] * 4
+    same = [
+        all(torch.equal(one.adapters[name], other.adapters[name]) for name in one.adapters)
+        for one, other in zip(done.updates, plain.updates, strict=True)
+    ]
+    assert same == [False, True, False, True, True, True]
+
+
+def test_what_coding_lost_is_made_up_for_in_another_codec(
+    engine_of, problem_of, plan_of, keep, state, cell
+):
+    engine = engine_of(problem=coded(problem_of, cell, upload_feedback=True))
+    plain = execute(engine_of(), plan_of(), state, keep).updates[0].adapters
+    first = execute(engine, plan_of(), state, keep).updates[0].adapters
+    again = in_codecs(
+        plan_of(), *[CodecSpec()] * 6
+    )  # the same round, whose loss is then made up for
+    second = execute(engine, again, state, keep).updates[0].adapters
+    for name, tensor in plain.items():
+        torch.testing.assert_close(first[name] + second[name], 2 * tensor, atol=1e-5, rtol=1e-5)
+    assert not any(array.any() for array in engine.snapshot().values())
+
+
 def test_a_codec_that_cannot_hold_an_update_refuses_it(
     engine_of, problem_of, plan_of, keep, state, cell
 ):

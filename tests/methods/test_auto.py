@@ -11,6 +11,7 @@ from airtune.methods import build_method, sample_problem
 from airtune.methods.contract import sample_observation
 from airtune.methods.mixed_lines import mixed_lines
 from airtune.methods.mixed_pricing import pruning_curve
+from airtune.plan import CodecSpec, UploadRounds
 
 
 @pytest.fixture
@@ -39,13 +40,16 @@ def rounds_times_seconds(plan, problem, seen):
     return log_k + np.log(took.round_s)
 
 
+def roomy():
+    return replace(sample_problem().devices, memory_bytes=np.full(9, 1e12))
+
+
 @pytest.mark.parametrize(("name", "number"), [("jcpba", 0), ("sft", 2), ("fedavg-lora", 0)])
 def test_its_plan_is_never_slower_than_those_of_the_others(decided, name, number):
     found = decided(number=number)
     other = decided(name=name, number=number)
     if name == "fedavg-lora":  # it plans for a device that cannot hold the model
-        roomy = replace(found[2].devices, memory_bytes=np.full(9, 1e12))
-        found = decided(number=number, devices=roomy)
+        found = decided(number=number, devices=roomy())
     assert rounds_times_seconds(found[0], *found[2:]) <= (
         rounds_times_seconds(other[0], *other[2:]) + 1e-6
     )
@@ -56,8 +60,7 @@ def test_its_plan_is_never_slower_than_those_of_the_others(decided, name, number
 )
 def test_any_knobs_may_be_chosen_and_the_others_stay_as_they_are(decided, knobs):
     # without pruning only a cut lets the smallest device train
-    changes = {} if "cut" in knobs or "prune" in knobs else {"devices": replace(
-        sample_problem().devices, memory_bytes=np.full(9, 1e12))}  # fmt: skip
+    changes = {} if "cut" in knobs or "prune" in knobs else {"devices": roomy()}
     plan, _, problem, _ = decided({"knobs": knobs}, **changes)
     told = plan.assignments
     assert ("prune" in knobs) or not told.prune_ffn.any()
@@ -73,6 +76,22 @@ def test_what_was_not_measured_is_not_chosen(decided):
     assert set(told.rank.tolist()) == {dense}
     roomy = problem.devices.memory_bytes[told.device] > problem.devices.memory_bytes.max() * 0.9
     assert not told.prune_ffn[roomy].any()
+
+
+def test_updates_are_coded_where_that_costs_less_than_it_saves(decided):
+    coded = CodecSpec("topk", keep=0.1, bits=4)
+    measured, asked = sample_problem().measurements, {"knobs": ["prune", "upload", "share"]}
+    found = []
+    for cost, expected in ((0.0, coded), (50.0, sample_problem().workload.upload)):
+        uploads = (UploadRounds(CodecSpec(), 0.0), UploadRounds(coded, cost))
+        plan, _, problem, seen = decided(
+            asked, measurements=replace(measured, uploads=uploads), devices=roomy()
+        )
+        sent = {problem.workload.upload_of(row) for row in plan.assignments}
+        assert (coded in sent) == (expected == coded)
+        assert any(f"sent by {expected.label}" in reason for reason in plan.reasons)
+        found.append(rounds_times_seconds(plan, problem, seen))
+    assert found[0] < found[1]
 
 
 def test_no_more_rounds_than_allowed_are_asked_for(decided):

@@ -11,6 +11,7 @@ from airtune.plan import (
     Measurements,
     PrunedRounds,
     RankRounds,
+    UploadRounds,
     measurements_from,
 )
 
@@ -20,6 +21,7 @@ WHOLE = Measurements(
     pruning=(PrunedRounds(0.0, 0.0), PrunedRounds(0.2, 0.1), PrunedRounds(0.4, 0.5)),
     ranks=(RankRounds(2, 0.3), RankRounds(4, 0.1), RankRounds(8, 0.0)),
     codecs=(CodecRounds(1, COARSE, 0.2), CodecRounds(3, COARSE, 0.1)), cut=-0.2, most_pruned=0.6,
+    uploads=(UploadRounds(CodecSpec(), 0.0), UploadRounds(COARSE, 0.2, 0.1, 0.9)),
 )  # fmt: skip
 
 
@@ -35,7 +37,7 @@ def test_what_was_not_measured_is_empty():
     empty = Measurements("a", "nothing")
     assert measurements_from(empty.as_document()) == empty
     assert not empty.measured
-    assert WHOLE.measured == {"pruning", "ranks", "codecs", "cut"}
+    assert WHOLE.measured == {"pruning", "ranks", "codecs", "cut", "uploads"}
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,9 @@ def test_what_was_not_measured_is_empty():
         ({"codecs": [[1, {"kind": "fp16"}, -0.1]]}, r"cost at least 0"),
         ({"codecs": [[1, {"kind": "fp16", "depth": 2}, 0.1]]}, r"depth"),
         ({"cut": float("nan")}, r"cut .* finite"),
+        ({"uploads": [[{"kind": "fp16"}, 0.1]]}, r"begin with the identity at 0"),
+        ({"uploads": [[{}, 0.0], [{"kind": "fp16"}, -0.1]]}, r"cost of at least 0"),
+        ({"uploads": [[{}, 0.0], [{}, 0.0]]}, r"each codec once"),
         ({"most_pruned": 1.5}, r"most_pruned"),
         ({"schema": 1}, r"schema 1"),
         ({"ranks": None}, r"measure again"),
@@ -59,6 +64,18 @@ def test_what_was_not_measured_is_empty():
 def test_what_makes_no_sense_is_refused(changed, said):
     with pytest.raises(CheckpointError, match=said):
         measurements_from(document(**changed))
+
+
+def test_a_document_without_uploads_is_read():
+    old = document()
+    del old["uploads"]
+    assert measurements_from(old).uploads == ()
+
+
+def test_an_upload_that_was_not_measured_has_no_price():
+    assert (WHOLE.upload_rounds(CodecSpec()), WHOLE.upload_rounds(COARSE)) == (0.0, 0.2)
+    with pytest.raises(RecipeError, match=r"fp16 cost was not measured.*calibration\.uploads"):
+        WHOLE.upload_rounds(CodecSpec("fp16"))
 
 
 def test_a_missing_table_is_named():

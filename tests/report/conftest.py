@@ -118,7 +118,8 @@ def _write(folder, method, seed, rounds, devices, target, ends, prefix):
             {
                 "device": np.arange(devices), "name": [f"{prefix}-{i:02}" for i in range(devices)],
                 "status": status, "prune_heads": 0.0 * pruned, "prune_ffn": pruned,
-                "pruned": pruned * 0.7, "rank": 8, "cut": 0, "codec": "identity", "share": share,
+                "pruned": pruned * 0.7, "rank": 8, "cut": 0, "codec": "identity", "upload_codec": "identity",
+                "share": share,
                 "bandwidth_hz": share * 10e6, "local_steps": 8, "download_s": download,
                 "judging_s": 0.0, "compute_s": compute, "upload_s": upload, "wait_s": 0.0,
                 "finish_s": np.where(status == "refused", np.nan, finish),
@@ -262,7 +263,8 @@ def make_bandit_run(folder: Path, label="fedspine", seed=0, *, rounds=20, **sett
                     "name": [f"<b>{index}" for index in told.device], "prune_heads": told.prune_heads,
                     "prune_ffn": told.prune_ffn, "rank": told.rank, "rank_left": told.rank, "cut": 0,
                     "pruned": problem.shape.pruned_fraction(told.prune_heads, told.prune_ffn),
-                    "codec": "identity", "share": told.share, "bandwidth_hz": 0.0, "local_steps": 5,
+                    "codec": "identity", "upload_codec": "identity",
+                    "share": told.share, "bandwidth_hz": 0.0, "local_steps": 5,
                     "memory_bytes": np.inf, "reason": np.array(plan.reasons, object),
                 },
             )  # fmt: skip

@@ -8,6 +8,7 @@ from airtune.calibrate.tables import (
     measure_cut,
     measure_pruning,
     measure_ranks,
+    measure_uploads,
 )
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "measure_pruning",
     "measure_ranks",
     "measure_sensitivity",
+    "measure_uploads",
     "store",
 ]

@@ -111,6 +111,9 @@ def _run(setting: CalibrationSetting, tried: Tried, folder: Path) -> ShortRun:
         setting.problem, devices=fleet.profiles(samples), rounds=setting.rounds,
         measurements=None, deadline_s=None, device_bytes_per_month=None, joules_per_round=None, work=setting.work,
     )  # fmt: skip
+    if tried.upload is not None:
+        workload = replace(problem.workload, upload=tried.upload, coded_scale=CodedScale())
+        problem = replace(problem, workload=workload)
     method = Method("calibration", tried, work=setting.work, may_cut=True)
     engine = LocalEngine(
         fleet, problem, setting.base, data, work=setting.work, settings=setting.engine

@@ -9,6 +9,7 @@ knob costs (`curves`):
     ranks     a half, a quarter and an eighth of the full rank; against the full rank
     cut       cuts spread over the model, without compression; against the whole model
     codecs    each codec through the same cuts; against the cuts without compression
+    uploads   each codec of updates; against updates that are sent as they are
 
 Pruning and ranks are made to rise with what they take away. Pruning rates are tried from small to
 large, and no more after one whose loss runs away; the largest rate of a device in the runs before is
@@ -50,6 +51,7 @@ from airtune.plan import (
     Measurements,
     PrunedRounds,
     RankRounds,
+    UploadRounds,
 )
 from airtune.units import BITS_PER_BYTE
 from airtune.work.batches import join_examples, lengths_of
@@ -117,6 +119,26 @@ def measure_ranks(setting: CalibrationSetting) -> Measurements:
         setting.base.fingerprint, _source("ranks", setting, [reference, *runs]), reference.curve,
         ranks=(*reversed(rows), RankRounds(full, 0.0)),
     )  # fmt: skip
+
+
+def measure_uploads(setting: CalibrationSetting, codecs: Sequence[CodecSpec]) -> Measurements:
+    """Measure what coding the updates costs, of the recipe's codec and of a menu.
+
+    Raises:
+        TrainingError: if the short runs give no usable update.
+    """
+    usual = setting.problem.workload.upload
+    menu = dict.fromkeys((CodecSpec(), usual, *codecs))
+    runs = [short_run(setting, Tried(upload=None if spec == usual else spec)) for spec in menu]
+    reference = runs[0].curve
+    rows = [
+        UploadRounds(spec, float(np.log(rounds_needed(reference, run.curve))),
+                     end_loss(reference, run.curve), run.coded.up)
+        for spec, run in zip(menu, runs, strict=True)
+    ]  # fmt: skip
+    return Measurements(
+        setting.base.fingerprint, _source("uploads", setting, runs), reference, uploads=tuple(rows)
+    )
 
 
 def measure_cut(setting: CalibrationSetting, cuts: Sequence[int] = ()) -> Measurements:

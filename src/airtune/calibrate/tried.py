@@ -33,6 +33,8 @@ class Tried(Memoryless):
     """Dealt to the devices in turn; none = nothing is cut."""
     codec: CodecSpec = field(default_factory=CodecSpec)
     """What crosses the cuts is coded with it."""
+    upload: CodecSpec | None = None
+    """How updates are coded, by whoever carries the short federation out; None = as the recipe says."""
     needs: frozenset[Need] = frozenset()
 
     @property
@@ -44,6 +46,8 @@ class Tried(Memoryless):
         """
         if self.cuts:
             return f"cut {' '.join(map(str, self.cuts))} {self.codec.label}"
+        if self.upload is not None:
+            return f"upload {self.upload.label}"
         if self.rank is not None:
             return f"rank {self.rank}"
         return f"pruned {self.pruned:g}" if self.pruned else "whole"

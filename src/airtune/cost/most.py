@@ -23,7 +23,6 @@ from airtune.cost.payload import (
     lora_parameters,
     score_bytes,
     trained_parameters,
-    upload_bytes,
     widest,
 )
 from airtune.cost.split import INTEGER_BYTES
@@ -78,15 +77,13 @@ def most_bytes(problem: Problem, assignments: Assignments) -> Floats:
 def most_upload_bytes(problem: Problem, assignments: Assignments) -> Floats:
     """Return what each device can send in a round, at most, shape (n,)."""
     shape, workload = problem.shape, problem.workload
-    whole = _update_bytes(problem, trained_parameters(shape, workload, assignments))
-    if workload.upload.kind == "identity":
-        whole = upload_bytes(shape, workload, assignments)
-    else:
-        whole = whole + score_bytes(shape, workload, assignments)
+    numbers = trained_parameters(shape, workload, assignments)
+    whole = _update_bytes(problem, assignments, numbers)
+    whole = whole + score_bytes(shape, workload, assignments)
     is_cut = assignments.cut > 0
     if not is_cut.any():
         return whole
-    parts = _update_bytes(problem, _part_parameters(problem, assignments))
+    parts = _update_bytes(problem, assignments, _part_parameters(problem, assignments))
     return np.where(is_cut, parts + assignments.local_steps * _step(problem, assignments)[0], whole)
 
 
@@ -120,12 +117,13 @@ def stream_bytes(problem: Problem, assignments: Assignments) -> Floats:
     return np.where(assignments.cut > 0, steps, 0.0)
 
 
-def _update_bytes(problem: Problem, numbers: ArrayLike) -> Floats:
-    """Return the most that numbers of an update take: factors A, factors B, and a head."""
-    spec, count = problem.workload.upload, np.asarray(numbers, np.float64)
-    if spec.kind == "identity":
-        return count * problem.workload.adapter_bytes
-    return _coded_bytes(spec, count)
+def _update_bytes(problem: Problem, assignments: Assignments, numbers: ArrayLike) -> Floats:
+    """Return the most that numbers of an update take: factors A, factors B, and a head, (n,)."""
+    found, count = np.zeros(len(assignments)), np.asarray(numbers, np.float64)
+    for spec, rows in assignments.upload_groups(problem.workload.upload):
+        plain = count * problem.workload.adapter_bytes
+        found = found + rows * (plain if spec.kind == "identity" else _coded_bytes(spec, count))
+    return found
 
 
 def _coded_bytes(spec: CodecSpec, numbers: ArrayLike) -> Floats:

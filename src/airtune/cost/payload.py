@@ -52,13 +52,29 @@ def upload_bytes(shape: ModelShape, workload: Workload, assignments: Assignments
 
     Exact tensor bytes without framing, or the expected payloads where updates are coded.
     """
-    left = kept(shape, assignments)
-    if workload.upload.kind == "identity":
+    size = score_bytes(shape, workload, assignments)
+    for spec, rows in assignments.upload_groups(workload.upload):
+        scale = workload.upload_scale(spec)
+        size = size + rows * adapter_bytes(shape, workload, assignments, spec, scale=scale)
+    return np.asarray(size, np.float64)
+
+
+def adapter_bytes(
+    shape: ModelShape, workload: Workload, assignments: Assignments, spec: CodecSpec, *, scale: float
+) -> Floats:  # fmt: skip
+    """Return the bytes of devices' adapters, and of trained heads, in one codec, shape (n,).
+
+    Args:
+        shape: the unpruned model.
+        workload: names the layers with adapters.
+        assignments: n devices.
+        spec: the codec; the identity takes the exact tensor bytes.
+        scale: real bytes of coded adapters over expected ones.
+    """
+    if spec.kind == "identity":
         numbers = trained_parameters(shape, workload, assignments).astype(np.float64)
-        size = numbers * workload.adapter_bytes
-    else:
-        size = workload.coded_scale.up * _coded(shape, workload, left, workload.upload)
-    return np.asarray(size + score_bytes(shape, workload, assignments))
+        return numbers * workload.adapter_bytes
+    return scale * _coded(shape, workload, kept(shape, assignments), spec)
 
 
 def score_bytes(shape: ModelShape, workload: Workload, assignments: Assignments) -> Floats:

@@ -25,11 +25,10 @@ from airtune.cost.coded import payload_bytes
 from airtune.cost.flops import forward_flops, head_flops, server_flops, train_flops
 from airtune.cost.graph import kept
 from airtune.cost.memory import head_work_bytes, pass_bytes, peak_memory, server_saved_bytes
-from airtune.cost.payload import held_bytes, lora_parameters, upload_bytes
+from airtune.cost.payload import adapter_bytes, held_bytes, lora_parameters
 from airtune.plan import (
     Assignments,
     CodecSpec,
-    CodedScale,
     Floats,
     Ints,
     ModelShape,
@@ -247,14 +246,18 @@ def _exchanged(problem: Problem, assignments: Assignments, *, up: bool) -> Float
     head = 0
     if workload.trains_head and work.labels == "stay":
         head = shape.trained_head_parameters
-    spec, scale = workload.upload, workload.coded_scale.up
+    groups = assignments.upload_groups(workload.upload)
     if not up:
-        spec, scale = workload.download, workload.coded_scale.down
-    sent = replace(workload, scores="none", upload=spec, coded_scale=CodedScale(up=scale))
-    adapters = upload_bytes(shape, sent, assignments)
-    coded = scale * payload_bytes(head, spec) if head else 0.0
-    extra = head * workload.adapter_bytes if spec.kind == "identity" else coded
-    return np.asarray((0.0 if work.device_frozen else 1.0) * adapters + extra, np.float64)
+        groups = ((workload.download, np.ones(len(assignments), np.bool_)),)
+    held = 0.0 if work.device_frozen else 1.0
+    found = np.zeros(len(assignments))
+    for spec, rows in groups:
+        scale = workload.upload_scale(spec) if up else workload.coded_scale.down
+        adapters = adapter_bytes(shape, workload, assignments, spec, scale=scale)
+        coded = scale * payload_bytes(head, spec) if head else 0.0
+        extra = head * workload.adapter_bytes if spec.kind == "identity" else coded
+        found = found + rows * (held * adapters + extra)
+    return np.asarray(found, np.float64)
 
 
 def _device_peak(problem: Problem, assignments: Assignments) -> Floats:

@@ -324,12 +324,13 @@ class Device:
         setup, shape = task.setup, here.shape
         self._settle(task, here)
         cut = None if task.row is None else task.row.cut
+        spec = setup.workload.upload if task.row is None else setup.workload.upload_of(task.row)
         reference = returned_of(state, shape, update.kept, update.rank, cut=cut, work=setup.work)
         owed = None
         if setup.workload.upload_feedback:
             owed = self._lost.of(update, state, shape, reference)
         stream = generator(setup.seed, "upload", update.round, update.device)
-        coded = encode_update(update, reference, setup.workload.upload, stream, owed)
+        coded = encode_update(update, reference, spec, stream, owed)
         self._pending = (task.round, update, state, coded.lost)
         sent = dict(coded.payloads)
         if update.importance is not None:

@@ -50,7 +50,8 @@ class OwnSpeed:
         arms = [of_arm(row, pace, arm, 1) for arm in range(max(len(pace.arms), 1))]
         rows = rows_of(arms)
         flops = train_flops(self._shape, self._workload, rows)
-        sent = upload_bytes(self._shape, self._workload, rows)
+        workload = replace(self._workload, upload=self._workload.upload_of(row))
+        sent = upload_bytes(self._shape, workload, rows)
         send_s: Floats = np.zeros(len(arms)) if not up_bps else sent * BITS_PER_BYTE / up_bps
         allowed = np.ones((1, len(arms)), np.bool_)
         if memory_bytes is not None:

@@ -32,7 +32,16 @@ from airtune.engine.devices import pack_devices, unpack_devices
 from airtune.engine.gathered import under
 from airtune.errors import CheckpointError
 from airtune.model.state import DeviceState, GlobalState, Update
-from airtune.plan import Assignments, Floats, LinkState, Observation, Problem, Results, RoundPlan
+from airtune.plan import (
+    Assignments,
+    CodecSpec,
+    Floats,
+    LinkState,
+    Observation,
+    Problem,
+    Results,
+    RoundPlan,
+)
 from airtune.work.uploads import returned_of
 
 _TOLD = ("prune_heads", "prune_ffn", "rank", "share", "local_steps")
@@ -58,6 +67,8 @@ class InFlight:
     memory_bytes: float
     change: Update | None
     """An update whose tensors are differences to what the device was told; None = none comes."""
+    upload: CodecSpec | None = None
+    """How it was coded; None = as the recipe says."""
 
 
 class BufferedEngine:
@@ -131,6 +142,7 @@ class BufferedEngine:
                 bandwidth_hz=float(done.bandwidth_hz[place]),
                 memory_bytes=float(done.memory_bytes[place]),
                 change=None if update is None else self._change(update, done.state),
+                upload=told.row(place).upload,
             ))  # fmt: skip
         return begun
 
@@ -197,7 +209,7 @@ def _execution(
     end_s: float, left: int,
 ) -> Execution:  # fmt: skip
     """Return a round of what has arrived in it, in rising order of devices."""
-    told = _told(arrived)
+    told = _told(arrived, problem)
     updates, stale = [], {}
     for entry in arrived:
         stale[problem.devices.names[entry.device]] = plan.round - entry.began
@@ -241,14 +253,15 @@ def _moved(update: Update, by: Mapping[str, torch.Tensor], *, times: float) -> U
     return replace(update, adapters=moved(update.adapters), head=moved(update.head))
 
 
-def _told(entries: Sequence[InFlight]) -> Assignments:
+def _told(entries: Sequence[InFlight], problem: Problem) -> Assignments:
     count = len(entries)
     columns: dict[str, Any] = {name: _column(name, [entry.told[name] for entry in entries])
                                for name in _TOLD}  # fmt: skip
-    return Assignments(
+    told = Assignments(
         device=np.array([entry.device for entry in entries], np.int64), **columns,
         cut=np.zeros(count, np.int64), codec_index=np.zeros(count, np.int64),
     )  # fmt: skip
+    return told.coded_as([entry.upload for entry in entries], problem.workload.upload)
 
 
 def _column(name: str, values: Sequence[float | str]) -> NDArray[Any]:
@@ -303,6 +316,8 @@ def _unpacked(arrays: Mapping[str, NDArray[np.generic]]) -> list[InFlight]:
                     device=row["device"], kept=kept[row["device"]].kept, **row["change"],
                     adapters=_tensors("adapters/", own), head=_tensors("head/", own),
                 )  # fmt: skip
+            upload = row.get("upload")
+            row["upload"] = None if upload is None else CodecSpec(**upload)
             found.append(InFlight(**{**row, "change": change}))
         return found
     except (KeyError, ValueError, TypeError) as error:

@@ -193,7 +193,7 @@ class LocalEngine:
             timing, outcomes, record = self._through_cuts(
                 plan, state, divide, start_s=begin_s, download_bytes=size_bytes
             )
-        elif self._uplink.is_coded:
+        elif self._uplink.is_coded(plan):
             timing, outcomes = self._train_then_time(
                 plan, state, divide, start_s=begin_s, download_bytes=size_bytes
             )

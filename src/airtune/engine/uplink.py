@@ -18,7 +18,7 @@ from airtune.cost.split import split_cost
 from airtune.errors import CodecError
 from airtune.keys import generator
 from airtune.model.state import GlobalState, Update
-from airtune.plan import Floats, Problem, RoundPlan
+from airtune.plan import Assignment, Floats, Problem, RoundPlan
 from airtune.work.train import Outcome
 from airtune.work.uploads import (
     CodedUpdate,
@@ -48,10 +48,13 @@ class Uplink:
         self._problem = problem
         self._residuals = Residuals()
 
-    @property
-    def is_coded(self) -> bool:
-        """Whether updates are coded at all; otherwise they arrive as they are."""
-        return self._problem.workload.upload.kind != "identity"
+    def is_coded(self, plan: RoundPlan) -> bool:
+        """Whether an update of a plan is coded, or makes up for what coding has lost before."""
+        workload = self._problem.workload
+        groups = plan.assignments.upload_groups(workload.upload)
+        return workload.upload_feedback or any(
+            spec.kind != "identity" and rows.any() for spec, rows in groups
+        )
 
     def send(
         self, plan: RoundPlan, state: GlobalState, outcomes: Mapping[int, Outcome]
@@ -64,12 +67,12 @@ class Uplink:
             outcomes: by row of the plan, with the updates as trained.
         """
         arrived, coded = dict(outcomes), {}
-        for place, outcome in outcomes.items() if self.is_coded else ():
+        for place, outcome in outcomes.items() if self.is_coded(plan) else ():
             if outcome.update is None:
                 continue
             row = plan.assignments.row(place)
             try:
-                arrived[place], coded[place] = self._cross(outcome, outcome.update, state, row.cut)
+                arrived[place], coded[place] = self._cross(outcome, outcome.update, state, row)
             except CodecError as error:
                 arrived[place] = replace(
                     outcome, status="refused", update=None, reason=f"update refused: {error}"
@@ -82,7 +85,8 @@ class Uplink:
 
         Args:
             plan: n devices.
-            coded_bytes: by row of the plan, of its coded tensors; the others count as expected.
+            coded_bytes: by row of the plan, of its payloads; those of the identity, and rows that
+                are not there, count as expected.
         """
         shape, workload = self._problem.shape, self._problem.workload
         beside = score_bytes(shape, workload, plan.assignments)
@@ -93,7 +97,8 @@ class Uplink:
             size_bytes = np.where(is_cut, parts.adapter_up_bytes, size_bytes)
             beside = np.where(is_cut, 0.0, beside)
         for place, size in coded_bytes.items():
-            size_bytes[place] = size + beside[place]
+            if workload.upload_of(plan.assignments.row(place)).kind != "identity":
+                size_bytes[place] = size + beside[place]
         return size_bytes
 
     def settle(self, sent: Sent, state: GlobalState, came: Mapping[int, Outcome]) -> None:
@@ -119,10 +124,11 @@ class Uplink:
         self._residuals = Residuals.from_arrays(arrays)
 
     def _cross(
-        self, outcome: Outcome, update: Update, state: GlobalState, cut: int | None
+        self, outcome: Outcome, update: Update, state: GlobalState, row: Assignment
     ) -> tuple[Outcome, CodedUpdate]:
-        shape, spec, work = self._problem.shape, self._problem.workload.upload, self._problem.work
-        reference = returned_of(state, shape, update.kept, update.rank, cut=cut, work=work)
+        shape, work = self._problem.shape, self._problem.work
+        spec = self._problem.workload.upload_of(row)
+        reference = returned_of(state, shape, update.kept, update.rank, cut=row.cut, work=work)
         owed = None
         if self._problem.workload.upload_feedback:
             owed = self._residuals.of(update, state, shape, reference)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from airtune.engine.base import Execution
 from airtune.engine.checkpoint import Checkpoint
 from airtune.model.state import GlobalState
-from airtune.plan import Problem, RoundPlan, State
+from airtune.plan import Assignments, Problem, RoundPlan, State
 from airtune.records import DEVICE_COLUMNS
 
 Record = dict[str, Any]
@@ -139,6 +139,7 @@ def device_columns(problem: Problem, done: Round) -> Mapping[str, NDArray[Any]]:
         "rank_left": told.rank if results.rank_left is None else results.rank_left,
         "cut": told.cut,
         "codec": np.array([told.codecs[index].label for index in told.codec_index], object),
+        "upload_codec": _upload_labels(problem, told),
         "share": told.share,
         "bandwidth_hz": execution.bandwidth_hz,
         "local_steps": told.local_steps,
@@ -146,6 +147,14 @@ def device_columns(problem: Problem, done: Round) -> Mapping[str, NDArray[Any]]:
         "reason": np.array([fault or reason for fault, reason in pairs], object),
     }
     return {name: np.concatenate([column, out[name]]) for name, column in columns.items()}
+
+
+def _upload_labels(problem: Problem, told: Assignments) -> NDArray[Any]:
+    """Return how each update is coded, in words."""
+    labels = np.full(len(told), "", object)
+    for spec, rows in told.upload_groups(problem.workload.upload):
+        labels[rows] = spec.label
+    return labels
 
 
 def _left_out_columns(
@@ -162,7 +171,7 @@ def _left_out_columns(
         for name in ("rank", "rank_left", "cut", "local_steps", "samples")
     }
     texts = {"name": [problem.devices.names[index] for index in device],
-             "status": ["absent"] * len(device), "codec": [""] * len(device),
+             "status": ["absent"] * len(device), "codec": [""] * len(device), "upload_codec": [""] * len(device),
              "reason": [left_out[index] for index in device.tolist()]}  # fmt: skip
     columns |= {name: np.array(text, object) for name, text in texts.items()}
     memory_bytes = problem.devices.memory_bytes

@@ -61,9 +61,9 @@ class Auto:
         RecipeError: if a setting is outside its range.
     """
 
-    knobs: Sequence[Knob] = ("prune", "rank", "cut", "codec", "share")
-    """What is chosen for each device; what is left out stays dense, whole, at full rank, uncoded, and
-    links are divided equally."""
+    knobs: Sequence[Knob] = ("prune", "rank", "upload", "cut", "codec", "share")
+    """What is chosen for each device; what is left out stays dense, whole, at full rank, uncoded
+    (updates: coded as the recipe's `upload` says), and links are divided equally."""
     quality: Quality = "auto"
     """auto = rounds times seconds is least; {rounds: 1.1} = the same, with no more than 1.1 times the
     rounds that dense, whole training needs."""
@@ -278,6 +278,8 @@ def auto(name: str, settings: object) -> Method:
         wants |= {"cut"}
     if "rank" in knobs:
         wants |= {"ranks"}
+    if "upload" in knobs:
+        wants |= {"uploads"}
     rule = AggregateSpec("nested" if "rank" in knobs else "average")
     return Method(
         name, settings, rule, WorkSpec(labels=settings.labels), wants=frozenset(wants),

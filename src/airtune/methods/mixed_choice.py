@@ -130,10 +130,10 @@ def _timed(menus: Menus, start: Start) -> MixedChoice:
 
 def _columns(menus: Menus, starts: Sequence[Start]) -> Ints:
     """Return the lines among which is searched, rising: spread ones, forced ones and the starts'."""
-    lines, used = menus.lines, menus.allowed.any(axis=0)
+    lines, used = menus.lines, np.asarray(menus.allowed.any(axis=0))
     found = [start.index for start in starts]
-    for rank in np.unique(lines.rank[lines.whole]):
-        rows = np.flatnonzero(lines.whole & (lines.rank == rank) & used)
+    for kind in lines.kinds():
+        rows = kind[used[kind]]
         if rows.size:
             asked = np.linspace(lines.pruned[rows[0]], lines.pruned[rows[-1]], _LEVELS)
             found.append(rows[np.searchsorted(lines.pruned[rows], asked - 1e-12)])
@@ -148,9 +148,8 @@ def _columns(menus: Menus, starts: Sequence[Start]) -> Ints:
 
 def _alike(menus: Menus, columns: Ints) -> Iterator[Ints]:
     """Yield choices in which all train the whole model alike, as far as their memory lets them."""
-    lines = menus.lines
-    for rank in np.unique(lines.rank[lines.whole]):
-        rows = columns[lines.whole[columns] & (lines.rank[columns] == rank)]
+    for kind in menus.lines.take(columns).kinds():
+        rows = columns[kind]
         allowed = menus.allowed[:, rows]
         if not allowed.any(axis=1).all():
             continue

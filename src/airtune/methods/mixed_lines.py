@@ -1,6 +1,7 @@
 """What each device may do where whole and cut devices share a round: its menu of lines, priced.
 
-A *whole* line is a pruning level and a rank; a *cut* line is a cut and a codec of what crosses it.
+A *whole* line is a pruning level, a rank and a codec of the update; a *cut* line is a cut and a codec
+of what crosses it.
 Lines that were not measured are not offered, as nobody knows how many rounds they cost: without a
 measurement no device prunes beyond what its memory forces, sends a lower rank or codes what crosses
 its cut.
@@ -8,7 +9,7 @@ its cut.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -31,7 +32,7 @@ from airtune.plan import (
 )
 from airtune.units import format_bytes
 
-Knob = Literal["prune", "rank", "cut", "codec", "share"]
+Knob = Literal["prune", "rank", "upload", "cut", "codec", "share"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,8 @@ class MixedLines:
     """Blocks on the device; 0 in a whole line."""
     codec: Ints
     """Index into `codecs`; 0 in a whole line."""
+    upload: Ints
+    """Index into `uploads`; 0 in a cut line."""
     log_rounds: Floats
     """ln of the rounds of a fleet that only has this line, without pruning's part."""
     flops: Floats
@@ -68,6 +71,8 @@ class MixedLines:
     """Of the device."""
     codecs: tuple[CodecSpec, ...]
     """Of what crosses a cut; the first is the identity."""
+    uploads: tuple[CodecSpec, ...]
+    """Of updates; the first is the recipe's."""
 
     def __len__(self) -> int:
         return int(self.cut.shape[0])
@@ -79,9 +84,15 @@ class MixedLines:
 
     def take(self, index: Ints) -> MixedLines:
         """Return a menu of some of the lines."""
-        columns = {each.name: getattr(self, each.name)[index] for each in fields(self)
-                   if each.name != "codecs"}  # fmt: skip
-        return replace(self, **columns)
+        return replace(self, **{name: getattr(self, name)[index] for name in _COLUMNS})
+
+    def kinds(self) -> Iterator[Ints]:
+        """Yield the whole lines of each rank and codec of updates, from least to most pruned."""
+        for rank in np.unique(self.rank[self.whole]):
+            for upload in range(len(self.uploads)):
+                rows = np.flatnonzero(self.whole & (self.rank == rank) & (self.upload == upload))
+                if rows.size:
+                    yield rows
 
     def told(self, problem: Problem, device: Ints, index: Ints, share: Floats) -> Assignments:
         """Return the assignments of n devices that take these lines, shape (n,)."""
@@ -90,18 +101,27 @@ class MixedLines:
             rank=self.rank[index], share=share,
             local_steps=np.full(device.shape, problem.workload.local_steps, np.int64),
             cut=self.cut[index], codec_index=self.codec[index], codecs=self.codecs,
+            upload_index=self.upload[index] if len(self.uploads) > 1 else None,
+            uploads=self.uploads if len(self.uploads) > 1 else (),
         )  # fmt: skip
 
     def find(self, rows: Assignments) -> Ints:
         """Return the line that each row of a plan is told, -1 where the menu has none, shape (n,)."""
         codec = np.array([self.codecs.index(each) if each in self.codecs else -1
                           for each in rows.codecs], np.int64)[rows.codec_index]  # fmt: skip
+        upload = np.full(len(rows), -1, np.int64)
+        for spec, those in rows.upload_groups(self.uploads[0]):
+            upload[those] = self.uploads.index(spec) if spec in self.uploads else -1
         is_cut = rows.cut[:, None] > 0
         same = rows.cut[:, None] == self.cut
         same &= (rows.rank[:, None] == self.rank) & (rows.prune_heads[:, None] == self.prune_heads)
         same &= rows.prune_ffn[:, None] == self.prune_ffn
         same &= ~is_cut | (codec[:, None] == self.codec)
+        same &= upload[:, None] == self.upload
         return np.asarray(np.where(same.any(axis=1), np.argmax(same, axis=1), -1), np.int64)
+
+
+_COLUMNS = tuple(each.name for each in fields(MixedLines) if each.name not in ("codecs", "uploads"))
 
 
 def mixed_lines(problem: Problem, knobs: Collection[Knob], *, ranks: Sequence[int]) -> MixedLines:
@@ -118,14 +138,21 @@ def mixed_lines(problem: Problem, knobs: Collection[Knob], *, ranks: Sequence[in
     ]
     if measured is None or "rank" not in knobs or not measured.ranks:
         chosen = [full]
-    parts = [_whole(problem, rank, measured) for rank in sorted({*chosen, full}, reverse=True)]
+    uploads = [problem.workload.upload]
+    if measured is not None and "upload" in knobs and measured.uploads:
+        uploads += [row.codec for row in measured.uploads if row.codec not in uploads]
+    parts = [
+        _whole(problem, rank, tuple(uploads), upload)
+        for rank in sorted({*chosen, full}, reverse=True)
+        for upload in range(len(uploads))
+    ]
     codecs = [CodecSpec()]
     if measured is not None and "codec" in knobs:
         codecs += [each for each in measured.codecs_measured if each not in codecs]
     if "cut" in knobs and problem.shape.blocks > 1:
         parts.append(_cut(problem, tuple(codecs), measured))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    found = MixedLines(codecs=tuple(codecs), **columns)
+    found = MixedLines(codecs=tuple(codecs), uploads=tuple(uploads), **columns)
     return found if "prune" in knobs else found.take(np.flatnonzero(found.pruned == 0.0))
 
 
@@ -142,7 +169,7 @@ def fitting_lines(problem: Problem, seen: Seen, lines: MixedLines, max_prune: Bu
     limit = 0.0 if measured is None or not measured.pruning else limit
     for rank in np.unique(lines.rank[lines.whole]).tolist():
         rows = np.flatnonzero(lines.whole & (lines.rank == rank))
-        steps = ladder_of(_at_rank(problem, int(rank)))
+        steps = ladder_of(_told_by(problem, int(rank)))
         fits = fitting_levels(steps, seen.memory_bytes, limit, forced=max_prune == "auto")
         level = np.searchsorted(steps.pruned, lines.pruned[rows] - 1e-12)
         allowed[:, rows] &= fits[:, level]
@@ -163,28 +190,40 @@ def line_label(lines: MixedLines, line: int) -> str:
     """Return a line in words."""
     if lines.cut[line]:
         return f"cut {lines.cut[line]}, {lines.codecs[int(lines.codec[line])].label}"
-    return f"whole, {lines.pruned[line]:.0%} pruned, rank {lines.rank[line]}"
+    pruned = f"{lines.pruned[line]:.0%} pruned" if lines.pruned[line] else "whole"
+    sent = ""
+    if len(lines.uploads) > 1:
+        sent = f", sent by {lines.uploads[int(lines.upload[line])].label}"
+    return f"{pruned}, rank {lines.rank[line]}{sent}"
 
 
-def _at_rank(problem: Problem, rank: int) -> Problem:
-    return replace(problem, workload=replace(problem.workload, rank=rank))
+def _told_by(problem: Problem, rank: int, upload: CodecSpec | None = None) -> Problem:
+    """Return the problem of a fleet whose devices all have this rank and codec of updates."""
+    workload = problem.workload
+    if upload is not None and upload != workload.upload:
+        scale = replace(workload.coded_scale, up=workload.upload_scale(upload))
+        workload = replace(workload, upload=upload, coded_scale=scale)
+    return replace(problem, workload=replace(workload, rank=rank))
 
 
-def _whole(problem: Problem, rank: int, measured: Measurements | None) -> dict[str, Floats | Ints]:
-    """Return the columns of the whole lines of a rank: every level of the ladder."""
-    steps = ladder_of(_at_rank(problem, rank))
+def _whole(
+    problem: Problem, rank: int, uploads: tuple[CodecSpec, ...], upload: int
+) -> dict[str, Floats | Ints]:
+    """Return the columns of the whole lines of a rank and a codec: every level of the ladder."""
+    steps = ladder_of(_told_by(problem, rank, uploads[upload]))
     count, nothing = len(steps), np.zeros(len(steps))
-    lost = 0.0
+    measured, lost = problem.measurements, 0.0
     if measured is not None and rank < problem.workload.rank:
         lost = measured.rank_rounds(rank)
-    columns: dict[str, Floats | Ints] = {
-        each.name: nothing for each in fields(MixedLines) if each.name != "codecs"
-    }
+    if measured is not None and upload:
+        lost += measured.upload_rounds(uploads[upload]) - measured.upload_rounds(uploads[0])
+    columns: dict[str, Floats | Ints] = dict.fromkeys(_COLUMNS, nothing)
     return columns | {
         "prune_heads": steps.prune_heads, "prune_ffn": steps.prune_ffn, "pruned": steps.pruned,
         "rank": np.full(count, rank, np.int64), "cut": np.zeros(count, np.int64),
-        "codec": np.zeros(count, np.int64), "log_rounds": np.full(count, lost),
-        "flops": steps.flops, "up_bytes": steps.upload_bytes, "peak_bytes": steps.peak_bytes,
+        "codec": np.zeros(count, np.int64), "upload": np.full(count, upload, np.int64),
+        "log_rounds": np.full(count, lost), "flops": steps.flops,
+        "up_bytes": steps.upload_bytes, "peak_bytes": steps.peak_bytes,
     }  # fmt: skip
 
 
@@ -208,7 +247,7 @@ def _cut(
                          for at, each in zip(cut, codec, strict=True)])  # fmt: skip
     return {
         "prune_heads": nothing, "prune_ffn": nothing, "pruned": nothing, "rank": rows.rank,
-        "cut": rows.cut, "codec": rows.codec_index, "log_rounds": lost,
+        "cut": rows.cut, "codec": rows.codec_index, "upload": np.zeros(count, np.int64), "log_rounds": lost,
         "flops": cost.forward_flops, "up_bytes": cost.up_bytes,
         "backward_flops": cost.backward_flops, "gradient_bytes": cost.gradient_bytes,
         "server_flops": cost.server_flops, "adapter_up_bytes": cost.adapter_up_bytes,

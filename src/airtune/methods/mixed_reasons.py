@@ -6,7 +6,7 @@ import numpy as np
 
 from airtune.cost import Prediction
 from airtune.methods.mixed_choice import Menus, MixedChoice
-from airtune.methods.mixed_lines import MixedLines
+from airtune.methods.mixed_lines import MixedLines, line_label
 from airtune.plan import Assignments, Floats, Ints
 from airtune.units import format_bytes, format_seconds
 
@@ -33,7 +33,7 @@ def mixed_reasons(
     lines = []
     for row, name in enumerate(seen.names):
         link = links[int(seen.links.link[told.device[row]])]
-        said = _line(menus.lines, int(index[row]))
+        said = line_label(menus.lines, int(index[row]))
         if able[row] < 0:
             lines.append(
                 f"{name}: {said}; no rate in this slot, gets none of {link} until it has one"
@@ -45,13 +45,6 @@ def mixed_reasons(
             f"{format_bytes(float(expected.upload_bytes[row]))}; {other[able[row]]}"
         )
     return tuple(lines)
-
-
-def _line(lines: MixedLines, line: int) -> str:
-    if lines.cut[line]:
-        return f"cut {lines.cut[line]}, {lines.codecs[int(lines.codec[line])].label}"
-    pruned = f"{lines.pruned[line]:.0%} pruned" if lines.pruned[line] else "whole"
-    return f"{pruned}, rank {lines.rank[line]}"
 
 
 def _others(menus: Menus, choice: MixedChoice) -> tuple[str, ...]:

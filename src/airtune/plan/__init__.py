@@ -10,6 +10,7 @@ from airtune.plan.measurements import (
     Measurements,
     PrunedRounds,
     RankRounds,
+    UploadRounds,
     joined,
     measurements_from,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "Sensitivity",
     "Solution",
     "State",
+    "UploadRounds",
     "Want",
     "WorkSpec",
     "Workload",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from airtune.errors import MethodError
-from airtune.plan.shape import Floats, Ints
+from airtune.plan.shape import Bools, Floats, Ints
 
 CodecKind = Literal["identity", "fp16", "topk", "deadzone"]
 
@@ -54,6 +55,8 @@ class Assignment:
     share: float
     local_steps: int
     codec: CodecSpec
+    upload: CodecSpec | None = None
+    """How its update is coded; None = as the recipe's `upload` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +84,14 @@ class Assignments:
     codec_index: Ints
     """Index into `codecs`."""
     codecs: tuple[CodecSpec, ...] = field(default=(CodecSpec(),))
+    """Of what crosses a cut."""
+    upload_index: Ints | None = None
+    """Index into `uploads`; None = every update is coded as the recipe's `upload` says."""
+    uploads: tuple[CodecSpec, ...] = ()
+    """Of updates."""
 
     def __post_init__(self) -> None:
-        columns = (self.prune_heads, self.prune_ffn, self.rank, self.share, self.local_steps,
-                   self.cut, self.codec_index)  # fmt: skip
-        for column in columns:
+        for column in self._columns().values():
             if column.shape != self.device.shape:
                 raise MethodError(
                     f"every column of a plan needs one value a device, got {column.shape[0]} "
@@ -98,6 +104,8 @@ class Assignments:
         _check("local_steps", self.local_steps, 1, np.inf)
         _check("cut", self.cut, 0, np.inf)
         _check("codec_index", self.codec_index, 0, len(self.codecs) - 1)
+        if self.upload_index is not None:
+            _check("upload_index", self.upload_index, 0, len(self.uploads) - 1)
         if np.any(np.diff(self.device) <= 0):
             raise MethodError("devices of a plan must be strictly increasing; sort them, each once")
 
@@ -119,7 +127,36 @@ class Assignments:
             share=float(self.share[index]),
             local_steps=int(self.local_steps[index]),
             codec=self.codecs[int(self.codec_index[index])],
+            upload=None if self.upload_index is None else self.uploads[self.upload_index[index]],
         )
+
+    def upload_groups(self, usual: CodecSpec) -> tuple[tuple[CodecSpec, Bools], ...]:
+        """Return the codecs of updates, each with which rows have it, shape (n,).
+
+        Args:
+            usual: the recipe's, of a plan that names none.
+
+        >>> whole = whole_model(np.arange(2), rank=8, local_steps=1, share=np.ones(2))
+        >>> [(spec.kind, rows.tolist()) for spec, rows in whole.upload_groups(CodecSpec("fp16"))]
+        [('fp16', [True, True])]
+        """
+        if self.upload_index is None:
+            return ((usual, np.ones(len(self), np.bool_)),)
+        index = self.upload_index
+        return tuple((spec, index == place) for place, spec in enumerate(self.uploads))
+
+    def coded_as(self, specs: Sequence[CodecSpec | None], usual: CodecSpec) -> Assignments:
+        """Return the plan with these codecs of its updates, one a row.
+
+        Args:
+            specs: n codecs; None = the recipe's.
+            usual: the recipe's.
+        """
+        if all(spec is None for spec in specs):
+            return self
+        uploads = tuple(dict.fromkeys(spec or usual for spec in specs))
+        index = np.array([uploads.index(spec or usual) for spec in specs], np.int64)
+        return replace(self, uploads=uploads, upload_index=index)
 
     def take(self, rows: Ints) -> Assignments:
         """Return a plan of these rows alone, in rising order.
@@ -128,12 +165,12 @@ class Assignments:
         >>> whole.take(np.array([0, 2])).device.tolist()
         [0, 2]
         """
-        columns = {
-            each.name: getattr(self, each.name)[rows]
-            for each in fields(self)
-            if each.name != "codecs"
-        }
+        columns: dict[str, Any] = {name: each[rows] for name, each in self._columns().items()}
         return replace(self, **columns)
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        named = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return {name: column for name, column in named if isinstance(column, np.ndarray)}
 
 
 def _check(

@@ -23,7 +23,7 @@ from airtune.plan.assignment import CodecSpec
 SCHEMA = 2
 """Of the document; schema 1 was that of single measurements."""
 
-TABLES = ("pruning", "ranks", "codecs", "cut")
+TABLES = ("pruning", "ranks", "codecs", "cut", "uploads")
 
 
 class PrunedRounds(NamedTuple):
@@ -57,17 +57,30 @@ class CodecRounds(NamedTuple):
     """An entry of the gradients' payloads; 0 = not measured."""
 
 
+class UploadRounds(NamedTuple):
+    """What coding the updates costs, against updates that are sent as they are."""
+
+    codec: CodecSpec
+    log_rounds: float
+    loss: float = 0.0
+    scale: float = 1.0
+    """Real bytes over what the formulas expect."""
+
+
 @dataclass(frozen=True, slots=True)
 class CodedScale:
     """Real bytes of coded adapters over what the formulas expect, measured by short runs."""
 
     up: float = 1.0
+    """Of updates, in the recipe's codec."""
     down: float = 1.0
+    uploads: tuple[tuple[CodecSpec, float], ...] = ()
+    """Of updates in other codecs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """The four tables of ln K; an empty one, or None, was not measured.
+    """The tables of ln K; an empty one, or None, was not measured.
 
     Raises:
         CheckpointError: if a table is no table of costs: not finite, not rising, asked twice.
@@ -89,6 +102,8 @@ class Measurements:
     cut: float | None = None
     """Of being cut without compression; below 0 where one shared server model learns faster than
     averaged copies."""
+    uploads: tuple[UploadRounds, ...] = ()
+    """Each codec once, the identity first at ln K = 0; at least 0, as compression never helps."""
     most_pruned: float = 1.0
     """Largest pruning rate of a device in a short run whose loss did not run away."""
     filled: float = 1.0
@@ -100,6 +115,7 @@ class Measurements:
         _check_pruning(self.pruning)
         _check_ranks(self.ranks)
         _check_codecs(self.codecs)
+        _check_uploads(self.uploads)
 
     @property
     def measured(self) -> frozenset[str]:
@@ -174,6 +190,21 @@ class Measurements:
             )
         return _between(cut, [(row.cut, row.log_rounds) for row in self._rows_of(codec)])
 
+    def upload_rounds(self, codec: CodecSpec) -> float:
+        """Return ln K of coding the updates; the identity costs 0.
+
+        Raises:
+            RecipeError: if the codec was not measured.
+        """
+        known = {row.codec: row.log_rounds for row in self.uploads} | {CodecSpec(): 0.0}
+        if codec not in known:
+            raise RecipeError(
+                f"what updates coded with {codec.label} cost was not measured; measured are "
+                f"{', '.join(each.label for each in known)}; put it into calibration.uploads and "
+                "measure again"
+            )
+        return known[codec]
+
     def codec_loss(self, cut: int, codec: CodecSpec) -> float:
         """Return the relative increase of the loss by a codec at a cut; 0 if it was not measured."""
         return _between(cut, [(row.cut, row.loss) for row in self._rows_of(codec)])
@@ -198,6 +229,7 @@ class Measurements:
             "pruning": [list(row) for row in self.pruning],
             "ranks": [list(row) for row in self.ranks],
             "codecs": [[cut, asdict(codec), *costs] for cut, codec, *costs in self.codecs],
+            "uploads": [[asdict(codec), *costs] for codec, *costs in self.uploads],
         }
 
 
@@ -219,7 +251,7 @@ def joined(parts: Sequence[Measurements]) -> Measurements:
         curve=next((part.curve for part in parts if part.curve), ()),
         pruning=having("pruning").pruning, most_pruned=having("pruning").most_pruned,
         ranks=having("ranks").ranks, codecs=having("codecs").codecs, cut=having("cut").cut,
-        filled=having("codecs").filled,
+        uploads=having("uploads").uploads, filled=having("codecs").filled,
         coded_scale=next((part.coded_scale for part in parts if part.coded_scale != CodedScale()),
                          CodedScale()),
     )  # fmt: skip
@@ -245,9 +277,13 @@ def measurements_from(document: Mapping[str, Any]) -> Measurements:
                 for at, codec, *k in document["codecs"]
             ),
             cut=None if cut is None else float(cut),
+            uploads=tuple(
+                UploadRounds(CodecSpec(**codec), *map(float, k))
+                for codec, *k in document.get("uploads", ())
+            ),
             most_pruned=float(document["most_pruned"]),
             filled=float(document.get("filled", 1.0)),
-            coded_scale=CodedScale(**document.get("coded_scale", {})),
+            coded_scale=_scale_from(document.get("coded_scale", {})),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
@@ -257,6 +293,12 @@ def measurements_from(document: Mapping[str, Any]) -> Measurements:
             f"this is no measurement of costs in rounds: {what}; measure again with airtune "
             "calibrate"
         ) from error
+
+
+def _scale_from(document: Mapping[str, Any]) -> CodedScale:
+    others = document.get("uploads", ())
+    read = tuple((CodecSpec(**codec), float(scale)) for codec, scale in others)
+    return CodedScale(**{**document, "uploads": read})
 
 
 def _between(cut: int, points: Sequence[tuple[int, float]]) -> float:
@@ -270,6 +312,7 @@ def _check_finite(found: Measurements) -> None:
         "pruning": [value for row in found.pruning for value in row],
         "ranks": [value for row in found.ranks for value in row],
         "codecs": [value for row in found.codecs for value in row[2:]],
+        "uploads": [value for row in found.uploads for value in row[1:]],
         "cut": [found.cut or 0.0],
     }
     for name, column in values.items():
@@ -319,3 +362,19 @@ def _check_codecs(rows: Sequence[CodecRounds]) -> None:
                 f"0, got {log_rounds:g} at cut {cut} of {codec.label}"
             )
         last[codec] = cut
+
+
+def _check_uploads(rows: Sequence[UploadRounds]) -> None:
+    if rows and rows[0][:2] != (CodecSpec(), 0.0):
+        raise CheckpointError(
+            f"uploads of a measurement begin with the identity at 0, got {rows[0].codec.label} at "
+            f"{rows[0].log_rounds:g}"
+        )
+    seen: set[CodecSpec] = set()
+    for row in rows:
+        if row.codec in seen or row.log_rounds < 0.0 or row.scale <= 0.0:
+            raise CheckpointError(
+                "uploads of a measurement have each codec once, at a cost of at least 0 and a scale "
+                f"above 0, got {row.codec.label} at {row.log_rounds:g} and {row.scale:g}"
+            )
+        seen.add(row.codec)

@@ -19,9 +19,9 @@ from airtune.plan.work import WorkSpec, check_choice
 Need = Literal["capability", "channel"]
 """What a method asks to know; the engine hides the rest."""
 
-Want = Literal["sensitivity", "pruning", "codecs", "ranks", "cut"]
+Want = Literal["sensitivity", "pruning", "codecs", "ranks", "cut", "uploads"]
 """What is measured for a method before its first round: what heads and channels cost, by forward
-passes; what pruning, codecs, ranks and being cut cost, by short runs."""
+passes; what pruning, codecs of cuts and of updates, ranks and being cut cost, by short runs."""
 
 StateValue = NDArray[np.generic] | int | float | str | bool
 State = Mapping[str, StateValue]

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.plan.assignment import Assignments, CodecSpec
+from airtune.plan.assignment import Assignment, Assignments, CodecSpec
 from airtune.plan.link import LinkState
 from airtune.plan.measurements import CodedScale, Measurements, PrunedRounds
 from airtune.plan.shape import Bools, Floats, Ints, ModelShape
@@ -58,6 +58,16 @@ class Workload:
     what the round's devices keep, at the largest of their ranks."""
     coded_scale: CodedScale = field(default_factory=CodedScale)
     """What was measured of both."""
+
+    def upload_of(self, row: Assignment) -> CodecSpec:
+        """Return how a device's update is coded: as it is told, or as the recipe says."""
+        return row.upload or self.upload
+
+    def upload_scale(self, spec: CodecSpec) -> float:
+        """Return real over expected bytes of updates in a codec; 1 where they were not measured."""
+        if spec == self.upload:
+            return self.coded_scale.up
+        return dict(self.coded_scale.uploads).get(spec, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +142,10 @@ class Problem:
 
     def with_measurements(self, found: Measurements | None) -> Problem:
         """Return the problem with what was measured, and coded adapters priced by it."""
-        scale = CodedScale() if found is None else found.coded_scale
+        scale = CodedScale()
+        if found is not None:
+            others = tuple((row.codec, row.scale) for row in found.uploads)
+            scale = replace(found.coded_scale, uploads=others)
         return replace(self, measurements=found, workload=replace(self.workload, coded_scale=scale))
 
     def progress(self, round: int, time_s: float) -> float:

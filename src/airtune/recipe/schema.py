@@ -324,6 +324,10 @@ class CalibrationSection(Section):
         default=(0.15, 0.35), min_length=1
     )
     """Mean pruning rates that are tried beside no pruning, rising."""
+    uploads: tuple[CodecSection, ...] = (
+        CodecSection(kind="fp16"), CodecSection(kind="deadzone", step=0.75),
+    )  # fmt: skip
+    """Codecs of updates that are tried beside the recipe's `upload` and none."""
 
     @model_validator(mode="after")
     def _rising(self) -> CalibrationSection:

@@ -103,6 +103,7 @@ evaluation:
 #   rounds: 8
 #   devices: 6
 #   budgets: [0.15, 0.35]
+#   uploads: [{{kind: fp16}}, {{kind: deadzone, step: 0.75}}]   # that `auto` may choose for updates
 
 upload:                  # how updates are coded on the wire, for every method; this: a byte a number
   kind: topk             # identity = 4 bytes a number, fp16, topk, deadzone

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_TEXT = ("name", "status", "codec", "reason")
+_TEXT = ("name", "status", "codec", "upload_codec", "reason")
 _WHOLE = ("round", "device", "rank", "cut", "local_steps", "samples", "rank_left")
 DEVICE_COLUMNS = (
     "round", "device", "name", "status", "prune_heads", "prune_ffn", "pruned", "rank", "cut",
-    "codec", "share", "bandwidth_hz", "local_steps", "download_s", "judging_s", "compute_s",
+    "codec", "upload_codec", "share", "bandwidth_hz", "local_steps", "download_s", "judging_s", "compute_s",
     "upload_s", "wait_s", "finish_s", "download_bytes", "upload_bytes", "flops", "peak_bytes", "memory_bytes",
     "energy_j", "loss_first", "loss_last", "samples", "importance", "rank_left", "reason",
 )  # fmt: skip
 """Columns of `devices.csv`, in order."""
 
 Columns = dict[str, NDArray[Any]]
-_LATER = frozenset({"judging_s", "wait_s"})
+_LATER = frozenset({"judging_s", "wait_s", "upload_codec"})
 """Columns that older runs lack; they are read as not known."""
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -27,10 +27,12 @@ from airtune.calibrate import (
     measure_cut,
     measure_pruning,
     measure_ranks,
+    measure_uploads,
     store,
 )
 from airtune.plan import TABLES, CodecSpec, Measurements, joined
 from airtune.recipe import Recipe
+from airtune.recipe.schema import CodecSection
 from airtune.records import storage
 from airtune.run.build import Pieces
 from airtune.run.method import Chosen
@@ -52,8 +54,8 @@ class _Way:
     measure: Callable[[CalibrationSetting, Recipe], Measurements]
 
 
-def _menu(recipe: Recipe) -> list[CodecSpec]:
-    return list(dict.fromkeys(section.spec() for section in recipe.split.codecs))
+def _menu(sections: Sequence[CodecSection]) -> list[CodecSpec]:
+    return list(dict.fromkeys(section.spec() for section in sections))
 
 
 _WAYS = {
@@ -63,12 +65,18 @@ _WAYS = {
     ),
     "ranks": _Way("calibration", (), lambda recipe: 4, lambda setting, recipe: measure_ranks(setting)),
     "codecs": _Way(
-        "split", ("codecs", "cuts"), lambda recipe: 1 + len(_menu(recipe)),
-        lambda setting, recipe: measure_codecs(setting, _menu(recipe), recipe.split.cuts),
+        "split", ("codecs", "cuts"), lambda recipe: 1 + len(_menu(recipe.split.codecs)),
+        lambda setting, recipe: measure_codecs(
+            setting, _menu(recipe.split.codecs), recipe.split.cuts
+        ),
     ),
     "cut": _Way(
         "split", ("cuts",), lambda recipe: 2,
         lambda setting, recipe: measure_cut(setting, recipe.split.cuts),
+    ),
+    "uploads": _Way(
+        "calibration", ("uploads",), lambda recipe: 2 + len(_menu(recipe.calibration.uploads)),
+        lambda setting, recipe: measure_uploads(setting, _menu(recipe.calibration.uploads)),
     ),
 }  # fmt: skip
 

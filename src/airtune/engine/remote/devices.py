@@ -351,7 +351,7 @@ class Remote:
         importance = self._importance(blobs) if "importance" in blobs else None
         told = Update(row.device, reply.round, kept, row.rank, {}, {}, reply.samples, importance)
         payloads = {name: blobs[name] for name in GROUPS if name in blobs}
-        update = decode_update(told, payloads, reference, self._setup.workload.upload)
+        update = decode_update(told, payloads, reference, self._setup.workload.upload_of(row))
         order = [name for name in reference if name in update.adapters]
         return replace(update, adapters={name: update.adapters[name] for name in order})
 

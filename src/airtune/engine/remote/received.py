@@ -26,7 +26,7 @@ class Received(Uplink):
         size_bytes = self.sizes(plan, {
             place: self.coded_bytes[device]
             for place, device in enumerate(plan.assignments.device.tolist())
-            if self.is_coded and device in self.coded_bytes
+            if device in self.coded_bytes
         })  # fmt: skip
         return Sent(dict(outcomes), size_bytes, {})
 
