@@ -27,10 +27,10 @@ from airtune.model.base import BaseModel, load_base
 from airtune.model.cut import Arrived, DeviceHalf, ServerHalf
 from airtune.model.state import GlobalState, initial_state
 from airtune.plan import AggregateSpec, Assignment, CodecSpec, Workload, WorkSpec
+from airtune.split import CutMemory, SplitJob, split_round
 from airtune.work.batches import collate_examples
 from airtune.work.evaluate import evaluate
 from airtune.work.network import tuned_network
-from airtune.work.split import CutMemory, SplitJob, split_round
 from airtune.work.train import TrainSettings
 from benchmarks.figure import Figure, at_least, at_most
 

@@ -45,10 +45,10 @@ from airtune.planner.shape import find_shape
 from airtune.recipe import load_recipe
 from airtune.records import read_run
 from airtune.run import load_assets
+from airtune.split import CutMemory, SplitJob, split_round
 from airtune.work.batches import collate_examples
 from airtune.work.evaluate import evaluate
 from airtune.work.network import tuned_network
-from airtune.work.split import CutMemory, SplitJob, split_round
 from airtune.work.train import TrainSettings
 from benchmarks.figure import Figure, at_most
 

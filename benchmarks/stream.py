@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from testbed.network import SERVER_ADDRESS, down, inside, up, why_not
@@ -77,7 +77,7 @@ def _world() -> tuple:
     from airtune.model.base import load_base
     from airtune.model.state import initial_state
     from airtune.plan import Assignment, CodecSpec, Workload
-    from airtune.work.split import SplitJob
+    from airtune.split import SplitJob
 
     torch.set_num_threads(1)
     base = load_base(EMBEDDED_MODEL, device="cpu")
@@ -121,28 +121,30 @@ def take_part(target: str, token: str) -> None:
     """Be the device, and print the median of a step and of its parts."""
     import numpy as np
 
-    from airtune.engine.stream import Connection, DeviceEnd, Way, run_device
+    from airtune.engine.stream import Connection, Way, run_device
     from airtune.plan import WorkSpec
+    from airtune.split import DeviceEnd, Message, SplitContext
     from airtune.work.train import TrainSettings
 
     base, state, workload, job = _world()
     ends, own = [], []
 
     class Timed(DeviceEnd):
-        def send(self, step: int) -> tuple[bytes, bytes]:
+        def send(self, step: int) -> dict[int, Message]:
             start = time.perf_counter()
             made = super().send(step)
             own.append(time.perf_counter() - start)
             return made
 
-        def learn(self, payload: bytes) -> None:
+        def learn(self, gradients: Mapping[int, bytes]) -> None:
             start = time.perf_counter()
-            super().learn(payload)
+            super().learn(gradients)
             ends.append(time.perf_counter())
             own[-1] += ends[-1] - start
 
-    end = Timed(base, state, job, settings=TrainSettings(), work=WorkSpec(), workload=workload,
-                seed=0, round=0)  # fmt: skip
+    context = SplitContext.of(base, state, settings=TrainSettings(), work=WorkSpec(),
+                              workload=workload, seed=0, round=0)  # fmt: skip
+    end = Timed(context, {0: job})
     part = run_device(end, Connection(Way(target), token, "bench"))
     # the first step finds a cold connection; bytes differ from batch to batch, so means of all
     print(json.dumps({

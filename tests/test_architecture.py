@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "airtune"
 
 ROOMS = (
     "errors", "units", "keys", "plan", "records", "wire", "fleet", "cost", "solve", "codec", "model",
-    "work", "methods", "data", "report", "engine", "loop", "recipe", "calibrate", "run", "planner",
+    "work", "split", "methods", "data", "report", "engine", "loop", "recipe", "calibrate", "run", "planner",
     "compare", "deploy", "cli",
 )  # fmt: skip
 """From the lowest to the highest; a room may import those before it."""

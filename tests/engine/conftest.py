@@ -27,7 +27,15 @@ from airtune.plan import (
     Workload,
     WorkSpec,
 )
-from airtune.work.split import CutMemory, SplitJob, SplitResult, split_round
+from airtune.split import (
+    CutMemory,
+    DeviceEnd,
+    DevicePart,
+    SplitJob,
+    SplitResult,
+    join_round,
+    split_round,
+)
 from airtune.work.train import Outcome, TrainSettings
 
 VOCAB = 61
@@ -179,17 +187,15 @@ class Streams:
 
         By device: what stands in for `DeviceEnd`, how late it comes, and what it remembers.
         """
-        from airtune.engine.stream import Connection, DeviceEnd, Way, run_device
+        from airtune.engine.stream import Connection, Way, run_device
 
         opened, parts = self.server.open(task), {}
 
         def run(one: SplitJob) -> None:
             time.sleep((after_s or {}).get(one.device, 0.0))
             end = (kinds or {}).get(one.device, DeviceEnd)(
-                task.base, task.state, one, settings=task.settings, work=task.work,
-                workload=task.workload, seed=task.seed, round=task.round,
-                memory=(memory or {}).get(one.device),
-            )  # fmt: skip
+                task.context, {0: one}, memory={0: (memory or {}).get(one.device, {})}
+            )
             target, token = f"127.0.0.1:{self.server.port}", opened.tokens[one.device]
             try:
                 parts[one.device] = run_device(
@@ -207,10 +213,9 @@ class Streams:
 
     def joined(self, task: Any, result: Any, parts: Mapping[int, Any]) -> tuple[Outcome, ...]:
         """Return what a round has given of each device."""
-        from airtune.engine.stream import DevicePart, join_round
-
-        return join_round(task, result, {
-            device: DevicePart(part.adapters, part.head, part.steps)
+        places = {row.device: place for place, row in enumerate(task.rows)}
+        return join_round(task.context, task.rows, result.parts, result.log, {
+            places[device]: DevicePart(part.adapters, part.head, part.steps)
             for device, part in parts.items() if not isinstance(part, Exception)
         })  # fmt: skip
 
@@ -236,14 +241,16 @@ class Streams:
             _close(one.update.adapters, other.update.adapters)
             _close(one.update.head, other.update.head)
         _close(result.adapters, reference.server)
-        np.testing.assert_allclose(result.losses, reference.losses, rtol=1e-4)
-        np.testing.assert_allclose(result.up_bytes, reference.up_bytes, rtol=0.02, atol=16)
-        np.testing.assert_allclose(result.down_bytes, reference.down_bytes, rtol=0.02)
+        np.testing.assert_allclose(result.log.losses, reference.losses, rtol=1e-4)
+        np.testing.assert_allclose(result.log.up_bytes, reference.up_bytes, rtol=0.02)
+        np.testing.assert_allclose(result.log.down_bytes, reference.down_bytes, rtol=0.02)
         for place, row in enumerate(task.rows):
-            np.testing.assert_array_equal(parts[row.device].up_bytes, result.up_bytes[:, place])
-            np.testing.assert_array_equal(parts[row.device].down_bytes, result.down_bytes[:, place])
+            np.testing.assert_array_equal(parts[row.device].up_bytes, result.log.up_bytes[:, place])
+            np.testing.assert_array_equal(
+                parts[row.device].down_bytes, result.log.down_bytes[:, place]
+            )
             assert parts[row.device].listed_bytes == result.listed_bytes[place]
-        np.testing.assert_allclose(result.computed, reference.ledger.computed)
+        np.testing.assert_allclose(result.log.computed, reference.ledger.computed)
 
 
 def _close(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> None:

@@ -27,7 +27,15 @@ from airtune.model.base import base_of
 from airtune.model.batch import Sequences
 from airtune.model.state import initial_state
 from airtune.plan import Assignment, CodecSpec, Workload, WorkSpec
-from airtune.work.split import SplitJob, split_round
+from airtune.split import (
+    DeviceEnd,
+    DevicePart,
+    Kind,
+    Message,
+    SplitJob,
+    join_round,
+    split_round,
+)
 from airtune.work.train import TrainSettings
 
 grpc = pytest.importorskip(
@@ -36,14 +44,11 @@ grpc = pytest.importorskip(
 
 from airtune.engine.stream import (  # noqa: E402
     Connection,
-    DeviceEnd,
-    DevicePart,
     SplitTask,
     StreamServer,
     Timing,
     Way,
     channel_credentials,
-    join_round,
     measure_link,
     run_device,
     server_credentials,
@@ -52,8 +57,6 @@ from airtune.engine.stream.gather import Batches  # noqa: E402
 from airtune.engine.stream.message import (  # noqa: E402
     HEADER_BYTES,
     Expected,
-    Kind,
-    Message,
     parts_of,
     read_message,
     run_number,
@@ -104,10 +107,7 @@ def task_of(base, jobs, *, work=SHARED, timing=BARRIER):
 
 
 def end_of(task, one, kind=DeviceEnd):
-    return kind(
-        task.base, task.state, one, settings=task.settings, work=task.work,
-        workload=task.workload, seed=task.seed, round=task.round,
-    )  # fmt: skip
+    return kind(task.context, {0: one})
 
 
 def go(server, task, jobs, *, kind=DeviceEnd, doomed=()):
@@ -140,6 +140,10 @@ def returned(parts):
     }
 
 
+def join(task, result, parts):
+    return join_round(task.context, task.rows, result.parts, result.log, parts)
+
+
 def assert_same_updates(one, other):
     for a, b in zip(one, other, strict=True):
         assert (a.status, b.status) == ("ok", "ok")
@@ -157,13 +161,13 @@ def test_a_barrier_round_is_that_of_one_process(server, base, labels, codec):
     alone = split_round(
         base, task.state, jobs, settings=SETTINGS, work=work, workload=WORKLOAD, seed=0, round=0
     )
-    assert_same_updates(join_round(task, result, returned(parts)), alone.outcomes)
-    np.testing.assert_allclose(result.losses, alone.losses, rtol=1e-4)
-    np.testing.assert_allclose(result.up_bytes, alone.up_bytes, rtol=0.02)
+    assert_same_updates(join(task, result, returned(parts)), alone.outcomes)
+    np.testing.assert_allclose(result.log.losses, alone.losses, rtol=1e-4)
+    np.testing.assert_allclose(result.log.up_bytes, alone.up_bytes, rtol=0.02)
     assert result.batches == 3
     for place, part in parts.items():
-        np.testing.assert_array_equal(part.up_bytes, result.up_bytes[:, place])
-        np.testing.assert_array_equal(part.down_bytes, result.down_bytes[:, place])
+        np.testing.assert_array_equal(part.up_bytes, result.log.up_bytes[:, place])
+        np.testing.assert_array_equal(part.down_bytes, result.log.down_bytes[:, place])
 
 
 class Dies(DeviceEnd):
@@ -180,7 +184,7 @@ def test_a_device_that_dies_between_forward_and_backward_stops_nobody(server, ba
     result, parts = go(server, task, jobs, kind=Dies, doomed={1})
     assert time.monotonic() - began < 10
     assert result.steps == (3, 1, 3)
-    outcomes = join_round(task, result, returned(parts))
+    outcomes = join(task, result, returned(parts))
     assert [outcome.status for outcome in outcomes] == ["ok", "refused", "ok"]
     alone = split_round(
         base, task.state, jobs, settings=SETTINGS, work=WorkSpec(), workload=WORKLOAD, seed=0,
@@ -211,7 +215,7 @@ def test_a_device_whose_link_breaks_comes_back_in_the_same_round(server, base):
     assert result.steps == (3, 3)
     assert result.broken == (0, 1)
     assert parts[1].connections == 2
-    assert [o.status for o in join_round(task, result, returned(parts))] == ["ok", "ok"]
+    assert [o.status for o in join(task, result, returned(parts))] == ["ok", "ok"]
 
 
 def test_who_is_late_for_the_window_joins_a_later_pass(server, base):
@@ -269,7 +273,7 @@ def test_a_head_that_never_answers_does_not_outlast_the_round(server, base):
     assert hangs.wait(30)
     opened.close()
     try:
-        assert np.isnan(opened.wait(30).losses).all()
+        assert np.isnan(opened.wait(30).log.losses).all()
     finally:
         goes_on.set()
         device.join(30)
@@ -298,10 +302,7 @@ def raw(server, token, messages):
 def honest(base):
     """The first message of device 1."""
     end = end_of(task_of(base, [job(1, 2)]), job(1, 2))
-    beside, payload = end.send(0)
-    return Message(
-        Kind.ACTIVATION, run_number(RUN), 0, 0, 1, rows=2, steps=3, beside=beside, payload=payload
-    )
+    return replace(end.send(0)[0], run=run_number(RUN))
 
 
 def altered(pieces):
@@ -350,9 +351,9 @@ def test_a_device_that_lies_is_out_and_the_other_finishes(server, base, honest, 
     code, text = answers["liar"]
     assert code == grpc.StatusCode.INVALID_ARGUMENT
     assert says in text
-    assert says in result.refused[1]
+    assert says in result.log.refused[1]
     assert part.steps == 3
-    assert np.isfinite(result.losses[:, 0]).all()
+    assert np.isfinite(result.log.losses[:, 0]).all()
 
 
 def test_a_replayed_message_is_refused(server, base, honest):
@@ -437,11 +438,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from airtune.data import DataSpec, load_federated
 from airtune.data.embedded import EMBEDDED_MODEL
-from airtune.engine.stream import Connection, DeviceEnd, run_device
+from airtune.engine.stream import Connection, Way, run_device
 from airtune.model.base import load_base
 from airtune.model.state import initial_state
 from airtune.plan import Assignment, CodecSpec, Workload, WorkSpec
-from airtune.work.split import SplitJob
+from airtune.split import DeviceEnd, SplitContext, SplitJob
 from airtune.work.train import TrainSettings
 
 def world(devices=2):
@@ -457,8 +458,9 @@ def world(devices=2):
 if __name__ == "__main__":
     target, device, token, out = sys.argv[1:5]
     base, state, workload, jobs = world(int(sys.argv[5]))
-    end = DeviceEnd(base, state, jobs[int(device)], settings=TrainSettings(), work=WorkSpec(),
-                    workload=workload, seed=0, round=0)
+    context = SplitContext.of(base, state, settings=TrainSettings(), work=WorkSpec(),
+                              workload=workload, seed=0, round=0)
+    end = DeviceEnd(context, {0: jobs[int(device)]})
     class Reports(type(end)):
         def learn(self, payload):
             print("gradient", flush=True)
@@ -538,7 +540,7 @@ def test_two_processes_and_a_server_are_one_process(server, world, begin, tmp_pa
     task, jobs, opened = opened_world(server, world, 2)
     devices = [begin(opened, device, 2) for device in range(2)]
     let_go(devices)
-    outcomes = join_round(task, opened.wait(60), parts_in(tmp_path, (0, 1)))
+    outcomes = join(task, opened.wait(60), parts_in(tmp_path, (0, 1)))
     assert_same_updates(outcomes, alone_in(task, jobs).outcomes)
 
 
@@ -557,7 +559,7 @@ def test_a_process_killed_mid_round_leaves_the_rest_right(server, world, begin, 
     del devices[1]
     let_go(devices)
     result = opened.wait(10)
-    outcomes = join_round(task, result, parts_in(tmp_path, (0, 2)))
+    outcomes = join(task, result, parts_in(tmp_path, (0, 2)))
     assert [outcome.status for outcome in outcomes] == ["ok", "refused", "ok"]
     alone = alone_in(task, jobs, drops={1: 2})
     assert_same_updates([outcomes[0], outcomes[2]], [alone.outcomes[0], alone.outcomes[2]])

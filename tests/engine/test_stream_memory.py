@@ -8,16 +8,15 @@ import pytest
 from airtune.cost.most import LISTED_BYTES
 from airtune.errors import CodecError
 from airtune.plan import CodecSpec, WorkSpec
-from airtune.work.split import CutMemory
+from airtune.split import CutMemory, DeviceEnd
 
 grpc = pytest.importorskip(
     "grpc", reason="grpcio is not installed: pip install 'airtune[federation]'"
 )
 
-from airtune.engine.stream import DeviceEnd, StreamServer  # noqa: E402
-from airtune.engine.stream.memory import Held, agree, list_of  # noqa: E402
-from airtune.engine.stream.message import Kind, Message, run_number  # noqa: E402
-from airtune.engine.stream.samples import HEAD_BYTES, take_samples  # noqa: E402
+from airtune.engine.stream import StreamServer  # noqa: E402
+from airtune.split.memory import Held, agree, list_of  # noqa: E402
+from airtune.split.samples import HEAD_BYTES, take_samples  # noqa: E402
 
 FROZEN = WorkSpec(device_frozen=True)
 DEADZONE = CodecSpec("deadzone", step=0.75, predict=True)
@@ -71,10 +70,10 @@ def test_a_frozen_part_sends_numbers_once_all_is_known(streams, run):
     jobs, memory = [streams.job(0, 2)], {0: {}}
     first, _ = streams.go(streams.task(jobs, FROZEN, run=run), jobs, memory=memory)
     second, _ = streams.go(streams.task(jobs, FROZEN, round=1, run=run), jobs, memory=memory)
-    assert (first.up_bytes[:2] > 500).all()
-    assert (second.up_bytes == HEAD_BYTES + 4 * 2).all()
-    assert not second.computed.any()
-    assert not second.down_bytes.any()
+    assert (first.log.up_bytes[:2] > 500).all()
+    assert (second.log.up_bytes == HEAD_BYTES + 4 * 2).all()
+    assert not second.log.computed.any()
+    assert not second.log.down_bytes.any()
 
 
 @pytest.mark.parametrize(("work", "codec"), [(FROZEN, None), (WorkSpec(), DEADZONE)])
@@ -137,14 +136,14 @@ def test_a_broken_stream_leaves_both_ends_agreed(streams, run, what, work):
     assert parts[0].connections == 2
     if what == "send":  # after "learn", the device lacks a step that the server has
         expected = streams.alone(task, jobs, memory=CutMemory())
-        np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-4)
+        np.testing.assert_allclose(result.log.losses, expected.losses, rtol=1e-4)
         assert result.listed_bytes[0] == parts[0].listed_bytes
     task = streams.task(jobs, work, round=1, run=run)
     result, _ = streams.go(task, jobs, memory=memory)
     expected = streams.alone(task, jobs, memory=CutMemory())
-    np.testing.assert_allclose(result.losses, expected.losses, rtol=1e-4)
+    np.testing.assert_allclose(result.log.losses, expected.losses, rtol=1e-4)
     if work.device_frozen:
-        assert not result.computed.any()
+        assert not result.log.computed.any()
 
 
 def test_a_device_forgets_what_the_server_lacks_or_has_from_another_message():
@@ -162,18 +161,8 @@ def test_a_device_forgets_what_the_server_lacks_or_has_from_another_message():
 def told(streams):
     """Two messages of one device, the second of samples that are known, and the server's memory."""
     task = streams.task([streams.job(0, 2, steps=4)], FROZEN)
-    end, held, messages = (
-        DeviceEnd(
-            task.base, task.state, streams.job(0, 2, steps=4), settings=task.settings,
-            work=task.work, workload=task.workload, seed=0, round=0, memory={},
-        ), {}, [],
-    )  # fmt: skip
-    for step in range(4):
-        beside, payload = end.send(step)
-        messages.append(Message(
-            Kind.ACTIVATION, run_number("a run"), 0, step, 0, rows=2, steps=4,
-            beside=beside, payload=payload,
-        ))  # fmt: skip
+    end, held = DeviceEnd(task.context, {0: streams.job(0, 2, steps=4)}), {}
+    messages = [end.send(step)[0] for step in range(4)]
 
     def take(message, *, memory=held):
         return take_samples(

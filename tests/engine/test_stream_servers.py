@@ -2,16 +2,23 @@
 
 import threading
 import time
+from copy import deepcopy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from airtune.errors import TrainingError
+from airtune.model.base import base_of
 from airtune.plan import CodecSpec, WorkSpec
 
 pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[federation]'")
 
-from airtune.engine.stream import DeviceEnd
+from airtune.engine.stream import Timing
+from airtune.engine.stream.gather import turns_of
+from airtune.engine.stream.seats import Outbox, Seat, Table, new_token
+from airtune.split import DeviceEnd, Kind, Message
 
 
 @pytest.mark.parametrize("labels", ["travel", "stay"])
@@ -26,6 +33,18 @@ def test_copies_are_those_of_one_process(streams, labels, codec):
     result, parts = streams.go(task, jobs)
     streams.assert_same(task, result, parts, streams.alone(task, jobs))
     assert result.batches == 9
+
+
+def test_a_model_in_half_precision_crosses_as_in_one_process(streams):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        half = base_of(deepcopy(streams.base.network).to(torch.bfloat16))
+    jobs = [streams.job(0, 1), streams.job(1, 3)]
+    task = replace(streams.task(jobs, WorkSpec()), base=half)
+    result, _ = streams.go(task, jobs)
+    reference = streams.alone(task, jobs)
+    np.testing.assert_allclose(result.log.losses, reference.losses, rtol=1e-2)
+    np.testing.assert_allclose(result.log.up_bytes, reference.up_bytes, rtol=0.02)
 
 
 class Dies(DeviceEnd):
@@ -78,6 +97,21 @@ def test_a_sequential_server_is_that_of_one_process(streams, labels):
     assert result.order == reference.order
     streams.assert_same(task, result, parts, reference)
     assert result.batches == 9
+
+
+def test_the_turn_of_who_died_goes_to_the_next_even_before_it_has_come():
+    died, next_, waits = (Seat(n, n, 3, new_token()) for n in range(3))
+    table = Table(1, 0, (died, next_, waits), Timing(window_s=5.0), 1 << 20)
+    outbox = Outbox()
+    assert not table.join(died, outbox)
+    table.leave(died, outbox, in_order=False)
+    assert not table.join(waits, Outbox())
+    waits.slot = Message(Kind.ACTIVATION, 1, 0, 0, 2)
+    turns = turns_of(table.seats, [0, 1, 2])
+    now = table.began_at
+    assert turns.choose(table, first_at=now, now=now) == now + 5.0
+    assert turns.choose(table, first_at=now, now=now + 5.0) == [waits]
+    assert [seat.place for seat in turns.queue] == [2, 0, 1]
 
 
 @pytest.mark.slow

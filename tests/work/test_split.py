@@ -16,8 +16,8 @@ from airtune.model.base import base_of
 from airtune.model.images import Images, image_base_of
 from airtune.model.state import initial_state
 from airtune.plan import AggregateSpec, Assignment, CodecSpec, Workload, WorkSpec
+from airtune.split import CutMemory, SplitJob, split_round
 from airtune.work.batches import round_batches
-from airtune.work.split import CutMemory, SplitJob, split_round
 from airtune.work.train import Job, TrainSettings, train
 
 SETTINGS = TrainSettings(learning_rate=1e-2, max_grad_norm=0.0)
@@ -259,7 +259,7 @@ def test_with_a_frozen_device_part_every_sample_crosses_once(go, base, jobs_of, 
     first = go(base, jobs, work=work, memory=memory)
     second = go(base, jobs, work=work, memory=memory, round=1)
     if labels == "travel":
-        assert np.all(second.up_bytes == 8)  # the two samples' numbers
+        assert np.all(second.up_bytes == 16 + 8)  # a stamp, and the two samples' numbers
         assert not first.down_bytes.any()
     assert np.all(second.up_bytes < first.up_bytes)
     for outcome in (*first.outcomes, *second.outcomes):

@@ -40,6 +40,8 @@ from airtune.units import BITS_PER_BYTE
 
 INTEGER_BYTES = 4
 """Of a label, a length or a sample's number beside a tensor."""
+STAMP_BYTES = 16
+"""With which a message of remembered samples begins."""
 SINGLE_BYTES = 4
 """Of a number of a remembered activation."""
 
@@ -237,7 +239,8 @@ def _beside(problem: Problem, assignments: Assignments, fresh: Floats) -> Floats
     labels = 1.0 if shape.task == "classification" else tokens
     each = 1.0 + (0.0 if work.labels == "stay" else labels)
     numbered = np.maximum(_remembers(assignments), float(work.device_frozen))
-    return INTEGER_BYTES * workload.batch * (each * fresh + numbered)
+    told = INTEGER_BYTES * workload.batch * (each * fresh + numbered) + STAMP_BYTES * numbered
+    return np.asarray(told, np.float64)
 
 
 def _exchanged(problem: Problem, assignments: Assignments, *, up: bool) -> Floats:

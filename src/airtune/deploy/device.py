@@ -55,7 +55,7 @@ from airtune.work.train import Job, Outcome, train
 from airtune.work.uploads import GROUPS, Residuals, encode_update, returned_of
 
 if TYPE_CHECKING:  # grpc is needed for split rounds alone
-    from airtune.engine.stream.memory import Samples
+    from airtune.split import Samples
     from airtune.wire.channel import Way
 
 Pace = Callable[[int, float], float]

@@ -5,20 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from airtune.engine.message import Task
-from airtune.engine.stream import (
-    Connection,
-    DeviceEnd,
-    DeviceRound,
-    run_device,
-)
-from airtune.engine.stream.memory import Samples
+from airtune.engine.stream import Connection, DeviceRound, run_device
 from airtune.errors import MismatchError
 from airtune.model.base import BaseModel
 from airtune.model.images import Examples
 from airtune.model.state import GlobalState
 from airtune.plan import Assignment
+from airtune.split import DeviceEnd, Samples, SplitContext, SplitJob
 from airtune.wire.channel import Way
-from airtune.work.lanes import SplitJob
 
 
 def take_seat(
@@ -36,11 +30,11 @@ def take_seat(
         raise MismatchError(
             f"round {task.round} splits the model, but the task names no stream; it is refused"
         )
-    end = DeviceEnd(
-        base, state, SplitJob(task.device, row, data, 1.0), settings=setup.train,
-        work=setup.work, workload=setup.workload, seed=setup.seed, round=task.round,
-        memory=memory,
+    context = SplitContext.of(
+        base, state, settings=setup.train, work=setup.work, workload=setup.workload,
+        seed=setup.seed, round=task.round,
     )  # fmt: skip
+    end = DeviceEnd(context, {0: SplitJob(task.device, row, data, 1.0)}, memory={0: memory})
     rate = task.upload_bps if task.is_paced else None
     paced = None
     if pace is not None and rate is not None:

@@ -1,6 +1,6 @@
 """Devices that are cut, in this process: their steps with the server, and what that is worth.
 
-`work.split` trains them and counts what really crosses; `split_timing` turns it into seconds. What
+`split` trains them and counts what really crosses; `split_timing` turns it into seconds. What
 both ends of a cut remember of samples lasts from round to round and goes into the checkpoint.
 """
 
@@ -24,8 +24,8 @@ from airtune.keys import generator
 from airtune.model.base import BaseModel
 from airtune.model.state import GlobalState
 from airtune.plan import Bools, Floats, Ints, Problem, RoundPlan
+from airtune.split import CutMemory, SplitJob, SplitResult, split_round
 from airtune.units import format_bytes
-from airtune.work.split import CutMemory, SplitJob, SplitResult, split_round
 from airtune.work.train import Outcome, TrainSettings
 
 RECORDED_SLOTS = 16

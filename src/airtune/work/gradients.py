@@ -15,8 +15,10 @@ SMALLEST = 1e-12
 
 
 def clip_(parameters: Sequence[nn.Parameter], *, limit: float) -> torch.Tensor:
-    """Scale each device's gradient to at most the limit; return the norms before, (devices,)."""
+    """Scale each device's gradient, along the first axis, to the limit; return norms (devices,)."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(parameters[0].shape[0])
     squares = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients])
     norms = squares.sum(0).sqrt()
     if limit > 0:

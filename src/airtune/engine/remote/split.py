@@ -11,28 +11,17 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from airtune.data.federated import FederatedData
 from airtune.engine.message import Seat
 from airtune.engine.remote.devices import Trained
 from airtune.engine.splitting import Splitter
-from airtune.engine.stream import (
-    DevicePart,
-    OpenRound,
-    ServerRound,
-    SplitTask,
-    StreamServer,
-    Timing,
-    join_round,
-)
+from airtune.engine.stream import OpenRound, ServerRound, SplitTask, StreamServer, Timing
 from airtune.errors import MethodError
 from airtune.fleet.fleet import Fleet
 from airtune.model.base import BaseModel
 from airtune.model.state import GlobalState
 from airtune.plan import Assignment, Bools, Ints, Problem, RoundPlan
-from airtune.work.lanes import StepLog
-from airtune.work.split import SplitResult
+from airtune.split import DevicePart, SplitResult, join_round
 from airtune.work.train import TrainSettings
 
 JOIN_S = 240.0
@@ -69,15 +58,16 @@ class ServedSplit:
         """End the round; returns what came of every device, both halves together."""
         self.opened.close()
         result = self.opened.wait()
+        task = self.task
+        updates = {place: update for place, row in enumerate(task.rows)
+                   if (update := trained[row.device].outcome.update) is not None}  # fmt: skip
         parts = {
-            device: DevicePart(item.outcome.update.adapters, item.outcome.update.head,
-                               item.outcome.update.samples // self.task.workload.batch)
-            for device, item in trained.items()
-            if item.outcome.update is not None
-        }  # fmt: skip
-        joined = join_round(self.task, result, parts)
-        up = np.nansum(result.up_bytes, 0)
-        down = np.nansum(result.down_bytes, 0) + result.listed_bytes
+            place: DevicePart(update.adapters, update.head, update.samples // task.workload.batch)
+            for place, update in updates.items()
+        }
+        joined = join_round(task.context, task.rows, result.parts, result.log, parts)
+        up = result.log.up_bytes.sum(0)
+        down = result.log.down_bytes.sum(0) + result.listed_bytes
         found = {}
         for place, outcome in enumerate(joined):
             item = trained[outcome.device]
@@ -162,8 +152,8 @@ class ServedSplitter(Splitter):
             served.opened.close()
         return SplitResult(
             outcomes=tuple(joined[row.device].outcome for row in rows),
-            server=result.adapters, head=result.head, ledger=_ledger(result),
-            order=result.order, skipped=result.skipped,
+            server=result.adapters, head=result.head, ledger=result.log,
+            order=result.order, skipped=result.parts.skipped,
         )  # fmt: skip
 
 
@@ -173,16 +163,6 @@ def no_stream(count: int) -> str:
         f"{count} devices are told to split the model, but this server serves no split rounds; run "
         "it under airtune server start, or choose a method without a cut"
     )
-
-
-def _ledger(result: ServerRound) -> StepLog:
-    """Return what crossed as the local engine would have counted it."""
-    return StepLog(
-        losses=result.losses, up_bytes=result.up_bytes, down_bytes=result.down_bytes,
-        beside_bytes=result.beside_bytes, up_bound_bytes=result.up_bound_bytes,
-        down_bound_bytes=result.down_bound_bytes,
-        computed=result.computed,
-    )  # fmt: skip
 
 
 def served_record(
@@ -204,11 +184,11 @@ def served_record(
         "device": [row.device for row in task.rows],
         "device_steps": list(result.steps),
         "server_steps": result.batches,
-        "skipped_steps": result.skipped,
-        "refused": {str(device): reason for device, reason in result.refused.items()},
+        "skipped_steps": result.parts.skipped,
+        "refused": {str(task.rows[place].device): why for place, why in result.log.refused.items()},
         "broken": list(result.broken),
-        "activation_up_bytes": float(np.nansum(result.up_bytes)),
-        "gradient_down_bytes": float(np.nansum(result.down_bytes)),
+        "activation_up_bytes": float(result.log.up_bytes.sum()),
+        "gradient_down_bytes": float(result.log.down_bytes.sum()),
         "listed_down_bytes": float(result.listed_bytes.sum()),
         "adapter_up_bytes": float(sum(answer.received_bytes for answer in answers)),
         "adapter_down_bytes": float(sum(answer.sent_bytes for answer in answers)),

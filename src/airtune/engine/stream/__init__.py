@@ -5,15 +5,13 @@ opened = server.open(SplitTask(run, round, base, state, rows, weights, settings,
 # hand opened.tokens[device] to each device over a channel that is trusted already
 result = opened.wait()
 
-end = DeviceEnd(base, state, job, settings=..., work=..., workload=..., seed=..., round=...)
+end = DeviceEnd(SplitContext.of(base, state, settings=..., ...), {0: job})
 part = run_device(end, Connection(Way("server:9443", channel_credentials(ca)), token, run))
 
-outcomes = join_round(task, result, {device: DevicePart(...)})
+outcomes = join_round(task.context, task.rows, result.parts, result.log, {column: DevicePart(...)})
 """
 
 from airtune.engine.stream.device import Connection, DeviceRound, run_device
-from airtune.engine.stream.ends import DeviceEnd
-from airtune.engine.stream.join import DevicePart, join_round
 from airtune.engine.stream.seats import Timing
 from airtune.engine.stream.server import FETCHES, OpenRound, StreamServer
 from airtune.engine.stream.task import ServerRound, SplitTask
@@ -24,8 +22,6 @@ from airtune.wire.link import MeasuredLink, measure_link
 __all__ = [
     "FETCHES",
     "Connection",
-    "DeviceEnd",
-    "DevicePart",
     "DeviceRound",
     "MeasuredLink",
     "OpenRound",
@@ -37,7 +33,6 @@ __all__ = [
     "Way",
     "channel_credentials",
     "fetcher",
-    "join_round",
     "measure_link",
     "run_device",
     "server_credentials",

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 import grpc
 import numpy as np
 
 from airtune.cost.most import LISTED_BYTES
-from airtune.engine.stream.body import largest_body_bytes
-from airtune.engine.stream.ends import DeviceEnd
 from airtune.engine.stream.message import (
     HEADER_BYTES,
     Expected,
-    Kind,
-    Message,
     parts_of,
     read_message,
     run_number,
@@ -29,6 +25,9 @@ from airtune.engine.stream.message import (
 from airtune.errors import ConnectionFailedError, TrainingError
 from airtune.model.lora import Adapters, Head
 from airtune.plan import Floats
+from airtune.split.body import largest_body_bytes
+from airtune.split.device import DeviceEnd
+from airtune.split.message import Kind, Message
 from airtune.wire.allowance import does_not_hold
 from airtune.wire.channel import SERVICE, TOKEN_KEY, Way
 from airtune.wire.envelope import PACED_PART_BYTES, PART_BYTES
@@ -88,14 +87,17 @@ class _RoundOverError(Exception):
 class _Going:
     """What a round has come to, over as many connections as it takes."""
 
-    def __init__(self, end: DeviceEnd, connection: Connection, max_body_bytes: int) -> None:
+    def __init__(self, end: DeviceEnd, connection: Connection) -> None:
         self.end, self.connection = end, connection
-        self._max = max(max_body_bytes, LISTED_BYTES * len(end.job.data))
+        [(self.place, job)] = end.jobs.items()
+        self.device, context = job.device, end.context
+        body_bytes = largest_body_bytes(context.shape, context.workload)
+        self._max = max(body_bytes, LISTED_BYTES * len(job.data))
         self.losses = np.full(end.steps, np.nan)
         self.up, self.down = np.zeros(end.steps), np.zeros(end.steps)
         self.learnt, self.compute_s, self.connections = 0, 0.0, 0
         self.crossed_bytes = self.listed_bytes = 0
-        self._run = run_number(connection.run)
+        self._run, self._round = run_number(connection.run), context.round
 
     def go(self, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]) -> None:
         """Take all steps that are left over one connection."""
@@ -115,54 +117,59 @@ class _Going:
         end = self.end
         self._check_cap()
         start = time.perf_counter()
-        beside, payload = end.send(step)
-        self.up[step] = len(beside) + len(payload)
+        made = end.send(step)
         self._spent(start)
-        outgoing.put(self._message(Kind.ACTIVATION, step, payload, beside=beside))
-        if end.labels_stay:
+        self._put(made, outgoing)
+        if end.context.labels_stay:
             hidden = self._read(answers, Kind.HIDDEN, step)
             start = time.perf_counter()
-            back, self.losses[step] = end.finish(hidden.payload)
-            self.up[step] += len(back)
-            self.down[step] += len(hidden.payload)
+            made = end.finish({self.place: hidden.payload})
             self._spent(start)
-            outgoing.put(
-                self._message(Kind.HIDDEN_GRADIENT, step, back, loss=float(self.losses[step]))
-            )
+            self.down[step] += len(hidden.payload)
+            self._put(made, outgoing)
         answer = self._read(answers, Kind.GRADIENT, step)
         start = time.perf_counter()
-        end.learn(answer.payload)
+        end.learn({self.place: answer.payload})
         self._spent(start)
+        self._check_out()
         self.losses[step] = answer.loss
         self.down[step] += len(answer.payload)
         self.learnt += 1
+
+    def _put(
+        self, made: Mapping[int, Message], outgoing: queue.SimpleQueue[Message | None]
+    ) -> None:
+        """Send what the end has made, unless it broke over it."""
+        self._check_out()
+        message = replace(made[self.place], run=self._run)
+        self.crossed_bytes += message.body_bytes + HEADER_BYTES
+        if message.kind is Kind.ACTIVATION:
+            self.up[message.step] = 0.0  # a step that is repeated counts once
+        self.up[message.step] += message.body_bytes
+        outgoing.put(message)
+
+    def _check_out(self) -> None:
+        """Stop where the device's numbers are not finite, or what came is damaged.
+
+        Raises:
+            TrainingError: saying which.
+        """
+        if self.end.refused:
+            raise TrainingError(f"device {self.device}: {self.end.refused[self.place]}")
 
     def _check_cap(self) -> None:
         """Refuse a step for which nothing is left of what was set aside for the steps."""
         most = self.connection.most_bytes
         if most is not None and self.crossed_bytes + most / (self.end.steps + 2) > most:
             raise TrainingError(
-                f"device {self.end.job.device} has repeated so many steps that "
-                f"{does_not_hold('the rest')}"
+                f"device {self.device} has repeated so many steps that {does_not_hold('the rest')}"
             )
 
     def _spent(self, start: float) -> None:
         self.compute_s += time.perf_counter() - start
 
-    def _message(
-        self, kind: Kind, step: int, payload: bytes, *, beside: bytes = b"",
-        loss: float = float("nan"),
-    ) -> Message:  # fmt: skip
-        self.crossed_bytes += len(beside) + len(payload) + HEADER_BYTES
-        return Message(
-            kind, self._run, self.end.round, step, self.end.job.device,
-            rows=self.end.rows, steps=self.end.steps, beside=beside, payload=payload, loss=loss,
-        )  # fmt: skip
-
     def _read(self, answers: Iterator[bytes], kind: Kind, step: int | None) -> Message:
-        wanted = Expected(
-            frozenset({kind}), self._run, self.end.round, self.end.job.device, step, self._max
-        )
+        wanted = Expected(frozenset({kind}), self._run, self._round, self.device, step, self._max)
         message = read_message(answers, lambda: wanted)
         if message is None:
             raise _RoundOverError
@@ -176,10 +183,10 @@ def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
     Raises:
         ConnectionFailedError: if the server cannot be reached before the deadline, or its
             certificate is not trusted.
-        TrainingError: if the server refuses the device, or a gradient is not finite.
-        CodecError: if what the server sends is damaged.
+        TrainingError: if the server refuses the device, a gradient is not finite, or one is damaged.
+        CodecError: if a message of the server is not the one awaited, or damaged.
     """
-    going = _Going(end, connection, largest_body_bytes(end.shape, end.workload))
+    going = _Going(end, connection)
     began = time.perf_counter()
     until, pause = time.monotonic() + connection.deadline_s, _FIRST_PAUSE_S
     while True:
@@ -193,7 +200,7 @@ def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
         pause = _FIRST_PAUSE_S if going.learnt > done else min(2 * pause, _LONGEST_PAUSE_S)
     whole = time.perf_counter() - began
     return DeviceRound(
-        end.adapters(), end.head(), going.losses, going.up, going.down, going.learnt,
+        end.adapters()[going.place], end.heads()[going.place], going.losses, going.up, going.down, going.learnt,
         going.compute_s, whole - going.compute_s, going.connections, going.listed_bytes,
     )  # fmt: skip
 
@@ -214,7 +221,7 @@ def _connect(going: _Going, until: float) -> grpc.RpcError | None:
         except _RoundOverError:
             if not going.learnt:
                 raise TrainingError(
-                    f"the round ended before device {going.end.job.device} had done a step; "
+                    f"the round ended before device {going.device} had done a step; "
                     "give it less work, or the round more time"
                 ) from None
         except grpc.RpcError as error:

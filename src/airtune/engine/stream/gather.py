@@ -68,8 +68,8 @@ class Turns:
 
     While another device waits, who has the turn loses it at once when its stream breaks, after the
     window when it has yet to come, and when it takes longer over a step than an answer may take.
-    It then goes behind the others, with those after it that have sent nothing either: it is served
-    later, and nothing of it is lost but its place.
+    It then goes behind the others, and the next has the turn by the same rule: who loses it is
+    served later, and nothing of it is lost but its place.
     """
 
     queue: list[Seat]
@@ -80,12 +80,11 @@ class Turns:
     def choose(self, table: Table, *, first_at: float, now: float) -> list[Seat] | float:
         """Return the device whose turn it is, once it has arrived."""
         self.queue = [seat for seat in self.queue if not (seat.is_done or seat.refused)]
-        holder = self.queue[0]
-        late_at = _late_at(holder, table.timing, began_at=table.began_at, first_at=first_at)
-        if holder.slot is None and now < late_at:
-            return late_at
-        place = next(place for place, seat in enumerate(self.queue) if seat.slot is not None)
-        self.queue = self.queue[place:] + self.queue[:place]
+        while (holder := self.queue[0]).slot is None:
+            late_at = _late_at(holder, table.timing, began_at=table.began_at, first_at=first_at)
+            if now < late_at:
+                return late_at
+            self.queue = [*self.queue[1:], holder]
         if self.queue[0].place not in self.served:
             self.served.append(self.queue[0].place)
         return self.queue[:1]

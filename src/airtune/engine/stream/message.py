@@ -14,10 +14,10 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import IntEnum
 
 from airtune.errors import CodecError
 from airtune.keys import derive_seed
+from airtune.split.message import Kind, Message
 from airtune.wire.envelope import PART_BYTES
 
 MAGIC, VERSION = b"AS", 1
@@ -25,43 +25,6 @@ MAGIC, VERSION = b"AS", 1
 _HEAD = struct.Struct("<2sBBQIIIHHIIf")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEAD.size + _CRC.size
-
-
-class Kind(IntEnum):
-    """What a message is."""
-
-    WELCOME = 1
-    """Server: go on with `step` of `steps`; beside it, the samples that it remembers."""
-    ACTIVATION = 2
-    """Device: lengths and labels beside the activation at the cut."""
-    GRADIENT = 3
-    """Server: the gradient of the activation, and the loss where the server computes it."""
-    HIDDEN = 4
-    """Server, where labels stay: the last hidden state at the positions the head reads."""
-    HIDDEN_GRADIENT = 5
-    """Device, where labels stay: the gradient of the hidden state, and the loss."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message, taken apart."""
-
-    kind: Kind
-    run: int
-    round: int
-    step: int
-    device: int
-    rows: int = 0
-    """Examples in the batch."""
-    steps: int = 0
-    beside: bytes = b""
-    payload: bytes = b""
-    loss: float = float("nan")
-
-    @property
-    def body_bytes(self) -> int:
-        """What is counted: all but the header."""
-        return len(self.beside) + len(self.payload)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from airtune.engine.stream.message import Expected, Kind, Message
+from airtune.engine.stream.message import Expected
+from airtune.split.message import Kind, Message
 
 Ending = Literal["done", "refused", "lapsed", "taken"]
 """Why the server ends a stream: the round is over · the device broke a rule · it took too long ·
@@ -180,22 +181,26 @@ class Table:
             self.changed.notify_all()
         return message
 
-    def ask(self, seat: Seat, payload: bytes) -> None:
-        """Send a last hidden state and await its gradient."""
+    def ask(self, seat: Seat, payload: bytes) -> bool:
+        """Send a last hidden state and await its gradient; False where nobody is there."""
         with self.changed:
-            if seat.outbox is not None:
-                seat.awaits = Kind.HIDDEN_GRADIENT
-                seat.outbox.send(self._message(seat, Kind.HIDDEN, payload))
+            if seat.outbox is None:
+                return False
+            seat.awaits = Kind.HIDDEN_GRADIENT
+            seat.outbox.send(self._message(seat, Kind.HIDDEN, payload))
+            return True
 
-    def answer(self, seat: Seat, payload: bytes | None, loss: float) -> None:
-        """End a device's step: send the gradient, if there is one, and move the device on."""
+    def answer(self, seat: Seat, payload: bytes | None, loss: float = float("nan")) -> bool:
+        """End a device's step: move it on and send the gradient, if there is one and it is there."""
         with self.changed:
             message = self._message(seat, Kind.GRADIENT, payload or b"", loss=loss)
             # The next message may come as soon as this one is out, so the step moves first.
             seat.step, seat.awaits, seat.is_served = seat.step + 1, Kind.ACTIVATION, False
+            is_sent = seat.outbox is not None and payload is not None
             if seat.outbox is not None and payload is not None:
                 seat.outbox.send(message)
             self.changed.notify_all()
+            return is_sent
 
     def leave(self, seat: Seat, outbox: Outbox, *, in_order: bool) -> None:
         """Free the seat when its stream has ended, if the stream still holds it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from airtune.engine.stream.seats import Timing
@@ -10,7 +9,10 @@ from airtune.errors import MethodError
 from airtune.model.base import BaseModel
 from airtune.model.lora import Adapters, Head
 from airtune.model.state import GlobalState
-from airtune.plan import Assignment, CodecSpec, Floats, Workload, WorkSpec
+from airtune.plan import Assignment, Floats, Workload, WorkSpec
+from airtune.split.context import SplitContext, remembers
+from airtune.split.log import StepLog
+from airtune.split.server import ServerParts
 from airtune.work.train import TrainSettings
 
 
@@ -33,6 +35,14 @@ class SplitTask:
     samples: tuple[int, ...] = ()
     """Examples of each device; needed where samples are remembered, whose number they bound."""
 
+    @property
+    def context(self) -> SplitContext:
+        """What both ends know of it."""
+        return SplitContext.of(
+            self.base, self.state, settings=self.settings, work=self.work,
+            workload=self.workload, seed=self.seed, round=self.round,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class ServerRound:
@@ -42,42 +52,23 @@ class ServerRound:
     """On the blocks from the smallest cut on; the copies' mean by weight."""
     head: Head
     """{} where labels stay or none is trained; the copies' mean by weight."""
-    servers: tuple[Adapters, ...]
-    """One a row: of the half that served it, on the blocks that half holds."""
-    server_heads: tuple[Head, ...]
-    losses: Floats
-    """(steps, devices), NaN where a device took no step; of the server, so all NaN where labels
-    stay and none came back."""
-    up_bytes: Floats
-    """(steps, devices), of messages without their headers."""
-    down_bytes: Floats
-    beside_bytes: Floats
-    """Of `up_bytes`: labels, lengths, numbers of samples."""
-    up_bound_bytes: Floats
-    """What the payloads would take at least, were their entries independent and normal."""
-    down_bound_bytes: Floats
+    parts: ServerParts
+    log: StepLog
+    """Of messages without their headers; where labels stay and none came back, losses are NaN."""
     steps: tuple[int, ...]
     """Steps each device has taken with the server."""
-    refused: Mapping[int, str]
-    """Device -> why the server put it out of the round."""
     broken: tuple[int, ...]
     """How often each device's stream broke."""
-    batches: int
-    """Passes the server has run, all copies together."""
-    skipped: int
-    """Of these, those whose gradient was not finite and was not used."""
-    computed: Floats
-    """(steps, devices), fraction of the samples of which something was sent; 0 where none came."""
     listed_bytes: Floats
     """(devices,), of the lists of samples with which their streams began; in no other figure."""
     order: tuple[int, ...]
     """Columns in the order in which a sequential server first served them, those that never came
     last; otherwise as they are."""
 
-
-def remembers(work: WorkSpec, codec: CodecSpec) -> bool:
-    """Return whether both ends of a cut remember the samples that cross it."""
-    return work.device_frozen or codec.predict
+    @property
+    def batches(self) -> int:
+        """Passes the server has run, all copies together."""
+        return self.parts.passes
 
 
 def check_task(task: SplitTask) -> None:

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from airtune.codec import decode, encode
-from airtune.engine.stream.body import decoded, read_lengths
-from airtune.engine.stream.memory import Held, Samples
-from airtune.engine.stream.message import Message
 from airtune.errors import CodecError
 from airtune.plan import Bools, CodecSpec, Ints, ModelShape, Workload
+from airtune.split.body import decoded, read_lengths
+from airtune.split.memory import Held, Samples
+from airtune.split.message import Message
 from airtune.work.wire import Values
 
 _HEAD = struct.Struct("<QII")

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
 from airtune.codec import decode, encode, kept_positions
+from airtune.cost.split import INTEGER_BYTES
 from airtune.errors import CodecError
-from airtune.keys import generator
-from airtune.model.base import BaseModel
 from airtune.model.batch import IGNORED, Batch
-from airtune.model.stages import head_positions
 from airtune.plan import Bools, CodecSpec, Ints, ModelShape, Workload, WorkSpec
-from airtune.work.wire import INTEGER_BYTES, Values, packed, unpacked
+from airtune.work.wire import Values, packed, unpacked
 
 _SLACK_BYTES = 4096
 """Of payloads' frames, of streams that entropy coding could not shrink, and of a message's stamp."""
@@ -98,12 +94,6 @@ def _check_labels(labels: Ints, shape: ModelShape) -> None:
         )
 
 
-def codec_of(row_codec: CodecSpec, work: WorkSpec, direction: str) -> CodecSpec:
-    """Return the codec of one direction."""
-    chosen = row_codec if direction == "activation" or work.gradient is None else work.gradient
-    return replace(chosen, predict=False)
-
-
 def kept_of(payload: bytes, elements: int, spec: CodecSpec, work: WorkSpec) -> Bools | None:
     """Return the positions that both ends know of an activation's payload, None where unused."""
     if not work.reuse_mask or spec.kind != "topk":
@@ -154,13 +144,3 @@ def decoded(payload: bytes, wanted: tuple[int, int], *, kept: Bools | None = Non
             f"the message holds a tensor of shape {values.shape}, {wanted} belongs to its batch"
         )
     return values
-
-
-def reads_of(base: BaseModel, mask: torch.Tensor) -> torch.Tensor:
-    """Return the positions that the head reads, (batch, tokens)."""
-    return head_positions(base.network, mask)
-
-
-def codec_stream(seed: int, place: tuple[int, int, int], direction: str) -> np.random.Generator:
-    """Return a codec's randomness for one crossing, `place` being round, step and device."""
-    return generator(seed, "codec", *place, direction)

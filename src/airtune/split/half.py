@@ -5,46 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import nn
 
 from airtune.keys import derive_seed
-from airtune.model.base import BaseModel
 from airtune.model.cut import Arrived, ServerHalf
 from airtune.model.lora import Adapters, Head
-from airtune.model.state import GlobalState
-from airtune.plan import Workload, WorkSpec
-from airtune.work.lanes import on_cpu, optimiser_of, step_if_finite
+from airtune.split.context import SplitContext
+from airtune.work.gradients import clip_
 from airtune.work.train import TrainSettings
 
 
 class TrainedHalf:
     """A server half that learns; every pass over it is one step of its optimiser."""
 
-    def __init__(
-        self, base: BaseModel, state: GlobalState, *, settings: TrainSettings, work: WorkSpec,
-        workload: Workload, seed: int, round: int, first: int, trains_from: int = 0,
-    ) -> None:  # fmt: skip
+    def __init__(self, context: SplitContext, *, first: int, trains_from: int = 0) -> None:
         """Prepare the half.
 
         Args:
-            base: With what has been merged into it.
-            state: What the round starts from.
-            settings: Learning rate and the like.
-            work: `labels` is read: where they stay, the head does too.
-            workload: `loss_chunk` is read.
-            seed: Of the run.
-            round: Counted from 0.
+            context: The round's; where labels stay, the head does too.
             first: The smallest cut that it will serve.
             trains_from: Adapters of blocks before this one are used, but not trained.
 
         Raises:
             ModelError: if the cut is outside the model.
         """
-        self._chunk, self._limit = workload.loss_chunk, settings.max_grad_norm
+        base, state, settings = context.base, context.state, context.settings
+        self._chunk, self._limit = context.workload.loss_chunk, settings.max_grad_norm
         self._half = ServerHalf(
             base.network, base.family, state.adapters, first=first,
             scale=settings.scale, dropout=settings.dropout,
-            seed=derive_seed(seed, "split server", round),
-            head=None if work.labels == "stay" else state.head, trains_from=trains_from,
+            seed=derive_seed(context.seed, "split server", context.round),
+            head=None if context.labels_stay else state.head, trains_from=trains_from,
         )  # fmt: skip
         self._half.lora.train()
         self._parameters = self._half.lora.parameters()
@@ -89,8 +80,28 @@ class TrainedHalf:
         return on_cpu(self._half.head())
 
     def _learn(self) -> None:
-        """Take an optimiser step, unless the gradient is not finite."""
+        """Take an optimiser step, unless the gradient is not finite, and forget the gradient."""
         self.passes += 1
         if self._optimiser is None:
             return
-        self.skipped += not step_if_finite(self._optimiser, self._parameters, limit=self._limit)
+        is_finite = bool(torch.isfinite(clip_(self._parameters, limit=self._limit)).all())
+        if is_finite:
+            self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+        self.skipped += not is_finite
+
+
+def optimiser_of(
+    parameters: Sequence[nn.Parameter], settings: TrainSettings
+) -> torch.optim.AdamW | None:
+    """Return a fresh AdamW, None where nothing is trained."""
+    if not parameters:
+        return None
+    return torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
+
+
+def on_cpu(tensors: Mapping[str, torch.Tensor]) -> Adapters:
+    """Return tensors by the same names on the CPU."""
+    return {name: tensor.cpu() for name, tensor in tensors.items()}

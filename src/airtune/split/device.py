@@ -1,0 +1,281 @@
+"""The device's end of a cut: its blocks, its adapters, what it sends and what it learns.
+
+One end holds one device, or several that cut alike on one stacked half, as a process that plays many
+devices has them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from airtune.errors import CodecError
+from airtune.keys import derive_seed
+from airtune.model.batch import Batch
+from airtune.model.cut import DeviceHalf
+from airtune.model.lora import Adapters, Head
+from airtune.plan import Bools, Ints
+from airtune.split.body import beside_of, get, kept_of, put
+from airtune.split.context import SplitContext, SplitJob
+from airtune.split.half import on_cpu, optimiser_of
+from airtune.split.memory import Samples, agree
+from airtune.split.message import Kind, Message
+from airtune.split.samples import put_samples
+from airtune.work.batches import collate_examples, join_examples, round_batches
+from airtune.work.gradients import clip_
+from airtune.work.wire import packed
+
+
+class DeviceEnd:
+    """Devices that cut alike and take equally many steps: `send`, where labels stay `finish`, `learn`."""
+
+    def __init__(
+        self, context: SplitContext, jobs: Mapping[int, SplitJob], *,
+        memory: Mapping[int, Samples] | None = None, refused: dict[int, str] | None = None,
+    ) -> None:  # fmt: skip
+        """Prepare the half and draw the batches.
+
+        Args:
+            context: The round's.
+            jobs: By column; at least one.
+            memory: By column, what each remembers of its samples, changed by the round; None =
+                nothing.
+            refused: By column, why a device is out; who breaks is added, who is in it does nothing.
+
+        Raises:
+            ModelError: if the cut is outside the model.
+            DataError: if a device has no example.
+        """
+        self.context, self.jobs = context, dict(jobs)
+        self.refused = {} if refused is None else refused
+        self._memory = {place: {} for place in jobs} if memory is None else memory
+        first = next(iter(jobs.values()))
+        self.cut, self.steps = first.row.cut or 0, first.row.local_steps
+        state, work, seed, round = context.state, context.work, context.seed, context.round
+        heads = [state.head] * len(jobs) if state.head else []
+        self._half = DeviceHalf(
+            context.base.network, context.base.family, [state.adapters] * len(jobs), cut=self.cut,
+            scale=context.settings.scale,
+            dropout=0.0 if work.device_frozen else context.settings.dropout,
+            seeds=[derive_seed(seed, "split", round, job.device) for job in jobs.values()],
+            heads=heads if context.labels_stay else None,
+        )  # fmt: skip
+        self._half.lora.train()
+        if work.device_frozen:
+            self._half.body.requires_grad_(requires_grad=False)
+        self._parameters = self._half.lora.parameters()
+        self._optimiser = optimiser_of(self._parameters, context.settings)
+        self._drawn = {
+            place: round_batches(
+                len(job.data), steps=self.steps, batch=context.workload.batch, seed=seed,
+                round=round, device=job.device,
+            )
+            for place, job in jobs.items()
+        }  # fmt: skip
+        self._step = -1
+        self._batch: Batch
+        self._kept: dict[int, Bools | None] = {}
+
+    def active(self) -> list[int]:
+        """Return the columns of the devices that are still in the round."""
+        return [place for place in self.jobs if place not in self.refused]
+
+    def agree(self, listed: bytes) -> None:
+        """Forget the samples that the server, by its list, does not have as this end has them.
+
+        Raises:
+            CodecError: if it is no list.
+        """
+        for samples in self._memory.values():
+            agree(samples, listed)
+
+    def send(self, step: int) -> dict[int, Message]:
+        """Run the devices' blocks; return what each sends, by column."""
+        self._step, self._kept = step, {}
+        self._half.lora.set_step(step)
+        drawn = {place: rows[step] for place, rows in self._drawn.items()}
+        sent = {place: self._sent(place, numbers) for place, numbers in drawn.items()}
+        self._batch = self._collated(drawn)
+        batch, rows_of = self._passing(drawn, sent)
+        activation = self.context.like.expand(*batch.attention_mask.shape, -1)
+        if any(map(len, sent.values())):
+            with torch.set_grad_enabled(not self.context.work.device_frozen):
+                activation = self._half.forward(batch)
+        found = {}
+        for place in self.active():
+            try:
+                rows = torch.from_numpy(rows_of[place]).to(activation.device)
+                beside, payload = self._coded(
+                    place, drawn[place], sent[place], _taken(batch, rows), activation[rows]
+                )
+            except CodecError as error:
+                self._refuse(place, f"activation refused: {error}")
+                continue
+            found[place] = self._message(Kind.ACTIVATION, place, payload, beside=beside)
+        return found
+
+    def finish(self, hidden: Mapping[int, bytes]) -> dict[int, Message]:
+        """Where labels stay: compute the losses of the last hidden states that came.
+
+        Returns:
+            By column, the hidden state's gradient and the loss.
+        """
+        reads = self.context.reads(self._batch.attention_mask)
+        whole, came = self._gathered(hidden, reads, "hidden")
+        losses, gradient = self._half.finish(
+            whole, self._batch, chunk=self.context.workload.loss_chunk
+        )
+        found = {}
+        for number, place in enumerate(self.jobs):
+            if place not in came:
+                continue
+            rows, stream = self._rows(place), self._stream(place, "hidden gradient")
+            spec = self.context.codec(self.jobs[place].row.codec, "hidden gradient")
+            try:
+                payload = put(gradient[rows], reads[rows], spec, stream)
+            except CodecError as error:
+                self._refuse(place, f"gradient refused: {error}")
+                continue
+            found[place] = self._message(
+                Kind.HIDDEN_GRADIENT, place, payload, loss=float(losses[number])
+            )
+        return found
+
+    def learn(self, gradients: Mapping[int, bytes]) -> None:
+        """Take the activations' gradients, none where this part is frozen; update what is trained."""
+        if not self.context.work.device_frozen:
+            mask = self._batch.attention_mask
+            self._half.backward(self._gathered(gradients, mask, "gradient")[0])
+        if self._optimiser is None:
+            return
+        norms = clip_(self._parameters, limit=self.context.settings.max_grad_norm)
+        for place, is_finite in zip(self.jobs, torch.isfinite(norms).tolist(), strict=True):
+            if not is_finite:
+                self._refuse(
+                    place,
+                    f"a gradient was not finite in step {self._step}; lower the learning rate if "
+                    "it happens again",
+                )
+        self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
+
+    def adapters(self) -> dict[int, Adapters]:
+        """Return the adapters of each device's blocks by column, on the CPU."""
+        return dict(zip(self.jobs, map(on_cpu, self._half.lora.adapters()), strict=True))
+
+    def heads(self) -> dict[int, Head]:
+        """Return each device's trained head by column, {} where the server has it."""
+        return dict(zip(self.jobs, map(on_cpu, self._half.lora.heads()), strict=True))
+
+    def _sent(self, place: int, numbers: Ints) -> Ints:
+        """Return the places in a batch of which something is sent: of a frozen part the new samples."""
+        if not self.context.work.device_frozen:
+            return np.arange(len(numbers))
+        known = [int(number) in self._memory[place] for number in numbers]
+        return np.flatnonzero(~np.array(known))
+
+    def _passing(
+        self, drawn: Mapping[int, Ints], sent: Mapping[int, Ints]
+    ) -> tuple[Batch, dict[int, Ints]]:
+        """Return the batch that is run, and which of its rows each device sends.
+
+        Several devices share one pass, in which each must have as many rows; one alone runs what it
+        sends and no more.
+        """
+        if len(drawn) > 1:
+            size = self.context.workload.batch
+            return self._batch, {
+                place: number * size + sent[place] for number, place in enumerate(drawn)
+            }
+        [(place, numbers)] = drawn.items()
+        is_part = 0 < len(sent[place]) < len(numbers)
+        batch = self._collated({place: numbers[sent[place]]}) if is_part else self._batch
+        return batch, {place: np.arange(len(sent[place]))}
+
+    def _coded(
+        self, place: int, numbers: Ints, sent: Ints, batch: Batch, activation: torch.Tensor
+    ) -> tuple[bytes, bytes]:
+        """Return what goes beside a device's activation, and its payload.
+
+        Args:
+            place: The device's column.
+            numbers: Of the samples in its batch.
+            sent: Places in its batch of which something is sent.
+            batch: Those samples.
+            activation: Of those, (rows, tokens, width).
+
+        Raises:
+            CodecError: if a value is not finite.
+        """
+        context, codec = self.context, self.jobs[place].row.codec
+        spec, stream = context.codec(codec, "activation"), self._stream(place, "activation")
+        beside = beside_of(batch, labels_stay=context.labels_stay)
+        if not context.remembers(codec):
+            payload = put(activation, batch.attention_mask, spec, stream)
+            count = int(batch.attention_mask.sum()) * activation.shape[-1]
+            self._kept[place] = kept_of(payload, count, spec, context.work)
+            return beside, payload
+        ends = batch.attention_mask.sum(1).cumsum(0)[:-1].tolist()
+        pieces = np.split(packed(activation, batch.attention_mask), ends) if len(sent) else []
+        told, payload = put_samples(
+            numbers, dict(zip(sent.tolist(), pieces, strict=True)), self._memory[place], spec,
+            stream, stamp=secrets.randbits(64), again=not context.work.device_frozen,
+        )  # fmt: skip
+        return told + beside, payload
+
+    def _gathered(
+        self, payloads: Mapping[int, bytes], mask: torch.Tensor, direction: str
+    ) -> tuple[torch.Tensor, set[int]]:
+        """Return what the server sent, zero for those who got nothing, and whose came whole."""
+        like = self.context.like
+        whole = like.new_zeros((*mask.shape, len(like)))
+        came = set()
+        for place, payload in payloads.items():
+            if place not in self.jobs or place in self.refused:
+                continue
+            rows = self._rows(place)
+            spec = self.context.codec(self.jobs[place].row.codec, direction)
+            is_masked = direction == "gradient" and spec.kind == "topk"
+            kept = self._kept.get(place) if is_masked else None
+            try:
+                whole[rows], _ = get(payload, mask[rows], like, kept=kept)
+            except CodecError as error:
+                self._refuse(place, f"{direction} refused: {error}")
+                continue
+            came.add(place)
+        return whole, came
+
+    def _rows(self, place: int) -> slice:
+        size = self.context.workload.batch
+        start = list(self.jobs).index(place) * size
+        return slice(start, start + size)
+
+    def _collated(self, drawn: Mapping[int, Ints]) -> Batch:
+        """Return one batch of all devices, one after the other."""
+        joined = join_examples((self.jobs[place].data, rows) for place, rows in drawn.items())
+        tokens, device = self.context.workload.tokens, self.context.base.device
+        return collate_examples(joined, range(len(joined)), tokens=tokens, device=device)
+
+    def _stream(self, place: int, direction: str) -> np.random.Generator:
+        return self.context.stream(self._step, self.jobs[place].device, direction)
+
+    def _message(
+        self, kind: Kind, place: int, payload: bytes, *, beside: bytes = b"",
+        loss: float = float("nan"),
+    ) -> Message:  # fmt: skip
+        return Message(
+            kind, 0, self.context.round, self._step, self.jobs[place].device,
+            rows=self.context.workload.batch, steps=self.steps, beside=beside, payload=payload,
+            loss=loss,
+        )  # fmt: skip
+
+    def _refuse(self, place: int, reason: str) -> None:
+        self.refused.setdefault(place, reason)
+
+
+def _taken(batch: Batch, rows: torch.Tensor) -> Batch:
+    """Return some rows of a batch."""
+    return Batch(batch.input_ids[rows], batch.attention_mask[rows], batch.labels[rows])

@@ -1,0 +1,43 @@
+"""What the ends of a cut say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Kind(IntEnum):
+    """What a message is."""
+
+    WELCOME = 1
+    """Server: go on with `step` of `steps`; beside it, the samples that it remembers."""
+    ACTIVATION = 2
+    """Device: lengths and labels beside the activation at the cut."""
+    GRADIENT = 3
+    """Server: the gradient of the activation, and the loss where the server computes it."""
+    HIDDEN = 4
+    """Server, where labels stay: the last hidden state at the positions the head reads."""
+    HIDDEN_GRADIENT = 5
+    """Device, where labels stay: the gradient of the hidden state, and the loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message, taken apart."""
+
+    kind: Kind
+    run: int
+    round: int
+    step: int
+    device: int
+    rows: int = 0
+    """Examples in the batch."""
+    steps: int = 0
+    beside: bytes = b""
+    payload: bytes = b""
+    loss: float = float("nan")
+
+    @property
+    def body_bytes(self) -> int:
+        """What is counted: all but the header."""
+        return len(self.beside) + len(self.payload)

@@ -1,0 +1,307 @@
+"""The server's end of a cut: it takes apart what came, runs a pass, learns, answers and counts.
+
+Who takes part in a pass, and how messages travel, is for others to say; this end answers over a
+`Link`. The server is one of three:
+
+    shared      one server model, all devices in one pass (SFT, SplitLoRA)
+    copies      one copy a device, averaged with the round (SplitFed V1)
+    sequential  one server model that serves the devices one after the other (SplitFed V2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from airtune.cost.coded import bound_bytes
+from airtune.errors import CodecError
+from airtune.model.cut import Arrived
+from airtune.model.lora import Adapters, Head
+from airtune.plan import Assignment, Bools, CodecSpec
+from airtune.split.body import get, kept_of, laid_out, put, read_beside
+from airtune.split.context import SplitContext
+from airtune.split.half import TrainedHalf
+from airtune.split.log import StepLog
+from airtune.split.memory import Samples
+from airtune.split.message import Kind, Message
+from airtune.split.samples import take_samples
+from airtune.work.wire import unpacked
+
+Tensors = dict[int, torch.Tensor]
+"""By column."""
+
+
+class Link(Protocol):
+    """What carries a server's messages to the devices of a pass, by column, and theirs to it."""
+
+    def send(self, place: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
+        """Send a device what it awaits; False = it is not there any more, and nothing went out."""
+        ...
+
+    def receive(self, places: Iterable[int]) -> Mapping[int, Message]:
+        """Return what those devices answer that are still there; waits for them."""
+        ...
+
+    def refuse(self, place: int, reason: str) -> None:
+        """Put a device out of the round."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    """One pass of the server: to whom it answers, and at which step each is."""
+
+    link: Link
+    steps: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerParts:
+    """What the server holds at the end of a round; columns are devices."""
+
+    servers: tuple[Adapters, ...]
+    """Of the half that served each device, on the blocks that half holds."""
+    heads: tuple[Head, ...]
+    """{} where labels stay or none is trained."""
+    passes: int
+    """Of all copies together."""
+    skipped: int
+    """Of these, those whose gradient was not finite and was not used."""
+
+
+class ServerEnd:
+    """The server's half of a round, or one a device, and the log of what crossed."""
+
+    def __init__(
+        self, context: SplitContext, rows: Sequence[Assignment], weights: Sequence[float], *,
+        memory: Mapping[int, Samples], examples: Sequence[int],
+    ) -> None:  # fmt: skip
+        """Prepare the server's half; a device's copy is made when it first comes.
+
+        Args:
+            context: The round's.
+            rows: One a device, each with a cut.
+            weights: One a device, positive; only the ratios count.
+            memory: By column, what is remembered of the devices' samples, changed by the round.
+            examples: How many each device has, where samples are remembered.
+
+        Raises:
+            ModelError: if a cut is outside the model.
+        """
+        self.context, self._rows, self._weights = context, tuple(rows), tuple(weights)
+        self._memory, self._examples = memory, tuple(examples)
+        self.log = StepLog.empty(max(row.local_steps for row in rows), len(rows))
+        cuts = [row.cut or 0 for row in rows]
+        self._trains_from = max(cuts) if context.work.device_frozen else 0
+        self._firsts = cuts if context.work.server == "copies" else [min(cuts)] * len(cuts)
+        self._halves: dict[int, TrainedHalf] = {}
+        self._done: dict[int, ServerParts] = {}
+        self._kept: dict[int, Bools | None] = {}
+        if context.work.server != "copies":
+            self._half(0)
+
+    def serve(self, messages: Mapping[int, Message], link: Link) -> None:
+        """Run a pass over the activations that came, of each half, and answer.
+
+        A device whose message, loss or gradient is unusable is put out of the round, alone.
+
+        Args:
+            messages: By column; nothing in them is trusted but kind and step.
+            link: To these devices.
+        """
+        arrived = []
+        for place, message in messages.items():
+            try:
+                arrived.append(self._arrived(place, message))
+            except CodecError as error:
+                link.refuse(place, f"activation refused: {error}")
+        going = _Pass(link, {part.device: messages[part.device].step for part in arrived})
+        groups: dict[TrainedHalf, list[Arrived]] = {}
+        for part in arrived:
+            groups.setdefault(self._half(part.device), []).append(part)
+        learn = self._relay if self.context.labels_stay else self._learn
+        gradients, losses = learn(groups, going)
+        for part in arrived:
+            place, loss = part.device, losses.get(part.device, float("nan"))
+            self.log.losses[going.steps[place], place] = loss
+            if place in gradients:
+                self._send(
+                    going, place, Kind.GRADIENT, gradients[place], part.attention_mask, loss=loss
+                )
+            elif not self.context.labels_stay:
+                link.refuse(place, f"the loss was {loss} in step {going.steps[place]}")
+
+    def parts(self, place: int | None = None) -> ServerParts:
+        """Return what the server holds of a device, or of all; a copy that was asked for is let go."""
+        places = range(len(self._rows)) if place is None else (place,)
+        held = [self._held(one) for one in places]
+        each = {id(item): item for item in held}.values()
+        return ServerParts(
+            tuple(item.servers[0] for item in held), tuple(item.heads[0] for item in held),
+            sum(item.passes for item in each), sum(item.skipped for item in each),
+        )  # fmt: skip
+
+    def _half(self, place: int) -> TrainedHalf:
+        """Return the half that serves a device: the same for all, or a copy each."""
+        key = place if self.context.work.server == "copies" else 0
+        if key not in self._halves:
+            self._halves[key] = TrainedHalf(
+                self.context, first=self._firsts[key], trains_from=self._trains_from
+            )
+        return self._halves[key]
+
+    def _held(self, place: int) -> ServerParts:
+        key = place if self.context.work.server == "copies" else 0
+        if key not in self._done:
+            half = self._half(key)
+            self._done[key] = ServerParts(
+                (half.adapters(),), (half.head(),), half.passes, half.skipped
+            )
+            del self._halves[key]
+        return self._done[key]
+
+    def _learn(
+        self, groups: Mapping[TrainedHalf, list[Arrived]], going: _Pass
+    ) -> tuple[Tensors, dict[int, float]]:
+        """Where labels travel: losses, and the gradients of the activations."""
+        gradients: Tensors = {}
+        losses: dict[int, float] = {}
+        for half, arrived in groups.items():
+            found, seen = half.step(arrived)
+            gradients |= found
+            losses |= seen
+        return gradients, losses
+
+    def _relay(
+        self, groups: Mapping[TrainedHalf, list[Arrived]], going: _Pass
+    ) -> tuple[Tensors, dict[int, float]]:
+        """Where labels stay: last hidden states out, their gradients back."""
+        reads: Tensors = {}
+        for half, arrived in groups.items():
+            states = half.forward(arrived)
+            for part in arrived:
+                place, read = part.device, self.context.reads(part.attention_mask)
+                if self._send(going, place, Kind.HIDDEN, states[place], read):
+                    reads[place] = read
+        returned: Tensors = {}
+        losses: dict[int, float] = {}
+        for place, message in going.link.receive(reads).items():
+            try:
+                returned[place] = self._hidden_gradient(place, message, reads[place])
+            except CodecError as error:
+                going.link.refuse(place, f"gradient refused: {error}")
+                continue
+            losses[place] = message.loss
+        gradients: Tensors = {}
+        for half, arrived in groups.items():
+            mine = [part.device for part in arrived if part.device in returned]
+            gradients |= half.backward({place: returned[place] for place in mine})
+        return gradients, losses
+
+    def _arrived(self, place: int, message: Message) -> Arrived:
+        """Take an activation apart; every size is checked before memory is taken.
+
+        Raises:
+            CodecError: if it is not a batch of this round.
+        """
+        context, row = self.context, self._rows[place]
+        spec = context.codec(row.codec, "activation")
+        self._kept[place] = None
+        if context.remembers(row.codec):
+            activation, mask, labels = self._samples(place, message, spec)
+        else:
+            mask, labels = read_beside(
+                message.beside, message.rows, context.shape, context.workload,
+                labels_stay=context.labels_stay,
+            )  # fmt: skip
+            activation, values = get(message.payload, mask, context.like)
+            self._kept[place] = kept_of(message.payload, values.size, spec, context.work)
+            self._went_up(place, message, bound_bytes(values.size, spec))
+        return Arrived(
+            place, row.cut or 0, activation, mask.to(activation.device),
+            None if labels is None else labels.to(activation.device), self._weights[place],
+        )  # fmt: skip
+
+    def _samples(
+        self, place: int, message: Message, spec: CodecSpec
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Take an activation apart where both ends remember samples; return it, mask and labels."""
+        context, stay = self.context, self.context.labels_stay
+        taken = take_samples(
+            message, self._memory[place], examples=self._examples[place], shape=context.shape,
+            workload=context.workload, labels_stay=stay, again=not context.work.device_frozen,
+        )  # fmt: skip
+        bound = sum(bound_bytes(size, spec) for size in taken.sent_values)
+        self._went_up(place, message, bound, computed=taken.computed)
+        lengths = np.array([len(rows) for rows in taken.rows])
+        mask, labels = laid_out(lengths, taken.labels, context.shape, labels_stay=stay)
+        return unpacked(np.concatenate(taken.rows), mask, context.like), mask, labels
+
+    def _went_up(
+        self, place: int, message: Message, bound: float, *, computed: float = 1.0
+    ) -> None:
+        self.log.went_up(message.step, place, len(message.payload), bound, len(message.beside))
+        self.log.computed[message.step, place] = computed
+
+    def _hidden_gradient(self, place: int, message: Message, reads: torch.Tensor) -> torch.Tensor:
+        """Return the gradient of a last hidden state, at the positions (batch, tokens) that are read.
+
+        Raises:
+            CodecError: if it is damaged or of another shape.
+        """
+        gradient, values = get(message.payload, reads, self.context.like)
+        spec = self.context.codec(self._rows[place].codec, "hidden gradient")
+        bound = bound_bytes(values.size, spec)
+        self.log.went_up(message.step, place, message.body_bytes, bound)
+        return gradient
+
+    def _send(
+        self, going: _Pass, place: int, kind: Kind, tensor: torch.Tensor, mask: torch.Tensor, *,
+        loss: float = float("nan"),
+    ) -> bool:  # fmt: skip
+        """Send a device a tensor at marked positions; False if it got nothing.
+
+        A device whose numbers cannot be coded is put out of the round.
+        """
+        context, row, link, step = self.context, self._rows[place], going.link, going.steps[place]
+        if kind is Kind.GRADIENT and context.work.device_frozen:
+            return link.send(place, kind, b"", loss=loss)
+        direction = kind.name.lower()
+        spec = context.codec(row.codec, direction)
+        is_masked = kind is Kind.GRADIENT and spec.kind == "topk"
+        kept = self._kept[place] if is_masked else None
+        try:
+            stream = context.stream(step, row.device, direction)
+            payload = put(tensor, mask, spec, stream, kept=kept)
+        except CodecError as error:
+            link.refuse(place, f"{direction} refused: {error}")
+            return False
+        if not link.send(place, kind, payload, loss=loss):
+            return False
+        size = int(mask.sum()) * tensor.shape[-1]
+        bound = bound_bytes(size, spec, known_mask=kept is not None)
+        self.log.went_down(step, place, len(payload), bound)
+        return True
+
+
+def mean_by_weight(servers: Mapping[int, Adapters], weights: Mapping[int, float]) -> Adapters:
+    """Return the weighted mean over servers, each tensor over those that hold it.
+
+    Args:
+        servers: By column.
+        weights: By column, of those that count; {} = all count alike.
+    """
+    chosen = {place: servers[place] for place in weights} or dict(servers)
+    if len({id(tensors) for tensors in chosen.values()}) == 1:
+        return next(iter(chosen.values()))
+    mean: Adapters = {}
+    for name in dict.fromkeys(name for tensors in chosen.values() for name in tensors):
+        holders = {place: item[name] for place, item in chosen.items() if name in item}
+        total = sum(weights.get(place, 1.0) for place in holders)
+        parts = [item * (weights.get(place, 1.0) / total) for place, item in holders.items()]
+        mean[name] = torch.stack(parts).sum(0)
+    return mean
