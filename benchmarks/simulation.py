@@ -64,7 +64,8 @@ def run_airtune(folder: Path) -> list[float]:
     from transformers import AutoModelForCausalLM
 
     from airtune.data.federated import DeviceData, FederatedData
-    from airtune.engine.local import LocalEngine, LocalSettings
+    from airtune.engine.base import EngineSettings
+    from airtune.engine.virtual import local_engine
     from airtune.fleet import load_fleet
     from airtune.loop import LoopSettings, Run, begin, run_rounds
     from airtune.methods import build_method
@@ -84,13 +85,13 @@ def run_airtune(folder: Path) -> list[float]:
     profiles = fleet.profiles(np.full(CLIENTS, EXAMPLES))
     problem = Problem(base.shape, profiles, WORKLOAD, ROUNDS, SEED)
     method = build_method("fedavg-lora")
-    settings = LocalSettings(
+    settings = EngineSettings(
         train=TrainSettings(
             learning_rate=LEARNING_RATE, max_grad_norm=CLIP, scale=ALPHA / WORKLOAD.rank
         ),
         threads=2,
     )
-    engine = LocalEngine(
+    engine = local_engine(
         fleet, problem, base, data,
         needs=method.decider.needs, work=method.work, settings=settings,
     )  # fmt: skip

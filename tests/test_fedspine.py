@@ -9,8 +9,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from airtune.data.federated import DeviceData, FederatedData
+from airtune.engine.base import EngineSettings
 from airtune.engine.checkpoint import load_checkpoint
-from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.engine.virtual import local_engine
 from airtune.errors import MethodError
 from airtune.fleet import load_fleet
 from airtune.loop import LoopSettings, Run, begin, run_rounds
@@ -73,9 +74,9 @@ def make_run(folder, name, settings, *, family="llama", rounds=ROUNDS, resume=No
     )  # fmt: skip
     problem = Problem(base.shape, fleet.profiles(np.full(DEVICES, 5)), workload, rounds, seed=3)
     method = build_method(name, settings)
-    engine = LocalEngine(
+    engine = local_engine(
         fleet, problem, base, data, needs=method.decider.needs, work=method.work,
-        settings=LocalSettings(train=TrainSettings(learning_rate=0.01), participation=0.8),
+        settings=EngineSettings(train=TrainSettings(learning_rate=0.01), participation=0.8),
     )  # fmt: skip
     writer = (
         RunWriter.create(folder, {"name": "test"})

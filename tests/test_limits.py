@@ -12,8 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from airtune.codec import encode
 from airtune.cost.most import most_payload_bytes
 from airtune.data.federated import DeviceData, FederatedData
+from airtune.engine.base import EngineSettings
 from airtune.engine.checkpoint import load_checkpoint
-from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.engine.virtual import local_engine
 from airtune.errors import CheckpointError, RecipeError, TrainingError
 from airtune.fleet import load_fleet
 from airtune.loop import LoopSettings, Run, begin, run_rounds
@@ -74,9 +75,9 @@ def make_run(folder, base, data, name, cap, *, upload=CODECS[0], participation=1
         work=method.work, device_bytes_per_month=cap,
         server_flops_per_s=fleet.server.flops_per_s,
     )  # fmt: skip
-    engine = LocalEngine(
+    engine = local_engine(
         fleet, problem, base, data, needs=method.decider.needs, work=method.work,
-        settings=LocalSettings(train=TrainSettings(), participation=participation),
+        settings=EngineSettings(train=TrainSettings(), participation=participation),
     )  # fmt: skip
     if resume is None:
         writer = RunWriter.create(folder, {"name": "test"})
@@ -185,7 +186,7 @@ def test_a_cap_below_one_round_ends_the_run_with_a_sentence(base, data, tmp_path
 
 def test_who_was_told_too_much_is_asked_again_and_takes_no_place(base, data, tmp_path) -> None:
     run, _ = make_run(tmp_path / "run", base, data, "fedavg-lora", 1e5, participation=0.5)
-    run.engine._allowance.faults(np.array([0, 1]), np.array([1e9, 1e9]))
+    run.engine._limits.allowance.faults(np.array([0, 1]), np.array([1e9, 1e9]))
     asked = np.stack([run.engine.observe(number, 0.0).available for number in range(40)])
     assert asked.any(0).all()
     assert asked[:, :2].sum(1).max() == 1

@@ -13,8 +13,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from airtune.data.federated import DeviceData, FederatedData
+from airtune.engine.base import EngineSettings
 from airtune.engine.checkpoint import load_checkpoint
-from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.engine.virtual import local_engine
 from airtune.errors import MethodError, RecipeError, RunInterruptedError, TrainingError
 from airtune.fleet import load_fleet
 from airtune.keys import generator
@@ -121,9 +122,9 @@ def make_run(
         work=work or WorkSpec(),
     )
     decider = decider or Wanderer()
-    engine = LocalEngine(
+    engine = local_engine(
         fleet, problem, base, data, needs=decider.needs,
-        settings=LocalSettings(
+        settings=EngineSettings(
             train=TrainSettings(**{"learning_rate": 0.01, "dropout": 0.1, **train})
         ),
     )  # fmt: skip

@@ -78,7 +78,7 @@ def test_a_run_that_is_done_is_read_and_not_run_again(setting, monkeypatch):
     def never(*_args, **_named):
         raise AssertionError
 
-    monkeypatch.setattr("airtune.engine.local.LocalEngine.execute", never)
+    monkeypatch.setattr("airtune.engine.virtual.VirtualEngine.execute", never)
     assert short_run(setting, Tried()) == first
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airtune.deploy.device import Device, DeviceSettings
-from airtune.engine.local import LocalEngine
+from airtune.engine.virtual import local_engine
 from airtune.errors import AirtuneError
 from airtune.loop import Run, begin, run_rounds
 from airtune.model.state import initial_state
@@ -104,7 +104,7 @@ def alone() -> Callable[[Recipe, Path], RunRecord]:
         method, assets = choose_method(recipe).method, pieces.assets
         settings = replace(pieces.engine, train=replace(pieces.engine.train, pass_tokens=1))
         problem = replace(pieces.problem, work=method.work)
-        engine = LocalEngine(assets.fleet, problem, assets.base, assets.data, work=method.work,
+        engine = local_engine(assets.fleet, problem, assets.base, assets.data, work=method.work,
                              needs=method.decider.needs, settings=settings)  # fmt: skip
         header = {"schema": 1, "name": "alone", "rounds": problem.rounds}
         going = Run(method, problem, engine, RunWriter.create(folder, header), "identity",

@@ -337,12 +337,12 @@ def test_a_run_keeps_the_calibration_that_it_began_with(
     assert record.header["measurements"]["pruning"] == [list(row) for row in rows]
     path.unlink()
     met = []
-    ready = federation.RemoteEngine.__init__
+    ready = federation.RemoteWorkers.__init__
 
     def noted(self: Any, fleet: Any, problem: Any, *args: Any, **kwargs: Any) -> None:
         met.append(problem.pruning)
         ready(self, fleet, problem, *args, **kwargs)
 
-    monkeypatch.setattr(federation.RemoteEngine, "__init__", noted)
+    monkeypatch.setattr(federation.RemoteWorkers, "__init__", noted)
     _run(changed, nodes(["a"]), tmp_path / "same", resume=record.folder)
     assert met == [rows]

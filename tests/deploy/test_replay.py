@@ -11,10 +11,10 @@ import torch
 
 from airtune.deploy.device import Device, DeviceSettings
 from airtune.deploy.reading import describe_reader
-from airtune.engine.local import LocalEngine
 from airtune.engine.message import Setup
 from airtune.engine.remote.devices import Remote
-from airtune.engine.remote.replay import ReplayEngine
+from airtune.engine.remote.workers import RemoteWorkers
+from airtune.engine.virtual import VirtualEngine, local_engine
 from airtune.loop import Run, begin, run_rounds
 from airtune.methods.whole_equal import WholeEqual
 from airtune.model.state import initial_state
@@ -31,7 +31,7 @@ def _settings(pieces):
 
 def _local(pieces, method, problem):
     assets = pieces.assets
-    return LocalEngine(assets.fleet, problem, assets.base, assets.data, work=method.work,
+    return local_engine(assets.fleet, problem, assets.base, assets.data, work=method.work,
                        needs=method.decider.needs, settings=_settings(pieces))  # fmt: skip
 
 
@@ -48,8 +48,17 @@ def _remote(pieces, method, problem, mail):
         number: Device(DeviceSettings(data="recipe", compute="cpu")) for number in range(count)
     }
     remote = Remote(mail(devices), assets.fleet.names, setup, run=7, shape=assets.base.shape)
-    return ReplayEngine(assets.fleet, problem, assets.base, assets.data, remote=remote,
-                        work=method.work, needs=method.decider.needs, settings=_settings(pieces))  # fmt: skip
+    workers = RemoteWorkers(
+        assets.fleet,
+        problem,
+        assets.base,
+        assets.data,
+        remote=remote,
+        work=method.work,
+        settings=_settings(pieces),
+    )
+    needs, settings = method.decider.needs, _settings(pieces)
+    return VirtualEngine(assets.fleet, workers, needs=needs, settings=settings)
 
 
 def _play(pieces, method, problem, engine, folder: Path) -> tuple[Any, Any]:

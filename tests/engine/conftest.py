@@ -12,7 +12,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from airtune.data.federated import DeviceData, FederatedData
-from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.engine.base import EngineSettings
+from airtune.engine.virtual import VirtualEngine, local_engine
 from airtune.errors import CodecError, TrainingError
 from airtune.fleet import Fleet, load_fleet
 from airtune.model.base import BaseModel, base_of
@@ -110,14 +111,14 @@ def problem_of(base: BaseModel, data: FederatedData) -> Callable[..., Problem]:
 @pytest.fixture
 def engine_of(
     base: BaseModel, data: FederatedData, cell: dict[str, Any], problem_of: Callable[..., Problem]
-) -> Callable[..., LocalEngine]:
+) -> Callable[..., VirtualEngine]:
     """Build an engine on the cell: settings by keyword, `problem` and `engine` as dicts."""
 
     def make(*, problem: dict | None = None, engine: dict | None = None, **settings: Any):
         fleet = load_fleet(cell, seed=1)
-        return LocalEngine(
+        return local_engine(
             fleet, problem_of(fleet, **(problem or {})), base, data,
-            settings=LocalSettings(**settings), **(engine or {}),
+            settings=EngineSettings(**settings), **(engine or {}),
         )  # fmt: skip
 
     return make

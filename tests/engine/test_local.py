@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.engine.base import EngineSettings
+from airtune.engine.virtual import local_engine
 from airtune.errors import FleetError, InfeasibleError, RecipeError
 from airtune.fleet import load_fleet
 from airtune.model.state import initial_state
@@ -185,7 +186,7 @@ def test_a_fleet_of_another_size_than_the_data_is_refused(cell, problem_of, base
     fleet = load_fleet(cell)
     fewer = replace(data, devices=data.devices[:5])
     with pytest.raises(FleetError, match="fleet has 6 devices, the problem 6 and the data 5"):
-        LocalEngine(fleet, problem_of(fleet), base, fewer)
+        local_engine(fleet, problem_of(fleet), base, fewer)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_a_fleet_of_another_size_than_the_data_is_refused(cell, problem_of, base
 )
 def test_settings_out_of_range_are_refused(setting, message):
     with pytest.raises(RecipeError, match=message):
-        LocalSettings(**setting)
+        EngineSettings(**setting)
 
 
 TOPK = CodecSpec("topk", keep=0.1, bits=3)

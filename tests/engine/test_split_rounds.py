@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.engine.base import EngineSettings
+from airtune.engine.virtual import local_engine
 from airtune.errors import MethodError
 from airtune.fleet import load_fleet
 from airtune.model.aggregate import aggregate
@@ -44,7 +45,7 @@ def engine_of(deep, data, cell, problem_of):
         problem = problem_of(fleet, shape=deep.shape, work=work)
         problem = replace(problem, workload=replace(problem.workload, **dict(workload)))
         tune = TrainSettings(learning_rate=rate, max_grad_norm=0.0)
-        return LocalEngine(fleet, problem, deep, data, settings=LocalSettings(tune, **settings))
+        return local_engine(fleet, problem, deep, data, settings=EngineSettings(tune, **settings))
 
     return make
 
@@ -77,7 +78,9 @@ def losses(engine, cuts, state, keep, cut_plan, *, rounds=3, **choices):
     for round in range(rounds):
         done = execute(engine, cut_plan(*cuts, round=round, **choices), state, keep)
         weights = [1.0 + update.device for update in done.updates]
-        state = aggregate(AggregateSpec(), state, done.updates, weights, shape=engine._base.shape)
+        state = aggregate(
+            AggregateSpec(), state, done.updates, weights, shape=engine._workers.base.shape
+        )
         found.append(engine.evaluate(state, "validation")["loss"])
     return np.array(found)
 
@@ -211,7 +214,7 @@ def test_what_does_not_fit_either_memory_is_refused(engine_of, state, keep, cut_
     assert done.results.status.tolist() == ["ok", "failed"]
     assert done.faults[1].startswith("out of memory: needs")
     small = engine_of()
-    small._splitter._problem = replace(small._problem, server_memory_bytes=1e4)
+    small._workers.splitter._problem = replace(small._problem, server_memory_bytes=1e4)
     done = execute(small, cut_plan(1, 1), state, keep)
     assert done.results.status.tolist() == ["failed"] * 2
     assert done.faults[0].startswith("the server is out of memory: needs")

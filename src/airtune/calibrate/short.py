@@ -13,8 +13,9 @@ import numpy as np
 from airtune.calibrate.coded import coded_scale, crossed_bytes
 from airtune.calibrate.tried import Tried
 from airtune.data import FederatedData
+from airtune.engine.base import EngineSettings
 from airtune.engine.checkpoint import load_checkpoint
-from airtune.engine.local import LocalEngine, LocalSettings
+from airtune.engine.virtual import local_engine
 from airtune.fleet import load_fleet
 from airtune.loop import LoopSettings, Run, begin, run_rounds
 from airtune.model.base import BaseModel
@@ -44,7 +45,7 @@ class CalibrationSetting:
     problem: Problem
     """Of the real fleet: workload, weights and speeds come from it."""
     work: WorkSpec
-    engine: LocalSettings
+    engine: EngineSettings
     rounds: int
     devices: int
     folder: Path | None = None
@@ -115,7 +116,7 @@ def _run(setting: CalibrationSetting, tried: Tried, folder: Path) -> ShortRun:
         workload = replace(problem.workload, upload=tried.upload, coded_scale=CodedScale())
         problem = replace(problem, workload=workload)
     method = Method("calibration", tried, work=setting.work, may_cut=True)
-    engine = LocalEngine(
+    engine = local_engine(
         fleet, problem, setting.base, data, work=setting.work, settings=setting.engine
     )
     is_begun = (folder / "run.json").exists()

@@ -34,9 +34,10 @@ from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.message import Joined, Setup
 from airtune.engine.remote.answers import Answer
 from airtune.engine.remote.devices import Courier, Remote
-from airtune.engine.remote.real import RemoteEngine
-from airtune.engine.remote.replay import ReplayEngine, judges_of
+from airtune.engine.remote.real import RealEngine
 from airtune.engine.remote.split import Serve
+from airtune.engine.remote.workers import LEAST_SQUARES, RemoteWorkers, judges_of
+from airtune.engine.virtual import VirtualEngine
 from airtune.errors import (
     CheckpointError,
     ConnectionFailedError,
@@ -137,10 +138,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     recipe = pinned(recipe)
     chosen = choose_method(recipe)
     if chosen.method.work.mend == "least-squares":
-        raise RecipeError(
-            "train.mend: least-squares is for simulated devices: second moments are not sent over "
-            "real links; use mean"
-        )
+        raise RecipeError(LEAST_SQUARES)
     if recipe.train.async_buffer and order.clock == "real":
         raise RecipeError(
             "train.async_buffer is for the virtual clock: run it here, or over devices with --replay; "
@@ -364,15 +362,24 @@ def _priced(pieces: Pieces, method: Method, measured: Measurements | None) -> Pi
 
 
 def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> Engine:
-    kind = ReplayEngine if order.clock == "replay" else RemoteEngine
-    assets = pieces.assets
-    engine = kind(
-        assets.fleet, pieces.problem, assets.base, assets.data, remote=remote,
-        needs=method.decider.needs, work=method.work, settings=pieces.engine, serve=order.serve,
-    )  # fmt: skip
+    assets, problem, needs = pieces.assets, pieces.problem, method.decider.needs
+    is_replay = order.clock == "replay"
+    workers = RemoteWorkers(
+        assets.fleet,
+        problem,
+        assets.base,
+        assets.data,
+        remote=remote,
+        work=method.work,
+        settings=pieces.engine,
+        serve=order.serve,
+        # on the real clock nobody waits longer for a judgement than for a round
+        judging_s=None if is_replay else problem.deadline_s,
+    )
+    kind = VirtualEngine if is_replay else RealEngine
+    engine: Engine = kind(assets.fleet, workers, needs=needs, settings=pieces.engine)
     if buffer := pieces.recipe.train.async_buffer:
-        problem = with_work(pieces.problem, method.work)
-        return BufferedEngine(engine, problem, buffer=buffer)
+        engine = BufferedEngine(engine, workers.problem, buffer=buffer)
     return engine
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -11,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.engine.checks import Divide
+from airtune.errors import RecipeError
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Floats, Observation, Problem, Results, RoundPlan, WorkSpec
+from airtune.work.train import TrainSettings
 
 Split = Literal["validation", "test"]
 
@@ -77,6 +78,32 @@ class Execution:
     """What a record holds of a split round, in plain values; None where nothing was cut."""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How an engine runs a fleet."""
+
+    train: TrainSettings = field(default_factory=TrainSettings)
+    participation: float = 1.0
+    """Fraction of the available devices that are asked each round, in (0, 1]."""
+    dropout: float = 0.0
+    """Probability that a device vanishes after it was given its assignment, in [0, 1)."""
+    threads: int = 1
+    """Threads of torch; another number gives other last bits."""
+    answer_of: Callable[[str], str | None] | None = None
+    """Finds the answer in a generated text; None = exact match is not measured on the test set."""
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.participation <= 1.0:
+            raise RecipeError(
+                f"participation must be above 0 and at most 1, got {self.participation:g}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise RecipeError(f"dropout must be at least 0 and below 1, got {self.dropout:g}")
+        if self.threads < 1:
+            raise RecipeError(f"threads must be at least 1, got {self.threads}")
+
+
 class Engine(Protocol):
     """Executes plans; the rounds it is given follow one another."""
 
@@ -124,15 +151,6 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give back whatever is held."""
         ...
-
-
-def asked_of(there: int, participation: float) -> int:
-    """Return how many of the devices that are there a round asks: at least one, halves up.
-
-    >>> asked_of(25, 0.1), asked_of(34, 0.1), asked_of(3, 0.1)
-    (3, 3, 1)
-    """
-    return max(1, math.floor(participation * there + 0.5))
 
 
 def with_work(problem: Problem, work: WorkSpec) -> Problem:

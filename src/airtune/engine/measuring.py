@@ -1,4 +1,4 @@
-"""Measuring scores before the first pruning: who can, and what it takes on the virtual clock."""
+"""Measuring scores before the first pruning: who does, and what it takes on the virtual clock."""
 
 from __future__ import annotations
 
@@ -18,16 +18,88 @@ from airtune.cost import (
 from airtune.cost.memory import pass_bytes
 from airtune.engine.base import Setup
 from airtune.engine.clock import transfer
+from airtune.engine.splitting import rows_of
+from airtune.engine.workers import Workers
 from airtune.errors import InfeasibleError
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import downlink_bps, uplink_bps
 from airtune.model.base import BaseModel
-from airtune.model.importance import measure
+from airtune.model.importance import measure, pool
 from airtune.model.state import GlobalState
 from airtune.plan import Assignments, Floats, Ints, Problem, RoundPlan, WorkSpec, whole_model
 from airtune.units import BITS_PER_BYTE, format_bytes
-from airtune.work.importance import MEASURED_BATCHES
-from airtune.work.network import wants_means
+from airtune.work.importance import MEASURED_BATCHES, importance_bytes, report_bytes
+from airtune.work.network import current_base, wants_means
+
+
+def lacks_scores(workers: Workers, plan: RoundPlan, state: GlobalState) -> bool:
+    """Return whether something has to be measured before what the plan prunes can be pruned."""
+    problem, known = workers.problem, state.importance
+    work = problem.work
+    if not prunes(plan.assignments, problem):
+        return False
+    lacks_means = known is not None and known.means is None
+    lacks_grams = work.mend == "least-squares" and state.grams is None
+    return (
+        lacks_grams
+        or known is None
+        or (work.cumulative and lacks_means and wants_means(workers.base, work))
+    )
+
+
+def measured(
+    workers: Workers, fleet: Fleet, plan: RoundPlan, state: GlobalState, *, start_s: float
+) -> tuple[GlobalState, Setup]:
+    """Have devices that hold the dense model measure importance, and pool what they report.
+
+    Where none does, the server scores by the size of weights, and nothing is mended.
+
+    Args:
+        workers: the devices.
+        fleet: their memory, speeds and links.
+        plan: who is there.
+        state: of the server.
+        start_s: virtual time at which they begin.
+
+    Returns:
+        The state with scores, and what it took on the virtual clock.
+    """
+    problem = workers.problem
+    base = current_base(workers.base, state)
+    needs_data = asks_data(base, problem.work)
+    rows = scorers(problem, fleet, plan)
+    if not (needs_data and rows.size):
+        return server_scores(base, state, problem), Setup(
+            faults=(NOBODY_SCORES,) if needs_data else ()
+        )
+    found, faults = workers.scores(plan.assignments.device[rows].tolist(), state)
+    devices, reports = list(found), list(found.values())
+    pooled = pool(reports, problem.devices.weight[devices].tolist())
+    grams = None
+    if problem.work.mend == "least-squares":
+        able = holders_of_grams(problem, fleet, np.array(devices, np.int64))
+        grams = workers.grams(able.tolist(), state)
+    if state.importance is not None:
+        pooled = replace(state.importance, means=pooled.means)
+    setup = price_measuring(
+        problem,
+        fleet,
+        rows_of(plan, rows),
+        report_bytes=importance_bytes(reports[0]),
+        start_s=start_s,
+    )
+    return replace(state, importance=pooled, grams=grams), replace(setup, faults=faults)
+
+
+def most_measuring_bytes(workers: Workers, fleet: Fleet, plan: RoundPlan) -> Floats:
+    """Return the most bytes that measuring takes of each row's device, shape (n,)."""
+    shape = workers.problem.shape
+    each = report_bytes(shape)
+    if workers.problem.work.mend == "least-squares":
+        each += 2.0 * gram_bytes(shape)
+    found = np.zeros(len(plan.assignments))
+    found[scorers(workers.problem, fleet, plan)] = each
+    return found
 
 
 def price_measuring(

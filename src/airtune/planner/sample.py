@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from airtune.cost import Prediction, predict, split_cost, train_flops
-from airtune.engine.base import asked_of
+from airtune.engine.limits import asked_of
 from airtune.keys import generator
 from airtune.plan import (
     Assignments,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,11 +28,11 @@ class AloneEngine(OffAir):
     are saved and restored with the checkpoint; before the first round all share the fresh ones.
     """
 
-    pieces: Pieces
+    pieces: Pieces = field(kw_only=True)
 
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the fleet's engine sees; a device alone needs no link."""
-        seen = self.federated.observe(round, time_s)
+        seen = self.trains.observe(round, time_s)
         return replace(seen, available=np.ones_like(seen.available))
 
     def execute(

@@ -21,7 +21,7 @@ from airtune.data import (
     load_federated_images,
 )
 from airtune.data.exchange import settle_end_
-from airtune.engine.local import LocalSettings
+from airtune.engine.base import EngineSettings
 from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import Fleet
 from airtune.methods import may_cut
@@ -60,7 +60,7 @@ class Pieces:
     assets: Assets
     problem: Problem
     """Without calibration."""
-    engine: LocalSettings
+    engine: EngineSettings
 
 
 def build_pieces(recipe: Recipe, assets: Assets | None = None) -> Pieces:
@@ -308,7 +308,7 @@ def longest_input(recipe: Recipe) -> int:
     return load_frame(model_source(recipe), revision=recipe.model.revision).tokens
 
 
-def engine_settings(recipe: Recipe) -> LocalSettings:
+def engine_settings(recipe: Recipe) -> EngineSettings:
     """Return how the local engine runs this recipe."""
     train = TrainSettings(
         learning_rate=recipe.train.learning_rate,
@@ -317,7 +317,7 @@ def engine_settings(recipe: Recipe) -> LocalSettings:
         scale=recipe.lora.lora_alpha / recipe.lora.r,
         dropout=recipe.lora.lora_dropout,
     )
-    return LocalSettings(
+    return EngineSettings(
         train=train,
         participation=recipe.fleet.participation,
         dropout=recipe.fleet.dropout,

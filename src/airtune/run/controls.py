@@ -15,7 +15,7 @@ import numpy as np
 
 from airtune.data import DeviceData, FederatedData
 from airtune.engine.base import Engine
-from airtune.engine.local import LocalEngine
+from airtune.engine.virtual import local_engine
 from airtune.fleet import Fleet, load_fleet
 from airtune.methods.memoryless import Memoryless
 from airtune.plan import (
@@ -30,7 +30,7 @@ from airtune.plan import (
 )
 from airtune.run.alone import AloneEngine
 from airtune.run.build import Pieces
-from airtune.run.off_air import PooledEngine, UntunedEngine
+from airtune.run.off_air import OffAir
 from airtune.work.batches import join_examples
 
 CONTROLS = ("untuned", "local-only", "pooled")
@@ -59,11 +59,11 @@ class WholeModel(Memoryless):
 
 def control(name: str, pieces: Pieces) -> tuple[Method, Problem, Engine]:
     """Return the method, problem and engine of a control."""
-    method = Method(name, WholeModel(), work=WorkSpec())
+    method, own = Method(name, WholeModel(), work=WorkSpec()), _federated(pieces)
     if name == "untuned":
-        return method, replace(pieces.problem, rounds=1), UntunedEngine(_federated(pieces))
+        return method, replace(pieces.problem, rounds=1), OffAir(own, own, is_empty=True)
     if name == "local-only":
-        return method, pieces.problem, AloneEngine(_federated(pieces), pieces)
+        return method, pieces.problem, AloneEngine(own, own, pieces=pieces)
     fleet = load_fleet(_server_as_fleet(pieces.assets.fleet), seed=pieces.problem.seed)
     data = pooled(pieces.assets.data)
     work = pieces.problem.workload
@@ -73,9 +73,9 @@ def control(name: str, pieces: Pieces) -> tuple[Method, Problem, Engine]:
         workload=replace(work, local_steps=work.local_steps * len(pieces.assets.fleet)),
         deadline_s=None,
     )
-    server = LocalEngine(fleet, problem, pieces.assets.base, data,
+    server = local_engine(fleet, problem, pieces.assets.base, data,
                          settings=replace(pieces.engine, participation=1.0, dropout=0.0))  # fmt: skip
-    return method, problem, PooledEngine(_federated(pieces), server)
+    return method, problem, OffAir(server, own)
 
 
 def pooled(data: FederatedData) -> FederatedData:
@@ -88,9 +88,9 @@ def pooled(data: FederatedData) -> FederatedData:
     ),))  # fmt: skip
 
 
-def _federated(pieces: Pieces) -> LocalEngine:
+def _federated(pieces: Pieces) -> Engine:
     assets = pieces.assets
-    return LocalEngine(
+    return local_engine(
         assets.fleet, pieces.problem, assets.base, assets.data, settings=pieces.engine
     )
 

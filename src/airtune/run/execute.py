@@ -15,7 +15,7 @@ from airtune.data.samples import write_samples
 from airtune.engine.base import Engine
 from airtune.engine.buffered import BufferedEngine
 from airtune.engine.checkpoint import load_checkpoint
-from airtune.engine.local import LocalEngine
+from airtune.engine.virtual import local_engine
 from airtune.errors import CheckpointError, RecipeError, RunInterruptedError
 from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
 from airtune.model.server import ServerOptimizer
@@ -258,7 +258,7 @@ def _run_method(
 ) -> None:  # fmt: skip
     problem = problem_of(pieces, method, measured)
     assets = pieces.assets
-    engine: Engine = LocalEngine(
+    engine: Engine = local_engine(
         assets.fleet, problem, assets.base, assets.data,
         needs=method.decider.needs, settings=pieces.engine,
     )  # fmt: skip

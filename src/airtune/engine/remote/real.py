@@ -26,32 +26,30 @@ from airtune.cost import (
     split_cost,
     stream_bytes,
 )
-from airtune.data.federated import FederatedData
-from airtune.engine.base import Execution, Setup
+from airtune.engine.base import EngineSettings, Execution, Setup, Split
 from airtune.engine.checks import Divide, check_shares
 from airtune.engine.gathered import under
-from airtune.engine.local import LocalSettings
-from airtune.engine.measuring import prunes
+from airtune.engine.limits import RoundLimits
+from airtune.engine.measuring import lacks_scores, measured
 from airtune.engine.remote.answers import qualities
-from airtune.engine.remote.devices import Remote, Trained
+from airtune.engine.remote.devices import Trained
 from airtune.engine.remote.forecast import Forecast
 from airtune.engine.remote.measured import as_done, results_of, seen_of, status_of
-from airtune.engine.remote.replay import ReplayEngine, judges_of
 from airtune.engine.remote.split import (
     JOIN_S,
-    Serve,
     ServedSplit,
     no_stream,
     open_split,
     served_record,
 )
+from airtune.engine.remote.workers import RemoteWorkers, judges_of
 from airtune.engine.stream import Timing
 from airtune.engine.stream.message import HEADER_BYTES
 from airtune.engine.timing import bandwidth_hz, refusals
+from airtune.engine.workers import broadcast, restore, snapshot
 from airtune.errors import InfeasibleError, MethodError
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import uplink_bps
-from airtune.model.base import BaseModel
 from airtune.model.state import GlobalState
 from airtune.plan import (
     Assignment,
@@ -60,34 +58,54 @@ from airtune.plan import (
     LinkState,
     Need,
     Observation,
-    Problem,
     RoundPlan,
-    WorkSpec,
     mask_observation,
 )
 from airtune.units import format_bytes
 from airtune.work.evaluate import weigh
 
 
-class RemoteEngine(ReplayEngine):
-    """Devices elsewhere, on the real clock."""
+class RealEngine:
+    """Devices elsewhere, on the real clock; see `airtune.engine.base.Engine`."""
 
     def __init__(
-        self, fleet: Fleet, problem: Problem, base: BaseModel, data: FederatedData, *,
-        remote: Remote, needs: frozenset[Need] = frozenset(), work: WorkSpec | None = None,
-        settings: LocalSettings | None = None, serve: Serve | None = None,
-    ) -> None:  # fmt: skip
-        """Hold the fleet; see `ReplayEngine`. Bytes are counted where messages leave and come."""
-        super().__init__(fleet, problem, base, data, remote=remote, needs=needs, work=work,
-                         settings=settings, serve=serve)  # fmt: skip
-        self._allowance, self._forecast = remote.allowance, Forecast(len(fleet))
+        self,
+        fleet: Fleet,
+        workers: RemoteWorkers,
+        *,
+        needs: frozenset[Need] = frozenset(),
+        settings: EngineSettings,
+    ) -> None:
+        """Begin with nothing learnt. Bytes are counted where messages leave and come.
+
+        Args:
+            fleet: devices and links as declared.
+            workers: reach the devices.
+            needs: what the method asks to know; the rest is hidden from it.
+            settings: participation, learning rate and the like.
+        """
+        self._fleet, self._workers, self._needs = fleet, workers, needs
+        self._problem, self._settings, self._remote = workers.problem, settings, workers.remote
+        self._limits = RoundLimits(
+            self._problem, self._remote.allowance, participation=settings.participation
+        )
+        self._forecast = Forecast(len(fleet))
         alone = self._problem.devices.dedicated
         self._unpaced = frozenset(() if alone is None else np.flatnonzero(alone).tolist())
 
+    def close(self) -> None:
+        """Close the workers."""
+        self._workers.close()
+
     def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
-        """Return what devices remember, and what was learnt of them."""
-        learnt = {f"learnt/{name}": array for name, array in self._forecast.snapshot().items()}
-        return {**super().snapshot(), **learnt}
+        """Return what devices remember, what they used of the month, and what was learnt of them."""
+        month = self._limits.allowance.snapshot()
+        learnt = self._forecast.snapshot()
+        return (
+            snapshot(self._workers)
+            | {f"month/{name}": array for name, array in month.items()}
+            | {f"learnt/{name}": array for name, array in learnt.items()}
+        )
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on from a snapshot.
@@ -95,8 +113,13 @@ class RemoteEngine(ReplayEngine):
         Raises:
             CheckpointError: if it is not one of this engine.
         """
-        super().restore(arrays)
+        restore(self._workers, arrays)
+        self._limits.allowance.restore(under("month/", arrays))
         self._forecast.restore(under("learnt/", arrays))
+
+    def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
+        """Return the quality of the model that the user will get; off the clock."""
+        return self._workers.evaluate(state, split)
 
     def _flops_per_s(self, round: int) -> Floats:
         """Return how fast each device is taken to be: as declared, put right by what it reported."""
@@ -112,14 +135,15 @@ class RemoteEngine(ReplayEngine):
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
         """Return why a row's device is over a limit; empty where it is within all."""
-        told = plan.assignments
-        if self._allowance.cap_bytes is None:
-            return self._over(plan, ("",) * len(told))
-        update, steps = self._most(told)
-        both = {device: size + steps.get(device, 0.0) for device, size in update.items()}
-        found = self._remote.most_bytes(list(told), state, both)
-        most = np.array([found[int(device)] for device in told.device], np.float64)
-        return self._over(plan, self._allowance.faults(told.device, most))
+        most, told = None, plan.assignments
+        if self._limits.allowance.cap_bytes is not None:
+            update, steps = self._most(told)
+            both = {device: size + steps.get(device, 0.0) for device, size in update.items()}
+            found = self._remote.most_bytes(list(told), state, both)
+            most = np.array([found[int(device)] for device in told.device], np.float64)
+        links = self._fleet.links_at(plan.round, 0, self._limits.allowance.now_s)
+        speeds = self._flops_per_s(plan.round)
+        return self._limits.faults(plan, most, links=links, flops_per_s=speeds)
 
     def idle_until_s(self, time_s: float, idle_s: float) -> float:
         """Return when to look again.
@@ -128,15 +152,16 @@ class RemoteEngine(ReplayEngine):
             InfeasibleError: if all that are there have used up their month: a server does not
                 wait for weeks.
         """
-        if self._there.any() and self._allowance.short[self._there].all():
-            days = math.ceil((self._allowance.month_ends_s - self._allowance.now_s) / 86400.0)
+        allowance = self._limits.allowance
+        if self._limits.is_used_up:
+            days = math.ceil((allowance.month_ends_s - allowance.now_s) / 86400.0)
             raise InfeasibleError(
                 f"no device that is there has the bytes for a round left of its "
-                f"{format_bytes(self._allowance.cap_bytes or 0.0)} a month "
+                f"{format_bytes(allowance.cap_bytes or 0.0)} a month "
                 f"(limits.device_bytes_per_month); the next month begins in {days} days: go on then "
                 "with --resume"
             )
-        self._energy.check(self._there)
+        self._limits.check_energy()
         return time_s + idle_s
 
     def _most(self, told: Assignments) -> tuple[dict[int, float], dict[int, float]]:
@@ -152,13 +177,13 @@ class RemoteEngine(ReplayEngine):
 
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know; devices that cannot be reached are not there."""
-        self._allowance.begin_round(time_s)
+        self._limits.allowance.begin_round(time_s)
         links = self._links(round, time_s)
         online = np.zeros(len(self._fleet), np.bool_)
         online[sorted(self._remote.online())] = True
         observation = Observation(
             round=round, time_s=time_s, links=replace(links, available=online),
-            available=self._asked(round, online), flops_per_s=self._flops_per_s(round),
+            available=self._limits.asked(round, online), flops_per_s=self._flops_per_s(round),
         )  # fmt: skip
         return mask_observation(observation, self._needs)
 
@@ -174,7 +199,8 @@ class RemoteEngine(ReplayEngine):
                 of a split round failed.
         """
         state, setup = self._ready(plan, state, start_s)
-        sent = self._broadcast(plan, state)
+        sent = broadcast(self._problem, plan, state)
+        self._workers.begin_round(sent)
         state = state if sent is None else sent.state
         begin_s = start_s + setup.duration_s
         links = self._links(plan.round, begin_s)
@@ -224,10 +250,6 @@ class RemoteEngine(ReplayEngine):
             return None
         return weigh(list(found.values()), self._problem.devices.weight[list(found)])
 
-    def _judging_s(self) -> float | None:
-        """Nobody waits longer for a judgement than for a round."""
-        return self._problem.deadline_s
-
     def _carry_out(
         self, plan: RoundPlan, state: GlobalState, rows: Sequence[Assignment], *,
         upload_bps: Mapping[int, float],
@@ -237,13 +259,13 @@ class RemoteEngine(ReplayEngine):
         split = self._split(rows, plan, state)
         update, steps = self._most(plan.assignments)
         seats = None if split is None else split.seats
-        if seats is not None and self._allowance.cap_bytes is not None:
+        if seats is not None and self._limits.allowance.cap_bytes is not None:
             seats = {device: replace(seat, most_bytes=steps[device])
                      for device, seat in seats.items()}  # fmt: skip
         try:
             done = self._remote.train(
                 rows, state, round=plan.round, deadline_s=deadline_s,
-                learning_rate=plan.learning_rate, sent=self._sent, pace=plan.pace, seats=seats,
+                learning_rate=plan.learning_rate, sent=self._workers.sent, pace=plan.pace, seats=seats,
                 upload_bps=upload_bps, expected=update, unpaced=self._unpaced,
                 judges=judges_of(self._problem, self._fleet) if plan.is_judging else frozenset(),
             )  # fmt: skip
@@ -284,11 +306,11 @@ class RemoteEngine(ReplayEngine):
         cut = [row for row in rows if row.cut is not None]
         if not cut:
             return None
-        if self._serve is None:
+        if self._workers.serve is None:
             raise MethodError(no_stream(len(cut)))
         deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
         return open_split(
-            self._serve, cut, run=self._remote.run_name, round=plan.round, base=self._base,
+            self._workers.serve, cut, run=self._remote.run_name, round=plan.round, base=self._workers.base,
             state=state, problem=self._problem,
             settings=self._settings.train.at(plan.learning_rate),
             timing=Timing(join_s=JOIN_S).within(deadline_s or 3600.0),
@@ -298,10 +320,10 @@ class RemoteEngine(ReplayEngine):
         self, plan: RoundPlan, state: GlobalState, start_s: float
     ) -> tuple[GlobalState, Setup]:
         """Have importance measured where it is needed and not known; its time is what it took."""
-        if not (prunes(plan.assignments, self._problem) and self._lacks_scores(state)):
+        if not lacks_scores(self._workers, plan, state):
             return state, Setup()
         began = time.monotonic()
-        state, priced = self._measure(plan, state, start_s)
+        state, priced = measured(self._workers, self._fleet, plan, state, start_s=start_s)
         return state, replace(priced, duration_s=time.monotonic() - began)
 
     def _execution(

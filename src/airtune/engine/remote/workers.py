@@ -1,0 +1,180 @@
+"""Devices elsewhere: they do their work by messages (`remote.devices`), wherever the clock is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from airtune.cost import dense_pass_bytes
+from airtune.data.federated import FederatedData
+from airtune.engine.base import EngineSettings, Split
+from airtune.engine.message import Seat
+from airtune.engine.remote.devices import Remote, Trained
+from airtune.engine.remote.received import Received
+from airtune.engine.remote.split import Serve, ServedSplitter
+from airtune.engine.workers import LocalWorkers
+from airtune.errors import DataError, RecipeError, TrainingError
+from airtune.fleet.fleet import Fleet
+from airtune.model.base import BaseModel
+from airtune.model.importance import Importance
+from airtune.model.mending import Grams
+from airtune.model.state import GlobalState
+from airtune.plan import Assignment, Problem, RoundPlan, WorkSpec
+from airtune.work.downloads import Broadcast
+from airtune.work.evaluate import weigh
+from airtune.work.train import Outcome
+
+
+def judges_of(problem: Problem, fleet: Fleet) -> frozenset[int]:
+    """Return the devices whose memory holds the whole model, and that so can judge it."""
+    dense_bytes = dense_pass_bytes(problem.shape, problem.workload)
+    return frozenset(np.flatnonzero(fleet.memory_bytes >= dense_bytes).tolist())
+
+
+class RemoteWorkers:
+    """Devices elsewhere; see `airtune.engine.workers.Workers`.
+
+    On the virtual clock times, bytes and who is late come from the cost model and the links exactly
+    as for devices in this process, so that the same seed gives the same plans, payloads and losses.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        problem: Problem,
+        base: BaseModel,
+        data: FederatedData,
+        *,
+        remote: Remote,
+        work: WorkSpec | None = None,
+        settings: EngineSettings,
+        serve: Serve | None = None,
+        judging_s: float | None = None,
+    ) -> None:
+        """Hold what reaches them; see `LocalWorkers`.
+
+        Args:
+            fleet: devices and links.
+            problem: unmasked, with the number of examples that each device reported.
+            base: the frozen dense model.
+            data: of which only the server's test set is used.
+            remote: reaches the devices.
+            work: switches of the method's local work; None = the problem's.
+            settings: learning rate and the like.
+            serve: starts the stream of split rounds; None = there are none.
+            judging_s: how long devices may take to judge or measure the model; None = patience.
+        """
+        self._server = LocalWorkers(fleet, problem, base, data, work=work, settings=settings)
+        self.problem, self.base = self._server.problem, base
+        self.remote, self.serve = remote, serve
+        self.sent: Broadcast | None = None
+        """What the devices of this round are sent, where it is coded."""
+        self._judging_s = judging_s
+        self._judges = judges_of(problem, fleet)
+        self._has_validation = any(len(device.validation) for device in data.devices)
+        self._has_test = bool(len(data.test))
+        self.uplink = self._received = Received(self.problem, remote)
+        self.splitter = ServedSplitter(
+            self.problem,
+            fleet,
+            base,
+            data,
+            settings=settings.train,
+            run=remote.run_name,
+            train=self._train,
+            serve=serve,
+            dropout=settings.dropout,
+        )
+
+    def close(self) -> None:
+        """Give the threads back."""
+        self._server.close()
+
+    def begin_round(self, sent: Broadcast | None) -> None:
+        """Take what the devices of the round are sent."""
+        self.sent, self._received.coded_bytes = sent, {}
+
+    def train(self, plan: RoundPlan, state: GlobalState, rows: Sequence[int]) -> dict[int, Outcome]:
+        """Have devices train; takes and returns by row of the plan."""
+        told = [plan.assignments.row(row) for row in rows]
+        done = self._train(told, state, plan)
+        return {row: done[one.device].outcome for row, one in zip(rows, told, strict=True)}
+
+    def scores(
+        self, devices: Sequence[int], state: GlobalState
+    ) -> tuple[dict[int, Importance], tuple[str, ...]]:
+        """Have devices measure importance; by device, and why some have none.
+
+        Raises:
+            TrainingError: if none has.
+        """
+        found, answers = self.remote.measure(devices, state, deadline_s=self._judging_s)
+        faults = {device: one.fault for device, one in answers.items() if device not in found}
+        if not found:
+            raise TrainingError(
+                "no device measured importance, which pruning needs: "
+                f"{'; '.join(sorted(set(faults.values())))}"
+            )
+        names = self.problem.devices.names
+        return found, tuple(f"{names[device]}: {fault}" for device, fault in faults.items())
+
+    def grams(self, devices: Sequence[int], state: GlobalState) -> Grams:
+        """Refuse: second moments are not sent over real links.
+
+        Raises:
+            RecipeError: always.
+        """
+        raise RecipeError(LEAST_SQUARES)
+
+    def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
+        """Return the quality of the model that the user will get; {} where nobody can judge it.
+
+        The test set is the server's. Validation data are the devices', and asked are those whose
+        memory holds the whole model; where none does, the server judges what it has of them.
+
+        Raises:
+            TrainingError: if no device could judge it.
+        """
+        if split == "test" or not self._judges:
+            is_here = self._has_test if split == "test" else self._has_validation
+            return self._server.evaluate(state, split) if is_here else {}
+        asked = sorted(self.remote.online() & self._judges)
+        found = self.remote.evaluate(asked, state, deadline_s=self._judging_s)
+        if not found:
+            raise TrainingError(
+                f"none of {len(asked)} devices could judge the model on its own data; "
+                "airtune status shows who is there"
+            )
+        order = sorted(found)
+        weights = self.problem.devices.weight[order]
+        try:
+            return weigh([found[device] for device in order], weights)
+        except DataError as error:
+            raise TrainingError(str(error)) from error
+
+    def _train(
+        self,
+        rows: Sequence[Assignment],
+        state: GlobalState,
+        plan: RoundPlan,
+        seats: Mapping[int, Seat] | None = None,
+    ) -> dict[int, Trained]:
+        done = self.remote.train(
+            rows,
+            state,
+            round=plan.round,
+            learning_rate=plan.learning_rate,
+            seats=seats,
+            sent=self.sent,
+        )
+        self._received.coded_bytes |= {
+            device: item.coded_bytes for device, item in done.items() if item.coded_bytes
+        }
+        return done
+
+
+LEAST_SQUARES = (
+    "train.mend: least-squares is for simulated devices: second moments are not sent over "
+    "real links; use mean"
+)

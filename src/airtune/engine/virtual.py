@@ -1,0 +1,290 @@
+"""A round on the virtual clock: the devices' work is real, its seconds come from the cost model.
+
+What a round costs in seconds, bytes and joules comes from the cost model and the links (`timing`).
+The same seed gives the same run, bit for bit, wherever the workers are, as long as the number of
+threads is the same. Wall time plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.cost import broadcast_bytes, most_bytes, peak_memory
+from airtune.data.federated import FederatedData
+from airtune.engine.air import Air
+from airtune.engine.base import EngineSettings, Execution, Setup, Split
+from airtune.engine.checks import Divide
+from airtune.engine.clock import alone, in_step
+from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
+from airtune.engine.limits import RoundLimits, with_data
+from airtune.engine.measuring import lacks_scores, measured, most_measuring_bytes
+from airtune.engine.pacing import let_settle
+from airtune.engine.splitting import rows_of, split_record
+from airtune.engine.timing import Timing, joined, refusals, time_round, whole_round
+from airtune.engine.workers import LocalWorkers, Workers, broadcast, restore, snapshot
+from airtune.fleet.fleet import Fleet
+from airtune.keys import generator
+from airtune.model.base import BaseModel
+from airtune.model.state import GlobalState
+from airtune.plan import (
+    Bools,
+    Need,
+    Observation,
+    Problem,
+    RoundPlan,
+    WorkSpec,
+    mask_observation,
+)
+from airtune.wire.allowance import Allowance
+from airtune.work.train import Outcome
+
+
+class VirtualEngine:
+    """Workers on the virtual clock; see `airtune.engine.base.Engine`."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        workers: Workers,
+        *,
+        needs: frozenset[Need] = frozenset(),
+        settings: EngineSettings,
+    ) -> None:
+        """Begin with nothing used of the month.
+
+        Args:
+            fleet: devices and links.
+            workers: who does the work.
+            needs: what the method asks to know; the rest is hidden from it.
+            settings: participation, dropouts and the like.
+        """
+        self._fleet, self._workers, self._needs = fleet, workers, needs
+        self._problem, self._settings = workers.problem, settings
+        self._limits = RoundLimits(
+            self._problem,
+            Allowance(self._problem.device_bytes_per_month, len(fleet)),
+            participation=settings.participation,
+        )
+
+    def close(self) -> None:
+        """Close the workers."""
+        self._workers.close()
+
+    def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
+        """Return what devices remember from round to round, and what they used of the month."""
+        month = self._limits.allowance.snapshot()
+        return snapshot(self._workers) | {f"month/{name}": item for name, item in month.items()}
+
+    def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Go on from a snapshot.
+
+        Raises:
+            CheckpointError: if it is not one of this engine.
+        """
+        restore(self._workers, arrays)
+        self._limits.allowance.restore(under("month/", arrays))
+
+    def observe(self, round: int, time_s: float) -> Observation:
+        """Return what the method may know: links at the start, speeds, and who is asked."""
+        self._limits.allowance.begin_round(time_s)
+        links = self._fleet.links_at(round, 0, time_s)
+        there = with_data(links.available, self._problem.devices.weight)
+        observation = Observation(
+            round=round,
+            time_s=time_s,
+            links=links,
+            available=self._limits.asked(round, there),
+            flops_per_s=self._fleet.flops_at(round),
+        )
+        return mask_observation(observation, self._needs)
+
+    def execute(
+        self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
+    ) -> Execution:
+        """Let the devices train and the virtual clock run.
+
+        Raises:
+            MethodError: if the plan gives out more of a link than there is, or asks for work that
+                does not exist.
+        """
+        setup = Setup()
+        if lacks_scores(self._workers, plan, state):
+            state, setup = measured(self._workers, self._fleet, plan, state, start_s=start_s)
+        begin_s = start_s + setup.duration_s
+        sent = broadcast(self._problem, plan, state)
+        self._workers.begin_round(sent)
+        if sent is not None:
+            state = sent.state
+        size_bytes = None if sent is None else float(sent.size_bytes)
+        if plan.pace is not None:
+            # what is sent comes before what is chosen, so it holds the largest arm
+            size_bytes = size_bytes or broadcast_bytes(
+                self._problem.shape, self._problem.workload, plan.assignments
+            )
+            plan = let_settle(
+                self._problem, self._fleet, plan, start_s=begin_s, download_bytes=size_bytes
+            )
+        record = None
+        if np.any(plan.assignments.cut > 0):
+            timing, outcomes, record = self._through_cuts(
+                plan, state, divide, start_s=begin_s, download_bytes=size_bytes
+            )
+        elif self._workers.uplink.is_coded(plan):
+            timing, outcomes = self._train_then_time(
+                plan, state, divide, start_s=begin_s, download_bytes=size_bytes
+            )
+        else:
+            timing = time_round(
+                self._problem, self._fleet, plan, divide,
+                start_s=begin_s, dropped=self._dropped(plan), download_bytes=size_bytes,
+            )  # fmt: skip
+            outcomes = self._workers.train(plan, state, in_time(timing))
+        status = timing.status.copy()
+        for place, outcome in outcomes.items():
+            status[place] = outcome.status
+        results = results_of(self._problem, plan, timing, status, outcomes)
+        beside = np.where(np.isin(results.device, setup.devices), setup.each_bytes, 0.0)
+        self._limits.allowance.spend(
+            results.device, results.download_bytes + results.upload_bytes + beside
+        )
+        return Execution(
+            results=results,
+            updates=updates_of(outcomes),
+            state=state,
+            start_s=begin_s,
+            end_s=begin_s + timing.end_s,
+            bandwidth_hz=timing.bandwidth_hz,
+            memory_bytes=self._fleet.memory_bytes[plan.assignments.device],
+            faults=faults_of(timing, outcomes),
+            setup=setup,
+            split=record,
+            plan=plan,
+            is_coded=sent is not None,
+        )
+
+    def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
+        """Return why a row's device is over a limit; empty where it is within all."""
+        most = most_bytes(self._problem, plan.assignments)
+        if lacks_scores(self._workers, plan, state):
+            most += most_measuring_bytes(self._workers, self._fleet, plan)
+        links = self._fleet.links_at(plan.round, 0, self._limits.allowance.now_s)
+        speeds = self._fleet.flops_at(plan.round)
+        return self._limits.faults(plan, most, links=links, flops_per_s=speeds)
+
+    def idle_until_s(self, time_s: float, idle_s: float) -> float:
+        """Return when to look again: next month where all that are there have used up this one."""
+        if self._limits.is_used_up:
+            return self._limits.allowance.month_ends_s
+        self._limits.check_energy()
+        return time_s + idle_s
+
+    def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
+        """Return the quality of the model that the user will get; off the clock."""
+        return self._workers.evaluate(state, split)
+
+    def _dropped(self, plan: RoundPlan) -> Bools:
+        """Return which devices of the plan will vanish, shape (n,)."""
+        draws = generator(self._problem.seed, "dropout", plan.round).random(len(self._fleet))
+        return np.asarray(draws[plan.assignments.device] < self._settings.dropout)
+
+    def _train_then_time(
+        self,
+        plan: RoundPlan,
+        state: GlobalState,
+        divide: Divide,
+        *,
+        start_s: float,
+        download_bytes: float | None,
+    ) -> tuple[Timing, dict[int, Outcome]]:
+        """Have everybody train who can answer: how long a coded update takes, only coding tells."""
+        dropped = self._dropped(plan)
+        sent = self._workers.uplink.send(
+            plan, state, self._workers.train(plan, state, self._able(plan, dropped))
+        )
+        timing = time_round(
+            self._problem, self._fleet, plan, divide,
+            start_s=start_s, dropped=dropped, upload_bytes=sent.size_bytes,
+            download_bytes=download_bytes,
+        )  # fmt: skip
+        came = {place: sent.outcomes[place] for place in in_time(timing)}
+        self._workers.uplink.settle(sent, state, came)
+        return timing, came
+
+    def _through_cuts(
+        self,
+        plan: RoundPlan,
+        state: GlobalState,
+        divide: Divide,
+        *,
+        start_s: float,
+        download_bytes: float | None,
+    ) -> tuple[Timing, dict[int, Outcome], Mapping[str, object]]:
+        """Have cut devices train through their cuts and the others the whole model, then time it."""
+        dropped = self._dropped(plan)
+        whole = np.flatnonzero(plan.assignments.cut == 0)
+        rest = rows_of(plan, whole)
+        done = self._workers.splitter.train(plan, state, dropped)
+        able = whole[self._able(rest, dropped[whole])] if len(whole) else whole
+        outcomes = {**self._workers.train(plan, state, able.tolist()), **done.outcomes}
+        sent = self._workers.uplink.send(plan, state, outcomes)
+        usual = sent.size_bytes.copy()
+        if done.result is not None:
+            usual[done.places[done.columns]] = done.result.up_bytes[0]
+        air = Air(self._fleet, plan, divide, start_s=start_s, usual_bytes=usual)
+        cut_time = self._workers.splitter.time(done, air, sent)
+        if len(whole):
+            whole_time = whole_round(
+                self._problem, self._fleet, rest, air.part(whole),
+                dropped=dropped[whole], upload_bytes=sent.size_bytes[whole],
+                download_bytes=download_bytes,
+            )  # fmt: skip
+            timed, timing = in_step(cut_time, whole_time)
+            parts = [(done.places, timed.timing), (whole, timing)]
+        else:
+            timed = alone(cut_time)
+            parts = [(done.places, timed.timing)]
+        timing = joined(len(plan.assignments), parts)
+        came = {place: sent.outcomes[place] for place in in_time(timing) if place in sent.outcomes}
+        self._workers.uplink.settle(sent, state, came)
+        steps = int(done.plan.assignments.local_steps.max())
+        return timing, came, split_record(done, timed, air, sent, steps=steps)
+
+    def _able(self, plan: RoundPlan, dropped: Bools) -> list[int]:
+        """Return the rows of a plan without cuts whose device can answer."""
+        peak_bytes = peak_memory(
+            self._problem.shape, self._problem.workload, plan.assignments
+        ).total
+        faults = refusals(self._problem, self._fleet, plan, peak_bytes)
+        return [place for place, fault in enumerate(faults) if not fault and not dropped[place]]
+
+
+def local_engine(
+    fleet: Fleet,
+    problem: Problem,
+    base: BaseModel,
+    data: FederatedData,
+    *,
+    needs: frozenset[Need] = frozenset(),
+    work: WorkSpec | None = None,
+    settings: EngineSettings | None = None,
+) -> VirtualEngine:
+    """Return the engine of a fleet whose devices all train in this process.
+
+    Args:
+        fleet: devices and links.
+        problem: unmasked: with speeds, memory and powers.
+        base: the frozen dense model.
+        data: of as many devices as the fleet has.
+        needs: what the method asks to know; the rest is hidden from it.
+        work: switches of the method's local work; None = the problem's.
+        settings: participation, dropouts, learning rate and the like.
+
+    Raises:
+        FleetError: if fleet, problem and data differ in their number of devices.
+    """
+    settings = settings or EngineSettings()
+    workers = LocalWorkers(fleet, problem, base, data, work=work, settings=settings)
+    return VirtualEngine(fleet, workers, needs=needs, settings=settings)
