@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from airtune.errors import ModelError
+from airtune.model.covariance import Covariances
 from airtune.model.importance import measure
 from airtune.model.kept import Kept
-from airtune.model.mending import RIDGE, Mending, biased_layers, measure_grams
+from airtune.model.mending import RIDGE, Grams, Mending, biased_layers, measure_grams, pooled_grams
 from airtune.model.slicing import slice_network
 from airtune.model.weights import bias_of, weight_of
 
@@ -23,6 +24,24 @@ def what_is_read(base, batch, block, name):
         backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     handle.remove()
     return seen[0][batch.attention_mask.bool()].double().numpy()
+
+
+def exact_grams(base, batch):
+    """Second moments of a batch, with as many directions as inputs and nothing rounded."""
+    measured = measure_grams(base.network, base.shape, [batch])
+    parts = []
+    for name in (base.family.attention_output, base.family.ffn_output):
+        read = [what_is_read(base, batch, block, name) for block in range(base.shape.blocks)]
+        exact = [torch.from_numpy(np.cov(values.T, ddof=0)) for values in read]
+        scaled = [
+            matrix / matrix.diagonal().sqrt().outer(matrix.diagonal().sqrt()) for matrix in exact
+        ]
+        values, vectors = zip(*(torch.linalg.eigh(matrix) for matrix in scaled), strict=True)
+        factors = [
+            v.clamp_min(0).sqrt()[:, None] * e.T for v, e in zip(values, vectors, strict=True)
+        ]
+        parts.append(Covariances(torch.stack(factors), torch.stack([m.diagonal() for m in exact])))
+    return Grams(*parts, measured.means)
 
 
 def ridge_regression(inputs, targets, *, constant):
@@ -42,7 +61,7 @@ def test_least_squares_is_ridge_regression_of_what_was_removed(make_base, make_b
     batch, stay, gone = make_batch(base), np.arange(3, 48), np.arange(3)
     mending = Mending(
         measure(base.network, base.shape, [batch]).means,
-        measure_grams(base.network, base.shape, [(batch, 1.0)]),
+        exact_grams(base, batch),
         biased_layers(base, saved=False) if constant else frozenset(),
     )
     kept = Kept((np.arange(base.shape.kv_groups),) * 2, (stay,) * 2)
@@ -66,8 +85,7 @@ def test_more_inputs_than_tokens_are_no_obstacle(make_base, make_batch):
     few = replace(batch, **{
         name: getattr(batch, name)[:1, :2] for name in ("input_ids", "attention_mask", "labels")
     })  # fmt: skip
-    grams = measure_grams(base.network, base.shape, [(few, 1.0)])
-    assert torch.linalg.matrix_rank(grams.ffn[0]) <= 2
+    grams = measure_grams(base.network, base.shape, [few])
     mending = Mending(measure(base.network, base.shape, [few]).means, grams, frozenset())
     kept = Kept((np.array([0, 1]),) * 2, (np.arange(9, 48),) * 2)
     sliced = slice_network(base, kept, mending=mending)
@@ -77,9 +95,11 @@ def test_more_inputs_than_tokens_are_no_obstacle(make_base, make_batch):
 def test_a_gram_matrix_that_is_none_is_refused(make_base, make_batch):
     base = make_base("llama")
     batch = make_batch(base)
-    grams = measure_grams(base.network, base.shape, [(batch, 1.0)])
+    grams = measure_grams(base.network, base.shape, [batch])
     means = measure(base.network, base.shape, [batch]).means
-    mending = Mending(means, replace(grams, ffn=-grams.ffn), frozenset())
+    mending = Mending(
+        means, replace(grams, ffn=replace(grams.ffn, variance=-grams.ffn.variance)), frozenset()
+    )
     kept = Kept((np.arange(base.shape.kv_groups),) * 2, (np.arange(9, 48),) * 2)
     with pytest.raises(ModelError, match=r"Gram matrix of down_proj of block 0 is singular.*mean"):
         slice_network(base, kept, mending=mending)
@@ -91,6 +111,13 @@ def test_padding_does_not_count_and_devices_count_by_weight(make_base, make_batc
     base = make_base("llama")
     one, other = make_batch(base, seed=0), make_batch(base, seed=1)
     first, second = (what_is_read(base, batch, 0, "o_proj") for batch in (one, other))
-    found = measure_grams(base.network, base.shape, [(one, 3.0), (other, 1.0)]).attention[0]
-    expected = 0.75 * first.T @ first / len(first) + 0.25 * second.T @ second / len(second)
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-6)
+    reports = [measure_grams(base.network, base.shape, [batch]) for batch in (one, other)]
+    found = pooled_grams(reports, [3.0, 1.0])
+    weights = np.repeat([0.75 / len(first), 0.25 / len(second)], [len(first), len(second)])
+    joined = np.concatenate([first, second])
+    expected = np.cov(joined.T, aweights=weights, ddof=0)
+    scale = np.sqrt(np.diag(expected))
+    apart = found.attention.matrix(0).numpy() - expected
+    assert np.abs(apart / np.outer(scale, scale)).max() < 0.2  # levels of four bits, twice
+    np.testing.assert_allclose(np.diag(apart) / np.diag(expected), 0.0, atol=1e-4)
+    np.testing.assert_allclose(found.means.attention[0], weights @ joined, atol=1e-6)

@@ -144,7 +144,7 @@ def test_rope_scaling_survives_the_change_to_mistral(make_base, make_batch, work
 
 def mending_by(base, batch, mend, *, saved=True):
     means = measure(base.network, base.shape, [batch]).means
-    grams = measure_grams(base.network, base.shape, [(batch, 1.0)])
+    grams = measure_grams(base.network, base.shape, [batch])
     biased = biased_layers(base, saved=saved)
     return Mending(means, grams if mend == "least-squares" else None, biased)
 

@@ -4,7 +4,13 @@ from airtune.cost.delay import SplitTimes, gradient_bps, split_times, transfer_s
 from airtune.cost.encoders import bert_like, modernbert_like, vit_like
 from airtune.cost.energy import energy_j
 from airtune.cost.flops import forward_flops, train_flops
-from airtune.cost.grams import gram_bytes, gram_flops, gram_peak_bytes
+from airtune.cost.grams import (
+    GRAM_RANK,
+    direction_flops,
+    gram_bytes,
+    gram_flops,
+    gram_peak_bytes,
+)
 from airtune.cost.holding import blocks_held, cut_peaks, cut_rows, cut_weights, dense_pass_bytes
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes
@@ -26,6 +32,7 @@ from airtune.cost.speed import SpeedProfile, TimedModel, achieved_flops_per_s, f
 from airtune.cost.split import SplitCost, line_cost, server_model_bytes, split_cost
 
 __all__ = [
+    "GRAM_RANK",
     "Ladder",
     "Memory",
     "Order",
@@ -45,6 +52,7 @@ __all__ = [
     "cut_rows",
     "cut_weights",
     "dense_pass_bytes",
+    "direction_flops",
     "download_bytes",
     "energy_j",
     "fit_speed",

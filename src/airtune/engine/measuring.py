@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from airtune.cost import (
+    direction_flops,
     energy_j,
     forward_flops,
     gram_bytes,
@@ -123,7 +124,8 @@ def price_measuring(
     passes = 3 if work.importance == "first-order" else 1
     flops = passes * forward_flops(problem.shape, problem.workload, dense)
     flops = flops + (gram_flops(problem.shape, problem.workload) if has_grams else 0.0)
-    compute_s = MEASURED_BATCHES * flops / fleet.flops_at(plan.round)[device]
+    once = direction_flops(problem.shape) if has_grams else 0.0
+    compute_s = (MEASURED_BATCHES * flops + once) / fleet.flops_at(plan.round)[device]
     shared_bytes = gram_bytes(problem.shape) if has_grams else 0.0
 
     def rates(slot: int, remaining: Floats) -> Floats:

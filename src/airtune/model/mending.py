@@ -8,7 +8,8 @@ the second moments of its inputs,
 
 where S is centred, C = S - mu mu', v is the mean of its kept diagonal, and the ridge keeps the
 system regular where fewer tokens were seen than there are inputs. A projection that can hold no
-constant takes S as it is and db = 0. What is measured is measured on the dense model.
+constant takes S as it is and db = 0. What is measured is measured on the dense model, and told in
+few numbers (`airtune.model.covariance`).
 
 Source: the mean is FLAP's (arXiv 2312.11983); least squares is optimal brain surgery for a group
 of inputs (arXiv 2203.07259, 2302.04089), reconstructed.
@@ -16,43 +17,51 @@ of inputs (arXiv 2203.07259, 2302.04089), reconstructed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from airtune.cost import GRAM_RANK
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
 from airtune.model.batch import Batch
+from airtune.model.covariance import Covariances, as_sent, covariances, pooled_covariances
 from airtune.model.families import family_of
 from airtune.model.importance import Means
 from airtune.model.kept import Kept, axis_index, removed_index
 from airtune.model.weights import bias_of
-from airtune.plan import Linear, ModelShape
+from airtune.plan import Floats, Linear, ModelShape
 
 RIDGE = 0.03
 """Of the mean kept variance."""
+_PLACES = ("attention", "ffn")
 
 
 @dataclass(frozen=True, slots=True)
 class Grams:
-    """Second moments `mean of x x'` of what the output projections read, single precision."""
+    """Second moments of what the output projections read, about their means."""
 
-    attention: torch.Tensor
-    """(blocks, heads * head_dim, heads * head_dim)."""
-    ffn: torch.Tensor
-    """(blocks, ffn, ffn)."""
+    attention: Covariances
+    """Of heads * head_dim inputs a block."""
+    ffn: Covariances
     means: Means
-    """Of the same inputs, weighted alike, so that centred moments are none of less than zero."""
+    """Of the same tokens."""
 
 
 def gram_tensors(grams: Grams) -> dict[str, torch.Tensor]:
     """Return what `grams_of` makes the same again of."""
-    means = {name: torch.from_numpy(getattr(grams.means, name)) for name in ("attention", "ffn")}
-    return {"attention": grams.attention, "ffn": grams.ffn,
-            **{f"mean/{name}": mean for name, mean in means.items()}}  # fmt: skip
+    return {
+        f"{place}/{name}": tensor
+        for place in _PLACES
+        for name, tensor in (
+            ("factor", getattr(grams, place).factor),
+            ("variance", getattr(grams, place).variance),
+            ("mean", torch.from_numpy(getattr(grams.means, place))),
+        )
+    }
 
 
 def grams_of(tensors: Mapping[str, torch.Tensor]) -> Grams | None:
@@ -63,8 +72,30 @@ def grams_of(tensors: Mapping[str, torch.Tensor]) -> Grams | None:
     """
     if not tensors:
         return None
-    means = Means(tensors["mean/attention"].numpy(), tensors["mean/ffn"].numpy())
-    return Grams(tensors["attention"], tensors["ffn"], means)
+    attention, ffn = (
+        Covariances(tensors[f"{place}/factor"], tensors[f"{place}/variance"]) for place in _PLACES
+    )
+    return Grams(attention, ffn, Means(*(tensors[f"{place}/mean"].numpy() for place in _PLACES)))
+
+
+def pooled_grams(reports: Sequence[Grams], weights: Sequence[float]) -> Grams:
+    """Return the second moments of what several devices have seen, each with its weight, as sent."""
+    attention, ffn = (
+        as_sent(
+            pooled_covariances(
+                [
+                    (weight, getattr(one, place), torch.from_numpy(getattr(one.means, place)))
+                    for weight, one in zip(weights, reports, strict=True)
+                ],
+                rank=GRAM_RANK,
+            )
+        )
+        for place in _PLACES
+    )
+    return Grams(attention, ffn, Means(*(
+        np.average([getattr(one.means, place) for one in reports], axis=0, weights=weights)
+        for place in _PLACES
+    )))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,61 +128,52 @@ def can_hold_bias(base: BaseModel, name: str) -> bool:
 
 
 @torch.no_grad()
-def measure_grams(
-    network: nn.Module, shape: ModelShape, batches: Iterable[tuple[Batch, float]]
-) -> Grams:
-    """Return second moments of the inputs of a dense network's output projections.
+def measure_grams(network: nn.Module, shape: ModelShape, batches: Iterable[Batch]) -> Grams:
+    """Return second moments of the inputs of a dense network's output projections, as sent.
 
     Args:
         network: The dense model.
         shape: What it is made of.
-        batches: Each with its weight, not negative; padding does not count.
+        batches: At least one; padding does not count.
 
     Raises:
         ModelError: if there is no batch, or what the layers read is not finite.
     """
     family = family_of(network.config)
-    attention = torch.zeros(shape.blocks, *(shape.heads * shape.head_dim,) * 2)
-    ffn = torch.zeros(shape.blocks, *(shape.ffn,) * 2)
-    watched = [
-        (family.linear(network, block, name), _Second(sums[block]))
-        for name, sums in ((family.attention_output, attention), (family.ffn_output, ffn))
-        for block in range(shape.blocks)
-    ]
-    handles = [module.register_forward_pre_hook(second) for module, second in watched]
-    backbone, total = network.get_submodule(family.backbone), 0.0
+    watched = {
+        place: [(family.linear(network, block, name), _Second()) for block in range(shape.blocks)]
+        for place, name in zip(_PLACES, (family.attention_output, family.ffn_output), strict=True)
+    }
+    both = [pair for pairs in watched.values() for pair in pairs]
+    handles = [module.register_forward_pre_hook(second) for module, second in both]
+    backbone = network.get_submodule(family.backbone)
     try:
-        for batch, weight in batches:
-            for _, second in watched:
-                second.mask, second.weight = batch.attention_mask.bool(), weight
+        for batch in batches:
+            for _, second in both:
+                second.mask = batch.attention_mask.bool()
             backbone(**batch.inputs)
-            total += weight
     finally:
         for handle in handles:
             handle.remove()
-    if total <= 0.0:
+    if not both[0][1].count:
         raise ModelError("a Gram matrix is measured on data and got no batch; give at least one")
-    means = [second.sum.div_(total).numpy() for _, second in watched]
-    grams = Grams(
-        attention.div_(total), ffn.div_(total),
-        Means(np.stack(means[: shape.blocks]), np.stack(means[shape.blocks :])),
-    )  # fmt: skip
-    if not all(bool(part.isfinite().all()) for part in (grams.attention, grams.ffn)):
+    attention, ffn = ([second for _, second in watched[place]] for place in _PLACES)
+    if not all(bool(second.total.isfinite().all()) for second in (*attention, *ffn)):
         raise ModelError(
             "a Gram matrix is not finite: the model overflows on these data; check the model, or "
             "set train.mend to mean"
         )
-    return grams
+    return Grams(_told(attention), _told(ffn), Means(_means(attention), _means(ffn)))
 
 
 class _Second:
-    """Adds `x x'` of a layer's inputs at real tokens to a matrix, its mean over a batch."""
+    """Covariance of a layer's inputs at real tokens, batch by batch (Chan's update)."""
 
-    def __init__(self, total: torch.Tensor) -> None:
-        self.total = total
-        self.sum = torch.zeros(len(total), dtype=torch.float64)
+    def __init__(self) -> None:
         self.mask: torch.Tensor | None = None
-        self.weight = 1.0
+        self.count = 0
+        self.mean = torch.zeros(())
+        self.total = torch.zeros(())
 
     def __call__(self, module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         """Take in one batch, (batch, tokens, in); a forward pre-hook."""
@@ -159,9 +181,22 @@ class _Second:
         if self.mask is not None:
             values = values[self.mask]
         values = values.reshape(-1, values.shape[-1]).float()
-        share = self.weight / len(values)
-        self.total += (values.T @ values).cpu() * share
-        self.sum += values.double().sum(0).cpu() * share
+        mean = values.double().mean(0).cpu()
+        apart, count = mean - self.mean, self.count + len(values)
+        values = values - mean.to(values)
+        between = torch.outer(apart, apart) * (self.count * len(values) / count)
+        self.total = self.total + (values.T @ values).cpu() + between.float()
+        self.mean = self.mean + apart * (len(values) / count)
+        self.count = count
+
+
+def _told(seconds: Sequence[_Second]) -> Covariances:
+    measured = [second.total / second.count for second in seconds]
+    return as_sent(covariances(measured, rank=GRAM_RANK))
+
+
+def _means(seconds: Sequence[_Second]) -> Floats:
+    return torch.stack([second.mean for second in seconds]).numpy()
 
 
 def mended(
@@ -204,10 +239,10 @@ def mended(
     constant = lost @ average[go] if has_bias else None
     if mending.grams is None:
         return None, constant
-    gram = (mending.grams.attention if is_attention else mending.grams.ffn)[block]
-    second = gram.to(weight.device).double()
-    if has_bias:
-        second = second - torch.outer(average, average)
+    grams = mending.grams.attention if is_attention else mending.grams.ffn
+    second = grams.matrix(block).to(weight.device)
+    if not has_bias:
+        second = second + torch.outer(average, average)
     change = _solved(second, lost, stay, go, place=f"{linear.name} of block {block}")
     if constant is not None:
         constant = constant - change @ average[stay]

@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from airtune.errors import ModelError
 from airtune.keys import generator
 from airtune.model.base import BaseModel
 from airtune.model.batch import Batch
 from airtune.model.images import Examples, Images, image_tokens
 from airtune.model.importance import Importance, measure
-from airtune.model.mending import Grams, measure_grams
+from airtune.model.mending import Grams, measure_grams, pooled_grams
 from airtune.model.sensitivity import first_order
 from airtune.plan import ImportanceKind, ModelShape
 from airtune.work.batches import collate_examples, draw_batches
@@ -92,12 +93,16 @@ def measure_device_grams(
         DataError: if a device has no example.
         ModelError: if there is no device, or what the layers read is not finite.
     """
-    drawn = (
-        (one, weight)
-        for device, sequences, weight in held
-        for one in calibration_batches(base, sequences, batch=batch, seed=seed, device=device)
-    )
-    return measure_grams(base.network, base.shape, drawn)
+    if not held:
+        raise ModelError("a Gram matrix is measured on data and got no device; give at least one")
+    reports = [
+        measure_grams(
+            base.network, base.shape,
+            calibration_batches(base, sequences, batch=batch, seed=seed, device=device),
+        )
+        for device, sequences, _ in held
+    ]  # fmt: skip
+    return pooled_grams(reports, [weight for _, _, weight in held])
 
 
 def report_bytes(shape: ModelShape) -> float:
