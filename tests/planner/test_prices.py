@@ -16,7 +16,7 @@ from airtune.planner import (
     setting_of,
     span,
 )
-from airtune.planner.sample import sample
+from airtune.planner.sample import draws_of, sample
 from airtune.recipe import load_recipe
 
 FEW = ("fleet.devices=4", "train.rounds=3", "output=none", "data.max_length=48")
@@ -48,7 +48,7 @@ def test_memory_has_a_price_where_it_binds():
 def test_a_quantile_is_that_of_the_drawn_rounds():
     setting = setting_of(recipe())
     plan = plan_of(setting, quantile=0.95)
-    rounds = sample(setting, 0.95).round_s
+    rounds = sample(setting, draws_of(setting.problem.rounds, 0.95)).round_s
     assert len(rounds) == 64
     assert plan.round_quantile_s == np.quantile(rounds, 0.95) > plan.round_s
     assert plan_of(setting).round_quantile_s is None

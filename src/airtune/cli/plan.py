@@ -22,11 +22,11 @@ from airtune.errors import RecipeError
 from airtune.units import format_seconds, parse_seconds
 
 if TYPE_CHECKING:
-    from airtune.planner import ParetoFront, Plan, PlanSetting, Price, Within
+    from airtune.planner import Draws, ParetoFront, Plan, PlanSetting, Price, Within
 
 
-_QUICK_S = 5.0
-"""Processor time of a plan that is made anew for prices without being asked."""
+_QUICK_S = 0.6
+"""Processor time of a round's plan up to which prices are stated without being asked."""
 
 
 def plan(
@@ -68,18 +68,30 @@ def plan(
     level, limit = _read_quantile(quantile), _read_within(within, vary)
     money = {"tariff.per_kwh": tariff, "tariff.per_gb": per_gb}
     changes += [f"{key}={price}" for key, price in money.items() if price is not None]
-    from airtune.planner import plan_front, plan_of, plan_within, read_axes, read_vary
+    from airtune.planner import (
+        draws_of,
+        plan_front,
+        plan_of,
+        plan_within,
+        read_axes,
+        read_vary,
+        sample,
+    )
 
     axes = None if pareto is None else read_axes(pareto)
     asked, setting = read_vary(vary), _setting(source, changes)
 
     begun = time.process_time()
-    found = plan_of(setting, quantile=level)
-    is_quick = time.process_time() - begun < _QUICK_S
+    sampled = sample(setting, draws_of(setting.problem.rounds, level))
+    is_quick = time.process_time() - begun < _QUICK_S * len(sampled.round_s)
+    found = plan_of(setting, quantile=level, sampled=sampled)
+    few = sampled.typical(level)
     answers = _Answers(
-        found, None if limit is None else plan_within(setting, limit, vary=asked, quantile=level),
-        _prices(setting, asked=prices, is_quick=is_quick), None if axes is None else plan_front(setting, axes),
-        _simulation_s(setting, found),
+        found,
+        None if limit is None
+        else plan_within(setting, limit, vary=asked, quantile=level, sampled=sampled),
+        _prices(setting, few, asked=prices, is_quick=is_quick),
+        None if axes is None else plan_front(setting, axes, few), _simulation_s(setting, found),
     )  # fmt: skip
     if page is not None:
         _write_page(page, setting, answers)
@@ -179,14 +191,14 @@ def _read_within(within: str | None, vary: str | None) -> float | None:
 
 
 def _prices(
-    setting: PlanSetting, *, asked: bool | None, is_quick: bool
+    setting: PlanSetting, draws: Draws, *, asked: bool | None, is_quick: bool
 ) -> tuple[Price, ...] | None:
     """Return the prices; None where they were not asked for and take long."""
     from airtune.planner import PRICED_DEVICES, prices_of
 
     is_small = len(setting.fleet) <= PRICED_DEVICES
     wanted = is_small and is_quick if asked is None else asked
-    return prices_of(setting) if wanted else None
+    return prices_of(setting, draws) if wanted else None
 
 
 def _simulation_s(setting: PlanSetting, found: Plan) -> float:

@@ -20,6 +20,8 @@ from airtune.solve import Curves, MixedProblem, MixedSolution, round_times, solv
 
 _LEVELS = 16
 """Pruning levels of a rank among which is searched, spread over those of the ladder."""
+_LEAST_GAP, _MOST_GAP = 0.01, 0.03
+"""Relative gap at which the search ends: 1 / N between these."""
 _CUTS = 8
 """Cuts among which is searched; the steps between them grow."""
 
@@ -103,15 +105,15 @@ def choose(
     """
     known = [*starts, *([held] if held else [])]
     columns = _columns(menus, known)
-    best = _solved(menus, columns, [*(start.index for start in known), *_alike(menus, columns)])
+    old = _timed(menus, held) if held else None
+    # an answer that saves less than the hysteresis would not be taken, so it is not sought
+    limit = old.log_cost - float(np.log1p(hysteresis)) if old else np.inf
+    tried = [*(start.index for start in known), *_alike(menus, columns)]
+    best = _solved(menus, columns, tried, limit)
     found = [_timed(menus, Start("chosen together", columns[best.index], best.share))]
     found += [_timed(menus, start) for start in starts]
     answer = min(found, key=lambda each: each.log_cost)
-    if held is not None:
-        old = _timed(menus, held)
-        if old.log_cost <= answer.log_cost + np.log1p(hysteresis):
-            answer = old
-    return answer, best
+    return (answer if old is None or answer.log_cost < limit else old), best
 
 
 def _timed(menus: Menus, start: Start) -> MixedChoice:
@@ -159,23 +161,28 @@ def _alike(menus: Menus, columns: Ints) -> Iterator[Ints]:
             yield rows[np.clip(level, floor, top)]
 
 
-def _solved(menus: Menus, columns: Ints, starts: Sequence[Ints]) -> MixedSolution:
+def _solved(
+    menus: Menus, columns: Ints, starts: Sequence[Ints], better_than: float
+) -> MixedSolution:
     """Return the best answer over the largest rank of a plan, at which adapters are broadcast."""
     lines, floor = menus.lines, np.inf
+    # one device's line is about this part of what a small fleet's round costs: no bound is nearer
+    tolerance = float(np.clip(1.0 / len(menus.curves), _LEAST_GAP, _MOST_GAP))
     best: MixedSolution | None = None
     refused: InfeasibleError | None = None
-    places, rows = (
-        [np.searchsorted(columns, start) for start in starts],
-        np.arange(len(menus.curves)),
-    )
+    places = [np.searchsorted(columns, start) for start in starts]
+    ranks = [int(lines.rank[start].max()) for start in starts]
     for rank in np.unique(lines.rank[columns])[::-1].tolist():
         may = menus.allowed[:, columns] & (lines.rank[columns] <= rank)
         if not may.any(axis=1).all():
             continue
-        usable = [place for place in places if may[rows, place].all()]
+        usable = [place for place, most in zip(places, ranks, strict=True) if most == rank]
         cost = best.log_cost if best else np.inf
         try:
-            found = solve_mixed(menus.mixed(columns, rank), usable, better_than=cost)
+            found = solve_mixed(
+                menus.mixed(columns, rank), usable, tolerance=tolerance,
+                better_than=min(cost, better_than),
+            )  # fmt: skip
         except InfeasibleError as error:
             refused = refused or error
             continue

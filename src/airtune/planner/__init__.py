@@ -15,6 +15,7 @@ from airtune.planner.page import page_of
 from airtune.planner.prices import PRICED_DEVICES, Price, price_lines, prices_of
 from airtune.planner.result import DevicePlan, Money, Plan
 from airtune.planner.run import plan_of, plan_recipe
+from airtune.planner.sample import Draws, draws_of, sample
 from airtune.planner.setting import PlanSetting, setting_of
 from airtune.planner.shape import find_shape, shape_of
 from airtune.planner.within import VARIED, Requirement, Within, plan_within, read_vary
@@ -25,6 +26,7 @@ __all__ = [
     "VARIED",
     "CutChoice",
     "DevicePlan",
+    "Draws",
     "FrontPoint",
     "Group",
     "ModelChoice",
@@ -37,6 +39,7 @@ __all__ = [
     "Requirement",
     "Within",
     "cut_choices",
+    "draws_of",
     "feasible",
     "feasible_cuts",
     "find_shape",
@@ -51,6 +54,7 @@ __all__ = [
     "prices_of",
     "read_axes",
     "read_vary",
+    "sample",
     "setting_of",
     "shape_of",
     "span",

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from airtune.errors import InfeasibleError, RecipeError
 from airtune.methods import settings_faults
-from airtune.planner.sample import Totals, sample
+from airtune.planner.sample import Draws, Totals, sample
 from airtune.planner.setting import PlanSetting, setting_of
 from airtune.recipe import check_recipe, override, parse_yaml
 
@@ -94,12 +94,15 @@ def read_axes(text: str) -> tuple[Axis, ...]:
     return tuple(known[name] for name in asked if name in known)
 
 
-def plan_front(setting: PlanSetting, axes: Sequence[Axis]) -> ParetoFront:
+def plan_front(
+    setting: PlanSetting, axes: Sequence[Axis], draws: Draws | None = None
+) -> ParetoFront:
     """Return the plans worth choosing among.
 
     Args:
         setting: the recipe's own.
         axes: the costs that count.
+        draws: of links and speeds, by which plans are compared; None = some of the run.
 
     Raises:
         InfeasibleError: if the recipe itself has no plan.
@@ -107,14 +110,14 @@ def plan_front(setting: PlanSetting, axes: Sequence[Axis]) -> ParetoFront:
     """
     if setting.chosen.is_control:
         raise RecipeError(f"--pareto needs a method with knobs, got {setting.chosen.label}")
-    own = _point({}, (), sample(setting).totals(setting.problem.rounds))
-    tried = [point for point in _points(setting) if point is not None]
+    own = _point({}, (), sample(setting, draws).totals(setting.problem.rounds))
+    tried = [point for point in _points(setting, draws) if point is not None]
     kept = [one for one in tried if not any(_beats(other, one, axes) for other in tried)]
     ranked = sorted(kept, key=lambda point: [point.cost(axis) for axis in axes])
     return ParetoFront(tuple(axes), own, tuple(ranked), len(tried))
 
 
-def _points(setting: PlanSetting) -> Iterator[FrontPoint | None]:
+def _points(setting: PlanSetting, draws: Draws | None) -> Iterator[FrontPoint | None]:
     """Yield the plan of every combination of the knobs; None where it has none."""
     recipe = setting.recipe
     ranks = dict.fromkeys(max(recipe.lora.r // part, 1) for part in (1, 2, 4))
@@ -128,7 +131,7 @@ def _points(setting: PlanSetting) -> Iterator[FrontPoint | None]:
         words = {knob: word for knob, (_, (word, _)) in zip(knobs, chosen, strict=True)}
         try:
             other = setting_of(check_recipe(override(recipe.plain(), changes)), setting.found)
-            totals = sample(other).totals(other.problem.rounds)
+            totals = sample(other, draws).totals(other.problem.rounds)
         except (InfeasibleError, RecipeError):
             yield None
         else:

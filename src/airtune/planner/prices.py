@@ -16,7 +16,7 @@ from airtune.cost import ladder
 from airtune.errors import InfeasibleError
 from airtune.fleet import Fleet
 from airtune.fleet.change import with_bandwidth, with_memory, with_server, with_speed
-from airtune.planner.sample import Sampled, sample
+from airtune.planner.sample import Draws, Sampled, sample
 from airtune.planner.setting import PlanSetting
 from airtune.units import GIB
 
@@ -38,13 +38,17 @@ class Price:
     """Of the changed plan."""
 
 
-def prices_of(setting: PlanSetting) -> tuple[Price, ...]:
+def prices_of(setting: PlanSetting, draws: Draws | None = None) -> tuple[Price, ...]:
     """Return what small changes of the fleet would save, the best first.
+
+    Args:
+        setting: what is planned.
+        draws: of links and speeds, by which both plans are compared; None = some of the run.
 
     Raises:
         InfeasibleError: if the setting itself has no plan.
     """
-    sampled = sample(setting)
+    sampled = sample(setting, draws)
     rounds = setting.problem.rounds
     now_s = sampled.totals(rounds).total_s
     if not now_s > 0.0:
@@ -52,7 +56,7 @@ def prices_of(setting: PlanSetting) -> tuple[Price, ...]:
     found = []
     for change, fleet in _changes(setting, sampled):
         try:
-            then_s = sample(setting.on(fleet)).totals(rounds).total_s
+            then_s = sample(setting.on(fleet), draws).totals(rounds).total_s
         except InfeasibleError:
             continue
         found.append(Price(change, 1.0 - then_s / now_s, then_s))

@@ -12,7 +12,7 @@ from airtune.plan import Floats
 from airtune.planner.cuts import feasible_cuts
 from airtune.planner.extra import held_blocks, staging_bytes, staging_s
 from airtune.planner.result import DevicePlan, Money, Plan
-from airtune.planner.sample import Sampled, Totals, sample
+from airtune.planner.sample import Sampled, Totals, draws_of, sample
 from airtune.planner.setting import PlanSetting, setting_of
 from airtune.planner.words import assumptions, feasible, rounds_source, straggler, warnings
 from airtune.recipe import Recipe
@@ -38,12 +38,21 @@ def plan_recipe(recipe: Recipe, *, quantile: float | None = None) -> Plan:
     return plan_of(setting_of(recipe), quantile=quantile)
 
 
-def plan_of(setting: PlanSetting, *, quantile: float | None = None) -> Plan:
-    """Return the plan of a setting; see `plan_recipe`."""
+def plan_of(
+    setting: PlanSetting, *, quantile: float | None = None, sampled: Sampled | None = None
+) -> Plan:
+    """Return the plan of a setting; see `plan_recipe`.
+
+    Args:
+        setting: what is planned.
+        quantile: as of `plan_recipe`.
+        sampled: its rounds at the draws of this quantile; None = plan them.
+    """
     recipe, fleet, problem, chosen = (
         setting.recipe, setting.fleet, setting.problem, setting.chosen,
     )  # fmt: skip
-    sampled = sample(setting, quantile)
+    if sampled is None:
+        sampled = sample(setting, draws_of(problem.rounds, quantile))
     totals = sampled.totals(problem.rounds)
     held = held_blocks(problem, fleet, chosen)
     staged = staging_bytes(recipe, problem, held) * (not chosen.is_control)

@@ -28,12 +28,29 @@ from airtune.planner.setting import PlanSetting
 
 SAMPLED_ROUNDS = 8
 """Rounds whose links are drawn, spread over the run; figures are medians over them."""
+_TYPICAL = 4
+"""Of these, the rounds that are planned anew when something is changed."""
 _LEAST_DRAWS, _MOST_DRAWS = 64, 400
 _BEYOND = 3.2
 """Draws that lie beyond a quantile, on average."""
 PRICED = ("peak_bytes", "download_s", "compute_s", "upload_s", "finish_s", "upload_bytes",
           "download_bytes", "energy_j")  # fmt: skip
 _TOLD = ("pruned", "rank", "share", "trained", "whole_flops")
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """By which numbers links and speeds are drawn, of a span of rounds."""
+
+    numbers: tuple[int, ...]
+    span: int
+
+    def rounds(self, rounds: int) -> list[int]:
+        """Return the round of a run of so many in which each draw is planned.
+
+        For a quantile there are more draws than the run may have rounds; those are of later rounds.
+        """
+        return [number * rounds // self.span for number in self.numbers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +73,11 @@ class Sampled:
     """Columns (rounds, devices) over the sampled rounds; NaN where a device took no part."""
 
     columns: dict[str, Floats]
+    draws: Draws
     round_s: Floats
     """Of every planned round; a sampled one takes several where only a part of the fleet is asked."""
+    draw: Ints
+    """Which of the draws each planned round is of."""
     last: list[int]
     """Who finished last in each planned round in which anybody finished."""
     cut: Ints
@@ -84,6 +104,15 @@ class Sampled:
         """Devices that mostly train when asked: the plan fits their memory, and they are in time."""
         return np.nan_to_num(_median(self.columns["trained"])) >= 0.5
 
+    def typical(self, quantile: float | None = None) -> Draws:
+        """Return the few draws whose rounds end next to the median, or to a quantile of all."""
+        latest = np.zeros(len(self.draws.numbers))
+        np.maximum.at(latest, self.draw, self.round_s)
+        place = (0.5 if quantile is None else quantile) * (latest.size - 1)
+        beside = np.abs(np.argsort(np.argsort(latest, kind="stable")) - place)
+        kept = np.sort(np.argsort(beside, kind="stable")[:_TYPICAL])
+        return Draws(tuple(self.draws.numbers[row] for row in kept.tolist()), self.draws.span)
+
     def totals(self, rounds: int, quantile: float | None = None) -> Totals:
         """Return what a run of so many rounds costs.
 
@@ -102,7 +131,7 @@ class Sampled:
         return Totals(round_s=round_s, total_s=round_s * rounds, flops=flops, **sums)
 
 
-def sample(setting: PlanSetting, quantile: float | None = None) -> Sampled:
+def sample(setting: PlanSetting, draws: Draws | None = None) -> Sampled:
     """Let the method plan a few rounds and price each plan, the fleet part by part in each.
 
     The method plans as in a run, and memory is that of the longest text; the rest is priced by
@@ -110,7 +139,7 @@ def sample(setting: PlanSetting, quantile: float | None = None) -> Sampled:
 
     Args:
         setting: what is planned.
-        quantile: that the draws must show; None = a few draws will do.
+        draws: of links and speeds; None = a few, spread over the run.
 
     Raises:
         InfeasibleError: if the method finds no plan.
@@ -122,15 +151,19 @@ def sample(setting: PlanSetting, quantile: float | None = None) -> Sampled:
     known = mask_problem(problem, decider.needs)
     with blamed(chosen.method, "init"):
         state = decider.init(known)
-    rounds, draws = _drawn(problem.rounds, quantile)
-    columns = {name: np.full((len(draws), len(fleet)), np.nan) for name in (*_TOLD, *PRICED)}
+    draws = draws or draws_of(problem.rounds, None)
+    count = len(draws.numbers)
+    columns = {name: np.full((count, len(fleet)), np.nan) for name in (*_TOLD, *PRICED)}
     round_s: list[float] = []
+    of: list[int] = []
     last: list[int] = []
     cut = np.zeros(len(fleet), np.int64)
     codec: list[CodecSpec | None] = [None] * len(fleet)
     server_bytes, arrives = 0.0, 1.0
     buffer = 0 if chosen.is_control else setting.recipe.train.async_buffer
-    for row, (number, draw) in enumerate(zip(rounds, draws, strict=True)):
+    for row, (number, draw) in enumerate(
+        zip(draws.rounds(problem.rounds), draws.numbers, strict=True)
+    ):
         links, flops_per_s = fleet.links_at(draw, 0, 0.0), fleet.flops_at(draw)
         present = there(chosen, links.available)
         for asked in turns(present, setting.participation, generator(problem.seed, "plan", draw)):
@@ -154,11 +187,22 @@ def sample(setting: PlanSetting, quantile: float | None = None) -> Sampled:
             alone_s = server_s(chosen, typical) if chosen.is_control else 0.0
             took_s = buffered_s(finish, buffer) if buffer else finish.max(initial=0.0)
             round_s.append(min(took_s, problem.deadline_s or np.inf) + alone_s)
+            of.append(row)
             if buffer:
                 arrives = min(buffer / max(int(able.sum()), 1), 1.0)
             if finish.any():
                 last.append(int(told.device[int(np.argmax(finish))]))
-    return Sampled(columns, np.array(round_s), last, cut, codec, server_bytes, arrives)
+    return Sampled(
+        columns,
+        draws,
+        np.array(round_s),
+        np.array(of, np.int64),
+        last,
+        cut,
+        codec,
+        server_bytes,
+        arrives,
+    )
 
 
 def buffered_s(finish_s: Floats, buffer: int) -> float:
@@ -194,24 +238,17 @@ def turns(present: Bools, participation: float, draw: np.random.Generator) -> It
         yield asked
 
 
-def draws_of(quantile: float) -> int:
-    """Return how many rounds are drawn to show a quantile.
+def draws_of(rounds: int, quantile: float | None) -> Draws:
+    """Return draws spread over a run: few, or as many as show a quantile of the rounds' times.
 
-    >>> draws_of(0.95), draws_of(0.99)
-    (64, 320)
+    >>> [len(draws_of(100, level).numbers) for level in (None, 0.95, 0.99)]
+    [8, 64, 320]
     """
-    return min(max(_LEAST_DRAWS, round(_BEYOND / (1.0 - quantile))), _MOST_DRAWS)
-
-
-def _drawn(rounds: int, quantile: float | None) -> tuple[list[int], list[int]]:
-    """Return the sampled rounds, and the number by which links and speeds of each are drawn.
-
-    For a quantile there are more draws than the run may have rounds; those are of later rounds.
-    """
-    count = min(rounds, SAMPLED_ROUNDS) if quantile is None else draws_of(quantile)
+    count = min(rounds, SAMPLED_ROUNDS)
+    if quantile is not None:
+        count = min(max(_LEAST_DRAWS, round(_BEYOND / (1.0 - quantile))), _MOST_DRAWS)
     span = max(rounds, count)
-    draws = np.linspace(0, span - 1, count).astype(int)
-    return (draws * rounds // span).tolist(), draws.tolist()
+    return Draws(tuple(np.linspace(0, span - 1, count).astype(int).tolist()), span)
 
 
 def _able(problem: Problem, told: Assignments, cost: Prediction) -> Bools:

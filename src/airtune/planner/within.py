@@ -1,8 +1,8 @@
 """Plans asked backwards: how much of one thing makes a run end in time.
 
 Each quantity is varied alone, everything else stays, and the method plans anew at every step. More
-bandwidth, memory or server, fewer rounds or devices never make an optimal plan slower, so bisection
-finds the least that meets; with a method that is not optimal, the answer is still a plan that was
+bandwidth, memory or server, fewer rounds or devices never make an optimal plan slower, so closing in
+on a time finds the least that meets; with a method that is not optimal, the answer is still a plan that was
 made and meets, only perhaps not the least.
 """
 
@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from airtune.errors import InfeasibleError, RecipeError
 from airtune.fleet.change import with_bandwidth, with_memory, with_server, without
-from airtune.planner.sample import Sampled, sample
+from airtune.planner.changed import Question, SeenPlan, closed_in, dearest, seen_plan
+from airtune.planner.sample import Sampled, draws_of, sample
 from airtune.planner.setting import PlanSetting
-from airtune.planner.words import binding
 from airtune.units import format_bytes, format_seconds
 
 Vary = Literal["bandwidth", "memory", "server", "devices", "rounds"]
@@ -32,10 +31,10 @@ _CLOSE = 1.02
 """Bisection ends when the factor that meets is so near to the one that does not."""
 _SAME = 1e-9
 """Mean pruned fractions that differ by less are alike."""
-_CANDIDATES = 3
-"""Devices that finish last, and as many that hold most of their link, that are tried for removal."""
-_DROPS = 50
-"""Larger fleets lose several devices at a time, so that there are at most so many steps."""
+_NAMED_LINKS = 3
+"""Links whose bandwidth is put in words; of more, none."""
+_GIVEN_BACK = 6
+"""Devices left out of which is tried whether they may stay after all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def read_vary(text: str | None) -> tuple[Vary, ...]:
 
 def plan_within(
     setting: PlanSetting, within_s: float, *, vary: Sequence[Vary] = VARIED,
-    quantile: float | None = None,
+    quantile: float | None = None, sampled: Sampled | None = None,
 ) -> Within:  # fmt: skip
     """Return what would make a run end within a time.
 
@@ -102,70 +101,25 @@ def plan_within(
         within_s: seconds that the run may take.
         vary: the quantities that may change, each alone.
         quantile: of the rounds' times that every round is taken to have; None = their median.
+        sampled: the setting's rounds at the draws of this quantile; None = plan them.
 
     Raises:
         InfeasibleError: if none of them meets; the message says the least possible and what binds.
     """
-    question = _Question(setting, within_s, quantile, *_start(setting, quantile))
+    rounds = setting.problem.rounds
+    if sampled is None:
+        sampled = sample(setting, draws_of(rounds, quantile))
+    draws = sampled.typical(quantile)
+    few = sample(setting, draws)
+    now = replace(seen_plan(setting, few), total_s=sampled.totals(rounds, quantile).total_s)
+    question = Question(setting, within_s, draws, now, few)
     answers = tuple(_SEARCH[name](question) for name in vary)
     if not any(answer.meets for answer in answers):
         raise InfeasibleError(_nothing(question, answers))
     return Within(within_s, question.now.total_s, answers)
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A plan as far as the question goes."""
-
-    total_s: float
-    able: int
-    """Devices that train."""
-    pruned: float
-    """Mean over the devices of what is pruned."""
-    binds: str
-
-
-_NEVER = _Seen(math.inf, 0, 1.0, "memory")
-
-
-@dataclass(frozen=True, slots=True)
-class _Question:
-    """What is asked, and the plan as it stands."""
-
-    setting: PlanSetting
-    within_s: float
-    quantile: float | None
-    now: _Seen
-    sampled: Sampled
-
-    def see(self, change: Callable[[], PlanSetting]) -> _Seen:
-        """Return the plan of a changed setting; one that cannot be planned takes for ever."""
-        try:
-            setting = change()
-            return _seen(setting, sample(setting, self.quantile), self.quantile)
-        except InfeasibleError:
-            return _NEVER
-
-    def meets(self, seen: _Seen, *, everybody: bool = True) -> bool:
-        """Say whether a plan ends in time, with all that train now, or at least somebody."""
-        return seen.total_s <= self.within_s and seen.able >= (self.now.able if everybody else 1)
-
-
-def _start(setting: PlanSetting, quantile: float | None) -> tuple[_Seen, Sampled]:
-    sampled = sample(setting, quantile)
-    return _seen(setting, sampled, quantile), sampled
-
-
-def _seen(setting: PlanSetting, sampled: Sampled, quantile: float | None) -> _Seen:
-    total_s = sampled.totals(setting.problem.rounds, quantile).total_s
-    able = int(sampled.able.sum())
-    trains = (able or setting.chosen.is_control) and not math.isnan(total_s)
-    pruned = sampled.middle["pruned"]
-    mean = float(np.mean(pruned[np.isfinite(pruned)])) if np.isfinite(pruned).any() else 0.0
-    return _Seen(total_s if trains else math.inf, able, mean, binding(setting.fleet, sampled))
-
-
-def _bandwidth(question: _Question) -> Requirement:
+def _bandwidth(question: Question) -> Requirement:
     fleet = question.setting.fleet
     answer = _by_factor(
         question, "bandwidth",
@@ -173,10 +127,10 @@ def _bandwidth(question: _Question) -> Requirement:
     )  # fmt: skip
     wide = {spec.name: spec.up_bandwidth_hz for spec in fleet.specs if spec.up_bandwidth_hz}
     shown = ", ".join(f"{name} {hz * answer.amount / 1e6:.3g} MHz up" for name, hz in wide.items())
-    return _worded(answer, f" ({shown})" if 0 < len(wide) <= _CANDIDATES else " on every link")
+    return _worded(answer, f" ({shown})" if 0 < len(wide) <= _NAMED_LINKS else " on every link")
 
 
-def _memory(question: _Question) -> Requirement:
+def _memory(question: Question) -> Requirement:
     fleet = question.setting.fleet
     pruned = question.now.pruned
 
@@ -191,7 +145,7 @@ def _memory(question: _Question) -> Requirement:
     return _worded(answer, f" ({' to '.join(dict.fromkeys(map(format_bytes, ends)))} a device)")
 
 
-def _server(question: _Question) -> Requirement:
+def _server(question: Question) -> Requirement:
     fleet = question.setting.fleet
     answer = _by_factor(
         question, "server", lambda factor: question.setting.on(with_server(fleet, factor))
@@ -200,8 +154,8 @@ def _server(question: _Question) -> Requirement:
 
 
 def _by_factor(
-    question: _Question, vary: Vary, at: Callable[[float], PlanSetting],
-    keeps: Callable[[_Seen], bool] = lambda seen: True,
+    question: Question, vary: Vary, at: Callable[[float], PlanSetting],
+    keeps: Callable[[SeenPlan], bool] = lambda seen: True,
 ) -> Requirement:  # fmt: skip
     """Return the least multiple that meets, between 1 and the end that is on the other side.
 
@@ -212,10 +166,10 @@ def _by_factor(
         keeps: whether a plan gives up nothing that time does not show.
     """
 
-    def meets(seen: _Seen) -> bool:
+    def meets(seen: SeenPlan) -> bool:
         return question.meets(seen) and keeps(seen)
 
-    def see(factor: float) -> _Seen:
+    def see(factor: float) -> SeenPlan:
         return question.see(lambda: at(factor))
 
     is_met = meets(question.now)
@@ -223,16 +177,10 @@ def _by_factor(
     best = see(end)
     if meets(best) == is_met:  # the other side is not reached
         return Requirement(vary, is_met, "", end, best.total_s, best.binds)
-    low, high = (end, 1.0) if is_met else (1.0, end)
-    best = question.now if is_met else best
-    while high / low > _CLOSE:
-        middle = math.sqrt(low * high)
-        seen = see(middle)
-        if meets(seen):
-            high, best = middle, seen
-        else:
-            low = middle
-    return Requirement(vary, True, "", high, best.total_s, best.binds)
+    ends = (1.0, question.now), (end, best)
+    short, enough = ends[::-1] if is_met else ends
+    factor, best = closed_in(question.within_s, short, enough, see, meets, close=_CLOSE)
+    return Requirement(vary, True, "", factor, best.total_s, best.binds)
 
 
 def _worded(answer: Requirement, detail: str) -> Requirement:
@@ -244,79 +192,70 @@ def _worded(answer: Requirement, detail: str) -> Requirement:
                   answer.total_s, answer.binds)  # fmt: skip
 
 
-def _rounds(question: _Question) -> Requirement:
+def _rounds(question: Question) -> Requirement:
     """Return the most rounds that fit."""
     setting = question.setting
     now = setting.problem.rounds
 
-    def see(rounds: int) -> _Seen:
+    def see(rounds: int) -> SeenPlan:
         return question.see(lambda: setting.for_rounds(rounds))
 
+    most = int(now * MOST_FACTOR)
     is_met = question.meets(question.now)
-    low, high = (now, int(now * MOST_FACTOR)) if is_met else (0, now)
-    best, end = (question.now, see(high)) if is_met else (see(1), question.now)
-    if not is_met and not question.meets(best):
-        return Requirement("rounds", False, "not even 1 round", 1, best.total_s, best.binds)
-    if is_met and question.meets(end):
-        low, best = high, end
-    while high - low > 1:
-        middle = (low + high) // 2
-        seen = see(middle)
-        if question.meets(seen):
-            low, best = middle, seen
-        else:
-            high = middle
+    other = (most, see(most)) if is_met else (1, see(1))
+    if question.meets(other[1]) == is_met:  # the other side is not reached
+        amount, best = other
+        words = f"{amount} rounds would fit" if is_met else "not even 1 round"
+        return Requirement("rounds", is_met, words, amount, best.total_s, best.binds)
+    short, enough = (other, (now, question.now)) if is_met else ((now, question.now), other)
+    found, best = closed_in(
+        question.within_s, short, enough, lambda rounds: see(int(rounds)), question.meets,
+        close=1.0 + 0.5 / most, snap=round,
+    )  # fmt: skip
+    low = int(found)
     return Requirement("rounds", True, f"{low} of {now} rounds" if low <= now else f"{low} rounds would fit",
                   low, best.total_s, best.binds)  # fmt: skip
 
 
-def _devices(question: _Question) -> Requirement:
-    """Leave out device after device, each time the one without which the run is shortest."""
+def _devices(question: Question) -> Requirement:
+    """Leave out devices, first who would need most of its link to end in time; give back who may stay."""
     setting, fleet = question.setting, question.setting.fleet
-    out: list[int] = []
-    seen, sampled = question.now, question.sampled
-    together = max(1, len(fleet) // _DROPS)
-    while not question.meets(seen, everybody=False):
-        left = np.setdiff1d(np.flatnonzero(fleet.availability > 0.0), out)
-        if left.size <= 1:
-            break
-        ranked = _candidates(sampled, left)
-        tries = []
-        for device in ranked[: 2 * _CANDIDATES]:
-            others = [other for other in ranked if other != device]
-            gone = [device, *others][: min(together, left.size - 1)]
-            tries.append((question.see(partial(_less, setting, [*out, *gone])), gone))
-        seen, gone = min(tries, key=lambda each: each[0].total_s)
-        out += gone
-        sampled = sample(_less(setting, out), question.quantile) if seen is not _NEVER else sampled
-    kept = int(np.sum(fleet.availability > 0.0)) - len(out)
+    order = dearest(question)
+
+    def see(out: Sequence[int]) -> SeenPlan:
+        if not out:
+            return question.now
+        return question.see(lambda: setting.on(without(fleet, np.array(out, np.int64))))
+
+    def meets(seen: SeenPlan) -> bool:
+        return question.meets(seen, everybody=False)
+
+    tried = {0: question.now}
+    few, many = 0, len(order) - 1
+    while few < many:  # the least number that meets, or all but one
+        middle = (few + many) // 2
+        tried[middle] = see(order[:middle])
+        few, many = (few, middle) if meets(tried[middle]) else (middle + 1, many)
+    seen = tried.get(few) or see(order[:few])
+    out = list(order[:few])
+    for device in out[:-1][::-1][:_GIVEN_BACK] if meets(seen) else ():
+        without_it = see([other for other in out if other != device])
+        if meets(without_it):
+            out.remove(device)
+            seen = without_it
+    kept = len(order) - len(out)
     names = tuple(fleet.names[index] for index in sorted(out))
-    meets = question.meets(seen, everybody=False)
-    words = f"{kept} of {len(fleet)} devices" if meets else "not even 1 device"
-    return Requirement("devices", meets, words, kept, seen.total_s, seen.binds, names)
+    words = f"{kept} of {len(fleet)} devices" if meets(seen) else "not even 1 device"
+    return Requirement("devices", meets(seen), words, kept, seen.total_s, seen.binds, names)
 
 
-def _less(setting: PlanSetting, out: Sequence[int]) -> PlanSetting:
-    return setting.on(without(setting.fleet, np.array(out, np.int64)))
-
-
-def _candidates(sampled: Sampled, left: np.ndarray[Any, Any]) -> list[int]:
-    """Return devices worth leaving out: in turns the slowest, and those with most of their link."""
-    middle = sampled.middle
-    orders = [
-        left[np.argsort(-np.nan_to_num(middle[name][left]), kind="stable")].tolist()
-        for name in ("finish_s", "share")
-    ]
-    return list(dict.fromkeys(device for pair in zip(*orders, strict=True) for device in pair))
-
-
-_SEARCH: dict[Vary, Callable[[_Question], Requirement]] = {
+_SEARCH: dict[Vary, Callable[[Question], Requirement]] = {
     "bandwidth": _bandwidth, "memory": _memory, "server": _server, "devices": _devices,
     "rounds": _rounds,
 }  # fmt: skip
 
 
-def _nothing(question: _Question, answers: Sequence[Requirement]) -> str:
+def _nothing(question: Question, answers: Sequence[Requirement]) -> str:
     """Say that nothing meets, what the least possible is, and what binds."""
     best = min(answers, key=lambda answer: answer.total_s)
     tried = "; ".join(

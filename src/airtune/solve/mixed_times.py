@@ -7,6 +7,7 @@ fullest link is convex in both. The least T is where the least load over A is 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.optimize import brentq
@@ -22,6 +23,7 @@ _ZOOMS = 12
 _FIRST_ZOOMS = 2
 """Of a look that only decides whether a choice may be better."""
 _NARROW = 1e-6
+"""Of ln A, at least; a rougher search for T asks for no more than its own tolerance."""
 _LONGEST_S = 1e15
 
 
@@ -72,8 +74,10 @@ class _Chosen:
         most = np.where(alone, share, 0.0).max(axis=1, initial=0.0)
         return np.asarray(np.maximum(each.max(axis=0), most), np.float64)
 
-    def least_load(self, round_s: float, zooms: int = _ZOOMS) -> tuple[float, float]:
-        """Return (load, A): the A of the least load for a finish time T."""
+    def least_load(
+        self, round_s: float, zooms: int = _ZOOMS, narrow: float = _NARROW
+    ) -> tuple[float, float]:
+        """Return (load, A): the A of the least load for a finish time T, within so much of ln A."""
         cut = ~self.whole
         if not cut.any() or not self.later:
             return float(self.loads(self.shares(round_s, np.zeros(1)))[0]), 0.0
@@ -89,7 +93,7 @@ class _Chosen:
             at = int(np.argmin(loads))
             best = float(loads[at]), float(points[at])
             low, high = points[max(at - 1, 0)], points[min(at + 1, _POINTS - 1)]
-            if high - low < _NARROW * high:
+            if high - low < narrow * high:
                 break
         return best
 
@@ -120,19 +124,22 @@ def round_times(
         high = low * 1.5
         while high < _LONGEST_S and chosen.least_load(high, _FIRST_ZOOMS)[0] > 1.0:
             low, high = high, high * 2.0
-    if chosen.least_load(high)[0] > 1.0:
-        return late
+    narrow = max(_NARROW, tolerance)
 
+    @cache
     def over(log_s: float) -> float:
-        value = chosen.least_load(float(np.exp(log_s)))[0]
+        value = chosen.least_load(float(np.exp(log_s)), narrow=narrow)[0]
         return float(np.clip(np.log(value), -1e3, 1e3)) if value > 0.0 else -1e3
 
-    if over(np.log(low)) > 0.0:
-        root = brentq(over, np.log(low), np.log(high), xtol=tolerance, rtol=1e-14)
+    ends = float(np.log(low)), float(np.log(high))
+    if over(ends[1]) > 0.0:
+        return late
+    if over(ends[0]) > 0.0:
+        root = brentq(over, *ends, xtol=tolerance, rtol=1e-14)
         high = min(float(np.exp(root + 2.0 * tolerance)), high)
     else:
         high = low
-    _, send_s = chosen.least_load(high)
+    _, send_s = chosen.least_load(high, narrow=narrow)
     share = _filled(chosen.curves, chosen.shares(high, np.array([send_s]))[0])
     first_s = high - chosen.rest_s - chosen.later * send_s
     is_cut = bool((~chosen.whole).any())
