@@ -158,3 +158,22 @@ def test_the_menu_has_only_ranks_and_codecs_that_were_measured():
     full = problem.workload.rank
     assert set(lines.rank.tolist()) <= {full, full // 2, full // 4, full // 8}
     assert {codec.kind for codec in lines.codecs} == {"identity", "fp16", "deadzone", "topk"}
+
+
+def test_a_quantile_gives_late_devices_more_of_the_link_and_plans_a_longer_round():
+    method = build_method("auto", {"quantile": 0.95, "knobs": ["share"]})
+    problem = replace(sample_problem(), devices=roomy())
+    seen = sample_observation(problem, 0)
+    usual, state = method.decider.plan(problem, method.decider.init(problem), seen)
+    late = np.array(state["late_log"])
+    late[3] = 1.0
+    found, _ = method.decider.plan(problem, {**state, "late_log": late}, seen)
+    row = int(np.flatnonzero(found.assignments.device == 3)[0])
+    assert found.assignments.share[row] > usual.assignments.share[row]
+    assert found.predicted_s > usual.predicted_s
+    took = predict(
+        problem, usual.assignments, links=seen.links, flops_per_s=seen.flops_per_s
+    ).round_s
+    assert usual.predicted_s > took
+    with pytest.raises(RecipeError, match=r"quantile: must be from 0\.5 to 0\.99, got 1"):
+        build_method("auto", {"quantile": 1.0})

@@ -16,10 +16,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from airtune.cost import predict
+from airtune.cost import Prediction, predict
 from airtune.errors import InfeasibleError, MethodError, RecipeError
 from airtune.methods.budget import Budget, check_budget
 from airtune.methods.jcpba import Jcpba
+from airtune.methods.margin import USUAL, expecting, no_reports, reported, times_longer
 from airtune.methods.mixed_choice import Menus, MixedChoice, Start, choose
 from airtune.methods.mixed_lines import Knob, MixedLines, fitting_lines, mixed_lines
 from airtune.methods.mixed_reasons import mixed_reasons
@@ -45,10 +46,12 @@ from airtune.plan import (
     Want,
     WorkSpec,
 )
-from airtune.solve import Curves, MixedPrices, MixedSolution
+from airtune.solve import Curves, MixedPrices, MixedSolution, slowed
 
 _SFT_TOLERANCE = 0.01
 """Gap at which the search for the plan of `sft` stops."""
+
+_MOST_QUANTILE = 0.99
 
 Quality = Literal["auto"] | Mapping[str, float]
 
@@ -76,6 +79,9 @@ class Auto:
     """Of cut devices: travel, or stay with the head and the loss on the device."""
     hysteresis: float = 0.03
     """Lines of the last round are kept while others would save less than this."""
+    quantile: float = USUAL
+    """Part of the rounds that are to end as planned, from 0.5 to 0.99: devices that were found to be
+    late, or now early and now late, are planned with that much more time. 0.5 = by what is declared."""
     needs: frozenset[Need] = frozenset({"capability", "channel"})
 
     def __post_init__(self) -> None:
@@ -99,6 +105,10 @@ class Auto:
             raise RecipeError(f"labels must be travel or stay, got {self.labels!r}")
         if not 0.0 <= self.hysteresis < 1.0:
             raise RecipeError(f"hysteresis must be in [0, 1), got {self.hysteresis:g}")
+        if not USUAL <= self.quantile <= _MOST_QUANTILE:
+            raise RecipeError(
+                f"quantile must be from {USUAL:g} to {_MOST_QUANTILE:g}, got {self.quantile:g}"
+            )
         check_budget("auto", 0.0, self.max_prune)
         _ = self.most_rounds
 
@@ -131,7 +141,9 @@ class Auto:
             raise RecipeError(
                 f"ranks must be at most lora.r, which is {problem.workload.rank}, got {over[0]}"
             )
-        return {"line": np.full(len(problem.devices), -1, np.int64)}
+        count = len(problem.devices)
+        reports = no_reports(count, self.quantile) if self.quantile > USUAL else {}
+        return {"line": np.full(count, -1, np.int64), **reports}
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -143,23 +155,33 @@ class Auto:
                 choice keeps to the rounds allowed.
         """
         seen = see(problem, observation)
+        longer = (
+            times_longer(state, seen.device) if self.quantile > USUAL else np.ones(len(seen.device))
+        )
+        seen = replace(seen, flops_per_s=seen.flops_per_s / longer)
         lines = mixed_lines(problem, self.knobs, ranks=self.ranks)
         allowed = fitting_lines(problem, seen, lines, self.max_prune)
         last = np.array(state["line"], np.int64)
         index, share = _usual(lines, allowed, last[seen.device]), np.zeros(0)
         out = np.setdiff1d(np.arange(index.size), seen.able)
         menus = Menus(
-            problem, observation, seen, lines, allowed[seen.able], self._curves(seen),
+            problem, observation, seen, lines, allowed[seen.able],
+            slowed(self._curves(seen), seen.of(longer)), longer,
             float(np.log(self.most_rounds)), float(np.sum(lines.server_bytes[index[out]])),
         )  # fmt: skip
-        choice = solved = None
+        found = None
         if seen.able.size:
             held = _held(menus.allowed, last[seen.device[seen.able]])
-            choice, solved = choose(menus, list(self._starts(menus)), held, self.hysteresis)
-            index[seen.able], share = choice.index, choice.share
+            found = choose(menus, list(self._starts(menus)), held, self.hysteresis)
+            index[seen.able], share = found[0].index, found[0].share
         last[seen.device] = index
         told = lines.told(problem, seen.device, index, seen.shares(share))
-        return _round_plan(menus, told, index, choice, solved), {"line": last}
+        expected = predict(problem, told, links=seen.links, flops_per_s=menus.declared_flops_per_s)
+        plan = _round_plan(menus, told, index, expected, found)
+        after: State = {**state, "line": last}
+        if self.quantile > USUAL:
+            after = expecting(after, seen.device, expected.finish_s, plan.predicted_s)
+        return plan, after
 
     def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
                remaining_bytes: Floats) -> Floats:  # fmt: skip
@@ -167,8 +189,8 @@ class Auto:
         return keep_or_divide(plan, links, remaining_bytes)
 
     def learn(self, problem: Problem, state: State, results: Results) -> State:
-        """Learn nothing: speeds and channels are known, and costs in rounds measured beforehand."""
-        return state
+        """Learn how late devices are, where plans are to hold in most rounds; else nothing."""
+        return reported(state, results, self.quantile) if self.quantile > USUAL else state
 
     def _curves(self, seen: Seen) -> Curves:
         """Return the uplinks, each with an equal share to itself where shares are not chosen."""
@@ -220,21 +242,18 @@ def _usual(lines: MixedLines, allowed: Bools, line: Ints) -> Ints:
 
 
 def _round_plan(
-    menus: Menus, told: Assignments, index: Ints, choice: MixedChoice | None,
-    solved: MixedSolution | None,
+    menus: Menus, told: Assignments, index: Ints, expected: Prediction,
+    found: tuple[MixedChoice, MixedSolution] | None,
 ) -> RoundPlan:  # fmt: skip
-    problem, observation = menus.problem, menus.observation
-    speed = observation.flops_per_s
-    fleet_speed = np.full(observation.available.shape, np.nan) if speed is None else speed
-    expected = predict(problem, told, links=menus.seen.links, flops_per_s=fleet_speed)
-    reachable = expected.finish_s[np.isfinite(expected.finish_s)]
+    finish_s = expected.finish_s * menus.longer
+    reachable = finish_s[np.isfinite(finish_s)]
     return RoundPlan(
-        round=observation.round, assignments=told,
-        reasons=mixed_reasons(menus, told, index, expected, choice),
+        round=menus.observation.round, assignments=told,
+        reasons=mixed_reasons(menus, told, index, expected, found[0] if found else None),
         predicted_s=float(np.max(reachable)) if reachable.size else float("nan"),
-        deadline_s=problem.deadline_s,
-        solution=_solution(choice, solved) if choice and solved else None,
-        notes=_notes(menus, choice, solved) if choice and solved else {},
+        deadline_s=menus.problem.deadline_s,
+        solution=_solution(*found) if found else None,
+        notes=_notes(menus, *found) if found else {},
     )  # fmt: skip
 
 

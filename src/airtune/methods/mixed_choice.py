@@ -37,6 +37,9 @@ class Menus:
     allowed: Bools
     """Shape (m, k)."""
     curves: Curves
+    longer: Floats
+    """How many times its expected time each device of `seen` is taken to need, (n,); it is in
+    `curves` and in the speeds of `seen`."""
     most_log_rounds: float
     """Most ln K of an answer."""
     reserved_bytes: float
@@ -50,13 +53,18 @@ class Menus:
             reserved_bytes=self.reserved_bytes,
         )  # fmt: skip
 
+    @property
+    def declared_flops_per_s(self) -> Floats:
+        """This round's speeds as they are declared, shape (devices,)."""
+        speed = self.observation.flops_per_s
+        return np.full(self.observation.available.shape, np.nan) if speed is None else speed
+
     def round_s(self, index: Ints, share: Floats) -> float:
-        """Return the seconds that the cost model predicts for a choice, shape (m,)."""
-        device, speed = self.seen.device[self.seen.able], self.observation.flops_per_s
-        if speed is None:
-            return float("nan")
-        told = self.lines.told(self.problem, device, index, share)
-        return predict(self.problem, told, links=self.seen.links, flops_per_s=speed).round_s
+        """Return the seconds that a choice is taken to need, shape (m,)."""
+        told = self.lines.told(self.problem, self.seen.device[self.seen.able], index, share)
+        speed = self.declared_flops_per_s
+        finish_s = predict(self.problem, told, links=self.seen.links, flops_per_s=speed).finish_s
+        return float(np.max(finish_s * self.seen.of(self.longer)))
 
 
 @dataclass(frozen=True, slots=True)

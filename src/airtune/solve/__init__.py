@@ -10,7 +10,7 @@ from airtune.solve.mixed_problem import MixedProblem
 from airtune.solve.mixed_times import RoundTimes, round_times
 from airtune.solve.problem import JointProblem, JointSolution
 from airtune.solve.pruning import prune_min_max
-from airtune.solve.rates import Curves, curves_of, signal_ratio, silent
+from airtune.solve.rates import Curves, curves_of, signal_ratio, silent, slowed
 from airtune.solve.rounding import LadderProblem, Rounded, round_to_ladder
 from airtune.solve.rounds import best_budget, best_joint_budget, convex_rounds, rounds_ratio
 from airtune.solve.spectrum import Spectrum, divide_spectrum
@@ -47,6 +47,7 @@ __all__ = [
     "rounds_ratio",
     "signal_ratio",
     "silent",
+    "slowed",
     "solve_bcd",
     "solve_joint",
     "solve_mixed",

@@ -13,7 +13,7 @@ wireless federated learning; the capped branch and the series for weak signals a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -116,6 +116,11 @@ class Curves:
         with np.errstate(divide="ignore"):
             shannon = self.signal / signal_ratio(fraction)
         return np.maximum(shannon, rate / self.cap)
+
+
+def slowed(curves: Curves, factor: Floats) -> Curves:
+    """Return uplinks on which everything takes so many times as long, shape (n,)."""
+    return replace(curves, scale=curves.scale / factor, cap=curves.cap / factor)
 
 
 def signal_ratio(fraction: Floats) -> Floats:
