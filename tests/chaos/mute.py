@@ -12,8 +12,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from airtune.deploy.attend import Attending
-from airtune.deploy.device import Device, DeviceSettings
+from airtune.deploy.agent.attend import Attending
+from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.proof import Proof
 from airtune.wire.channel import RUN_KEY, SERVICE, TOKEN_KEY, Way
 from airtune.wire.envelope import parts_of

@@ -41,7 +41,7 @@ def during_upload(run, rate_mbps):
 
 
 def end_worker(bed, run):
-    assert kill("airtune.deploy.worker", bed.agents[CULPRIT].pid)
+    assert kill("airtune.deploy.agent.worker", bed.agents[CULPRIT].pid)
 
 
 def end_device_while_it_sends(bed, run):
@@ -157,7 +157,7 @@ def test_a_device_that_dies_in_a_split_round_stops_nobody(bed, going):
     run = going("method.name=sft", "train.rounds=2", "train.local_steps=40", "deadline_s=240")
     sent = sent_bytes(CULPRIT)
     run.await_that(lambda: sent_bytes(CULPRIT) > sent + 500_000, "some of its forty steps")
-    assert kill("airtune.deploy.worker", bed.agents[CULPRIT].pid)
+    assert kill("airtune.deploy.agent.worker", bed.agents[CULPRIT].pid)
     rows, found = run.end(), run.statuses()
     assert {found[number, "two"] for number in range(2)} == {"ok"}
     assert found[0, "one"] != "ok"

@@ -23,7 +23,9 @@ def resumed(bed, folder):
             time.sleep(1.0)
 
 
-@pytest.mark.parametrize("part", ["airtune.deploy.runner", "airtune.deploy.front"])
+@pytest.mark.parametrize(
+    "part", ["airtune.deploy.federation.runner", "airtune.deploy.server.front"]
+)
 def test_a_server_process_that_is_killed_fails_the_run_and_it_resumes(bed, going, part):
     run = going("train.local_steps=30")
     run.await_round(1)
@@ -37,7 +39,7 @@ def test_a_server_process_that_is_killed_fails_the_run_and_it_resumes(bed, going
 
 
 def test_a_front_that_is_killed_serves_again_at_once(bed, going):
-    assert kill("airtune.deploy.front", bed.server.pid)
+    assert kill("airtune.deploy.server.front", bed.server.pid)
     began = time.monotonic()
     document = bed.state / "server.json"
     while document.is_file() and time.monotonic() < began + RETURN_S:

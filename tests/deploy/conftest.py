@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from airtune.deploy.device import Device, DeviceSettings
+from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.engine.virtual import local_engine
 from airtune.errors import AirtuneError
 from airtune.loop import Run, begin, run_rounds

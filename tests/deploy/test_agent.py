@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[federation]'")
-from airtune.deploy import workplace
-from airtune.deploy.agent import AgentSettings
-from airtune.deploy.workplace import Workplace
+from airtune.deploy.agent import workplace
+from airtune.deploy.agent.agent import AgentSettings
+from airtune.deploy.agent.workplace import Workplace
 from airtune.errors import DeploymentError
 from airtune.wire.post import Ticket
 

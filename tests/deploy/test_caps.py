@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from airtune.data import EMBEDDED_MODEL
-from airtune.deploy import fetch, ledger
-from airtune.deploy.device import Device, DeviceSettings
-from airtune.deploy.federation import Order, run_federation
-from airtune.deploy.handout import BLOCK_BYTES, Block
-from airtune.deploy.ledger import LEDGER, Ledger
+from airtune.deploy.agent import fetch
+from airtune.deploy.agent.device import Device, DeviceSettings
+from airtune.deploy.federation import ledger
+from airtune.deploy.federation.handout import BLOCK_BYTES, Block
+from airtune.deploy.federation.ledger import LEDGER, Ledger
+from airtune.deploy.federation.run import Order, run_federation
 from airtune.engine.stream import StreamServer
 from airtune.errors import CheckpointError, InfeasibleError, MismatchError
 from airtune.records import read_run

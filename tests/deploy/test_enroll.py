@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from airtune.deploy.enroll import enroll, read_inventory
 from airtune.deploy.keys import make_device_key, read_public_key
-from airtune.deploy.register import Register
+from airtune.deploy.server.enroll import enroll, read_inventory
+from airtune.deploy.server.register import Register
 from airtune.errors import DeploymentError
 
 

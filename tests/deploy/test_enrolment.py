@@ -16,22 +16,23 @@ import pytest
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
 
-from airtune.deploy import register, renew  # noqa: E402
-from airtune.deploy.attend import Attending, Ended  # noqa: E402
-from airtune.deploy.authority import (  # noqa: E402
+from airtune.deploy import renew  # noqa: E402
+from airtune.deploy.agent.attend import Attending, Ended  # noqa: E402
+from airtune.deploy.codes import EnrolmentCode, make_code  # noqa: E402
+from airtune.deploy.link import Link  # noqa: E402
+from airtune.deploy.proof import Proof  # noqa: E402
+from airtune.deploy.renew import enrol_self, finish_renewal, follow  # noqa: E402
+from airtune.deploy.server import register  # noqa: E402
+from airtune.deploy.server.authority import (  # noqa: E402
     ensure_certificates,
     finish_authority,
     replace_authority,
     replace_certificate,
 )
-from airtune.deploy.codes import EnrolmentCode, make_code  # noqa: E402
-from airtune.deploy.enroll import enroll  # noqa: E402
-from airtune.deploy.front import Front  # noqa: E402
-from airtune.deploy.link import Link  # noqa: E402
-from airtune.deploy.proof import Proof  # noqa: E402
-from airtune.deploy.register import Register  # noqa: E402
-from airtune.deploy.renew import enrol_self, finish_renewal, follow  # noqa: E402
-from airtune.deploy.site import ServerSettings  # noqa: E402
+from airtune.deploy.server.enroll import enroll  # noqa: E402
+from airtune.deploy.server.front import Front  # noqa: E402
+from airtune.deploy.server.register import Register  # noqa: E402
+from airtune.deploy.server.site import ServerSettings  # noqa: E402
 from airtune.errors import (  # noqa: E402
     AirtuneError,
     ConnectionFailedError,
@@ -92,7 +93,7 @@ def until(holds: Callable[[], Any]) -> None:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr("airtune.deploy.front._LOOK_S", 0.02)
+    monkeypatch.setattr("airtune.deploy.server.front._LOOK_S", 0.02)
     state = tmp_path / "state"
     enroll(state, {"a": None, "b": None})
     ensure_certificates(state / "tls", ["127.0.0.1"])

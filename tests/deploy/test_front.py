@@ -17,14 +17,14 @@ import pytest
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
 
-from airtune.deploy.authority import ensure_certificates, issue_certificate  # noqa: E402
-from airtune.deploy.enroll import enroll  # noqa: E402
-from airtune.deploy.front import Front  # noqa: E402
 from airtune.deploy.keys import make_device_key, read_private_key, read_public_key  # noqa: E402
 from airtune.deploy.link import Link  # noqa: E402
 from airtune.deploy.proof import Proof  # noqa: E402
-from airtune.deploy.register import Register  # noqa: E402
-from airtune.deploy.site import ServerSettings  # noqa: E402
+from airtune.deploy.server.authority import ensure_certificates, issue_certificate  # noqa: E402
+from airtune.deploy.server.enroll import enroll  # noqa: E402
+from airtune.deploy.server.front import Front  # noqa: E402
+from airtune.deploy.server.register import Register  # noqa: E402
+from airtune.deploy.server.site import ServerSettings  # noqa: E402
 from airtune.engine.stream import StreamServer  # noqa: E402
 from airtune.errors import DeploymentError, KeyRefusedError  # noqa: E402
 from airtune.recipe import load_recipe  # noqa: E402

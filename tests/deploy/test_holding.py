@@ -9,9 +9,9 @@ import pytest
 
 from airtune.cost import blocks_held, cut_peaks, dense_pass_bytes
 from airtune.data import EMBEDDED_MODEL
-from airtune.deploy import fetch
-from airtune.deploy.device import Device, DeviceSettings
-from airtune.deploy.federation import Order, run_federation
+from airtune.deploy.agent import fetch
+from airtune.deploy.agent.device import Device, DeviceSettings
+from airtune.deploy.federation.run import Order, run_federation
 from airtune.engine.stream import StreamServer
 from airtune.errors import MismatchError
 from airtune.records import RunRecord, read_run
@@ -122,7 +122,7 @@ def test_other_weights_in_the_part_are_refused(
     split: Any, nodes: Any, server: StreamServer, tmp_path: Path, small_bytes: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from airtune.deploy import holding
+    from airtune.deploy.agent import holding
 
     monkeypatch.setattr(holding, "part_fingerprints", lambda network: {"front": "0" * 64})
     small = {number: _devices(small_bytes)[1] for number in (0, 1)}

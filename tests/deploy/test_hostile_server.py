@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from airtune.data import EMBEDDED_MODEL
-from airtune.deploy.attend import Attending
-from airtune.deploy.device import Device, DeviceSettings
-from airtune.deploy.enroll import enroll
+from airtune.deploy.agent.attend import Attending
+from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.link import Link
 from airtune.deploy.proof import Proof
 from airtune.deploy.renew import follow
+from airtune.deploy.server.enroll import enroll
 from airtune.engine.message import Setup, Task, open_reply, seal_task
 from airtune.errors import CodecError, DeploymentError, ModelError
 from airtune.model.base import load_base

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from airtune.deploy.authority import ensure_certificates
 from airtune.deploy.keys import fingerprint_of, make_device_key, read_public_key
 from airtune.deploy.reach import check_server
+from airtune.deploy.server.authority import ensure_certificates
 from airtune.errors import ConnectionFailedError, DeploymentError
 
 

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
-from airtune.deploy.agent import AgentSettings
-from airtune.deploy.authority import ensure_certificates
-from airtune.deploy.backup import back_up, restore
-from airtune.deploy.enroll import enroll
-from airtune.deploy.metrics import metrics, metrics_server
+from airtune.deploy.agent.agent import AgentSettings
 from airtune.deploy.preflight import check_agent, check_site
 from airtune.deploy.proof import Proof
-from airtune.deploy.register import Register
-from airtune.deploy.server import stop
-from airtune.deploy.site import ServerSettings, holder_of, holding
+from airtune.deploy.server.authority import ensure_certificates
+from airtune.deploy.server.backup import back_up, restore
+from airtune.deploy.server.enroll import enroll
+from airtune.deploy.server.metrics import metrics, metrics_server
+from airtune.deploy.server.process import stop
+from airtune.deploy.server.register import Register
+from airtune.deploy.server.site import ServerSettings, holder_of, holding
 from airtune.errors import ConnectionFailedError, DeploymentError, RunExistsError
 from airtune.wire.versions import why_refused
 
@@ -162,7 +162,7 @@ def test_metrics_are_of_all_runs_and_of_valid_devices(
                 "download_bytes": 0.0, "last_rounds": [],
                 "devices": [row | {"name": "a"}, row | {"name": "b"}]}  # fmt: skip
 
-    monkeypatch.setattr("airtune.deploy.metrics.summary", summary)
+    monkeypatch.setattr("airtune.deploy.server.metrics.summary", summary)
     (state / "runs" / 'two "x"').mkdir()
     said = metrics(state)
     assert 'airtune_upload_bytes_total{run="one"} 12345678901.0' in said.splitlines()

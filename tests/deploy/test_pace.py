@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airtune.deploy.pace import Pacer
+from airtune.deploy.agent.pace import Pacer
 from airtune.errors import DeploymentError
 
 

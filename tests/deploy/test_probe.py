@@ -7,8 +7,8 @@ import pytest
 
 from airtune.cli.main import invoke
 from airtune.cost import SpeedProfile
-from airtune.deploy.power import Drawn, PowerMeter
-from airtune.deploy.probe import (
+from airtune.deploy.agent.power import Drawn, PowerMeter
+from airtune.deploy.agent.probe import (
     Figures,
     Speed,
     measure_speed,

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airtune.deploy.labels import read_labels
-from airtune.deploy.queue import QUEUED, RUNNING, RunRow, blockers, holder
-from airtune.deploy.runs import Runs
+from airtune.deploy.server.queue import QUEUED, RUNNING, RunRow, blockers, holder
+from airtune.deploy.server.runs import Runs
 from airtune.errors import DeploymentError
 
 FLEET = {
@@ -98,7 +98,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
         "    names = sorted(json.loads(line).get('present', {}))\n"
         "    print(json.dumps({'event': {'stage': 'told', 'present': names}}), flush=True)\n"
     )
-    monkeypatch.setattr("airtune.deploy.runs.RUNNER", (str(script),))
+    monkeypatch.setattr("airtune.deploy.server.runs.RUNNER", (str(script),))
     made = Runs(tmp_path, present=lambda: {name: n for n, name in enumerate(FLEET)},
                 labels=lambda: FLEET, hand=lambda node, run, ticket: None)  # fmt: skip
     yield made

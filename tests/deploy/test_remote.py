@@ -11,8 +11,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from airtune.calibrate import store
-from airtune.deploy import federation
-from airtune.deploy.federation import Order, run_federation
+from airtune.deploy.federation import run as federation
+from airtune.deploy.federation.run import Order, run_federation
 from airtune.engine.message import Reply, pack_tensors, seal_reply, unpack_tensors
 from airtune.engine.stream import StreamServer
 from airtune.errors import (
@@ -171,7 +171,7 @@ def test_an_answer_of_the_last_round_is_refused(
 def test_a_device_with_other_weights_takes_no_part(
     quick: Any, nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import airtune.deploy.holding as device_module
+    import airtune.deploy.agent.holding as device_module
 
     loaded = device_module.load_held
 

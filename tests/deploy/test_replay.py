@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from airtune.deploy.device import Device, DeviceSettings
+from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.reading import describe_reader
 from airtune.engine.message import Setup
 from airtune.engine.remote.devices import Remote

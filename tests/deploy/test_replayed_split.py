@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airtune.deploy.device import Device, DeviceSettings
-from airtune.deploy.federation import Order, run_federation
+from airtune.deploy.agent.device import Device, DeviceSettings
+from airtune.deploy.federation.run import Order, run_federation
 from airtune.engine.stream import StreamServer
 from airtune.errors import MethodError
 from airtune.records import RunRecord, read_run

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from airtune.data import EMBEDDED_MODEL
-from airtune.deploy import fetch, handout
-from airtune.deploy.device import Device, DeviceSettings
-from airtune.deploy.federation import Order, run_federation
-from airtune.deploy.handout import Handout
+from airtune.deploy.agent import fetch
+from airtune.deploy.agent.device import Device, DeviceSettings
+from airtune.deploy.federation import handout
+from airtune.deploy.federation.handout import Handout
+from airtune.deploy.federation.run import Order, run_federation
 from airtune.engine.stream import StreamServer
 from airtune.errors import MismatchError
 from airtune.model.base import load_base

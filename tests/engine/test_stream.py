@@ -65,7 +65,7 @@ from airtune.engine.stream.seats import Outbox, Seat, Table, new_token  # noqa: 
 from airtune.wire.channel import SERVICE, TOKEN_KEY, open_channel  # noqa: E402
 
 pytest.importorskip("cryptography", reason="pip install 'airtune[federation]'")
-from airtune.deploy.authority import ensure_certificates  # noqa: E402
+from airtune.deploy.server.authority import ensure_certificates  # noqa: E402
 
 SETTINGS = TrainSettings(learning_rate=1e-2)
 WORKLOAD = Workload(batch=2, tokens=16, local_steps=3, rank=4, lora_targets=("q_proj", "v_proj"))

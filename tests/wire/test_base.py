@@ -18,7 +18,7 @@ grpc = pytest.importorskip(
 )
 pytest.importorskip("cryptography", reason="pip install 'airtune[federation]'")
 
-from airtune.deploy.authority import ensure_certificates  # noqa: E402
+from airtune.deploy.server.authority import ensure_certificates  # noqa: E402
 from airtune.engine.stream import (  # noqa: E402
     StreamServer,
     Way,

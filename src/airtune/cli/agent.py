@@ -42,7 +42,7 @@ def agent(
 
     Example: airtune agent --server edge.example.org:9443 --data ./logs.jsonl
     """
-    from airtune.deploy.agent import Agent, AgentSettings, read_hours
+    from airtune.deploy.agent.agent import Agent, AgentSettings, read_hours
     from airtune.deploy.proof import Proof
 
     settings = AgentSettings(

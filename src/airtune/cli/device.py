@@ -42,8 +42,8 @@ def add(
 
     Example: airtune device add gate-1 gate-2
     """
-    from airtune.deploy.enroll import enroll, read_inventory
     from airtune.deploy.labels import read_labels
+    from airtune.deploy.server.enroll import enroll, read_inventory
 
     wanted = dict.fromkeys(names or [], public_key)
     if inventory is not None:
@@ -66,7 +66,7 @@ def add(
 def list_(*, state: State = DEFAULT_STATE, where: Where = None, as_json: AsJson = False) -> None:
     """List devices, their labels and the state of their keys."""
     from airtune.deploy.labels import format_labels, matches, read_labels
-    from airtune.deploy.register import Register
+    from airtune.deploy.server.register import Register
 
     wanted = read_labels(where or ())
     devices = [one for one in Register(state).devices.values() if matches(one.labels, wanted)]
@@ -90,7 +90,7 @@ def label(
 ) -> None:  # fmt: skip
     """Set labels of a device, by which runs choose it (airtune run --where)."""
     from airtune.deploy.labels import format_labels, read_labels
-    from airtune.deploy.register import Register
+    from airtune.deploy.server.register import Register
 
     off = frozenset(word[:-1] for word in labels if "=" not in word and word.endswith("-"))
     wanted = read_labels(word for word in labels if word[:-1] not in off)
@@ -117,7 +117,7 @@ def code(
 
     from airtune.deploy.codes import make_code
     from airtune.deploy.labels import read_labels
-    from airtune.deploy.site import running
+    from airtune.deploy.server.site import running
 
     try:
         span = timedelta(seconds=parse_seconds(valid))
@@ -140,7 +140,7 @@ def code(
 def codes(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     """List the codes that were made; the codes themselves are not kept."""
     from airtune.deploy.labels import format_labels
-    from airtune.deploy.register import Register
+    from airtune.deploy.server.register import Register
 
     found = Register(state).codes
     if as_json:
@@ -161,7 +161,7 @@ def cancel(
     state: State = DEFAULT_STATE,
 ) -> None:
     """Let a code enrol nobody any more; devices that it has enrolled stay."""
-    from airtune.deploy.register import Register
+    from airtune.deploy.server.register import Register
 
     Register(state).cancel_code(name)
     print_line(f"code {name} enrols nobody any more")
@@ -204,7 +204,7 @@ def rotate(
     The old key holds until the new one has been used, and an hour more for what is on its way.
     """
     from airtune.deploy.labels import read_labels
-    from airtune.deploy.register import Register
+    from airtune.deploy.server.register import Register
 
     register = Register(state)
     chosen = names or [one.name for one in register.matching(read_labels(where or ())) if where]
@@ -222,7 +222,7 @@ def revoke(
     state: State = DEFAULT_STATE,
 ) -> None:
     """Refuse a device from now on; its key is not accepted again."""
-    from airtune.deploy.register import Register
+    from airtune.deploy.server.register import Register
 
     device = Register(state).revoke(name)
     print_line(f"{name} is revoked (key {device.fingerprint}); its agent is refused from now on")

@@ -31,8 +31,8 @@ def add(
 
     Example: airtune operator add ada --role run
     """
-    from airtune.deploy.enroll import enroll
-    from airtune.deploy.register import OPERATORS
+    from airtune.deploy.server.enroll import enroll
+    from airtune.deploy.server.register import OPERATORS
 
     chosen = next((known for known in OPERATORS if known == role), None)
     if chosen is None:
@@ -48,7 +48,7 @@ def add(
 @app.command("list")
 def list_(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     """List operators, their roles and the state of their keys."""
-    from airtune.deploy.register import Register
+    from airtune.deploy.server.register import Register
 
     operators = Register(state).operators.values()
     if as_json:
@@ -89,7 +89,7 @@ def revoke(
     state: State = DEFAULT_STATE,
 ) -> None:
     """Refuse an operator from now on."""
-    from airtune.deploy.register import Register
+    from airtune.deploy.server.register import Register
 
     one = Register(state).revoke(name, operator=True)
     print_line(f"{name} is revoked (key {one.fingerprint})")

@@ -50,7 +50,7 @@ def probe(
     """
     files = None if insecure else (ca, key, cert or key.with_suffix(".crt"))
     speeds = _link_speeds(server, files, up_mbps, down_mbps)
-    from airtune.deploy.probe import (
+    from airtune.deploy.agent.probe import (
         Figures,
         device_name,
         measure_speed,

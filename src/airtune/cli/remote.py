@@ -12,7 +12,7 @@ from airtune.deploy.labels import read_labels
 from airtune.deploy.link import Link, local_link
 from airtune.deploy.proof import Proof
 from airtune.deploy.reach import check_server
-from airtune.deploy.site import running
+from airtune.deploy.server.site import running
 from airtune.deploy.submit import follow, submit
 from airtune.errors import DeploymentError, RunInterruptedError
 from airtune.recipe import load_recipe

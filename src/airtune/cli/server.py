@@ -17,7 +17,7 @@ from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
 from airtune.errors import DeploymentError
 
 if TYPE_CHECKING:
-    from airtune.deploy.site import ServerSettings
+    from airtune.deploy.server.site import ServerSettings
 
 app = typer.Typer(
     help="Run the server that real devices call: start, status, logs, stop, drain.",
@@ -43,8 +43,8 @@ def start(
 
     Example: airtune server start --name edge.example.org
     """
-    from airtune.deploy import server
-    from airtune.deploy.site import ServerSettings
+    from airtune.deploy.server import process as server
+    from airtune.deploy.server.site import ServerSettings
 
     settings = ServerSettings(
         state, host, port, tuple(name or ()), insecure, enrol_port or port + 1
@@ -60,7 +60,7 @@ def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     """Show whether the server runs, its devices and its runs."""
     from airtune.deploy.labels import format_labels
     from airtune.deploy.link import local_link
-    from airtune.deploy.site import running
+    from airtune.deploy.server.site import running
 
     settings = running(state)
     said = local_link(settings).call("List")
@@ -147,7 +147,7 @@ def stop(
 ) -> None:  # fmt: skip
     """Stop the server, or one run."""
     from airtune.cli.remote import link_to
-    from airtune.deploy.server import stop as stop_server
+    from airtune.deploy.server.process import stop as stop_server
 
     if run is not None:
         link_to(state, server, ca, key).call("Stop", run=run)
@@ -186,7 +186,7 @@ def backup(
 
     Example: airtune server backup /mnt/backup/airtune-2026-11-27.tar.gz
     """
-    from airtune.deploy.backup import back_up
+    from airtune.deploy.server.backup import back_up
 
     count = back_up(state, file, keys=keys)
     print_line(f"{file}: {count} files{'' if keys else ', no private key among them'}")
@@ -201,7 +201,7 @@ def restore(
     state: State = DEFAULT_STATE,
 ) -> None:
     """Put a backup where there is no server's folder yet."""
-    from airtune.deploy.backup import restore as restore_backup
+    from airtune.deploy.server.backup import restore as restore_backup
 
     said = restore_backup(file, state)
     print_line(f"{state} is as it was at {said['made']} (airtune {said['version']})")
@@ -225,7 +225,7 @@ def check(
     """Look for what would go wrong: ports, modes, certificates, names, disk, memory, TLS."""
     from airtune.cli.findings import show
     from airtune.deploy.preflight import check_site
-    from airtune.deploy.site import ServerSettings
+    from airtune.deploy.server.site import ServerSettings
 
     settings = ServerSettings(state, host, port, tuple(name or ()), enrol_port=port + 1)
     show(check_site(settings), as_json=as_json)
@@ -240,14 +240,14 @@ def rotate(
     force: Annotated[bool, typer.Option("--force", help="With --finish: lock out who has not followed.")] = False,
 ) -> None:  # fmt: skip
     """Replace the server's key and certificate, or its authority, while it runs."""
-    from airtune.deploy.authority import (
+    from airtune.deploy.link import local_link
+    from airtune.deploy.server.authority import (
         ServerFiles,
         finish_authority,
         replace_authority,
         replace_certificate,
     )
-    from airtune.deploy.link import local_link
-    from airtune.deploy.site import running
+    from airtune.deploy.server.site import running
 
     files = ServerFiles(state / "tls")
     if authority:
@@ -271,9 +271,9 @@ def rotate(
 @app.command()
 def drain(*, state: State = DEFAULT_STATE) -> None:
     """Take no new run, wait for those that run, then stop; queued runs wait for the next start."""
-    from airtune.deploy import server
     from airtune.deploy.link import local_link
-    from airtune.deploy.site import DRAINING, running
+    from airtune.deploy.server import process as server
+    from airtune.deploy.server.site import DRAINING, running
 
     link = local_link(running(state))
     (state / DRAINING).touch()
@@ -286,8 +286,8 @@ def drain(*, state: State = DEFAULT_STATE) -> None:
 
 def _detach(settings: ServerSettings) -> None:
     """Start the server as a process of its own and wait until it is ready."""
-    from airtune.deploy.server import last_line
-    from airtune.deploy.site import read_document
+    from airtune.deploy.server.process import last_line
+    from airtune.deploy.server.site import read_document
 
     words = [sys.executable, "-m", "airtune.cli", "server", "start", "--state", str(settings.state),
              "--host", settings.host, "--port", str(settings.port), "--enrol-port",

@@ -43,7 +43,7 @@ def status(
         return
     folder = find_run(run, root=state / "runs", marks=("run.json",))
     if as_json:
-        from airtune.deploy.watching import summary
+        from airtune.deploy.server.watching import summary
 
         print_json(summary(folder))
         return
@@ -61,7 +61,7 @@ def status(
 
 
 def _serve(state: Path, address: str) -> None:
-    from airtune.deploy.metrics import metrics_server
+    from airtune.deploy.server.metrics import metrics_server
 
     host, _, port = address.rpartition(":")
     if not port.isdecimal():
@@ -72,7 +72,7 @@ def _serve(state: Path, address: str) -> None:
 
 
 def _view(folder: Path) -> Group:
-    from airtune.deploy.watching import summary
+    from airtune.deploy.server.watching import summary
 
     try:
         said = summary(folder)

@@ -24,7 +24,7 @@ from airtune.wire.letters import fetch_letter, send_answer
 from airtune.wire.post import Post, PostCourier, Ticket
 
 if TYPE_CHECKING:
-    from airtune.deploy.device import Device
+    from airtune.deploy.agent.device import Device
     from airtune.engine.stream import StreamServer
 
 client = ClientApp()
@@ -53,8 +53,8 @@ def work(message: Message, context: Context) -> Message:
 @server.main()  # type: ignore[untyped-decorator]
 def run(grid: Grid, context: Context) -> None:
     """Run a recipe over the devices that this server reaches."""
-    from airtune.deploy.federation import run_federation
-    from airtune.deploy.orders import order_of, told_errors
+    from airtune.deploy.federation.orders import order_of, told_errors
+    from airtune.deploy.federation.run import run_federation
 
     config = context.run_config
     stream = _stream(config)
@@ -155,7 +155,7 @@ def _said(message: Message) -> str:
 
 def _do(ticket: Ticket, config: Mapping[str, Any]) -> None:
     """Do a task in this process, on a file of data, or on a share of the recipe's own."""
-    from airtune.deploy.device import Device, DeviceSettings
+    from airtune.deploy.agent.device import Device, DeviceSettings
     from airtune.deploy.reading import OF_RECIPE
 
     data = str(config.get("data") or OF_RECIPE)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from airtune.deploy.authority import ServerFiles
 from airtune.deploy.keys import public_in
 from airtune.deploy.labels import Labels
-from airtune.deploy.register import Code, Register
+from airtune.deploy.server.authority import ServerFiles
+from airtune.deploy.server.register import Code, Register
 from airtune.errors import DeploymentError
 
 _FORM = struct.Struct(">H16s16s")

@@ -11,7 +11,7 @@ import grpc
 
 from airtune.deploy.proof import Proof
 from airtune.deploy.reach import check_server
-from airtune.deploy.site import ServerSettings
+from airtune.deploy.server.site import ServerSettings
 from airtune.errors import AirtuneError, ConnectionFailedError, DeploymentError, KeyRefusedError
 from airtune.wire.channel import CONTROL, SERVER, Way
 

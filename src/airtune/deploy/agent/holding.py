@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airtune.cost import dense_pass_bytes, peak_memory
-from airtune.deploy.stepping import rows_of
+from airtune.deploy.agent.stepping import rows_of
 from airtune.engine.message import Task
 from airtune.errors import MismatchError
 from airtune.model.base import BaseModel
@@ -54,7 +54,7 @@ class Holding:
         if task.base is None or self._model is not None:
             return recipe
         # grpc is needed for what comes over the stream's port alone
-        from airtune.deploy.fetch import fetch_base
+        from airtune.deploy.agent.fetch import fetch_base
 
         folder = fetch_base(
             task.base, task.setup.fingerprint, recipe, way or self.way_to(task.base.address),

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from airtune.deploy.authority import ServerFiles, ensure_local_operator
 from airtune.deploy.keys import public_in, public_of
+from airtune.deploy.server.authority import ServerFiles, ensure_local_operator
 from airtune.errors import DeploymentError
 
 

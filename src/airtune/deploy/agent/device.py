@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from airtune.data.federated import DeviceData
-from airtune.deploy.holding import Holding, needed_bytes
+from airtune.deploy.agent.holding import Holding, needed_bytes
+from airtune.deploy.agent.peak import PeakMemory
+from airtune.deploy.agent.said import figures_of, finite, reply_to
+from airtune.deploy.agent.stepping import OwnSpeed
 from airtune.deploy.memory import is_out_of_memory
-from airtune.deploy.peak import PeakMemory
 from airtune.deploy.reading import (
     OF_RECIPE,
     check_paths,
@@ -27,8 +29,6 @@ from airtune.deploy.reading import (
     describe_reader,
     read_data,
 )
-from airtune.deploy.said import figures_of, finite, reply_to
-from airtune.deploy.stepping import OwnSpeed
 from airtune.engine.exchange import importance_tensors, unpack_state
 from airtune.engine.message import (
     Joined,
@@ -300,7 +300,7 @@ class Device:
     ) -> tuple[Reply, dict[str, bytes]]:
         """Train this device's half; its steps go over the stream."""
         # grpc is needed for split rounds alone
-        from airtune.deploy.seat import take_seat
+        from airtune.deploy.agent.seat import take_seat
 
         setup = task.setup
         address = "" if task.seat is None else task.seat.address

@@ -16,13 +16,13 @@ from typing import Any
 
 import grpc
 
-from airtune.deploy.audit import Audit
 from airtune.deploy.codes import EnrolmentCode
 from airtune.deploy.keys import public_of_request
-from airtune.deploy.register import Register, check_name
-from airtune.deploy.renewal import proof_for
-from airtune.deploy.site import ServerSettings
-from airtune.deploy.tls import ServerTls
+from airtune.deploy.server.audit import Audit
+from airtune.deploy.server.register import Register, check_name
+from airtune.deploy.server.renewal import proof_for
+from airtune.deploy.server.site import ServerSettings
+from airtune.deploy.server.tls import ServerTls
 from airtune.errors import DeploymentError
 from airtune.wire.channel import ENROL, read_json, server_options
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from airtune.deploy.agent.worker import WorkerSettings
 from airtune.deploy.memory import close_pipes, start_capped
-from airtune.deploy.worker import WorkerSettings
 from airtune.errors import AirtuneError
 from airtune.wire.post import Ticket
 
 if TYPE_CHECKING:
-    from airtune.deploy.agent import AgentSettings
+    from airtune.deploy.agent.agent import AgentSettings
 
 START_S = 600.0
 """How long a worker may take to start: a slow card takes minutes to read torch."""
@@ -125,7 +125,7 @@ class Workplace:
                 probe=dict(settings.probe),
                 cache=None if settings.cache is None else str(settings.cache),
             ).save(self._path)  # fmt: skip
-            command = [sys.executable, "-m", "airtune.deploy.worker", str(self._path)]
+            command = [sys.executable, "-m", "airtune.deploy.agent.worker", str(self._path)]
             self._worker = start_capped(command, cap_bytes=settings.memory_bytes, timeout_s=START_S)
             self._say("the worker is ready")
             return self._worker

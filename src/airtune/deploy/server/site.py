@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
-from airtune.deploy.authority import ServerFiles
+from airtune.deploy.server.authority import ServerFiles
 from airtune.errors import ConnectionFailedError, DeploymentError
 from airtune.records import storage
 

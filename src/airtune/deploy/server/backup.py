@@ -24,9 +24,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from airtune.deploy.authority import TLS_LOCK
-from airtune.deploy.register import REGISTER, lock_of
-from airtune.deploy.site import OF_THE_PROCESS
+from airtune.deploy.server.authority import TLS_LOCK
+from airtune.deploy.server.register import REGISTER, lock_of
+from airtune.deploy.server.site import OF_THE_PROCESS
 from airtune.errors import DeploymentError, RunExistsError
 from airtune.records import storage
 from airtune.wire.envelope import VERSION

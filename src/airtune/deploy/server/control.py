@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import grpc
 
-from airtune.deploy.audit import Audit
-from airtune.deploy.gate import Call, Caller, Gate, Requests
 from airtune.deploy.labels import format_labels, matches
-from airtune.deploy.register import Role
-from airtune.deploy.renewal import Renewal
-from airtune.deploy.runs import Runs
-from airtune.deploy.site import DRAINING, ServerSettings
+from airtune.deploy.server.audit import Audit
+from airtune.deploy.server.gate import Call, Caller, Gate, Requests
+from airtune.deploy.server.register import Role
+from airtune.deploy.server.renewal import Renewal
+from airtune.deploy.server.runs import Runs
+from airtune.deploy.server.site import DRAINING, ServerSettings
 from airtune.errors import MismatchError
 from airtune.methods.plugins import is_path
 from airtune.recipe import sent_recipe

@@ -29,9 +29,9 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
-from airtune.deploy.authority import ensure_certificates
-from airtune.deploy.processes import end_group
-from airtune.deploy.site import (
+from airtune.deploy.server.authority import ensure_certificates
+from airtune.deploy.server.processes import end_group
+from airtune.deploy.server.site import (
     DRAINING,
     READY,
     ServerSettings,
@@ -101,7 +101,7 @@ class _Supervisor:
         with (settings.state / "front.log").open("wb") as log:
             # its standard input stays open for as long as this process lives, and it lives no longer
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "airtune.deploy.front", json.dumps(said)], stdin=subprocess.PIPE,
+                [sys.executable, "-m", "airtune.deploy.server.front", json.dumps(said)], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log, start_new_session=True,
                 env={**os.environ, "GRPC_VERBOSITY": "NONE", "PYTHONUNBUFFERED": "1"},
             )  # fmt: skip

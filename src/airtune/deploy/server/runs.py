@@ -31,12 +31,21 @@ from typing import Any
 from airtune.deploy import ROSTER
 from airtune.deploy.labels import Labels
 from airtune.deploy.memory import close_pipes
-from airtune.deploy.queue import DONE, FAILED, QUEUED, RUNNING, STOPPED, RunRow, blockers, holder
-from airtune.deploy.site import DRAINING
+from airtune.deploy.server.queue import (
+    DONE,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    STOPPED,
+    RunRow,
+    blockers,
+    holder,
+)
+from airtune.deploy.server.site import DRAINING
 from airtune.errors import CheckpointError
 from airtune.records import write_atomically
 
-RUNNER = ("-m", "airtune.deploy.runner")
+RUNNER = ("-m", "airtune.deploy.federation.runner")
 _GRACE_S, _LOOK_S = 20.0, 1.0
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import yaml
 
-from airtune.deploy.authority import ensure_authority, issue_certificate
 from airtune.deploy.keys import fingerprint_of, make_device_key, read_public_key
 from airtune.deploy.labels import Labels
-from airtune.deploy.register import Register, Registered, Role, check_name
+from airtune.deploy.server.authority import ensure_authority, issue_certificate
+from airtune.deploy.server.register import Register, Registered, Role, check_name
 from airtune.errors import DeploymentError
 from airtune.records import storage
 

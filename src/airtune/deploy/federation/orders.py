@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from airtune.deploy.federation import Order
+from airtune.deploy.federation.run import Order
 from airtune.engine.remote.split import Serve
 from airtune.errors import AirtuneError
 from airtune.recipe import load_recipe, sent_recipe

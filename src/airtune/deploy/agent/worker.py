@@ -1,6 +1,6 @@
 """The process of an agent that works: it holds model, data and the device's state, and does tasks.
 
-    python -m airtune.deploy.worker SETTINGS.json
+    python -m airtune.deploy.agent.worker SETTINGS.json
 
 The settings are written by the agent. The process says `ready` on its standard output once it can
 take tasks; then the agent writes tickets to its standard input, a line each, and is answered by an
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from airtune.deploy.device import Device
-    from airtune.deploy.pace import Pacer
+    from airtune.deploy.agent.device import Device
+    from airtune.deploy.agent.pace import Pacer
     from airtune.wire.channel import Way
 
 READY = "ready"
@@ -56,9 +56,9 @@ def main() -> None:
     """Do tasks until the agent ends."""
     settings = WorkerSettings(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     # heavy imports last, so that a broken setting is told at once
-    from airtune.deploy.device import Device, DeviceSettings
+    from airtune.deploy.agent.device import Device, DeviceSettings
+    from airtune.deploy.agent.pace import Pacer
     from airtune.deploy.memory import cap_cuda
-    from airtune.deploy.pace import Pacer
 
     if settings.memory_bytes is not None:
         cap_cuda(settings.memory_bytes)
@@ -125,7 +125,7 @@ def _left_bytes(settings: WorkerSettings) -> float | None:
     """Return what is left for training, where the owner has said anything about it."""
     if settings.memory_bytes is None and settings.reserve_bytes is None:
         return None
-    from airtune.deploy.probe import training_memory_bytes
+    from airtune.deploy.agent.probe import training_memory_bytes
 
     return training_memory_bytes(settings.memory_bytes, reserve_bytes=settings.reserve_bytes or 0.0)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from airtune.deploy.link import local_link
-from airtune.deploy.register import Register
-from airtune.deploy.site import is_held, running
-from airtune.deploy.watching import summary
+from airtune.deploy.server.register import Register
+from airtune.deploy.server.site import is_held, running
+from airtune.deploy.server.watching import summary
 from airtune.errors import AirtuneError, DeploymentError
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.cost import SpeedProfile, TimedModel, achieved_flops_per_s, fit_speed, llama_like
-from airtune.deploy.power import Drawn, PowerMeter
+from airtune.deploy.agent.power import Drawn, PowerMeter
 from airtune.errors import DeploymentError, StorageError
 from airtune.fleet.probe import PROBE_SCHEMA
 from airtune.plan import ModelShape, Workload

@@ -1,6 +1,6 @@
 """The process of one run at a server: the round loop over the devices that call there.
 
-    python -m airtune.deploy.runner        started, fed and heard by `airtune.deploy.runs`
+    python -m airtune.deploy.federation.runner        started, fed and heard by `airtune.deploy.server.runs`
 
 It serves its devices on a port of this machine alone; the server's front passes their calls on.
 """
@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
 from airtune.deploy.events import as_plain
-from airtune.deploy.federation import run_federation
-from airtune.deploy.orders import order_of, told_errors
+from airtune.deploy.federation.orders import order_of, told_errors
+from airtune.deploy.federation.run import run_federation
 from airtune.engine.stream import StreamServer
 from airtune.loop import Laps
 from airtune.wire.post import PostCourier, Ticket

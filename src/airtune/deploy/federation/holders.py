@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from airtune.cost import blocks_held
-from airtune.deploy.handout import Handout
+from airtune.deploy.federation.handout import Handout
 from airtune.engine.remote.answers import Answer
 from airtune.engine.remote.devices import Remote
 from airtune.errors import MismatchError

@@ -1,6 +1,6 @@
 """What faces the network: one gRPC server, which lets in whom it knows and passes on what it must.
 
-    python -m airtune.deploy.front SETTINGS    as JSON
+    python -m airtune.deploy.server.front SETTINGS    as JSON
 
 A caller proves itself in the TLS handshake by a certificate of this server's authority; then the
 register says whose key that is, whether it still counts, and what its role may do. Only after that
@@ -38,18 +38,18 @@ from typing import Any
 
 import grpc
 
-from airtune.deploy.audit import LOG_BYTES, Audit
-from airtune.deploy.authority import replace_certificate
-from airtune.deploy.control import Control
-from airtune.deploy.enrolment import Enrolment
-from airtune.deploy.gate import Call, Caller, Gate, Requests
 from airtune.deploy.keys import hash_of
-from airtune.deploy.passing import PASSED_ON, Passing
-from airtune.deploy.queue import holder
-from airtune.deploy.renewal import Renewal, proof_for
-from airtune.deploy.runs import Runs
-from airtune.deploy.site import READY, ServerSettings
-from airtune.deploy.tls import ServerTls
+from airtune.deploy.server.audit import LOG_BYTES, Audit
+from airtune.deploy.server.authority import replace_certificate
+from airtune.deploy.server.control import Control
+from airtune.deploy.server.enrolment import Enrolment
+from airtune.deploy.server.gate import Call, Caller, Gate, Requests
+from airtune.deploy.server.passing import PASSED_ON, Passing
+from airtune.deploy.server.queue import holder
+from airtune.deploy.server.renewal import Renewal, proof_for
+from airtune.deploy.server.runs import Runs
+from airtune.deploy.server.site import READY, ServerSettings
+from airtune.deploy.server.tls import ServerTls
 from airtune.errors import AirtuneError, DeploymentError
 from airtune.wire.channel import (
     CONTROL,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from airtune.deploy.gate import Caller, Requests
-from airtune.deploy.runs import Runs
+from airtune.deploy.server.gate import Caller, Requests
+from airtune.deploy.server.runs import Runs
 from airtune.wire.channel import DEVICE_KEY, RUN_KEY, SERVICE, TOKEN_KEY, open_channel, value_of
 
 PASSED_ON = ("Fetch", "Answer", "Round", "Base")

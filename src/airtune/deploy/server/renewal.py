@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 
 import grpc
 
-from airtune.deploy.audit import Audit
-from airtune.deploy.authority import issue_certificate
-from airtune.deploy.gate import LOCAL, Caller, Requests
 from airtune.deploy.keys import fingerprint_of, public_of_request
-from airtune.deploy.register import Register
-from airtune.deploy.site import ServerSettings
+from airtune.deploy.server.audit import Audit
+from airtune.deploy.server.authority import issue_certificate
+from airtune.deploy.server.gate import LOCAL, Caller, Requests
+from airtune.deploy.server.register import Register
+from airtune.deploy.server.site import ServerSettings
 from airtune.errors import DeploymentError
 from airtune.wire.channel import read_json
 from airtune.wire.envelope import VERSION

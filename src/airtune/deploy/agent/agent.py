@@ -24,13 +24,13 @@ from typing import Any
 
 import grpc
 
-from airtune.deploy.attend import Attending, Ended
+from airtune.deploy.agent.attend import Attending, Ended
+from airtune.deploy.agent.workplace import Workplace
 from airtune.deploy.link import Link
 from airtune.deploy.memory import check_cap
 from airtune.deploy.proof import Proof
 from airtune.deploy.reach import check_server
 from airtune.deploy.renew import enrol_self, finish_renewal, follow
-from airtune.deploy.workplace import Workplace
 from airtune.errors import (
     AirtuneError,
     ConnectionFailedError,

@@ -22,12 +22,12 @@ from airtune.data.federated import Count, FederatedData
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.samples import write_samples
 from airtune.deploy import ROSTER
-from airtune.deploy.handout import open_handout
-from airtune.deploy.holders import Ask, asking, have_held
-from airtune.deploy.ledger import LEDGER, Ledger
+from airtune.deploy.federation.handout import open_handout
+from airtune.deploy.federation.holders import Ask, asking, have_held
+from airtune.deploy.federation.ledger import LEDGER, Ledger
+from airtune.deploy.federation.roster import Roster, joined_fleet
+from airtune.deploy.federation.serverdata import ON_DEVICE, Known, load_known
 from airtune.deploy.reading import describe_reader
-from airtune.deploy.roster import Roster, joined_fleet
-from airtune.deploy.serverdata import ON_DEVICE, Known, load_known
 from airtune.engine.base import Engine, with_work
 from airtune.engine.buffered import BufferedEngine
 from airtune.engine.checkpoint import load_checkpoint

@@ -10,12 +10,19 @@ from typing import Any
 
 import grpc
 
-from airtune.deploy.audit import Audit
-from airtune.deploy.authority import ensure_local_operator, is_issued_by
 from airtune.deploy.keys import fingerprint_of, public_in
 from airtune.deploy.labels import Labels
-from airtune.deploy.register import OPERATORS, REGISTER, Register, Registered, Role, check_name
-from airtune.deploy.site import ServerSettings
+from airtune.deploy.server.audit import Audit
+from airtune.deploy.server.authority import ensure_local_operator, is_issued_by
+from airtune.deploy.server.register import (
+    OPERATORS,
+    REGISTER,
+    Register,
+    Registered,
+    Role,
+    check_name,
+)
+from airtune.deploy.server.site import ServerSettings
 from airtune.errors import DeploymentError
 from airtune.wire.channel import DEVICE_KEY, Metadata, value_of
 

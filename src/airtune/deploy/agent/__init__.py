@@ -1,0 +1,1 @@
+"""A device: the agent that waits, and the worker that does tasks."""

@@ -1,0 +1,1 @@
+"""A run over real devices: its process at the server, and what it knows of them."""

@@ -1,0 +1,1 @@
+"""The server: what faces the network, whom it knows, and the runs it starts."""
