@@ -16,6 +16,9 @@ ROOMS = (
 )  # fmt: skip
 """From the lowest to the highest; a room may import those before it."""
 
+ABOVE = {"app", "preflight"}
+"""Files of `deploy` that put its rooms together; its other files are below them."""
+
 NUMERIC = ("plan", "records", "fleet", "cost", "solve", "methods", "report")
 HEAVY = {"torch", "transformers", "peft", "datasets", "safetensors"}
 
@@ -64,6 +67,23 @@ def test_imports_point_down():
         if room != "__init__" and rank[target] >= rank[room]
     ]
     assert not upward, "\n".join(upward)
+
+
+def test_server_and_agent_are_two_rooms():
+    """Inside `deploy`: shared files, a federated run, the server above it, the agent beside them."""
+    may = {"": set(), "federation": {""}, "server": {"", "federation"}, "agent": {""}}
+    wrong = []
+    for path in modules():
+        if room_of(path) != "deploy" or path.stem in ABOVE:
+            continue
+        inside = path.relative_to(PACKAGE / "deploy").parts
+        own = inside[0] if len(inside) > 1 else ""
+        for name in imports(path):
+            parts = name.split(".")[2:] if name.startswith("airtune.deploy.") else []
+            target = parts[0] if parts and parts[0] in may else ""
+            if parts and ((target != own and target not in may[own]) or parts[0] in ABOVE):
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("room", [*NUMERIC, "recipe", "errors", "units", "keys"])

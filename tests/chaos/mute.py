@@ -14,7 +14,7 @@ from pathlib import Path
 
 from airtune.deploy.agent.attend import Attending
 from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.proof import Proof
+from airtune.deploy.caller import Proof
 from airtune.wire.channel import RUN_KEY, SERVICE, TOKEN_KEY, Way
 from airtune.wire.envelope import parts_of
 from airtune.wire.letters import fetch_letter, send_answer

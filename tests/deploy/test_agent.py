@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[federation]'")
 from airtune.deploy.agent import workplace
-from airtune.deploy.agent.agent import AgentSettings
+from airtune.deploy.agent.settings import AgentSettings
 from airtune.deploy.agent.workplace import Workplace
 from airtune.errors import DeploymentError
 from airtune.wire.post import Ticket

@@ -12,7 +12,7 @@ from airtune.data import EMBEDDED_MODEL
 from airtune.deploy.agent import fetch
 from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.federation import ledger
-from airtune.deploy.federation.handout import BLOCK_BYTES, Block
+from airtune.deploy.federation.base_download import BLOCK_BYTES, Block
 from airtune.deploy.federation.ledger import LEDGER, Ledger
 from airtune.deploy.federation.run import Order, run_federation
 from airtune.engine.stream import StreamServer

@@ -18,9 +18,8 @@ grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 
 
 from airtune.deploy import renew  # noqa: E402
 from airtune.deploy.agent.attend import Attending, Ended  # noqa: E402
-from airtune.deploy.codes import EnrolmentCode, make_code  # noqa: E402
-from airtune.deploy.link import Link  # noqa: E402
-from airtune.deploy.proof import Proof  # noqa: E402
+from airtune.deploy.caller import Link, Proof  # noqa: E402
+from airtune.deploy.codes import EnrolmentCode  # noqa: E402
 from airtune.deploy.renew import enrol_self, finish_renewal, follow  # noqa: E402
 from airtune.deploy.server import register  # noqa: E402
 from airtune.deploy.server.authority import (  # noqa: E402
@@ -29,7 +28,7 @@ from airtune.deploy.server.authority import (  # noqa: E402
     replace_authority,
     replace_certificate,
 )
-from airtune.deploy.server.enroll import enroll  # noqa: E402
+from airtune.deploy.server.enroll import enroll, make_code  # noqa: E402
 from airtune.deploy.server.front import Front  # noqa: E402
 from airtune.deploy.server.register import Register  # noqa: E402
 from airtune.deploy.server.site import ServerSettings  # noqa: E402

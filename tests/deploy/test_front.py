@@ -17,9 +17,8 @@ import pytest
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
 
+from airtune.deploy.caller import Link, Proof  # noqa: E402
 from airtune.deploy.keys import make_device_key, read_private_key, read_public_key  # noqa: E402
-from airtune.deploy.link import Link  # noqa: E402
-from airtune.deploy.proof import Proof  # noqa: E402
 from airtune.deploy.server.authority import ensure_certificates, issue_certificate  # noqa: E402
 from airtune.deploy.server.enroll import enroll  # noqa: E402
 from airtune.deploy.server.front import Front  # noqa: E402

@@ -13,8 +13,7 @@ import pytest
 from airtune.data import EMBEDDED_MODEL
 from airtune.deploy.agent.attend import Attending
 from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.link import Link
-from airtune.deploy.proof import Proof
+from airtune.deploy.caller import Link, Proof
 from airtune.deploy.renew import follow
 from airtune.deploy.server.enroll import enroll
 from airtune.engine.message import Setup, Task, open_reply, seal_task

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from airtune.deploy.caller import check_server
 from airtune.deploy.keys import fingerprint_of, make_device_key, read_public_key
-from airtune.deploy.reach import check_server
 from airtune.deploy.server.authority import ensure_certificates
 from airtune.errors import ConnectionFailedError, DeploymentError
 

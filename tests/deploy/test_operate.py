@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from airtune.deploy.agent.agent import AgentSettings
+from airtune.deploy.agent.settings import AgentSettings
+from airtune.deploy.caller import Proof
 from airtune.deploy.preflight import check_agent, check_site
-from airtune.deploy.proof import Proof
 from airtune.deploy.server.authority import ensure_certificates
 from airtune.deploy.server.backup import back_up, restore
 from airtune.deploy.server.enroll import enroll

@@ -9,8 +9,8 @@ import pytest
 from airtune.data import EMBEDDED_MODEL
 from airtune.deploy.agent import fetch
 from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.federation import handout
-from airtune.deploy.federation.handout import Handout
+from airtune.deploy.federation import base_download as handout
+from airtune.deploy.federation.base_download import Handout
 from airtune.deploy.federation.run import Order, run_federation
 from airtune.engine.stream import StreamServer
 from airtune.errors import MismatchError

@@ -42,8 +42,9 @@ def agent(
 
     Example: airtune agent --server edge.example.org:9443 --data ./logs.jsonl
     """
-    from airtune.deploy.agent.agent import Agent, AgentSettings, read_hours
-    from airtune.deploy.proof import Proof
+    from airtune.deploy.agent.agent import Agent
+    from airtune.deploy.agent.settings import AgentSettings, read_hours
+    from airtune.deploy.caller import Proof
 
     settings = AgentSettings(
         server=server, data=data, name=name or socket.gethostname(), code=enroll,

@@ -115,8 +115,8 @@ def code(
     """
     from datetime import timedelta
 
-    from airtune.deploy.codes import make_code
     from airtune.deploy.labels import read_labels
+    from airtune.deploy.server.enroll import make_code
     from airtune.deploy.server.site import running
 
     try:

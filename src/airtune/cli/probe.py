@@ -102,7 +102,7 @@ def _link_speeds(
         return up_mbps * 1e6, down_mbps * 1e6, float("nan")
     if up_mbps is not None or down_mbps is not None:
         raise DeploymentError("--server measures the link; leave --up-mbps and --down-mbps out")
-    from airtune.deploy.proof import Proof
+    from airtune.deploy.caller import Proof
     from airtune.wire.channel import Way
     from airtune.wire.link import measure_link
 

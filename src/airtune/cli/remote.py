@@ -8,11 +8,9 @@ from typing import Any
 
 from airtune.cli.console import print_json, print_line, print_note, print_quality
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
+from airtune.deploy.caller import Link, Proof, check_server
 from airtune.deploy.labels import read_labels
-from airtune.deploy.link import Link, local_link
-from airtune.deploy.proof import Proof
-from airtune.deploy.reach import check_server
-from airtune.deploy.server.site import running
+from airtune.deploy.server.site import local_link, running
 from airtune.deploy.submit import follow, submit
 from airtune.errors import DeploymentError, RunInterruptedError
 from airtune.recipe import load_recipe

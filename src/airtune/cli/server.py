@@ -59,8 +59,7 @@ def start(
 def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
     """Show whether the server runs, its devices and its runs."""
     from airtune.deploy.labels import format_labels
-    from airtune.deploy.link import local_link
-    from airtune.deploy.server.site import running
+    from airtune.deploy.server.site import local_link, running
 
     settings = running(state)
     said = local_link(settings).call("List")
@@ -240,14 +239,13 @@ def rotate(
     force: Annotated[bool, typer.Option("--force", help="With --finish: lock out who has not followed.")] = False,
 ) -> None:  # fmt: skip
     """Replace the server's key and certificate, or its authority, while it runs."""
-    from airtune.deploy.link import local_link
     from airtune.deploy.server.authority import (
         ServerFiles,
         finish_authority,
         replace_authority,
         replace_certificate,
     )
-    from airtune.deploy.server.site import running
+    from airtune.deploy.server.site import local_link, running
 
     files = ServerFiles(state / "tls")
     if authority:
@@ -271,9 +269,8 @@ def rotate(
 @app.command()
 def drain(*, state: State = DEFAULT_STATE) -> None:
     """Take no new run, wait for those that run, then stop; queued runs wait for the next start."""
-    from airtune.deploy.link import local_link
     from airtune.deploy.server import process as server
-    from airtune.deploy.server.site import DRAINING, running
+    from airtune.deploy.server.site import DRAINING, local_link, running
 
     link = local_link(running(state))
     (state / DRAINING).touch()

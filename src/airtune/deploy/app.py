@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from airtune.deploy.events import as_line
+from airtune.deploy.federation.orders import as_line
 from airtune.errors import AirtuneError, DeploymentError
 from airtune.wire.channel import RUN_KEY, Way, channel_credentials, server_credentials
 from airtune.wire.letters import fetch_letter, send_answer

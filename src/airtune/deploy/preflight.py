@@ -9,19 +9,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from airtune.deploy.link import Link
+from airtune.deploy.agent.settings import AgentSettings, check_settings
+from airtune.deploy.caller import Link, check_server
 from airtune.deploy.memory import available_bytes, floor_bytes
-from airtune.deploy.reach import check_server
 from airtune.deploy.server.authority import days_left
 from airtune.deploy.server.site import ServerSettings, is_held, running
 from airtune.errors import AirtuneError
 from airtune.units import format_bytes
 from airtune.wire.channel import SERVER
-
-if TYPE_CHECKING:
-    from airtune.deploy.agent.agent import AgentSettings
 
 ROOM_BYTES, ENDS_SOON_DAYS, SKEW_S = 1 << 30, 30.0, 60.0
 Verdict = Literal["ok", "warning", "fault"]
@@ -60,8 +57,6 @@ def check_site(settings: ServerSettings) -> Iterator[Finding]:
 
 def check_agent(settings: AgentSettings) -> Iterator[Finding]:
     """Look at what an agent would be started with, and ask the server whether it knows this device."""
-    from airtune.deploy.agent.agent import check_settings
-
     proof = settings.proof
     yield _asked("settings and data", lambda: check_settings(settings), "can be read")
     yield _asked(

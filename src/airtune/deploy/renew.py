@@ -17,10 +17,9 @@ from typing import Any
 
 import grpc
 
+from airtune.deploy.caller import Link, Proof
 from airtune.deploy.codes import EnrolmentCode, pin_of
 from airtune.deploy.keys import make_device_key, public_in, public_of, signing_request
-from airtune.deploy.link import Link
-from airtune.deploy.proof import Proof
 from airtune.errors import ConnectionFailedError, DeploymentError, KeyRefusedError
 from airtune.records import storage, write_atomically
 from airtune.wire.channel import ENROL, channel_credentials, open_channel

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airtune import errors
+from airtune.deploy.caller import Link
 from airtune.deploy.labels import Labels
-from airtune.deploy.link import Link
 from airtune.errors import AirtuneError, ConnectionFailedError, KeyRefusedError, TrainingError
 from airtune.recipe import Recipe
 

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import grpc
 
+from airtune.deploy.caller import Proof
 from airtune.deploy.keys import hash_of
-from airtune.deploy.proof import Proof
 from airtune.errors import CodecError
 from airtune.wire.channel import DEVICE_KEY, SERVER, Way, read_json
 from airtune.wire.envelope import VERSION

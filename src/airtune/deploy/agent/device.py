@@ -18,8 +18,7 @@ import torch
 
 from airtune.data.federated import DeviceData
 from airtune.deploy.agent.holding import Holding, needed_bytes
-from airtune.deploy.agent.peak import PeakMemory
-from airtune.deploy.agent.said import figures_of, finite, reply_to
+from airtune.deploy.agent.reply import PeakMemory, figures_of, finite, reply_to
 from airtune.deploy.agent.stepping import OwnSpeed
 from airtune.deploy.memory import is_out_of_memory
 from airtune.deploy.reading import (

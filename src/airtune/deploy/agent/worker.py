@@ -107,7 +107,7 @@ def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:
 
 def _way(settings: WorkerSettings) -> Way:
     """Return the way to the server, by the key and certificate of now: they may be renewed."""
-    from airtune.deploy.proof import Proof
+    from airtune.deploy.caller import Proof
     from airtune.wire.channel import DEVICE_KEY, Way
 
     if settings.key is None or settings.certificate is None or settings.authority is None:

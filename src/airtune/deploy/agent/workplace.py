@@ -9,15 +9,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from airtune.deploy.agent.settings import AgentSettings
 from airtune.deploy.agent.worker import WorkerSettings
 from airtune.deploy.memory import close_pipes, start_capped
 from airtune.errors import AirtuneError
 from airtune.wire.post import Ticket
-
-if TYPE_CHECKING:
-    from airtune.deploy.agent.agent import AgentSettings
 
 START_S = 600.0
 """How long a worker may take to start: a slow card takes minutes to read torch."""

@@ -1,7 +1,9 @@
-"""An order as it came, and how what goes wrong with it is told."""
+"""An order as it came, and the lines by which its run is followed from elsewhere."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,28 @@ from airtune.deploy.federation.run import Order
 from airtune.engine.remote.split import Serve
 from airtune.errors import AirtuneError
 from airtune.recipe import load_recipe, sent_recipe
+
+MARK = "airtune: "
+
+
+def as_line(event: Mapping[str, Any]) -> str:
+    """Return an event as one line.
+
+    >>> as_line({"stage": "running"})
+    'airtune: {"stage": "running"}'
+    """
+    return MARK + json.dumps(as_plain(event))
+
+
+def as_plain(value: Any) -> Any:
+    """Return a value as JSON has it; numbers that are not finite are None."""
+    if isinstance(value, Mapping):
+        return {str(key): as_plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_plain(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 @contextmanager

@@ -22,8 +22,7 @@ from airtune.data.federated import Count, FederatedData
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.samples import write_samples
 from airtune.deploy import ROSTER
-from airtune.deploy.federation.handout import open_handout
-from airtune.deploy.federation.holders import Ask, asking, have_held
+from airtune.deploy.federation.base_download import Ask, asking, have_held, open_handout
 from airtune.deploy.federation.ledger import LEDGER, Ledger
 from airtune.deploy.federation.roster import Roster, joined_fleet
 from airtune.deploy.federation.serverdata import ON_DEVICE, Known, load_known

@@ -15,8 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-from airtune.deploy.events import as_plain
-from airtune.deploy.federation.orders import order_of, told_errors
+from airtune.deploy.federation.orders import as_plain, order_of, told_errors
 from airtune.deploy.federation.run import run_federation
 from airtune.engine.stream import StreamServer
 from airtune.loop import Laps

@@ -12,9 +12,9 @@ import grpc
 
 from airtune.deploy.labels import format_labels, matches
 from airtune.deploy.server.audit import Audit
+from airtune.deploy.server.enrolment import Renewal
 from airtune.deploy.server.gate import Call, Caller, Gate, Requests
 from airtune.deploy.server.register import Role
-from airtune.deploy.server.renewal import Renewal
 from airtune.deploy.server.runs import Runs
 from airtune.deploy.server.site import DRAINING, ServerSettings
 from airtune.errors import MismatchError

@@ -1,4 +1,4 @@
-"""Putting devices and operators on the server's list, one or a whole inventory at once.
+"""Putting devices and operators on the server's list, one, an inventory, or by a code.
 
 A server that runs looks at the list by itself; it need not be told.
 """
@@ -6,18 +6,24 @@ A server that runs looks at the list by itself; it need not be told.
 from __future__ import annotations
 
 import csv
+import secrets
 import shutil
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import yaml
 
+from airtune.deploy.codes import EnrolmentCode, pin_of
 from airtune.deploy.keys import fingerprint_of, make_device_key, read_public_key
 from airtune.deploy.labels import Labels
-from airtune.deploy.server.authority import ensure_authority, issue_certificate
-from airtune.deploy.server.register import Register, Registered, Role, check_name
+from airtune.deploy.server.authority import ServerFiles, ensure_authority, issue_certificate
+from airtune.deploy.server.register import Code, Register, Registered, Role, check_name
 from airtune.errors import DeploymentError
 from airtune.records import storage
+
+_LONGEST = timedelta(days=30)
+_MOST = 10_000
 
 
 def enroll(
@@ -109,3 +115,32 @@ def _enroll(
         (folder / f"{stem}.crt").write_bytes(issue_certificate(state / "tls", name, text))
         shutil.copy(ensure_authority(state / "tls").authority, folder / "ca.crt")
     return one, folder
+
+
+def make_code(
+    state: Path, *, port: int, count: int, valid: timedelta, labels: Labels
+) -> tuple[EnrolmentCode, Code]:
+    """Let devices enrol themselves at the server of a state folder.
+
+    Args:
+        state: the server's folder.
+        port: where it enrols devices.
+        count: how many devices the code enrols.
+        valid: until when, from now.
+        labels: of those devices.
+
+    Raises:
+        DeploymentError: if count or time make no sense, or the server was never started.
+    """
+    if not 1 <= count <= _MOST:
+        raise DeploymentError(f"a code enrols 1 to {_MOST} devices, got {count}")
+    if not timedelta(0) < valid <= _LONGEST:
+        raise DeploymentError(f"a code is valid for at most {_LONGEST.days} days, got {valid}")
+    certificate = ServerFiles(state / "tls").certificate
+    if not certificate.is_file():
+        raise DeploymentError(f"there is no certificate in {state}/tls; start the server first")
+    code = EnrolmentCode(port, pin_of(certificate.read_bytes()), secrets.token_bytes(16))
+    until = (datetime.now(UTC) + valid).isoformat(timespec="seconds")
+    row = Code(secrets.token_hex(4), code.hash, until, count, labels)
+    Register(state).add_code(row)
+    return code, row

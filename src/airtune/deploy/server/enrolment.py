@@ -1,4 +1,6 @@
-"""Where devices enrol themselves: a second port that is open while a code enrols anybody.
+"""How callers come by their keys: whoever has one gets a new one, and whoever has a code enrols.
+
+Devices enrol at a second port that is open while a code is valid.
 
 Who calls here has no certificate yet, so nothing else is served: one call of at most 16 KiB, from few
 connections, each ended after 20 s. What comes is a code, a name and a signing request; what goes
@@ -11,20 +13,67 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from concurrent import futures
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
 
 from airtune.deploy.codes import EnrolmentCode
-from airtune.deploy.keys import public_of_request
+from airtune.deploy.keys import fingerprint_of, public_of_request
 from airtune.deploy.server.audit import Audit
+from airtune.deploy.server.authority import issue_certificate
+from airtune.deploy.server.gate import LOCAL, Caller, Requests
 from airtune.deploy.server.register import Register, check_name
-from airtune.deploy.server.renewal import proof_for
 from airtune.deploy.server.site import ServerSettings
 from airtune.deploy.server.tls import ServerTls
 from airtune.errors import DeploymentError
 from airtune.wire.channel import ENROL, read_json, server_options
+from airtune.wire.envelope import VERSION
+
+
+class Renewal:
+    """The calls of devices and operators about their own keys."""
+
+    def __init__(self, settings: ServerSettings, audit: Audit) -> None:
+        """Know where keys are written down."""
+        self._settings, self._audit = settings, audit
+
+    def hello(
+        self, who: Caller, requests: Requests, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """Say who calls, and what the server is."""
+        next(requests, b"")
+        now = datetime.now(UTC).timestamp()
+        yield json.dumps(
+            {"name": who.name, "role": who.role, "version": VERSION, "time": now}
+        ).encode()
+
+    def renew(
+        self, who: Caller, requests: Requests, context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        """Certify a new key; the present one holds until the new one is used."""
+        asked = read_json(next(requests, b""))
+        try:
+            if not who.public or who.name == LOCAL:
+                raise DeploymentError(
+                    "a server without keys renews none, nor that of its own machine"
+                )
+            public = public_of_request(str(asked.get("request")).encode())
+            Register(self._settings.state).offer(who.name, public)
+        except DeploymentError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        self._audit.note("new key", of=who.name, peer=who.peer, key=fingerprint_of(public))
+        yield json.dumps(proof_for(self._settings, who.name, public)).encode()
+
+
+def proof_for(settings: ServerSettings, name: str, public: str) -> dict[str, str]:
+    """Return a certificate of a key, and the authorities to trust, as they are sent."""
+    files = settings.tls
+    certificate = issue_certificate(files.folder, name, public).decode()
+    return {"certificate": certificate, "authority": files.authority.read_text("ascii")}
+
 
 _MESSAGE_BYTES, _CONNECTIONS, _AGE_S, _CALLS = 16 << 10, 64, 20.0, 16
 log = logging.getLogger("airtune.server")

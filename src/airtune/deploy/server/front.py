@@ -42,11 +42,10 @@ from airtune.deploy.keys import hash_of
 from airtune.deploy.server.audit import LOG_BYTES, Audit
 from airtune.deploy.server.authority import replace_certificate
 from airtune.deploy.server.control import Control
-from airtune.deploy.server.enrolment import Enrolment
+from airtune.deploy.server.enrolment import Enrolment, Renewal, proof_for
 from airtune.deploy.server.gate import Call, Caller, Gate, Requests
 from airtune.deploy.server.passing import PASSED_ON, Passing
 from airtune.deploy.server.queue import holder
-from airtune.deploy.server.renewal import Renewal, proof_for
 from airtune.deploy.server.runs import Runs
 from airtune.deploy.server.site import READY, ServerSettings
 from airtune.deploy.server.tls import ServerTls

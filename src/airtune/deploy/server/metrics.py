@@ -10,9 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from airtune.deploy.link import local_link
 from airtune.deploy.server.register import Register
-from airtune.deploy.server.site import is_held, running
+from airtune.deploy.server.site import is_held, local_link, running
 from airtune.deploy.server.watching import summary
 from airtune.errors import AirtuneError, DeploymentError
 

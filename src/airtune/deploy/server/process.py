@@ -30,7 +30,6 @@ from pathlib import Path
 from types import FrameType
 
 from airtune.deploy.server.authority import ensure_certificates
-from airtune.deploy.server.processes import end_group
 from airtune.deploy.server.site import (
     DRAINING,
     READY,
@@ -190,3 +189,19 @@ def last_line(path: Path) -> str:
     except OSError:
         return "it said nothing"
     return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+
+def end_group(process: subprocess.Popen[bytes] | None, *, grace_s: float = 10.0) -> None:
+    """End a process that leads a group, and all it started; kindly first."""
+    if process is None:
+        return
+    for kind, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, kind)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            continue
+    process.poll()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
+from airtune.deploy.caller import Link, Proof
 from airtune.deploy.server.authority import ServerFiles
 from airtune.errors import ConnectionFailedError, DeploymentError
 from airtune.records import storage
@@ -129,3 +130,11 @@ def read_document(state: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def local_link(settings: ServerSettings) -> Link:
+    """Return how commands on the server's own machine reach it."""
+    tls = settings.tls
+    if settings.insecure:
+        return Link(settings.address, None)
+    return Link(settings.address, Proof(tls.authority, tls.local_key, tls.local_certificate))

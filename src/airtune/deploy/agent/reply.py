@@ -1,12 +1,33 @@
-"""What a task takes of this process's memory at its peak."""
+"""What a device says of a task: whose answer it is, its losses, and the memory that it took at its peak."""
 
 from __future__ import annotations
 
+import math
 import resource
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from airtune.engine.message import Reply, Task
+from airtune.work.train import Outcome
+
+
+def reply_to(task: Task) -> Reply:
+    """Return an answer to a task that says nothing yet."""
+    return Reply(task.kind, task.run, task.round, task.device, task.name, task.ticket)
+
+
+def figures_of(outcome: Outcome) -> dict[str, float | None]:
+    """Return the losses of a device's training, and the importance it saw."""
+    return {"loss_first": finite(outcome.loss_first), "loss_last": finite(outcome.loss_last),
+            "importance": finite(outcome.importance)}  # fmt: skip
+
+
+def finite(value: float) -> float | None:
+    """Return a figure as an answer holds it; None = not finite."""
+    return value if math.isfinite(value) else None
+
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
