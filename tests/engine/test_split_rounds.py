@@ -223,15 +223,43 @@ def test_what_does_not_fit_either_memory_is_refused(engine_of, state, keep, cut_
 
 def test_a_deadline_makes_late_who_is_not_back(engine_of, state, keep, cut_plan):
     free = execute(engine_of(), cut_plan(1, 2, 1), state, keep)
-    half = execute(engine_of(), cut_plan(1, 2, 1, deadline_s=0.5 * free.end_s), state, keep)
-    assert half.results.status.tolist() == ["late"] * 3
-    assert half.end_s == pytest.approx(0.5 * free.end_s)
-    assert np.all(half.results.upload_bytes < free.results.upload_bytes)
-    spent = half.results.download_s + half.results.compute_s + half.results.upload_s
-    assert np.all(spent <= 0.5 * free.end_s + 1e-9)
-    middle = float(np.median(free.results.finish_s))
-    some = execute(engine_of(), cut_plan(1, 2, 1, deadline_s=middle), state, keep)
-    assert sorted(some.results.status.tolist()) == ["late", "ok", "ok"]
+    limit = 0.2 * free.end_s  # not one step is done by then
+    none = execute(engine_of(), cut_plan(1, 2, 1, deadline_s=limit), state, keep)
+    assert none.results.status.tolist() == ["late"] * 3
+    assert none.end_s == pytest.approx(limit)
+    assert np.all(none.results.upload_bytes < free.results.upload_bytes)
+    spent = none.results.download_s + none.results.compute_s + none.results.upload_s
+    assert np.all(spent <= limit + 1e-9)
+
+
+def stepping(plan, steps):
+    told = replace(plan.assignments, local_steps=np.broadcast_to(steps, len(plan.assignments)))
+    return replace(plan, assignments=told)
+
+
+@pytest.mark.parametrize("work", [WorkSpec(server=server) for server in SERVERS])
+def test_steps_until_the_deadline_count_as_those_of_a_shorter_round(
+    engine_of, state, keep, cut_plan, work
+):
+    free = execute(engine_of(work=work), stepping(cut_plan(1, 2), 6), state, keep)
+    limit = 0.7 * free.end_s
+    cut = stepping(cut_plan(1, 2, deadline_s=limit), 6)
+    done = execute(engine_of(work=work), cut, state, keep)
+    steps = done.plan.assignments.local_steps
+    counted = done.results.status == "ok"
+    assert counted.any()
+    assert np.nanmax(done.results.finish_s) <= limit
+    assert (steps < 6).any()
+    shorter = execute(engine_of(work=work), stepping(cut_plan(1, 2), steps), state, keep)
+    found = {update.device: update for update in done.updates}
+    for update in shorter.updates:
+        if update.device in found:
+            mine = found[update.device]
+            assert mine.part == pytest.approx(mine.samples / (6 * 2))
+            assert mine.samples == update.samples
+            for name, tensor in update.adapters.items():
+                torch.testing.assert_close(mine.adapters[name], tensor, rtol=0, atol=0)
+    assert "steps by the deadline" in " ".join(done.plan.reasons)
 
 
 @pytest.mark.parametrize(

@@ -160,11 +160,16 @@ def test_shares_that_give_out_more_than_there_is_are_the_methods_fault(clock, cu
         clock(cell, cut_plan(1, 1, 1, 1), divide=lambda links, remaining: np.ones(4))
 
 
-def test_a_step_that_the_deadline_interrupts_is_late_for_all(clock, cut_plan, cell):
+def test_a_step_that_the_deadline_interrupts_leaves_all_with_the_step_before(clock, cut_plan, cell):
     free, _, _, _ = clock(cell, cut_plan(1, 1, 1))
     limit = 0.4 * free.timing.end_s
     timed, _, _, _ = clock(cell, cut_plan(1, 1, 1, deadline_s=limit))
-    assert timed.timing.status.tolist() == ["late"] * 3
     assert timed.timing.end_s == limit
     assert np.all(timed.timing.flops <= free.timing.flops)
-    assert np.all(timed.timing.upload_bytes < free.timing.upload_bytes)
+    assert np.all(timed.timing.upload_bytes <= free.timing.upload_bytes)
+    late = timed.timing.status == "late"
+    assert late.any()
+    assert set(timed.stopped_after[late].tolist()) <= {0, 1}
+    first, _, _, _ = clock(cell, cut_plan(1, 1, 1, deadline_s=0.05 * free.timing.end_s))
+    assert first.timing.status.tolist() == ["late"] * 3
+    assert not first.stopped_after.any()

@@ -317,7 +317,7 @@ LIES = {
     "another round": (lambda m: parts_of(replace(m, round=4)), "round 4"),
     "a step that is past": (lambda m: parts_of(replace(m, step=2)), "step 2"),
     "a kind that is not awaited": (
-        lambda m: parts_of(replace(m, kind=Kind.HIDDEN_GRADIENT)), "ACTIVATION is awaited"),
+        lambda m: parts_of(replace(m, kind=Kind.HIDDEN_GRADIENT)), "ACTIVATION, STOP is awaited"),
     "a huge message": (
         lambda m: [next(parts_of(replace(m, payload=bytes(1 << 22))))], "the most"),
     "a bit that flipped": (lambda m: altered(parts_of(m)), "checksum"),

@@ -170,3 +170,44 @@ def test_who_comes_late_for_its_turn_is_served_after_the_others(streams):
     result, _ = streams.go(task, jobs, after_s={first: 3.0})
     assert result.steps == (3, 3, 3)
     assert result.order[-1] == first
+
+
+@pytest.mark.parametrize("server", ["shared", "sequential"])
+def test_what_was_learnt_until_the_deadline_counts(streams, server):
+    class Waits(DeviceEnd):
+        def send(self, step):
+            time.sleep(0.8)
+            return super().send(step)
+
+    jobs = [streams.job(0, 1, steps=9), streams.job(1, 2, steps=1)]
+    task = streams.task(jobs, WorkSpec(server=server), deadline_s=4.0)
+    began = time.monotonic()
+    result, parts = streams.go(task, jobs, kinds={0: Waits})
+    assert time.monotonic() - began < 4.0
+    steps = parts[0].steps
+    assert 1 <= steps < 9
+    assert result.steps[0] == steps
+    one, other = streams.joined(task, result, parts)
+    assert (one.status, other.status) == ("ok", "ok")
+    assert one.update.part == steps / 9
+    assert one.samples == steps * 2
+    shorter = streams.task([streams.job(0, 1, steps=steps), jobs[1]], WorkSpec(server=server))
+    reference = streams.alone(shorter, [streams.job(0, 1, steps=steps), jobs[1]])
+    for name, tensor in one.update.adapters.items():
+        expected = reference.outcomes[0].update.adapters[name]
+        torch.testing.assert_close(tensor, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_step_in_flight_at_the_deadline_is_given_up(streams):
+    class Hangs(DeviceEnd):
+        def send(self, step):
+            time.sleep(4.0 if step == 2 else 0.0)
+            return super().send(step)
+
+    jobs = [streams.job(0, 1, steps=2), streams.job(1, 2)]
+    task = streams.task(jobs, WorkSpec(), deadline_s=3.5)
+    result, parts = streams.go(task, jobs, kinds={1: Hangs})
+    assert result.steps == (2, 2)
+    assert parts[1].steps == 2
+    one, other = streams.joined(task, result, parts)
+    assert (one.update.part, other.update.part) == (1.0, 2 / 3)

@@ -10,8 +10,11 @@ step as soon as it has its adapters, and sends them back when its own last step 
 sequential server serves one device after the other, each with its link to itself: adapters,
 steps, adapters. Transfers are integrated over slots. A device whose link carries nothing, that is
 lost, or whose work was refused, is not waited for. Where labels stay, the two crossings more are
-charged with the two that there are anyway. With a deadline, whoever has not sent its adapters by
-then is late; a step that the deadline interrupts is late for all.
+charged with the two that there are anyway. With a deadline, a device stops
+after the step behind which another as long would leave it no time to send its adapters, at the rate
+at which its last tensor went; in a step that the deadline interrupts, it has those of the step
+before. `stopped_after` says so, and what it had learnt by then counts once the round is timed with as
+many steps. Whoever has not done one, or not sent its adapters by then, is late.
 
 Source: Split Fine-Tuning for Large Language Models in Wireless Networks (arXiv 2501.09237);
 slots, the division of the downlink and the overlap with the exchange are ours.
@@ -90,6 +93,8 @@ class SplitTiming:
     """Seconds of every step; of a sequential server's, the mean over the devices it served."""
     server_s: Floats
     """Seconds that the server computed in every step, likewise."""
+    stopped_after: Ints
+    """Steps after which a device stopped, lest it miss the deadline, (m,); 0 = it did not."""
 
 
 @dataclass(slots=True)
@@ -110,6 +115,7 @@ class _Log:
     stepped_s: float = 0.0
     """When the last step was over."""
     server: list[tuple[float, float]] = field(default_factory=list)
+    stopped_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @classmethod
     def empty(cls, count: int, until_s: float) -> _Log:
@@ -118,6 +124,7 @@ class _Log:
         return cls(
             until_s, down, compute, up, down_bytes, up_bytes, flops,
             np.full(count, np.inf), np.full((4, count), np.nan),
+            stopped_after=np.zeros(count, np.int64),
         )  # fmt: skip
 
     def spent(self, start_s: Floats, end_s: Floats) -> Floats:
@@ -160,6 +167,9 @@ class _Clock:
     crossed: Crossings
     speed: Floats
     log: _Log
+    may_stop: bool
+    went_s: Floats
+    """Seconds a byte of each device's last upload, (m,)."""
 
     def carried(
         self, rates: RatesAt, start_s: Floats, size_bytes: Floats, tell: Tell = _nobody
@@ -186,6 +196,9 @@ class _Clock:
         forward_s = self.log.worked(start_s, flops / self.speed, flops)
         done = yield from self.carried(rates, forward_s, self.crossed.up_bytes[step], tell)
         self.log.went(forward_s, done)
+        came = np.isfinite(done.finish_s) & (self.crossed.up_bytes[step] > 0)
+        spent_s = done.finish_s[came] - forward_s[came]
+        self.went_s[came] = spent_s / self.crossed.up_bytes[step][came]
         if step == 0:
             self.log.note(0, forward_s)
             self.log.note(1, done.finish_s)
@@ -217,6 +230,18 @@ class _Clock:
         self.log.went(start_s, done)
         return done.finish_s
 
+    def stops(self, step: int, end_s: float, step_s: float) -> Bools:
+        """Return who stops after a step, and note it: another would end behind the deadline, (m,)."""
+        back_s = end_s + self.went_s * self.crossed.adapter_up_bytes
+        has_more = (self.crossed.last_step > step) & self.goes_on(step)
+        stops = np.asarray(has_more & (back_s + step_s > self.log.until_s) & self.may_stop)
+        self.log.stopped_after[stops] = np.where(back_s > self.log.until_s, step, step + 1)[stops]
+        return stops
+
+    def gives_up(self, step: int, who: Bools) -> None:
+        """Note who the deadline found in a step: what it had before is sent instead."""
+        self.log.stopped_after[who & (self.log.stopped_after == 0) & self.may_stop] = step
+
     def goes_on(self, step: int) -> Bools:
         """Return who takes the gradient of a step: not who is lost or refused in it, (m,)."""
         out = (self.crossed.lost | self.crossed.refused) & (self.crossed.last_step == step)
@@ -225,7 +250,7 @@ class _Clock:
 
 def split_round_time(
     problem: Problem, fleet: Fleet, plan: RoundPlan, air: Part, *, cost: SplitCost,
-    crossed: Crossings, faults: list[str],
+    crossed: Crossings, faults: list[str], may_stop: bool = True,
 ) -> Process[SplitTiming]:  # fmt: skip
     """Let a split round pass on the virtual clock.
 
@@ -237,13 +262,14 @@ def split_round_time(
         cost: of the plan.
         crossed: what really went over the cut; nothing for a device with a fault.
         faults: why a device did not even begin; empty where it did.
+        may_stop: devices stop early where the deadline leaves no time for another step.
     """
     device = plan.assignments.device
     deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
     until_s = np.inf if deadline_s is None else deadline_s
     log = _Log.empty(len(device), until_s)
     speed = fleet.flops_at(plan.round)[device]
-    clock = _Clock(problem, air, cost, crossed, speed, log)
+    clock = _Clock(problem, air, cost, crossed, speed, log, may_stop, went_s=np.zeros(len(device)))
     serve = _in_turn if problem.work.server == "sequential" else _together
     step_s, server_s = yield from serve(clock)
     status, reasons = _statuses(clock, faults, deadline_s)
@@ -260,7 +286,7 @@ def split_round_time(
     first = Step(
         log.moments[0], log.moments[1], log.moments[2], log.moments[3], tuple(log.server)
     )  # fmt: skip
-    return SplitTiming(timing, first, step_s, server_s)
+    return SplitTiming(timing, first, step_s, server_s, log.stopped_after)
 
 
 def _together(clock: _Clock) -> Process[tuple[Floats, Floats]]:
@@ -279,6 +305,7 @@ def _together(clock: _Clock) -> Process[tuple[Floats, Floats]]:
         arrived_s = yield from clock.uploaded(air.up, step, start_s, _kept_busy(clock, step))
         came = np.isfinite(arrived_s)
         if not came.any() or (np.isfinite(log.until_s) and not came[np.isfinite(start_s)].all()):
+            clock.gives_up(step, np.isfinite(start_s))
             break
         begun_s = float(arrived_s[came].max())
         served_s = clock.served(step, begun_s, came)
@@ -286,12 +313,16 @@ def _together(clock: _Clock) -> Process[tuple[Floats, Floats]]:
             air.unicast, step, np.where(came & clock.goes_on(step), served_s, np.inf)
         )
         stays = np.isfinite(learnt_s)
+        clock.gives_up(step, came & clock.goes_on(step) & ~stays)
         end_s = float(np.max(learnt_s[stays], initial=served_s))
-        done_s = np.where(stays & (last == step), learnt_s, done_s)
-        ready_s = np.where(stays, end_s, np.inf)
+        stops = clock.stops(step, end_s, end_s - barrier_s) & stays
+        done_s = np.where(stays & ((last == step) | stops), learnt_s, done_s)
+        ready_s = np.where(stays & ~stops, end_s, np.inf)
         step_s[step], server_s[step] = end_s - barrier_s, served_s - begun_s
         log.stepped_s = barrier_s = end_s
     log.finish_s[:] = yield from clock.sent(air.up, done_s, air.tell)
+    for step in range(1, steps):
+        clock.gives_up(step, (last == step) & np.isfinite(done_s) & ~np.isfinite(log.finish_s))
     return step_s, server_s
 
 
@@ -320,6 +351,7 @@ def _in_turn(clock: _Clock) -> Process[tuple[Floats, Floats]]:
         for step in range(int(crossed.last_step[place]) + 1):
             arrived_s = yield from clock.uploaded(alone, step, here_s)
             if not np.isfinite(arrived_s[place]):
+                clock.gives_up(step, mine)
                 here_s = arrived_s
                 break
             done_s = clock.served(step, float(arrived_s[place]), mine)
@@ -333,8 +365,13 @@ def _in_turn(clock: _Clock) -> Process[tuple[Floats, Floats]]:
                 server_s[step] += done_s - arrived_s[place]
                 served[step] += 1
                 now_s = end_s
+            is_last = np.isfinite(end_s) and clock.stops(step, end_s, end_s - here_s[place])[place]
             here_s = learnt_s
+            if is_last:
+                break
         back_s = (yield from clock.sent(alone, here_s))[place]
+        if not np.isfinite(back_s) and clock.goes_on(crossed.last_step[place])[place]:
+            clock.gives_up(crossed.last_step[place], mine)
         log.finish_s[place] = back_s
         now_s = float(back_s) if np.isfinite(back_s) else now_s
         log.stepped_s = now_s

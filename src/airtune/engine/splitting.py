@@ -49,6 +49,8 @@ class CutRound:
     lost: Bools
     outcomes: Mapping[int, Outcome]
     """By row of the whole plan; without those that were lost."""
+    is_short: bool = False
+    """Some stopped before their last step, as the deadline would have it; nobody stops any more."""
 
     def laid_out(self, figures: Floats) -> Floats:
         """Return a ledger's table (steps, trained) over all m rows, zero for the others."""
@@ -65,7 +67,7 @@ class Splitter:
         """Begin with nothing remembered; `problem.work` says how the server serves."""
         self._problem, self._fleet, self._base, self._data = problem, fleet, base, data
         self._settings = settings
-        self._memory = CutMemory()
+        self._memory = self._before = CutMemory()
 
     def snapshot(self) -> dict[str, NDArray[np.generic]]:
         """Return what both ends of the cuts remember, as arrays."""
@@ -80,7 +82,7 @@ class Splitter:
         self._memory = CutMemory.from_arrays(arrays)
 
     def train(self, plan: RoundPlan, state: GlobalState, dropped: Bools) -> CutRound:
-        """Have the cut rows of a plan train through their cuts.
+        """Have the cut rows of a plan train through their cuts, from what was remembered before.
 
         Args:
             plan: n devices, some of them cut.
@@ -94,6 +96,7 @@ class Splitter:
         columns = np.array([row for row, fault in enumerate(faults) if not fault], np.int64)
         result = None
         if len(columns):
+            self._before = self._memory.copy()
             result = self._round(mine, state, columns, dropped[places])
         lost = np.zeros(len(places), np.bool_)
         outcomes: dict[int, Outcome] = {}
@@ -105,6 +108,33 @@ class Splitter:
                 if not lost[row]
             }
         return CutRound(places, mine, cost, faults, columns, result, lost, outcomes)
+
+    def shortened(
+        self, done: CutRound, stopped_after: Ints, plan: RoundPlan, state: GlobalState,
+        dropped: Bools,
+    ) -> tuple[CutRound, RoundPlan]:  # fmt: skip
+        """Have a round trained anew in which devices stop where the deadline has them stop.
+
+        Args:
+            done: with all steps.
+            stopped_after: of the cut rows, the steps after which each stops; 0 = it does not, (m,).
+            plan: the whole one.
+            state: as broadcast.
+            dropped: as for `train`.
+
+        Returns:
+            The round, and the plan as it was done.
+        """
+        told = plan.assignments.local_steps[done.places]
+        steps = np.where(stopped_after > 0, stopped_after, told)
+        plan = with_steps(plan, done.places, steps)
+        self._memory = self._before
+        again = self.train(plan, state, dropped)
+        outcomes = dict(again.outcomes)
+        for place, part in zip(again.places.tolist(), (steps / told).tolist(), strict=True):
+            if place in outcomes and (update := outcomes[place].update) is not None:
+                outcomes[place] = replace(outcomes[place], update=replace(update, part=part))
+        return replace(again, outcomes=outcomes, is_short=True), plan
 
     def time(self, done: CutRound, air: Air, sent: Sent) -> Process[SplitTiming]:
         """Let what they did pass on the virtual clock.
@@ -135,7 +165,7 @@ class Splitter:
         )
         return split_round_time(
             self._problem, self._fleet, done.plan, air.part(done.places),
-            cost=done.cost, crossed=crossed, faults=done.faults,
+            cost=done.cost, crossed=crossed, faults=done.faults, may_stop=not done.is_short,
         )  # fmt: skip
 
     def _round(
@@ -179,6 +209,18 @@ def rows_of(plan: RoundPlan, places: Ints) -> RoundPlan:
         plan,
         reasons=tuple(plan.reasons[place] for place in places),
         assignments=plan.assignments.take(places),
+    )
+
+
+def with_steps(plan: RoundPlan, places: Ints, steps: Ints) -> RoundPlan:
+    """Return a plan in which some rows take other numbers of steps, and their reasons say so."""
+    told, reasons = plan.assignments.local_steps.copy(), list(plan.reasons)
+    for place, count in zip(places.tolist(), steps.tolist(), strict=True):
+        if count != told[place]:
+            reasons[place] += f"; did {count} of {told[place]} steps by the deadline"
+    told[places] = steps
+    return replace(
+        plan, reasons=tuple(reasons), assignments=replace(plan.assignments, local_steps=told)
     )
 
 

@@ -22,8 +22,10 @@ from airtune.engine.gathered import faults_of, in_time, results_of, under, updat
 from airtune.engine.limits import RoundLimits, with_data
 from airtune.engine.measuring import lacks_scores, measured, most_measuring_bytes
 from airtune.engine.pacing import let_settle
-from airtune.engine.splitting import rows_of, split_record
+from airtune.engine.split_timing import SplitTiming
+from airtune.engine.splitting import CutRound, rows_of, split_record
 from airtune.engine.timing import Timing, joined, refusals, time_round, whole_round
+from airtune.engine.uplink import Sent
 from airtune.engine.workers import LocalWorkers, Workers, broadcast, restore, snapshot
 from airtune.fleet.fleet import Fleet
 from airtune.keys import generator
@@ -129,7 +131,7 @@ class VirtualEngine:
             )
         record = None
         if np.any(plan.assignments.cut > 0):
-            timing, outcomes, record = self._through_cuts(
+            plan, timing, outcomes, record = self._through_cuts(
                 plan, state, divide, start_s=begin_s, download_bytes=size_bytes
             )
         elif self._workers.uplink.is_coded(plan):
@@ -221,36 +223,50 @@ class VirtualEngine:
         *,
         start_s: float,
         download_bytes: float | None,
-    ) -> tuple[Timing, dict[int, Outcome], Mapping[str, object]]:
-        """Have cut devices train through their cuts and the others the whole model, then time it."""
-        dropped = self._dropped(plan)
+    ) -> tuple[RoundPlan, Timing, dict[int, Outcome], Mapping[str, object]]:
+        """Have cut devices train through their cuts and the others the whole model, then time it.
+
+        Where the deadline stops some before their last step, once more with as many as they did.
+        """
+        dropped, splitter = self._dropped(plan), self._workers.splitter
         whole = np.flatnonzero(plan.assignments.cut == 0)
-        rest = rows_of(plan, whole)
-        done = self._workers.splitter.train(plan, state, dropped)
-        able = whole[self._able(rest, dropped[whole])] if len(whole) else whole
-        outcomes = {**self._workers.train(plan, state, able.tolist()), **done.outcomes}
-        sent = self._workers.uplink.send(plan, state, outcomes)
-        usual = sent.size_bytes.copy()
-        if done.result is not None:
-            usual[done.places[done.columns]] = done.result.up_bytes[0]
-        air = Air(self._fleet, plan, divide, start_s=start_s, usual_bytes=usual)
-        cut_time = self._workers.splitter.time(done, air, sent)
-        if len(whole):
+        done = splitter.train(plan, state, dropped)
+        able = whole[self._able(rows_of(plan, whole), dropped[whole])] if len(whole) else whole
+        trained = self._workers.train(plan, state, able.tolist())
+
+        def passed(plan: RoundPlan, done: CutRound) -> tuple[Timing, SplitTiming, Sent, Air]:
+            outcomes = {**trained, **done.outcomes}
+            sent = self._workers.uplink.send(plan, state, outcomes)
+            usual = sent.size_bytes.copy()
+            if done.result is not None:
+                usual[done.places[done.columns]] = done.result.up_bytes[0]
+            air = Air(self._fleet, plan, divide, start_s=start_s, usual_bytes=usual)
+            cut_time = splitter.time(done, air, sent)
+            if not len(whole):
+                timed = alone(cut_time)
+                return (
+                    joined(len(plan.assignments), [(done.places, timed.timing)]),
+                    timed,
+                    sent,
+                    air,
+                )
             whole_time = whole_round(
-                self._problem, self._fleet, rest, air.part(whole),
+                self._problem, self._fleet, rows_of(plan, whole), air.part(whole),
                 dropped=dropped[whole], upload_bytes=sent.size_bytes[whole],
                 download_bytes=download_bytes,
             )  # fmt: skip
             timed, timing = in_step(cut_time, whole_time)
             parts = [(done.places, timed.timing), (whole, timing)]
-        else:
-            timed = alone(cut_time)
-            parts = [(done.places, timed.timing)]
-        timing = joined(len(plan.assignments), parts)
+            return joined(len(plan.assignments), parts), timed, sent, air
+
+        timing, timed, sent, air = passed(plan, done)
+        if timed.stopped_after.any():
+            done, plan = splitter.shortened(done, timed.stopped_after, plan, state, dropped)
+            timing, timed, sent, air = passed(plan, done)
         came = {place: sent.outcomes[place] for place in in_time(timing) if place in sent.outcomes}
         self._workers.uplink.settle(sent, state, came)
         steps = int(done.plan.assignments.local_steps.max())
-        return timing, came, split_record(done, timed, air, sent, steps=steps)
+        return plan, timing, came, split_record(done, timed, air, sent, steps=steps)
 
     def _able(self, plan: RoundPlan, dropped: Bools) -> list[int]:
         """Return the rows of a plan without cuts whose device can answer."""

@@ -302,7 +302,7 @@ def _aggregate(run: Run, plan: RoundPlan, before: GlobalState, execution: Execut
         run.method.aggregate,
         execution.state,
         execution.updates,
-        run.problem.devices.weight[devices],
+        run.problem.devices.weight[devices] * [update.part for update in execution.updates],
         shape=run.problem.shape,
         scale=run.settings.scale,
         seed=run.problem.seed,

@@ -67,6 +67,8 @@ class Update:
     head: Head
     samples: int
     importance: Importance | None = None
+    part: float = 1.0
+    """Of what it was told, which it did before the deadline, in (0, 1]; its weight is as much less."""
 
 
 def initial_state(base: BaseModel, workload: Workload, seed: int) -> GlobalState:

@@ -79,6 +79,11 @@ class DeviceEnd:
         self._batch: Batch
         self._kept: dict[int, Bools | None] = {}
 
+    @property
+    def answer_bytes(self) -> int:
+        """What all that is trained takes in single precision."""
+        return 4 * sum(parameter.numel() for parameter in self._parameters)
+
     def active(self) -> list[int]:
         """Return the columns of the devices that are still in the round."""
         return [place for place in self.jobs if place not in self.refused]

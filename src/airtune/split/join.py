@@ -50,7 +50,7 @@ def join_round(
     for place, row in enumerate(rows):
         part, update = parts.get(place), None
         taken = int((log.up_bytes[:, place] > 0).sum())
-        if part is None:
+        if part is None or not part.steps:
             log.refuse(place, f"it returned nothing; the server saw {taken} of its steps")
         elif place not in log.refused:
             update = _update(context, row, server, place, part)
@@ -78,6 +78,8 @@ def _update(
 ) -> Update:
     held = server.servers[place]
 
+    steps = min(part.steps, row.local_steps)
+
     def tensor_of(name: str, before: torch.Tensor) -> torch.Tensor:
         return part.adapters.get(name, held.get(name, before))
 
@@ -85,5 +87,5 @@ def _update(
         device=row.device, round=context.round, kept=keep_all(context.shape), rank=row.rank,
         adapters={name: tensor_of(name, old) for name, old in context.state.adapters.items()},
         head=part.head if context.labels_stay else server.heads[place],
-        samples=context.workload.batch * part.steps,
+        samples=context.workload.batch * steps, part=steps / row.local_steps,
     )  # fmt: skip

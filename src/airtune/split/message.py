@@ -19,6 +19,8 @@ class Kind(IntEnum):
     """Server, where labels stay: the last hidden state at the positions the head reads."""
     HIDDEN_GRADIENT = 5
     """Device, where labels stay: the gradient of the hidden state, and the loss."""
+    STOP = 6
+    """Device: it takes no further step, lest its answer miss the deadline; what it learnt stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Message:
     beside: bytes = b""
     payload: bytes = b""
     loss: float = float("nan")
+    left_s: float = float("inf")
+    """In a welcome: until the deadline, by which the device's answer must be back too."""
 
     @property
     def body_bytes(self) -> int:

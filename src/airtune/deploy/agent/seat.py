@@ -45,4 +45,5 @@ def take_seat(
 
     return run_device(end, Connection(
         way, seat.token, seat.run, pace=paced, most_bytes=seat.most_bytes,
+        upload_bps=task.upload_bps,
     ))  # fmt: skip

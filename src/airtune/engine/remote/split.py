@@ -80,7 +80,10 @@ class ServedSplit:
                 outcome = replace(outcome, reason=answer.fault or outcome.reason)
                 status = answer.status if answer.status != "ok" else "refused"
                 answer = replace(answer, status=status, fault=outcome.reason)
-            found[outcome.device] = replace(item, answer=answer, outcome=outcome)
+            row = item.row
+            if row is not None and outcome.update is not None and outcome.update.part < 1:
+                row = replace(row, local_steps=outcome.update.samples // task.workload.batch)
+            found[outcome.device] = replace(item, answer=answer, outcome=outcome, row=row)
         return found, result
 
 

@@ -6,9 +6,12 @@ until the deadline; what the server refuses is not.
 
 from __future__ import annotations
 
+import math
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import grpc
@@ -28,6 +31,7 @@ from airtune.plan import Floats
 from airtune.split.body import largest_body_bytes
 from airtune.split.device import DeviceEnd
 from airtune.split.message import Kind, Message
+from airtune.units import BITS_PER_BYTE
 from airtune.wire.allowance import does_not_hold
 from airtune.wire.channel import SERVICE, TOKEN_KEY, Way
 from airtune.wire.envelope import PACED_PART_BYTES, PART_BYTES
@@ -41,6 +45,10 @@ _AGAIN = frozenset({
 })  # fmt: skip
 """Ends of a stream after which it is tried again."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 5.0
+_RECENT_STEPS = 3
+"""The longest of so many is what the next one is taken to last."""
+_SLACK, _SLACK_S = 1.1, 0.5
+"""What an answer may take longer than its bytes at the link's rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,8 @@ class Connection:
     """Asked before every piece of an upload."""
     most_bytes: float | None = None
     """The most that all steps may take, repeats and two to spare; None = there is no cap."""
+    upload_bps: float | None = None
+    """At which the answer will go; None = as what the steps sent went."""
 
 
 @dataclass(slots=True)
@@ -98,6 +108,9 @@ class _Going:
         self.learnt, self.compute_s, self.connections = 0, 0.0, 0
         self.crossed_bytes = self.listed_bytes = 0
         self._run, self._round = run_number(connection.run), context.round
+        self._until_s = math.inf
+        self._steps_s: list[float] = []
+        self.has_given_up = False
 
     def go(self, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]) -> None:
         """Take all steps that are left over one connection."""
@@ -105,17 +118,38 @@ class _Going:
         if welcome.step < self.end.steps:  # who is done is told nothing
             self.end.agree(welcome.beside)
         self.listed_bytes += len(welcome.beside)
+        self._until_s = time.monotonic() + welcome.left_s
         for step in range(welcome.step, self.end.steps):
+            if self.learnt and self.left_s() < max(self._steps_s[-_RECENT_STEPS:]):
+                outgoing.put(Message(Kind.STOP, self._run, self._round, step, self.device))
+                break
+            began = time.monotonic()
             self._step(step, answers, outgoing)
+            self._steps_s.append(time.monotonic() - began)
         outgoing.put(None)
         for _ in answers:
             pass  # the server closes when it has seen the end
 
+    def left_s(self) -> float:
+        """Return the seconds left for steps, so that the answer is back by the deadline."""
+        rate_bps = self.connection.upload_bps
+        waited_s = sum(self._steps_s) - self.compute_s
+        if rate_bps is None and self._steps_s and waited_s > 0:
+            rate_bps = BITS_PER_BYTE * float(self.up.sum()) / waited_s
+        answer_s = BITS_PER_BYTE * self.end.answer_bytes / rate_bps if rate_bps else 0.0
+        return self._until_s - time.monotonic() - _SLACK * answer_s - _SLACK_S
+
     def _step(
         self, step: int, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]
     ) -> None:
-        end = self.end
         self._check_cap()
+        with self._patience(answers):
+            self._take(step, answers, outgoing)
+
+    def _take(
+        self, step: int, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]
+    ) -> None:
+        end = self.end
         start = time.perf_counter()
         made = end.send(step)
         self._spent(start)
@@ -135,6 +169,24 @@ class _Going:
         self.losses[step] = answer.loss
         self.down[step] += len(answer.payload)
         self.learnt += 1
+
+    @contextmanager
+    def _patience(self, answers: Iterator[bytes]) -> Iterator[None]:
+        """Give a step up when nothing but the answer has time left, if one was done before."""
+
+        def give_up() -> None:
+            self.has_given_up = True
+            answers.cancel()  # type: ignore[attr-defined]  # a gRPC call
+
+        left_s = self.left_s() if self.learnt else math.inf
+        timer = threading.Timer(max(left_s, 0.0), give_up) if math.isfinite(left_s) else None
+        if timer is not None:
+            timer.start()
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _put(
         self, made: Mapping[int, Message], outgoing: queue.SimpleQueue[Message | None]
@@ -192,7 +244,7 @@ def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
     while True:
         done = going.learnt
         error = _connect(going, until)
-        if error is None or _is_over(error, going):
+        if error is None or going.has_given_up or _is_over(error, going):
             break
         _raise_if_final(error, connection.way.target, until - time.monotonic() - pause)
         time.sleep(pause)

@@ -1,7 +1,7 @@
 """A message of the split data plane: a fixed header, numbers beside the tensor, a codec's payload.
 
     "AS" version u8, kind u8 | run u64 | round u32, step u32, device u32 | rows u16, steps u16
-    | beside u32, payload u32 | loss f32 | crc32 u32 || beside | payload
+    | beside u32, payload u32 | loss f32, left_s f32 | crc32 u32 || beside | payload
 
 All numbers are little-endian; the checksum covers everything but itself. A message crosses the
 stream in parts of at most `PART_BYTES`, the header in the first, so the receiver has checked who
@@ -20,9 +20,9 @@ from airtune.keys import derive_seed
 from airtune.split.message import Kind, Message
 from airtune.wire.envelope import PART_BYTES
 
-MAGIC, VERSION = b"AS", 1
+MAGIC, VERSION = b"AS", 2
 
-_HEAD = struct.Struct("<2sBBQIIIHHIIf")
+_HEAD = struct.Struct("<2sBBQIIIHHIIff")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEAD.size + _CRC.size
 
@@ -50,6 +50,7 @@ def parts_of(message: Message, *, part_bytes: int = PART_BYTES) -> Iterator[byte
     head = _HEAD.pack(
         MAGIC, VERSION, message.kind, message.run, message.round, message.step, message.device,
         message.rows, message.steps, len(message.beside), len(message.payload), message.loss,
+        message.left_s,
     )  # fmt: skip
     checksum = zlib.crc32(message.payload, zlib.crc32(message.beside, zlib.crc32(head)))
     whole = b"".join((head, _CRC.pack(checksum), message.beside, message.payload))
@@ -90,7 +91,7 @@ def read_message(parts: Iterator[bytes], expected: Callable[[], Expected]) -> Me
         )
     return Message(
         Kind(head.kind), head.run, head.round, head.step, head.device, head.rows, head.steps,
-        body[: head.beside], body[head.beside :], head.loss,
+        body[: head.beside], body[head.beside :], head.loss, head.left_s,
     )  # fmt: skip
 
 
@@ -106,6 +107,7 @@ class _Head:
     beside: int
     payload: int
     loss: float
+    left_s: float
 
 
 def _open(first: bytes) -> tuple[_Head, int]:

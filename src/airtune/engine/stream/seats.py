@@ -145,7 +145,8 @@ class Table:
                 return f"device {seat.device} is connected already; one stream a token"
             seat.outbox, seat.has_joined, seat.has_left = outbox, True, False
             seat.slot, seat.awaits = None, Kind.ACTIVATION
-            outbox.send(self._message(seat, Kind.WELCOME, beside=self.listed(seat)))
+            welcome = self._message(seat, Kind.WELCOME, beside=self.listed(seat))
+            outbox.send(replace(welcome, left_s=max(self.ends_at - time.monotonic(), 0.0)))
             self.changed.notify_all()
         return ""
 
@@ -153,6 +154,8 @@ class Table:
         """Return what may come from a device now."""
         with self.changed:
             kinds = frozenset() if seat.is_done or seat.awaits is None else frozenset({seat.awaits})
+            if Kind.ACTIVATION in kinds:
+                kinds |= {Kind.STOP}
             return Expected(
                 kinds, self.run, self.round, seat.device, seat.step, self.max_body_bytes
             )
@@ -171,6 +174,13 @@ class Table:
                 lambda: seat.slot is not message or seat.outbox is not outbox or not self.is_open
             )
             return seat.outbox is outbox and self.is_open
+
+    def stop(self, seat: Seat, outbox: Outbox) -> None:
+        """Take the steps that a device has done for all that it does."""
+        with self.changed:
+            if seat.outbox is outbox:
+                seat.steps = seat.step
+                self.changed.notify_all()
 
     def take(self, seat: Seat) -> Message | None:
         """Take what a device has sent; until it is answered, nobody else may take its seat."""

@@ -26,6 +26,7 @@ from airtune.engine.stream.rounds import SplitRound
 from airtune.engine.stream.seats import Ending, Outbox, Seat, Table
 from airtune.engine.stream.task import ServerRound, SplitTask
 from airtune.errors import CodecError, TrainingError
+from airtune.split.message import Kind
 from airtune.wire.base import Shelf, base_handler
 from airtune.wire.channel import SERVICE, TOKEN_KEY, channel_options, value_of
 from airtune.wire.link import measure_handler
@@ -198,6 +199,9 @@ def _read(requests: Iterator[bytes], table: Table, seat: Seat, outbox: Outbox) -
         while going:
             message = read_message(requests, lambda: table.expected(seat))
             in_order = message is None
+            if message is not None and message.kind is Kind.STOP:
+                table.stop(seat, outbox)
+                continue
             going = message is not None and table.put(seat, outbox, message)
     except CodecError as error:
         table.end(seat, "refused", str(error), held_by=outbox)
