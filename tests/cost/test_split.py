@@ -193,3 +193,15 @@ def test_steps_may_take_the_list_of_what_is_remembered(sample, problem_of, plan_
         for value in (False, True)
     )
     assert (predictive - plain == 30 * LISTED_BYTES).all()
+
+
+def test_a_lower_rank_lightens_the_device_and_not_the_server(problem_of, plan_of):
+    problem = problem_of()
+    low, full = (split_cost(problem, plan_of(cut=1, rank=rank)) for rank in (2, 4))
+    for way in ("adapter_up_bytes", "adapter_down_bytes"):
+        assert getattr(low, way) == 0.5 * getattr(full, way)
+    assert low.forward_flops < full.forward_flops
+    assert low.backward_flops < full.backward_flops
+    assert low.device_peak_bytes < full.device_peak_bytes
+    for same in ("server_flops", "server_bytes", "activation_bytes", "gradient_bytes"):
+        assert getattr(low, same) == getattr(full, same)

@@ -64,6 +64,51 @@ def test_plans_bytes_and_losses_are_those_of_one_process(
         assert one["split"]["beside_up_bytes"] == other["split"]["beside_up_bytes"]
 
 
+OWN = """
+from dataclasses import dataclass, replace
+import numpy as np
+from airtune.plan import CodecSpec, RoundPlan, whole_model
+
+@dataclass(frozen=True)
+class Own:
+    needs = frozenset()
+    may_cut = True
+
+    def init(self, problem):
+        return {}
+
+    def plan(self, problem, state, observation):
+        device = np.flatnonzero(observation.available)
+        told = whole_model(device, rank=problem.workload.rank, local_steps=2,
+                           share=np.full(device.size, 1 / device.size))
+        told = replace(told, cut=np.array([1, 2, 1]), rank=problem.workload.rank // np.array([1, 2, 4]),
+                       upload_index=(np.arange(3) + observation.round) % 3,
+                       uploads=(CodecSpec(), CodecSpec("fp16"), CodecSpec("topk", keep=0.2, bits=4)))
+        return RoundPlan(observation.round, told, ("own",) * device.size), state
+
+    def divide(self, problem, state, plan, links, remaining_bytes):
+        return plan.assignments.share
+
+    def learn(self, problem, state, results):
+        return state
+"""
+
+
+def test_ranks_and_codecs_of_their_own_are_replayed(
+    recipe: Any, nodes: Any, alone: Any, server: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    told = recipe(**{"method.name": f"{tmp_path}/own.py:Own", "upload.feedback": "true"})
+    here, there = alone(told, tmp_path / "a"), _replayed(told, nodes, tmp_path / "b", server)
+    assert len(set(here.devices["rank"])) == len(set(here.devices["upload_codec"])) == 3
+    for name in (*PLANNED, "upload_codec"):
+        np.testing.assert_array_equal(here.devices[name], there.devices[name], err_msg=name)
+    for name in PRICED:
+        np.testing.assert_allclose(here.devices[name], there.devices[name], rtol=1e-3, err_msg=name)
+    for one, other in zip(here.rounds, there.rounds, strict=True):
+        assert one["validation"]["loss"] == pytest.approx(other["validation"]["loss"], rel=1e-3)
+
+
 def test_without_a_stream_a_cut_is_refused(recipe: Any, nodes: Any, tmp_path: Path) -> None:
     with pytest.raises(MethodError, match="serves no split rounds"):
         _replayed(recipe(**{"method.name": "splitlora"}), nodes, tmp_path, None)

@@ -154,7 +154,8 @@ def assert_same_updates(one, other):
 @pytest.mark.parametrize("labels", ["travel", "stay"])
 @pytest.mark.parametrize("codec", [CodecSpec(), CodecSpec("topk", keep=0.5, bits=8)])
 def test_a_barrier_round_is_that_of_one_process(server, base, labels, codec):
-    jobs = [job(0, 1, codec=codec), job(1, 3, codec=codec)]
+    jobs = [job(0, 1, codec=codec), job(1, 3, codec=codec), job(2, 2, codec=codec)]
+    jobs[2] = replace(jobs[2], row=replace(jobs[2].row, rank=2))
     work = WorkSpec(labels=labels, reuse_mask=True)
     task = task_of(base, jobs, work=work)
     result, parts = go(server, task, jobs)

@@ -33,9 +33,8 @@ def rounds_times_seconds(plan, problem, seen):
     pruned = problem.shape.pruned_fraction(told.prune_heads, told.prune_ffn)
     log_k = np.interp(weight @ pruned, *pruning_curve(measured, 1.0))
     for share, row in zip(weight, told, strict=True):
-        cost = measured.cut + measured.codec_rounds(row.cut, row.codec) if row.cut else (
-            measured.rank_rounds(row.rank))  # fmt: skip
-        log_k += share * cost
+        cost = measured.cut + measured.codec_rounds(row.cut, row.codec) if row.cut else 0.0
+        log_k += share * (cost + measured.rank_rounds(row.rank))
     took = predict(problem, told, links=seen.links, flops_per_s=seen.flops_per_s)
     return log_k + np.log(took.round_s)
 
@@ -158,6 +157,9 @@ def test_the_menu_has_only_ranks_and_codecs_that_were_measured():
     full = problem.workload.rank
     assert set(lines.rank.tolist()) <= {full, full // 2, full // 4, full // 8}
     assert {codec.kind for codec in lines.codecs} == {"identity", "fp16", "deadzone", "topk"}
+    at_cut = {rank: lines.adapter_up_bytes[~lines.whole & (lines.rank == rank)]
+              for rank in (full, full // 2)}  # fmt: skip
+    np.testing.assert_allclose(at_cut[full // 2], 0.5 * at_cut[full])
 
 
 def test_a_quantile_gives_late_devices_more_of_the_link_and_plans_a_longer_round():

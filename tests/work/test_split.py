@@ -117,6 +117,44 @@ def test_one_device_split_without_compression_trains_as_the_whole_model(
     assert min(moved) > 1e-2
 
 
+def at_rank(job, rank):
+    return replace(job, row=replace(job.row, rank=rank))
+
+
+@pytest.mark.parametrize("labels", ["travel", "stay"])
+def test_a_lower_rank_trains_as_the_full_one_with_directions_that_are_zero(
+    go, base, jobs_of, state_of, labels
+):
+    # a direction whose A and B are zero has no gradient and stays so
+    state, rank, work = state_of(base), 2, WorkSpec(labels=labels)
+    cleared = {name: tensor.clone() for name, tensor in state.adapters.items()}
+    for name, tensor in blocks(cleared, {0, 1}).items():
+        (tensor if name[-1] == "A" else tensor.T)[rank:] = 0.0
+    (job,) = jobs_of(base, 2, steps=3)
+    wanted = go(base, [job], work=work, state=replace(state, adapters=cleared)).outcomes[0]
+    found = go(base, [at_rank(job, rank)], work=work, state=state).outcomes[0]
+    assert found.loss_last == pytest.approx(wanted.loss_last, abs=1e-5)
+    for name, tensor in found.update.adapters.items():
+        other = wanted.update.adapters[name]
+        if int(name[0]) < 2:
+            other = other[:rank] if name[-1] == "A" else other[:, :rank]
+        torch.testing.assert_close(tensor, other, atol=1e-5, rtol=1e-4)
+
+
+def test_each_direction_is_averaged_over_those_who_trained_it(go, base, jobs_of, state_of):
+    low, full = jobs_of(base, 3, 1)
+    updates = [one.update for one in go(base, [at_rank(low, 2), full]).outcomes]
+    state = aggregate(
+        AggregateSpec("nested"), state_of(base), updates, [1.0, 2.0], shape=base.shape
+    )
+    mine, other = (update.adapters["0.q_proj.A"] for update in updates)
+    assert mine.shape[0] == 2
+    assert other.shape[0] == 4
+    found = state.adapters["0.q_proj.A"]
+    torch.testing.assert_close(found[:2], (mine + 2.0 * other[:2]) / 3.0)
+    torch.testing.assert_close(found[2:], other[2:])
+
+
 def test_losses_of_all_devices_do_not_depend_on_the_labels_staying(go, base, jobs_of):
     jobs = jobs_of(base, 2, 1, 3)
     travel, stay = (go(base, jobs, work=WorkSpec(labels=labels)) for labels in ("travel", "stay"))
@@ -345,7 +383,7 @@ def test_what_split_training_cannot_do_is_refused(go, base, jobs_of):
         go(base, [])
     for change, message in [
         ({"cut": None}, "device 0 has no cut; train it with the whole model"),
-        ({"rank": 2}, "one rank of 4; device 0 is told to prune 0 and 0 at rank 2"),
+        ({"rank": 5}, "ranks from 1 to 4; device 0 is told to prune 0 and 0 at rank 5"),
         ({"prune_ffn": 0.5}, "told to prune 0 and 0.5 at rank 4"),
     ]:
         with pytest.raises(MethodError, match=message):
@@ -354,6 +392,11 @@ def test_what_split_training_cannot_do_is_refused(go, base, jobs_of):
         go(base, jobs_of(base, 4))
     with pytest.raises(MethodError, match="penalty 'proximal' is not available in split training"):
         go(base, [job], work=WorkSpec(penalty="proximal"))
+    with pytest.raises(
+        MethodError, match="told rank 2 of 4, but a device part that is handed over"
+    ):
+        go(base, [replace(job, row=replace(job.row, rank=2))],
+           work=WorkSpec(server="sequential", hand_over=True))  # fmt: skip
     with pytest.raises(MethodError, match=r"one cut for all; got a shared server and cuts \[1\]"):
         go(base, [job], work=WorkSpec(hand_over=True))
 

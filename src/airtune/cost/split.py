@@ -125,12 +125,14 @@ def line_cost(problem: Problem, assignments: Assignments, samples: Ints) -> Spli
     else:
         device_remembers = remembered
     peak = _device_peak(problem, assignments) + device_remembers
-    served = is_cut * _server_each(problem, assignments)
+    # the server's blocks have the full rank, whatever the device's own have
+    served_rows = replace(assignments, rank=np.full_like(assignments.rank, workload.rank))
+    served = is_cut * _server_each(problem, served_rows)
     return SplitCost(
         forward_flops=is_cut * forward,
         fresh=fresh,
         backward_flops=is_cut * ((1.0 - frozen) * backward + head),
-        server_flops=is_cut * (server_flops(shape, workload, assignments) - head),
+        server_flops=is_cut * (server_flops(shape, workload, served_rows) - head),
         activation_bytes=is_cut * up,
         gradient_bytes=is_cut * down,
         beside_bytes=is_cut * beside,

@@ -1,7 +1,7 @@
 """What each device may do where whole and cut devices share a round: its menu of lines, priced.
 
-A *whole* line is a pruning level, a rank and a codec of the update; a *cut* line is a cut and a codec
-of what crosses it.
+A *whole* line is a pruning level, a rank and a codec of the update; a *cut* line is a cut, a
+codec of what crosses it and a rank of the device's own blocks.
 Lines that were not measured are not offered, as nobody knows how many rounds they cost: without a
 measurement no device prunes beyond what its memory forces, sends a lower rank or codes what crosses
 its cut.
@@ -26,7 +26,6 @@ from airtune.plan import (
     CodecSpec,
     Floats,
     Ints,
-    Measurements,
     Problem,
     whole_model,
 )
@@ -130,7 +129,7 @@ def mixed_lines(problem: Problem, knobs: Collection[Knob], *, ranks: Sequence[in
     Args:
         problem: gives the model, the workload and what was measured.
         knobs: what may differ from dense, whole training at full rank without compression.
-        ranks: of whole lines, if ranks were measured and may be chosen; () = halves of the full one.
+        ranks: to choose from, if ranks were measured and may be chosen; () = halves of the full one.
     """
     measured, full = problem.measurements, problem.workload.rank
     chosen = [
@@ -150,7 +149,7 @@ def mixed_lines(problem: Problem, knobs: Collection[Knob], *, ranks: Sequence[in
     if measured is not None and "codec" in knobs:
         codecs += [each for each in measured.codecs_measured if each not in codecs]
     if "cut" in knobs and problem.shape.blocks > 1:
-        parts.append(_cut(problem, tuple(codecs), measured))
+        parts.append(_cut(problem, tuple(codecs), sorted({*chosen, full}, reverse=True)))
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found = MixedLines(codecs=tuple(codecs), uploads=tuple(uploads), **columns)
     return found if "prune" in knobs else found.take(np.flatnonzero(found.pruned == 0.0))
@@ -189,7 +188,8 @@ def fitting_lines(problem: Problem, seen: Seen, lines: MixedLines, max_prune: Bu
 def line_label(lines: MixedLines, line: int) -> str:
     """Return a line in words."""
     if lines.cut[line]:
-        return f"cut {lines.cut[line]}, {lines.codecs[int(lines.codec[line])].label}"
+        low = f", rank {lines.rank[line]}" if lines.rank[line] < lines.rank.max() else ""
+        return f"cut {lines.cut[line]}{low}, {lines.codecs[int(lines.codec[line])].label}"
     pruned = f"{lines.pruned[line]:.0%} pruned" if lines.pruned[line] else "whole"
     sent = ""
     if len(lines.uploads) > 1:
@@ -228,23 +228,29 @@ def _whole(
 
 
 def _cut(
-    problem: Problem, codecs: tuple[CodecSpec, ...], measured: Measurements | None
+    problem: Problem, codecs: tuple[CodecSpec, ...], ranks: Sequence[int]
 ) -> dict[str, Floats | Ints]:
-    """Return the columns of the cut lines: every cut with every codec."""
-    cuts = np.arange(1, problem.shape.blocks)
-    cut, codec = (grid.ravel() for grid in np.meshgrid(cuts, range(len(codecs)), indexing="ij"))
+    """Return the columns of the cut lines: every cut with every codec and rank.
+
+    A lower rank is charged what it costs whole devices, though the server's blocks keep the full one.
+    """
+    grid = np.meshgrid(ranks, np.arange(1, problem.shape.blocks), range(len(codecs)), indexing="ij")
+    rank, cut, codec = (column.ravel().astype(np.int64) for column in grid)
     count, nothing = cut.size, np.zeros(cut.size)
-    workload = problem.workload
+    workload, measured = problem.workload, problem.measurements
     rows = replace(
         whole_model(np.arange(count), rank=workload.rank, local_steps=workload.local_steps,
                     share=np.ones(count)),
-        cut=cut.astype(np.int64), codec_index=codec.astype(np.int64), codecs=codecs,
+        rank=rank, cut=cut, codec_index=codec, codecs=codecs,
     )  # fmt: skip
     cost = line_cost(problem, rows, np.ones(count, np.int64))
     lost = nothing
     if measured is not None:
-        lost = np.array([(measured.cut or 0.0) + measured.codec_rounds(int(at), codecs[each])
-                         for at, each in zip(cut, codec, strict=True)])  # fmt: skip
+        lower = {each: measured.rank_rounds(each) for each in ranks if each < workload.rank}
+        lost = np.array([
+            (measured.cut or 0.0) + measured.codec_rounds(row.cut or 0, row.codec)
+            + lower.get(row.rank, 0.0) for row in rows
+        ])  # fmt: skip
     return {
         "prune_heads": nothing, "prune_ffn": nothing, "pruned": nothing, "rank": rows.rank,
         "cut": rows.cut, "codec": rows.codec_index, "upload": np.zeros(count, np.int64), "log_rounds": lost,

@@ -23,12 +23,12 @@ from airtune.errors import ModelError, TrainingError
 from airtune.model.cumulative import global_kept, pooled_scores, remembered
 from airtune.model.importance import Importance, pool
 from airtune.model.kept import Kept, keep_all, linear_index
-from airtune.model.lora import Adapters, layer_names, take
+from airtune.model.lora import Adapters, layer_names
 from airtune.model.protect import add_noise, check_alike, clip_update
 from airtune.model.rules import RULES
 from airtune.model.rules.rule import Layer, LayerPart, Rule
 from airtune.model.state import GlobalState, Update
-from airtune.model.update import check_update
+from airtune.model.update import check_update, sent_of
 from airtune.plan import AggregateSpec, Floats, Linear, ModelShape
 
 
@@ -96,7 +96,7 @@ def _layers(
     adapters: Adapters = {}
     merged = dict(state.merged)
     sent = [
-        replace(one, adapters=take(state.adapters, shape, one.kept, one.rank))
+        replace(one, adapters=sent_of(one, state, shape))
         for one in (updates if rule.needs_sent else ())
     ]
     for name in layer_names(state.adapters):

@@ -39,7 +39,8 @@ def agreement_of(
         count = torch.zeros(full.shape)
         changes = []
         for update in updates:
-            place = place_of(name, shape, update.kept, update.rank)
+            rank = update.adapters[f"{name[:-1]}A"].shape[0]
+            place = place_of(name, shape, update.kept, rank)
             change = update.adapters[name].float().cpu() - full[place].float()
             total[place] += change
             count[place] += 1.0

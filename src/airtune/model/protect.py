@@ -19,8 +19,8 @@ from dataclasses import replace
 import torch
 
 from airtune.errors import ModelError
-from airtune.model.lora import take
 from airtune.model.state import GlobalState, Update
+from airtune.model.update import sent_of
 from airtune.plan import ModelShape
 
 Tensors = Mapping[str, torch.Tensor]
@@ -35,7 +35,7 @@ def clip_update(update: Update, state: GlobalState, shape: ModelShape, limit: fl
         shape: The unpruned model.
         limit: Largest Euclidean norm of the difference, above 0.
     """
-    start = take(state.adapters, shape, update.kept, update.rank) | dict(state.head)
+    start = sent_of(update, state, shape) | dict(state.head)
     given = dict(update.adapters) | dict(update.head)
     moved = {
         name: given[name].double() - start[name].double().to(given[name].device) for name in given
@@ -62,13 +62,18 @@ def check_alike(updates: Sequence[Update], shape: ModelShape) -> None:
     Raises:
         ModelError: if one is pruned, or ranks differ.
     """
+    first = _shapes(updates[0]) if updates else {}
     for update in updates:
-        if not _is_whole(update, shape) or update.rank != updates[0].rank:
+        if not _is_whole(update, shape) or _shapes(update) != first:
             raise ModelError(
                 f"update of device {update.device} is pruned or of rank {update.rank} where others "
                 f"have {updates[0].rank}: robust rules and privacy compare updates number by "
                 "number; use a method whose devices all train the whole model at one rank"
             )
+
+
+def _shapes(update: Update) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in update.adapters.items()}
 
 
 def add_noise(tensors: Tensors, deviation: float) -> dict[str, torch.Tensor]:

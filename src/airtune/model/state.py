@@ -63,12 +63,14 @@ class Update:
     kept: Kept
     rank: int
     adapters: Adapters
-    """Of its own slice and rank."""
+    """Of its own slice and rank; from `cut` on the server's, at full rank."""
     head: Head
     samples: int
     importance: Importance | None = None
     part: float = 1.0
     """Of what it was told, which it did before the deadline, in (0, 1]; its weight is as much less."""
+    cut: int | None = None
+    """Blocks of its own; None = all."""
 
 
 def initial_state(base: BaseModel, workload: Workload, seed: int) -> GlobalState:

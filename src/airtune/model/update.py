@@ -8,7 +8,7 @@ import torch
 from airtune.errors import ModelError
 from airtune.model.importance import Importance
 from airtune.model.kept import check_kept
-from airtune.model.lora import layer_names
+from airtune.model.lora import Adapters, layer_names, place_of
 from airtune.model.state import GlobalState, Update
 from airtune.plan import ModelShape
 
@@ -41,6 +41,15 @@ def check_update(update: Update, state: GlobalState, shape: ModelShape) -> None:
         _check_importance(update, update.importance, shape)
 
 
+def sent_of(update: Update, state: GlobalState, shape: ModelShape) -> Adapters:
+    """Return what each tensor of an update was before, as its device or the server was given it."""
+    found: Adapters = {}
+    for name in update.adapters:
+        rank = update.adapters[f"{name[:-1]}A"].shape[0]
+        found[name] = state.adapters[name][place_of(name, shape, update.kept, rank)].clone()
+    return found
+
+
 def _check_importance(update: Update, scores: Importance, shape: ModelShape) -> None:
     for name, rows, kept, size in (
         ("groups", scores.groups, update.kept.groups, shape.kv_groups),
@@ -64,10 +73,11 @@ def _wanted_shapes(
     wanted = {name: tuple(tensor.shape) for name, tensor in state.head.items()}
     linears = {linear.name: linear for linear in shape.linears}
     for name in layer_names(state.adapters):
-        if not 1 <= update.rank <= state.adapters[f"{name}.A"].shape[0]:
+        full = state.adapters[f"{name}.A"].shape[0]
+        if not 1 <= update.rank <= full:
             raise ModelError(
-                f"update of device {update.device}: rank must be between 1 and "
-                f"{state.adapters[f'{name}.A'].shape[0]}, got {update.rank}"
+                f"update of device {update.device}: rank must be between 1 and {full}, got "
+                f"{update.rank}"
             )
         block, _, linear = name.partition(".")
         columns, rows = shape.linear_sizes(
@@ -75,5 +85,7 @@ def _wanted_shapes(
             len(update.kept.groups[int(block)]),
             len(update.kept.channels[int(block)]),
         )
-        wanted |= {f"{name}.A": (update.rank, int(columns)), f"{name}.B": (int(rows), update.rank)}
+        is_own = update.cut is None or int(block) < update.cut
+        rank = update.rank if is_own else full
+        wanted |= {f"{name}.A": (rank, int(columns)), f"{name}.B": (int(rows), rank)}
     return wanted

@@ -11,7 +11,9 @@ from airtune.keys import generator
 from airtune.model.base import BaseModel
 from airtune.model.batch import Sequences
 from airtune.model.images import Images
-from airtune.model.stages import head_positions
+from airtune.model.kept import keep_all
+from airtune.model.lora import Adapters, take
+from airtune.model.stages import head_positions, held_by_device
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import Assignment, CodecSpec, ModelShape, Workload, WorkSpec
 from airtune.work.train import TrainSettings
@@ -67,6 +69,11 @@ class SplitContext:
         """Gives type and torch device of what crosses the cut, (width,)."""
         dtype = next(p.dtype for p in self.base.network.parameters() if p.is_floating_point())
         return torch.empty(self.base.shape.width, dtype=dtype, device=self.base.device)
+
+    def own_adapters(self, row: Assignment) -> Adapters:
+        """Return the adapters of a device's own blocks, at its rank, as the round starts."""
+        held = held_by_device(self.state.adapters, row.cut or 0)
+        return take(held, self.shape, keep_all(self.shape), row.rank)
 
     def remembers(self, codec: CodecSpec) -> bool:
         """Return whether both ends remember the samples that cross by this codec."""

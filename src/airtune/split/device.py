@@ -30,7 +30,7 @@ from airtune.work.wire import packed
 
 
 class DeviceEnd:
-    """Devices that cut alike and take equally many steps: `send`, where labels stay `finish`, `learn`."""
+    """Devices of one cut, rank and number of steps: `send`, where labels stay `finish`, `learn`."""
 
     def __init__(
         self, context: SplitContext, jobs: Mapping[int, SplitJob], *,
@@ -57,7 +57,8 @@ class DeviceEnd:
         state, work, seed, round = context.state, context.work, context.seed, context.round
         heads = [state.head] * len(jobs) if state.head else []
         self._half = DeviceHalf(
-            context.base.network, context.base.family, [state.adapters] * len(jobs), cut=self.cut,
+            context.base.network, context.base.family,
+            [context.own_adapters(first.row)] * len(jobs), cut=self.cut,
             scale=context.settings.scale,
             dropout=0.0 if work.device_frozen else context.settings.dropout,
             seeds=[derive_seed(seed, "split", round, job.device) for job in jobs.values()],

@@ -87,5 +87,5 @@ def _update(
         device=row.device, round=context.round, kept=keep_all(context.shape), rank=row.rank,
         adapters={name: tensor_of(name, old) for name, old in context.state.adapters.items()},
         head=part.head if context.labels_stay else server.heads[place],
-        samples=context.workload.batch * steps, part=steps / row.local_steps,
+        samples=context.workload.batch * steps, part=steps / row.local_steps, cut=row.cut,
     )  # fmt: skip

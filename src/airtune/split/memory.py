@@ -74,7 +74,7 @@ def agree(samples: Samples, listed: bytes) -> None:
 
 
 def made_with(context: SplitContext, row: Assignment) -> str:
-    """Return what a remembered activation depends on: the cut, and what is frozen below it."""
+    """Return what a remembered activation depends on: the cut, and what is frozen below it, at the rank."""
     cut = row.cut or 0
     if not context.work.device_frozen:
         return str(cut)
@@ -83,7 +83,7 @@ def made_with(context: SplitContext, row: Assignment) -> str:
         for name, tensor in sorted(held_by_device(tensors, cut).items()):
             values = tensor.detach().float().cpu().contiguous().numpy()
             digest = zlib.crc32(values.tobytes(), zlib.crc32(name.encode(), digest))
-    return f"{cut}-{digest:08x}"
+    return f"{cut}-{row.rank}-{digest:08x}"
 
 
 @dataclass(slots=True)

@@ -100,7 +100,7 @@ def split_round(
         drops: Device -> step in which it is lost between forward and backward.
 
     Raises:
-        MethodError: if a row has no cut, prunes, or asks for another rank than the state's.
+        MethodError: if a row has no cut, prunes, or has a rank that the local work does not take.
         ModelError: if a cut is outside the model.
         DataError: if a device has no example.
     """
@@ -209,11 +209,11 @@ class _Round:
         return tuple(map(int, order))
 
     def _alike(self, places: Sequence[int]) -> Iterator[list[int]]:
-        """Yield the devices that cut alike and take equally many steps."""
-        groups: dict[tuple[int | None, int], list[int]] = {}
+        """Yield the devices that cut alike, at one rank, and take equally many steps."""
+        groups: dict[tuple[int | None, int, int], list[int]] = {}
         for place in places:
             row = self.jobs[place].row
-            groups.setdefault((row.cut, row.local_steps), []).append(place)
+            groups.setdefault((row.cut, row.local_steps, row.rank), []).append(place)
         yield from groups.values()
 
     def _end(self, context: SplitContext, places: Sequence[int]) -> DeviceEnd:
@@ -258,11 +258,16 @@ def _check(state: GlobalState, jobs: Sequence[SplitJob], work: WorkSpec) -> None
         row = job.row
         if row.cut is None:
             raise MethodError(f"device {job.device} has no cut; train it with the whole model")
-        if row.prune_heads or row.prune_ffn or row.rank != rank:
+        if row.prune_heads or row.prune_ffn or not 1 <= row.rank <= rank:
             raise MethodError(
-                f"split training takes nothing off the model and one rank of {rank}; device "
+                f"split training takes nothing off the model and ranks from 1 to {rank}; device "
                 f"{job.device} is told to prune {row.prune_heads:g} and {row.prune_ffn:g} at "
                 f"rank {row.rank}"
+            )
+        if row.rank < rank and (work.hand_over or work.rank_scale == "own"):
+            raise MethodError(
+                f"device {job.device} is told rank {row.rank} of {rank}, but a device part that is "
+                "handed over, or scaled by its own rank, has the full one; give it that"
             )
     if work.penalty != "none":
         raise MethodError(f"penalty {work.penalty!r} is not available in split training; use none")
