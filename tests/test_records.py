@@ -11,6 +11,7 @@ from airtune import records
 from airtune.errors import CheckpointError, RunExistsError, StorageError
 from airtune.records import DEVICE_COLUMNS, RunWriter, flatten, read_run, write_atomically
 from airtune.records import run as run_records
+from airtune.records.table import format_rows, header_line, names_in, parse_rows
 
 HEADER = {"name": "test", "seed": 0, "method": {"name": "jcpba"}}
 
@@ -251,3 +252,13 @@ def test_ten_thousand_devices_append_and_read_as_columns(tmp_path):
     devices = read_run(tmp_path / "run").devices
     np.testing.assert_array_equal(devices["peak_bytes"], told["peak_bytes"])
     assert devices["device"].shape == (10_000,)
+
+
+def test_columns_that_older_runs_lack_are_read_as_not_known():
+    later = {"upload_codec", "server_s", "predicted_s", "step_down_bytes", "step_up_bytes"}
+    kept = tuple(name for name in DEVICE_COLUMNS if name not in later)
+    assert names_in(header_line(kept)) == kept
+    found = parse_rows(format_rows(columns() | {"round": 0}, kept), kept)
+    assert set(found["upload_codec"]) == {""}
+    assert np.isnan(found["server_s"]).all()
+    assert np.isfinite(found["upload_s"]).all()

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airtune.cost import gradient_bps, known_shapes, predict, split_cost, split_times
+from airtune.cost import (
+    broadcast_bytes,
+    gradient_bps,
+    known_shapes,
+    predict,
+    split_cost,
+    split_times,
+)
 from airtune.fleet.rates import downlink_bps, uplink_bps
 from airtune.plan import (
     Assignments,
@@ -61,9 +68,12 @@ def played(problem, told, links):
     cost = split_cost(problem, told)
     up, down = uplink_bps(links, told.share, told.device), downlink_bps(links, told.device)
     ready = 8 * cost.adapter_down_bytes / down
-    finish = np.zeros(4)
+    finish, whole = np.zeros(4), told.cut == 0
+    sent = 8 * broadcast_bytes(problem.shape, problem.workload, told) / down
+    heard = max(sent[(LINK == 0) & whole], default=0.0)
+    free = np.where(LINK == 0, heard, 0.0)
     for step in range(max(told.local_steps)):
-        going = [i for i in range(4) if step < told.local_steps[i]]
+        going = [i for i in range(4) if step < told.local_steps[i] and not whole[i]]
         arrived = max(
             ready[i] + cost.forward_flops[i] / SPEED[i]
             + 8 * (cost.activation_bytes[i] + cost.beside_bytes[i]) / up[i]
@@ -73,7 +83,9 @@ def played(problem, told, links):
         air = {i: 8 * cost.gradient_bytes[i] / down[i] for i in going}
         shared = sum(seconds for i, seconds in air.items() if LINK[i] == 0)
         done = {
-            i: served + (shared if LINK[i] == 0 else air[i]) + cost.backward_flops[i] / SPEED[i]
+            i: max(served, free[i])
+            + (shared if LINK[i] == 0 else air[i])
+            + cost.backward_flops[i] / SPEED[i]
             for i in going
         }
         barrier = max(done.values())
@@ -89,6 +101,17 @@ def test_a_round_takes_as_long_as_one_played_step_by_step(problem, links, steps)
     told = plan(steps)
     found = predict(problem, told, links=links, flops_per_s=SPEED)
     np.testing.assert_allclose(found.finish_s, played(problem, told, links), rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("slower", [1.0, 1e3])
+def test_gradients_wait_for_the_broadcast_on_their_link(problem, links, steps, slower):
+    slow = links.down_signal_hz / np.array([slower, 1.0, 1.0, 1.0])
+    here, told = replace(links, down_signal_hz=slow), plan((steps,) * 4, cut=(0, 2, 3, 1))
+    found = predict(problem, told, links=here, flops_per_s=SPEED).finish_s
+    np.testing.assert_allclose(found[1:], played(problem, told, here)[1:], rtol=1e-12)
+    alone = predict(problem, told, links=links, flops_per_s=SPEED).finish_s
+    assert np.all(found[[1, 3]] > alone[[1, 3]]) == (slower > 1.0)
 
 
 def test_a_sequential_server_takes_the_sum_and_gives_each_its_link(problem, links):

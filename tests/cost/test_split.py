@@ -195,8 +195,8 @@ def test_steps_may_take_the_list_of_what_is_remembered(sample, problem_of, plan_
     assert (predictive - plain == 30 * LISTED_BYTES).all()
 
 
-def test_a_lower_rank_lightens_the_device_and_not_the_server(problem_of, plan_of):
-    problem = problem_of()
+def test_a_lower_rank_lightens_the_device_and_not_the_server(sample, problem_of, plan_of):
+    problem = problem_of(sample.shape)
     low, full = (split_cost(problem, plan_of(cut=1, rank=rank)) for rank in (2, 4))
     for way in ("adapter_up_bytes", "adapter_down_bytes"):
         assert getattr(low, way) == 0.5 * getattr(full, way)

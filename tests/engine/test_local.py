@@ -253,6 +253,17 @@ def test_each_device_codes_its_update_as_it_is_told(engine_of, plan_of, keep, st
     assert same == [False, True, False, True, True, True]
 
 
+def test_on_links_that_stand_still_a_round_takes_what_was_predicted(
+    engine_of, plan_of, keep, state, cell
+):
+    link = cell["links"]["cell"]
+    del link["slot_s"], link["radio"]["fading"]
+    found = execute(engine_of(), plan_of(), state, keep).results
+    np.testing.assert_allclose(found.predicted_s, found.finish_s)
+    for nothing in (found.server_s, found.step_up_bytes, found.step_down_bytes):
+        assert not nothing.any()
+
+
 def test_what_coding_lost_is_made_up_for_in_another_codec(
     engine_of, problem_of, plan_of, keep, state, cell
 ):

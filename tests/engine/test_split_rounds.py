@@ -7,10 +7,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from airtune.cost import split_cost
 from airtune.engine.base import EngineSettings
 from airtune.engine.virtual import local_engine
 from airtune.errors import MethodError
 from airtune.fleet import load_fleet
+from airtune.fleet.rates import downlink_bps
 from airtune.model.aggregate import aggregate
 from airtune.model.base import base_of
 from airtune.model.state import initial_state
@@ -173,6 +175,39 @@ def test_compression_sends_less_and_ends_sooner(engine_of, state, keep, cut_plan
     assert small.split["adapter_up_bytes"] == plain.split["adapter_up_bytes"]
     assert small.end_s < plain.end_s
     assert small.results.loss_last == pytest.approx(plain.results.loss_last, rel=0.05)
+
+
+def test_no_gradient_comes_down_before_the_broadcast_is_over(
+    engine_of, state, keep, cut_plan, cell
+):
+    link = cell["links"]["cell"]
+    del link["slot_s"], link["radio"]["fading"]
+    cell["devices"][0]["gflops_per_s"] = 1e6
+    link["radio"]["down_bandwidth_mhz"] = 0.1
+    done = execute(engine_of(), cut_plan(0, 2, 1), state, keep)
+    over_s, at = done.results.download_s[0], done.split["first_step"]
+    assert over_s > max(at["server_end_s"])
+    # both gradients are there when the link has carried the broadcast and then them
+    rate = downlink_bps(engine_of()._links(0, 0.0), np.array([1, 2]))
+    one_step = done.results.step_down_bytes[1:] / 2
+    np.testing.assert_allclose(at["download_s"], over_s + np.sum(8 * one_step / rate), rtol=0.05)
+
+
+def test_steps_adapters_and_the_servers_seconds_are_told_apart(engine_of, state, keep, cut_plan):
+    engine = engine_of()
+    done = execute(engine, cut_plan(1, 0, 2), state, keep)
+    found, told = done.results, done.results.done
+    cost = split_cost(engine._problem, told)
+    assert found.step_up_bytes.sum() == done.split["activation_up_bytes"]
+    np.testing.assert_allclose(
+        found.upload_bytes - found.step_up_bytes,
+        np.where(told.cut > 0, cost.adapter_up_bytes, found.upload_bytes),
+    )
+    assert found.step_down_bytes.sum() == done.split["gradient_down_bytes"]
+    speed = engine._problem.server_flops_per_s
+    np.testing.assert_allclose(found.server_s, told.local_steps * cost.server_flops / speed)
+    assert (found.server_s[1], found.step_up_bytes[1], found.step_down_bytes[1]) == (0, 0, 0)
+    assert np.all(found.predicted_s > 0)
 
 
 def test_the_adapters_of_a_cut_device_are_coded_too(engine_of, state, keep, cut_plan):

@@ -1,5 +1,6 @@
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -17,11 +18,13 @@ def run(build_split):
 
 def test_every_part_of_a_split_is_drawn(run):
     figures = {}
+    run.record.devices["server_s"][:] = 0.5
     panel = split_panel(run, "a", figures, shown_devices(run))
     titles = [title for _, title, _ in panel["plots"]]
     assert titles == ["The first step", "Bytes by direction", "Cut and codec",
                       "Share of the link, slot by slot", "What the cut gives away"]  # fmt: skip
     assert {key for key, _, _ in panel["plots"]} == set(figures)
+    assert panel["sentence"].endswith(" The server computed 12.0 s in all.")
     json.dumps(figures, allow_nan=False)
 
 
@@ -29,6 +32,7 @@ def test_bytes_are_told_against_their_bound(run):
     said = sentence(run.record.rounds)
     assert said.startswith("20 steps of 4 rounds sent 34.3 MiB")
     assert "−6.2 % of the entropy bound" in said
+    assert re.search(r"; adapters of cut devices took \S+ [MKG]iB more\.$", said)
 
 
 def test_the_phases_of_a_step_follow_one_another(run):

@@ -7,7 +7,8 @@ With a server that serves all at once, a step is
 and a round is its steps with the adapters' exchange before the first and after the last: a device
 that has its adapters early begins early, and one that is done sends at once. The uplink is divided
 by the plan's shares. Gradients differ by device, so the downlink is divided too: on a shared link
-all arrive together, after the sum of what each would take alone; a dedicated link carries one.
+all arrive together, after the sum of what each would take alone, and not before the broadcast to
+devices that train the whole model is over; a dedicated link carries one.
 A sequential server takes the sum over devices, each with its link to itself.
 
 Source: Split Fine-Tuning for Large Language Models in Wireless Networks (arXiv 2501.09237);
@@ -74,7 +75,7 @@ def gradient_bps(links: LinkState, device: Ints, remaining_bytes: Floats) -> Flo
 
 def split_times(
     problem: Problem, assignments: Assignments, cost: SplitCost, *, links: LinkState,
-    flops_per_s: Floats,
+    flops_per_s: Floats, broadcast_s: Floats | None = None,
 ) -> SplitTimes:  # fmt: skip
     """Return what a round through these cuts takes in a slot's links.
 
@@ -84,6 +85,8 @@ def split_times(
         cost: `split_cost` of them.
         links: Of the whole fleet.
         flops_per_s: Achieved training speeds of the whole fleet, shape (devices,).
+        broadcast_s: How long each row without a cut receives adapters; the others' is not read. None =
+            nobody does.
     """
     device, speed = assignments.device, flops_per_s[assignments.device]
     up_bps = uplink_bps(links, turn_share(problem, assignments.share), device)
@@ -114,13 +117,17 @@ def split_times(
         times.finish_s[turns] = np.cumsum(turn_s[turns])
         times.finish_s[is_cut & ~turns] = np.inf
     else:
-        _meet(times, assignments, is_cut, alone_s=alone_s, links=links)
+        listens_s = (
+            np.zeros(len(device)) if broadcast_s is None else np.where(is_cut, 0.0, broadcast_s)
+        )
+        free_s = _free_s(links, device, listens_s)
+        _meet(times, assignments, is_cut, alone_s=alone_s, links=links, free_s=free_s)
     return times
 
 
 def _meet(
     times: SplitTimes, assignments: Assignments, is_cut: Bools, *, alone_s: Floats,
-    links: LinkState,
+    links: LinkState, free_s: Floats,
 ) -> None:  # fmt: skip
     """Let all devices take their steps between barriers; writes into `times.finish_s`.
 
@@ -137,12 +144,25 @@ def _meet(
         here = reaches & (assignments.local_steps > done)
         down_s = _together_s(links, assignments.device, np.where(here, alone_s, 0.0))
         back_s = down_s + times.backward_s
+        longest_s = float(np.max(back_s[here]))
         sent_s = float(np.max(arrives_s[here])) + float(np.sum(times.server_s[here]))
-        now_s += (int(steps) - done) * (sent_s + float(np.max(back_s[here])))
+        if done == 0:  # of all gradients only the first may meet the broadcast
+            first_s = back_s + np.maximum(free_s - (now_s + sent_s), 0.0)
+            now_s += float(np.max(first_s[here])) - longest_s
+            back_s = first_s if steps == 1 else back_s
+        now_s += (int(steps) - done) * (sent_s + longest_s)
         last = here & (assignments.local_steps == steps)
         early_s = float(np.max(back_s[here])) - back_s
         times.finish_s[last] = (now_s - early_s + times.send_s)[last]
         done = int(steps)
+
+
+def _free_s(links: LinkState, device: Ints, listens_s: Floats) -> Floats:
+    """Return when the broadcast is over on each device's link; 0 on a dedicated one, (n,)."""
+    ends_s = np.zeros(len(links.specs))
+    heard = np.isfinite(listens_s) & ~_dedicated(links, device)
+    np.maximum.at(ends_s, links.link[device[heard]], listens_s[heard])
+    return ends_s[links.link[device]]
 
 
 def transfer_s(size_bytes: Floats, rate_bps: Floats) -> Floats:

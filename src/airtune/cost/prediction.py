@@ -79,7 +79,9 @@ def predict(
     found = _whole(problem, assignments, links=links, flops_per_s=flops_per_s)
     is_cut = assignments.cut > 0
     if is_cut.any():
-        split = _split(problem, assignments, links=links, flops_per_s=flops_per_s)
+        split = _split(
+            problem, assignments, links=links, flops_per_s=flops_per_s, broadcast_s=found.download_s
+        )
         columns = {
             column.name: np.where(is_cut, getattr(split, column.name), getattr(found, column.name))
             for column in fields(Prediction)
@@ -118,11 +120,14 @@ def _whole(
 
 
 def _split(
-    problem: Problem, assignments: Assignments, *, links: LinkState, flops_per_s: Floats
-) -> Prediction:
+    problem: Problem, assignments: Assignments, *, links: LinkState, flops_per_s: Floats,
+    broadcast_s: Floats,
+) -> Prediction:  # fmt: skip
     """Return the prediction of devices that meet at their cuts; sums over the round's steps."""
     cost = split_cost(problem, assignments)
-    times = split_times(problem, assignments, cost, links=links, flops_per_s=flops_per_s)
+    times = split_times(
+        problem, assignments, cost, links=links, flops_per_s=flops_per_s, broadcast_s=broadcast_s
+    )
     steps = assignments.local_steps
     compute_s = steps * (times.forward_s + times.backward_s)
     upload_s = steps * times.up_s + times.send_s

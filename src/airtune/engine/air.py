@@ -3,7 +3,8 @@
 The plan's shares hold in the first slot; at every later edge the method is asked once, and its
 answer holds until the next. All devices of a plan share one air: those that train the whole model
 and those that are cut go through its slots in step, and a method is asked when all have come to the
-slot, with what each has yet to send.
+slot, with what each has yet to send. The downlink of a shared link carries one thing at a time: first
+the broadcast of adapters, of which a cut device's are a part, then what is each cut device's own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from airtune.cost.delay import gradient_bps
 from airtune.engine.checks import Divide, check_shares
+from airtune.engine.clock import transfer
 from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import downlink_bps, uplink_bps
 from airtune.plan import Floats, Ints, LinkState, RoundPlan
@@ -47,7 +49,29 @@ class Air:
         self._down: dict[int, Floats] = {}
         count = len(plan.assignments)
         self._told = np.zeros(count) if usual_bytes is None else usual_bytes.copy()
+        self._free_s = np.zeros(len(fleet.specs))
         check_shares(plan.assignments.share, plan.assignments, self.links(0))
+
+    def broadcast(self, places: Ints, size_bytes: float, *, until_s: float) -> None:
+        """Occupy downlinks until the slowest of some rows on each has what is sent to all.
+
+        Args:
+            places: rows of the plan that listen to all of it.
+            size_bytes: of the broadcast.
+            until_s: nothing is sent after this.
+        """
+        done = transfer(
+            self.part(places).broadcast, start_s=np.zeros(len(places)), slot_s=self.slot_s,
+            size_bytes=np.full(len(places), size_bytes), until_s=until_s,
+        )  # fmt: skip
+        is_shared = np.array([spec.kind == "shared" for spec in self._fleet.specs])
+        link = self._fleet.link[self._plan.assignments.device[places]]
+        heard = is_shared[link] & np.isfinite(done.finish_s)
+        np.maximum.at(self._free_s, link[heard], done.finish_s[heard])
+
+    def free_s(self, device: Ints) -> Floats:
+        """Return when the broadcast is over on each device's link, seconds after the start, (m,)."""
+        return self._free_s[self._fleet.link[device]]
 
     @property
     def slot_s(self) -> float | None:
@@ -114,6 +138,11 @@ class Part:
     def slot_s(self) -> float | None:
         """Length of a slot; None = one without end."""
         return self._air.slot_s
+
+    @property
+    def free_s(self) -> Floats:
+        """When the downlink of each row's link is free, seconds after the start of the round."""
+        return self._air.free_s(self.device)
 
     def links(self, slot: int) -> LinkState:
         """Return all links of the fleet in a slot."""

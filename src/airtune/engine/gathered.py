@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from airtune.cost import energy_j
 from airtune.engine.timing import Timing
 from airtune.model.state import Update
-from airtune.plan import Problem, Results, RoundPlan
+from airtune.plan import Floats, Problem, Results, RoundPlan
 from airtune.work.train import Outcome
 
 
@@ -30,6 +30,8 @@ def results_of(
     timing: Timing,
     status: NDArray[np.str_],
     outcomes: Mapping[int, Outcome],
+    *,
+    predicted_s: Floats | None = None,
 ) -> Results:
     """Return what the method learns: columns over the devices of the plan.
 
@@ -39,6 +41,7 @@ def results_of(
         timing: of the round.
         status: after local work, (n,).
         outcomes: by row of the plan, of those that came in time.
+        predicted_s: when each was predicted to finish, (n,).
     """
     count = len(plan.assignments)
     first, last = np.full(count, np.nan), np.full(count, np.nan)
@@ -60,6 +63,8 @@ def results_of(
         upload_bytes=timing.upload_bytes, flops=timing.flops, loss_first=first, loss_last=last,
         samples=samples, peak_bytes=timing.peak_bytes, energy_j=energy,
         importance=importance, rank_left=rank_left, done=plan.assignments,
+        server_s=timing.server_s, step_up_bytes=timing.step_up_bytes,
+        step_down_bytes=timing.step_down_bytes, predicted_s=predicted_s,
     )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ All devices in one pass (a shared server, or a copy for each):
     step = max_i (forward_i + upload_i) + server (all that arrived) + max_i (download_i + backward_i)
 
 The uplink is divided by the slot's shares. What the server returns is each device's own, so the
-downlink of a shared link is divided too, such that all there end together. A device begins its first
+downlink of a shared link is divided too, such that all there end together, from when the broadcast to
+devices that train the whole model is over there. A device begins its first
 step as soon as it has its adapters, and sends them back when its own last step is done. A
 sequential server serves one device after the other, each with its link to itself: adapters,
 steps, adapters. Transfers are integrated over slots. A device whose link carries nothing, that is
@@ -107,6 +108,9 @@ class _Log:
     upload_s: Floats
     download_bytes: Floats
     upload_bytes: Floats
+    step_up_bytes: Floats
+    step_down_bytes: Floats
+    server_s: Floats
     flops: Floats
     finish_s: Floats
     """When the adapters were back; inf where they never are."""
@@ -120,9 +124,11 @@ class _Log:
     @classmethod
     def empty(cls, count: int, until_s: float) -> _Log:
         """Return a log of a round that has not begun."""
-        down, compute, up, down_bytes, up_bytes, flops = np.zeros((6, count))
+        down, compute, up, down_bytes, up_bytes, step_up, step_down, server, flops = np.zeros(
+            (9, count)
+        )
         return cls(
-            until_s, down, compute, up, down_bytes, up_bytes, flops,
+            until_s, down, compute, up, down_bytes, up_bytes, step_up, step_down, server, flops,
             np.full(count, np.inf), np.full((4, count), np.nan),
             stopped_after=np.zeros(count, np.int64),
         )  # fmt: skip
@@ -134,15 +140,17 @@ class _Log:
         end = np.minimum(np.where(begun, end_s, 0.0), self.until_s)
         return np.where(np.isfinite(end), np.maximum(end - start, 0.0), 0.0)
 
-    def came(self, start_s: Floats, done: Transfer) -> None:
+    def came(self, start_s: Floats, done: Transfer, *, is_step: bool = False) -> None:
         """Count a download."""
         self.download_s += self.spent(start_s, done.finish_s)
         self.download_bytes += done.sent_bytes
+        self.step_down_bytes += done.sent_bytes * is_step
 
-    def went(self, start_s: Floats, done: Transfer) -> None:
+    def went(self, start_s: Floats, done: Transfer, *, is_step: bool = False) -> None:
         """Count an upload."""
         self.upload_s += self.spent(start_s, done.finish_s)
         self.upload_bytes += done.sent_bytes
+        self.step_up_bytes += done.sent_bytes * is_step
 
     def worked(self, start_s: Floats, seconds: Floats, flops: Floats) -> Floats:
         """Count computing; returns when it ends, inf where it never began."""
@@ -195,7 +203,7 @@ class _Clock:
         flops = self.cost.forward_flops * share
         forward_s = self.log.worked(start_s, flops / self.speed, flops)
         done = yield from self.carried(rates, forward_s, self.crossed.up_bytes[step], tell)
-        self.log.went(forward_s, done)
+        self.log.went(forward_s, done, is_step=True)
         came = np.isfinite(done.finish_s) & (self.crossed.up_bytes[step] > 0)
         spent_s = done.finish_s[came] - forward_s[came]
         self.went_s[came] = spent_s / self.crossed.up_bytes[step][came]
@@ -206,17 +214,21 @@ class _Clock:
 
     def served(self, step: int, start_s: float, came: Bools) -> float:
         """Let the server compute; returns when it is done."""
-        end_s = (
-            start_s + float(self.cost.server_flops[came].sum()) / self.problem.server_flops_per_s
-        )
+        each_s = self.cost.server_flops * came / self.problem.server_flops_per_s
+        end_s = start_s + float(each_s.sum())
+        self.log.server_s += each_s
         if step == 0:
             self.log.server.append((start_s, end_s))
         return end_s
 
     def learnt(self, rates: RatesAt, step: int, start_s: Floats) -> Process[Floats]:
-        """Return gradients and let devices run backward; returns when they are done."""
+        """Return gradients and let devices run backward; returns when they are done.
+
+        On a shared link they wait until the broadcast of adapters is over.
+        """
+        start_s = np.maximum(start_s, self.air.free_s)
         done = yield from self.carried(rates, start_s, self.crossed.down_bytes[step])
-        self.log.came(start_s, done)
+        self.log.came(start_s, done, is_step=True)
         flops = self.cost.backward_flops
         end_s = self.log.worked(done.finish_s, flops / self.speed, flops)
         if step == 0:
@@ -278,7 +290,9 @@ def split_round_time(
     timing = Timing(
         status=status, faults=reasons, download_s=log.download_s, compute_s=log.compute_s,
         upload_s=log.upload_s, finish_s=back_s,
-        download_bytes=log.download_bytes, upload_bytes=log.upload_bytes, flops=log.flops,
+        download_bytes=log.download_bytes, upload_bytes=log.upload_bytes,
+        step_up_bytes=log.step_up_bytes, step_down_bytes=log.step_down_bytes,
+        server_s=log.server_s, flops=log.flops,
         peak_bytes=cost.device_peak_bytes,
         bandwidth_hz=bandwidth_hz(air.links(0), plan),
         end_s=until_s if np.any(status == "late") else end_s,

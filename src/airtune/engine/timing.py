@@ -41,6 +41,11 @@ class Timing:
     """Seconds after the start of the round; NaN where nothing came back."""
     download_bytes: Floats
     upload_bytes: Floats
+    step_up_bytes: Floats
+    """Of `upload_bytes`: what went over a cut."""
+    step_down_bytes: Floats
+    server_s: Floats
+    """Of the server's computing, for each device's steps."""
     flops: Floats
     peak_bytes: Floats
     bandwidth_hz: Floats
@@ -50,7 +55,8 @@ class Timing:
 
 
 _COLUMNS = ("status", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
-            "upload_bytes", "flops", "peak_bytes", "bandwidth_hz")  # fmt: skip
+            "upload_bytes", "step_up_bytes", "step_down_bytes", "server_s", "flops", "peak_bytes",
+            "bandwidth_hz")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +138,13 @@ def whole_round(
         phases, faults, able=able, dropped=dropped, deadline_s=deadline_s, needed_s=cost.finish_s
     )
     download_s, compute_s, upload_s = _spent(phases, until_s)
+    step_up, step_down, server_s = np.zeros((3, len(able)))
     return Timing(
         status=status, faults=reasons,
         download_s=download_s, compute_s=compute_s, upload_s=upload_s,
         finish_s=np.where(status == "ok", phases.upload.finish_s, np.nan),
         download_bytes=phases.download.sent_bytes, upload_bytes=phases.upload.sent_bytes,
+        step_up_bytes=step_up, step_down_bytes=step_down, server_s=server_s,
         flops=np.where(able, cost.flops, 0.0), peak_bytes=cost.peak_bytes,
         bandwidth_hz=bandwidth_hz(links, plan),
         end_s=_end(phases, status, able=able, dropped=dropped, deadline_s=deadline_s),

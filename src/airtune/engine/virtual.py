@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.cost import broadcast_bytes, most_bytes, peak_memory
+from airtune.cost import broadcast_bytes, most_bytes, peak_memory, predict
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
 from airtune.engine.base import EngineSettings, Execution, Setup, Split
@@ -33,6 +33,8 @@ from airtune.model.base import BaseModel
 from airtune.model.state import GlobalState
 from airtune.plan import (
     Bools,
+    Floats,
+    LinkState,
     Need,
     Observation,
     Problem,
@@ -89,17 +91,25 @@ class VirtualEngine:
         restore(self._workers, arrays)
         self._limits.allowance.restore(under("month/", arrays))
 
+    def _flops_per_s(self, round: int) -> Floats:
+        """Return how fast each device is taken to be."""
+        return self._fleet.flops_at(round)
+
+    def _links(self, round: int, time_s: float) -> LinkState:
+        """Return the links as they are taken to be at the start of a round."""
+        return self._fleet.links_at(round, 0, time_s)
+
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know: links at the start, speeds, and who is asked."""
         self._limits.allowance.begin_round(time_s)
-        links = self._fleet.links_at(round, 0, time_s)
+        links = self._links(round, time_s)
         there = with_data(links.available, self._problem.devices.weight)
         observation = Observation(
             round=round,
             time_s=time_s,
             links=links,
             available=self._limits.asked(round, there),
-            flops_per_s=self._fleet.flops_at(round),
+            flops_per_s=self._flops_per_s(round),
         )
         return mask_observation(observation, self._needs)
 
@@ -129,6 +139,10 @@ class VirtualEngine:
             plan = let_settle(
                 self._problem, self._fleet, plan, start_s=begin_s, download_bytes=size_bytes
             )
+        predicted = predict(
+            self._problem, plan.assignments, links=self._links(plan.round, begin_s),
+            flops_per_s=self._flops_per_s(plan.round),
+        )  # fmt: skip
         record = None
         if np.any(plan.assignments.cut > 0):
             plan, timing, outcomes, record = self._through_cuts(
@@ -147,7 +161,9 @@ class VirtualEngine:
         status = timing.status.copy()
         for place, outcome in outcomes.items():
             status[place] = outcome.status
-        results = results_of(self._problem, plan, timing, status, outcomes)
+        results = results_of(
+            self._problem, plan, timing, status, outcomes, predicted_s=predicted.finish_s
+        )
         beside = np.where(np.isin(results.device, setup.devices), setup.each_bytes, 0.0)
         self._limits.allowance.spend(
             results.device, results.download_bytes + results.upload_bytes + beside
@@ -172,8 +188,8 @@ class VirtualEngine:
         most = most_bytes(self._problem, plan.assignments)
         if lacks_scores(self._workers, plan, state):
             most += most_measuring_bytes(self._workers, self._fleet, plan)
-        links = self._fleet.links_at(plan.round, 0, self._limits.allowance.now_s)
-        speeds = self._fleet.flops_at(plan.round)
+        links = self._links(plan.round, self._limits.allowance.now_s)
+        speeds = self._flops_per_s(plan.round)
         return self._limits.faults(plan, most, links=links, flops_per_s=speeds)
 
     def idle_until_s(self, time_s: float, idle_s: float) -> float:
@@ -234,6 +250,9 @@ class VirtualEngine:
         able = whole[self._able(rows_of(plan, whole), dropped[whole])] if len(whole) else whole
         trained = self._workers.train(plan, state, able.tolist())
 
+        deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
+        until_s = np.inf if deadline_s is None else deadline_s
+
         def passed(plan: RoundPlan, done: CutRound) -> tuple[Timing, SplitTiming, Sent, Air]:
             outcomes = {**trained, **done.outcomes}
             sent = self._workers.uplink.send(plan, state, outcomes)
@@ -241,6 +260,11 @@ class VirtualEngine:
             if done.result is not None:
                 usual[done.places[done.columns]] = done.result.up_bytes[0]
             air = Air(self._fleet, plan, divide, start_s=start_s, usual_bytes=usual)
+            if len(able):
+                size_bytes = download_bytes or broadcast_bytes(
+                    self._problem.shape, self._problem.workload, rows_of(plan, whole).assignments
+                )
+                air.broadcast(able, size_bytes, until_s=until_s)
             cut_time = splitter.time(done, air, sent)
             if not len(whole):
                 timed = alone(cut_time)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from airtune.engine.base import Execution
 from airtune.engine.checkpoint import Checkpoint
 from airtune.model.state import GlobalState
-from airtune.plan import Assignments, Problem, RoundPlan, State
+from airtune.plan import Assignments, Floats, Problem, RoundPlan, State
 from airtune.records import DEVICE_COLUMNS
 
 Record = dict[str, Any]
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 STATUSES = ("ok", "late", "refused", "failed", "absent")
 _NOTHING = frozenset({
     "prune_heads", "prune_ffn", "pruned", "share", "download_bytes", "upload_bytes", "flops",
-    "peak_bytes", "energy_j", "judging_s",
+    "peak_bytes", "energy_j", "judging_s", "server_s", "step_up_bytes", "step_down_bytes",
 })  # fmt: skip
 """Columns that are 0 for a device that was told nothing; other numbers are not known."""
 MAX_REASONS = 10
@@ -126,10 +126,14 @@ def device_columns(problem: Problem, done: Round) -> Mapping[str, NDArray[Any]]:
               "samples", "importance", "status")  # fmt: skip
     columns: dict[str, NDArray[Any]] = {name: getattr(results, name) for name in shared}
     pairs = zip(execution.faults, done.plan.reasons, strict=True)
-    judging_s = np.zeros(len(told)) if results.judging_s is None else results.judging_s
+    judging_s = _known(results.judging_s, len(told), 0.0)
     known_s = results.download_s + judging_s + results.compute_s + results.upload_s
     columns |= {
         "judging_s": judging_s,
+        **{
+            name: _known(getattr(results, name), len(told), np.nan)
+            for name in ("server_s", "step_up_bytes", "step_down_bytes", "predicted_s")
+        },
         "wait_s": np.maximum(results.finish_s - known_s, 0.0),
         "name": np.array([problem.devices.names[device] for device in told.device], object),
         "prune_heads": told.prune_heads,
@@ -147,6 +151,10 @@ def device_columns(problem: Problem, done: Round) -> Mapping[str, NDArray[Any]]:
         "reason": np.array([fault or reason for fault, reason in pairs], object),
     }
     return {name: np.concatenate([column, out[name]]) for name, column in columns.items()}
+
+
+def _known(column: Floats | None, count: int, usual: float) -> Floats:
+    return np.full(count, usual) if column is None else column
 
 
 def _upload_labels(problem: Problem, told: Assignments) -> NDArray[Any]:

@@ -200,5 +200,14 @@ class Results:
     """The scale of its noise."""
     judging_s: Floats | None = None
     """Seconds in which each device judged the model that it was given; None = none did."""
+    server_s: Floats | None = None
+    """Seconds that the server computed for each device's steps; 0 without a cut; NaN or None where
+    nobody measured them."""
+    step_up_bytes: Floats | None = None
+    """Of `upload_bytes`: activations with what goes beside them; the rest is the update."""
+    step_down_bytes: Floats | None = None
+    """Of `download_bytes`: gradients; the rest is adapters."""
+    predicted_s: Floats | None = None
+    """When each device was predicted to finish, at the speeds and links that were known."""
     rank_left: Ints | None = None
     """Rank that each device wants from now on, where it prunes its own; None = as it was told."""

@@ -16,13 +16,17 @@ _WHOLE = ("round", "device", "rank", "cut", "local_steps", "samples", "rank_left
 DEVICE_COLUMNS = (
     "round", "device", "name", "status", "prune_heads", "prune_ffn", "pruned", "rank", "cut",
     "codec", "upload_codec", "share", "bandwidth_hz", "local_steps", "download_s", "judging_s", "compute_s",
-    "upload_s", "wait_s", "finish_s", "download_bytes", "upload_bytes", "flops", "peak_bytes", "memory_bytes",
+    "upload_s", "server_s", "wait_s", "finish_s", "predicted_s", "download_bytes", "upload_bytes",
+    "step_down_bytes", "step_up_bytes", "flops", "peak_bytes", "memory_bytes",
     "energy_j", "loss_first", "loss_last", "samples", "importance", "rank_left", "reason",
 )  # fmt: skip
 """Columns of `devices.csv`, in order."""
 
 Columns = dict[str, NDArray[Any]]
-_LATER = frozenset({"judging_s", "wait_s", "upload_codec"})
+_LATER = frozenset({
+    "judging_s", "wait_s", "upload_codec", "server_s", "predicted_s", "step_down_bytes",
+    "step_up_bytes",
+})  # fmt: skip
 """Columns that older runs lack; they are read as not known."""
 
 

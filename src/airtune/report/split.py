@@ -17,7 +17,7 @@ from airtune.report.figure import Figure, axis, colour_of, label, layout
 from airtune.report.rounds import device_names, rows_of
 from airtune.report.study import RunSeries
 from airtune.report.wording import bytes_scale, seconds_scale
-from airtune.units import format_bytes
+from airtune.units import format_bytes, format_seconds
 
 _PHASES = (
     ("forward", "var(--compute)"),
@@ -61,7 +61,7 @@ def split_panel(run: RunSeries, name: str, figures: dict[str, Figure], shown: In
     for part in kept:
         figures[f"{name}-split-{part.title}"] = part.figure
     return {
-        "sentence": sentence(rounds),
+        "sentence": f"{sentence(rounds)}{_served(run)}",
         "plots": [(f"{name}-split-{part.title}", part.title, part.caption) for part in kept],
     }
 
@@ -77,7 +77,15 @@ def sentence(rounds: Sequence[Mapping[str, Any]]) -> str:
     )
     if bound > 0.0:
         said += f", {100 * ((up + down) / bound - 1):+.1f} % of the entropy bound".replace("-", "−")
+    adapters = _total(rounds, "adapter_up_bytes") + _total(rounds, "adapter_down_bytes")
+    said += f"; adapters of cut devices took {format_bytes(adapters)} more"
     return f"{said}."
+
+
+def _served(run: RunSeries) -> str:
+    """Say how long the server computed, where that is known."""
+    server_s = float(np.nansum(run.record.devices["server_s"]))
+    return f" The server computed {format_seconds(server_s)} in all." if server_s > 0.0 else ""
 
 
 def step_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> SectionFigure | None:

@@ -79,6 +79,8 @@ class Trained:
     """Of its coded adapters and head."""
     row: Assignment | None = None
     """What it did; None where nothing came."""
+    step_bytes: tuple[int, int] = (0, 0)
+    """That crossed a cut up and down; in the answer's bytes."""
 
 
 class Remote:

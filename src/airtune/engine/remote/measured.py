@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from airtune.cost import energy_j, train_flops
 from airtune.engine.remote.devices import Trained
 from airtune.engine.remote.forecast import MeasuredRound
-from airtune.plan import Assignments, Problem, Results, RoundPlan
+from airtune.plan import Assignments, Floats, Problem, Results, RoundPlan
 
 
 def status_of(item: Trained | None) -> str:
@@ -64,7 +64,7 @@ def as_done(plan: RoundPlan, done: Mapping[int, Trained]) -> RoundPlan:
 
 def results_of(
     problem: Problem, plan: RoundPlan, trained: Sequence[Trained | None], status: NDArray[np.str_],
-    *, took_s: float,
+    *, took_s: float, predicted_s: Floats | None = None,
 ) -> Results:  # fmt: skip
     """Return the columns of a round.
 
@@ -74,18 +74,20 @@ def results_of(
         trained: what came of each, (n,); None = it was not asked.
         status: of each, (n,).
         took_s: seconds of the round, for the energy of waiting.
+        predicted_s: when each was predicted to finish, (n,).
     """
     told, count = plan.assignments, len(plan.assignments)
     columns = {name: np.full(count, np.nan) for name in (
         "finish", "download", "judging", "compute", "upload", "first", "last",
         "importance")}  # fmt: skip
-    sent, received, peak = np.zeros(count), np.zeros(count), np.zeros(count)
+    sent, received, peak, step_up, step_down = np.zeros((5, count))
     samples, rank_left = np.zeros(count, np.int64), told.rank.copy()
     for place, item in enumerate(trained):
         if item is None:
             continue
         answer, outcome = item.answer, item.outcome
         sent[place], received[place] = answer.sent_bytes, answer.received_bytes
+        step_up[place], step_down[place] = item.step_bytes
         columns["finish"][place] = answer.after_s
         if answer.reply is not None:
             spent = answer.reply.spent
@@ -113,4 +115,6 @@ def results_of(
         energy_j=energy_j(problem, told.device, compute_s=np.nan_to_num(compute_s),
                           upload_s=np.nan_to_num(upload_s), round_s=took_s),
         importance=columns["importance"], rank_left=rank_left, done=told,
+        server_s=np.where(told.cut > 0, np.nan, 0.0), step_up_bytes=step_up,
+        step_down_bytes=step_down, predicted_s=predicted_s,
     )  # fmt: skip

@@ -216,6 +216,7 @@ class RealEngine:
         expected = self._forecast.expect(
             told, self._declared(plan, told, begin_s), is_judging=plan.is_judging
         )
+        known = predict(problem, told, links=links, flops_per_s=self._flops_per_s(plan.round))
         began = time.monotonic()
         done, crossed = self._carry_out(plan, state, rows, upload_bps={
             int(device): float(rate) for device, rate in zip(told.device, rates, strict=True)
@@ -225,7 +226,13 @@ class RealEngine:
         plan = as_done(plan, done)
         told = plan.assignments
         found = self._execution(
-            plan, state, setup, done=done, faults=faults, clock=(begin_s, took_s)
+            plan,
+            state,
+            setup,
+            done=done,
+            faults=faults,
+            clock=(begin_s, took_s),
+            predicted_s=known.finish_s,
         )
         self._forecast.learn(
             told, self._declared(plan, told, begin_s), seen_of(told, done), expected
@@ -329,6 +336,7 @@ class RealEngine:
     def _execution(
         self, plan: RoundPlan, state: GlobalState, setup: Setup, *,
         done: Mapping[int, Trained], faults: Sequence[str], clock: tuple[float, float],
+        predicted_s: Floats,
     ) -> Execution:  # fmt: skip
         told, device = plan.assignments, plan.assignments.device
         trained = [done.get(int(number)) for number in device]
@@ -342,7 +350,9 @@ class RealEngine:
         )
         begin_s, took_s = clock
         return Execution(
-            results=results_of(self._problem, plan, trained, status, took_s=took_s),
+            results=results_of(
+                self._problem, plan, trained, status, took_s=took_s, predicted_s=predicted_s
+            ),
             updates=tuple(
                 item.outcome.update for item in trained
                 if item is not None and item.outcome.update is not None

@@ -70,11 +70,11 @@ class ServedSplit:
         down = result.log.down_bytes.sum(0) + result.listed_bytes
         found = {}
         for place, outcome in enumerate(joined):
-            item = trained[outcome.device]
+            item, crossed = trained[outcome.device], (int(up[place]), int(down[place]))
             answer = replace(
                 item.answer,
-                received_bytes=item.answer.received_bytes + int(up[place]),
-                sent_bytes=item.answer.sent_bytes + int(down[place]),
+                received_bytes=item.answer.received_bytes + crossed[0],
+                sent_bytes=item.answer.sent_bytes + crossed[1],
             )
             if outcome.update is None:
                 outcome = replace(outcome, reason=answer.fault or outcome.reason)
@@ -83,7 +83,9 @@ class ServedSplit:
             row = item.row
             if row is not None and outcome.update is not None and outcome.update.part < 1:
                 row = replace(row, local_steps=outcome.update.samples // task.workload.batch)
-            found[outcome.device] = replace(item, answer=answer, outcome=outcome, row=row)
+            found[outcome.device] = replace(
+                item, answer=answer, outcome=outcome, row=row, step_bytes=crossed
+            )
         return found, result
 
 
