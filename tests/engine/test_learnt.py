@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import airtune.engine.remote.learnt as learning
-from airtune.engine.remote.learnt import START, LearntRatio
+import airtune.engine.learnt as learning
+from airtune.engine.learnt import START, LearntRatio
 from airtune.errors import CheckpointError
 
 ALL = np.arange(3)

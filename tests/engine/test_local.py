@@ -264,6 +264,54 @@ def test_on_links_that_stand_still_a_round_takes_what_was_predicted(
         assert not nothing.any()
 
 
+def far_off(engine, plan_of, keep, state, rounds):
+    """Return ln of what each round took over what was predicted, (rounds, devices)."""
+    found = []
+    for round in range(rounds):
+        results = execute(engine, plan_of(round=round), state, keep).results
+        found.append(np.log(results.finish_s / results.predicted_s))
+    return np.array(found)
+
+
+@pytest.fixture
+def wrong(cell):
+    link = cell["links"]["cell"]
+    del link["slot_s"], link["radio"]["fading"]
+    cell["devices"][0]["truth"] = {"speed": [0.5, 2], "rate": [0.5, 2]}
+
+
+@pytest.mark.usefixtures("wrong")
+def test_speeds_and_rates_that_were_declared_wrong_are_learnt(engine_of, plan_of, keep, state):
+    believing = far_off(engine_of(learns=False), plan_of, keep, state, 3)
+    learning = far_off(engine_of(), plan_of, keep, state, 3)
+    np.testing.assert_array_equal(learning[0], believing[0])
+    assert np.abs(believing[2]).max() > 0.3
+    assert np.abs(learning[2]).max() < 0.1 * np.abs(believing[2]).max()
+
+
+@pytest.mark.usefixtures("wrong")
+def test_what_was_learnt_goes_on_from_a_snapshot_to_the_same_bits(engine_of, plan_of, keep, state):
+    one, other = engine_of(), engine_of()
+    done = [execute(one, plan_of(round=round), state, keep) for round in range(2)][-1]
+    other.restore({name: array.copy() for name, array in one.snapshot().items()})
+    found = [execute(engine, plan_of(round=2), state, keep) for engine in (one, other)]
+    np.testing.assert_array_equal(found[0].results.predicted_s, found[1].results.predicted_s)
+    assert found[0].learnt == found[1].learnt
+    speed = done.learnt["speed"]
+    assert np.all(np.array(speed["low"]) < speed["middle"])
+    assert np.ptp(speed["middle"]) > 0.1
+
+
+def test_where_devices_are_as_declared_nothing_is_learnt(engine_of, plan_of, keep, state):
+    engine = engine_of(engine={"needs": frozenset({"capability", "channel"})})
+    done = execute(engine, plan_of(), state, keep)
+    seen, fleet = engine.observe(1, done.end_s), engine._fleet
+    np.testing.assert_array_equal(seen.flops_per_s, fleet.flops_at(1))
+    assert done.learnt is None
+    assert done.expected is None
+    assert not any(name.startswith("learnt/") for name in engine.snapshot())
+
+
 def test_what_coding_lost_is_made_up_for_in_another_codec(
     engine_of, problem_of, plan_of, keep, state, cell
 ):

@@ -65,6 +65,8 @@ class Execution:
     """By the cost model, where `results` hold what was measured; None where they hold the same."""
     expected: ExpectedRound | None = None
     """How long the round was expected to take, by an engine that learns it; None = as planned."""
+    learnt: Mapping[str, object] | None = None
+    """What a record holds of speeds and rates learnt so far, in plain values; None = none are."""
     validation: Mapping[str, float] | None = None
     """Quality of the model that the devices were given, where they judged it; see `RoundPlan`."""
     is_coded: bool = False
@@ -87,6 +89,8 @@ class EngineSettings:
     """Fraction of the available devices that are asked each round, in (0, 1]."""
     dropout: float = 0.0
     """Probability that a device vanishes after it was given its assignment, in [0, 1)."""
+    learns: bool = True
+    """Speeds and rates that differ from the declared ones are learnt; otherwise those are believed."""
     threads: int = 1
     """Threads of torch; another number gives other last bits."""
     answer_of: Callable[[str], str | None] | None = None

@@ -65,7 +65,7 @@ class Splitter:
     def __init__(self, problem: Problem, fleet: Fleet, base: BaseModel, data: FederatedData,
                  *, settings: TrainSettings) -> None:  # fmt: skip
         """Begin with nothing remembered; `problem.work` says how the server serves."""
-        self._problem, self._fleet, self._base, self._data = problem, fleet, base, data
+        self._problem, self._fleet, self._base, self._data = problem, fleet.true(), base, data
         self._settings = settings
         self._memory = self._before = CutMemory()
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from airtune.cost import broadcast_bytes, most_bytes, peak_memory, predict
 from airtune.data.federated import FederatedData
 from airtune.engine.air import Air
-from airtune.engine.base import EngineSettings, Execution, Setup, Split
+from airtune.engine.base import EngineSettings, Execution, ExpectedRound, Setup, Split
 from airtune.engine.checks import Divide
 from airtune.engine.clock import alone, in_step
+from airtune.engine.forecast import Forecast, seen_in
 from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
 from airtune.engine.limits import RoundLimits, with_data
 from airtune.engine.measuring import lacks_scores, measured, most_measuring_bytes
@@ -38,6 +39,7 @@ from airtune.plan import (
     Need,
     Observation,
     Problem,
+    Results,
     RoundPlan,
     WorkSpec,
     mask_observation,
@@ -65,7 +67,10 @@ class VirtualEngine:
             needs: what the method asks to know; the rest is hidden from it.
             settings: participation, dropouts and the like.
         """
-        self._fleet, self._workers, self._needs = fleet, workers, needs
+        self._fleet, self._true = fleet, fleet.true()
+        self._workers, self._needs = workers, needs
+        self._forecast = Forecast(len(fleet))
+        self._learns = settings.learns and fleet.truth is not None
         self._problem, self._settings = workers.problem, settings
         self._limits = RoundLimits(
             self._problem,
@@ -80,7 +85,12 @@ class VirtualEngine:
     def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what devices remember from round to round, and what they used of the month."""
         month = self._limits.allowance.snapshot()
-        return snapshot(self._workers) | {f"month/{name}": item for name, item in month.items()}
+        learnt = self._forecast.snapshot() if self._learns else {}
+        return (
+            snapshot(self._workers)
+            | {f"month/{name}": item for name, item in month.items()}
+            | {f"learnt/{name}": item for name, item in learnt.items()}
+        )
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on from a snapshot.
@@ -90,14 +100,15 @@ class VirtualEngine:
         """
         restore(self._workers, arrays)
         self._limits.allowance.restore(under("month/", arrays))
+        self._forecast.restore(under("learnt/", arrays))
 
     def _flops_per_s(self, round: int) -> Floats:
         """Return how fast each device is taken to be."""
-        return self._fleet.flops_at(round)
+        return self._forecast.flops_per_s(self._fleet, round)
 
     def _links(self, round: int, time_s: float) -> LinkState:
         """Return the links as they are taken to be at the start of a round."""
-        return self._fleet.links_at(round, 0, time_s)
+        return self._forecast.links(self._fleet, round, time_s)
 
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know: links at the start, speeds, and who is asked."""
@@ -124,7 +135,7 @@ class VirtualEngine:
         """
         setup = Setup()
         if lacks_scores(self._workers, plan, state):
-            state, setup = measured(self._workers, self._fleet, plan, state, start_s=start_s)
+            state, setup = measured(self._workers, self._true, plan, state, start_s=start_s)
         begin_s = start_s + setup.duration_s
         sent = broadcast(self._problem, plan, state)
         self._workers.begin_round(sent)
@@ -137,7 +148,7 @@ class VirtualEngine:
                 self._problem.shape, self._problem.workload, plan.assignments
             )
             plan = let_settle(
-                self._problem, self._fleet, plan, start_s=begin_s, download_bytes=size_bytes
+                self._problem, self._true, plan, start_s=begin_s, download_bytes=size_bytes
             )
         predicted = predict(
             self._problem, plan.assignments, links=self._links(plan.round, begin_s),
@@ -154,7 +165,7 @@ class VirtualEngine:
             )
         else:
             timing = time_round(
-                self._problem, self._fleet, plan, divide,
+                self._problem, self._true, plan, divide,
                 start_s=begin_s, dropped=self._dropped(plan), download_bytes=size_bytes,
             )  # fmt: skip
             outcomes = self._workers.train(plan, state, in_time(timing))
@@ -164,6 +175,7 @@ class VirtualEngine:
         results = results_of(
             self._problem, plan, timing, status, outcomes, predicted_s=predicted.finish_s
         )
+        expected = self._learnt(plan, results, begin_s) if self._learns else None
         beside = np.where(np.isin(results.device, setup.devices), setup.each_bytes, 0.0)
         self._limits.allowance.spend(
             results.device, results.download_bytes + results.upload_bytes + beside
@@ -178,10 +190,22 @@ class VirtualEngine:
             memory_bytes=self._fleet.memory_bytes[plan.assignments.device],
             faults=faults_of(timing, outcomes),
             setup=setup,
+            expected=expected,
+            learnt=self._forecast.told(plan.assignments.device) if self._learns else None,
             split=record,
             plan=plan,
             is_coded=sent is not None,
         )
+
+    def _learnt(self, plan: RoundPlan, results: Results, begin_s: float) -> ExpectedRound | None:
+        """Learn from what a round took; returns what was expected of it."""
+        declared = predict(
+            self._problem, plan.assignments, links=self._fleet.links_at(plan.round, 0, begin_s),
+            flops_per_s=self._fleet.flops_at(plan.round),
+        )  # fmt: skip
+        expected = self._forecast.expect(plan.assignments, declared, is_judging=False)
+        self._forecast.learn(plan.assignments, declared, seen_in(results), expected)
+        return expected
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
         """Return why a row's device is over a limit; empty where it is within all."""
@@ -223,7 +247,7 @@ class VirtualEngine:
             plan, state, self._workers.train(plan, state, self._able(plan, dropped))
         )
         timing = time_round(
-            self._problem, self._fleet, plan, divide,
+            self._problem, self._true, plan, divide,
             start_s=start_s, dropped=dropped, upload_bytes=sent.size_bytes,
             download_bytes=download_bytes,
         )  # fmt: skip
@@ -259,7 +283,7 @@ class VirtualEngine:
             usual = sent.size_bytes.copy()
             if done.result is not None:
                 usual[done.places[done.columns]] = done.result.up_bytes[0]
-            air = Air(self._fleet, plan, divide, start_s=start_s, usual_bytes=usual)
+            air = Air(self._true, plan, divide, start_s=start_s, usual_bytes=usual)
             if len(able):
                 size_bytes = download_bytes or broadcast_bytes(
                     self._problem.shape, self._problem.workload, rows_of(plan, whole).assignments
@@ -275,7 +299,7 @@ class VirtualEngine:
                     air,
                 )
             whole_time = whole_round(
-                self._problem, self._fleet, rows_of(plan, whole), air.part(whole),
+                self._problem, self._true, rows_of(plan, whole), air.part(whole),
                 dropped=dropped[whole], upload_bytes=sent.size_bytes[whole],
                 download_bytes=download_bytes,
             )  # fmt: skip

@@ -9,6 +9,7 @@ from airtune.fleet.catalogue import DEVICE_KINDS, DeviceKind
 from airtune.fleet.modes import NO_MODES, ModePlan
 from airtune.fleet.section import SettingsSection, as_number, nearest
 from airtune.fleet.spread import ONE, PLACED_BY_LINK, USUAL_DBM, Spread, read_spread
+from airtune.fleet.truth import DECLARED, TruthPlan
 from airtune.units import GIB
 
 
@@ -28,6 +29,7 @@ class DeviceClass:
     distance_m: Spread = PLACED_BY_LINK
     """NaN = the link places the device."""
     modes: ModePlan = NO_MODES
+    truth: TruthPlan = DECLARED
 
     def device_names(self, count: int) -> list[str]:
         """Return the names of this class's devices: its own name, or numbered from 1."""
@@ -56,6 +58,7 @@ def read_class(section: SettingsSection, links: Sequence[str]) -> DeviceClass:
         availability=read_spread(section, "availability", ONE, high=1.0),
         distance_m=read_spread(section, "distance_m", PLACED_BY_LINK, above=0.0),
         modes=_read_modes(section),
+        truth=_read_truth(section),
     )
     section.close()
     return entry
@@ -107,3 +110,13 @@ def _read_modes(section: SettingsSection) -> ModePlan:
     every = modes.whole("every_rounds", 20, low=1)
     modes.close()
     return ModePlan(factors or (1.0,), every)
+
+
+def _read_truth(section: SettingsSection) -> TruthPlan:
+    if not section.has("truth"):
+        return DECLARED
+    truth = section.section("truth")
+    speed, rate = (read_spread(truth, key, ONE, above=0.0, high=100.0) for key in ("speed", "rate"))
+    every = truth.whole("every_rounds", 0)
+    truth.close()
+    return TruthPlan(speed, rate, every)

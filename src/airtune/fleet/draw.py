@@ -15,6 +15,7 @@ from airtune.fleet.modes import tabulate_modes
 from airtune.fleet.moment import Channel, Members
 from airtune.fleet.settings import FleetSettings
 from airtune.fleet.spread import Spread
+from airtune.fleet.truth import DECLARED, Truth
 from airtune.keys import generator
 from airtune.plan import Floats, Ints
 from airtune.units import format_bytes
@@ -55,6 +56,7 @@ def draw_fleet(settings: FleetSettings, *, devices: int | None, seed: int) -> Fl
         transmit_power_w=power_w,
         availability=_column(classes, "availability", seed),
         modes=tabulate_modes(plans, plan),
+        truth=_truth(classes),
         specs=tuple(plan.spec for plan in settings.links),
         channels=_place(settings, members, link, seed),
         server=settings.server,
@@ -87,6 +89,13 @@ def _names(settings: FleetSettings, classes: Sequence[Counted]) -> tuple[str, ..
             "do not end in a number"
         )
     return names
+
+
+def _truth(classes: Sequence[Counted]) -> Truth | None:
+    """Return how far devices are from what they declare; None where all are as declared."""
+    if all(entry.truth == DECLARED for entry, _ in classes):
+        return None
+    return Truth(tuple((entry.name, entry.truth, count) for entry, count in classes))
 
 
 def _deal_links(settings: FleetSettings, classes: Sequence[Counted]) -> Ints:

@@ -7,13 +7,14 @@ shortest and begin with the round.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from airtune.errors import FleetError
 from airtune.fleet.modes import Modes
 from airtune.fleet.moment import Channel, Moment
+from airtune.fleet.truth import Truth
 from airtune.keys import generator
 from airtune.plan import Floats, Ints, LinkSpec, LinkState, Profiles
 
@@ -55,9 +56,17 @@ class Fleet:
     assumptions: tuple[str, ...]
     """What stands behind the numbers, one line each; printed on every figure."""
     seed: int
+    truth: Truth | None = None
+    """How far devices are from what they declare; None = they are as declared."""
+    is_true: bool = False
+    """Speeds and links are the true ones; otherwise those that were declared."""
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def true(self) -> Fleet:
+        """Return the fleet as it really is; the same where all devices are as declared."""
+        return self if self.truth is None else replace(self, is_true=True)
 
     @property
     def slot_s(self) -> float | None:
@@ -67,7 +76,10 @@ class Fleet:
 
     def flops_at(self, round: int) -> Floats:
         """Return the speed of each device in a round, after its power mode, shape (devices,)."""
-        return np.asarray(self.flops_per_s * self.modes.factor_at(self.seed, round))
+        speed = np.asarray(self.flops_per_s * self.modes.factor_at(self.seed, round))
+        if self.truth is None or not self.is_true:
+            return speed
+        return speed * self.truth.speed_at(self.seed, round)
 
     def links_at(self, round: int, slot: int, time_s: float) -> LinkState:
         """Return all links in one slot.
@@ -86,6 +98,9 @@ class Fleet:
             first = 0 if channel.is_radio else 2
             columns[first : first + 2, channel.device] = channel.at(moment)
         draws = generator(self.seed, "available", round).random(len(self))
+        factor = None
+        if self.truth is not None and self.is_true:
+            factor = self.truth.rate_at(self.seed, round)
         return LinkState(
             specs=self.specs,
             link=self.link,
@@ -94,6 +109,8 @@ class Fleet:
             up_capacity_bps=columns[2],
             down_capacity_bps=columns[3],
             available=draws < self.availability,
+            up_factor=factor,
+            down_factor=factor,
         )
 
     def profiles(self, samples: Ints) -> Profiles:

@@ -56,12 +56,12 @@ def uplink_bps(links: LinkState, share: Floats, device: Ints | None = None) -> F
     Returns:
         Bit per second, shape (n,). Availability is not in it: who is absent has a rate too.
     """
-    chosen = slice(None) if device is None else device
+    chosen = np.arange(len(links.link)) if device is None else device
     bandwidth = np.array([spec.up_bandwidth_hz for spec in links.specs])[links.link[chosen]]
     capacity = links.up_capacity_bps[chosen]
     radio = _rate(_of_links(links.specs, links.link[chosen]), share * bandwidth,
                   links.up_signal_hz[chosen])  # fmt: skip
-    return np.where(np.isnan(capacity), radio, share * capacity)
+    return np.where(np.isnan(capacity), radio, share * capacity) * links.factor("up", chosen)
 
 
 def downlink_bps(links: LinkState, device: Ints | None = None) -> Floats:
@@ -76,12 +76,12 @@ def downlink_bps(links: LinkState, device: Ints | None = None) -> Floats:
     Returns:
         Bit per second, shape (n,).
     """
-    chosen = slice(None) if device is None else device
+    chosen = np.arange(len(links.link)) if device is None else device
     bandwidth = np.array([spec.down_bandwidth_hz for spec in links.specs])[links.link[chosen]]
     capacity = links.down_capacity_bps[chosen]
     radio = _rate(_of_links(links.specs, links.link[chosen]), bandwidth,
                   links.down_signal_hz[chosen])  # fmt: skip
-    return np.where(np.isnan(capacity), radio, capacity)
+    return np.where(np.isnan(capacity), radio, capacity) * links.factor("down", chosen)
 
 
 def _rate(columns: Floats, bandwidth_hz: ArrayLike, signal_hz: ArrayLike) -> Floats:

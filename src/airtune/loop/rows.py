@@ -88,6 +88,8 @@ def round_record(
     if (planned := done.execution.planned_peak_bytes) is not None:
         names = [problem.devices.names[device] for device in results.device]
         record["planned_peak_bytes"] = dict(zip(names, planned.tolist(), strict=True))
+    if done.execution.learnt is not None:
+        record["learnt"] = dict(done.execution.learnt)
     if done.execution.buffered is not None:
         record["buffered"] = dict(done.execution.buffered)
     if done.execution.split is not None:

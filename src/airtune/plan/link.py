@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from airtune.plan.shape import Bools, Floats, Ints
 
 
@@ -56,3 +58,11 @@ class LinkState:
     down_capacity_bps: Floats
     available: Bools
     """False = the device dropped out of this round."""
+    up_factor: Floats | None = None
+    """By which rates are other than the columns say; None = they are as these say."""
+    down_factor: Floats | None = None
+
+    def factor(self, way: Literal["up", "down"], device: Ints) -> Floats:
+        """Return by which some devices' rates are other than the columns say, shape (n,)."""
+        column = self.up_factor if way == "up" else self.down_factor
+        return np.ones(device.shape) if column is None else column[device]

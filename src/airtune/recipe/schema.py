@@ -160,6 +160,9 @@ class FleetSection(Section):
     """Probability that a device's link is up in a round, times what the fleet says of the device."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a device vanishes after it was told what to do."""
+    learn: bool = True
+    """Where the fleet says that its devices are not as declared (`truth`), learn true speeds and rates from
+    what rounds took; no = believe what is declared. Real devices are always learnt."""
 
 
 class MethodSection(BaseModel):

@@ -81,6 +81,7 @@ fleet:
   # participation: 1.0   # fraction of the available devices asked in a round
   # availability: 1.0    # probability that a device's link is up in a round
   # dropout: 0.0         # probability that a device vanishes within a round
+  # learn: true          # learn true speeds where the fleet says that they differ from the declared
 
 method:
   name: {method}         # airtune list methods; settings of the method follow as keys here

@@ -321,6 +321,7 @@ def engine_settings(recipe: Recipe) -> EngineSettings:
         train=train,
         participation=recipe.fleet.participation,
         dropout=recipe.fleet.dropout,
+        learns=recipe.fleet.learn,
         threads=recipe.threads or torch.get_num_threads(),
         answer_of=answer_of if recipe.evaluation.exact_match else None,
         max_new_tokens=recipe.evaluation.max_new_tokens,

@@ -220,11 +220,12 @@ def curves_of(links: LinkState, device: Ints) -> Curves:
     cap = np.array([spec.rate.cap_bits_per_s_hz for spec in links.specs])[link]
     measured = np.isfinite(links.up_capacity_bps[device])
     safe_hertz = np.where(measured, 1.0, hertz)
+    factor = links.factor("up", device)
     return Curves(
         link=link, dedicated=dedicated,
         signal=np.where(measured, 1.0, links.up_signal_hz[device] / safe_hertz),
-        scale=np.where(measured, np.inf, usable * efficiency * safe_hertz),
-        cap=np.where(measured, links.up_capacity_bps[device], usable * cap * safe_hertz),
+        scale=factor * np.where(measured, np.inf, usable * efficiency * safe_hertz),
+        cap=factor * np.where(measured, links.up_capacity_bps[device], usable * cap * safe_hertz),
         budget=np.ones(len(links.specs)),
     )  # fmt: skip
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.cost import energy_j, train_flops
+from airtune.engine.forecast import MeasuredRound
 from airtune.engine.remote.devices import Trained
-from airtune.engine.remote.forecast import MeasuredRound
 from airtune.plan import Assignments, Floats, Problem, Results, RoundPlan
 
 

@@ -28,12 +28,12 @@ from airtune.cost import (
 )
 from airtune.engine.base import EngineSettings, Execution, Setup, Split
 from airtune.engine.checks import Divide, check_shares
+from airtune.engine.forecast import Forecast
 from airtune.engine.gathered import under
 from airtune.engine.limits import RoundLimits
 from airtune.engine.measuring import lacks_scores, measured
 from airtune.engine.remote.answers import qualities
 from airtune.engine.remote.devices import Trained
-from airtune.engine.remote.forecast import Forecast
 from airtune.engine.remote.measured import as_done, results_of, seen_of, status_of
 from airtune.engine.remote.split import (
     JOIN_S,
@@ -122,16 +122,10 @@ class RealEngine:
         return self._workers.evaluate(state, split)
 
     def _flops_per_s(self, round: int) -> Floats:
-        """Return how fast each device is taken to be: as declared, put right by what it reported."""
-        return np.asarray(self._fleet.flops_at(round) * self._forecast.speed.factor, np.float64)
+        return self._forecast.flops_per_s(self._fleet, round)
 
     def _links(self, round: int, time_s: float) -> LinkState:
-        """Return the links as they are taken to be: capacities put right by what crossed them."""
-        links = self._fleet.links_at(round, 0, time_s)
-        return replace(
-            links, up_capacity_bps=links.up_capacity_bps * self._forecast.up.factor,
-            down_capacity_bps=links.down_capacity_bps * self._forecast.down.factor,
-        )  # fmt: skip
+        return self._forecast.links(self._fleet, round, time_s)
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
         """Return why a row's device is over a limit; empty where it is within all."""
@@ -238,7 +232,8 @@ class RealEngine:
             told, self._declared(plan, told, begin_s), seen_of(told, done), expected
         )
         return replace(
-            found, split=crossed, expected=expected, is_coded=sent is not None, plan=plan,
+            found, split=crossed, expected=expected, learnt=self._forecast.told(told.device),
+            is_coded=sent is not None, plan=plan,
             validation=self._validation(done) if plan.is_judging else None,
             planned_peak_bytes=np.asarray(peak_bytes, np.float64),
         )  # fmt: skip

@@ -53,6 +53,11 @@ class LearntRatio:
         return np.asarray(np.exp(self._log), np.float64)
 
     @property
+    def deviation(self) -> Floats:
+        """Standard deviation of the logarithm of the factor, shape (devices,)."""
+        return np.asarray(np.sqrt(self._variance), np.float64)
+
+    @property
     def spread(self) -> Floats:
         """Standard deviation of the logarithm of the next report, shape (devices,)."""
         return np.asarray(np.sqrt(self._variance + self._drift + self._noise), np.float64)

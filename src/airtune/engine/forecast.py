@@ -15,7 +15,7 @@ independent as this takes them to be, where what slows one slows all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,10 @@ from scipy.special import ndtr
 from airtune.cost import Prediction
 from airtune.engine.base import ExpectedRound
 from airtune.engine.gathered import under
-from airtune.engine.remote.learnt import LearntRatio
+from airtune.engine.learnt import LearntRatio
 from airtune.errors import CheckpointError
-from airtune.plan import Assignments, Bools, Floats, Ints
+from airtune.fleet.fleet import Fleet
+from airtune.plan import Assignments, Bools, Floats, Ints, LinkState, Results
 
 LINK = {"start": 0.7, "drift": 0.04, "noise": 0.1}
 """Of a link's ratio, beside computing's."""
@@ -54,6 +55,17 @@ class MeasuredRound:
     loading_s: Floats
 
 
+def seen_in(results: Results) -> MeasuredRound:
+    """Return what the virtual clock measured of a round; NaN of devices that did not come back."""
+    came = results.status == "ok"
+    nothing = np.zeros(len(came))
+    return MeasuredRound(
+        finish_s=_where(came, results.finish_s), download_s=_where(came, results.download_s),
+        work_s=_where(came, results.compute_s), upload_s=_where(came, results.upload_s),
+        judging_s=_where(came, nothing), loading_s=nothing,
+    )  # fmt: skip
+
+
 class Forecast:
     """Learns what the devices of a run take, and says what a round of them will."""
 
@@ -67,6 +79,29 @@ class Forecast:
         self._rest_s = np.full((2, devices), np.nan)
         """Mean and variance, of each device; NaN = not known."""
         self._width = np.array([FIRST_WIDTH])
+
+    def flops_per_s(self, fleet: Fleet, round: int) -> Floats:
+        """Return how fast each device is taken to be: as declared, put right by what was learnt."""
+        return np.asarray(fleet.flops_at(round) * self.speed.factor, np.float64)
+
+    def links(self, fleet: Fleet, round: int, time_s: float) -> LinkState:
+        """Return the links as they are taken to be at the start of a round, likewise."""
+        links = fleet.links_at(round, 0, time_s)
+        return replace(links, up_factor=self.up.factor, down_factor=self.down.factor)
+
+    def told(self, device: Ints) -> dict[str, object]:
+        """Return what a record holds of what was learnt of devices, in plain values.
+
+        Of speed and rates over the declared ones, in the order of `device`: the middle, and the ends
+        between which four values of five are expected.
+        """
+        found: dict[str, object] = {"device": device.tolist()}
+        for name, ratio in (("speed", self.speed), ("up", self.up), ("down", self.down)):
+            off = np.exp(_NORMAL * ratio.deviation[device])
+            middle = ratio.factor[device]
+            ends = {"low": middle / off, "middle": middle, "high": middle * off}
+            found[name] = {end: values.tolist() for end, values in ends.items()}
+        return found
 
     def expect(
         self, told: Assignments, priced: Prediction, *, is_judging: bool
@@ -133,7 +168,9 @@ class Forecast:
         who, is_cut = told.device, told.cut > 0
         judging_s = np.nan_to_num(seen.judging_s)
         beside_s = seen.finish_s - seen.work_s - judging_s - np.nan_to_num(seen.loading_s)
-        self.speed.learn(who, priced.compute_s, seen.work_s)
+        # nobody worked longer than the server waited for it
+        most_s = seen.finish_s - np.where(is_cut, 0.0, np.nan_to_num(seen.upload_s))
+        self.speed.learn(who, priced.compute_s, np.fmin(seen.work_s, most_s))
         self.down.learn(who, priced.download_s, _where(~is_cut, seen.download_s))
         self.up.learn(who, priced.upload_s, _where(~is_cut, seen.upload_s))
         self._steps.learn(who, _beside(priced), _where(is_cut, beside_s))
