@@ -12,6 +12,9 @@ from airtune.fleet.spread import ONE, PLACED_BY_LINK, USUAL_DBM, Spread, read_sp
 from airtune.fleet.truth import DECLARED, TruthPlan
 from airtune.units import GIB
 
+PRECISIONS = ("bfloat16", "float16", "4bit")
+"""In which a device may train at another speed than in float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceClass:
@@ -30,6 +33,8 @@ class DeviceClass:
     """NaN = the link places the device."""
     modes: ModePlan = NO_MODES
     truth: TruthPlan = DECLARED
+    precision: tuple[tuple[str, float], ...] = ()
+    """Speed in a precision over that in float32."""
 
     def device_names(self, count: int) -> list[str]:
         """Return the names of this class's devices: its own name, or numbered from 1."""
@@ -59,6 +64,7 @@ def read_class(section: SettingsSection, links: Sequence[str]) -> DeviceClass:
         distance_m=read_spread(section, "distance_m", PLACED_BY_LINK, above=0.0),
         modes=_read_modes(section),
         truth=_read_truth(section),
+        precision=_read_precision(section),
     )
     section.close()
     return entry
@@ -120,3 +126,16 @@ def _read_truth(section: SettingsSection) -> TruthPlan:
     every = truth.whole("every_rounds", 0)
     truth.close()
     return TruthPlan(speed, rate, every)
+
+
+def _read_precision(section: SettingsSection) -> tuple[tuple[str, float], ...]:
+    if not section.has("precision"):
+        return ()
+    inner = section.section("precision")
+    found = tuple(
+        (name, inner.number(name, above=0.0, high=100.0)) for name in PRECISIONS if inner.has(name)
+    )
+    if not found:
+        inner.fault("", f"must name one of {', '.join(PRECISIONS)}")
+    inner.close()
+    return found

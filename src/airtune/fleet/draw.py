@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from airtune.errors import FleetError
-from airtune.fleet.device import DeviceClass
+from airtune.fleet.device import PRECISIONS, DeviceClass
 from airtune.fleet.fleet import Fleet, ServerSpec
 from airtune.fleet.modes import tabulate_modes
 from airtune.fleet.moment import Channel, Members
@@ -57,6 +57,7 @@ def draw_fleet(settings: FleetSettings, *, devices: int | None, seed: int) -> Fl
         availability=_column(classes, "availability", seed),
         modes=tabulate_modes(plans, plan),
         truth=_truth(classes),
+        precision=_precision(classes),
         specs=tuple(plan.spec for plan in settings.links),
         channels=_place(settings, members, link, seed),
         server=settings.server,
@@ -89,6 +90,17 @@ def _names(settings: FleetSettings, classes: Sequence[Counted]) -> tuple[str, ..
             "do not end in a number"
         )
     return names
+
+
+def _precision(classes: Sequence[Counted]) -> tuple[tuple[str, Floats], ...]:
+    """Return the speed in each precision that a class names, over that in float32; 1 elsewhere."""
+    counts = [count for _, count in classes]
+    found = []
+    for name in PRECISIONS:
+        factors = [dict(entry.precision).get(name) for entry, _ in classes]
+        if any(factors):
+            found.append((name, np.repeat([factor or 1.0 for factor in factors], counts)))
+    return tuple(found)
 
 
 def _truth(classes: Sequence[Counted]) -> Truth | None:

@@ -40,7 +40,7 @@ class Fleet:
     link: Ints
     """Index into `specs`."""
     flops_per_s: Floats
-    """Achieved in training, in the fastest usual mode."""
+    """Achieved in training in float32, in the fastest usual mode."""
     memory_bytes: Floats
     """Left for training."""
     power_w: Floats
@@ -58,11 +58,33 @@ class Fleet:
     seed: int
     truth: Truth | None = None
     """How far devices are from what they declare; None = they are as declared."""
+    precision: tuple[tuple[str, Floats], ...] = ()
+    """Names of precisions with speeds in them over those in float32, each of shape (devices,)."""
     is_true: bool = False
     """Speeds and links are the true ones; otherwise those that were declared."""
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def at_precision(self, name: str) -> Fleet:
+        """Return the fleet at the speeds of a precision; where none are declared, those of float32.
+
+        Args:
+            name: float32, or one of `airtune.fleet.device.PRECISIONS`.
+        """
+        if name == "float32":
+            return self
+        factor = dict(self.precision).get(name)
+        if factor is None:
+            line = (
+                f"speeds in {name} are taken to be those in float32: the fleet declares no others"
+            )
+            return replace(self, assumptions=(*self.assumptions, line))
+        line = f"speeds in {name} are {factor.min():g} to {factor.max():g} times those in float32"
+        return replace(
+            self, flops_per_s=self.flops_per_s * factor, precision=(),
+            assumptions=(*self.assumptions, line),
+        )  # fmt: skip
 
     def true(self) -> Fleet:
         """Return the fleet as it really is; the same where all devices are as declared."""

@@ -120,6 +120,9 @@ def _cuts(shape: ModelShape, base: Workload, fleet: Fleet) -> tuple[CutChoice, .
     return found
 
 
+_PRECISION_BY_BITS = {32: "float32", 16: "bfloat16", 4: "4bit"}
+
+
 def _forms() -> Iterable[tuple[str, dict[str, Any]]]:
     """Yield precisions and whether activations are recomputed, from plain to frugal."""
     yield "float32", {"dtype_bytes": 4, "base_bits": 32}
@@ -139,6 +142,7 @@ def _choice(
         local_steps=np.array([workload.local_steps]), cut=np.zeros(1, np.int64),
         codec_index=np.zeros(1, np.int64),
     )  # fmt: skip
+    fleet = fleet.at_precision(_PRECISION_BY_BITS[workload.base_bits])
     problem = Problem(shape, fleet.profiles(np.ones(1, np.int64)), workload, rounds=1, seed=0)
     cost = predict(problem, told, links=fleet.links_at(0, 0, 0.0), flops_per_s=fleet.flops_at(0))
     memory = peak_memory(shape, workload, told)

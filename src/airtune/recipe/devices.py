@@ -9,7 +9,7 @@ from airtune.recipe.schema import Recipe
 
 
 def fleet_of(recipe: Recipe) -> Fleet:
-    """Return the fleet of a recipe, with its devices drawn.
+    """Return the fleet of a recipe, with its devices drawn, at the speeds of the model's precision.
 
     Raises:
         FleetError: if the fleet is wrong.
@@ -20,7 +20,7 @@ def fleet_of(recipe: Recipe) -> Fleet:
         devices=asked.devices,
         seed=recipe.fleet_seed,
         bandwidth_mhz=asked.bandwidth_mhz,
-    )
+    ).at_precision("4bit" if recipe.model.load_in_4bit else recipe.model.dtype)
     if asked.availability == 1.0:
         return fleet
     line = (

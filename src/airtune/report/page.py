@@ -14,6 +14,7 @@ from airtune.report import (
     bandit,
     curves,
     decisions,
+    learnt,
     memory,
     pace,
     rounds,
@@ -157,7 +158,8 @@ def _inspect(run: RunSeries, figures: dict[str, Figure]) -> dict[str, Any]:
     for title, figure in maps.items():
         figures[f"{name}-{title}"] = figure
         knobs.append(Plot(f"{name}-{title}", title, ""))
-    for title, (figure, caption) in pace.pace_figures(run).items():
+    paced = pace.pace_figures(run) | learnt.learnt_figures(run, shown)
+    for title, (figure, caption) in paced.items():
         figures[f"{name}-pace-{title}"] = figure
         knobs.append(Plot(f"{name}-pace-{title}", title, caption))
     return {
