@@ -3,8 +3,11 @@
 One device and a server, each a process in a namespace of a test bed whose link is shaped by tc. The
 floor takes the rate as asked: headers, acknowledgements and the server's turn are all overhead.
 
-    python -m benchmarks.stream server           the other end; prints where it is
-    python -m benchmarks.stream device HOST:PORT TOKEN
+Once with a batch as it is, and once divided into two micro-batches, of which one computes while the
+other crosses.
+
+    python -m benchmarks.stream server PARTS     the other end; prints where it is
+    python -m benchmarks.stream device PARTS HOST:PORT TOKEN
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from testbed.spec import DeviceSpec, Spec
 
 from benchmarks.figure import Figure, at_most
 
-STEPS, GOAL = 12, 1.15
+STEPS = 12
+GOALS = {1: 2.2, 2: 1.2}
+"""Of a step over its floor, by micro-batches: one after the other takes up to twice the larger."""
+TURNS_GOAL = 1.15
 LINKS = {
     "20 Mbit/s": DeviceSpec("device", 20, 20),
     "8/20 Mbit/s, 20 ms": DeviceSpec("device", 8, 20, delay_ms=20),
@@ -39,20 +45,21 @@ def run() -> Iterator[Figure]:
         down(spec)
         up(spec)
         try:
-            yield from _measured(name, spec, link)
+            for parts in GOALS:
+                yield from _measured(name, spec, link, parts)
         finally:
             down(spec)
 
 
-def _measured(name: str, spec: Spec, link: DeviceSpec) -> Iterator[Figure]:
+def _measured(name: str, spec: Spec, link: DeviceSpec, parts: int) -> Iterator[Figure]:
     me = [sys.executable, "-m", "benchmarks.stream"]
     root = Path(__file__).parents[1]
     with subprocess.Popen(
-        inside(spec, None, [*me, "server"]), stdout=subprocess.PIPE, text=True, cwd=root
+        inside(spec, None, [*me, "server", str(parts)]), stdout=subprocess.PIPE, text=True, cwd=root
     ) as server:
         told = json.loads(server.stdout.readline())
         done = subprocess.run(
-            inside(spec, 0, [*me, "device", f"{SERVER_ADDRESS}:{told['port']}", told["token"]]),
+            inside(spec, 0, [*me, "device", str(parts), f"{SERVER_ADDRESS}:{told['port']}", told["token"]]),
             stdout=subprocess.PIPE, text=True, check=True, cwd=root,
         )  # fmt: skip
         compute_s = json.loads(server.stdout.readline())["server_s"]
@@ -64,12 +71,13 @@ def _measured(name: str, spec: Spec, link: DeviceSpec) -> Iterator[Figure]:
         f"{1e3 * compute_s:.0f}; measured {1e3 * seen['step_s']:.0f} ms; {name}"
     )
     step_s = seen["step_s"]
-    yield at_most(f"stream.step_over_floor[{name}]", step_s / max(compute_s, air_s), GOAL, text)
-    # one device computes, sends and waits in turn; only several devices fill each other's gaps
-    yield at_most(f"stream.step_over_turns[{name}]", step_s / (compute_s + air_s), GOAL, "compute + air")  # fmt: skip
+    label = f"{name}, {parts} micro-batches" if parts > 1 else name
+    yield at_most(f"stream.step_over_floor[{label}]", step_s / max(compute_s, air_s), GOALS[parts], text)  # fmt: skip
+    if parts == 1:  # it computes, sends and waits in turn
+        yield at_most(f"stream.step_over_turns[{label}]", step_s / (compute_s + air_s), TURNS_GOAL, "compute + air")  # fmt: skip
 
 
-def _world() -> tuple:
+def _world(parts: int) -> tuple:
     import torch
 
     from airtune.data import DataSpec, load_federated
@@ -83,20 +91,25 @@ def _world() -> tuple:
     base = load_base(EMBEDDED_MODEL, device="cpu")
     data = load_federated(DataSpec(limit=200), tokenizer=base.tokenizer, devices=1, seed=0)
     workload = Workload(
-        batch=16, tokens=128, local_steps=STEPS, rank=8, lora_targets=("q_proj", "v_proj")
+        batch=16,
+        tokens=128,
+        local_steps=STEPS,
+        rank=8,
+        lora_targets=("q_proj", "v_proj"),
+        micro_batches=parts,
     )
     row = Assignment(0, 0.0, 0.0, 8, 1, 1.0, STEPS, CodecSpec())
     return base, initial_state(base, workload, 0), workload, SplitJob(0, row, data.devices[0].train, 1.0)  # fmt: skip
 
 
-def serve() -> None:
+def serve(parts: int) -> None:
     """Serve one round."""
     from airtune.engine.stream import SplitTask, StreamServer
     from airtune.model.cut import ServerHalf
     from airtune.plan import WorkSpec
     from airtune.work.train import TrainSettings
 
-    base, state, workload, job = _world()
+    base, state, workload, job = _world(parts)
     took, step = [], ServerHalf.step
 
     def timed(half: ServerHalf, *args: object, **more: object) -> object:
@@ -113,11 +126,11 @@ def serve() -> None:
     )  # fmt: skip
     print(json.dumps({"port": server.port, "token": opened.tokens[0]}), flush=True)
     opened.wait()
-    print(json.dumps({"server_s": sorted(took)[len(took) // 2]}), flush=True)
+    print(json.dumps({"server_s": parts * sorted(took)[len(took) // 2]}), flush=True)
     server.close()
 
 
-def take_part(target: str, token: str) -> None:
+def take_part(parts: int, target: str, token: str) -> None:
     """Be the device, and print the median of a step and of its parts."""
     import numpy as np
 
@@ -126,21 +139,24 @@ def take_part(target: str, token: str) -> None:
     from airtune.split import DeviceEnd, Message, SplitContext
     from airtune.work.train import TrainSettings
 
-    base, state, workload, job = _world()
+    base, state, workload, job = _world(parts)
     ends, own = [], []
 
     class Timed(DeviceEnd):
-        def send(self, step: int) -> dict[int, Message]:
+        def send(self, step: int, **part: int) -> dict[int, Message]:
             start = time.perf_counter()
-            made = super().send(step)
-            own.append(time.perf_counter() - start)
+            made = super().send(step, **part)
+            if not part["part"]:
+                own.append(0.0)
+            own[-1] += time.perf_counter() - start
             return made
 
-        def learn(self, gradients: Mapping[int, bytes]) -> None:
+        def learn(self, gradients: Mapping[int, bytes], **part: int) -> None:
             start = time.perf_counter()
-            super().learn(gradients)
-            ends.append(time.perf_counter())
-            own[-1] += ends[-1] - start
+            super().learn(gradients, **part)
+            own[-1] += time.perf_counter() - start
+            if part["part"] == parts - 1:
+                ends.append(time.perf_counter())
 
     context = SplitContext.of(base, state, settings=TrainSettings(), work=WorkSpec(),
                               workload=workload, seed=0, round=0)  # fmt: skip
@@ -155,6 +171,6 @@ def take_part(target: str, token: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "server":
-        serve()
+        serve(int(sys.argv[2]))
     else:
-        take_part(*sys.argv[2:])
+        take_part(int(sys.argv[2]), *sys.argv[3:])

@@ -174,7 +174,7 @@ def test_a_barrier_round_is_that_of_one_process(server, base, labels, codec):
 class Dies(DeviceEnd):
     """Its process ends after the first forward pass, before the gradient comes."""
 
-    def learn(self, payload):
+    def learn(self, payload, **part):
         raise TrainingError("killed")
 
 
@@ -199,8 +199,8 @@ class Stumbles(DeviceEnd):
 
     has_fallen = False
 
-    def send(self, step):
-        made = super().send(step)
+    def send(self, step, **part):
+        made = super().send(step, **part)
         if step == 1 and not self.has_fallen:
             self.has_fallen = True
             error = grpc.RpcError()
@@ -221,9 +221,9 @@ def test_a_device_whose_link_breaks_comes_back_in_the_same_round(server, base):
 
 def test_who_is_late_for_the_window_joins_a_later_pass(server, base):
     class Slow(DeviceEnd):
-        def send(self, step):
+        def send(self, step, **part):
             time.sleep(0.4)
-            return super().send(step)
+            return super().send(step, **part)
 
     jobs = [job(0, 1), job(1, 2)]
     task = task_of(base, jobs, timing=replace(BARRIER, window_s=0.02))
@@ -463,10 +463,10 @@ if __name__ == "__main__":
                               workload=workload, seed=0, round=0)
     end = DeviceEnd(context, {0: jobs[int(device)]})
     class Reports(type(end)):
-        def learn(self, payload):
+        def learn(self, payload, **part):
             print("gradient", flush=True)
             sys.stdin.readline()
-            super().learn(payload)
+            super().learn(payload, **part)
     end.__class__ = Reports
     part = run_device(end, Connection(Way(target), token, "a run"))
     save_file(part.adapters, out)

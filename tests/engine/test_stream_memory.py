@@ -106,14 +106,14 @@ def broken_in(what):
     class Stumbles(DeviceEnd):
         has_fallen = False
 
-        def send(self, step):
-            made = super().send(step)
+        def send(self, step, **part):
+            made = super().send(step, **part)
             self._fall(what == "send" and step == 1)
             return made
 
-        def learn(self, payload):
+        def learn(self, payload, **part):
             self._fall(what.startswith("learn") and self._step == (2 if "last" in what else 1))
-            super().learn(payload)
+            super().learn(payload, **part)
 
         def _fall(self, falls):
             if falls and not self.has_fallen:

@@ -50,7 +50,7 @@ def test_a_model_in_half_precision_crosses_as_in_one_process(streams):
 class Dies(DeviceEnd):
     """Its process ends after the first forward pass, before the gradient comes."""
 
-    def learn(self, payload):
+    def learn(self, payload, **part):
         raise TrainingError("killed")
 
 
@@ -63,9 +63,9 @@ def test_with_a_copy_each_nobody_waits_for_another(streams):
             return super().adapters()
 
     class After(DeviceEnd):
-        def send(self, step):
+        def send(self, step, **part):
             waited.append(is_done.wait(20))
-            return super().send(step)
+            return super().send(step, **part)
 
     jobs = [streams.job(0, 1), streams.job(1, 2)]
     task = streams.task(jobs, WorkSpec(server="copies"))
@@ -143,10 +143,10 @@ def late_for(others, step):
             return super().adapters()
 
     class Late(DeviceEnd):
-        def send(self, at):
+        def send(self, at, **part):
             if at == step and not all(done.acquire(timeout=20) for _ in range(others)):
                 raise TrainingError("the others wait for this device")
-            return super().send(at)
+            return super().send(at, **part)
 
     return Late, Other
 
@@ -175,9 +175,9 @@ def test_who_comes_late_for_its_turn_is_served_after_the_others(streams):
 @pytest.mark.parametrize("server", ["shared", "sequential"])
 def test_what_was_learnt_until_the_deadline_counts(streams, server):
     class Waits(DeviceEnd):
-        def send(self, step):
+        def send(self, step, **part):
             time.sleep(0.8)
-            return super().send(step)
+            return super().send(step, **part)
 
     jobs = [streams.job(0, 1, steps=9), streams.job(1, 2, steps=1)]
     task = streams.task(jobs, WorkSpec(server=server), deadline_s=4.0)
@@ -200,9 +200,9 @@ def test_what_was_learnt_until_the_deadline_counts(streams, server):
 
 def test_a_step_in_flight_at_the_deadline_is_given_up(streams):
     class Hangs(DeviceEnd):
-        def send(self, step):
+        def send(self, step, **part):
             time.sleep(4.0 if step == 2 else 0.0)
-            return super().send(step)
+            return super().send(step, **part)
 
     jobs = [streams.job(0, 1, steps=2), streams.job(1, 2)]
     task = streams.task(jobs, WorkSpec(), deadline_s=3.5)
@@ -211,3 +211,58 @@ def test_a_step_in_flight_at_the_deadline_is_given_up(streams):
     assert parts[1].steps == 2
     one, other = streams.joined(task, result, parts)
     assert (one.update.part, other.update.part) == (1.0, 2 / 3)
+
+
+@pytest.mark.parametrize("server", ["shared", "copies", "sequential"])
+@pytest.mark.parametrize("codec", [CodecSpec(), CodecSpec("topk", keep=0.5, bits=8)])
+def test_micro_batches_add_up_to_the_batch(streams, server, codec):
+    workload = replace(streams.workload, batch=4, micro_batches=2)
+    there = replace(streams, workload=workload)
+    jobs = [there.job(0, 1, codec=codec), there.job(1, 3, codec=codec), there.job(2, 1, steps=2)]
+    task = there.task(jobs, WorkSpec(server=server, reuse_mask=True))
+    result, parts = there.go(task, jobs)
+    whole = there.alone(task, jobs)
+    is_exact = codec.kind == "identity"
+    np.testing.assert_allclose(result.log.losses, whole.losses, rtol=1e-4 if is_exact else 0.02)
+    assert result.batches == (8 if server != "shared" else 3)
+    assert result.steps == (3, 3, 2)
+    for one, other in zip(there.joined(task, result, parts), whole.outcomes, strict=True):
+        assert one.status == "ok"
+        for name, tensor in other.update.adapters.items() if is_exact else ():
+            torch.testing.assert_close(one.update.adapters[name], tensor, atol=1e-4, rtol=1e-3)
+    for place, part in parts.items():
+        seen = result.log.up_bytes[: len(part.up_bytes), place]
+        np.testing.assert_array_equal(part.up_bytes, seen)
+
+
+def test_the_second_micro_batch_is_sent_before_the_first_is_answered(streams):
+    there = replace(streams, workload=replace(streams.workload, micro_batches=2))
+    calls = []
+
+    class Notes(DeviceEnd):
+        def send(self, step, **part):
+            calls.append(("send", part["part"]))
+            return super().send(step, **part)
+
+        def learn(self, payload, **part):
+            calls.append(("learn", part["part"]))
+            super().learn(payload, **part)
+
+    jobs = [there.job(0, 1, steps=1)]
+    there.go(there.task(jobs, WorkSpec()), jobs, kinds={0: Notes})
+    assert calls == [("send", 0), ("send", 1), ("learn", 0), ("learn", 1)]
+
+
+def test_a_device_that_keeps_the_rest_of_its_step_is_let_go(streams):
+    there = replace(streams, workload=replace(streams.workload, micro_batches=2))
+
+    class Keeps(DeviceEnd):
+        def send(self, step, **part):
+            time.sleep(3.0 if part["part"] else 0.0)
+            return super().send(step, **part)
+
+    jobs = [there.job(0, 1), there.job(1, 2)]
+    task = there.task(jobs, WorkSpec(), answer_s=0.3, rejoin_s=0.1)
+    result, parts = there.go(task, jobs, kinds={1: Keeps})
+    assert result.steps[0] == parts[0].steps == 3
+    assert result.broken[1] >= 1

@@ -20,6 +20,7 @@ U-shaped: Vepakomma et al., arXiv 1812.00564. One pass over unequal cuts is ours
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,8 @@ class Arrived:
     """As in `Batch`; None where they stay on the device."""
     weight: float = 1.0
     """Positive; only the ratios count."""
+    share: float = 1.0
+    """Of the device's mean loss that this part of its batch makes up, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +67,8 @@ class ServerStep:
     """What the server returns, in the order of what arrived."""
 
     gradients: tuple[torch.Tensor | None, ...]
-    """Of each device's own mean loss with respect to its activation; None = it was refused,
-    because its loss was not finite."""
+    """Of each device's own mean loss, times its share, with respect to its activation; None = it was
+    refused, because its loss was not finite."""
     losses: torch.Tensor
     """(devices,); NaN where nothing was scored."""
 
@@ -112,23 +115,29 @@ class DeviceHalf:
             replace_module_(self.body, ends_of(family).norm, nn.Identity())
         if getattr(self.body, "pooler", None) is not None:
             replace_module_(self.body, "pooler", nn.Identity())
-        self._activation: torch.Tensor | None = None
+        self._activations: deque[torch.Tensor] = deque()
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the activation at the cut, (rows, tokens, width), cut off from the graph."""
         output = self.body(**batch.inputs, use_cache=False)
-        self._activation = torch.as_tensor(output.last_hidden_state)
-        return self._activation.detach()
+        self._activations.append(torch.as_tensor(output.last_hidden_state))
+        return self._activations[-1].detach()
+
+    def forget(self) -> None:
+        """Forget the passes whose gradient has not come, and what gradients there are."""
+        self._activations.clear()
+        for parameter in self.lora.parameters():
+            parameter.grad = None
 
     def backward(self, gradient: torch.Tensor) -> None:
-        """Add to the gradients of the adapters; `gradient` is that of the last activation.
+        """Add to the gradients of the adapters; `gradient` is of the first activation that has none.
 
         Raises:
             TrainingError: if no forward pass is waiting for it.
         """
-        if self._activation is None:
+        if not self._activations:
             raise TrainingError("a gradient came that no forward pass is waiting for")
-        activation, self._activation = self._activation, None
+        activation = self._activations.popleft()
         torch.autograd.backward(activation, gradient.to(activation.dtype))
 
     def finish(
@@ -204,7 +213,9 @@ class ServerHalf:
             replace_module_(self._body, ends.position, Nothing())
         self._waiting: tuple[torch.Tensor, list[torch.Tensor], list[Arrived]] | None = None
 
-    def step(self, arrived: Sequence[Arrived], *, chunk: int = 0) -> ServerStep:
+    def step(
+        self, arrived: Sequence[Arrived], *, chunk: int = 0, total_weight: float | None = None
+    ) -> ServerStep:
         """Run all devices in one pass and add to the gradients of adapters and head.
 
         A device whose loss is not finite is refused and leaves no trace in any gradient.
@@ -212,6 +223,7 @@ class ServerHalf:
         Args:
             arrived: What came, with labels; at least one.
             chunk: Positions whose logits exist at a time; 0 = all.
+            total_weight: Of all devices of the pass, where these are not all; None = they are.
 
         Raises:
             ModelError: if what arrived does not fit the model or one another.
@@ -223,9 +235,11 @@ class ServerHalf:
         has_loss = scored_devices(batch, rows)
         bad = ~torch.isfinite(losses.detach()) & has_loss
         if bool(bad.any()):
-            return self._without(arrived, {order[i] for i in torch.where(bad)[0].tolist()}, chunk)
-        weights = losses.new_tensor(_weights(parts))
-        torch.autograd.backward((losses.nan_to_num(nan=0.0) * weights).sum())
+            out = {order[i] for i in torch.where(bad)[0].tolist()}
+            return self._without(arrived, out, chunk, total_weight)
+        weights = losses.new_tensor(_weights(parts, total_weight))
+        shares = losses.new_tensor([part.share for part in parts])
+        torch.autograd.backward((losses.nan_to_num(nan=0.0) * weights * shares).sum())
         gradients = _unweighted(leaves, weights)
         back = sorted(range(len(order)), key=order.__getitem__)
         return ServerStep(tuple(gradients[place] for place in back), losses.detach()[back])
@@ -298,13 +312,16 @@ class ServerHalf:
         ) if labels else mask  # fmt: skip
         return order, Batch(torch.zeros_like(mask), mask, joined), leaves
 
-    def _without(self, arrived: Sequence[Arrived], bad: set[int], chunk: int) -> ServerStep:
+    def _without(
+        self, arrived: Sequence[Arrived], bad: set[int], chunk: int, total_weight: float | None
+    ) -> ServerStep:
         """Run the step again without the refused devices."""
         good = [place for place in range(len(arrived)) if place not in bad]
         losses = torch.full((len(arrived),), torch.inf)
         gradients: list[torch.Tensor | None] = [None] * len(arrived)
         if good:
-            rest = self.step([arrived[place] for place in good], chunk=chunk)
+            kept = [arrived[place] for place in good]
+            rest = self.step(kept, chunk=chunk, total_weight=total_weight)
             losses[good] = rest.losses.to(losses)
             for place, gradient in zip(good, rest.gradients, strict=True):
                 gradients[place] = gradient
@@ -346,8 +363,8 @@ def _longer(tensor: torch.Tensor, tokens: int, fill: float) -> torch.Tensor:
     return nn.functional.pad(tensor, sides, value=fill) if missing else tensor
 
 
-def _weights(parts: Sequence[Arrived]) -> list[float]:
-    total = sum(part.weight for part in parts)
+def _weights(parts: Sequence[Arrived], total_weight: float | None = None) -> list[float]:
+    total = sum(part.weight for part in parts) if total_weight is None else total_weight
     return [part.weight / total for part in parts]
 
 

@@ -37,6 +37,9 @@ class Workload:
     checkpointing: bool = False
     loss_chunk: int = 0
     """Positions whose logits exist at a time; 0 = all of them."""
+    micro_batches: int = 1
+    """Into which a cut device's batch is divided over a stream, so that one computes while another
+    crosses; their gradients add up to the batch's."""
     scored: float = 1.0
     """Fraction of a language model's positions whose loss counts; the head computes no other."""
     trains_head: bool = False

@@ -245,6 +245,9 @@ class SplitSection(Section):
     """Rounds of each short run."""
     devices: int = Field(default=4, ge=1)
     """Devices of each short run, at most."""
+    micro_batches: int = Field(default=1, ge=1, le=8)
+    """Parts into which a real device's batch is divided in a split round, so that one computes while
+    another crosses; must divide the batch. On the virtual clock a step has one."""
 
     @model_validator(mode="after")
     def _rising(self) -> SplitSection:

@@ -141,6 +141,7 @@ download:                # how what devices are sent is coded, for every method
 #   cuts: []             # where distortion is measured; default: up to four, spread over the model
 #   rounds: 4
 #   devices: 4
+#   micro_batches: 1     # of a real device's batch: one computes while another crosses
 
 # compare:               # what airtune compare runs unless told otherwise
 #   methods: [jcpba, fedavg-lora, best-bandwidth]

@@ -278,10 +278,16 @@ def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int, scored: float
         raise RecipeError(
             f"lora.r must be at most the model's width of {shape.width}, got {recipe.lora.r}"
         )
+    batch, parts = recipe.train.per_device_train_batch_size, recipe.split.micro_batches
+    if batch % parts:
+        raise RecipeError(
+            f"split.micro_batches must divide train.per_device_train_batch_size of {batch}, got {parts}"
+        )
     base_bytes = _BYTES[recipe.model.dtype]
     return Workload(
-        batch=recipe.train.per_device_train_batch_size,
+        batch=batch,
         tokens=tokens,
+        micro_batches=parts,
         local_steps=recipe.train.local_steps,
         rank=recipe.lora.r,
         lora_targets=names,

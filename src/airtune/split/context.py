@@ -79,6 +79,10 @@ class SplitContext:
         """Return whether both ends remember the samples that cross by this codec."""
         return remembers(self.work, codec)
 
+    def parts(self, codec: CodecSpec) -> int:
+        """Return into how many micro-batches a device with this codec divides a batch over a stream."""
+        return 1 if self.labels_stay or self.remembers(codec) else self.workload.micro_batches
+
     def codec(self, row_codec: CodecSpec, direction: str) -> CodecSpec:
         """Return the codec of one direction, of a device with this codec."""
         chosen = row_codec
@@ -86,9 +90,10 @@ class SplitContext:
             chosen = self.work.gradient
         return replace(chosen, predict=False)
 
-    def stream(self, step: int, device: int, direction: str) -> np.random.Generator:
-        """Return the codec's randomness for one crossing."""
-        return generator(self.seed, "codec", self.round, step, device, direction)
+    def stream(self, step: int, device: int, direction: str, part: int = 0) -> np.random.Generator:
+        """Return the codec's randomness for one crossing, of one micro-batch."""
+        named = f"{direction} {part}" if part else direction
+        return generator(self.seed, "codec", self.round, step, device, named)
 
     def reads(self, mask: torch.Tensor) -> torch.Tensor:
         """Return the positions that the head reads, (batch, tokens)."""

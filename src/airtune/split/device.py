@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from airtune.keys import derive_seed
 from airtune.model.batch import Batch
 from airtune.model.cut import DeviceHalf
 from airtune.model.lora import Adapters, Head
+from airtune.model.loss import scored
 from airtune.plan import Bools, Ints
 from airtune.split.body import beside_of, get, kept_of, put
 from airtune.split.context import SplitContext, SplitJob
@@ -78,7 +80,10 @@ class DeviceEnd:
         }  # fmt: skip
         self._step = -1
         self._batch: Batch
-        self._kept: dict[int, Bools | None] = {}
+        self._part = 0
+        self._masks: list[torch.Tensor] = []
+        self._kept: dict[tuple[int, int], Bools | None] = {}
+        """By micro-batch and column."""
 
     @property
     def answer_bytes(self) -> int:
@@ -98,13 +103,30 @@ class DeviceEnd:
         for samples in self._memory.values():
             agree(samples, listed)
 
-    def send(self, step: int) -> dict[int, Message]:
-        """Run the devices' blocks; return what each sends, by column."""
-        self._step, self._kept = step, {}
+    @property
+    def parts(self) -> int:
+        """Micro-batches of a step over a stream; for a device alone."""
+        [job] = self.jobs.values()
+        return self.context.parts(job.row.codec)
+
+    def send(self, step: int, *, part: int = 0, parts: int = 1) -> dict[int, Message]:
+        """Run the devices' blocks; return what each sends, by column.
+
+        Args:
+            step: Of the round.
+            part: Which micro-batch; those of a step in order, before or between their gradients.
+            parts: Into which the batch is divided.
+        """
+        if not part:
+            self._step, self._kept, self._masks = step, {}, []
+            self._half.forget()
+        self._part, size = part, self.context.workload.batch // parts
         self._half.lora.set_step(step)
-        drawn = {place: rows[step] for place, rows in self._drawn.items()}
+        mine = slice(part * size, (part + 1) * size)
+        drawn = {place: rows[step][mine] for place, rows in self._drawn.items()}
         sent = {place: self._sent(place, numbers) for place, numbers in drawn.items()}
         self._batch = self._collated(drawn)
+        self._masks.append(self._batch.attention_mask)
         batch, rows_of = self._passing(drawn, sent)
         activation = self.context.like.expand(*batch.attention_mask.shape, -1)
         if any(map(len, sent.values())):
@@ -121,7 +143,11 @@ class DeviceEnd:
                 self._refuse(place, f"activation refused: {error}")
                 continue
             found[place] = self._message(Kind.ACTIVATION, place, payload, beside=beside)
-        return found
+        if parts == 1:
+            return found
+        whole = self._collated({place: rows[step] for place, rows in self._drawn.items()})
+        share = _scored(self._batch) / max(_scored(whole), 1)
+        return {place: replace(message, rows=size, share=share) for place, message in found.items()}
 
     def finish(self, hidden: Mapping[int, bytes]) -> dict[int, Message]:
         """Where labels stay: compute the losses of the last hidden states that came.
@@ -150,12 +176,19 @@ class DeviceEnd:
             )
         return found
 
-    def learn(self, gradients: Mapping[int, bytes]) -> None:
-        """Take the activations' gradients, none where this part is frozen; update what is trained."""
+    def learn(self, gradients: Mapping[int, bytes], *, part: int = 0, parts: int = 1) -> None:
+        """Take the activations' gradients, none where this part is frozen; update what is trained.
+
+        Args:
+            gradients: By column.
+            part: Of which micro-batch; after the last, what is trained is updated.
+            parts: As for `send`.
+        """
+        self._part = part
         if not self.context.work.device_frozen:
-            mask = self._batch.attention_mask
+            mask = self._masks[part]
             self._half.backward(self._gathered(gradients, mask, "gradient")[0])
-        if self._optimiser is None:
+        if self._optimiser is None or part < parts - 1:
             return
         norms = clip_(self._parameters, limit=self.context.settings.max_grad_norm)
         for place, is_finite in zip(self.jobs, torch.isfinite(norms).tolist(), strict=True):
@@ -222,7 +255,7 @@ class DeviceEnd:
         if not context.remembers(codec):
             payload = put(activation, batch.attention_mask, spec, stream)
             count = int(batch.attention_mask.sum()) * activation.shape[-1]
-            self._kept[place] = kept_of(payload, count, spec, context.work)
+            self._kept[self._part, place] = kept_of(payload, count, spec, context.work)
             return beside, payload
         ends = batch.attention_mask.sum(1).cumsum(0)[:-1].tolist()
         pieces = np.split(packed(activation, batch.attention_mask), ends) if len(sent) else []
@@ -245,7 +278,7 @@ class DeviceEnd:
             rows = self._rows(place)
             spec = self.context.codec(self.jobs[place].row.codec, direction)
             is_masked = direction == "gradient" and spec.kind == "topk"
-            kept = self._kept.get(place) if is_masked else None
+            kept = self._kept.get((self._part, place)) if is_masked else None
             try:
                 whole[rows], _ = get(payload, mask[rows], like, kept=kept)
             except CodecError as error:
@@ -266,7 +299,8 @@ class DeviceEnd:
         return collate_examples(joined, range(len(joined)), tokens=tokens, device=device)
 
     def _stream(self, place: int, direction: str) -> np.random.Generator:
-        return self.context.stream(self._step, self.jobs[place].device, direction)
+        device = self.jobs[place].device
+        return self.context.stream(self._step, device, direction, self._part)
 
     def _message(
         self, kind: Kind, place: int, payload: bytes, *, beside: bytes = b"",
@@ -280,6 +314,11 @@ class DeviceEnd:
 
     def _refuse(self, place: int, reason: str) -> None:
         self.refused.setdefault(place, reason)
+
+
+def _scored(batch: Batch) -> int:
+    """Return how many positions, or texts, a batch's loss is the mean of."""
+    return len(batch.labels) if batch.labels.dim() == 1 else int(scored(batch).sum())
 
 
 def _taken(batch: Batch, rows: torch.Tensor) -> Batch:

@@ -43,14 +43,22 @@ class TrainedHalf:
         self.passes = self.skipped = 0
         """Passes so far; of these, those whose gradient was not finite and was not used."""
 
-    def step(self, arrived: Sequence[Arrived]) -> tuple[dict[int, torch.Tensor], dict[int, float]]:
+    def step(
+        self, arrived: Sequence[Arrived], *, learns: bool = True, total_weight: float | None = None
+    ) -> tuple[dict[int, torch.Tensor], dict[int, float]]:
         """Run one pass and learn; return gradients and losses by column.
 
         A device whose loss is not finite has no gradient.
+
+        Args:
+            arrived: At least one.
+            learns: False = more of the same step is to come, and gradients add up until then.
+            total_weight: As for `ServerHalf.step`.
         """
         self._half.lora.set_step(self.passes)
-        result = self._half.step(arrived, chunk=self._chunk)
-        self._learn()
+        result = self._half.step(arrived, chunk=self._chunk, total_weight=total_weight)
+        if learns:
+            self._learn()
         places = [part.device for part in arrived]
         gradients = {
             place: gradient
@@ -78,6 +86,10 @@ class TrainedHalf:
     def head(self) -> Head:
         """Return the trained head, {} where there is none, on the CPU."""
         return on_cpu(self._half.head())
+
+    def learn(self) -> None:
+        """End a step of which nothing more has come."""
+        self._learn()
 
     def _learn(self) -> None:
         """Take an optimiser step, unless the gradient is not finite, and forget the gradient."""

@@ -38,6 +38,8 @@ class Message:
     beside: bytes = b""
     payload: bytes = b""
     loss: float = float("nan")
+    share: float = 1.0
+    """Of an activation: the part of its step's mean loss that this micro-batch makes up."""
     left_s: float = float("inf")
     """In a welcome: until the deadline, by which the device's answer must be back too."""
 

@@ -105,8 +105,9 @@ def split_round(
         DataError: if a device has no example.
     """
     _check(state, jobs, work)
+    whole = replace(workload, micro_batches=1)  # nothing crosses while something computes
     context = SplitContext.of(
-        base, state, settings=settings, work=work, workload=workload, seed=seed, round=round
+        base, state, settings=settings, work=work, workload=whole, seed=seed, round=round
     )
     rows = [job.row for job in jobs]
     held = (CutMemory() if memory is None else memory).opened(context, rows)

@@ -11,7 +11,7 @@ Who takes part in a pass, and how messages travel, is for others to say; this en
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,8 @@ from airtune.split.memory import Samples
 from airtune.split.message import Kind, Message
 from airtune.split.samples import take_samples
 from airtune.work.wire import unpacked
+
+_ROUNDING = 1e-3
 
 Tensors = dict[int, torch.Tensor]
 """By column."""
@@ -57,6 +59,8 @@ class _Pass:
 
     link: Link
     steps: Mapping[int, int]
+    part: int = 0
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +105,18 @@ class ServerEnd:
         self._halves: dict[int, TrainedHalf] = {}
         self._done: dict[int, ServerParts] = {}
         self._kept: dict[int, Bools | None] = {}
+        self._shares: dict[int, float] = {}
+        self._totals: dict[TrainedHalf, float] = {}
         if context.work.server != "copies":
             self._half(0)
 
-    def serve(self, messages: Mapping[int, Message], link: Link) -> None:
+    def micro_batches(self, place: int) -> int:
+        """Return into how many parts a device divides its batch over a stream."""
+        return self.context.parts(self._rows[place].codec)
+
+    def serve(
+        self, messages: Mapping[int, Message], link: Link, *, part: int = 0, more: bool = False
+    ) -> None:
         """Run a pass over the activations that came, of each half, and answer.
 
         A device whose message, loss or gradient is unusable is put out of the round, alone.
@@ -112,26 +124,34 @@ class ServerEnd:
         Args:
             messages: By column; nothing in them is trusted but kind and step.
             link: To these devices.
+            part: Which micro-batches of the step these are.
+            more: Some device has another; the server learns from all of them together.
         """
         arrived = []
+        if not part:
+            self._shares, self._totals = {}, {}
         for place, message in messages.items():
             try:
                 arrived.append(self._arrived(place, message))
             except CodecError as error:
                 link.refuse(place, f"activation refused: {error}")
-        going = _Pass(link, {part.device: messages[part.device].step for part in arrived})
+        going = _Pass(link, {one.device: messages[one.device].step for one in arrived}, part, more)
         groups: dict[TrainedHalf, list[Arrived]] = {}
-        for part in arrived:
-            groups.setdefault(self._half(part.device), []).append(part)
+        for one in arrived:
+            groups.setdefault(self._half(one.device), []).append(one)
         learn = self._relay if self.context.labels_stay else self._learn
         gradients, losses = learn(groups, going)
-        for part in arrived:
-            place, loss = part.device, losses.get(part.device, float("nan"))
-            self.log.losses[going.steps[place], place] = loss
+        for one in arrived:
+            place, loss = one.device, losses.get(one.device, float("nan"))
+            if one.share and not self.context.labels_stay:
+                loss *= one.share
+            before = self.log.losses[going.steps[place], place] if part else 0.0
+            self.log.losses[going.steps[place], place] = before + (loss if one.share else 0.0)
             if place in gradients:
                 self._send(
-                    going, place, Kind.GRADIENT, gradients[place], part.attention_mask, loss=loss
-                )
+                    going, place, Kind.GRADIENT, gradients[place], one.attention_mask,
+                    loss=loss if one.share else 0.0,
+                )  # fmt: skip
             elif not self.context.labels_stay:
                 link.refuse(place, f"the loss was {loss} in step {going.steps[place]}")
 
@@ -171,9 +191,16 @@ class ServerEnd:
         gradients: Tensors = {}
         losses: dict[int, float] = {}
         for half, arrived in groups.items():
-            found, seen = half.step(arrived)
+            if not going.part:
+                self._totals[half] = sum(one.weight for one in arrived)
+            found, seen = half.step(
+                arrived, learns=not going.more, total_weight=self._totals.get(half)
+            )
             gradients |= found
             losses |= seen
+        if going.part and not going.more:
+            for half in self._totals.keys() - groups.keys():
+                half.learn()
         return gradients, losses
 
     def _relay(
@@ -214,8 +241,9 @@ class ServerEnd:
         if context.remembers(row.codec):
             activation, mask, labels = self._samples(place, message, spec)
         else:
+            size = context.workload.batch // context.parts(row.codec)
             mask, labels = read_beside(
-                message.beside, message.rows, context.shape, context.workload,
+                message.beside, message.rows, context.shape, replace(context.workload, batch=size),
                 labels_stay=context.labels_stay,
             )  # fmt: skip
             activation, values = get(message.payload, mask, context.like)
@@ -224,7 +252,23 @@ class ServerEnd:
         return Arrived(
             place, row.cut or 0, activation, mask.to(activation.device),
             None if labels is None else labels.to(activation.device), self._weights[place],
+            self._share(place, message),
         )  # fmt: skip
+
+    def _share(self, place: int, message: Message) -> float:
+        """Return the part of a step's loss that a micro-batch makes up.
+
+        Raises:
+            CodecError: if it is none, or more than what is left of the step.
+        """
+        before = self._shares.get(place, 0.0)
+        if not (message.share >= 0.0 and before + message.share <= 1.0 + _ROUNDING):
+            raise CodecError(
+                f"micro-batches make up 1 of a step's loss together, got {message.share:g} after "
+                f"{before:g}; it is refused"
+            )
+        self._shares[place] = before + message.share
+        return message.share
 
     def _samples(
         self, place: int, message: Message, spec: CodecSpec
@@ -275,7 +319,7 @@ class ServerEnd:
         is_masked = kind is Kind.GRADIENT and spec.kind == "topk"
         kept = self._kept[place] if is_masked else None
         try:
-            stream = context.stream(step, row.device, direction)
+            stream = context.stream(step, row.device, direction, going.part)
             payload = put(tensor, mask, spec, stream, kept=kept)
         except CodecError as error:
             link.refuse(place, f"{direction} refused: {error}")

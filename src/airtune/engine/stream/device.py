@@ -149,25 +149,29 @@ class _Going:
     def _take(
         self, step: int, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]
     ) -> None:
-        end = self.end
-        start = time.perf_counter()
-        made = end.send(step)
-        self._spent(start)
-        self._put(made, outgoing)
+        end, parts = self.end, self.end.parts
+        for part in range(parts):
+            start = time.perf_counter()
+            made = end.send(step, part=part, parts=parts)
+            self._spent(start)
+            self._put(made, outgoing, is_first=part == 0)
         if end.context.labels_stay:
             hidden = self._read(answers, Kind.HIDDEN, step)
             start = time.perf_counter()
             made = end.finish({self.place: hidden.payload})
             self._spent(start)
             self.down[step] += len(hidden.payload)
-            self._put(made, outgoing)
-        answer = self._read(answers, Kind.GRADIENT, step)
-        start = time.perf_counter()
-        end.learn({self.place: answer.payload})
-        self._spent(start)
-        self._check_out()
-        self.losses[step] = answer.loss
-        self.down[step] += len(answer.payload)
+            self._put(made, outgoing, is_first=False)
+        loss = 0.0
+        for part in range(parts):
+            answer = self._read(answers, Kind.GRADIENT, step)
+            start = time.perf_counter()
+            end.learn({self.place: answer.payload}, part=part, parts=parts)
+            self._spent(start)
+            self._check_out()
+            loss += answer.loss
+            self.down[step] += len(answer.payload)
+        self.losses[step] = loss
         self.learnt += 1
 
     @contextmanager
@@ -189,13 +193,14 @@ class _Going:
                 timer.cancel()
 
     def _put(
-        self, made: Mapping[int, Message], outgoing: queue.SimpleQueue[Message | None]
-    ) -> None:
+        self, made: Mapping[int, Message], outgoing: queue.SimpleQueue[Message | None], *,
+        is_first: bool,
+    ) -> None:  # fmt: skip
         """Send what the end has made, unless it broke over it."""
         self._check_out()
         message = replace(made[self.place], run=self._run)
         self.crossed_bytes += message.body_bytes + HEADER_BYTES
-        if message.kind is Kind.ACTIVATION:
+        if is_first:
             self.up[message.step] = 0.0  # a step that is repeated counts once
         self.up[message.step] += message.body_bytes
         outgoing.put(message)

@@ -1,7 +1,8 @@
 """A message of the split data plane: a fixed header, numbers beside the tensor, a codec's payload.
 
     "AS" version u8, kind u8 | run u64 | round u32, step u32, device u32 | rows u16, steps u16
-    | beside u32, payload u32 | loss f32, left_s f32 | crc32 u32 || beside | payload
+    | beside u32, payload u32 | loss f32, share f32,
+    left_s f32 | crc32 u32 || beside | payload
 
 All numbers are little-endian; the checksum covers everything but itself. A message crosses the
 stream in parts of at most `PART_BYTES`, the header in the first, so the receiver has checked who
@@ -22,7 +23,7 @@ from airtune.wire.envelope import PART_BYTES
 
 MAGIC, VERSION = b"AS", 2
 
-_HEAD = struct.Struct("<2sBBQIIIHHIIff")
+_HEAD = struct.Struct("<2sBBQIIIHHIIfff")
 _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEAD.size + _CRC.size
 
@@ -50,7 +51,7 @@ def parts_of(message: Message, *, part_bytes: int = PART_BYTES) -> Iterator[byte
     head = _HEAD.pack(
         MAGIC, VERSION, message.kind, message.run, message.round, message.step, message.device,
         message.rows, message.steps, len(message.beside), len(message.payload), message.loss,
-        message.left_s,
+        message.share, message.left_s,
     )  # fmt: skip
     checksum = zlib.crc32(message.payload, zlib.crc32(message.beside, zlib.crc32(head)))
     whole = b"".join((head, _CRC.pack(checksum), message.beside, message.payload))
@@ -91,7 +92,7 @@ def read_message(parts: Iterator[bytes], expected: Callable[[], Expected]) -> Me
         )
     return Message(
         Kind(head.kind), head.run, head.round, head.step, head.device, head.rows, head.steps,
-        body[: head.beside], body[head.beside :], head.loss, head.left_s,
+        body[: head.beside], body[head.beside :], head.loss, head.share, head.left_s,
     )  # fmt: skip
 
 
@@ -107,6 +108,7 @@ class _Head:
     beside: int
     payload: int
     loss: float
+    share: float
     left_s: float
 
 

@@ -54,7 +54,8 @@ class SplitRound:
         self._listed_bytes = np.zeros(len(task.rows))
         self.table = Table(
             run_number(task.run), task.round,
-            tuple(Seat(row.device, place, row.local_steps, new_token())
+            tuple(Seat(row.device, place, row.local_steps, new_token(),
+                       parts=self._end.micro_batches(place))
                   for place, row in enumerate(task.rows)),
             replace(task.timing, window_s=0.0) if task.work.server == "copies" else task.timing,
             largest_body_bytes(task.base.shape, task.workload), self._listed,
@@ -94,12 +95,19 @@ class SplitRound:
         return turns_of(seats, order.tolist())
 
     def _serve(self, seats: Sequence[Seat]) -> None:
-        """Run one pass over the devices that have arrived, and move them on."""
-        link = StreamLink(self.table)
+        """Run one pass over the devices that have arrived, and move them on.
+
+        Where their batches are divided, a pass has as many parts, each of those that sent the first.
+        """
         taken = {seat.place: message for seat in seats if (message := self.table.take(seat))}
-        self._end.serve(taken, link)
-        for place in taken:
-            seat = self.table.seats[place]
+        went = [self.table.seats[place] for place in taken]
+        parts = max((seat.parts for seat in went), default=0)
+        for part in range(parts):
+            link = StreamLink(self.table, part)
+            if part:
+                taken = link.receive([seat.place for seat in went if seat.parts > part])
+            self._end.serve(taken, link, part=part, more=part + 1 < parts)
+        for seat in went:
             if seat.is_served:
                 self.table.answer(seat, None)
 
@@ -128,23 +136,23 @@ class SplitRound:
 class StreamLink:
     """The link to devices at the other ends of streams; see `split.server.Link`."""
 
-    def __init__(self, table: Table) -> None:
-        """Carry for the devices of a table."""
-        self._table = table
+    def __init__(self, table: Table, part: int) -> None:
+        """Carry for the devices of a table, which are at a micro-batch of their step."""
+        self._table, self._part = table, part
 
     def send(self, place: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
         """Put a message behind what waits for a device; a gradient moves it on."""
         seat = self._table.seats[place]
         if kind is Kind.HIDDEN:
             return self._table.ask(seat, payload)
-        return self._table.answer(seat, payload, loss)
+        return self._table.answer(seat, payload, loss, more=self._part + 1 < seat.parts)
 
     def refuse(self, place: int, reason: str) -> None:
         """End a device's stream, and its round."""
         self._table.end(self._table.seats[place], "refused", reason)
 
     def receive(self, places: Iterable[int]) -> dict[int, Message]:
-        """Wait for the gradients of the hidden states; who takes too long is let go."""
+        """Wait for the gradients of hidden states, or micro-batches; who takes too long is let go."""
         table, seats = self._table, [self._table.seats[place] for place in places]
         until = time.monotonic() + table.timing.answer_s
         with table.changed:
@@ -155,6 +163,8 @@ class StreamLink:
                 table.changed.wait(left_s)
             late = [seat for seat in seats if seat.slot is None]
         for seat in late:
-            table.end(seat, "lapsed", f"the head took longer than {table.timing.answer_s:g} s")
+            table.end(
+                seat, "lapsed", f"the rest of its step took longer than {table.timing.answer_s:g} s"
+            )
         found = {seat.place: table.take(seat) for seat in seats}
         return {place: message for place, message in found.items() if message is not None}

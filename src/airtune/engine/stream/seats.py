@@ -55,6 +55,10 @@ class Seat:
     """What may come now; None = nothing, the server has yet to answer."""
     step: int = 0
     """Steps done, and so the next one."""
+    parts: int = 1
+    """Micro-batches of a step."""
+    part: int = 0
+    """Which comes next."""
     is_served: bool = False
     """What it sent is in a pass of the server's."""
     has_missed: bool = False
@@ -144,7 +148,7 @@ class Table:
             if seat.outbox is not None:
                 return f"device {seat.device} is connected already; one stream a token"
             seat.outbox, seat.has_joined, seat.has_left = outbox, True, False
-            seat.slot, seat.awaits = None, Kind.ACTIVATION
+            seat.slot, seat.awaits, seat.part = None, Kind.ACTIVATION, 0
             welcome = self._message(seat, Kind.WELCOME, beside=self.listed(seat))
             outbox.send(replace(welcome, left_s=max(self.ends_at - time.monotonic(), 0.0)))
             self.changed.notify_all()
@@ -154,7 +158,7 @@ class Table:
         """Return what may come from a device now."""
         with self.changed:
             kinds = frozenset() if seat.is_done or seat.awaits is None else frozenset({seat.awaits})
-            if Kind.ACTIVATION in kinds:
+            if Kind.ACTIVATION in kinds and not seat.part:
                 kinds |= {Kind.STOP}
             return Expected(
                 kinds, self.run, self.round, seat.device, seat.step, self.max_body_bytes
@@ -188,6 +192,9 @@ class Table:
             message, seat.slot = seat.slot, None
             if message is not None:
                 seat.is_served, seat.awaits = True, None
+                seat.part = (seat.part + 1) % seat.parts
+                if seat.part:
+                    seat.awaits = Kind.ACTIVATION  # it does not wait for its gradient
             self.changed.notify_all()
         return message
 
@@ -200,12 +207,19 @@ class Table:
             seat.outbox.send(self._message(seat, Kind.HIDDEN, payload))
             return True
 
-    def answer(self, seat: Seat, payload: bytes | None, loss: float = float("nan")) -> bool:
-        """End a device's step: move it on and send the gradient, if there is one and it is there."""
+    def answer(
+        self, seat: Seat, payload: bytes | None, loss: float = float("nan"), *, more: bool = False
+    ) -> bool:
+        """Send the gradient, if there is one and the device is there, and move it on.
+
+        With `more`, another micro-batch of the step is to come, and it stays where it is.
+        """
         with self.changed:
             message = self._message(seat, Kind.GRADIENT, payload or b"", loss=loss)
             # The next message may come as soon as this one is out, so the step moves first.
-            seat.step, seat.awaits, seat.is_served = seat.step + 1, Kind.ACTIVATION, False
+            if not more:
+                seat.step, seat.part, seat.is_served = seat.step + 1, 0, False
+                seat.awaits = Kind.ACTIVATION
             is_sent = seat.outbox is not None and payload is not None
             if seat.outbox is not None and payload is not None:
                 seat.outbox.send(message)
