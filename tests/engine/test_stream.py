@@ -322,6 +322,9 @@ LIES = {
     "a huge message": (
         lambda m: [next(parts_of(replace(m, payload=bytes(1 << 22))))], "the most"),
     "a bit that flipped": (lambda m: altered(parts_of(m)), "checksum"),
+    "more than its part of a step": (
+        lambda m: parts_of(replace(m, share=2.0)), "got 2 after 0"),
+    "no part of a step": (lambda m: parts_of(replace(m, share=float("nan"))), "got nan"),
     "a length that is not": (lambda m: parts_of(replace(m, rows=3)), "declares 3"),
     "noise for a payload": (
         lambda m: parts_of(replace(m, payload=bytes(len(m.payload)))), "payload"),
