@@ -55,7 +55,7 @@ def test_no_weight_is_loaded(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("airtune.run.build.load_base", refuse)
+    monkeypatch.setattr("airtune.run.load.load_base", refuse)
     monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
     assert plan_recipe(load_recipe(overrides=["method.name=fedavg-lora"])).parameters > 0
 

@@ -16,7 +16,7 @@ from airtune.model.frame import load_frame
 from airtune.model.images import Images
 from airtune.model.source import Tokenizer
 from airtune.recipe import Recipe
-from airtune.run.build import is_vision, model_source
+from airtune.run.load import is_vision, model_source
 
 OF_RECIPE = "recipe"
 """`--data recipe`: the recipe's own data are dealt out, a device takes the share of its number."""

@@ -16,7 +16,7 @@ from airtune.model.part import group_of, held_groups
 from airtune.plan import Floats, Ints, Problem
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run import Chosen
-from airtune.run.build import base_folder
+from airtune.run.load import base_folder
 from airtune.units import format_bytes, format_seconds
 from airtune.wire.contents import contents_of
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from airtune.plan import ModelShape, Problem, Workload
 from airtune.recipe import Recipe
 from airtune.run import longest_input, workload_of
-from airtune.run.build import is_vision
 from airtune.run.inspect import Inspection
+from airtune.run.load import is_vision
 
 
 def planned_workload(recipe: Recipe, shape: ModelShape, found: Inspection | None) -> Workload:

@@ -11,7 +11,7 @@ from airtune.model.base import load_shape
 from airtune.model.gguf.source import is_gguf
 from airtune.plan import ModelShape
 from airtune.recipe import EMBEDDED, Recipe
-from airtune.run.build import model_source
+from airtune.run.load import model_source
 
 _SHIPPED_CLASSES = {TOPICS: 8, SHAPES: 10}
 _CLASSES = 2

@@ -1,14 +1,6 @@
 """The composition root: a recipe becomes objects here and nowhere else, and they are run."""
 
-from airtune.run.build import (
-    Assets,
-    Pieces,
-    build_pieces,
-    check_memory,
-    load_assets,
-    longest_input,
-    workload_of,
-)
+from airtune.run.build import Pieces, build_pieces, check_memory, workload_of
 from airtune.run.execute import (
     RunResult,
     Watch,
@@ -18,6 +10,7 @@ from airtune.run.execute import (
     run_recipe,
 )
 from airtune.run.export import export_run
+from airtune.run.load import Assets, load_assets, longest_input
 from airtune.run.measurement import stored_measurements, tables_of
 from airtune.run.method import (
     Chosen,

@@ -1,55 +1,32 @@
-"""From a checked recipe to model, data, fleet, problem and method."""
+"""From a checked recipe, and what it loads, to problem and engine settings."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 from airtune.cost import ladder, peak_memory
 from airtune.data import (
-    EMBEDDED_MODEL,
-    EMBEDDED_VISION,
-    FederatedData,
     answer_of,
-    load_federated,
-    load_federated_images,
 )
-from airtune.data.exchange import settle_end_
 from airtune.engine.base import EngineSettings
-from airtune.errors import InfeasibleError, ModelError, RecipeError
+from airtune.errors import InfeasibleError, RecipeError
 from airtune.fleet import Fleet
 from airtune.methods import may_cut
 from airtune.methods.split_lines import check_cut
-from airtune.model.admission import agree_
-from airtune.model.base import BaseModel, load_base, load_class_names
 from airtune.model.batch import IGNORED
-from airtune.model.families import Config
-from airtune.model.frame import load_frame
-from airtune.model.gguf.source import is_gguf
-from airtune.model.images import Examples, Images, image_tokens, load_image_base
-from airtune.model.part import load_part
-from airtune.model.source import Tokenizer, load_config, load_tokenizer
+from airtune.model.images import Examples, Images, image_tokens
 from airtune.plan import Assignments, Ints, ModelShape, Problem, Workload
-from airtune.recipe import EMBEDDED, Recipe, fleet_of
+from airtune.recipe import Recipe
+from airtune.run.load import Assets, is_vision, load_assets
 from airtune.units import format_bytes
 from airtune.work.train import TrainSettings
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True, slots=True)
-class Assets:
-    """What all methods of a comparison share at one seed."""
-
-    base: BaseModel
-    data: FederatedData
-    fleet: Fleet
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,152 +85,6 @@ def bare_problem(
     )  # fmt: skip
 
 
-def load_assets(recipe: Recipe) -> Assets:
-    """Load model, data and fleet of a recipe.
-
-    Raises:
-        DataError: if the data are missing, malformed or too few.
-        ModelError: if the model cannot be loaded.
-        FleetError: if the fleet is wrong.
-        RecipeError: if texts may be longer than the model reads.
-    """
-    fleet = fleet_of(recipe)
-    source, revision, count = model_source(recipe), recipe.model.revision, len(fleet)
-    known = load_class_names(source, revision=revision)
-    if is_vision(recipe):
-        frame = load_frame(source, revision=revision)
-        data = load_federated_images(
-            recipe.data, frame=frame, devices=count, seed=recipe.seed, known=known
-        )
-    else:
-        tokenizer = read_tokenizer(recipe)
-        data = load_federated(
-            recipe.data, tokenizer=tokenizer, devices=count, seed=recipe.seed, known=known,
-            vocabulary=int(load_config(source, revision).vocab_size),
-        )  # fmt: skip
-    base = load_model(recipe, classes=data.labels)
-    check_length(recipe, base)
-    return Assets(base, data, fleet)
-
-
-def is_vision(recipe: Recipe) -> bool:
-    """Return whether a recipe's model reads images."""
-    return recipe.data.task == "image-classification"
-
-
-def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = None) -> BaseModel:
-    """Load the base model of a recipe.
-
-    Args:
-        recipe: checked.
-        classes: their names in the order of their ids; () = a language model.
-        device: where to, instead of where the recipe says; the weights are then whole, not in 4
-            bits, so that they can be saved.
-
-    Raises:
-        ModelError: if it cannot be loaded or does not fit the task.
-    """
-    section = recipe.model
-    place = section.device if device is None else device
-    packed = section.load_in_4bit and device is None
-    if not is_vision(recipe):
-        base = load_base(
-            model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
-            device=place, load_in_4bit=packed, revision=section.revision,
-            allow_pickle=section.allow_pickle,
-        )  # fmt: skip
-        if base.tokenizer is not None and not classes:
-            settle_end_(base.tokenizer, recipe.data.template)
-            agree_(base.network, base.tokenizer)
-        return base
-    return load_image_base(
-        model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
-        device=place, revision=section.revision, allow_pickle=section.allow_pickle,
-    )  # fmt: skip
-
-
-def load_held(
-    recipe: Recipe, *, classes: Sequence[str], blocks: int | None, stays: bool
-) -> BaseModel:
-    """Load the first blocks of a recipe's model and what surrounds them, or all of it.
-
-    A model in 4 bits or in a GGUF file is not read in part.
-
-    Args:
-        recipe: checked.
-        classes: as for `load_model`.
-        blocks: how many; None = all.
-        stays: labels stay, so that the device computes the loss.
-
-    Raises:
-        ModelError: if it cannot be loaded or does not fit the task.
-    """
-    section = recipe.model
-    if blocks is None or section.load_in_4bit or is_gguf(model_source(recipe)):
-        return load_model(recipe, classes=classes)
-    base = load_part(
-        base_folder(recipe), blocks=blocks, output=stays, labels=len(classes), classes=classes,
-        dtype=section.dtype, device=section.device,
-    )  # fmt: skip
-    if base.tokenizer is not None and not classes:
-        settle_end_(base.tokenizer, recipe.data.template)
-        agree_(base.network, base.tokenizer)
-    return base
-
-
-def read_tokenizer(recipe: Recipe) -> Tokenizer:
-    """Load the tokenizer of a recipe's model, as settled for its task; no weight is read.
-
-    Raises:
-        ModelError: if it cannot be found or read.
-    """
-    tokenizer = load_tokenizer(
-        model_source(recipe), classifies=recipe.data.task != "causal-lm",
-        revision=recipe.model.revision,
-    )  # fmt: skip
-    if recipe.data.task == "causal-lm":
-        settle_end_(tokenizer, recipe.data.template)
-    return tokenizer
-
-
-def model_source(recipe: Recipe) -> str:
-    """Return the folder, GGUF file or hub id of the model.
-
-    Raises:
-        ModelError: if it is a path and nothing is there.
-    """
-    source = recipe.model.source
-    if source == EMBEDDED:
-        return str(EMBEDDED_VISION if is_vision(recipe) else EMBEDDED_MODEL)
-    place = Path(source).expanduser()
-    if is_gguf(source) and not place.is_file():
-        raise ModelError(f"there is no file {source!r}; set model.source to a GGUF file")
-    if source.startswith((".", "/", "~")) and not (place.is_dir() or is_gguf(source)):
-        raise ModelError(
-            f"there is no folder {source!r}; set model.source to a folder, a GGUF file or a hub id"
-        )
-    return str(Path(source).expanduser()) if source.startswith("~") else source
-
-
-def base_folder(recipe: Recipe) -> Path:
-    """Return where this machine has a recipe's base.
-
-    Raises:
-        ModelError: if it has it neither as a folder nor from the hub.
-    """
-    source = model_source(recipe)
-    if is_gguf(source):
-        return Path(source).parent
-    if Path(source).is_dir():
-        return Path(source)
-    found = try_to_load_from_cache(source, "config.json", revision=recipe.model.revision)
-    if not isinstance(found, str):
-        raise ModelError(
-            f"there are no files of {source!r} on this machine; give model.source a folder"
-        )
-    return Path(found).parent
-
-
 def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int, scored: float = 1.0) -> Workload:
     """Return what the training costs depend on.
 
@@ -301,17 +132,6 @@ def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int, scored: float
         download=recipe.download.spec(),
         upload_feedback=recipe.upload.feedback,
     )
-
-
-def longest_input(recipe: Recipe) -> int:
-    """Return the most tokens of an input, from the recipe and the model's config alone.
-
-    Raises:
-        ModelError: if the config of a vision model cannot be found.
-    """
-    if not is_vision(recipe):
-        return recipe.data.max_length
-    return load_frame(model_source(recipe), revision=recipe.model.revision).tokens
 
 
 def engine_settings(recipe: Recipe) -> EngineSettings:
@@ -392,27 +212,6 @@ def _first_cut_bytes(problem: Problem) -> float:
         share=np.ones(1), local_steps=one, cut=one, codec_index=np.zeros(1, np.int64),
     )  # fmt: skip
     return float(peak_memory(problem.shape, problem.workload, told).total[0])
-
-
-def check_length(recipe: Recipe, base: BaseModel) -> None:
-    """Refuse texts longer than the model has positions.
-
-    Raises:
-        RecipeError: if `data.max_length` exceeds them.
-    """
-    positions = positions_of(base.network.config)
-    if positions and recipe.data.max_length > positions:
-        raise RecipeError(
-            f"data.max_length must be at most {positions}, the positions of this model, "
-            f"got {recipe.data.max_length}"
-        )
-
-
-def positions_of(config: Config) -> int:
-    """Return how many tokens a text model reads at most; 0 = its config does not say."""
-    positions = int(getattr(config, "max_position_embeddings", 0) or 0)
-    # the first two positions of a RoBERTa stand for padding
-    return positions - 2 if config.model_type == "roberta" else positions
 
 
 def pinned(recipe: Recipe) -> Recipe:

@@ -20,7 +20,7 @@ from airtune.model.saved import class_settings
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.records import RunRecord
 from airtune.run.answers import GradedAnswer
-from airtune.run.build import base_folder
+from airtune.run.load import base_folder
 
 CARD = "README.md"
 _SHOWN = 500

@@ -25,10 +25,11 @@ from airtune.recipe import Recipe
 from airtune.records import RunRecord, RunWriter, held, read_run
 from airtune.report import write_report
 from airtune.run import controls
-from airtune.run.build import Assets, Pieces, build_pieces, pinned
+from airtune.run.build import Pieces, build_pieces, pinned
 from airtune.run.by_class import by_class_of
 from airtune.run.header import header
 from airtune.run.leakage import leakage_of
+from airtune.run.load import Assets
 from airtune.run.measurement import measure
 from airtune.run.method import Chosen, choose_method
 from airtune.run.places import RECIPE_FILE, claimed, extend, places_of, resolved, saved_recipe

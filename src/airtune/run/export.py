@@ -29,9 +29,9 @@ from airtune.plan import Sensitivity, WorkSpec
 from airtune.recipe import Recipe, load_recipe
 from airtune.records import RunRecord, read_run, write_atomically
 from airtune.run.answers import GradedAnswer, sample_answers
-from airtune.run.build import load_model
 from airtune.run.card import CARD, Exported, card_of
 from airtune.run.gguf import adapter_file, check_quantise, model_file
+from airtune.run.load import load_model
 from airtune.run.manifest import MANIFEST, check_better, manifest_of, quality_of, unmeasured
 from airtune.run.method import choose_method
 from airtune.run.replay import replay

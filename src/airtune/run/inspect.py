@@ -20,7 +20,8 @@ from airtune.model.images import Images
 from airtune.model.source import load_tokenizer
 from airtune.plan import Ints
 from airtune.recipe import Recipe
-from airtune.run.build import base_folder, is_vision, model_source, scored_share
+from airtune.run.build import scored_share
+from airtune.run.load import base_folder, is_vision, model_source
 
 _MOST_ROWS = 10_000
 """Rows that are looked at; more are drawn by seed."""

@@ -16,7 +16,7 @@ from airtune.model.classes import class_names
 from airtune.model.gguf.source import is_gguf
 from airtune.recipe import Recipe
 from airtune.records import RunRecord
-from airtune.run.build import base_folder
+from airtune.run.load import base_folder
 
 MANIFEST = "airtune.json"
 _MEASURED_ON = "the validation share of the devices"

@@ -20,8 +20,8 @@ from airtune.model.families import Config, family_of
 from airtune.model.images import Images
 from airtune.model.source import load_config
 from airtune.recipe import Recipe, check_recipe
-from airtune.run.build import positions_of
 from airtune.run.inspect import Inspection, base_here, inspect_data, is_here
+from airtune.run.load import positions_of
 
 _NO_LIMIT = 2**20
 """Tokens: nothing is cut while lengths are measured."""

@@ -44,7 +44,7 @@ from airtune.model.base import BaseModel, load_shape
 from airtune.model.kept import keep_all
 from airtune.model.state import GlobalState, Update, initial_state
 from airtune.plan import Assignment, ModelShape
-from airtune.run.build import is_vision, model_source, read_tokenizer
+from airtune.run.load import is_vision, model_source, read_tokenizer
 from airtune.units import format_bytes
 from airtune.wire.envelope import Envelope
 from airtune.work.evaluate import evaluate

@@ -19,7 +19,7 @@ from airtune.model.base import BaseModel
 from airtune.model.part import held_groups, part_fingerprints
 from airtune.plan import ModelShape
 from airtune.recipe import Recipe, sent_recipe
-from airtune.run.build import is_vision, load_held
+from airtune.run.load import is_vision, load_held
 
 if TYPE_CHECKING:  # grpc is needed for what does not come with the task alone
     from airtune.wire.channel import Way

@@ -19,7 +19,7 @@ from airtune.model.gguf.source import is_gguf
 from airtune.model.part import group_of
 from airtune.plan import Floats, Ints, Problem
 from airtune.recipe import EMBEDDED, Recipe
-from airtune.run.build import base_folder
+from airtune.run.load import base_folder
 from airtune.units import format_bytes
 from airtune.wire.allowance import Allowance
 from airtune.wire.contents import contents_of

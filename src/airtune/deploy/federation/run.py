@@ -67,10 +67,11 @@ from airtune.run import (
     stored_sensitivity,
     workload_of,
 )
-from airtune.run.build import bare_problem, engine_settings, is_vision, load_model, pinned
+from airtune.run.build import bare_problem, engine_settings, pinned
 from airtune.run.by_class import by_class_of
 from airtune.run.execute import identity, loop_settings
 from airtune.run.header import header
+from airtune.run.load import is_vision, load_model
 from airtune.run.places import RECIPE_FILE
 from airtune.wire.allowance import Allowance
 

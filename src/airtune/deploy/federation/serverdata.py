@@ -17,7 +17,7 @@ from airtune.model.frame import load_frame
 from airtune.model.images import Examples
 from airtune.plan import Ints
 from airtune.recipe import Recipe
-from airtune.run.build import is_vision, model_source, read_tokenizer
+from airtune.run.load import is_vision, model_source, read_tokenizer
 
 ON_DEVICE = "devices"
 """`data.source: devices`: every device has its own data, named by `airtune agent --data`."""
