@@ -13,11 +13,21 @@ from airtune.recipe import parse_yaml
 
 
 def check(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="./mine.py:Mine, or a name that airtune list methods shows.")],
-    setting: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the method.", show_default=False)] = None,
+    method: Annotated[
+        str,
+        typer.Argument(
+            metavar="METHOD", help="./mine.py:Mine, or a name that airtune list methods shows."
+        ),
+    ],
+    setting: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Settings of the method.", show_default=False
+        ),
+    ] = None,
     *,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run a method through a few made-up rounds and check all that a method promises.
 
     What is wrong is named with file and line (exit code 11).

@@ -41,16 +41,30 @@ Jobs = Annotated[int, typer.Option(min=1, help="Runs at once, each in a process 
 def compare(
     words: Words = None,
     *,
-    methods: Annotated[str | None, typer.Option(help="Names with commas; untuned, local-only and pooled are controls.")] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Names with commas; untuned, local-only and pooled are controls."),
+    ] = None,
     seeds: Seeds = None,
-    protocol: Annotated[str | None, typer.Option(help="quality-under-budget, cost-to-target, or robustness, which runs each method under faults too.")] = None,
-    budget: Annotated[str | None, typer.Option(metavar="COSTS", help="With quality-under-budget: time=10m,bytes=50MB,joules=2kJ, some of them.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="quality-under-budget, cost-to-target, or robustness, which runs each method under faults too."
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COSTS",
+            help="With quality-under-budget: time=10m,bytes=50MB,joules=2kJ, some of them.",
+        ),
+    ] = None,
     settings: Settings = None,
     resume: Resume = None,
     name: Name = None,
     jobs: Jobs = 1,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Compare methods on the same fleet, data, channels and seeds.
 
     Example: airtune compare recipe.yaml --methods jcpba,fedavg-lora,untuned --seeds 0,1,2
@@ -147,11 +161,19 @@ def _print(done: Comparison) -> None:
     study, rows, against = done.study, done.summary.rows, done.summary.against
     end = "" if study.target is None else " to target"
     columns = ["method", f"time{end}", f"bytes{end}", "hit", "time vs base", "bytes vs base"]
-    print_table("", columns if study.target is not None else columns[:3], [
-        [name, _spent(row.time, study, format_seconds), _spent(row.bytes, study, format_bytes),
-         *_hits(row.time, against.get(name), study)]
-        for name, row in rows.items()
-    ])  # fmt: skip
+    print_table(
+        "",
+        columns if study.target is not None else columns[:3],
+        [
+            [
+                name,
+                _spent(row.time, study, format_seconds),
+                _spent(row.bytes, study, format_bytes),
+                *_hits(row.time, against.get(name), study),
+            ]
+            for name, row in rows.items()
+        ],
+    )
     if study.target is not None:
         print_line(
             f"target: {study.label} {study.metric.write(study.target)}; means over seeds, '>' = missed "
@@ -169,10 +191,14 @@ def _print_quality(study: Study, rows: Mapping[str, Row]) -> None:
         {"at equal time": "at_time", "at equal bytes": "at_bytes"} if study.target is None else {}
     )
     kinds = fair | {"best": "best", "last": "final", "worst tenth": "worst", "test": "test"}
-    print_table("", [f"{study.metric.label}", *kinds], [
-        [name, *(study.metric.write(mean_of(getattr(row, kind))) for kind in kinds.values())]
-        for name, row in rows.items()
-    ])  # fmt: skip
+    print_table(
+        "",
+        [f"{study.metric.label}", *kinds],
+        [
+            [name, *(study.metric.write(mean_of(getattr(row, kind))) for kind in kinds.values())]
+            for name, row in rows.items()
+        ],
+    )
     print_line("best, last and worst tenth are of the devices' validation data")
 
 
@@ -182,10 +208,14 @@ def _print_protocol(done: Comparison) -> None:
     table = protocol_table(done.study, done.summary)
     if table is None:
         return
-    print_table(table.name, ["method", *table.titles], [
-        [line.method, *("; ".join([cell.main, *cell.small]) for cell in line.cells)]
-        for line in table.lines
-    ])  # fmt: skip
+    print_table(
+        table.name,
+        ["method", *table.titles],
+        [
+            [line.method, *("; ".join([cell.main, *cell.small]) for cell in line.cells)]
+            for line in table.lines
+        ],
+    )
     print_line(table.note)
 
 
@@ -245,8 +275,11 @@ def _document(done: Comparison) -> dict[str, Any]:
 def _plain(against: Against | None) -> dict[str, Any] | None:
     if against is None:
         return None
-    changes = {"time": against.time, "bytes": against.bytes,
-               **{name: getattr(against, name) for name in _QUALITIES}}  # fmt: skip
+    changes = {
+        "time": against.time,
+        "bytes": against.bytes,
+        **{name: getattr(against, name) for name in _QUALITIES},
+    }
     return {
         name: {"mean": change.mean, "low": change.low, "high": change.high, "bound": change.bound}
         for name, change in changes.items()

@@ -44,11 +44,20 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     width = console.width
     listed = [_Column.of(place, name, rows) for place, name in enumerate(columns)]
     for number, sheet in enumerate(_sheets(listed, width)):
-        table = Table(title=(title or None) if number == 0 else None, title_justify="left",
-                      box=None, pad_edge=False, padding=(0, 1))  # fmt: skip
+        table = Table(
+            title=(title or None) if number == 0 else None,
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            padding=(0, 1),
+        )
         for column in sheet:
-            table.add_column(column.name, justify="right" if column.is_numeric else "left",
-                             no_wrap=column.is_whole, overflow="fold")  # fmt: skip
+            table.add_column(
+                column.name,
+                justify="right" if column.is_numeric else "left",
+                no_wrap=column.is_whole,
+                overflow="fold",
+            )
         for row in rows:
             table.add_row(*(escape(row[column.place]) for column in sheet))
         # names and numbers are not broken, however narrow the screen
@@ -101,24 +110,39 @@ def print_quality(results: Mapping[str, Any]) -> None:
     Args:
         results: as in `result.json`.
     """
-    keys = ("before", "initial"), ("best validation", "validation_best"), (
-        "last validation", "validation_last"), ("test", "test")  # fmt: skip
+    keys = (
+        ("before", "initial"),
+        ("best validation", "validation_best"),
+        ("last validation", "validation_last"),
+        ("test", "test"),
+    )
     parts = {label: results.get(key) or {} for label, key in keys}
     seen = {name for part in parts.values() for name in part}
     shown = [metric for name, metric in METRICS.items() if name in seen]
     rows = [
-        [split, *(metric.write(metric.of(part)) for metric in shown),
-         main_metric(part).write(main_metric(part).worst_of(part))]
-        for split, part in parts.items() if part
-    ]  # fmt: skip
+        [
+            split,
+            *(metric.write(metric.of(part)) for metric in shown),
+            main_metric(part).write(main_metric(part).worst_of(part)),
+        ]
+        for split, part in parts.items()
+        if part
+    ]
     print_table("", ["quality", *(metric.label for metric in shown), "worst tenth"], rows)
 
 
 def print_error(error: AirtuneError, *, as_json: bool) -> None:
     """Print an error: on the error stream for people, as a document for programs."""
     if as_json:
-        print_json({"error": {"kind": type(error).__name__, "message": str(error),
-                              "exit_code": error.exit_code}})  # fmt: skip
+        print_json(
+            {
+                "error": {
+                    "kind": type(error).__name__,
+                    "message": str(error),
+                    "exit_code": error.exit_code,
+                }
+            }
+        )
     else:
         _errors().print(f"[bold red]error:[/] {escape(str(error))}")
 

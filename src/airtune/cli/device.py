@@ -30,11 +30,17 @@ def add(
     names: Annotated[list[str] | None, typer.Argument(help="Names of devices.")] = None,
     *,
     state: State = DEFAULT_STATE,
-    inventory: Annotated[Path | None, typer.Option(help="YAML or CSV file with a name a device, perhaps a public key each.")] = None,
-    public_key: Annotated[Path | None, typer.Option(help="Public key that one device made itself; otherwise keys are made here.")] = None,
+    inventory: Annotated[
+        Path | None,
+        typer.Option(help="YAML or CSV file with a name a device, perhaps a public key each."),
+    ] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(help="Public key that one device made itself; otherwise keys are made here."),
+    ] = None,
     label: Labelled = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Let devices connect.
 
     For each a folder is made with what belongs on the device: its key, the certificate of that key,
@@ -54,9 +60,14 @@ def add(
         raise DeploymentError(f"--public-key is for one device, got {len(wanted)}")
     added = enroll(state, wanted, labels=read_labels(label or ()))
     if as_json:
-        print_json({"devices": [{"name": device.name, "fingerprint": device.fingerprint,
-                                 "folder": str(folder)}
-                                for device, folder in added]})  # fmt: skip
+        print_json(
+            {
+                "devices": [
+                    {"name": device.name, "fingerprint": device.fingerprint, "folder": str(folder)}
+                    for device, folder in added
+                ]
+            }
+        )
         return
     for device, folder in added:
         print_line(f"{device.name}: key {device.fingerprint}, copy {folder} to the device")
@@ -71,23 +82,50 @@ def list_(*, state: State = DEFAULT_STATE, where: Where = None, as_json: AsJson 
     wanted = read_labels(where or ())
     devices = [one for one in Register(state).devices.values() if matches(one.labels, wanted)]
     if as_json:
-        print_json({"devices": [{"name": device.name, "fingerprint": device.fingerprint,
-                                 "added": device.added, "revoked": device.revoked or None,
-                                 "labels": dict(device.labels)}
-                                for device in devices]})  # fmt: skip
+        print_json(
+            {
+                "devices": [
+                    {
+                        "name": device.name,
+                        "fingerprint": device.fingerprint,
+                        "added": device.added,
+                        "revoked": device.revoked or None,
+                        "labels": dict(device.labels),
+                    }
+                    for device in devices
+                ]
+            }
+        )
         return
-    print_table("", ["device", "key", "added", "revoked", "labels"],
-                [[device.name, device.fingerprint, device.added, device.revoked or "-",
-                  format_labels(device.labels)] for device in devices])  # fmt: skip
+    print_table(
+        "",
+        ["device", "key", "added", "revoked", "labels"],
+        [
+            [
+                device.name,
+                device.fingerprint,
+                device.added,
+                device.revoked or "-",
+                format_labels(device.labels),
+            ]
+            for device in devices
+        ],
+    )
 
 
 @app.command()
 def label(
     name: Annotated[str, typer.Argument(help="Name of the device.")],
-    labels: Annotated[list[str], typer.Argument(metavar="KEY=VALUE | KEY-", help="Labels to set, such as site=north; site- takes one off.")],
+    labels: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=VALUE | KEY-",
+            help="Labels to set, such as site=north; site- takes one off.",
+        ),
+    ],
     *,
     state: State = DEFAULT_STATE,
-) -> None:  # fmt: skip
+) -> None:
     """Set labels of a device, by which runs choose it (airtune run --where)."""
     from airtune.deploy.labels import format_labels, read_labels
     from airtune.deploy.server.register import Register
@@ -126,11 +164,19 @@ def code(
     settings = running(state)
     if settings.insecure:
         raise DeploymentError("a server without TLS enrols nobody: devices just call")
-    made, row = make_code(state, port=settings.enrol_port, count=count, valid=span,
-                          labels=read_labels(label or ()))  # fmt: skip
+    made, row = make_code(
+        state, port=settings.enrol_port, count=count, valid=span, labels=read_labels(label or ())
+    )
     if as_json:
-        print_json({"code": str(made), "name": row.name, "until": row.until, "count": row.left,
-                    "port": settings.enrol_port})  # fmt: skip
+        print_json(
+            {
+                "code": str(made),
+                "name": row.name,
+                "until": row.until,
+                "count": row.left,
+                "port": settings.enrol_port,
+            }
+        )
         return
     print_line(str(made))
     print_note(f"code {row.name} enrols {row.left} at port {settings.enrol_port} until {row.until}")
@@ -144,12 +190,25 @@ def codes(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
 
     found = Register(state).codes
     if as_json:
-        print_json({"codes": [{"name": one.name, "left": one.left, "until": one.until,
-                               "labels": dict(one.labels)} for one in found]})  # fmt: skip
+        print_json(
+            {
+                "codes": [
+                    {
+                        "name": one.name,
+                        "left": one.left,
+                        "until": one.until,
+                        "labels": dict(one.labels),
+                    }
+                    for one in found
+                ]
+            }
+        )
         return
-    print_table("", ["code", "left", "until", "labels"],
-                [[one.name, str(one.left), one.until, format_labels(one.labels)]
-                 for one in found])  # fmt: skip
+    print_table(
+        "",
+        ["code", "left", "until", "labels"],
+        [[one.name, str(one.left), one.until, format_labels(one.labels)] for one in found],
+    )
 
 
 @app.command()
@@ -186,8 +245,10 @@ def drain(
 
     link = link_to(state, server, ca, key)
     link.call("Drain", device=name)
-    while any(row["name"] == name and row["status"] == "draining" and row["tasks"]
-              for row in link.call("List")["devices"]):  # fmt: skip
+    while any(
+        row["name"] == name and row["status"] == "draining" and row["tasks"]
+        for row in link.call("List")["devices"]
+    ):
         time.sleep(1.0)
     print_line(f"{name} has no task and gets none until its agent is started anew")
 

@@ -15,14 +15,25 @@ from airtune.errors import DataError, RunExistsError
 def init(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("recipe.yaml"),
     *,
-    model: Annotated[str | None, typer.Option(help="Hub id or folder; default: the shipped model.")] = None,
-    data: Annotated[str | None, typer.Option(help="File, folder or hub id; default: shipped data.")] = None,
-    task: Annotated[str | None, typer.Option(help="causal-lm, classification or image-classification; default: as model and data say.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or folder; default: the shipped model.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="File, folder or hub id; default: shipped data.")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="causal-lm, classification or image-classification; default: as model and data say."
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="See airtune list methods.")] = "jcpba",
     fleet: Annotated[str | None, typer.Option(help="See airtune list fleets.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over a file that is there.")
+    ] = False,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write a commented recipe, ready to run.
 
     Data on this machine are looked at: task, columns, encoding and length stand in the recipe.
@@ -50,9 +61,11 @@ def init(
         from airtune.run.propose import propose_data
 
         proposal = propose_data(
-            data, model=model or EMBEDDED, task=None if task is None else spec.task,
+            data,
+            model=model or EMBEDDED,
+            task=None if task is None else spec.task,
             fleet=fleet or default_fleet(model),
-        )  # fmt: skip
+        )
         found, said = proposal.settings(), proposal.lines
     text = commented_recipe(
         file=str(path), model=model, data=data or shipped, method=method, fleet=fleet, **found

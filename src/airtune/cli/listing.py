@@ -57,10 +57,14 @@ def _devices() -> Rows:
     from airtune.units import format_bytes
 
     rows = [
-        [name, f"{kind.flops_per_s / 1e9:.0f} GFLOP/s", format_bytes(kind.memory_bytes),
-         f"{kind.power_w:g} W"]
+        [
+            name,
+            f"{kind.flops_per_s / 1e9:.0f} GFLOP/s",
+            format_bytes(kind.memory_bytes),
+            f"{kind.power_w:g} W",
+        ]
         for name, kind in DEVICE_KINDS.items()
-    ]  # fmt: skip
+    ]
     return ["device", "training speed", "memory left", "power"], rows
 
 

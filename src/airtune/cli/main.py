@@ -41,8 +41,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Exit codes are listed in docs/exit-codes.md.",
 )
-for verb in (init.init, run.run, plan.plan, calibrate.calibrate, compare.compare, sweep.sweep, check.check, report.report, export.export,
-             demo.demo, probe.probe, agent.agent, status.status):  # fmt: skip
+for verb in (
+    init.init,
+    run.run,
+    plan.plan,
+    calibrate.calibrate,
+    compare.compare,
+    sweep.sweep,
+    check.check,
+    report.report,
+    export.export,
+    demo.demo,
+    probe.probe,
+    agent.agent,
+    status.status,
+):
     app.command(no_args_is_help=False)(verb)
 app.command("list")(listing.list_)
 app.add_typer(server.app, name="server")
@@ -58,9 +71,13 @@ def _print_version(*, wanted: bool) -> None:
 
 Version = Annotated[
     bool,
-    typer.Option("--version", callback=lambda value: _print_version(wanted=value), is_eager=True,
-                 help="Print the version and leave."),
-]  # fmt: skip
+    typer.Option(
+        "--version",
+        callback=lambda value: _print_version(wanted=value),
+        is_eager=True,
+        help="Print the version and leave.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came from.")]
 
 

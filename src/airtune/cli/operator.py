@@ -20,11 +20,19 @@ app = typer.Typer(help="Add, list and revoke operators and their keys.", no_args
 def add(
     name: Annotated[str, typer.Argument(help="Name of the operator.")],
     *,
-    role: Annotated[str, typer.Option(help="view: list and follow runs; run: also submit and stop them; admin: also name a method that is a file at the server.")] = "run",
+    role: Annotated[
+        str,
+        typer.Option(
+            help="view: list and follow runs; run: also submit and stop them; admin: also name a method that is a file at the server."
+        ),
+    ] = "run",
     state: State = DEFAULT_STATE,
-    public_key: Annotated[Path | None, typer.Option(help="Public key that the operator made; otherwise a key is made here.")] = None,
+    public_key: Annotated[
+        Path | None,
+        typer.Option(help="Public key that the operator made; otherwise a key is made here."),
+    ] = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Let an operator in; on the server's own machine none is needed.
 
     A folder is made with what belongs to the operator: key, certificate and the server's ca.crt.
@@ -39,8 +47,14 @@ def add(
         raise DeploymentError(f"--role must be one of {', '.join(OPERATORS)}, got {role!r}")
     [(one, folder)] = enroll(state, {name: public_key}, role=chosen)
     if as_json:
-        print_json({"name": one.name, "role": one.role, "fingerprint": one.fingerprint,
-                    "folder": str(folder)})  # fmt: skip
+        print_json(
+            {
+                "name": one.name,
+                "role": one.role,
+                "fingerprint": one.fingerprint,
+                "folder": str(folder),
+            }
+        )
         return
     print_line(f"{one.name}: {one.role}, key {one.fingerprint}, copy {folder} to the operator")
 
@@ -52,13 +66,26 @@ def list_(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
 
     operators = Register(state).operators.values()
     if as_json:
-        print_json({"operators": [{"name": one.name, "role": one.role, "added": one.added,
-                                   "fingerprint": one.fingerprint, "revoked": one.revoked or None}
-                                  for one in operators]})  # fmt: skip
+        print_json(
+            {
+                "operators": [
+                    {
+                        "name": one.name,
+                        "role": one.role,
+                        "added": one.added,
+                        "fingerprint": one.fingerprint,
+                        "revoked": one.revoked or None,
+                    }
+                    for one in operators
+                ]
+            }
+        )
         return
-    print_table("", ["operator", "role", "key", "added", "revoked"],
-                [[one.name, one.role, one.fingerprint, one.added, one.revoked or "-"]
-                 for one in operators])  # fmt: skip
+    print_table(
+        "",
+        ["operator", "role", "key", "added", "revoked"],
+        [[one.name, one.role, one.fingerprint, one.added, one.revoked or "-"] for one in operators],
+    )
 
 
 @app.command()

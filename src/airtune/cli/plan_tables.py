@@ -62,21 +62,39 @@ def print_model(plan: ModelPlan) -> None:
     from airtune.planner.rows import percent, sizes
 
     rows = [
-        [choice.precision, percent(choice.pruned), format_bytes(choice.weights_bytes),
-         format_bytes(choice.activations_bytes), format_bytes(choice.logits_bytes),
-         format_bytes(choice.peak_bytes), "yes" if choice.fits else "NO",
-         format_seconds(choice.step_s), sizes(choice.upload_bytes), f"{choice.energy_j:.0f} J"]
+        [
+            choice.precision,
+            percent(choice.pruned),
+            format_bytes(choice.weights_bytes),
+            format_bytes(choice.activations_bytes),
+            format_bytes(choice.logits_bytes),
+            format_bytes(choice.peak_bytes),
+            "yes" if choice.fits else "NO",
+            format_seconds(choice.step_s),
+            sizes(choice.upload_bytes),
+            f"{choice.energy_j:.0f} J",
+        ]
         for choice in plan.choices
-    ]  # fmt: skip
+    ]
     print_table(
         f"{plan.model} ({plan.parameters:,} parameters) on {plan.device}: "
         f"{format_bytes(plan.memory_bytes)}, {plan.flops_per_s / 1e12:.2f} TFLOP/s; batch "
         f"{plan.workload.batch} of {plan.workload.tokens} tokens, rank {plan.workload.rank}, "
         f"{plan.workload.local_steps} steps a round",
-        ["base", "pruned", "weights", "activations", "logits", "peak", "fits", "a step", "sent",
-         "a round"],
+        [
+            "base",
+            "pruned",
+            "weights",
+            "activations",
+            "logits",
+            "peak",
+            "fits",
+            "a step",
+            "sent",
+            "a round",
+        ],
         rows,
-    )  # fmt: skip
+    )
     if plan.cuts:
         _print_cuts(plan)
     print_assumptions(plan.assumptions)
@@ -93,10 +111,11 @@ def _times(plan: Plan) -> str:
     from airtune.planner.rows import seconds
 
     beside = (
-        "" if plan.quantile is None or plan.round_quantile_s is None
+        ""
+        if plan.quantile is None or plan.round_quantile_s is None
         else f" (median; {plan.quantile:.0%} of the rounds end within "
         f"{seconds(plan.round_quantile_s)})"
-    )  # fmt: skip
+    )
     return (
         f"a round takes {seconds(plan.round_s)}{beside}; {plan.rounds} rounds take "
         f"{seconds(plan.total_s)}, {format_bytes(plan.total_upload_bytes)} up, "
@@ -119,14 +138,29 @@ def _print_cuts(plan: ModelPlan) -> None:
     from airtune.planner.rows import seconds, sizes
 
     rows = [
-        [f"{choice.cut}", format_bytes(choice.peak_bytes), "yes" if choice.fits else "NO",
-         format_bytes(choice.frozen_peak_bytes), format_bytes(choice.server_peak_bytes),
-         sizes(choice.step_up_bytes), sizes(choice.step_down_bytes), seconds(choice.round_s)]
+        [
+            f"{choice.cut}",
+            format_bytes(choice.peak_bytes),
+            "yes" if choice.fits else "NO",
+            format_bytes(choice.frozen_peak_bytes),
+            format_bytes(choice.server_peak_bytes),
+            sizes(choice.step_up_bytes),
+            sizes(choice.step_down_bytes),
+            seconds(choice.round_s),
+        ]
         for choice in plan.cuts
-    ]  # fmt: skip
+    ]
     print_table(
         f"cut between device and server, {plan.cuts[0].precision}",
-        ["blocks on the device", "peak", "fits", "peak if frozen", "on the server", "up, a step",
-         "down, a step", "a round"],
+        [
+            "blocks on the device",
+            "peak",
+            "fits",
+            "peak if frozen",
+            "on the server",
+            "up, a step",
+            "down, a step",
+            "a round",
+        ],
         rows,
-    )  # fmt: skip
+    )

@@ -22,9 +22,16 @@ def probe(
         str | None, typer.Option(help="HOST:PORT of the server, to measure the link.")
     ] = None,
     key: Annotated[Path, typer.Option(help="This device's private key.")] = Path("device.key"),
-    cert: Annotated[Path | None, typer.Option(help="The certificate of that key; none = device.crt beside it.", show_default=False)] = None,
+    cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="The certificate of that key; none = device.crt beside it.", show_default=False
+        ),
+    ] = None,
     ca: Annotated[Path, typer.Option(help="The server's ca.crt.")] = Path("ca.crt"),
-    insecure: Annotated[bool, typer.Option("--insecure", help="The server has no TLS and no keys.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="The server has no TLS and no keys.")
+    ] = False,
     up_mbps: Annotated[float | None, typer.Option(min=0, help="Instead of --server.")] = None,
     down_mbps: Annotated[float | None, typer.Option(min=0, help="Instead of --server.")] = None,
     link: Annotated[
@@ -40,9 +47,11 @@ def probe(
         float | None, typer.Option(min=0, help="Cap of a training process, in MB.")
     ] = None,
     reserve: Annotated[float, typer.Option(min=0, help="Memory the owner keeps, in MB.")] = 0.0,
-    seconds: Annotated[float, typer.Option(min=0.1, help="For the speed; the link takes 8 s.")] = 40.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="For the speed; the link takes 8 s.")
+    ] = 40.0,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure this device: FLOP/s in training, memory, power, and the link to the server.
 
     Examples: airtune probe camera-3.json --server edge:9443 ·
@@ -85,9 +94,11 @@ def _said(document: Mapping[str, Any], left_bytes: float) -> str:
 
 
 def _link_speeds(
-    server: str | None, files: tuple[Path, Path, Path] | None, up_mbps: float | None,
+    server: str | None,
+    files: tuple[Path, Path, Path] | None,
+    up_mbps: float | None,
     down_mbps: float | None,
-) -> tuple[float, float, float]:  # fmt: skip
+) -> tuple[float, float, float]:
     """Return uplink and downlink in bit/s and the round trip, measured or as told.
 
     Raises:

@@ -32,11 +32,17 @@ def progress(*, is_quiet: bool) -> Iterator[Progress]:
     disable_progress_bar()  # one display at a time: transformers would draw its own
     console = Console(stderr=True, quiet=is_quiet)
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=12),
-        MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[news]}"),
-        console=console, disable=is_quiet or not console.is_terminal,
-    ) as display:  # fmt: skip
+        console=console,
+        disable=is_quiet or not console.is_terminal,
+    ) as display:
         yield display
 
 
@@ -78,9 +84,12 @@ def watch_run(display: Progress, title: str, on_folder: Callable[[Path], None]) 
         display.update(task, advance=1, news=news_of(record))
 
     return Watch(
-        on_begin=on_begin, on_stage=on_stage, on_round=on_round, on_folder=on_folder,
+        on_begin=on_begin,
+        on_stage=on_stage,
+        on_round=on_round,
+        on_folder=on_folder,
         on_calibration=on_calibration,
-    )  # fmt: skip
+    )
 
 
 def news_of(record: Mapping[str, Any]) -> str:

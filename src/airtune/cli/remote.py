@@ -86,9 +86,13 @@ def run_remotely(
     recipe, link = load_recipe(source, overrides=changes), wanted.link()
     check_server(link.address, None if link.proof is None else link.proof.authority)
     run = submit(
-        link, recipe, resume=wanted.resume or "", devices=wanted.devices,
-        clock="replay" if wanted.replay else "real", where=read_labels(wanted.where),
-    )  # fmt: skip
+        link,
+        recipe,
+        resume=wanted.resume or "",
+        devices=wanted.devices,
+        clock="replay" if wanted.replay else "real",
+        where=read_labels(wanted.where),
+    )
     if not as_json:
         print_note(f"run {run} at {link.address}")
     try:
@@ -121,8 +125,11 @@ def _show(event: Any, *, as_json: bool) -> None:
 
 def _round(row: dict[str, Any]) -> str:
     counts = {name: count for name, count in row["counts"].items() if count}
-    words = [f"round {row['round']}", f"{row['round_s']:.1f} s",
-             ", ".join(f"{count} {name}" for name, count in counts.items()) or "nobody there"]  # fmt: skip
+    words = [
+        f"round {row['round']}",
+        f"{row['round_s']:.1f} s",
+        ", ".join(f"{count} {name}" for name, count in counts.items()) or "nobody there",
+    ]
     for name, value in (
         ("validation before", (row.get("validation_before") or {}).get("loss")),
         ("train loss", row["train_loss"]),

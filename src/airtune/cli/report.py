@@ -15,9 +15,14 @@ from airtune.cli.options import AsJson
 def report(
     runs: Annotated[list[str], typer.Argument(help="Run or comparison folders, or latest.")],
     *,
-    output: Annotated[Path | None, typer.Option(help="Page or folder to write; default: beside the only run, report/ for several.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Page or folder to write; default: beside the only run, report/ for several."
+        ),
+    ] = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write the page of one run, or of several side by side.
 
     Example: airtune report runs/a runs/b --output ab.html

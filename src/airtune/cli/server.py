@@ -34,11 +34,28 @@ def start(
     state: State = DEFAULT_STATE,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(help="Port that devices and commands call.")] = DEFAULT_PORT,
-    name: Annotated[list[str] | None, typer.Option(help="Name or address under which devices call; may be repeated.")] = None,
-    enrol_port: Annotated[int | None, typer.Option(help="Port where devices enrol themselves, open while a code is valid; none = the next after --port.", show_default=False)] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="No TLS and no keys: for a test bed that nobody else reaches.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Return once it is ready; it goes on in the background.")] = False,
-) -> None:  # fmt: skip
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or address under which devices call; may be repeated."),
+    ] = None,
+    enrol_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Port where devices enrol themselves, open while a code is valid; none = the next after --port.",
+            show_default=False,
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="No TLS and no keys: for a test bed that nobody else reaches."
+        ),
+    ] = False,
+    detach: Annotated[
+        bool,
+        typer.Option("--detach", help="Return once it is ready; it goes on in the background."),
+    ] = False,
+) -> None:
     """Start the server; it stays in the foreground and outlives runs.
 
     Example: airtune server start --name edge.example.org
@@ -48,7 +65,7 @@ def start(
 
     settings = ServerSettings(
         state, host, port, tuple(name or ()), insecure, enrol_port or port + 1
-    )  # fmt: skip
+    )
     if detach:
         _detach(settings)
         return
@@ -68,9 +85,21 @@ def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
         return
     kind = "without TLS" if settings.insecure else "TLS and keys"
     print_line(f"server at {settings.host}:{settings.port}, {kind}, state in {state}")
-    print_table("", ["device", "status", "since", "version", "run", "labels"],
-                [[row["name"], row["status"], row["since"], row["version"], _number(row["run"]),
-                  format_labels(row["labels"])] for row in said["devices"]])  # fmt: skip
+    print_table(
+        "",
+        ["device", "status", "since", "version", "run", "labels"],
+        [
+            [
+                row["name"],
+                row["status"],
+                row["since"],
+                row["version"],
+                _number(row["run"]),
+                format_labels(row["labels"]),
+            ]
+            for row in said["devices"]
+        ],
+    )
     _print_runs(said["runs"])
     for one in said["refused"]:
         times = f" ({one['count']} times since the start)" if one["count"] > 1 else ""
@@ -100,12 +129,28 @@ def _print_runs(found: Sequence[Mapping[str, Any]]) -> None:
     from airtune.deploy.labels import format_labels
 
     def waiting(row: Mapping[str, Any]) -> str:
-        return f"queued, after {', '.join(map(str, row['waits_for']))}" if row["waits_for"] else row["status"]  # fmt: skip
+        return (
+            f"queued, after {', '.join(map(str, row['waits_for']))}"
+            if row["waits_for"]
+            else row["status"]
+        )
 
-    print_table("", ["run", "name", "status", "operator", "began", "devices", "where"],
-                [[str(row["number"]), row["name"], waiting(row), row["operator"], row["began"],
-                  _number(None if row["devices"] is None else len(row["devices"])),
-                  format_labels(row["where"])] for row in found])  # fmt: skip
+    print_table(
+        "",
+        ["run", "name", "status", "operator", "began", "devices", "where"],
+        [
+            [
+                str(row["number"]),
+                row["name"],
+                waiting(row),
+                row["operator"],
+                row["began"],
+                _number(None if row["devices"] is None else len(row["devices"])),
+                format_labels(row["where"]),
+            ]
+            for row in found
+        ],
+    )
 
 
 def _number(value: int | None) -> str:
@@ -119,7 +164,7 @@ def logs(
     lines: Annotated[int, typer.Option(help="How many lines from the end.")] = 50,
     run: Annotated[int | None, typer.Option(help="Of this run.")] = None,
     follow: Annotated[bool, typer.Option("--follow", help="Go on with what is written.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show what the server has logged, or one run."""
     path = state / "server.log" if run is None else state / "logs" / f"run-{run}.log"
     if not path.is_file():
@@ -139,11 +184,14 @@ def logs(
 def stop(
     *,
     state: State = DEFAULT_STATE,
-    run: Annotated[int | None, typer.Option(help="Stop this run only, or take it off the queue; its checkpoint stands.")] = None,
+    run: Annotated[
+        int | None,
+        typer.Option(help="Stop this run only, or take it off the queue; its checkpoint stands."),
+    ] = None,
     server: Server = None,
     ca: Ca = None,
     key: Key = None,
-) -> None:  # fmt: skip
+) -> None:
     """Stop the server, or one run."""
     from airtune.cli.remote import link_to
     from airtune.deploy.server.process import stop as stop_server
@@ -179,8 +227,10 @@ def backup(
     file: Annotated[Path, typer.Argument(help="File to write, such as airtune.tar.gz.")],
     *,
     state: State = DEFAULT_STATE,
-    keys: Annotated[bool, typer.Option("--keys/--without-keys", help="With private keys, or without.")] = True,
-) -> None:  # fmt: skip
+    keys: Annotated[
+        bool, typer.Option("--keys/--without-keys", help="With private keys, or without.")
+    ] = True,
+) -> None:
     """Copy the server's folder to a file, also while the server runs.
 
     Example: airtune server backup /mnt/backup/airtune-2026-11-27.tar.gz
@@ -209,7 +259,9 @@ def restore(
         "device list, device codes and operator list"
     )
     if not said["keys"]:
-        print_note(f"it holds no private keys: put ca.key, and server.key if it is to stay, in {state}/tls")  # fmt: skip
+        print_note(
+            f"it holds no private keys: put ca.key, and server.key if it is to stay, in {state}/tls"
+        )
 
 
 @app.command()
@@ -234,10 +286,20 @@ def check(
 def rotate(
     *,
     state: State = DEFAULT_STATE,
-    authority: Annotated[bool, typer.Option("--authority", help="Begin to replace the authority; devices and operators follow by themselves or by airtune operator renew.")] = False,
-    finish: Annotated[bool, typer.Option("--finish", help="Trust the new authority alone.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="With --finish: lock out who has not followed.")] = False,
-) -> None:  # fmt: skip
+    authority: Annotated[
+        bool,
+        typer.Option(
+            "--authority",
+            help="Begin to replace the authority; devices and operators follow by themselves or by airtune operator renew.",
+        ),
+    ] = False,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="Trust the new authority alone.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --finish: lock out who has not followed.")
+    ] = False,
+) -> None:
     """Replace the server's key and certificate, or its authority, while it runs."""
     from airtune.deploy.server.authority import (
         ServerFiles,
@@ -250,7 +312,9 @@ def rotate(
     files = ServerFiles(state / "tls")
     if authority:
         replace_authority(files)
-        print_line("the new authority signs; airtune server rotate --finish ends the change once all have followed")  # fmt: skip
+        print_line(
+            "the new authority signs; airtune server rotate --finish ends the change once all have followed"
+        )
     elif finish:
         behind = [] if force else local_link(running(state)).call("List")["behind"]
         if behind:
@@ -286,18 +350,33 @@ def _detach(settings: ServerSettings) -> None:
     from airtune.deploy.server.process import last_line
     from airtune.deploy.server.site import read_document
 
-    words = [sys.executable, "-m", "airtune.cli", "server", "start", "--state", str(settings.state),
-             "--host", settings.host, "--port", str(settings.port), "--enrol-port",
-             str(settings.enrol_port)]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "airtune.cli",
+        "server",
+        "start",
+        "--state",
+        str(settings.state),
+        "--host",
+        settings.host,
+        "--port",
+        str(settings.port),
+        "--enrol-port",
+        str(settings.enrol_port),
+    ]
     words += [word for name in settings.names for word in ("--name", name)]
     words += ["--insecure"] if settings.insecure else []
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = settings.state / "supervisor.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            words,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
             start_new_session=True,
-        )  # fmt: skip
+        )
     until = time.monotonic() + _START_S
     while (read_document(settings.state) or {}).get("pid") != process.pid:
         if process.poll() is not None:

@@ -92,9 +92,13 @@ def _rounds(said: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     for row in said["last_rounds"][-_LAST_ROUNDS:]:
         table.add_row(
-            str(row["round"]), format_seconds(row["round_s"]), str(row["ok"]), str(row["lost"]),
-            _figure(row["train_loss"]), _figure(row["validation"]),
-        )  # fmt: skip
+            str(row["round"]),
+            format_seconds(row["round_s"]),
+            str(row["ok"]),
+            str(row["lost"]),
+            _figure(row["train_loss"]),
+            _figure(row["validation"]),
+        )
     return table
 
 
@@ -105,10 +109,15 @@ def _devices(said: dict[str, Any]) -> Table:
     for row in said["devices"]:
         mark = " (slowest)" if row["slowest"] else ""
         table.add_row(
-            row["name"] + mark, row["status"], _seconds(row["finish_s"]),
-            _seconds(row["compute_s"]), _seconds(row["upload_s"]),
-            format_bytes(row["upload_bytes"]), format_bytes(row["peak_bytes"]), row["why"],
-        )  # fmt: skip
+            row["name"] + mark,
+            row["status"],
+            _seconds(row["finish_s"]),
+            _seconds(row["compute_s"]),
+            _seconds(row["upload_s"]),
+            format_bytes(row["upload_bytes"]),
+            format_bytes(row["peak_bytes"]),
+            row["why"],
+        )
     return table
 
 

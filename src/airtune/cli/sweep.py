@@ -13,16 +13,28 @@ from airtune.recipe import load_recipe
 
 
 def sweep(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[RECIPE] [KEY=VALUE,VALUE]...", help="A recipe file (none = the embedded default) and more keys to sweep over.", show_default=False)] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE,VALUE]...",
+            help="A recipe file (none = the embedded default) and more keys to sweep over.",
+            show_default=False,
+        ),
+    ] = None,
     *,
-    over: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE,VALUE", help="Sweep over a key of the recipe; may be repeated.")] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE,VALUE", help="Sweep over a key of the recipe; may be repeated."
+        ),
+    ] = None,
     seeds: Seeds = None,
     settings: Settings = None,
     resume: Resume = None,
     name: Name = None,
     jobs: Jobs = 1,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Run every combination of the values of some keys, with every seed, as one study.
 
     Example: airtune sweep recipe.yaml --over fleet.bandwidth_mhz=1,2,4 method.name=auto,sft --jobs 2

@@ -90,8 +90,9 @@ def _mlflow(library: Any, folder: Path) -> Log:
 
 def _wandb(library: Any, folder: Path) -> Log:
     # a resumed run goes on under the id of its folder
-    run = library.init(project="airtune", name=folder.name, id=folder.name, resume="allow",
-                       dir=str(folder))  # fmt: skip
+    run = library.init(
+        project="airtune", name=folder.name, id=folder.name, resume="allow", dir=str(folder)
+    )
     return lambda figures, step: run.log(figures, step=step)
 
 

@@ -114,7 +114,11 @@ class Decoder:
             x = self._state[: len(here)]
             slot = x & np.uint64(_TOTAL - 1)
             symbol: Symbols = self._symbol[here, slot]
-            x = self._counts[here, symbol] * (x >> np.uint64(_BITS)) + slot - self._below[here, symbol]  # fmt: skip
+            x = (
+                self._counts[here, symbol] * (x >> np.uint64(_BITS))
+                + slot
+                - self._below[here, symbol]
+            )
             is_low = np.flatnonzero(x < _START)
             words = self._words[self._next : self._next + len(is_low)]
             if len(words) < len(is_low):

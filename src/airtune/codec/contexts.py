@@ -55,9 +55,12 @@ def to_streams(levels: Levels) -> tuple[bytes, bytes, bytes]:
     beyond = np.abs(folded) >= _LARGEST
     over = (np.abs(folded[beyond].astype(np.int32)) - _LARGEST).astype("<u2")
     head = (
-        (back & 255).astype(np.uint8).tobytes(), (back >> 8).astype(np.uint8).tobytes(),
-        grade.tobytes(), quarter.tobytes(), tables.tobytes(),
-    )  # fmt: skip
+        (back & 255).astype(np.uint8).tobytes(),
+        (back >> 8).astype(np.uint8).tobytes(),
+        grade.tobytes(),
+        quarter.tobytes(),
+        tables.tobytes(),
+    )
     return b"".join(head), coded, over.tobytes()
 
 

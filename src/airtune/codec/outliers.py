@@ -109,8 +109,10 @@ def open_rows(envelope: Envelope) -> ApartRows:
     if not np.all(np.isfinite(values)):
         raise CodecError("an entry of a row sent apart is not finite; ask for it again")
     others = replace(
-        frame, shape=(rows - count, channels), streams=frame.streams[:first],
+        frame,
+        shape=(rows - count, channels),
+        streams=frame.streams[:first],
         flags=frame.flags & ~ROWS_APART,
-    )  # fmt: skip
+    )
     rest = Envelope(others, envelope.coders[:first], envelope.raw_bytes[:first])
     return ApartRows(chosen, values.reshape(count, channels), rest)

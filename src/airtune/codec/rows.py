@@ -91,9 +91,13 @@ def scale_of(tensor: NDArray[np.float32], *, centred: bool) -> RowScale:
 
 
 def tops_of(
-    magnitude: NDArray[np.float32], chosen: NDArray[np.bool_], scale: RowScale,
-    *, low: float, span: np.float32,
-) -> NDArray[np.uint8]:  # fmt: skip
+    magnitude: NDArray[np.float32],
+    chosen: NDArray[np.bool_],
+    scale: RowScale,
+    *,
+    low: float,
+    span: np.float32,
+) -> NDArray[np.uint8]:
     """Return each row's largest chosen entry above `low`, in units of `span`, rounded up."""
     rows = len(scale.exponent)
     largest = np.where(chosen, magnitude, 0.0).reshape(rows, -1).max(axis=1)

@@ -27,9 +27,13 @@ _SIGN = 128
 
 
 def to_frame(
-    tensor: NDArray[np.float32], spec: CodecSpec, generator: np.random.Generator, *, kind: int,
+    tensor: NDArray[np.float32],
+    spec: CodecSpec,
+    generator: np.random.Generator,
+    *,
+    kind: int,
     mask: NDArray[np.bool_] | None,
-) -> Frame:  # fmt: skip
+) -> Frame:
     """Sparsify and quantise; with a `mask` known to both ends its positions are used, not sent."""
     levels = 2 ** (spec.bits - 1)
     scale = rows.scale_of(tensor, centred=mask is None) if rows.has_rows(tensor.shape) else None

@@ -19,9 +19,13 @@ from airtune.run import Assets, RunResult, Watch, resume_run, run_recipe, saved_
 
 
 def run_one(
-    recipe: Recipe, label: str, folder: Path, *, assets: Assets | None = None,
+    recipe: Recipe,
+    label: str,
+    folder: Path,
+    *,
+    assets: Assets | None = None,
     watch: Watch | None = None,
-) -> RunResult:  # fmt: skip
+) -> RunResult:
     """Run a recipe in a folder, or go on with what is there, without a page of its own."""
     if (folder / "run.json").exists() or (folder / "recipe.yaml").exists():
         more = (

@@ -86,12 +86,16 @@ class _Plan:
     def document(self) -> dict[str, Any]:
         """Return it in plain values."""
         return {
-            "schema": _SCHEMA, "name": self.recipe.name or "methods", "recipe": self.recipe.plain(),
-            "methods": [entry.label for entry in self.entries], "seeds": list(self.seeds),
-            "baseline": self.baseline, "verb": self.verb,
+            "schema": _SCHEMA,
+            "name": self.recipe.name or "methods",
+            "recipe": self.recipe.plain(),
+            "methods": [entry.label for entry in self.entries],
+            "seeds": list(self.seeds),
+            "baseline": self.baseline,
+            "verb": self.verb,
             "entries": [asdict(entry) for entry in self.entries],
             "protocol": None if self.protocol is None else self.protocol.document(self.entries),
-        }  # fmt: skip
+        }
 
 
 def compare_methods(
@@ -124,8 +128,9 @@ def compare_methods(
     entries = entries_of(recipe, methods or recipe.compare.methods)
     baseline = baseline_of(recipe, entries, is_narrowed=bool(methods))
     entries = entries if protocol is None else protocol.crossed(entries)
-    plan = _Plan(recipe, tuple(entries), tuple(seeds or recipe.compare.seeds), baseline,
-                 protocol=protocol)  # fmt: skip
+    plan = _Plan(
+        recipe, tuple(entries), tuple(seeds or recipe.compare.seeds), baseline, protocol=protocol
+    )
     return _start(plan, folder, recipe.name or "methods", jobs, watch)
 
 
@@ -201,9 +206,8 @@ def resume_comparison(
     present = {entry.label for entry in plan.entries}
     new = [entry for entry in more if entry.label not in present]
     longer = replace(
-        plan, entries=(*plan.entries, *new),
-        seeds=tuple(dict.fromkeys([*plan.seeds, *own, *seeds])),
-    )  # fmt: skip
+        plan, entries=(*plan.entries, *new), seeds=tuple(dict.fromkeys([*plan.seeds, *own, *seeds]))
+    )
     with held(folder):
         write_atomically(folder / COMPARE_FILE, json.dumps(longer.document(), indent=1))
         return _run_all(longer, folder, jobs, watch or CompareWatch())
@@ -217,9 +221,10 @@ def _read_plan(folder: Path) -> _Plan:
             recipe=check_recipe(document["recipe"], name=str(path)),
             entries=tuple(_read_entry(entry) for entry in document["entries"]),
             seeds=tuple(int(seed) for seed in document["seeds"]),
-            baseline=str(document["baseline"]), verb=str(document.get("verb", "compare")),
+            baseline=str(document["baseline"]),
+            verb=str(document.get("verb", "compare")),
             protocol=read_protocol(document.get("protocol")),
-        )  # fmt: skip
+        )
     except OSError as error:
         raise CheckpointError(f"{folder} is no comparison: {path} cannot be read") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -290,9 +295,13 @@ def _run_all(plan: _Plan, place: Path, jobs: int, watch: CompareWatch) -> Compar
         raise errors[0][1]
     page, study = write_report([place], place), load_study([place])
     return Comparison(
-        place, page, study, summarise(study), tuple(results),
+        place,
+        page,
+        study,
+        summarise(study),
+        tuple(results),
         tuple(_left_out(cell, error) for cell, error in errors),
-    )  # fmt: skip
+    )
 
 
 _Outcome = tuple[_Cell, RunResult | AirtuneError]
@@ -331,8 +340,11 @@ def _at_once(
     def work(cell: _Cell) -> RunResult:
         told = watch.on_run(cell.entry.label, cell.seed, cell.number, cell.total)
         told.on_stage("in a process of its own")
-        done = workers.run(_sharing(cell.entry.recipe(plan.recipe, cell.seed), jobs),
-                           cell.entry.label, cell.folder(place))  # fmt: skip
+        done = workers.run(
+            _sharing(cell.entry.recipe(plan.recipe, cell.seed), jobs),
+            cell.entry.label,
+            cell.folder(place),
+        )
         told.on_stage("done")
         return done
 

@@ -10,8 +10,14 @@ from airtune.errors import ModelError
 from airtune.plan import Linear, ModelShape
 from airtune.plan.shape import Axis
 
-_BERT_NAMES = ("query", "key", "value", "attention.output.dense", "intermediate.dense",
-               "output.dense")  # fmt: skip
+_BERT_NAMES = (
+    "query",
+    "key",
+    "value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
 _DISTILBERT_NAMES = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2")
 _BERT_AXES: tuple[tuple[Axis, Axis], ...] = (
     ("width", "query"), ("width", "kv"), ("width", "kv"), ("query", "width"), ("width", "ffn"),
@@ -63,16 +69,26 @@ def bert_like(
     dense, classifier = width * (width + 1), labels * (width + 1)
     return checked_shape(
         ModelShape(
-            family=family, task="classification", blocks=blocks, width=width, heads=heads,
-            kv_groups=heads, head_dim=head_dim_of(width, heads), ffn=ffn, vocab=vocab, tied=False,
-            labels=labels, linears=linears, gated=False,
+            family=family,
+            task="classification",
+            blocks=blocks,
+            width=width,
+            heads=heads,
+            kv_groups=heads,
+            head_dim=head_dim_of(width, heads),
+            ffn=ffn,
+            vocab=vocab,
+            tied=False,
+            labels=labels,
+            linears=linears,
+            gated=False,
             embedding_parameters=(vocab + positions + types + 2) * width,
             block_extra_parameters=4 * width,
             head_parameters=dense + classifier,
             head_macs=width * (width + labels),
             trained_head_parameters=classifier + (0 if family == "bert" else dense),
-        ),
-    )  # fmt: skip
+        )
+    )
 
 
 def modernbert_like(
@@ -127,16 +143,26 @@ def modernbert_like(
     )
     return checked_shape(
         ModelShape(
-            family="modernbert", task="classification", blocks=blocks, width=width, heads=heads,
-            kv_groups=heads, head_dim=head_dim_of(width, heads), ffn=ffn, vocab=vocab, tied=False,
-            labels=labels, linears=linears, gated=True,
+            family="modernbert",
+            task="classification",
+            blocks=blocks,
+            width=width,
+            heads=heads,
+            kv_groups=heads,
+            head_dim=head_dim_of(width, heads),
+            ffn=ffn,
+            vocab=vocab,
+            tied=False,
+            labels=labels,
+            linears=linears,
+            gated=True,
             embedding_parameters=vocab * width,
             block_extra_parameters=2 * norm,
             head_parameters=norm + dense + norm + classifier,
             head_macs=width * (width + labels),
             trained_head_parameters=classifier,
-        ),
-    )  # fmt: skip
+        )
+    )
 
 
 def vit_like(
@@ -182,16 +208,26 @@ def vit_like(
     tokens, classifier = _patches(image, patch) + 1, labels * (width + 1)
     return checked_shape(
         ModelShape(
-            family="vit", task="classification", blocks=blocks, width=width, heads=heads,
-            kv_groups=heads, head_dim=head_dim, ffn=ffn, vocab=1, tied=False, labels=labels,
-            linears=linears, gated=False,
+            family="vit",
+            task="classification",
+            blocks=blocks,
+            width=width,
+            heads=heads,
+            kv_groups=heads,
+            head_dim=head_dim,
+            ffn=ffn,
+            vocab=1,
+            tied=False,
+            labels=labels,
+            linears=linears,
+            gated=False,
             embedding_parameters=(channels * patch**2 + 1 + 1 + tokens) * width,
             block_extra_parameters=4 * width,
             head_parameters=2 * width + classifier,
             head_macs=width * labels,
             trained_head_parameters=classifier,
-        ),
-    )  # fmt: skip
+        )
+    )
 
 
 def _vit_linears(qkv_bias: bool) -> tuple[Linear, ...]:

@@ -30,9 +30,14 @@ measured at 2.2 W without load (forum of its maker, 2025), 15 % of its 15 W mode
 
 
 def energy_j(
-    problem: Problem, device: Ints, *, compute_s: Floats, upload_s: Floats,
-    download_s: Floats | float = 0.0, round_s: Floats | float = 0.0,
-) -> Floats:  # fmt: skip
+    problem: Problem,
+    device: Ints,
+    *,
+    compute_s: Floats,
+    upload_s: Floats,
+    download_s: Floats | float = 0.0,
+    round_s: Floats | float = 0.0,
+) -> Floats:
     """Return the joules of a round.
 
     Args:
@@ -55,6 +60,7 @@ def energy_j(
     radio_w = transmit[device] / AMPLIFIER_EFFICIENCY + SEND_CIRCUIT_W
     return np.asarray(
         board_w * (compute_s + IDLE_PART * (on_s - compute_s))
-        + radio_w * upload_s + RECEIVE_CIRCUIT_W * download_s,
+        + radio_w * upload_s
+        + RECEIVE_CIRCUIT_W * download_s,
         np.float64,
-    )  # fmt: skip
+    )

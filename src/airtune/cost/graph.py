@@ -110,10 +110,14 @@ def teacher_of(shape: ModelShape, left: KeptSizes) -> KeptSizes:
     """Return the dense base without adapters, (n,) times."""
     full = np.ones_like(left.groups)
     return replace(
-        left, groups=full * shape.kv_groups, channels=full * shape.ffn, rank=0.0 * full,
-        query=full * shape.heads * shape.head_dim, key=full * shape.kv_groups * shape.head_dim,
+        left,
+        groups=full * shape.kv_groups,
+        channels=full * shape.ffn,
+        rank=0.0 * full,
+        query=full * shape.heads * shape.head_dim,
+        key=full * shape.kv_groups * shape.head_dim,
         heads=full * shape.heads,
-    )  # fmt: skip
+    )
 
 
 def sizes(shape: ModelShape, linear: Linear, left: KeptSizes) -> tuple[Floats, Floats]:

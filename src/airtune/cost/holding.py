@@ -38,11 +38,16 @@ def cut_rows(workload: Workload, cuts: Ints, codec: CodecSpec) -> Assignments:
     """Return a row for each cut, one codec for all; the devices' numbers stand for nothing."""
     count, zero = len(cuts), np.zeros(len(cuts))
     return Assignments(
-        device=np.arange(count), prune_heads=zero, prune_ffn=zero,
-        rank=np.full(count, workload.rank), share=np.ones(count),
-        local_steps=np.full(count, workload.local_steps), cut=cuts,
-        codec_index=np.zeros(count, np.int64), codecs=(codec,),
-    )  # fmt: skip
+        device=np.arange(count),
+        prune_heads=zero,
+        prune_ffn=zero,
+        rank=np.full(count, workload.rank),
+        share=np.ones(count),
+        local_steps=np.full(count, workload.local_steps),
+        cut=cuts,
+        codec_index=np.zeros(count, np.int64),
+        codecs=(codec,),
+    )
 
 
 def cut_peaks(problem: Problem, *, predicts: bool = False) -> Floats:

@@ -62,11 +62,15 @@ def ladder(shape: ModelShape, workload: Workload, sensitivity: Sensitivity | Non
     ffn = 1.0 - path.channels[level] / shape.ffn
     count = level.shape[0]
     plan = Assignments(
-        device=np.arange(count), prune_heads=heads, prune_ffn=ffn,
-        rank=np.full(count, workload.rank), share=np.ones(count),
-        local_steps=np.full(count, workload.local_steps), cut=np.zeros(count, np.int64),
+        device=np.arange(count),
+        prune_heads=heads,
+        prune_ffn=ffn,
+        rank=np.full(count, workload.rank),
+        share=np.ones(count),
+        local_steps=np.full(count, workload.local_steps),
+        cut=np.zeros(count, np.int64),
         codec_index=np.zeros(count, np.int64),
-    )  # fmt: skip
+    )
     return Ladder(
         prune_heads=heads,
         prune_ffn=ffn,

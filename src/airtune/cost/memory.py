@@ -65,9 +65,13 @@ class Memory:
     def total(self) -> Floats:
         """Peak bytes, shape (n,)."""
         return (
-            self.weights + self.adapters + self.gradients + self.optimiser
-            + self.activations + self.logits
-        )  # fmt: skip
+            self.weights
+            + self.adapters
+            + self.gradients
+            + self.optimiser
+            + self.activations
+            + self.logits
+        )
 
 
 def peak_memory(shape: ModelShape, workload: Workload, assignments: Assignments) -> Memory:

@@ -89,9 +89,11 @@ def pruning_path(
     kept = groups[lost[0]], channels[lost[1]]
     pruned = shape.pruned_fraction(1.0 - kept[0] / shape.kv_groups, 1.0 - kept[1] / shape.ffn)
     return PruningPath(
-        np.asarray(kept[0], np.int64), np.asarray(kept[1], np.int64), pruned,
+        np.asarray(kept[0], np.int64),
+        np.asarray(kept[1], np.int64),
+        pruned,
         costs[0][lost[0]] + costs[1][lost[1]],
-    )  # fmt: skip
+    )
 
 
 def most_pruned(shape: ModelShape, sensitivity: Sensitivity) -> float:
@@ -144,9 +146,12 @@ def typical(shape: ModelShape) -> Sensitivity:
     rise = gone / (1.0 - gone)
     shared = 4.0 if shape.heads > shape.kv_groups else 1.0
     return Sensitivity(
-        tuple(gone.tolist()), tuple((0.25 * shared * rise).tolist()),
-        tuple(gone.tolist()), tuple((0.6 * rise).tolist()), "typical, not measured",
-    )  # fmt: skip
+        tuple(gone.tolist()),
+        tuple((0.25 * shared * rise).tolist()),
+        tuple(gone.tolist()),
+        tuple((0.6 * rise).tolist()),
+        "typical, not measured",
+    )
 
 
 def _convex(at: Floats, cost: Floats, where: Floats) -> Floats:

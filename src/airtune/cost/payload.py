@@ -60,8 +60,13 @@ def upload_bytes(shape: ModelShape, workload: Workload, assignments: Assignments
 
 
 def adapter_bytes(
-    shape: ModelShape, workload: Workload, assignments: Assignments, spec: CodecSpec, *, scale: float
-) -> Floats:  # fmt: skip
+    shape: ModelShape,
+    workload: Workload,
+    assignments: Assignments,
+    spec: CodecSpec,
+    *,
+    scale: float,
+) -> Floats:
     """Return the bytes of devices' adapters, and of trained heads, in one codec, shape (n,).
 
     Args:

@@ -59,21 +59,45 @@ def known_shapes() -> Mapping[str, ModelShape]:
     shapes: dict[str, ModelShape] = {}
     for name, (family, blocks, width, heads, groups, head, ffn, vocab, tied) in _DECODERS.items():
         shapes[name] = llama_like(
-            family, blocks=blocks, width=width, heads=heads, kv_groups=groups, head_dim=head,
-            ffn=ffn, vocab=vocab, tied=tied, qkv_bias=family == "qwen2", qk_norm=family == "qwen3",
-        )  # fmt: skip
+            family,
+            blocks=blocks,
+            width=width,
+            heads=heads,
+            kv_groups=groups,
+            head_dim=head,
+            ffn=ffn,
+            vocab=vocab,
+            tied=tied,
+            qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3",
+        )
     for name, (blocks, width, heads) in _GPT2.items():
         shapes[name] = gpt2_like(
             blocks=blocks, width=width, heads=heads, ffn=4 * width, vocab=50257, positions=1024
         )
     for name, (family, blocks, width, heads, ffn, vocab, positions, types) in _ENCODERS.items():
         shapes[name] = bert_like(
-            family, blocks=blocks, width=width, heads=heads, ffn=ffn, vocab=vocab,
-            positions=positions, types=types, labels=2,
-        )  # fmt: skip
+            family,
+            blocks=blocks,
+            width=width,
+            heads=heads,
+            ffn=ffn,
+            vocab=vocab,
+            positions=positions,
+            types=types,
+            labels=2,
+        )
     for name, (blocks, width, heads, ffn, image, patch) in _VISION.items():
         shapes[name] = vit_like(
-            blocks=blocks, width=width, heads=heads, head_dim=width // heads, ffn=ffn, image=image,
-            patch=patch, channels=3, labels=1000, qkv_bias=True,
-        )  # fmt: skip
+            blocks=blocks,
+            width=width,
+            heads=heads,
+            head_dim=width // heads,
+            ffn=ffn,
+            image=image,
+            patch=patch,
+            channels=3,
+            labels=1000,
+            qkv_bias=True,
+        )
     return MappingProxyType(shapes)

@@ -64,17 +64,29 @@ def llama_like(
     output = width * (labels or (0 if tied else vocab))
     return checked_shape(
         ModelShape(
-            family=family, task="classification" if labels else "causal-lm", blocks=blocks,
-            width=width, heads=heads, kv_groups=kv_groups, head_dim=head_dim, ffn=ffn, vocab=vocab,
-            tied=tied, labels=labels, linears=linears, gated=True,
+            family=family,
+            task="classification" if labels else "causal-lm",
+            blocks=blocks,
+            width=width,
+            heads=heads,
+            kv_groups=kv_groups,
+            head_dim=head_dim,
+            ffn=ffn,
+            vocab=vocab,
+            tied=tied,
+            labels=labels,
+            linears=linears,
+            gated=True,
             embedding_parameters=vocab * width,
             block_extra_parameters=2 * width * (1 + sandwich) + (2 * head_dim if qk_norm else 0),
             head_parameters=width + output,
             head_macs=width * (labels or vocab),
             trained_head_parameters=width * labels,
-            rms_norm=True, head_norms=qk_norm, sandwich=sandwich,
-        ),
-    )  # fmt: skip
+            rms_norm=True,
+            head_norms=qk_norm,
+            sandwich=sandwich,
+        )
+    )
 
 
 def _llama_linears(qkv_bias: bool, output_bias: bool, mlp_bias: bool) -> tuple[Linear, ...]:
@@ -136,16 +148,26 @@ def gpt2_like(
     output = width * (labels or (0 if tied else vocab))
     return checked_shape(
         ModelShape(
-            family="gpt2", task="classification" if labels else "causal-lm", blocks=blocks,
-            width=width, heads=heads, kv_groups=heads, head_dim=head_dim_of(width, heads), ffn=ffn,
-            vocab=vocab, tied=tied, labels=labels, linears=linears, gated=False,
+            family="gpt2",
+            task="classification" if labels else "causal-lm",
+            blocks=blocks,
+            width=width,
+            heads=heads,
+            kv_groups=heads,
+            head_dim=head_dim_of(width, heads),
+            ffn=ffn,
+            vocab=vocab,
+            tied=tied,
+            labels=labels,
+            linears=linears,
+            gated=False,
             embedding_parameters=(vocab + positions) * width,
             block_extra_parameters=4 * width,
             head_parameters=2 * width + output,
             head_macs=width * (labels or vocab),
             trained_head_parameters=width * labels,
-        ),
-    )  # fmt: skip
+        )
+    )
 
 
 def head_dim_of(width: int, heads: int) -> int:

@@ -10,8 +10,32 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "Jane", "Kofi", "Lena",
-         "Max", "Nia", "Omar", "Pia", "Rosa", "Sam", "Tom", "Uma", "Vera", "Will", "Yara", "Zoe")  # fmt: skip
+NAMES = (
+    "Ada",
+    "Ben",
+    "Cleo",
+    "Dan",
+    "Eva",
+    "Finn",
+    "Gus",
+    "Hana",
+    "Ivo",
+    "Jane",
+    "Kofi",
+    "Lena",
+    "Max",
+    "Nia",
+    "Omar",
+    "Pia",
+    "Rosa",
+    "Sam",
+    "Tom",
+    "Uma",
+    "Vera",
+    "Will",
+    "Yara",
+    "Zoe",
+)
 
 Problem = tuple[str, str, int]
 """Question, worked steps, result."""

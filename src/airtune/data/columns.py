@@ -120,8 +120,9 @@ def _likely_label(table: Table) -> str | None:
 def _likely_text(table: Table, taken: Collection[str]) -> str | None:
     lengths = {
         name: sum(len(value) for value in values if isinstance(value, str))
-        for name, values in table.columns.items() if name not in taken
-    }  # fmt: skip
+        for name, values in table.columns.items()
+        if name not in taken
+    }
     longest = max(lengths, key=lambda name: lengths[name], default=None)
     return longest if longest is not None and lengths[longest] else None
 

@@ -55,9 +55,11 @@ def read_conversations(table: Table, column: str) -> Conversations:
     """
     raw = [[] if is_missing(value) else _turns(value) for value in table.column(column)]
     table.refuse(
-        column, [turns is None for turns in raw],
-        "must be a list of messages with role and content, or with from and value", _shown,
-    )  # fmt: skip
+        column,
+        [turns is None for turns in raw],
+        "must be a list of messages with role and content, or with from and value",
+        _shown,
+    )
     read = [[_message(turn) for turn in turns or ()] for turns in raw]
     unsupported = np.array([None in messages for messages in read], np.bool_)
     kept = [
@@ -150,9 +152,12 @@ def _answered(messages: list[Message]) -> list[Message]:
     """Return the messages up to the last answer to a user."""
     asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
     last = [
-        place for place, message in enumerate(messages)
-        if message["role"] == ANSWERS and message["content"].strip() and place > min(asked, default=place)
-    ]  # fmt: skip
+        place
+        for place, message in enumerate(messages)
+        if message["role"] == ANSWERS
+        and message["content"].strip()
+        and place > min(asked, default=place)
+    ]
     return messages[: last[-1] + 1] if last else []
 
 

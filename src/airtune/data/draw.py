@@ -48,9 +48,9 @@ def set_aside(
         )
     by_group = order[np.argsort(group[order], kind="stable")]
     starts = np.cumsum(sizes) - sizes
-    aside = np.concatenate([
-        by_group[start : start + some] for start, some in zip(starts, taken.tolist(), strict=True)
-    ])  # fmt: skip
+    aside = np.concatenate(
+        [by_group[start : start + some] for start, some in zip(starts, taken.tolist(), strict=True)]
+    )
     return np.setdiff1d(np.arange(rows), aside), np.sort(aside)
 
 

@@ -202,10 +202,12 @@ def chosen_template(asked: str | None, chat: Any) -> tuple[Origin, Any]:
 def _answers(messages: Sequence[Message]) -> list[int]:
     """Return which messages are answers: the assistant's that follow something and have text."""
     return [
-        place for place, message in enumerate(messages)
-        if message["role"] == ANSWERS and message["content"].strip()
+        place
+        for place, message in enumerate(messages)
+        if message["role"] == ANSWERS
+        and message["content"].strip()
         and any(before["role"] == "user" for before in messages[:place])
-    ]  # fmt: skip
+    ]
 
 
 def _mark(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -233,9 +235,12 @@ def _apply(
     clock = _FIXED_CLOCK if _CLOCK in template else ""
     try:
         written = tokenizer.apply_chat_template(
-            list(messages), chat_template=clock + template, tokenize=False,
-            add_generation_prompt=opens, date_string=_DATE.strftime("%d %b %Y"),
-        )  # fmt: skip
+            list(messages),
+            chat_template=clock + template,
+            tokenize=False,
+            add_generation_prompt=opens,
+            date_string=_DATE.strftime("%d %b %Y"),
+        )
     except (TypeError, KeyError, ValueError) as error:
         raise TemplateError(str(error)) from error
     return str(written)

@@ -78,9 +78,14 @@ class _Prepared:
 
 
 def load_federated(
-    spec: DataSpec, *, tokenizer: PreTrainedTokenizerBase, devices: int, seed: int,
-    known: Sequence[str] = (), vocabulary: int = 0,
-) -> FederatedData:  # fmt: skip
+    spec: DataSpec,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    devices: int,
+    seed: int,
+    known: Sequence[str] = (),
+    vocabulary: int = 0,
+) -> FederatedData:
     """Read the data, tokenise it, and deal it out to the devices.
 
     The same spec, tokenizer, number of devices and seed give the same result. Rows with blank
@@ -195,18 +200,26 @@ def _texts(
         rendered = render_texts(table.texts(columns["text"]))
     elif "messages" in columns:
         rendered = render_conversations(
-            _conversations(table, columns), tokenizer=tokenizer, template=spec.template,
+            _conversations(table, columns),
+            tokenizer=tokenizer,
+            template=spec.template,
             place=table.place,
-        )  # fmt: skip
+        )
     else:
         rendered = render(
-            _with_context(table, columns), table.texts(columns["completion"]),
-            tokenizer=tokenizer, template=spec.template, place=table.place,
-        )  # fmt: skip
+            _with_context(table, columns),
+            table.texts(columns["completion"]),
+            tokenizer=tokenizer,
+            template=spec.template,
+            place=table.place,
+        )
     return TextRows(
-        rendered.texts, starts=rendered.starts, special=rendered.special, end=rendered.end,
+        rendered.texts,
+        starts=rendered.starts,
+        special=rendered.special,
+        end=rendered.end,
         earlier=rendered.earlier,
-    )  # fmt: skip
+    )
 
 
 def _conversations(table: Table, columns: Mapping[str, str]) -> list[list[Message]]:

@@ -61,9 +61,7 @@ def _read_jsonl(text: str, path: Path) -> Table:
         rows = _objects(_parsed(text))
         if rows is not None:
             return table_from_rows(rows, source=str(path))
-    numbered = [
-        (number, line) for number, line in enumerate(_lines(text), start=1) if line.strip()
-    ]  # fmt: skip
+    numbered = [(number, line) for number, line in enumerate(_lines(text), start=1) if line.strip()]
     rows = [_parse_object(line, f"{path}:{number}") for number, line in numbered]
     return table_from_rows(rows, source=str(path), lines=[number for number, _ in numbered])
 

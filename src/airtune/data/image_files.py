@@ -155,9 +155,11 @@ def _read_classes(folder: Path, frame: ImageFormat) -> Pictures:
     """Read a folder with one sub-folder a class."""
     files = [
         (path, kind.name)
-        for kind in visible(folder) if kind.is_dir()
-        for path in visible_files(kind) if path.suffix.lower() in SUFFIXES
-    ]  # fmt: skip
+        for kind in visible(folder)
+        if kind.is_dir()
+        for path in visible_files(kind)
+        if path.suffix.lower() in SUFFIXES
+    ]
     if not files:
         raise DataError(
             f"{folder} holds no images in sub-folders; one sub-folder a class with "
@@ -212,8 +214,9 @@ def _from_arrays(
         pixels = pixels.transpose(0, 2, 3, 1)
     return Pictures(
         np.stack([fit(image, frame) for image in pixels]),
-        tuple(str(label) for label in labels.tolist()), source,
-    )  # fmt: skip
+        tuple(str(label) for label in labels.tolist()),
+        source,
+    )
 
 
 def _cifar(path: Path, frame: ImageFormat) -> Pictures:
@@ -271,9 +274,12 @@ def fit(image: Pixels, frame: ImageFormat) -> Pixels:
     if pixels.shape[1:] == (frame.size, frame.size):
         return pixels
     resized = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).float()[None], size=(frame.size, frame.size), mode="bilinear",
-        antialias=True, align_corners=False,
-    )  # fmt: skip
+        torch.from_numpy(pixels).float()[None],
+        size=(frame.size, frame.size),
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
+    )
     return np.asarray(resized[0].round().clamp(0, 255).byte().numpy())
 
 

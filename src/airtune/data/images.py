@@ -64,11 +64,14 @@ def load_federated_images(
         labels=names,
         columns={},
         counts={
-            "source": train.source, "rows": len(train), "test_rows": len(test),
-            **dealt_counts(parts, targets, names), **ledger.totals(),
+            "source": train.source,
+            "rows": len(train),
+            "test_rows": len(test),
+            **dealt_counts(parts, targets, names),
+            **ledger.totals(),
         },
         ledger=ledger,
-    )  # fmt: skip
+    )
 
 
 def _drawn(

@@ -86,9 +86,12 @@ def _classes(
     if "label" not in columns:
         return {}
     return label_map(
-        whole, columns["label"], name_column=columns.get("label_name"), labels=spec.labels,
+        whole,
+        columns["label"],
+        name_column=columns.get("label_name"),
+        labels=spec.labels,
         known=known,
-    )  # fmt: skip
+    )
 
 
 def _drawn(table: Table, limit: int | None, seed: int, purpose: str) -> Table:
@@ -118,11 +121,14 @@ def _usable(table: Table, columns: Mapping[str, str]) -> tuple[Table, RowCounts]
         no_answer = " or has no answer to train on" if "messages" in columns else ""
         raise DataError(f"every row of {table.source} is blank in {named}{no_answer}")
     counts = RowCounts(
-        read=len(table), blank=int(blank.sum()), unlabelled=int((unlabelled & ~blank).sum()),
-        unanswered=int(unanswered.sum()), unsupported=int(unsupported.sum()),
+        read=len(table),
+        blank=int(blank.sum()),
+        unlabelled=int((unlabelled & ~blank).sum()),
+        unanswered=int(unanswered.sum()),
+        unsupported=int(unsupported.sum()),
         unreadable=_unreadable(table.take(kept), columns),
         filled=int(_lacking(table, columns, FILLED)[kept].sum()),
-    )  # fmt: skip
+    )
     return table.take(kept), counts
 
 

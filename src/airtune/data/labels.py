@@ -19,9 +19,13 @@ _WHOLE = re.compile(r"-?\d+\.0+", re.ASCII)
 
 
 def label_map(
-    table: Table, column: str, *, name_column: str | None, labels: tuple[str, ...],
+    table: Table,
+    column: str,
+    *,
+    name_column: str | None,
+    labels: tuple[str, ...],
     known: Sequence[str] = (),
-) -> dict[str, str]:  # fmt: skip
+) -> dict[str, str]:
     """Return the name of every label, in the order of the class ids; rows without one count not.
 
     The ids follow `labels` where given (by name or by value); else `known`, the classes of the
@@ -67,9 +71,7 @@ def label_keys(table: Table, column: str) -> list[str | None]:
     """
     values = table.column(column)
     keys = [_key(value) for value in values]
-    wrong = [
-        key is None and not is_missing(value) for key, value in zip(keys, values, strict=True)
-    ]  # fmt: skip
+    wrong = [key is None and not is_missing(value) for key, value in zip(keys, values, strict=True)]
     rule = "must be text or a whole number, one class a row and no measure"
     table.refuse(column, wrong, rule, repr)
     return keys
@@ -115,9 +117,11 @@ def class_ids(table: Table, column: str, classes: Mapping[str, str]) -> Ints:
     ids = {key: place for place, key in enumerate(classes)}
     keys = label_keys(table, column)
     table.refuse(
-        column, [key not in ids for key in keys],
-        f"must be one of the labels seen in training ({', '.join(classes)})", repr,
-    )  # fmt: skip
+        column,
+        [key not in ids for key in keys],
+        f"must be one of the labels seen in training ({', '.join(classes)})",
+        repr,
+    )
     return np.array([ids[key] for key in keys if key is not None], np.int64)
 
 

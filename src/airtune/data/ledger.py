@@ -108,9 +108,11 @@ class DataLedger:
         """Return the figures of `run.json` that are of rows left out or cut, both parts together."""
         both = self.train + self.test
         return {
-            "truncated": self.train.truncated, "test_truncated": self.test.truncated,
-            "dropped": both.dropped, "blank": both.blank,
-        }  # fmt: skip
+            "truncated": self.train.truncated,
+            "test_truncated": self.test.truncated,
+            "dropped": both.dropped,
+            "blank": both.blank,
+        }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> DataLedger:

@@ -55,9 +55,12 @@ class TextRows:
         """Return the rows as a run reads them, in training and evaluation."""
         if self.classes:
             return tokenise_classes(
-                self.texts, self.pairs or None, np.array(self.classes, np.int64),
-                tokenizer=tokenizer, max_length=max_length,
-            )  # fmt: skip
+                self.texts,
+                self.pairs or None,
+                np.array(self.classes, np.int64),
+                tokenizer=tokenizer,
+                max_length=max_length,
+            )
         rendered = Rendered(self.texts, self.starts, self.special, self.end, self.earlier)
         return tokenise_causal(rendered, tokenizer=tokenizer, max_length=max_length)
 
@@ -68,9 +71,14 @@ class TextRows:
             return tuple(column[place] for place in places) if column else ()
 
         return TextRows(
-            chosen(self.texts), chosen(self.pairs), chosen(self.classes), chosen(self.starts),
-            self.special, self.end, chosen(self.earlier),
-        )  # fmt: skip
+            chosen(self.texts),
+            chosen(self.pairs),
+            chosen(self.classes),
+            chosen(self.starts),
+            self.special,
+            self.end,
+            chosen(self.earlier),
+        )
 
 
 def spread(rows: int) -> list[int]:

@@ -114,8 +114,13 @@ def _is_encoding(name: str) -> bool:
 
 def _ranges(spec: DataSpec) -> list[str]:
     faults = []
-    for name, low in (("max_length", 2), ("shards", 1), ("min_rows", 1), ("limit", 1),
-                      ("test_limit", 1)):  # fmt: skip
+    for name, low in (
+        ("max_length", 2),
+        ("shards", 1),
+        ("min_rows", 1),
+        ("limit", 1),
+        ("test_limit", 1),
+    ):
         value = getattr(spec, name)
         if value is not None and value < low:
             faults.append(f"{name} must be at least {low}, got {value}")
@@ -138,8 +143,9 @@ def _columns(spec: DataSpec) -> list[str]:
     own = [column for role, column in spec.columns.items() if role not in ("group", "label_name")]
     faults += [
         f"columns name {column!r} twice; each role has a column of its own"
-        for column in sorted(set(own)) if own.count(column) > 1
-    ]  # fmt: skip
+        for column in sorted(set(own))
+        if own.count(column) > 1
+    ]
     if "messages" in spec.columns and spec.columns.keys() - {"messages", "group"}:
         faults.append(
             "columns name messages, which hold all of a conversation; leave out the others"

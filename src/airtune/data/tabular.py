@@ -83,9 +83,7 @@ def _numbered(text: str, path: Path, sign: str) -> Iterator[tuple[int, list[str]
 def _parsed(text: str, path: Path, sign: str) -> list[tuple[int, list[str]]]:
     faults = []
     for quoting in (*_QUOTINGS, *([_UNQUOTED] if sign == "\t" else [])):
-        reader = csv.reader(
-            io.StringIO(text, newline=""), delimiter=sign, strict=True, **quoting
-        )  # fmt: skip
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True, **quoting)
         try:
             return [(reader.line_num, row) for row in reader]
         except csv.Error as error:

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 
 def render(
-    prompts: Sequence[str], completions: Sequence[str], *, tokenizer: PreTrainedTokenizerBase,
-    template: str | None, place: Callable[[int], str] = str,
-) -> Rendered:  # fmt: skip
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    place: Callable[[int], str] = str,
+) -> Rendered:
     """Write prompts and completions with the template given, the chat template or the plain one.
 
     Raises:
@@ -33,9 +37,12 @@ def render(
 
 
 def render_conversations(
-    conversations: Sequence[Sequence[Message]], *, tokenizer: PreTrainedTokenizerBase,
-    template: str | None, place: Callable[[int], str] = str,
-) -> Rendered:  # fmt: skip
+    conversations: Sequence[Sequence[Message]],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | None,
+    place: Callable[[int], str] = str,
+) -> Rendered:
     """Write conversations with the chat template.
 
     A recipe's own or the plain template has one question and one answer, so a conversation of more

@@ -57,9 +57,12 @@ def tokenise_causal(
     """
     _require_fast(tokenizer)
     encoded = tokenizer(
-        list(rendered.texts), add_special_tokens=rendered.special, return_attention_mask=False,
-        return_token_type_ids=False, verbose=False,
-    )  # fmt: skip
+        list(rendered.texts),
+        add_special_tokens=rendered.special,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
     end = tokenizer.eos_token_id if rendered.end else None
     whole: list[Ints] = []
     targets: list[Ints] = []
@@ -156,9 +159,11 @@ def tokenise_classes(
         again = tokenizer(
             [texts[row] for row in long],
             None if pairs is None else [pairs[row] for row in long],
-            truncation="longest_first", max_length=max_length, return_attention_mask=False,
+            truncation="longest_first",
+            max_length=max_length,
+            return_attention_mask=False,
             verbose=False,
-        )  # fmt: skip
+        )
         for name, rows in again.items():
             for row, ids in zip(long, rows, strict=True):
                 encoded[name][row] = ids

@@ -50,8 +50,14 @@ LEXICONS: Mapping[str, Lexicon] = {
         ("measures", "expects", "watches", "reports"), ("coast", "valley", "mountain")),
 }  # fmt: skip
 
-FILLERS = ("It was a long day.", "Nobody was surprised.", "We talked about it later.",
-           "That took an hour.", "My brother told me so.", "Is that usual?")  # fmt: skip
+FILLERS = (
+    "It was a long day.",
+    "Nobody was surprised.",
+    "We talked about it later.",
+    "That took an hour.",
+    "My brother told me so.",
+    "Is that usual?",
+)
 
 
 def topic_text(random: np.random.Generator) -> dict[str, str]:

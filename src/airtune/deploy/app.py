@@ -164,7 +164,9 @@ def _do(ticket: Ticket, config: Mapping[str, Any]) -> None:
             DeviceSettings(data=data, compute="auto", any_path="partition-id" in config)
         )
     authority = config.get("ca")
-    credentials = None if authority is None else channel_credentials(Path(str(authority)).read_bytes())  # fmt: skip
+    credentials = (
+        None if authority is None else channel_credentials(Path(str(authority)).read_bytes())
+    )
     way = Way(ticket.address, credentials, ((RUN_KEY, ticket.run),))
     send_answer(way, ticket, _DEVICES[data].handle(fetch_letter(way, ticket), way))
 

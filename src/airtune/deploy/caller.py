@@ -33,8 +33,10 @@ class Proof:
             DeploymentError: if one is missing.
         """
         for what, path in (
-            ("--ca", self.authority), ("--key", self.key), ("--cert", self.certificate),
-        ):  # fmt: skip
+            ("--ca", self.authority),
+            ("--key", self.key),
+            ("--cert", self.certificate),
+        ):
             if not path.is_file():
                 raise DeploymentError(
                     f"there is no file at {what} {path}; copy the folder that airtune device add "

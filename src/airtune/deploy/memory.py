@@ -50,9 +50,13 @@ def floor_bytes() -> int:
         DeploymentError: if that process cannot run.
     """
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE], capture_output=True, text=True, check=False,
-        timeout=START_TIMEOUT_S, env=lean_environment(),
-    )  # fmt: skip
+        [sys.executable, "-c", _MEASURE],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=START_TIMEOUT_S,
+        env=lean_environment(),
+    )
     if done.returncode or not done.stdout.strip().isdecimal():
         raise DeploymentError(
             "the memory that the imports take could not be measured: "
@@ -135,7 +139,11 @@ def start_capped(
         process.kill()
         code = process.wait()
         close_pipes(process)
-        what = "died with code" if started is not None else f"said nothing for {timeout_s:g} s and was ended, code"  # fmt: skip
+        what = (
+            "died with code"
+            if started is not None
+            else f"said nothing for {timeout_s:g} s and was ended, code"
+        )
         limit = "no cap" if cap_bytes is None else f"a cap of {format_bytes(cap_bytes)}"
         raise DeploymentError(
             f"the worker {what} {code} under {limit}; raise the cap or see its errors above"
@@ -196,6 +204,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    wants = ("can't allocate memory", "cannot allocate memory", "not enough memory",
-             "can't start new thread", "unable to mmap", "std::bad_alloc")  # fmt: skip
+    wants = (
+        "can't allocate memory",
+        "cannot allocate memory",
+        "not enough memory",
+        "can't start new thread",
+        "unable to mmap",
+        "std::bad_alloc",
+    )
     return isinstance(error, (RuntimeError, OSError)) and any(want in text for want in wants)

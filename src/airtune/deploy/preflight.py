@@ -48,8 +48,11 @@ def check_site(settings: ServerSettings) -> Iterator[Finding]:
         else:
             yield Finding("certificates", "ok", "made by the first start")
     if is_running:
-        yield _asked("TLS at its own address", lambda: check_server(
-            known.address, None if known.insecure else tls.authority), "answers")  # fmt: skip
+        yield _asked(
+            "TLS at its own address",
+            lambda: check_server(known.address, None if known.insecure else tls.authority),
+            "answers",
+        )
     yield from (_name(name) for name in known.names)
     yield _room(state, "disk")
     yield _memory(None)
@@ -60,9 +63,10 @@ def check_agent(settings: AgentSettings) -> Iterator[Finding]:
     proof = settings.proof
     yield _asked("settings and data", lambda: check_settings(settings), "can be read")
     yield _asked(
-        "server", lambda: check_server(settings.server, None if proof is None else proof.authority),
+        "server",
+        lambda: check_server(settings.server, None if proof is None else proof.authority),
         f"answers at {settings.server}",
-    )  # fmt: skip
+    )
     if proof is not None and proof.certificate.is_file():
         yield _modes(proof.key)
         for path in (proof.authority, proof.certificate):
@@ -90,9 +94,10 @@ def _key(link: Link) -> Finding:
     apart_s = float(said["time"]) - (before + after) / 2
     clock = f"the server's clock is {apart_s:+.0f} s off this one"
     return Finding(
-        "key and clock", "ok" if abs(apart_s) < SKEW_S else "warning",
+        "key and clock",
+        "ok" if abs(apart_s) < SKEW_S else "warning",
         f"known as {said['name']} to a server of version {said['version']}; {clock}",
-    )  # fmt: skip
+    )
 
 
 def _port(host: str, port: int, *, is_running: bool) -> Finding:

@@ -23,9 +23,14 @@ OF_RECIPE = "recipe"
 
 
 def read_data(
-    recipe: Recipe, tokenizer: Tokenizer | None, source: str, *, labels: tuple[str, ...], device: int,
+    recipe: Recipe,
+    tokenizer: Tokenizer | None,
+    source: str,
+    *,
+    labels: tuple[str, ...],
+    device: int,
     devices: int,
-) -> DeviceData:  # fmt: skip
+) -> DeviceData:
     """Return what a device trains on and holds out.
 
     Args:
@@ -46,18 +51,21 @@ def read_data(
             raise DataError(f"there are no data at {path}; give --data a file or folder")
         # the same rows stand in for a test set, which only the server may have
         spec = replace(
-            spec, source=path, test=path, test_split=None, subset=None, revision=None,
+            spec,
+            source=path,
+            test=path,
+            test_split=None,
+            subset=None,
+            revision=None,
             partition="iid",
-        )  # fmt: skip
+        )
         share, devices = 0, 1
     if is_vision(recipe):
         frame = load_frame(model_source(recipe), revision=recipe.model.revision)
         return load_federated_images(spec, frame=frame, devices=devices, seed=seed).devices[share]
     if tokenizer is None:
         raise DataError(f"model {recipe.model.source} has no tokenizer, so texts cannot be read")
-    return load_federated(
-        spec, tokenizer=tokenizer, devices=devices, seed=seed
-    ).devices[share]  # fmt: skip
+    return load_federated(spec, tokenizer=tokenizer, devices=devices, seed=seed).devices[share]
 
 
 def check_paths(spec: DataSpec) -> None:

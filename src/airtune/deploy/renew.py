@@ -58,7 +58,11 @@ def enrol_self(server: str, code: str, proof: Proof, *, name: str) -> bool:
                 json.dumps(request).encode(), timeout=_TIMEOUT_S
             )
         except grpc.RpcError as error:
-            kind = KeyRefusedError if error.code() is grpc.StatusCode.PERMISSION_DENIED else ConnectionFailedError  # fmt: skip
+            kind = (
+                KeyRefusedError
+                if error.code() is grpc.StatusCode.PERMISSION_DENIED
+                else ConnectionFailedError
+            )
             raise kind(
                 f"the server at {address} does not enrol {name}: {error.details()}"
             ) from error
@@ -127,9 +131,10 @@ def finish_renewal(proof: Proof) -> None:
         return
     with storage(proof.certificate):
         for path, target in (
-            (fresh.key, proof.key), (fresh.key.with_suffix(".pub"), proof.key.with_suffix(".pub")),
+            (fresh.key, proof.key),
+            (fresh.key.with_suffix(".pub"), proof.key.with_suffix(".pub")),
             (fresh.certificate, proof.certificate),
-        ):  # fmt: skip
+        ):
             if path.is_file():
                 path.replace(target)
 

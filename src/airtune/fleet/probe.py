@@ -91,7 +91,7 @@ def read_probe(path: Path) -> Probe:
         availability=section.number("availability", 1.0, low=0.0, high=1.0),
         up_bps=section.number("up_mbps", above=0.0) * 1e6,
         down_bps=section.number("down_mbps", above=0.0) * 1e6,
-    )  # fmt: skip
+    )
     section.close()
     raise_faults(f"probe file {path}", section.faults)
     return probe

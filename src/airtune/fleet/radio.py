@@ -154,15 +154,21 @@ def _read_path_loss(section: SettingsSection) -> PathLoss:
     usual = PathLoss()
     loss = PathLoss(
         model=model,
-        carrier_ghz=section.number("carrier_ghz", 2.0 if model == "macro" else 3.5, low=0.5, high=100),
+        carrier_ghz=section.number(
+            "carrier_ghz", 2.0 if model == "macro" else 3.5, low=0.5, high=100
+        ),
         exponent=section.number("exponent", usual.exponent, low=1.0, high=8.0),
-        reference_db=section.number("reference_db", low=0.0) if section.has("reference_db") else None,
+        reference_db=section.number("reference_db", low=0.0)
+        if section.has("reference_db")
+        else None,
         device_height_m=section.number("device_height_m", 1.5, low=1.5, high=13.0),
         line_of_sight=section.choice("line_of_sight", SIGHTS, "draw"),
-    )  # fmt: skip
+    )
     if model == "macro" and loss.carrier_ghz != 2.0:
-        section.fault("carrier_ghz", f"must be 2 for the macro model, got {loss.carrier_ghz:g}; "
-                      "use uma for other carriers")  # fmt: skip
+        section.fault(
+            "carrier_ghz",
+            f"must be 2 for the macro model, got {loss.carrier_ghz:g}; use uma for other carriers",
+        )
     section.close()
     return loss
 

@@ -59,8 +59,9 @@ def uplink_bps(links: LinkState, share: Floats, device: Ints | None = None) -> F
     chosen = np.arange(len(links.link)) if device is None else device
     bandwidth = np.array([spec.up_bandwidth_hz for spec in links.specs])[links.link[chosen]]
     capacity = links.up_capacity_bps[chosen]
-    radio = _rate(_of_links(links.specs, links.link[chosen]), share * bandwidth,
-                  links.up_signal_hz[chosen])  # fmt: skip
+    radio = _rate(
+        _of_links(links.specs, links.link[chosen]), share * bandwidth, links.up_signal_hz[chosen]
+    )
     return np.where(np.isnan(capacity), radio, share * capacity) * links.factor("up", chosen)
 
 
@@ -79,8 +80,9 @@ def downlink_bps(links: LinkState, device: Ints | None = None) -> Floats:
     chosen = np.arange(len(links.link)) if device is None else device
     bandwidth = np.array([spec.down_bandwidth_hz for spec in links.specs])[links.link[chosen]]
     capacity = links.down_capacity_bps[chosen]
-    radio = _rate(_of_links(links.specs, links.link[chosen]), bandwidth,
-                  links.down_signal_hz[chosen])  # fmt: skip
+    radio = _rate(
+        _of_links(links.specs, links.link[chosen]), bandwidth, links.down_signal_hz[chosen]
+    )
     return np.where(np.isnan(capacity), radio, capacity) * links.factor("down", chosen)
 
 

@@ -99,9 +99,14 @@ class SettingsSection:
         ]
 
     def number(
-        self, key: str, default: float | None = None, *, low: float = -math.inf,
-        high: float = math.inf, above: float = -math.inf,
-    ) -> float:  # fmt: skip
+        self,
+        key: str,
+        default: float | None = None,
+        *,
+        low: float = -math.inf,
+        high: float = math.inf,
+        above: float = -math.inf,
+    ) -> float:
         """Return a number in [low, high] and greater than `above`; no default = required."""
         if not self.has(key):
             if default is None:
@@ -111,9 +116,14 @@ class SettingsSection:
         return self.checked(key, self._data[key], low=low, high=high, above=above)
 
     def checked(
-        self, key: str, value: object, *, low: float = -math.inf, high: float = math.inf,
+        self,
+        key: str,
+        value: object,
+        *,
+        low: float = -math.inf,
+        high: float = math.inf,
         above: float = -math.inf,
-    ) -> float:  # fmt: skip
+    ) -> float:
         """Return a value as a number of the range; a fault names the key."""
         number = as_number(value)
         if number is None or not low <= number <= high or number <= above:

@@ -71,8 +71,9 @@ def read_settings(data: Mapping[str, object], *, name: str) -> FleetSettings:
     known = [(link, inner, read_link(link, inner)) for link, inner in section.sections("links")]
     links = tuple(plan for _, _, plan in known if plan is not None)
     classes = [
-        (inner, read_class(inner, [link for link, _, _ in known])) for inner in section.listed("devices")
-    ]  # fmt: skip
+        (inner, read_class(inner, [link for link, _, _ in known]))
+        for inner in section.listed("devices")
+    ]
     for inner, entry in classes:
         _check_distance(inner, entry, links)
     settings = FleetSettings(

@@ -55,9 +55,14 @@ USUAL_DBM = Spread(20.0, 20.0)
 
 
 def read_spread(
-    section: SettingsSection, key: str, default: Spread | None = None, *, low: float = 0.0,
-    high: float = np.inf, above: float = -np.inf,
-) -> Spread:  # fmt: skip
+    section: SettingsSection,
+    key: str,
+    default: Spread | None = None,
+    *,
+    low: float = 0.0,
+    high: float = np.inf,
+    above: float = -np.inf,
+) -> Spread:
     """Read `4`, `[1, 20]` (uniform) or `{low: 1, high: 20, law: log-uniform}`.
 
     Args:

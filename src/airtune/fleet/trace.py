@@ -123,8 +123,9 @@ def _rows(path: Path, header: list[str], lines: Iterator[list[str]]) -> Iterator
                 f"trace {path}, line {number}: needs {len(header)} numbers, got {','.join(line)!r}"
             )
         if min(values[1:]) < 0:
-            raise FleetError(f"trace {path}, line {number}: a rate must be at least 0, got "
-                             f"{min(values[1:]):g}")  # fmt: skip
+            raise FleetError(
+                f"trace {path}, line {number}: a rate must be at least 0, got {min(values[1:]):g}"
+            )
         if values[0] <= before:
             raise FleetError(
                 f"trace {path}, line {number}: time_s must rise, got {values[0]:g} after "

@@ -121,16 +121,25 @@ def _read_uplink(section: SettingsSection, traces: list[Trace]) -> float | None:
     if value == "measured":
         lacking = [trace.name for trace in traces if trace.up_bps is None]
         if lacking:
-            section.fault("uplink", f"is measured, but {', '.join(lacking)} has no up_mbps column; "
-                          "state a ratio, 0.25 for instance")  # fmt: skip
+            section.fault(
+                "uplink",
+                f"is measured, but {', '.join(lacking)} has no up_mbps column; "
+                "state a ratio, 0.25 for instance",
+            )
         silent = [t.name for t in traces if t.up_bps is not None and not np.any(t.up_bps > 0)]
         if silent:
-            section.fault("uplink", f"is measured, but {', '.join(silent)} never carries a bit up; "
-                          "state a ratio, 0.25 for instance")  # fmt: skip
+            section.fault(
+                "uplink",
+                f"is measured, but {', '.join(silent)} never carries a bit up; "
+                "state a ratio, 0.25 for instance",
+            )
         return None
     ratio = as_number(value)
     if ratio is None or ratio <= 0:
-        section.fault("uplink", "must be measured (the up_mbps column is uplink capacity) or a "
-                      f"ratio above 0 of the downlink, 0.25 for instance, got {value!r}")  # fmt: skip
+        section.fault(
+            "uplink",
+            "must be measured (the up_mbps column is uplink capacity) or a "
+            f"ratio above 0 of the downlink, 0.25 for instance, got {value!r}",
+        )
         return None
     return ratio

@@ -20,9 +20,13 @@ _SHOWN = 3
 
 
 def settle_tokenizer_(
-    tokenizer: PreTrainedTokenizerBase, config: Config, family: Family, *, classifies: bool,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+    family: Family,
+    *,
+    classifies: bool,
     source: str,
-) -> None:  # fmt: skip
+) -> None:
     """Settle pad and end marks, segment ids and side of padding; changes the tokenizer.
 
     A decoder whose tokenizer names no end mark has the one of its config. Segment ids (`token_type_ids`) are given where the model has an embedding for them. A
@@ -119,9 +123,10 @@ def check_finite(network: PreTrainedModel, source: str) -> None:
         ModelError: naming the first such tensors.
     """
     bad = [
-        name for name, weight in network.named_parameters()
+        name
+        for name, weight in network.named_parameters()
         if weight.is_floating_point() and not bool(torch.isfinite(weight).all())
-    ]  # fmt: skip
+    ]
     if bad:
         raise ModelError(
             f"{len(bad)} tensors of {source!r} hold values that are not finite, {bad[0]} for one; "

@@ -124,9 +124,13 @@ def load_base(
         choices |= {"quantization_config": quantisation, "device_map": {"": place}}
     with reading(source), loading():
         network, report = loader.from_pretrained(
-            **loader_arguments(source), revision=revision, dtype=DTYPES[dtype],
-            output_loading_info=True, trust_remote_code=False, **choices,
-        )  # fmt: skip
+            **loader_arguments(source),
+            revision=revision,
+            dtype=DTYPES[dtype],
+            output_loading_info=True,
+            trust_remote_code=False,
+            **choices,
+        )
     if is_gguf(source):
         report["missing_keys"] = settle_(network, report["missing_keys"])
     check_complete(report, family_of(config), source, classifies=labels > 0)
@@ -263,8 +267,11 @@ def check_complete(
     report: Mapping[str, set[Any]], family: Family, source: str | Path, *, classifies: bool
 ) -> None:
     """Refuse weights of which more than a classifier's head and pooler are not there."""
-    unfit = [(name, *sizes) for name, *sizes in report["mismatched_keys"]
-             if not name.startswith(family.heads)]  # fmt: skip
+    unfit = [
+        (name, *sizes)
+        for name, *sizes in report["mismatched_keys"]
+        if not name.startswith(family.heads)
+    ]
     if unfit:
         name, found, wanted = min(unfit)
         raise ModelError(

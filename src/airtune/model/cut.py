@@ -81,10 +81,17 @@ class DeviceHalf:
     """
 
     def __init__(
-        self, network: nn.Module, family: Family, stacks: Sequence[Mapping[str, torch.Tensor]], *,
-        cut: int, scale: float, dropout: float = 0.0, seeds: Sequence[int] = (),
+        self,
+        network: nn.Module,
+        family: Family,
+        stacks: Sequence[Mapping[str, torch.Tensor]],
+        *,
+        cut: int,
+        scale: float,
+        dropout: float = 0.0,
+        seeds: Sequence[int] = (),
         heads: Sequence[Mapping[str, torch.Tensor]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take the device's part of a network, which stays as it is.
 
         Args:
@@ -173,10 +180,18 @@ class ServerHalf:
     """The blocks after the cuts, norm and head, with one set of adapters for all devices."""
 
     def __init__(
-        self, network: nn.Module, family: Family, adapters: Mapping[str, torch.Tensor], *,
-        first: int, scale: float, dropout: float = 0.0, seed: int = 0,
-        head: Mapping[str, torch.Tensor] | None = None, trains_from: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        network: nn.Module,
+        family: Family,
+        adapters: Mapping[str, torch.Tensor],
+        *,
+        first: int,
+        scale: float,
+        dropout: float = 0.0,
+        seed: int = 0,
+        head: Mapping[str, torch.Tensor] | None = None,
+        trains_from: int = 0,
+    ) -> None:
         """Take the server's part of a network, which stays as it is.
 
         Args:
@@ -197,9 +212,14 @@ class ServerHalf:
         check_cut(first, blocks)
         self.first = first
         self.lora = attach(
-            network, family, [held_by_server(adapters, first)], scale=scale, dropout=dropout,
-            seeds=[seed], heads=[head] if head else (),
-        )  # fmt: skip
+            network,
+            family,
+            [held_by_server(adapters, first)],
+            scale=scale,
+            dropout=dropout,
+            seeds=[seed],
+            heads=[head] if head else (),
+        )
         self._body = self.lora.network.get_submodule(family.backbone)
         places = family.block_list(self.lora.network)
         for block in places[:trains_from]:
@@ -307,9 +327,13 @@ class ServerHalf:
             stage.joined = sum(len(part.activation) for part in parts if part.cut <= place)
         mask = torch.cat([_longer(part.attention_mask, tokens, 0) for part in parts])
         labels = [part.labels for part in parts if part.labels is not None]
-        joined = torch.cat(
-            [item if item.dim() == 1 else _longer(item, tokens, IGNORED) for item in labels]
-        ) if labels else mask  # fmt: skip
+        joined = (
+            torch.cat(
+                [item if item.dim() == 1 else _longer(item, tokens, IGNORED) for item in labels]
+            )
+            if labels
+            else mask
+        )
         return order, Batch(torch.zeros_like(mask), mask, joined), leaves
 
     def _without(

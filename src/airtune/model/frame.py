@@ -43,13 +43,22 @@ class ImageFormat:
 
     def as_preprocessor(self) -> str:
         """Return it as transformers' image processors read it."""
-        return json.dumps({
-            "image_processor_type": "ViTImageProcessor",
-            "do_resize": True, "size": {"height": self.size, "width": self.size},
-            "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-            "image_mean": _each(self.mean, self.channels),
-            "image_std": _each(self.deviation, self.channels),
-        }, indent=2) + "\n"  # fmt: skip
+        return (
+            json.dumps(
+                {
+                    "image_processor_type": "ViTImageProcessor",
+                    "do_resize": True,
+                    "size": {"height": self.size, "width": self.size},
+                    "do_rescale": True,
+                    "rescale_factor": 1 / 255,
+                    "do_normalize": True,
+                    "image_mean": _each(self.mean, self.channels),
+                    "image_std": _each(self.deviation, self.channels),
+                },
+                indent=2,
+            )
+            + "\n"
+        )
 
 
 def load_frame(source: str | Path, *, revision: str | None = None) -> ImageFormat:
@@ -63,9 +72,11 @@ def load_frame(source: str | Path, *, revision: str | None = None) -> ImageForma
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         found = cached_file(
-            str(source), PREPROCESSOR, revision=revision,
+            str(source),
+            PREPROCESSOR,
+            revision=revision,
             _raise_exceptions_for_missing_entries=False,
-        )  # fmt: skip
+        )
         said = {} if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -81,10 +92,12 @@ def load_frame(source: str | Path, *, revision: str | None = None) -> ImageForma
         )
     channels = int(getattr(config, "num_channels", 3))
     return ImageFormat(
-        size, patch, channels,
+        size,
+        patch,
+        channels,
         mean=_values(said, "image_mean", channels, source),
         deviation=_values(said, "image_std", channels, source),
-    )  # fmt: skip
+    )
 
 
 def _values(

@@ -133,9 +133,14 @@ def load_image_base(
             )
         with loading():
             network = AutoModelForImageClassification.from_pretrained(
-                source, revision=revision, dtype=DTYPES[dtype], num_labels=labels,
-                ignore_mismatched_sizes=True, use_safetensors=None if allow_pickle else True, trust_remote_code=False,
-            )  # fmt: skip
+                source,
+                revision=revision,
+                dtype=DTYPES[dtype],
+                num_labels=labels,
+                ignore_mismatched_sizes=True,
+                use_safetensors=None if allow_pickle else True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise

@@ -213,8 +213,10 @@ def _magnitude(
 ) -> tuple[Floats, Floats]:
     groups, channels = [], []
     for block in range(shape.blocks):
-        scores = {"attention": np.zeros(len(kept.groups[block])),
-                  "ffn": np.zeros(len(kept.channels[block]))}  # fmt: skip
+        scores = {
+            "attention": np.zeros(len(kept.groups[block])),
+            "ffn": np.zeros(len(kept.channels[block])),
+        }
         for linear in shape.linears:
             squares = _plain(family.linear(network, block, linear.name)).square()
             axis, sums = (linear.in_axis, squares.sum(0))

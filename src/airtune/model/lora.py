@@ -39,8 +39,13 @@ class LoraNetwork:
     devices one after the other.
     """
 
-    def __init__(self, network: nn.Module, layers: Mapping[str, StackedLora],
-                 heads: Mapping[str, StackedHead], seeds: Sequence[int]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Mapping[str, StackedLora],
+        heads: Mapping[str, StackedHead],
+        seeds: Sequence[int],
+    ) -> None:
         """Hold what `attach` made; layers by `"{block}.{linear}"`, heads by module path."""
         self.network = network
         self.devices = len(seeds)
@@ -149,7 +154,7 @@ def take(
 
 def place_of(
     name: str, shape: ModelShape, kept: Kept, rank: int
-) -> tuple[slice | torch.Tensor, slice | torch.Tensor]:  # fmt: skip
+) -> tuple[slice | torch.Tensor, slice | torch.Tensor]:
     """Return where a factor, `"{block}.{linear}.A"` or B, of a slice and rank is on the full grid."""
     block, _, rest = name.partition(".")
     layer, _, factor = rest.rpartition(".")

@@ -153,9 +153,13 @@ def class_logits(network: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def batch_losses(
-    network: nn.Module, batch: Batch, *, devices: int = 1, chunk: int = 0,
+    network: nn.Module,
+    batch: Batch,
+    *,
+    devices: int = 1,
+    chunk: int = 0,
     teacher: Teacher | None = None,
-) -> torch.Tensor:  # fmt: skip
+) -> torch.Tensor:
     """Return the mean loss of each device, (devices,); sum them before `backward`.
 
     The labels tell the task: (batch, tokens) is a language model, (batch,) classification. A

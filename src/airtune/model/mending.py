@@ -92,10 +92,16 @@ def pooled_grams(reports: Sequence[Grams], weights: Sequence[float]) -> Grams:
         )
         for place in _PLACES
     )
-    return Grams(attention, ffn, Means(*(
-        np.average([getattr(one.means, place) for one in reports], axis=0, weights=weights)
-        for place in _PLACES
-    )))  # fmt: skip
+    return Grams(
+        attention,
+        ffn,
+        Means(
+            *(
+                np.average([getattr(one.means, place) for one in reports], axis=0, weights=weights)
+                for place in _PLACES
+            )
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,9 +96,15 @@ def part_fingerprints(network: nn.Module) -> dict[str, str]:
 
 
 def load_part(
-    folder: Path, *, blocks: int, output: bool = False, labels: int = 0,
-    classes: Sequence[str] = (), dtype: str = "float32", device: str = "auto",
-) -> BaseModel:  # fmt: skip
+    folder: Path,
+    *,
+    blocks: int,
+    output: bool = False,
+    labels: int = 0,
+    classes: Sequence[str] = (),
+    dtype: str = "float32",
+    device: str = "auto",
+) -> BaseModel:
     """Load what surrounds the blocks of a model, and its first ones.
 
     Args:
@@ -145,9 +151,13 @@ def read_part(
     chosen = _classes(shape)[type(part)]
     with reading(folder), loading():
         network, report = chosen.from_pretrained(
-            None, config=part, state_dict=tensors, dtype=DTYPES[dtype], output_loading_info=True,
+            None,
+            config=part,
+            state_dict=tensors,
+            dtype=DTYPES[dtype],
+            output_loading_info=True,
             ignore_mismatched_sizes=labels > 0,
-        )  # fmt: skip
+        )
     base = _with_absent(network, shape.blocks, output=output or not is_apart)
     check_complete(report, base.family, folder, classifies=labels > 0)
     check_finite(network, str(folder))

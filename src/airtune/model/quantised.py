@@ -48,14 +48,22 @@ def packed_like(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | No
     bitsandbytes = require_bitsandbytes()
     state = vars(module.get_parameter("weight"))["quant_state"]
     twin: nn.Module = bitsandbytes.nn.Linear4bit(
-        weight.shape[1], weight.shape[0], bias=bias is not None,
-        compute_dtype=module.compute_dtype, quant_type=state.quant_type,
-        compress_statistics=state.nested, device="meta",
-    )  # fmt: skip
+        weight.shape[1],
+        weight.shape[0],
+        bias=bias is not None,
+        compute_dtype=module.compute_dtype,
+        quant_type=state.quant_type,
+        compress_statistics=state.nested,
+        device="meta",
+    )
     twin.weight = bitsandbytes.nn.Params4bit(
-        weight.contiguous(), requires_grad=False, quant_type=state.quant_type,
-        blocksize=state.blocksize, compress_statistics=state.nested, module=twin,
-    ).to(weight.device)  # fmt: skip
+        weight.contiguous(),
+        requires_grad=False,
+        quant_type=state.quant_type,
+        blocksize=state.blocksize,
+        compress_statistics=state.nested,
+        module=twin,
+    ).to(weight.device)
     if bias is not None:
         twin.bias = nn.Parameter(bias.contiguous(), requires_grad=False)
     return twin

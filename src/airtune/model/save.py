@@ -184,8 +184,10 @@ def plain_config(base: BaseModel, kept: Kept, *, constants: frozenset[str] = fro
         )
     config = type(base.network.config).from_dict(base.network.config.to_dict())
     setattr(config, base.family.ffn_field, channels)
-    lost = {base.family.attention_output: groups < base.shape.kv_groups,
-            base.family.ffn_output: channels < base.shape.ffn}  # fmt: skip
+    lost = {
+        base.family.attention_output: groups < base.shape.kv_groups,
+        base.family.ffn_output: channels < base.shape.ffn,
+    }
     for name in sorted(constants):
         if lost[name] and bias_of(base.family.linear(base.network, 0, name)) is None:
             setattr(config, _bias_switch(base.family, name), True)
@@ -238,13 +240,23 @@ def _as_neighbour(config: Config, shape: ModelShape, heads: int, groups: int) ->
             "and of the configs that do not, none has both biases and a classification head; keep "
             "a number of groups whose heads divide the width, or set train.mend to none"
         )
-    own = {"model_type", "architectures", "num_attention_heads", "num_key_value_heads", "head_dim",
-           "pretraining_tp", "sliding_window"}  # fmt: skip
+    own = {
+        "model_type",
+        "architectures",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "pretraining_tp",
+        "sliding_window",
+    }
     if not has_bias:
         own |= {"attention_bias", "mlp_bias"}
     given = {name: value for name, value in settings.items() if name not in own}
-    given |= {"num_attention_heads": heads, "num_key_value_heads": groups,
-              "head_dim": shape.head_dim}  # fmt: skip
+    given |= {
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": shape.head_dim,
+    }
     if has_bias:
         return GraniteConfig(**given, attention_multiplier=shape.head_dim**-0.5)
     return MistralConfig(**given, sliding_window=None)

@@ -354,10 +354,12 @@ def _columns(kept: Sequence[np.ndarray], start: Sequence[Floats | None]) -> list
     """Return what each device knows of what it kept, (n, kept) a block; NaN where nothing."""
     return [
         torch.from_numpy(
-            np.stack([np.full(len(row), np.nan) if one is None else one[block][row] for one in start])
+            np.stack(
+                [np.full(len(row), np.nan) if one is None else one[block][row] for one in start]
+            )
         )
         for block, row in enumerate(kept)
-    ]  # fmt: skip
+    ]
 
 
 def _full(held: list[torch.Tensor], kept: Sequence[np.ndarray], size: int, place: int) -> Floats:

@@ -43,9 +43,13 @@ class ServerOptimizer:
 
 
 def advance(
-    settings: ServerOptimizer, before: GlobalState, sent: GlobalState, after: GlobalState,
-    *, rule: AggregateRule,
-) -> GlobalState:  # fmt: skip
+    settings: ServerOptimizer,
+    before: GlobalState,
+    sent: GlobalState,
+    after: GlobalState,
+    *,
+    rule: AggregateRule,
+) -> GlobalState:
     """Return the server's state after a round.
 
     Args:
@@ -91,10 +95,11 @@ def _mean(kept: float, before: GlobalState, after: GlobalState, *, turns: bool) 
     old = before.average or _grouped(before)
     new = _grouped(after)
     mean = {
-        name: torch.lerp(tensor, old[name].to(tensor), kept) if name in old
+        name: torch.lerp(tensor, old[name].to(tensor), kept)
+        if name in old
         else (1.0 - kept) * tensor  # merged for the first time: before, nothing was
         for name, tensor in new.items()
-    }  # fmt: skip
+    }
     if turns:
         mixed = mixed_products(_with(before, old).adapters, after.adapters, share=1.0 - kept)
         mean |= {f"adapters/{name}": tensor for name, tensor in mixed.items()}
@@ -102,8 +107,11 @@ def _mean(kept: float, before: GlobalState, after: GlobalState, *, turns: bool) 
 
 
 def _grouped(state: GlobalState) -> dict[str, torch.Tensor]:
-    groups: dict[str, Adapters] = {"adapters": state.adapters, "head": state.head,
-                                   "merged": dict(state.merged)}  # fmt: skip
+    groups: dict[str, Adapters] = {
+        "adapters": state.adapters,
+        "head": state.head,
+        "merged": dict(state.merged),
+    }
     return {f"{kind}/{name}": item for kind in _GROUPS for name, item in groups[kind].items()}
 
 

@@ -27,6 +27,7 @@ def fleet_of(recipe: Recipe) -> Fleet:
         f"links are up in {asked.availability:.0%} of the rounds beside that (fleet.availability)"
     )
     return replace(
-        fleet, availability=fleet.availability * asked.availability,
+        fleet,
+        availability=fleet.availability * asked.availability,
         assumptions=(*fleet.assumptions, line),
-    )  # fmt: skip
+    )

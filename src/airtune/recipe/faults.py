@@ -57,9 +57,11 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
         key = ".".join(map(str, path)) or "recipe"
         line = _line(key, detail, path, model)
         # A value that may have one of several types gives a fault for each; one line says it.
-        lines[key] = f"{lines[key]} or {_allowed(detail)}, got {_show(detail['input'])}" if (
-            key in lines and detail["type"] in _WORDING
-        ) else line  # fmt: skip
+        lines[key] = (
+            f"{lines[key]} or {_allowed(detail)}, got {_show(detail['input'])}"
+            if (key in lines and detail["type"] in _WORDING)
+            else line
+        )
     # A list is said to be too short when its entries are wrong; the entries are what to mend.
     hollow = [key for key in lines if any(other.startswith(f"{key}.") for other in lines)]
     return [_tidy(line) for key, line in lines.items() if key not in hollow]
@@ -123,9 +125,10 @@ def _without_unions(path: Path) -> Path:
     """Drop what pydantic adds to a path to name the branch of a union."""
     branches = ("str", "int", "float", "dict", "tuple", "literal", "function")
     return tuple(
-        part for part in path
+        part
+        for part in path
         if not (isinstance(part, str) and part.partition("[")[0] in branches and part != path[0])
-    )  # fmt: skip
+    )
 
 
 def _keys(section: type) -> list[str]:

@@ -46,8 +46,9 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_recipe(source: str | Path | Mapping[str, Any] | None = None, *,
-                overrides: Sequence[str] = ()) -> Recipe:  # fmt: skip
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | None = None, *, overrides: Sequence[str] = ()
+) -> Recipe:
     """Read a recipe, apply overrides and check it as a whole.
 
     Args:
@@ -90,9 +91,11 @@ def check_recipe(values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
 
 
 def sent_recipe(
-    text: str, *, where: str = "the recipe cannot be read at the server",
+    text: str,
+    *,
+    where: str = "the recipe cannot be read at the server",
     install: str = "here and there",
-) -> Recipe:  # fmt: skip
+) -> Recipe:
     """Return a recipe that came as JSON, from another version of airtune perhaps.
 
     Args:

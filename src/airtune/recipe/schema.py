@@ -331,8 +331,9 @@ class CalibrationSection(Section):
     )
     """Mean pruning rates that are tried beside no pruning, rising."""
     uploads: tuple[CodecSection, ...] = (
-        CodecSection(kind="fp16"), CodecSection(kind="deadzone", step=0.75),
-    )  # fmt: skip
+        CodecSection(kind="fp16"),
+        CodecSection(kind="deadzone", step=0.75),
+    )
     """Codecs of updates that are tried beside the recipe's `upload` and none."""
 
     @model_validator(mode="after")

@@ -162,10 +162,19 @@ _LARGE = {
 }  # fmt: skip
 
 
-def commented_recipe(*, file: str, model: str | None, data: str, task: str, method: str,
-                     fleet: str | None, columns: Mapping[str, str] | None = None,
-                     encoding: str | None = None, max_length: int | None = None,
-                     devices: int | None = None) -> str:  # fmt: skip
+def commented_recipe(
+    *,
+    file: str,
+    model: str | None,
+    data: str,
+    task: str,
+    method: str,
+    fleet: str | None,
+    columns: Mapping[str, str] | None = None,
+    encoding: str | None = None,
+    max_length: int | None = None,
+    devices: int | None = None,
+) -> str:
     """Return a recipe with a comment on every key.
 
     Args:

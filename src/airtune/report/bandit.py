@@ -73,30 +73,50 @@ def _square(run: RunSeries, tree: Tree, group: int) -> Figure:
     x, y = np.unique(np.append(low_x, high_x)), np.unique(np.append(low_y, high_y))
     middle_x, middle_y = 0.5 * (x[1:] + x[:-1]), 0.5 * (y[1:] + y[:-1])
     inside = (
-        (low_x <= middle_x[None, :, None]) & (middle_x[None, :, None] < high_x)
-        & (low_y <= middle_y[:, None, None]) & (middle_y[:, None, None] < high_y)
-    )  # fmt: skip
+        (low_x <= middle_x[None, :, None])
+        & (middle_x[None, :, None] < high_x)
+        & (low_y <= middle_y[:, None, None])
+        & (middle_y[:, None, None] < high_y)
+    )
     box = np.argmax(inside, axis=2)
     tried, paid = tree.trials[group], tree.paid[group]
     told = [_told(row, tree.sides[row], tried, paid) for row in range(tried.size)]
     trace = {
-        "type": "heatmap", "x": x.tolist(), "y": y.tolist(),
+        "type": "heatmap",
+        "x": x.tolist(),
+        "y": y.tolist(),
         "z": [[float(f"{paid[k]:.4g}") if tried[k] > 0.0 else None for k in row] for row in box],
-        "text": [[told[k] for k in row] for row in box], "hovertemplate": "%{text}<extra></extra>",
+        "text": [[told[k] for k in row] for row in box],
+        "hovertemplate": "%{text}<extra></extra>",
         "colorscale": [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]],
-        "hoverongaps": False, "zmin": 0,
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.01, "xpad": 4,
-                     "nticks": 5, "title": {"text": "reward", "side": "right"}},
-    }  # fmt: skip
+        "hoverongaps": False,
+        "zmin": 0,
+        "colorbar": {
+            "thickness": 10,
+            "outlinewidth": 0,
+            "len": 1,
+            "x": 1.01,
+            "xpad": 4,
+            "nticks": 5,
+            "title": {"text": "reward", "side": "right"},
+        },
+    }
     figure = layout(
         x=axis("part of the pruning left that is done at once"), y=axis("LoRA rank"), height=380
     )
     figure["xaxis"] |= {"range": [0, 1], "tickformat": ".0%", "showgrid": False}
     figure["yaxis"] |= {"range": [0, 1], "showgrid": False, **_rank_ticks(run)}
     figure["shapes"] = [
-        {"type": "rect", "x0": a, "x1": b, "y0": c, "y1": d, "line": {"color": "var(--line)", "width": 1}}
+        {
+            "type": "rect",
+            "x0": a,
+            "x1": b,
+            "y0": c,
+            "y1": d,
+            "line": {"color": "var(--line)", "width": 1},
+        }
         for a, b, c, d in tree.sides.tolist()
-    ]  # fmt: skip
+    ]
     return {"data": [trace], "layout": figure}
 
 
@@ -154,7 +174,7 @@ def _grouped(run: RunSeries) -> tuple[Ints, Ints]:
 
 def _lines(
     run: RunSeries, name: str, grouped: tuple[Ints, Ints, list[str]], *, percent: bool
-) -> Figure:  # fmt: skip
+) -> Figure:
     rounds, group, names = grouped
     devices = run.record.devices
     unit = ":.1%" if percent else ":.3g"
@@ -165,12 +185,22 @@ def _lines(
         count = np.bincount(place, minlength=rounds.size)
         total = np.bincount(place, weights=devices[name][rows], minlength=rounds.size)
         mean = [float(f"{t / c:.4g}") if c else None for t, c in zip(total, count, strict=True)]
-        traces.append({
-            "mode": "lines+markers", "name": label(title), "x": rounds.tolist(), "y": mean,
-            "connectgaps": True, "marker": {"size": 4},
-            "line": {"color": colour_of(number + 1), "width": 1.75, "dash": dash_of(number + 1)},
-            "hovertemplate": f"%{{y{unit}}} in round %{{x}}",
-        })  # fmt: skip
+        traces.append(
+            {
+                "mode": "lines+markers",
+                "name": label(title),
+                "x": rounds.tolist(),
+                "y": mean,
+                "connectgaps": True,
+                "marker": {"size": 4},
+                "line": {
+                    "color": colour_of(number + 1),
+                    "width": 1.75,
+                    "dash": dash_of(number + 1),
+                },
+                "hovertemplate": f"%{{y{unit}}} in round %{{x}}",
+            }
+        )
     figure = layout(x=axis("round"), y=axis("", from_zero=True), height=320)
     if percent:
         figure["yaxis"]["tickformat"] = ".0%"
@@ -208,12 +238,16 @@ def gain_figure(study: Study) -> Figure | None:
         length = min(gain.size for gain in gains)
         place = colour_index(study, study.methods.index(control))
         mean = np.mean([gain[:length] for gain in gains], axis=0)
-        traces.append({
-            "mode": "lines", "name": label(f"over {control}"), "x": list(range(length)),
-            "y": [float(f"{value:.4g}") for value in mean],
-            "line": {"color": colour_of(place), "width": 2, "dash": dash_of(place)},
-            "hovertemplate": "%{y:+.3g} up to round %{x}",
-        })  # fmt: skip
+        traces.append(
+            {
+                "mode": "lines",
+                "name": label(f"over {control}"),
+                "x": list(range(length)),
+                "y": [float(f"{value:.4g}") for value in mean],
+                "line": {"color": colour_of(place), "width": 2, "dash": dash_of(place)},
+                "hovertemplate": "%{y:+.3g} up to round %{x}",
+            }
+        )
     figure = layout(x=axis("round"), y=axis("reward gained so far"), height=340)
     figure["yaxis"] |= {"zeroline": True, "zerolinecolor": "var(--line)"}
     figure["showlegend"] = True
@@ -239,13 +273,23 @@ def reward_figure(run: RunSeries) -> Figure | None:
     rounds = column(run.record.rounds, "round")[:-1]
     known = np.isfinite(reward)
     traces = [
-        {"mode": "markers", "name": "a round", "x": rounds[known].tolist(),
-         "y": reward[known].tolist(), "marker": {"size": 5, "color": "var(--c0)"},
-         "hovertemplate": "%{y:.3f} in round %{x}"},
-        {"mode": "lines", "name": "mean of five", "x": rounds[known].tolist(),
-         "y": smooth(reward[known], 5).tolist(), "line": {"color": "var(--c1)", "width": 2.25},
-         "hovertemplate": "%{y:.3f} about round %{x}"},
-    ]  # fmt: skip
+        {
+            "mode": "markers",
+            "name": "a round",
+            "x": rounds[known].tolist(),
+            "y": reward[known].tolist(),
+            "marker": {"size": 5, "color": "var(--c0)"},
+            "hovertemplate": "%{y:.3f} in round %{x}",
+        },
+        {
+            "mode": "lines",
+            "name": "mean of five",
+            "x": rounds[known].tolist(),
+            "y": smooth(reward[known], 5).tolist(),
+            "line": {"color": "var(--c1)", "width": 2.25},
+            "hovertemplate": "%{y:.3f} about round %{x}",
+        },
+    ]
     figure = layout(x=axis("round"), y=axis("mean reward"), height=320)
     return {"data": traces, "layout": figure}
 

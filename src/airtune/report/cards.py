@@ -141,8 +141,9 @@ def _cost_card(study: Study, summary: Summary, kind: Cost, title: str) -> Card:
     change = getattr(summary.against[study.focus], kind)
     base = format_reached(summary.rows[study.baseline].cost(kind), FORMS[kind])
     if change.bound == "unknown":
-        return Card(f"{title} to target", spent, f"{study.baseline}: {base}",
-                    format_interval(change))  # fmt: skip
+        return Card(
+            f"{title} to target", spent, f"{study.baseline}: {base}", format_interval(change)
+        )
     return Card(
         title=f"{title} to target",
         value=format_change(change),

@@ -83,41 +83,74 @@ def draw(chart: Chart) -> Figure:
     if chart.metric.is_share:
         figure["yaxis"]["tickformat"] = ".0%"
     if chart.target is not None:
-        figure["shapes"] = [{
-            "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": chart.target,
-            "y1": chart.target, "line": {"color": "var(--muted)", "width": 1, "dash": "dot"},
-        }]  # fmt: skip
-        figure["annotations"] = [{
-            "text": f"target {chart.metric.write(chart.target)}", "xref": "paper",
-            "x": 1, "y": chart.target, "xanchor": "right", "yanchor": "bottom",
-            "showarrow": False, "font": {"color": "var(--muted)", "size": 12},
-        }]  # fmt: skip
+        figure["shapes"] = [
+            {
+                "type": "line",
+                "xref": "paper",
+                "x0": 0,
+                "x1": 1,
+                "y0": chart.target,
+                "y1": chart.target,
+                "line": {"color": "var(--muted)", "width": 1, "dash": "dot"},
+            }
+        ]
+        figure["annotations"] = [
+            {
+                "text": f"target {chart.metric.write(chart.target)}",
+                "xref": "paper",
+                "x": 1,
+                "y": chart.target,
+                "xanchor": "right",
+                "yanchor": "bottom",
+                "showarrow": False,
+                "font": {"color": "var(--muted)", "size": 12},
+            }
+        ]
     figure["showlegend"] = len(chart.curves) > 1
     return {"data": traces, "layout": figure}
 
 
 def _traces(curve: Curve, chart: Chart) -> list[Figure]:
     colour = colour_of(curve.colour)
-    band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False,
-            "legendgroup": curve.method, "x": curve.spent.tolist()}  # fmt: skip
+    band = {
+        "mode": "lines",
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "legendgroup": curve.method,
+        "x": curve.spent.tolist(),
+    }
     shown = ":.1%" if chart.metric.is_share else ":.4g"
     traces: list[Figure] = [
         {**band, "y": curve.low.tolist()},
         {**band, "y": curve.high.tolist(), "fill": "tonexty", "fillcolor": f"{colour} 16%"},
         {
-            "mode": "lines", "name": curve.method, "legendgroup": curve.method,
-            "x": curve.spent.tolist(), "y": curve.mean.tolist(),
+            "mode": "lines",
+            "name": curve.method,
+            "legendgroup": curve.method,
+            "x": curve.spent.tolist(),
+            "y": curve.mean.tolist(),
             "line": {"color": colour, "width": 2.25, "dash": dash_of(curve.colour)},
             "hovertemplate": f"%{{y{shown}}} at %{{x:.4g}}",
         },
-    ]  # fmt: skip
+    ]
     if curve.reached is not None and chart.target is not None:
-        traces.append({
-            "mode": "markers", "x": [curve.reached], "y": [chart.target], "showlegend": False,
-            "legendgroup": curve.method, "name": f"{curve.method} at the target",
-            "marker": {"size": 10, "color": colour, "line": {"width": 2, "color": "var(--paper)"}},
-            "hovertemplate": "target reached at %{x:.4g}",
-        })  # fmt: skip
+        traces.append(
+            {
+                "mode": "markers",
+                "x": [curve.reached],
+                "y": [chart.target],
+                "showlegend": False,
+                "legendgroup": curve.method,
+                "name": f"{curve.method} at the target",
+                "marker": {
+                    "size": 10,
+                    "color": colour,
+                    "line": {"width": 2, "color": "var(--paper)"},
+                },
+                "hovertemplate": "target reached at %{x:.4g}",
+            }
+        )
     return traces
 
 
@@ -143,8 +176,9 @@ def _curve(
         spent = [np.array([0.0, most]) for _ in runs]
         quality = [run.quality[[-1, -1]] for run in runs]
     start, end = max(column[0] for column in spent), min(column[-1] for column in spent)
-    points = np.unique(np.concatenate([column[(column >= start) & (column <= end)]
-                                       for column in spent]))  # fmt: skip
+    points = np.unique(
+        np.concatenate([column[(column >= start) & (column <= end)] for column in spent])
+    )
     if points.size > _POINTS or points.size < 2:
         points = np.linspace(start, max(end, start), _POINTS)
     seeds = np.array(

@@ -74,15 +74,25 @@ def _heatmap(run: RunSeries, knob: Knob, shown: Ints) -> Figure:
         "xgap": 1 if rounds.size <= 60 else 0,
         "ygap": 1,
         "colorbar": {
-            "thickness": 10, "outlinewidth": 0, "tickformat": ".0%" if knob.percent else "",
-            "len": 1, "x": 1.01, "xpad": 4, **({} if knob.percent else {"nticks": 5}),
+            "thickness": 10,
+            "outlinewidth": 0,
+            "tickformat": ".0%" if knob.percent else "",
+            "len": 1,
+            "x": 1.01,
+            "xpad": 4,
+            **({} if knob.percent else {"nticks": 5}),
         },
         "hovertemplate": f"%{{y}}, round %{{x}}<br>{knob.title.lower()} %{{z{unit}}}<extra></extra>",
-    }  # fmt: skip
+    }
     height = 96 + max(15, min(26, 900 // len(shown))) * len(shown)
     figure = layout(x=axis("round"), y=axis(""), height=height)
-    figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False,
-                        "tickfont": {"size": 11}, "ticklabelstep": 1 + len(shown) // 60}  # fmt: skip
+    figure["yaxis"] |= {
+        "autorange": "reversed",
+        "type": "category",
+        "showgrid": False,
+        "tickfont": {"size": 11},
+        "ticklabelstep": 1 + len(shown) // 60,
+    }
     figure["xaxis"] |= {"showgrid": False}
     return {"data": [trace], "layout": figure}
 

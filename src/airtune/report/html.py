@@ -14,9 +14,11 @@ from airtune.report.figure import Figure
 
 
 def render(
-    template: str, context: Mapping[str, Any], figures: Mapping[str, Figure],
+    template: str,
+    context: Mapping[str, Any],
+    figures: Mapping[str, Figure],
     runs: Sequence[Mapping[str, Any]] = (),
-) -> str:  # fmt: skip
+) -> str:
     """Return a page.
 
     Args:
@@ -26,9 +28,12 @@ def render(
         runs: rounds for the timeline of a run's page.
     """
     environment = Environment(
-        loader=PackageLoader("airtune", "report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("airtune", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     return environment.get_template(template).render(
         **context,
         style=Markup(_asset("page.css")),

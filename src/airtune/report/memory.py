@@ -46,30 +46,55 @@ def limits_figure(run: RunSeries, shown: Ints) -> Figure | None:
     scale, unit = bytes_scale(max(value for value in limits if np.isfinite(value)))
     rows_y = [label(names[index]) for index in shown.tolist()]
     bars = {
-        "type": "bar", "orientation": "h", "name": "highest peak", "y": rows_y,
-        "x": [peak / scale for peak in peaks], "marker": {"color": "var(--compute)"},
+        "type": "bar",
+        "orientation": "h",
+        "name": "highest peak",
+        "y": rows_y,
+        "x": [peak / scale for peak in peaks],
+        "marker": {"color": "var(--compute)"},
         "hovertemplate": f"%{{y}}: %{{x:.3g}} {unit}<extra>highest peak</extra>",
-    }  # fmt: skip
+    }
     marks = {
-        "type": "scatter", "mode": "markers", "name": "limit", "y": rows_y,
+        "type": "scatter",
+        "mode": "markers",
+        "name": "limit",
+        "y": rows_y,
         "x": [limit / scale if np.isfinite(limit) else None for limit in limits],
-        "marker": {"symbol": "line-ns-open", "size": 14, "color": "var(--ink)",
-                   "line": {"width": 2.5}},
+        "marker": {
+            "symbol": "line-ns-open",
+            "size": 14,
+            "color": "var(--ink)",
+            "line": {"width": 2.5},
+        },
         "hovertemplate": f"%{{y}}: %{{x:.3g}} {unit}<extra>limit</extra>",
-    }  # fmt: skip
+    }
     data = [bars, marks]
     if planned := planned_peaks(run):
-        data.append({
-            "type": "scatter", "mode": "markers", "name": "highest plan", "y": rows_y,
-            "x": [planned[names[index]] / scale if names[index] in planned else None
-                  for index in shown.tolist()],
-            "marker": {"symbol": "diamond-open", "size": 10, "color": "var(--ink)"},
-            "hovertemplate": f"%{{y}}: %{{x:.3g}} {unit}<extra>highest plan</extra>",
-        })  # fmt: skip
-    figure = layout(x=axis(f"memory ({unit})", from_zero=True), y=axis(""),
-                    height=110 + max(15, min(24, 900 // len(shown))) * len(shown))  # fmt: skip
-    figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False,
-                        "tickfont": {"size": 11}}  # fmt: skip
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "highest plan",
+                "y": rows_y,
+                "x": [
+                    planned[names[index]] / scale if names[index] in planned else None
+                    for index in shown.tolist()
+                ],
+                "marker": {"symbol": "diamond-open", "size": 10, "color": "var(--ink)"},
+                "hovertemplate": f"%{{y}}: %{{x:.3g}} {unit}<extra>highest plan</extra>",
+            }
+        )
+    figure = layout(
+        x=axis(f"memory ({unit})", from_zero=True),
+        y=axis(""),
+        height=110 + max(15, min(24, 900 // len(shown))) * len(shown),
+    )
+    figure["yaxis"] |= {
+        "autorange": "reversed",
+        "type": "category",
+        "showgrid": False,
+        "tickfont": {"size": 11},
+    }
     figure["bargap"] = 0.35
     return {"data": data, "layout": figure}
 
@@ -114,33 +139,58 @@ def waterfall(run: RunSeries) -> tuple[Figure, str] | None:
 def _draw(parts: Mapping[str, float], *, saved: float, limit: float) -> Figure:
     total = sum(parts.values())
     scale, unit = bytes_scale(max(total, limit))
-    steps = [(name, start, value, "var(--c6)") for (name, value), start in
-             zip(parts.items(), np.cumsum([0.0, *parts.values()]).tolist(), strict=False)]  # fmt: skip
+    steps = [
+        (name, start, value, "var(--c6)")
+        for (name, value), start in zip(
+            parts.items(), np.cumsum([0.0, *parts.values()]).tolist(), strict=False
+        )
+    ]
     steps.append(("peak", 0.0, total, "var(--compute)"))
     if saved > 0.0:
         steps.append(("saved by pruning", total, saved, "var(--saved)"))
     names, starts, values, colours = zip(*steps, strict=True)
     bar = {
-        "type": "bar", "orientation": "h", "y": names, "x": [value / scale for value in values],
-        "base": [start / scale for start in starts], "text": [format_bytes(v) for v in values],
-        "textposition": "outside", "cliponaxis": False, "marker": {"color": colours},
+        "type": "bar",
+        "orientation": "h",
+        "y": names,
+        "x": [value / scale for value in values],
+        "base": [start / scale for start in starts],
+        "text": [format_bytes(v) for v in values],
+        "textposition": "outside",
+        "cliponaxis": False,
+        "marker": {"color": colours},
         "hovertemplate": "%{y}: %{text}<extra></extra>",
-    }  # fmt: skip
+    }
     furthest = max(total + max(saved, 0.0), limit) / scale
     figure = layout(x=axis(f"memory ({unit})"), y=axis(""), height=110 + 34 * len(steps))
     figure["bargap"] = 0.3
     figure["showlegend"] = False
     figure["xaxis"] |= {"range": [0, 1.22 * furthest]}
     figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False}
-    figure["shapes"] = [{
-        "type": "line", "layer": "below", "yref": "paper", "y0": 0, "y1": 1, "x0": limit / scale,
-        "x1": limit / scale, "line": {"color": "var(--warn)", "width": 1.5, "dash": "dash"},
-    }]  # fmt: skip
-    figure["annotations"] = [{
-        "text": f"limit {format_bytes(limit)}", "yref": "paper", "y": 1, "x": limit / scale,
-        "xanchor": "center", "yanchor": "bottom", "showarrow": False,
-        "font": {"color": "var(--warn)", "size": 12},
-    }]  # fmt: skip
+    figure["shapes"] = [
+        {
+            "type": "line",
+            "layer": "below",
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "x0": limit / scale,
+            "x1": limit / scale,
+            "line": {"color": "var(--warn)", "width": 1.5, "dash": "dash"},
+        }
+    ]
+    figure["annotations"] = [
+        {
+            "text": f"limit {format_bytes(limit)}",
+            "yref": "paper",
+            "y": 1,
+            "x": limit / scale,
+            "xanchor": "center",
+            "yanchor": "bottom",
+            "showarrow": False,
+            "font": {"color": "var(--warn)", "size": 12},
+        }
+    ]
     return {"data": [bar], "layout": figure}
 
 

@@ -31,14 +31,14 @@ def pace_figures(run: RunSeries) -> dict[str, tuple[Figure, str]]:
             _figure(number, lines, "part of a round (%)"),
             f"How long devices that were done waited for the slowest: {100 * np.nanmean(waited):.0f} % "
             "of a round on average.",
-        )  # fmt: skip
+        )
     if any("signal_per_s" in note for note in notes):
         ours, fixed = column(notes, "signal_per_s"), column(notes, "fixed_signal_per_s")
         found["Signal a second"] = (
             _figure(number, {"so far": ours, "best fixed arm": fixed}, "worth a second"),
             f"By the values learnt, rounds so far were worth {ours[-1] / fixed[-1]:.2f} times as much a "
             "second as the best fixed rank, width and number of steps for all, chosen in hindsight.",
-        )  # fmt: skip
+        )
         found["What work is worth"] = _worth(number, notes)
     raw = [row.get("validation_raw") for row in rounds]
     if any(raw):
@@ -87,10 +87,14 @@ def _figure(number: Floats, lines: Lines, title: str) -> Figure:
     traces = []
     for index, (name, values) in enumerate(lines.items(), start=1):
         known = np.isfinite(values)
-        traces.append({
-            "mode": "lines+markers" if known.sum() < 40 else "lines", "name": name,
-            "x": number[known].tolist(), "y": [float(f"{value:.5g}") for value in values[known]],
-            "line": {"color": colour_of(index), "width": 1.75, "dash": dash_of(index)},
-            "hovertemplate": "%{y:.3g} in round %{x}",
-        })  # fmt: skip
+        traces.append(
+            {
+                "mode": "lines+markers" if known.sum() < 40 else "lines",
+                "name": name,
+                "x": number[known].tolist(),
+                "y": [float(f"{value:.5g}") for value in values[known]],
+                "line": {"color": colour_of(index), "width": 1.75, "dash": dash_of(index)},
+                "hovertemplate": "%{y:.3g} in round %{x}",
+            }
+        )
     return {"data": traces, "layout": layout(x=axis("round"), y=axis(title), height=300)}

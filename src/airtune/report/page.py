@@ -104,8 +104,11 @@ def quality_svg(study: Study, summary: Summary, kind: curves.Kind) -> str:
 def _quality(study: Study, summary: Summary, figures: dict[str, Figure]) -> list[Plot]:
     plots = []
     seeds = len(study.seeds)
-    spread = f"mean over {count_seeds(seeds)}, band from the lowest to the highest seed; " if (
-        seeds > 1) else ""  # fmt: skip
+    spread = (
+        f"mean over {count_seeds(seeds)}, band from the lowest to the highest seed; "
+        if (seeds > 1)
+        else ""
+    )
     for kind, what in (("time", "virtual wall-clock"), ("bytes", "bytes on the air")):
         chart = curves.quality_chart(study, summary, "time" if kind == "time" else "bytes")
         if not chart.curves:
@@ -127,8 +130,11 @@ def _accuracy(study: Study, figures: dict[str, Figure], spread: str) -> list[Plo
         return []
     figures["accuracy-time"] = curves.draw(curves.quality_chart(seen, summarise(seen), "time"))
     caption = f"{spread}higher is better."
-    return [Plot("accuracy-time", "Accuracy against virtual wall-clock",
-                 caption[0].upper() + caption[1:])]  # fmt: skip
+    return [
+        Plot(
+            "accuracy-time", "Accuracy against virtual wall-clock", caption[0].upper() + caption[1:]
+        )
+    ]
 
 
 def _gain(study: Study, figures: dict[str, Figure]) -> Plot | None:
@@ -199,8 +205,13 @@ def _solver(run: RunSeries, name: str, figures: dict[str, Figure]) -> list[Plot]
         plots.append(Plot(f"{name}-gap", "Gap to the optimum", caption))
     if forecast := solver.forecast_figure(run):
         figures[f"{name}-forecast"] = forecast
-        plots.append(Plot(f"{name}-forecast", "Round time, planned and real",
-                          "What the plan expected of a round, and what it took."))  # fmt: skip
+        plots.append(
+            Plot(
+                f"{name}-forecast",
+                "Round time, planned and real",
+                "What the plan expected of a round, and what it took.",
+            )
+        )
     return plots
 
 
@@ -247,13 +258,15 @@ def _method_lines(study: Study) -> list[dict[str, Any]]:
     for name in study.methods:
         method = study.of(name)[0].record.header["method"]
         settings = method.get("settings") or {}
-        lines.append({
-            "name": name,
-            "summary": str(method.get("summary") or ""),
-            "reconstructed": bool(method.get("reconstructed")),
-            "baseline": name == study.baseline,
-            "settings": ", ".join(f"{key} = {value}" for key, value in settings.items()),
-        })  # fmt: skip
+        lines.append(
+            {
+                "name": name,
+                "summary": str(method.get("summary") or ""),
+                "reconstructed": bool(method.get("reconstructed")),
+                "baseline": name == study.baseline,
+                "settings": ", ".join(f"{key} = {value}" for key, value in settings.items()),
+            }
+        )
     return lines
 
 

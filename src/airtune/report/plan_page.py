@@ -67,25 +67,34 @@ def front_figure(dots: Dots) -> Figure:
     words, across, up, sizes = zip(*dots.points, strict=True) if dots.points else ((),) * 4
     most = max(sizes, default=0.0) or 1.0
     sized = dots.titles[2]
-    figure = layout(x=axis(dots.titles[0], from_zero=True), y=axis(dots.titles[1], from_zero=True),
-                    height=420)  # fmt: skip
+    figure = layout(
+        x=axis(dots.titles[0], from_zero=True), y=axis(dots.titles[1], from_zero=True), height=420
+    )
     beside = f"<br>{label(sized)}: %{{customdata:.3g}}" if sized else ""
     return {
         "data": [
             {
-                "mode": "markers", "name": f"dot: {sized}" if sized else "plans", "x": list(across),
-                "y": list(up), "customdata": list(sizes), "text": [label(word) for word in words],
+                "mode": "markers",
+                "name": f"dot: {sized}" if sized else "plans",
+                "x": list(across),
+                "y": list(up),
+                "customdata": list(sizes),
+                "text": [label(word) for word in words],
                 "marker": {
-                    "color": "var(--c1) 60%", "line": {"width": 1, "color": "var(--paper)"},
+                    "color": "var(--c1) 60%",
+                    "line": {"width": 1, "color": "var(--paper)"},
                     "size": [8 + 16 * size / most if sized else 11 for size in sizes],
                 },
                 "hovertemplate": f"%{{text}}<br>%{{x:.3g}}, %{{y:.3g}}{beside}<extra></extra>",
             },
             {
-                "mode": "markers", "name": "as the recipe has it", "x": [dots.own[0]],
-                "y": [dots.own[1]], "hovertemplate": "as the recipe has it<extra></extra>",
+                "mode": "markers",
+                "name": "as the recipe has it",
+                "x": [dots.own[0]],
+                "y": [dots.own[1]],
+                "hovertemplate": "as the recipe has it<extra></extra>",
                 "marker": {"color": "var(--c2)", "symbol": "x", "size": 11},
             },
         ],
         "layout": figure,
-    }  # fmt: skip
+    }

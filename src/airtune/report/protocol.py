@@ -73,17 +73,23 @@ def _under_budget(study: Study) -> ProtocolTable:
     if len(kinds) > 1:
         columns["within all"] = lambda run: _at_all(study, run, kinds, budgets)
     values = {
-        method: {title: np.array([at(run) for run in study.of(method)]) for title, at in columns.items()}
+        method: {
+            title: np.array([at(run) for run in study.of(method)]) for title, at in columns.items()
+        }
         for method in study.methods
-    }  # fmt: skip
+    }
     given = "as stated" if asked else "what the run of the seed spent that spent least in all"
     return ProtocolTable(
-        "quality-under-budget", tuple(columns),
+        "quality-under-budget",
+        tuple(columns),
         tuple(_quality_line(study, method, values) for method in study.methods),
         f"{study.label.capitalize()} at the last evaluation before the budget is spent, mean over "
         f"seeds; budgets are {given}.",
-        {method: {title: mean_of(found) for title, found in row.items()} for method, row in values.items()},
-    )  # fmt: skip
+        {
+            method: {title: mean_of(found) for title, found in row.items()}
+            for method, row in values.items()
+        },
+    )
 
 
 def _budget_title(kind: Spent, budgets: Mapping[Spent, float]) -> str:
@@ -99,10 +105,16 @@ def _at_all(
 ) -> float:
     """Return the quality before the first of the budgets is spent."""
     reached = [
-        int(np.searchsorted(spent(run, kind)[run.evaluated],
-                            _limit(study, run, kind, budgets) * (1 + 1e-9), side="right"))
-        for kind in kinds if run.total(spent(run, kind))
-    ]  # fmt: skip
+        int(
+            np.searchsorted(
+                spent(run, kind)[run.evaluated],
+                _limit(study, run, kind, budgets) * (1 + 1e-9),
+                side="right",
+            )
+        )
+        for kind in kinds
+        if run.total(spent(run, kind))
+    ]
     done = min(reached, default=len(run.quality))
     return float(run.quality[done - 1]) if done else run.initial
 
@@ -125,9 +137,11 @@ def _quality_line(
     base = values.get(study.baseline or "") if method != study.baseline else None
     cells = []
     for title, found in values[method].items():
-        change = None if base is None or len(base[title]) != len(found) else (
-            difference(found, base[title])
-        )  # fmt: skip
+        change = (
+            None
+            if base is None or len(base[title]) != len(found)
+            else (difference(found, base[title]))
+        )
         cells.append(_quality_cell(study, mean_of(found), change))
     return _line(study, method, cells)
 
@@ -147,11 +161,13 @@ def _to_target(study: Study, summary: Summary) -> ProtocolTable:
         } | {"hits": float(sum(cost.hit for cost in row.time))}
     target = "" if study.target is None else study.metric.write(study.target)
     return ProtocolTable(
-        "cost-to-target", (*kinds, "hit"), tuple(lines),
+        "cost-to-target",
+        (*kinds, "hit"),
+        tuple(lines),
         f"Until the mean of three evaluations of {study.label} reaches {target}, which was fixed "
         "before the runs. “> T” means that a seed missed it within its run of T.",
         values,
-    )  # fmt: skip
+    )
 
 
 def _against(summary: Summary, method: str, kind: Cost) -> tuple[str, ...]:
@@ -177,11 +193,13 @@ def _robustness(study: Study, summary: Summary) -> ProtocolTable:
         }
     costs = "to the target" if study.target is not None else "of the run"
     return ProtocolTable(
-        "robustness", tuple(f"fault: {fault}" for fault in kinds), tuple(lines),
+        "robustness",
+        tuple(f"fault: {fault}" for fault in kinds),
+        tuple(lines),
         f"Last {study.label}, mean over seeds; below it the difference to the run of the same seed "
         f"without a fault, and the change of time and of bytes {costs}.",
         values,
-    )  # fmt: skip
+    )
 
 
 def _fault_cell(study: Study, row: Row | None, clean: Row | None) -> Cell:
@@ -197,18 +215,20 @@ def _fault_cell(study: Study, row: Row | None, clean: Row | None) -> Cell:
         kind: relative_change(
             [row.cost(kind)[place] for place in mine], [clean.cost(kind)[place] for place in other]
         )
-        if study.target is not None else _in_all(row, clean, kind, mine, other)
+        if study.target is not None
+        else _in_all(row, clean, kind, mine, other)
         for kind in ("time", "bytes")
-    }  # fmt: skip
+    }
     small = [format_gap(gap, study.metric)]
-    small += [f"{kind} {format_change(change)}" for kind, change in costs.items()
-              if change.bound != "unknown"]  # fmt: skip
+    small += [
+        f"{kind} {format_change(change)}"
+        for kind, change in costs.items()
+        if change.bound != "unknown"
+    ]
     return Cell(main, tuple(small), _tone(gap, higher=study.metric.higher))
 
 
-def _in_all(
-    row: Row, clean: Row, kind: Cost, mine: Sequence[int], other: Sequence[int]
-) -> Change:  # fmt: skip
+def _in_all(row: Row, clean: Row, kind: Cost, mine: Sequence[int], other: Sequence[int]) -> Change:
     """Return the change of what whole runs spent, where no target was set."""
     ours = np.array([row.cost(kind)[place].value for place in mine])
     theirs = np.array([clean.cost(kind)[place].value for place in other])

@@ -27,12 +27,19 @@ def gap_figure(run: RunSeries) -> Figure | None:
     ):
         gap = column(solutions, name)
         if np.isfinite(gap).any():
-            traces.append({
-                "mode": "lines+markers", "name": title, "x": rounds.tolist(),
-                "y": [None if np.isnan(value) else max(value, _FLOOR) for value in gap.tolist()],
-                "line": {"color": colour, "width": 1.75}, "marker": {"size": 4},
-                "hovertemplate": "%{y:.2e} in round %{x}",
-            })  # fmt: skip
+            traces.append(
+                {
+                    "mode": "lines+markers",
+                    "name": title,
+                    "x": rounds.tolist(),
+                    "y": [
+                        None if np.isnan(value) else max(value, _FLOOR) for value in gap.tolist()
+                    ],
+                    "line": {"color": colour, "width": 1.75},
+                    "marker": {"size": 4},
+                    "hovertemplate": "%{y:.2e} in round %{x}",
+                }
+            )
     if not traces:
         return None
     figure = layout(x=axis("round"), y=axis("relative gap"), height=320)
@@ -49,7 +56,9 @@ def forecast_figure(run: RunSeries) -> Figure | None:
     scale, unit = seconds_scale(float(np.nanmax(took)))
     traces = [
         {
-            "mode": "lines", "name": name, "x": rounds.tolist(),
+            "mode": "lines",
+            "name": name,
+            "x": rounds.tolist(),
             "y": [None if np.isnan(value) else value / scale for value in values.tolist()],
             "line": {"color": colour, "width": 1.75, "dash": dash},
             "hovertemplate": f"%{{y:.4g}} {unit} in round %{{x}}",
@@ -58,7 +67,7 @@ def forecast_figure(run: RunSeries) -> Figure | None:
             ("took", took, "var(--c1)", "solid"),
             ("planned", planned, "var(--c2)", "dot"),
         )
-    ]  # fmt: skip
+    ]
     figure = layout(x=axis("round"), y=axis(f"round time ({unit})", from_zero=True), height=320)
     return {"data": traces, "layout": figure}
 

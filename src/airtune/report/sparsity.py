@@ -73,21 +73,21 @@ def _line(study: Study, name: str, sparsity: Mapping[str, float]) -> MethodLine:
         shared = sorted(
             {run.seed for run in study.of(name)} & {run.seed for run in study.of(first)}
         )
-        change = difference(
-            _test(study, name, main, shared), _test(study, first, main, shared)
-        )  # fmt: skip
+        change = difference(_test(study, name, main, shared), _test(study, first, main, shared))
         against = Cell(format_gap(change, main), (f"against {first}",))
         if change.is_resolved:
             better = change.is_more == main.higher
             against = replace(against, tone="better" if better else "worse")
     return MethodLine(
-        method=name, key=palette_place(colour_index(study, study.methods.index(name))),
+        method=name,
+        key=palette_place(colour_index(study, study.methods.index(name))),
         is_baseline=name == study.baseline,
         cells=[
             Cell(hold(f"{100 * sparsity[name]:.1f} %") if sparsity[name] else "dense"),
-            Cell(mean[0] if main.is_share else f"{mean[0]} {main.label}", small), against,
+            Cell(mean[0] if main.is_share else f"{mean[0]} {main.label}", small),
+            against,
         ],
-    )  # fmt: skip
+    )
 
 
 def _test_metrics(study: Study) -> list[Metric]:
@@ -130,22 +130,36 @@ def _deployed(manifest: Mapping[str, Any]) -> list[Cell]:
     size = f"{check['batch']} × {check['tokens']} tokens"
     return [
         Cell(hold(f"{100 * part:.1f} %"), (str(manifest["format"]),)),
-        _beside(check["parameters"], check["dense_parameters"], f"{check['parameters']:,}",
-                f"{check['dense_parameters']:,}"),
-        _beside(check["tensor_bytes"], check["dense_tensor_bytes"],
-                format_bytes(check["tensor_bytes"]), format_bytes(check["dense_tensor_bytes"])),
-        Cell(hold(f"{ratio:.2f} × dense"),
-             (f"{format_seconds(check['forward_s'])} against {format_seconds(check['dense_forward_s'])}",
-              size), "better" if ratio < 1.0 else "worse"),
-    ]  # fmt: skip
+        _beside(
+            check["parameters"],
+            check["dense_parameters"],
+            f"{check['parameters']:,}",
+            f"{check['dense_parameters']:,}",
+        ),
+        _beside(
+            check["tensor_bytes"],
+            check["dense_tensor_bytes"],
+            format_bytes(check["tensor_bytes"]),
+            format_bytes(check["dense_tensor_bytes"]),
+        ),
+        Cell(
+            hold(f"{ratio:.2f} × dense"),
+            (
+                f"{format_seconds(check['forward_s'])} against {format_seconds(check['dense_forward_s'])}",
+                size,
+            ),
+            "better" if ratio < 1.0 else "worse",
+        ),
+    ]
 
 
 def _beside(value: float, dense: float, shown: str, shown_dense: str) -> Cell:
     ratio = value / dense
     return Cell(
-        hold(f"{ratio:.2f} × dense"), (f"{shown} against {shown_dense}",),
+        hold(f"{ratio:.2f} × dense"),
+        (f"{shown} against {shown_dense}",),
         "better" if ratio < 1.0 else "plain",
-    )  # fmt: skip
+    )
 
 
 def _manifest(path: Path) -> dict[str, Any]:

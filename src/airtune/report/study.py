@@ -155,11 +155,17 @@ def _assemble(plan: Mapping[str, Any], records: Sequence[RunRecord]) -> Study:
     runs = tuple(_run(record, label, metric) for record, label in _labelled(records))
     asked = [str(name) for name in plan.get("methods", [])]
     present = list(dict.fromkeys(run.method for run in runs))
-    methods = tuple([name for name in asked if name in present]
-                    + [name for name in present if name not in asked])  # fmt: skip
+    methods = tuple(
+        [name for name in asked if name in present]
+        + [name for name in present if name not in asked]
+    )
     done = {(run.method, run.seed) for run in runs}
-    missing = [f"{name} with seed {seed}" for name in asked for seed in plan.get("seeds", [])
-               if (name, seed) not in done]  # fmt: skip
+    missing = [
+        f"{name} with seed {seed}"
+        for name in asked
+        for seed in plan.get("seeds", [])
+        if (name, seed) not in done
+    ]
     baseline = _baseline(plan.get("baseline"), methods)
     recipe = plan.get("recipe") or ""
     return Study(
@@ -180,11 +186,12 @@ def _keys(plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what each entry of a sweep sets, where it is a plain value."""
     return {
         str(entry["label"]): {
-            key: value for key, value in (entry.get("values") or {}).items()
+            key: value
+            for key, value in (entry.get("values") or {}).items()
             if not isinstance(value, Mapping)
         }
         for entry in plan.get("entries", [])
-    }  # fmt: skip
+    }
 
 
 def _baseline(asked: object, methods: Sequence[str]) -> str | None:

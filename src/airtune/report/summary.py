@@ -95,14 +95,17 @@ def compare(row: Row, base: Row) -> Against:
         return relative_change([ours[i] for i in mine], [theirs[i] for i in other])
 
     return Against(
-        time=cost("time"), bytes=cost("bytes"), energy=cost("energy"), rounds=cost("rounds"),
+        time=cost("time"),
+        bytes=cost("bytes"),
+        energy=cost("energy"),
+        rounds=cost("rounds"),
         best=difference(row.best[mine], base.best[other]),
         final=difference(row.final[mine], base.final[other]),
         worst=difference(row.worst[mine], base.worst[other]),
         test=difference(row.test[mine], base.test[other]),
         at_time=difference(row.at_time[mine], base.at_time[other]),
         at_bytes=difference(row.at_bytes[mine], base.at_bytes[other]),
-    )  # fmt: skip
+    )
 
 
 def _row(runs: Sequence[RunSeries], study: Study) -> Row:
@@ -152,6 +155,9 @@ def _reached(run: RunSeries, study: Study, spent: Floats) -> Reached:
     if study.target is None or not run.evaluated:
         return Reached(total, hit=False)
     return cost_to_target(
-        spent[run.evaluated], smooth(run.quality), study.target, higher=study.metric.higher,
+        spent[run.evaluated],
+        smooth(run.quality),
+        study.target,
+        higher=study.metric.higher,
         total=total,
-    )  # fmt: skip
+    )

@@ -16,10 +16,28 @@ from airtune.report.figure import COLOURS, palette_place
 _WIDTH, _HEIGHT = 760, 430
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 22, 70, 78
 
-_LIGHT = ("#6b7280", "#0b6bb0", "#c8500a", "#007d5b", "#a8447f", "#9a6a00", "#2f8fc4", "#7a2048",
-          "#5b6b16")  # fmt: skip
-_DARK = ("#9aa3b2", "#62b3f0", "#ff9257", "#3ccaa0", "#e79cc8", "#efbd55", "#9ad8fb", "#e0809f",
-         "#bccb6a")  # fmt: skip
+_LIGHT = (
+    "#6b7280",
+    "#0b6bb0",
+    "#c8500a",
+    "#007d5b",
+    "#a8447f",
+    "#9a6a00",
+    "#2f8fc4",
+    "#7a2048",
+    "#5b6b16",
+)
+_DARK = (
+    "#9aa3b2",
+    "#62b3f0",
+    "#ff9257",
+    "#3ccaa0",
+    "#e79cc8",
+    "#efbd55",
+    "#9ad8fb",
+    "#e0809f",
+    "#bccb6a",
+)
 _DASHES = ("", "7 4", "2 4", "8 3 2 3")
 
 
@@ -42,16 +60,18 @@ def write_chart(chart: Chart, title: str, note: str) -> str:
         *_note(note),
     ]
     safe = html.escape(title)
-    return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        f'aria-label="{safe}" font-family="system-ui, sans-serif" font-size="13">',
-        f"<title>{safe}</title>",
-        f"<style>{_style()}</style>",
-        f'<rect class="paper" width="{_WIDTH}" height="{_HEIGHT}"/>',
-        f'<text class="ink" x="{_LEFT}" y="22" font-size="15" font-weight="600">{safe}</text>',
-        *body,
-        "</svg>\n",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+            f'aria-label="{safe}" font-family="system-ui, sans-serif" font-size="13">',
+            f"<title>{safe}</title>",
+            f"<style>{_style()}</style>",
+            f'<rect class="paper" width="{_WIDTH}" height="{_HEIGHT}"/>',
+            f'<text class="ink" x="{_LEFT}" y="22" font-size="15" font-weight="600">{safe}</text>',
+            *body,
+            "</svg>\n",
+        ]
+    )
 
 
 class _Scale:
@@ -111,14 +131,20 @@ def _grid(scale: _Scale, chart: Chart) -> Iterator[str]:
         place = scale.y(value)
         yield f'<path class="grid" d="M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"/>'
         text = f"{100 * value:g} %" if chart.metric.is_share else f"{value:g}"
-        yield (f'<text class="soft" x="{_LEFT - 8}" y="{place + 4:.1f}" '
-               f'text-anchor="end">{text}</text>')  # fmt: skip
+        yield (
+            f'<text class="soft" x="{_LEFT - 8}" y="{place + 4:.1f}" '
+            f'text-anchor="end">{text}</text>'
+        )
     for value in ticks(0.0, scale.right):
-        yield (f'<text class="soft" x="{scale.x(value):.1f}" y="{base + 20}" '
-               f'text-anchor="middle">{value:g}</text>')  # fmt: skip
+        yield (
+            f'<text class="soft" x="{scale.x(value):.1f}" y="{base + 20}" '
+            f'text-anchor="middle">{value:g}</text>'
+        )
     yield f'<path class="rule" d="M{_LEFT} {base}H{_WIDTH - _RIGHT}"/>'
-    yield (f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{base + 40}" text-anchor="end">'
-           f"{html.escape(chart.x_title)}</text>")  # fmt: skip
+    yield (
+        f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{base + 40}" text-anchor="end">'
+        f"{html.escape(chart.x_title)}</text>"
+    )
 
 
 def _points(scale: _Scale, spent: Floats, values: Floats) -> str:
@@ -145,10 +171,13 @@ def _target(chart: Chart, scale: _Scale) -> Iterator[str]:
     if chart.target is None:
         return
     place = scale.y(chart.target)
-    yield (f'<path class="rule" stroke-dasharray="2 4" '
-           f'd="M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"/>')  # fmt: skip
-    yield (f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{place - 6:.1f}" text-anchor="end">'
-           f"target {chart.metric.write(chart.target)}</text>")  # fmt: skip
+    yield (
+        f'<path class="rule" stroke-dasharray="2 4" d="M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"/>'
+    )
+    yield (
+        f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{place - 6:.1f}" text-anchor="end">'
+        f"target {chart.metric.write(chart.target)}</text>"
+    )
 
 
 def _marker(curve: Curve, chart: Chart, scale: _Scale) -> str:
@@ -167,10 +196,13 @@ def _legend(curves: Sequence[Curve]) -> Iterator[str]:
         if left + width > _WIDTH:
             left, base = float(_LEFT), base + 17
         dash = "7 4" if curve.colour == 0 else ""
-        yield (f'<path class="c{palette_place(curve.colour)}" stroke-width="2.5" '
-               f'stroke-dasharray="{dash}" d="M{left:.0f} {base - 4}h22"/>')  # fmt: skip
-        yield (f'<text class="soft" x="{left + 28:.0f}" y="{base}">'
-               f"{html.escape(curve.method)}</text>")  # fmt: skip
+        yield (
+            f'<path class="c{palette_place(curve.colour)}" stroke-width="2.5" '
+            f'stroke-dasharray="{dash}" d="M{left:.0f} {base - 4}h22"/>'
+        )
+        yield (
+            f'<text class="soft" x="{left + 28:.0f}" y="{base}">{html.escape(curve.method)}</text>'
+        )
         left += width
 
 
@@ -182,5 +214,7 @@ def _note(note: str) -> Iterator[str]:
         lines[-1] = f"{lines[-1]} {word}".strip()
     shown = lines[:2] if len(lines) <= 2 else [lines[0], f"{lines[1]} …"]
     for place, line in enumerate(shown):
-        yield (f'<text class="soft" font-size="11" x="{_LEFT}" '
-               f'y="{_HEIGHT - 20 + 14 * place}">{html.escape(line)}</text>')  # fmt: skip
+        yield (
+            f'<text class="soft" font-size="11" x="{_LEFT}" '
+            f'y="{_HEIGHT - 20 + 14 * place}">{html.escape(line)}</text>'
+        )

@@ -30,8 +30,18 @@ def write_tables(study: Study, summary: Summary, folder: Path) -> None:
     """
     write_comparison_csv(study, summary, folder / "comparison.csv")
     keys = _swept(study)
-    names = ("method", *keys, "seed", "round", "time_s", "bytes", "energy_j", "metric", "value",
-             "worst_tenth")  # fmt: skip
+    names = (
+        "method",
+        *keys,
+        "seed",
+        "round",
+        "time_s",
+        "bytes",
+        "energy_j",
+        "metric",
+        "value",
+        "worst_tenth",
+    )
     write_csv(folder / "curves.csv", names, iter(list(_curves(study, keys))))
     write_atomically(folder / "comparison.tex", latex(study, summary))
 
@@ -40,10 +50,22 @@ def write_comparison_csv(study: Study, summary: Summary, path: Path) -> None:
     """Write a line a run: what was swept, cost to target or in all, and quality."""
     keys = _swept(study)
     names = (
-        "method", *keys, "seed", "metric", "target", "reached", "time_to_target_s",
-        "bytes_to_target", "energy_to_target_j", "rounds_to_target", *_QUALITIES,
-        "time_s", "bytes", "energy_j", "rounds",
-    )  # fmt: skip
+        "method",
+        *keys,
+        "seed",
+        "metric",
+        "target",
+        "reached",
+        "time_to_target_s",
+        "bytes_to_target",
+        "energy_to_target_j",
+        "rounds_to_target",
+        *_QUALITIES,
+        "time_s",
+        "bytes",
+        "energy_j",
+        "rounds",
+    )
     write_csv(path, names, iter(list(_lines(study, summary, keys))))
 
 
@@ -54,16 +76,20 @@ def latex(study: Study, summary: Summary) -> str:
     kinds = (*fair, "best", "worst_tenth", "test")
     unit = " (\\%)" if study.metric.is_share else ""
     heads = [
-        "Method", f"Time{end} (s)", f"MB{end}",
+        "Method",
+        f"Time{end} (s)",
+        f"MB{end}",
         *(f"{kind.replace('_', ' ').capitalize()} {study.metric.label}{unit}" for kind in kinds),
-    ]  # fmt: skip
+    ]
     rows = [
         [
-            _escaped(name), _cost(row.time, study, 1.0), _cost(row.bytes, study, 1e6),
+            _escaped(name),
+            _cost(row.time, study, 1.0),
+            _cost(row.bytes, study, 1e6),
             *(_spread(getattr(row, _QUALITIES[kind]), study) for kind in kinds),
         ]
         for name, row in summary.rows.items()
-    ]  # fmt: skip
+    ]
     body = "\n".join(" & ".join(cells) + r" \\" for cells in rows)
     return (
         f"% {study.name}: mean and standard deviation over seeds; > marks a missed target\n"
@@ -85,24 +111,34 @@ def _lines(study: Study, summary: Summary, keys: Sequence[str]) -> Iterator[list
             quality = [getattr(row, name)[place] for name in _QUALITIES.values()]
             run = runs[place]
             yield [
-                row.method, *_set(study, row.method, keys), seed, study.metric.name, study.target,
+                row.method,
+                *_set(study, row.method, keys),
+                seed,
+                study.metric.name,
+                study.target,
                 int(costs[0].hit) if is_set else None,
                 *(cost.value if is_set else None for cost in costs),
                 *(None if math.isnan(value) else float(value) for value in quality),
                 *(run.total(column) for column in (run.end_s, run.traffic_bytes, run.energy_j)),
                 len(run.record.rounds),
-            ]  # fmt: skip
+            ]
 
 
 def _curves(study: Study, keys: Sequence[str]) -> Iterator[list[Any]]:
     for run in study.runs:
         for place, value, worst in zip(run.evaluated, run.quality, run.worst_tenth, strict=True):
             yield [
-                run.method, *_set(study, run.method, keys), run.seed, place + 1,
-                float(run.end_s[place]), float(run.traffic_bytes[place]),
-                float(run.energy_j[place]), study.metric.name, float(value),
+                run.method,
+                *_set(study, run.method, keys),
+                run.seed,
+                place + 1,
+                float(run.end_s[place]),
+                float(run.traffic_bytes[place]),
+                float(run.energy_j[place]),
+                study.metric.name,
+                float(value),
                 None if math.isnan(worst) else float(worst),
-            ]  # fmt: skip
+            ]
 
 
 def _set(study: Study, method: str, keys: Sequence[str]) -> list[Any]:

@@ -177,8 +177,13 @@ def _limits_of_run(run: RunSeries, study: Study, row: Row) -> Iterator[str]:
         yield f"{run.method} recorded no round."
         return
     checks: tuple[Callable[[RunSeries], Iterator[str]], ...] = (
-        _pruning, _phases, _losses, _forecast, _memory, _staleness,
-    )  # fmt: skip
+        _pruning,
+        _phases,
+        _losses,
+        _forecast,
+        _memory,
+        _staleness,
+    )
     for check in checks:
         yield from check(run)
     metric = study.metric
@@ -201,9 +206,10 @@ def _pruning(run: RunSeries) -> Iterator[str]:
 def _staleness(run: RunSeries) -> Iterator[str]:
     """Say how old the updates of asynchronous rounds were."""
     ages = [
-        age for record in run.record.rounds
+        age
+        for record in run.record.rounds
         for age in (record.get("buffered") or {}).get("staleness", {}).values()
-    ]  # fmt: skip
+    ]
     if ages:
         stale = sum(age > 0 for age in ages) / len(ages)
         yield (
@@ -216,8 +222,10 @@ def _phases(run: RunSeries) -> Iterator[str]:
     """Say which phase cannot save time because the stragglers hardly spend any on it."""
     devices = run.record.devices
     lasts = straggler_rows(run)
-    phases = {name: float(np.nansum(devices[f"{name}_s"][lasts])) for name in
-              ("download", "compute", "upload")}  # fmt: skip
+    phases = {
+        name: float(np.nansum(devices[f"{name}_s"][lasts]))
+        for name in ("download", "compute", "upload")
+    }
     total = sum(phases.values())
     if total <= 0.0:
         return

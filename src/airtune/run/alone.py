@@ -55,12 +55,15 @@ class AloneEngine(OffAir):
         compute_s = flops / self.pieces.assets.fleet.flops_at(plan.round)[told.device]
         results = self._results(told, outcomes, flops=flops, compute_s=compute_s)
         return Execution(
-            results=results, updates=(), state=replace(state, adapters=mine, head=heads),
-            start_s=start_s, end_s=start_s + float(compute_s.max(initial=0.0)),
+            results=results,
+            updates=(),
+            state=replace(state, adapters=mine, head=heads),
+            start_s=start_s,
+            end_s=start_s + float(compute_s.max(initial=0.0)),
             bandwidth_hz=np.full(len(told), np.nan),
             memory_bytes=self.pieces.assets.fleet.memory_bytes[told.device],
             faults=tuple(outcome.reason for outcome in outcomes),
-        )  # fmt: skip
+        )
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
         """Return the mean quality of the devices' own models, weighted by their data.
@@ -72,8 +75,11 @@ class AloneEngine(OffAir):
         for device, held in enumerate(data.devices):
             examples = held.validation if split == "validation" else data.test
             if len(examples):
-                network = tuned_network(self.pieces.assets.base, of_device(state, device),
-                                        scale=self.pieces.engine.train.scale)  # fmt: skip
+                network = tuned_network(
+                    self.pieces.assets.base,
+                    of_device(state, device),
+                    scale=self.pieces.engine.train.scale,
+                )
                 found = evaluate(network.network, examples, chunk=chunk)
                 weight = float(self.pieces.problem.devices.weight[device])
                 accuracy = math.nan if found.accuracy is None else found.accuracy
@@ -84,10 +90,15 @@ class AloneEngine(OffAir):
         row = plan.assignments.row(place)
         job = Job(row.device, row, self.pieces.assets.data.devices[row.device].train, 1.0)
         (outcome,) = train(
-            self.pieces.assets.base, of_device(state, row.device), [job],
-            settings=self.pieces.engine.train.at(plan.learning_rate), work=WorkSpec(),
-            workload=self.pieces.problem.workload, seed=self.pieces.problem.seed, round=plan.round,
-        )  # fmt: skip
+            self.pieces.assets.base,
+            of_device(state, row.device),
+            [job],
+            settings=self.pieces.engine.train.at(plan.learning_rate),
+            work=WorkSpec(),
+            workload=self.pieces.problem.workload,
+            seed=self.pieces.problem.seed,
+            round=plan.round,
+        )
         return outcome
 
     def _after(self, state: GlobalState, outcome: Outcome) -> GlobalState:
@@ -102,16 +113,22 @@ class AloneEngine(OffAir):
     ) -> Results:
         problem, nothing = self.pieces.problem, np.zeros(len(told))
         return Results(
-            device=told.device, status=np.array([outcome.status for outcome in outcomes]),
-            download_s=nothing, compute_s=compute_s, upload_s=nothing, finish_s=compute_s,
-            download_bytes=nothing, upload_bytes=nothing, flops=flops,
+            device=told.device,
+            status=np.array([outcome.status for outcome in outcomes]),
+            download_s=nothing,
+            compute_s=compute_s,
+            upload_s=nothing,
+            finish_s=compute_s,
+            download_bytes=nothing,
+            upload_bytes=nothing,
+            flops=flops,
             loss_first=np.array([outcome.loss_first for outcome in outcomes]),
             loss_last=np.array([outcome.loss_last for outcome in outcomes]),
             samples=np.array([outcome.samples for outcome in outcomes]),
             peak_bytes=peak_memory(problem.shape, problem.workload, told).total,
             energy_j=energy_j(problem, told.device, compute_s=compute_s, upload_s=nothing),
             importance=np.full(len(told), np.nan),
-        )  # fmt: skip
+        )
 
 
 def of_device(state: GlobalState, device: int) -> GlobalState:
@@ -120,10 +137,13 @@ def of_device(state: GlobalState, device: int) -> GlobalState:
     if not any(name.startswith(prefix) for name in state.adapters):
         return state
     adapters, head = (
-        {name.removeprefix(prefix): tensor for name, tensor in group.items()
-         if name.startswith(prefix)}
+        {
+            name.removeprefix(prefix): tensor
+            for name, tensor in group.items()
+            if name.startswith(prefix)
+        }
         for group in (state.adapters, state.head)
-    )  # fmt: skip
+    )
     return replace(state, adapters=adapters, head=head)
 
 

@@ -55,19 +55,27 @@ def sample_answers(
 
 @torch.no_grad()
 def _classified(
-    saved: nn.Module, tokenizer: PreTrainedTokenizerBase, row: TextRows, max_length: int,
+    saved: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    row: TextRows,
+    max_length: int,
     names: Sequence[str],
-) -> GradedAnswer:  # fmt: skip
+) -> GradedAnswer:
     inputs = tokenizer(
-        row.texts[0], row.pairs[0] if row.pairs else None, truncation=True,
-        max_length=max_length, return_tensors="pt",
-    )  # fmt: skip
+        row.texts[0],
+        row.pairs[0] if row.pairs else None,
+        truncation=True,
+        max_length=max_length,
+        return_tensors="pt",
+    )
     scores = saved(**inputs).logits[0].float().softmax(0)
     said = int(scores.argmax())
     return GradedAnswer(
-        row.texts[0], f"{names[said]} ({float(scores[said]):.2f})", names[row.classes[0]],
+        row.texts[0],
+        f"{names[said]} ({float(scores[said]):.2f})",
+        names[row.classes[0]],
         row.pairs[0] if row.pairs else "",
-    )  # fmt: skip
+    )
 
 
 def _written(
@@ -76,9 +84,12 @@ def _written(
     text = row.texts[0]
     prompt, right = text[: (start := _start(row))], text[start:]
     inputs = tokenizer(
-        prompt, add_special_tokens=row.special, truncation=True, max_length=max_length,
+        prompt,
+        add_special_tokens=row.special,
+        truncation=True,
+        max_length=max_length,
         return_tensors="pt",
-    )  # fmt: skip
+    )
     used = inputs["input_ids"].shape[1]
     room = int(getattr(saved.config, "max_position_embeddings", 0) or used + MOST_TOKENS) - used
     if room < 1 or not used:
@@ -86,10 +97,13 @@ def _written(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generate = getattr(saved, "generate")  # noqa: B009
     output = generate(
-        input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], do_sample=False,
-        max_new_tokens=min(MOST_TOKENS, room), pad_token_id=pad,
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        do_sample=False,
+        max_new_tokens=min(MOST_TOKENS, room),
+        pad_token_id=pad,
         eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+    )
     said = tokenizer.decode(output[0, used:].tolist(), skip_special_tokens=True)
     return GradedAnswer(prompt, str(said), right)
 

@@ -77,12 +77,17 @@ def bare_problem(
         samples: training sequences that each holds, shape (devices,).
     """
     return Problem(
-        shape=shape, devices=fleet.profiles(samples), workload=workload,
-        rounds=recipe.train.rounds, seed=recipe.seed, deadline_s=recipe.deadline_s,
+        shape=shape,
+        devices=fleet.profiles(samples),
+        workload=workload,
+        rounds=recipe.train.rounds,
+        seed=recipe.seed,
+        deadline_s=recipe.deadline_s,
         server_flops_per_s=fleet.server.flops_per_s,
         device_bytes_per_month=recipe.limits.device_bytes_per_month,
-        joules_per_round=recipe.limits.joules_per_round, seconds=recipe.train.seconds,
-    )  # fmt: skip
+        joules_per_round=recipe.limits.joules_per_round,
+        seconds=recipe.train.seconds,
+    )
 
 
 def workload_of(recipe: Recipe, shape: ModelShape, *, tokens: int, scored: float = 1.0) -> Workload:
@@ -208,9 +213,15 @@ def _first_cut_bytes(problem: Problem) -> float:
         return float("inf")
     one, zero = np.ones(1, np.int64), np.zeros(1)
     told = Assignments(
-        device=np.zeros(1, np.int64), prune_heads=zero, prune_ffn=zero, rank=one * problem.workload.rank,
-        share=np.ones(1), local_steps=one, cut=one, codec_index=np.zeros(1, np.int64),
-    )  # fmt: skip
+        device=np.zeros(1, np.int64),
+        prune_heads=zero,
+        prune_ffn=zero,
+        rank=one * problem.workload.rank,
+        share=np.ones(1),
+        local_steps=one,
+        cut=one,
+        codec_index=np.zeros(1, np.int64),
+    )
     return float(peak_memory(problem.shape, problem.workload, told).total[0])
 
 

@@ -49,6 +49,8 @@ def _class(name: str, is_it: Any, is_said: Any) -> dict[str, Any]:
     """Return a class's rows and shares; None where there is nothing to take a share of."""
     both, rows, said = (int(column.sum()) for column in (is_it & is_said, is_it, is_said))
     return {
-        "class": name, "rows": rows, "recall": both / rows if rows else None,
+        "class": name,
+        "rows": rows,
+        "recall": both / rows if rows else None,
         "precision": both / said if said else None,
-    }  # fmt: skip
+    }

@@ -48,9 +48,18 @@ class Exported:
 def card_of(one: Exported) -> str:
     """Return the card's text."""
     parts = [
-        _front(one), f"# {one.recipe.label}", _about(one), "## How to load it", _loading(one),
-        "## Quality", *_quality(one), "## Data", *_data(one), "## Training", _training(one),
-    ]  # fmt: skip
+        _front(one),
+        f"# {one.recipe.label}",
+        _about(one),
+        "## How to load it",
+        _loading(one),
+        "## Quality",
+        *_quality(one),
+        "## Data",
+        *_data(one),
+        "## Training",
+        _training(one),
+    ]
     if one.answers:
         parts += ["## Sample answers", "Rows of the test set.", *map(_answer, one.answers)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -97,9 +106,11 @@ def _licence(recipe: Recipe) -> str | None:
 
 def _about(one: Exported) -> str:
     recipe = one.recipe
-    base = "the small model that ships with airtune" if recipe.model.source == EMBEDDED else (
-        f"`{named(recipe.model.source)}`"
-    )  # fmt: skip
+    base = (
+        "the small model that ships with airtune"
+        if recipe.model.source == EMBEDDED
+        else (f"`{named(recipe.model.source)}`")
+    )
     commit = f" at {one.revision}" if one.revision else ""
     licence = _licence(recipe)
     said = (
@@ -125,21 +136,27 @@ def _loading(one: Exported) -> str:
         return _fenced("llama-cli -m model.gguf", "sh")
     if one.format == "adapter-gguf":
         return _fenced("llama-cli -m BASE.gguf --lora adapter.gguf", "sh")
-    auto = {"image-classification": "AutoModelForImageClassification",
-            "text-classification": "AutoModelForSequenceClassification",
-            "text-generation": "AutoModelForCausalLM"}[_kind(one)]  # fmt: skip
+    auto = {
+        "image-classification": "AutoModelForImageClassification",
+        "text-classification": "AutoModelForSequenceClassification",
+        "text-generation": "AutoModelForCausalLM",
+    }[_kind(one)]
     reader = "AutoTokenizer" if one.base.frame is None else "AutoImageProcessor"
-    lines = [f"from transformers import {', '.join(sorted((auto, reader)))}", "",
-             'folder = "."  # this folder']  # fmt: skip
+    lines = [
+        f"from transformers import {', '.join(sorted((auto, reader)))}",
+        "",
+        'folder = "."  # this folder',
+    ]
     if one.format == "adapter":
         revision = f", revision={one.revision!r}" if one.revision else ""
         settings = "".join(f", {key}={value!r}" for key, value in class_settings(one.base).items())
         lines = [
-            "from peft import PeftConfig, PeftModel", *lines,
+            "from peft import PeftConfig, PeftModel",
+            *lines,
             "base = PeftConfig.from_pretrained(folder).base_model_name_or_path",
             f"model = {auto}.from_pretrained(base{revision}{settings})",
             "model = PeftModel.from_pretrained(model, folder).eval()",
-        ]  # fmt: skip
+        ]
     else:
         lines.append(f"model = {auto}.from_pretrained(folder).eval()")
     return _fenced("\n".join([*lines, *_asking(one, reader)]), "python")
@@ -148,9 +165,11 @@ def _loading(one: Exported) -> str:
 def _asking(one: Exported, reader: str) -> list[str]:
     """Return the lines that ask the model something."""
     if one.base.frame is not None:
-        return [f"processor = {reader}.from_pretrained(folder)",
-                "# inputs = processor(image, return_tensors=\"pt\")",
-                "# print(model.config.id2label[int(model(**inputs).logits.argmax())])"]  # fmt: skip
+        return [
+            f"processor = {reader}.from_pretrained(folder)",
+            '# inputs = processor(image, return_tensors="pt")',
+            "# print(model.config.id2label[int(model(**inputs).logits.argmax())])",
+        ]
     first = one.answers[0] if one.answers else GradedAnswer("a text", "", "")
     texts = ", ".join(repr(text) for text in (first.prompt, first.pair) if text)
     limit = f"truncation=True, max_length={one.recipe.data.max_length}"
@@ -162,8 +181,11 @@ def _asking(one: Exported, reader: str) -> list[str]:
         return [*lines, "print(model.config.id2label[int(model(**inputs).logits.argmax())])"]
     # an adapter's base may end its answers otherwise
     end = ", eos_token_id=tokenizer.eos_token_id" if one.format == "adapter" else ""
-    return [*lines, f"output = model.generate(**inputs, max_new_tokens=64, do_sample=False{end})",
-            "print(tokenizer.decode(output[0][inputs[\"input_ids\"].shape[1]:]))"]  # fmt: skip
+    return [
+        *lines,
+        f"output = model.generate(**inputs, max_new_tokens=64, do_sample=False{end})",
+        'print(tokenizer.decode(output[0][inputs["input_ids"].shape[1]:]))',
+    ]
 
 
 def _special(one: Exported) -> str:
@@ -179,16 +201,25 @@ def _quality(one: Exported) -> list[str]:
     known = {name: figures for name, figures in columns.items() if figures}
     metrics = list(dict.fromkeys(metric for figures in known.values() for metric in figures))
     metrics = [metric for metric in metrics if metric not in ("round", "time_s")]
-    rows = [[metric.replace("_", " "), *(_figure(known[name].get(metric)) for name in known)]
-            for metric in metrics]  # fmt: skip
+    rows = [
+        [metric.replace("_", " "), *(_figure(known[name].get(metric)) for name in known)]
+        for metric in metrics
+    ]
     said = [f"Measured on {one.quality['measured_on']}."]
     if tested:
         said.append("The column test is of the run's test set.")
     parts = [" ".join(said), _table(["", *known], rows) if known else ""]
     by_class = (one.record.results or {}).get("test_by_class") if one.is_last else None
     if by_class:
-        shown = [[_cell(row["class"]), str(row["rows"]), _figure(row["recall"]),
-                  _figure(row["precision"])] for row in by_class]  # fmt: skip
+        shown = [
+            [
+                _cell(row["class"]),
+                str(row["rows"]),
+                _figure(row["recall"]),
+                _figure(row["precision"]),
+            ]
+            for row in by_class
+        ]
         parts.append(_table(["class", "test rows", "recall", "precision"], shown))
     return parts
 
@@ -206,12 +237,16 @@ def _data(one: Exported) -> list[str]:
 def _training(one: Exported) -> str:
     recipe = one.recipe
     rows = {
-        "rounds": recipe.train.rounds, "local steps": recipe.train.local_steps,
+        "rounds": recipe.train.rounds,
+        "local steps": recipe.train.local_steps,
         "batch": recipe.train.per_device_train_batch_size,
-        "learning rate": recipe.train.learning_rate, "LoRA rank": recipe.lora.r,
-        "LoRA alpha": recipe.lora.lora_alpha, "longest text (tokens)": recipe.data.max_length,
-        "dtype": recipe.model.dtype, "seed": recipe.seed,
-    }  # fmt: skip
+        "learning rate": recipe.train.learning_rate,
+        "LoRA rank": recipe.lora.r,
+        "LoRA alpha": recipe.lora.lora_alpha,
+        "longest text (tokens)": recipe.data.max_length,
+        "dtype": recipe.model.dtype,
+        "seed": recipe.seed,
+    }
     return _table(["setting", ""], [[name, str(value)] for name, value in rows.items()])
 
 

@@ -49,9 +49,11 @@ class WholeModel(Memoryless):
         """Tell every available device to train the whole model."""
         device = np.flatnonzero(observation.available)
         told = whole_model(
-            device, rank=problem.workload.rank, local_steps=problem.workload.local_steps,
+            device,
+            rank=problem.workload.rank,
+            local_steps=problem.workload.local_steps,
             share=np.full(len(device), 1.0 / max(len(device), 1)),
-        )  # fmt: skip
+        )
         return RoundPlan(
             observation.round, told, ("control: the whole model",) * len(device)
         ), state
@@ -73,8 +75,13 @@ def control(name: str, pieces: Pieces) -> tuple[Method, Problem, Engine]:
         workload=replace(work, local_steps=work.local_steps * len(pieces.assets.fleet)),
         deadline_s=None,
     )
-    server = local_engine(fleet, problem, pieces.assets.base, data,
-                         settings=replace(pieces.engine, participation=1.0, dropout=0.0))  # fmt: skip
+    server = local_engine(
+        fleet,
+        problem,
+        pieces.assets.base,
+        data,
+        settings=replace(pieces.engine, participation=1.0, dropout=0.0),
+    )
     return method, problem, OffAir(server, own)
 
 
@@ -82,10 +89,15 @@ def pooled(data: FederatedData) -> FederatedData:
     """Return the data as if one device held everything."""
     trained = [device.train for device in data.devices]
     held_out = [device.validation for device in data.devices]
-    return replace(data, devices=(DeviceData(
-        train=join_examples((part, range(len(part))) for part in trained),
-        validation=join_examples((part, range(len(part))) for part in held_out),
-    ),))  # fmt: skip
+    return replace(
+        data,
+        devices=(
+            DeviceData(
+                train=join_examples((part, range(len(part))) for part in trained),
+                validation=join_examples((part, range(len(part))) for part in held_out),
+            ),
+        ),
+    )
 
 
 def _federated(pieces: Pieces) -> Engine:
@@ -100,8 +112,13 @@ def _server_as_fleet(fleet: Fleet) -> dict[str, object]:
         "name": "server",
         "summary": "the edge server, with all data",
         "links": {"none": {"kind": "dedicated", "capacity": {"up_mbps": 1e6, "down_mbps": 1e6}}},
-        "devices": [{
-            "name": "server", "link": "none", "gflops_per_s": fleet.server.flops_per_s / 1e9,
-            "memory_gib": fleet.server.memory_bytes / 2**30, "power_w": 1.0,
-        }],
-    }  # fmt: skip
+        "devices": [
+            {
+                "name": "server",
+                "link": "none",
+                "gflops_per_s": fleet.server.flops_per_s / 1e9,
+                "memory_gib": fleet.server.memory_bytes / 2**30,
+                "power_w": 1.0,
+            }
+        ],
+    }

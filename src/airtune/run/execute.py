@@ -137,9 +137,14 @@ def calibrate_recipe(
 
 
 def resume_run(
-    folder: Path, *, rounds: int | None = None, label: str | None = None,
-    assets: Assets | None = None, watch: Watch | None = None, reports: bool = True,
-) -> RunResult:  # fmt: skip
+    folder: Path,
+    *,
+    rounds: int | None = None,
+    label: str | None = None,
+    assets: Assets | None = None,
+    watch: Watch | None = None,
+    reports: bool = True,
+) -> RunResult:
     """Go on with a run from its last checkpoint; the outcome is that of a run never stopped.
 
     Args:
@@ -161,9 +166,14 @@ def resume_run(
 
 
 def _resume(
-    folder: Path, rounds: int | None, label: str | None, assets: Assets | None, watch: Watch, *,
+    folder: Path,
+    rounds: int | None,
+    label: str | None,
+    assets: Assets | None,
+    watch: Watch,
+    *,
     reports: bool,
-) -> RunResult:  # fmt: skip
+) -> RunResult:
     is_begun = (folder / "run.json").exists() or not (folder / RECIPE_FILE).exists()
     record = read_run(folder) if is_begun else None
     recipe = saved_recipe(folder)
@@ -197,9 +207,13 @@ def _begin(
             f"interrupted before the first round; go on with: airtune run --resume {place}"
         ) from error
     document = header(
-        pieces, chosen.method, label=chosen.label, summary=chosen.summary,
-        reconstructed=chosen.reconstructed, measured=measured,
-    )  # fmt: skip
+        pieces,
+        chosen.method,
+        label=chosen.label,
+        summary=chosen.summary,
+        reconstructed=chosen.reconstructed,
+        measured=measured,
+    )
     document["identity"] = identity(pieces)
     document["places"] = places_of(typed)
     document["model"]["source"], document["data"]["source"] = typed.model.source, typed.data.source
@@ -228,15 +242,23 @@ def _go_on(
 
 def identity(pieces: Pieces) -> str:
     """Return a hash of recipe, data and model: only such a run may use a checkpoint."""
-    parts = [pieces.recipe.digest(), pieces.assets.base.fingerprint,
-             repr(sorted(pieces.assets.data.counts.items()))]  # fmt: skip
+    parts = [
+        pieces.recipe.digest(),
+        pieces.assets.base.fingerprint,
+        repr(sorted(pieces.assets.data.counts.items())),
+    ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _finish(
-    pieces: Pieces, chosen: Chosen, writer: RunWriter, measured: Measurements | None, *,
-    watch: Watch, reports: bool,
-) -> RunResult:  # fmt: skip
+    pieces: Pieces,
+    chosen: Chosen,
+    writer: RunWriter,
+    measured: Measurements | None,
+    *,
+    watch: Watch,
+    reports: bool,
+) -> RunResult:
     """Run the rounds that are left, then write the page."""
     watch.on_stage("running")
     try:
@@ -254,21 +276,29 @@ def _finish(
 
 
 def _run_method(
-    pieces: Pieces, method: Method, writer: RunWriter, measured: Measurements | None,
-    watch: Watch,
-) -> None:  # fmt: skip
+    pieces: Pieces, method: Method, writer: RunWriter, measured: Measurements | None, watch: Watch
+) -> None:
     problem = problem_of(pieces, method, measured)
     assets = pieces.assets
     engine: Engine = local_engine(
-        assets.fleet, problem, assets.base, assets.data,
-        needs=method.decider.needs, settings=pieces.engine,
-    )  # fmt: skip
+        assets.fleet,
+        problem,
+        assets.base,
+        assets.data,
+        needs=method.decider.needs,
+        settings=pieces.engine,
+    )
     if buffer := pieces.recipe.train.async_buffer:
         engine = BufferedEngine(engine, problem, buffer=buffer)
     run = Run(
-        method, problem, engine, writer, identity(pieces), loop_settings(pieces),
+        method,
+        problem,
+        engine,
+        writer,
+        identity(pieces),
+        loop_settings(pieces),
         afterwards=_afterwards(pieces, method, writer.folder),
-    )  # fmt: skip
+    )
     _run_loop(run, pieces, watch)
 
 
@@ -289,9 +319,10 @@ def _afterwards(
 def problem_of(pieces: Pieces, method: Method, measured: Measurements | None) -> Problem:
     """Return the problem as a method meets it: with its own local work and what was measured."""
     return replace(
-        pieces.problem.with_measurements(measured), work=method.work,
+        pieces.problem.with_measurements(measured),
+        work=method.work,
         server_memory_bytes=pieces.assets.fleet.server.memory_bytes,
-    )  # fmt: skip
+    )
 
 
 def _run_control(pieces: Pieces, name: str, writer: RunWriter, watch: Watch) -> None:
@@ -361,8 +392,10 @@ def _result(folder: Path, report: Path | None) -> RunResult:
 def _notes(record: RunRecord) -> tuple[str, ...]:
     notes = [line.marked for line in recorded_lines(record.header)]
     never = sum(1 for row in record.rounds if not row["counts"]["ok"])
-    lost = {name: sum(int(row["counts"][name]) for row in record.rounds)
-            for name in ("failed", "refused", "late", "absent")}  # fmt: skip
+    lost = {
+        name: sum(int(row["counts"][name]) for row in record.rounds)
+        for name in ("failed", "refused", "late", "absent")
+    }
     for name, count in lost.items():
         if count:
             notes.append(f"{count} updates did not count ({name}); devices.csv says why for each")

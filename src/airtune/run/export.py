@@ -45,9 +45,16 @@ FORMATS: tuple[Format, ...] = ("adapter", "merged", "pruned", "gguf", "adapter-g
 
 
 def export_run(
-    folder: Path, format: Format, *, output: Path | None = None, prune: float | None = None,
-    round: Round = "last", quantise: Quantisation | None = None, overwrite: bool = False, accept_worse: bool = False,
-) -> Path:  # fmt: skip
+    folder: Path,
+    format: Format,
+    *,
+    output: Path | None = None,
+    prune: float | None = None,
+    round: Round = "last",
+    quantise: Quantisation | None = None,
+    overwrite: bool = False,
+    accept_worse: bool = False,
+) -> Path:
     """Write what a run has learned, as it stood after its last round or its best one.
 
     The folder gets its name when it is whole and checked; until then what had it stays.
@@ -102,10 +109,18 @@ def _describe(stage: Path, trained: _Trained, about: dict[str, Any], *, is_teste
     """Write the manifest and the model card."""
     content = json.dumps(about, indent=1) + "\n"
     write_atomically(stage / MANIFEST, content.encode())
-    card = card_of(Exported(
-        about["format"], trained.recipe, trained.base, trained.record, about["quality"], is_tested,
-        about["base"]["revision"], tuple(GradedAnswer(**each) for each in about["answers"]),
-    ))  # fmt: skip
+    card = card_of(
+        Exported(
+            about["format"],
+            trained.recipe,
+            trained.base,
+            trained.record,
+            about["quality"],
+            is_tested,
+            about["base"]["revision"],
+            tuple(GradedAnswer(**each) for each in about["answers"]),
+        )
+    )
     write_atomically(stage / CARD, card)
 
 
@@ -146,9 +161,13 @@ def _write_adapter(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]
             "export pruned"
         )
     save_adapter(
-        stage, trained.base, trained.state.adapters, scale=trained.scale,
-        head=trained.state.head or None, overwrite=True,
-    )  # fmt: skip
+        stage,
+        trained.base,
+        trained.state.adapters,
+        scale=trained.scale,
+        head=trained.state.head or None,
+        overwrite=True,
+    )
     saved = load_adapted(stage, trained.base, revision=trained.recipe.model.revision)
     return _asked(stage, saved, trained, trained.state, trained.work)
 
@@ -160,9 +179,15 @@ def _write_model(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
     # what is written must be sayable, whatever the devices trained with
     work = replace(trained.work, cumulative=True)
     save_pruned(
-        stage, whole, kept, take(state.adapters, base.shape, kept, rank), scale=trained.scale,
-        head=state.head or None, mending=mending_of(base, state, work), overwrite=True,
-    )  # fmt: skip
+        stage,
+        whole,
+        kept,
+        take(state.adapters, base.shape, kept, rank),
+        scale=trained.scale,
+        head=state.head or None,
+        mending=mending_of(base, state, work),
+        overwrite=True,
+    )
     saved = load_saved(stage, base)
     found = {"slice": _slice(base, kept)} | _asked(stage, saved, trained, state, work)
     if base.frame is not None:
@@ -218,9 +243,12 @@ def _slice(base: BaseModel, kept: Kept) -> dict[str, Any]:
     shape, groups, channels = base.shape, len(kept.groups[0]), len(kept.channels[0])
     pruned = shape.pruned_fraction(1.0 - groups / shape.kv_groups, 1.0 - channels / shape.ffn)
     found: dict[str, Any] = {
-        "groups": groups, "of_groups": shape.kv_groups, "channels": channels,
-        "of_channels": shape.ffn, "pruned": float(pruned),
-    }  # fmt: skip
+        "groups": groups,
+        "of_groups": shape.kv_groups,
+        "channels": channels,
+        "of_channels": shape.ffn,
+        "pruned": float(pruned),
+    }
     if channels < shape.ffn and not base.family.any_head_count:
         found["heads"] = f"kept: a plain {base.family.name} config cannot have fewer"
     return found

@@ -76,11 +76,14 @@ def _questions(base: BaseModel, samples: TextRows) -> list[torch.Tensor]:
     if base.tokenizer is not None and texts:
         return [
             base.tokenizer(
-                text, add_special_tokens=samples.special, truncation=True, max_length=_TOKENS,
+                text,
+                add_special_tokens=samples.special,
+                truncation=True,
+                max_length=_TOKENS,
                 return_tensors="pt",
             )["input_ids"]
             for text in texts
-        ]  # fmt: skip
+        ]
     stream = torch.Generator().manual_seed(derive_seed(0, "self-check"))
     limit = int(getattr(base.network.config, "max_position_embeddings", _TOKENS))
     return [torch.randint(3, base.shape.vocab, (1, min(_TOKENS, limit // 2)), generator=stream)]

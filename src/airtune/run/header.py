@@ -11,9 +11,14 @@ from airtune.run.protection import epsilon_of
 
 
 def header(
-    pieces: Pieces, method: Method, *, label: str, summary: str, reconstructed: bool,
+    pieces: Pieces,
+    method: Method,
+    *,
+    label: str,
+    summary: str,
+    reconstructed: bool,
     measured: Measurements | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Return the header.
 
     Args:
@@ -30,28 +35,41 @@ def header(
         "seed": recipe.seed,
         "recipe_hash": recipe.digest(),
         "method": {
-            "name": label, "registered": method.name, "settings": settings_of(method),
-            "summary": summary, "reconstructed": reconstructed, "aggregate": method.aggregate.rule,
+            "name": label,
+            "registered": method.name,
+            "settings": settings_of(method),
+            "summary": summary,
+            "reconstructed": reconstructed,
+            "aggregate": method.aggregate.rule,
             "importance": method.work.importance,
         },
         "model": {
-            "source": recipe.model.source, "parameters": problem.shape.parameters,
-            "fingerprint": assets.base.fingerprint, "shape": asdict(problem.shape),
-            "dtype": recipe.model.dtype, "device": str(assets.base.device),
+            "source": recipe.model.source,
+            "parameters": problem.shape.parameters,
+            "fingerprint": assets.base.fingerprint,
+            "shape": asdict(problem.shape),
+            "dtype": recipe.model.dtype,
+            "device": str(assets.base.device),
         },
         "fleet": {
-            "name": assets.fleet.name, "devices": len(assets.fleet),
+            "name": assets.fleet.name,
+            "devices": len(assets.fleet),
             "assumptions": [*assets.fleet.assumptions, *_assumptions(pieces)],
             "links": [_link(pieces, index) for index in range(len(assets.fleet.specs))],
         },
-        "data": {"source": recipe.data.source, "task": recipe.data.task,
-                 "partition": recipe.data.partition, "labels": list(assets.data.labels),
-                 **assets.data.counts, "ledger": assets.data.ledger.as_document()},
+        "data": {
+            "source": recipe.data.source,
+            "task": recipe.data.task,
+            "partition": recipe.data.partition,
+            "labels": list(assets.data.labels),
+            **assets.data.counts,
+            "ledger": assets.data.ledger.as_document(),
+        },
         "workload": asdict(problem.workload),
         "target": None if recipe.target is None else recipe.target.model_dump(),
         "rounds": recipe.train.rounds,
         "threads": pieces.engine.threads,
-    }  # fmt: skip
+    }
     if recipe.protection.model_dump(exclude_defaults=True):
         asked = recipe.protection.model_dump()
         document["protection"] = {**asked, "epsilon": epsilon_of(recipe)}

@@ -37,11 +37,16 @@ def leakage_of(pieces: Pieces, folder: Path) -> Callable[[GlobalState], Mapping[
             return {}
         own, unseen = _halves(pieces.assets.data.test)
         found = measure_leakage(
-            current_base(pieces.assets.base, state), own, unseen,
-            cuts=_cuts(pieces, used[used > 0]), codecs=_codecs(pieces),
-            adapters=state.adapters, scale=pieces.engine.train.scale,
-            tokens=pieces.problem.workload.tokens, seed=pieces.problem.seed,
-        )  # fmt: skip
+            current_base(pieces.assets.base, state),
+            own,
+            unseen,
+            cuts=_cuts(pieces, used[used > 0]),
+            codecs=_codecs(pieces),
+            adapters=state.adapters,
+            scale=pieces.engine.train.scale,
+            tokens=pieces.problem.workload.tokens,
+            seed=pieces.problem.seed,
+        )
         return {"leakage": [_document(one) for one in found]}
 
     return measure

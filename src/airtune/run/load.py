@@ -58,9 +58,13 @@ def load_assets(recipe: Recipe) -> Assets:
     else:
         tokenizer = read_tokenizer(recipe)
         data = load_federated(
-            recipe.data, tokenizer=tokenizer, devices=count, seed=recipe.seed, known=known,
+            recipe.data,
+            tokenizer=tokenizer,
+            devices=count,
+            seed=recipe.seed,
+            known=known,
             vocabulary=int(load_config(source, revision).vocab_size),
-        )  # fmt: skip
+        )
     base = load_model(recipe, classes=data.labels)
     check_length(recipe, base)
     return Assets(base, data, fleet)
@@ -88,18 +92,28 @@ def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = N
     packed = section.load_in_4bit and device is None
     if not is_vision(recipe):
         base = load_base(
-            model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
-            device=place, load_in_4bit=packed, revision=section.revision,
+            model_source(recipe),
+            labels=len(classes),
+            classes=classes,
+            dtype=section.dtype,
+            device=place,
+            load_in_4bit=packed,
+            revision=section.revision,
             allow_pickle=section.allow_pickle,
-        )  # fmt: skip
+        )
         if base.tokenizer is not None and not classes:
             settle_end_(base.tokenizer, recipe.data.template)
             agree_(base.network, base.tokenizer)
         return base
     return load_image_base(
-        model_source(recipe), labels=len(classes), classes=classes, dtype=section.dtype,
-        device=place, revision=section.revision, allow_pickle=section.allow_pickle,
-    )  # fmt: skip
+        model_source(recipe),
+        labels=len(classes),
+        classes=classes,
+        dtype=section.dtype,
+        device=place,
+        revision=section.revision,
+        allow_pickle=section.allow_pickle,
+    )
 
 
 def load_held(
@@ -122,9 +136,14 @@ def load_held(
     if blocks is None or section.load_in_4bit or is_gguf(model_source(recipe)):
         return load_model(recipe, classes=classes)
     base = load_part(
-        base_folder(recipe), blocks=blocks, output=stays, labels=len(classes), classes=classes,
-        dtype=section.dtype, device=section.device,
-    )  # fmt: skip
+        base_folder(recipe),
+        blocks=blocks,
+        output=stays,
+        labels=len(classes),
+        classes=classes,
+        dtype=section.dtype,
+        device=section.device,
+    )
     if base.tokenizer is not None and not classes:
         settle_end_(base.tokenizer, recipe.data.template)
         agree_(base.network, base.tokenizer)
@@ -138,9 +157,10 @@ def read_tokenizer(recipe: Recipe) -> Tokenizer:
         ModelError: if it cannot be found or read.
     """
     tokenizer = load_tokenizer(
-        model_source(recipe), classifies=recipe.data.task != "causal-lm",
+        model_source(recipe),
+        classifies=recipe.data.task != "causal-lm",
         revision=recipe.model.revision,
-    )  # fmt: skip
+    )
     if recipe.data.task == "causal-lm":
         settle_end_(tokenizer, recipe.data.template)
     return tokenizer

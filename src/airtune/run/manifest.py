@@ -40,14 +40,19 @@ def manifest_of(
     template, origin = _template(recipe, base)
     return {
         "format": format,
-        "base": {"source": recipe.model.source, "revision": _commit(recipe) or recipe.model.revision,
-                 "fingerprint": base.fingerprint},
+        "base": {
+            "source": recipe.model.source,
+            "revision": _commit(recipe) or recipe.model.revision,
+            "fingerprint": base.fingerprint,
+        },
         "method": recipe.method.name,
-        "id2label": dict(enumerate(class_names(base.network.config))) if base.shape.labels else None,
+        "id2label": dict(enumerate(class_names(base.network.config)))
+        if base.shape.labels
+        else None,
         "template": template,
         "template_from": origin,
         "quality": quality,
-    }  # fmt: skip
+    }
 
 
 def quality_of(record: RunRecord, rounds: int) -> dict[str, Any]:

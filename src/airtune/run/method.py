@@ -78,8 +78,10 @@ def check_axes(recipe: Recipe, method: Method) -> None:
     """
     if RULES[method.aggregate.rule].keeps_axes:
         return
-    asked = {"upload.feedback": recipe.upload.feedback,
-             "train.server_momentum": recipe.train.server_momentum}  # fmt: skip
+    asked = {
+        "upload.feedback": recipe.upload.feedback,
+        "train.server_momentum": recipe.train.server_momentum,
+    }
     for key in (key for key, value in asked.items() if value):
         raise RecipeError(
             f"{key} cannot be used with {method.name}: its {method.aggregate.rule} aggregation "
@@ -98,12 +100,14 @@ def check_async(recipe: Recipe, method: Method) -> None:
     reasons = {
         "it cuts the model, and the halves of a step wait for each other": method.may_cut,
         "devices keep to a deadline of the round": method.paces or recipe.train.steps != "fixed",
-        f"its {rule} aggregation gives the adapters new axes every round":
-            not RULES[rule].keeps_axes,
-        "what it has pruned stays pruned, round by round":
-            method.work.cumulative or aggregate.shrinks or aggregate.as_planned,
+        f"its {rule} aggregation gives the adapters new axes every round": not RULES[
+            rule
+        ].keeps_axes,
+        "what it has pruned stays pruned, round by round": method.work.cumulative
+        or aggregate.shrinks
+        or aggregate.as_planned,
         "it compares the updates of a round": aggregate.agreement,
-    }  # fmt: skip
+    }
     for reason in (reason for reason, is_so in reasons.items() if is_so):
         if recipe.train.async_buffer:
             raise RecipeError(

@@ -91,9 +91,11 @@ def places_of(recipe: Recipe) -> dict[str, str]:
         "model.source": _full(recipe.model.source),
         "data.source": _full(recipe.data.source),
         "data.test": _full(recipe.data.test),
-        "fleet.source": None if recipe.fleet.source in preset_names() else _full(recipe.fleet.source),
+        "fleet.source": None
+        if recipe.fleet.source in preset_names()
+        else _full(recipe.fleet.source),
         "method.name": f"{_full(method)}:{attribute}" if method and _full(method) else None,
-    }  # fmt: skip
+    }
     return {key: place for key, place in found.items() if place is not None}
 
 

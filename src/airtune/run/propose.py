@@ -47,9 +47,12 @@ class Proposal:
     def settings(self) -> dict[str, Any]:
         """Return what the commented recipe takes."""
         return {
-            "task": self.task, "columns": dict(self.columns), "encoding": self.encoding,
-            "max_length": self.max_length, "devices": self.devices,
-        }  # fmt: skip
+            "task": self.task,
+            "columns": dict(self.columns),
+            "encoding": self.encoding,
+            "max_length": self.max_length,
+            "devices": self.devices,
+        }
 
 
 def propose_data(source: str, *, model: str, task: Task | None, fleet: str) -> Proposal:
@@ -71,21 +74,31 @@ def propose_data(source: str, *, model: str, task: Task | None, fleet: str) -> P
     config = None if base is None else load_config(base)
     task = task or _task(table, config)
     columns, is_guess = _columns(source, task, table, config)
-    found = inspect_data(_recipe(model, {
-        "source": source, "task": task, "columns": columns, "encoding": encoding,
-        "max_length": _NO_LIMIT,
-    }))  # fmt: skip
+    found = inspect_data(
+        _recipe(
+            model,
+            {
+                "source": source,
+                "task": task,
+                "columns": columns,
+                "encoding": encoding,
+                "max_length": _NO_LIMIT,
+            },
+        )
+    )
     named = ", ".join(f"{role}: {column}" for role, column in columns.items())
     told = f"columns {named}{', guessed from their content: check them' if is_guess else ''}"
     if found is None:
         return Proposal(task, columns, encoding, lines=(told,))
     rows, devices = found.lengths.texts, len(load_fleet(fleet))
     return Proposal(
-        task, columns, encoding,
+        task,
+        columns,
+        encoding,
         max_length=_max_length(found, 0 if config is None else positions_of(config)),
         devices=max(1, rows // _ROWS_A_DEVICE) if rows < devices * _ROWS_A_DEVICE else None,
         lines=(told, *_lines(found)),
-    )  # fmt: skip
+    )
 
 
 def _recipe(model: str, data: Mapping[str, Any]) -> Recipe:

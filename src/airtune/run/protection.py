@@ -20,9 +20,12 @@ def protected(recipe: Recipe, method: Method) -> Method:
     """
     asked = recipe.protection
     spec = replace(
-        method.aggregate, clip_norm=asked.clip_norm, trim=asked.trim, liars=asked.liars,
+        method.aggregate,
+        clip_norm=asked.clip_norm,
+        trim=asked.trim,
+        liars=asked.liars,
         noise=asked.noise,
-    )  # fmt: skip
+    )
     if asked.aggregate is not None:
         spec = replace(spec, rule=asked.aggregate)
     compares = asked.aggregate or ("noise" if asked.noise else "")

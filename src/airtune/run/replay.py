@@ -103,9 +103,14 @@ def replay(
         rms, q99 = _exact(tuned, saved, asked, here, is_classifier=is_classifier)
         precision = "float64"
     return Replay(
-        len(asked.own) if samples else 0, asked.together is not None, rms, q99, precision,
-        _loss(here, asked.own), _loss(alone, asked.own),
-    )  # fmt: skip
+        len(asked.own) if samples else 0,
+        asked.together is not None,
+        rms,
+        q99,
+        precision,
+        _loss(here, asked.own),
+        _loss(alone, asked.own),
+    )
 
 
 def _exact(
@@ -175,9 +180,13 @@ def _read(tokenizer: PreTrainedTokenizerBase, rows: TextRows, max_length: int) -
     read: Inputs
     if rows.classes:
         read = tokenizer(
-            list(rows.texts), list(rows.pairs) or None, truncation=True, max_length=max_length,
-            padding=len(rows) > 1, return_tensors="pt",
-        ).data  # fmt: skip
+            list(rows.texts),
+            list(rows.pairs) or None,
+            truncation=True,
+            max_length=max_length,
+            padding=len(rows) > 1,
+            return_tensors="pt",
+        ).data
         return read
     tokens = rows.tokenised(tokenizer, max_length=max_length).tokens
     ids = {"input_ids": [row.tolist() for row in tokens]}

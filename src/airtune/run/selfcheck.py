@@ -43,9 +43,15 @@ def self_check(saved: nn.Module, base: BaseModel) -> SelfCheck:
     tokens = ids.shape[1] if base.frame is None else image_tokens(base.network.config)
     forward_s, dense_s = _times([saved, base.network], ids)
     return SelfCheck(
-        _count(saved), _count(base.network), _bytes(saved), _bytes(base.network),
-        forward_s, dense_s, BATCH, tokens,
-    )  # fmt: skip
+        _count(saved),
+        _count(base.network),
+        _bytes(saved),
+        _bytes(base.network),
+        forward_s,
+        dense_s,
+        BATCH,
+        tokens,
+    )
 
 
 def _tokens(base: BaseModel) -> torch.Tensor:

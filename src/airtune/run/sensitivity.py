@@ -109,10 +109,11 @@ def _path(recipe: Recipe, chosen: Chosen) -> Path:
     values = resolved(recipe).plain()
     work = chosen.method.work
     parts = {
-        "model": values["model"], "data": values["data"],
+        "model": values["model"],
+        "data": values["data"],
         "batch": recipe.train.per_device_train_batch_size,
         "fleet": [values["fleet"]["source"], values["fleet"]["devices"]],
         "work": [work.importance, work.mend, work.cumulative],
-    }  # fmt: skip
+    }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return Path(recipe.output) / "cache" / f"sensitivity-{key}.json"

@@ -165,9 +165,14 @@ def asking(
 
 
 def have_held(
-    ask: Ask, problem: Problem, memory_bytes: Floats, names: Sequence[str], *, cut: int | None,
+    ask: Ask,
+    problem: Problem,
+    memory_bytes: Floats,
+    names: Sequence[str],
+    *,
+    cut: int | None,
     tell: Callable[..., None],
-) -> frozenset[int]:  # fmt: skip
+) -> frozenset[int]:
     """Have each device with data load its part; returns those that have it.
 
     Args:

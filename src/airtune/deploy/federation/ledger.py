@@ -29,9 +29,13 @@ class Ledger(Allowance):
     """An allowance that outlives the process; for devices of a real federation."""
 
     def __init__(
-        self, path: Path, cap_bytes: float | None, devices: int, *,
+        self,
+        path: Path,
+        cap_bytes: float | None,
+        devices: int,
+        *,
         clock: Callable[[], float] = time.time,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Go on with the file, or begin the first month now.
 
         Args:

@@ -43,8 +43,13 @@ def told_errors(tell: Callable[..., None]) -> Iterator[None]:
     try:
         yield
     except AirtuneError as error:
-        tell(error={"kind": type(error).__name__, "message": str(error),
-                    "exit_code": error.exit_code})  # fmt: skip
+        tell(
+            error={
+                "kind": type(error).__name__,
+                "message": str(error),
+                "exit_code": error.exit_code,
+            }
+        )
         raise
 
 

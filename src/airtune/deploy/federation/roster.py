@@ -59,7 +59,13 @@ def joined_fleet(recipe: Recipe, roster: Roster, run_folder: Path) -> Fleet:
 def _probe(name: str, item: Joined | None) -> dict[str, Any]:
     """Return a device's probe, with cautious guesses for what it never measured."""
     memory = (None if item is None else item.memory_bytes) or 4e9
-    guess = {"schema": 1, "name": name, "flops_per_s": 2e10, "memory_bytes": memory,
-             "up_mbps": 20.0, "down_mbps": 50.0}  # fmt: skip
+    guess = {
+        "schema": 1,
+        "name": name,
+        "flops_per_s": 2e10,
+        "memory_bytes": memory,
+        "up_mbps": 20.0,
+        "down_mbps": 50.0,
+    }
     measured = dict(item.probe) if item is not None else {}
     return guess | measured | {"name": name} | ({} if measured else {"details": {"probed": False}})

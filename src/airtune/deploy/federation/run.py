@@ -156,18 +156,27 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     laps.lap("waiting_s")
     link = _Link(nodes, names)
     setup = Setup(
-        recipe=recipe.model_dump_json(), fingerprint=base.fingerprint,
+        recipe=recipe.model_dump_json(),
+        fingerprint=base.fingerprint,
         tokenizer=describe_reader(recipe, base.tokenizer),
         workload=workload_of(recipe, base.shape, tokens=recipe.data.max_length),
-        work=chosen.method.work, train=engine_settings(recipe).train, seed=recipe.seed,
-        devices=len(names), labels=known.labels,
+        work=chosen.method.work,
+        train=engine_settings(recipe).train,
+        seed=recipe.seed,
+        devices=len(names),
+        labels=known.labels,
         parts=part_fingerprints(base.network) if chosen.method.may_cut else {},
         threads=recipe.threads if order.clock == "replay" else order.recipe.threads,
-    )  # fmt: skip
+    )
     remote = Remote(
-        nodes.courier(link.located), names, setup, run=_number(place.folder),
-        shape=base.shape, patience_s=order.silent_s, allowance=_ledger(order, place, recipe, names),
-    )  # fmt: skip
+        nodes.courier(link.located),
+        names,
+        setup,
+        run=_number(place.folder),
+        shape=base.shape,
+        patience_s=order.silent_s,
+        allowance=_ledger(order, place, recipe, names),
+    )
     handout = open_handout(
         recipe, order.serve, remote.allowance, devices=len(names), silent_s=order.silent_s
     )
@@ -184,12 +193,21 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     link.allowed = frozenset(np.flatnonzero(roster.samples).tolist())
     if may_cut and place.is_new:
         link.allowed = have_held(
-            ask, with_work(pieces.problem, chosen.method.work),
-            pieces.assets.fleet.memory_bytes, names, cut=chosen.method.cut, tell=tell,
-        )  # fmt: skip
+            ask,
+            with_work(pieces.problem, chosen.method.work),
+            pieces.assets.fleet.memory_bytes,
+            names,
+            cut=chosen.method.cut,
+            tell=tell,
+        )
     pieces, writer = _begin(place, pieces, chosen, order, roster)
-    tell(stage="running", folder=str(place.folder), name=recipe.label,
-         rounds=recipe.train.rounds, devices=[names[number] for number in sorted(link.allowed)])  # fmt: skip
+    tell(
+        stage="running",
+        folder=str(place.folder),
+        name=recipe.label,
+        rounds=recipe.train.rounds,
+        devices=[names[number] for number in sorted(link.allowed)],
+    )
     engine = _engine(order, pieces, chosen.method, remote)
     _rounds(_run(order, pieces, chosen, engine, writer), base, tell, laps)
     page = write_report([place.folder], place.folder)
@@ -304,14 +322,22 @@ def _pieces(
     problem = bare_problem(recipe, base.shape, workload, fleet, np.array(roster.samples))
     cut = sum(item.truncated for item in roster.joined if item is not None)
     counts: dict[str, Count] = {
-        "source": known.source, "rows": sum(roster.samples), "device_rows": list(roster.samples),
-        "test_rows": len(known.test), "truncated": cut,
-    }  # fmt: skip
+        "source": known.source,
+        "rows": sum(roster.samples),
+        "device_rows": list(roster.samples),
+        "test_rows": len(known.test),
+        "truncated": cut,
+    }
     data = FederatedData(
-        devices=known.nothing(len(roster.names)), test=known.test, labels=known.labels,
-        columns={}, counts=counts, test_prompts=known.prompts, samples=known.samples,
+        devices=known.nothing(len(roster.names)),
+        test=known.test,
+        labels=known.labels,
+        columns={},
+        counts=counts,
+        test_prompts=known.prompts,
+        samples=known.samples,
         ledger=DataLedger(RowCounts(read=sum(roster.samples), truncated=cut), known.rows),
-    )  # fmt: skip
+    )
     return Pieces(recipe, Assets(base, data, fleet), problem, engine_settings(recipe))
 
 
@@ -336,11 +362,17 @@ def _begin(
         pieces, stored_sensitivity(pieces.recipe, chosen, fingerprint=fingerprint)
     )
     document = header(
-        pieces, chosen.method, label=chosen.label, summary=chosen.summary,
-        reconstructed=chosen.reconstructed, measured=measured,
-    )  # fmt: skip
-    document |= {"identity": identity(pieces),
-                 "engine": {"kind": "remote", "clock": order.clock, "devices": list(roster.names)}}  # fmt: skip
+        pieces,
+        chosen.method,
+        label=chosen.label,
+        summary=chosen.summary,
+        reconstructed=chosen.reconstructed,
+        measured=measured,
+    )
+    document |= {
+        "identity": identity(pieces),
+        "engine": {"kind": "remote", "clock": order.clock, "devices": list(roster.names)},
+    }
     with storage(place.folder):
         place.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(place.folder / RECIPE_FILE, dump_recipe(pieces.recipe))
@@ -390,10 +422,14 @@ def _run(order: Order, pieces: Pieces, chosen: Chosen, engine: Engine, writer: R
     rides = order.clock == "real" and is_kept and not chosen.method.may_cut
     rides = rides and bool(judges_of(pieces.problem, pieces.assets.fleet))
     return Run(
-        chosen.method, pieces.problem, engine, writer, identity(pieces),
+        chosen.method,
+        pieces.problem,
+        engine,
+        writer,
+        identity(pieces),
         replace(loop_settings(pieces), evaluate_raw=False, judge_along=rides),
         afterwards=by_class_of(pieces, chosen.method.work),
-    )  # fmt: skip
+    )
 
 
 def _rounds(run: Run, base: BaseModel, tell: Tell, laps: Laps) -> None:

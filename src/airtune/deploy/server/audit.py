@@ -22,9 +22,11 @@ class Audit:
     def __init__(self, state: Path) -> None:
         """Write to a server's state folder."""
         self._log = logging.Logger("airtune.audit", logging.INFO)
-        self._log.addHandler(RotatingFileHandler(
-            state / AUDIT, maxBytes=LOG_BYTES, backupCount=_KEPT, encoding="utf-8", delay=True
-        ))  # fmt: skip
+        self._log.addHandler(
+            RotatingFileHandler(
+                state / AUDIT, maxBytes=LOG_BYTES, backupCount=_KEPT, encoding="utf-8", delay=True
+            )
+        )
 
     def note(self, call: str, *, of: str, peer: str, **what: Any) -> None:
         """Write one line.

@@ -174,7 +174,9 @@ def finish_authority(files: ServerFiles) -> None:
     """
     with _changing(files):
         if not files.former_key.is_file():
-            raise DeploymentError("no authority is being replaced; begin with airtune server rotate --authority")  # fmt: skip
+            raise DeploymentError(
+                "no authority is being replaced; begin with airtune server rotate --authority"
+            )
         hosts = _hosts(_server_certificate(files))
         files.former_key.unlink()
         _make_certificate(files, hosts)
@@ -330,10 +332,16 @@ def _builder(
 
 def _usage(*, signs: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=True, content_commitment=False, key_encipherment=False,
-        data_encipherment=False, key_agreement=not signs, key_cert_sign=signs, crl_sign=signs,
-        encipher_only=False, decipher_only=False,
-    )  # fmt: skip
+        digital_signature=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=not signs,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _general(host: str) -> x509.GeneralName:

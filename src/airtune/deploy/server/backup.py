@@ -93,8 +93,12 @@ def restore(source: Path, state: Path) -> dict[str, Any]:
 
 
 def _write(state: Path, file: Any, *, keys: bool, skip: set[Path]) -> int:
-    said = {"schema": _SCHEMA, "version": VERSION, "keys": keys,
-            "made": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
+    said = {
+        "schema": _SCHEMA,
+        "version": VERSION,
+        "keys": keys,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     count = 0
     with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as tar:
         _add(tar, _DOCUMENT, json.dumps(said).encode(), 0o600)
@@ -125,8 +129,11 @@ def _add_run(tar: tarfile.TarFile, state: Path, folder: Path) -> int:
     """Add a run: whole checkpoints first, then its records."""
     count = _add_file(tar, state, folder)
     for _ in range(_TRIES):  # the run may remove old ones at this moment
-        whole = [files for path in sorted((folder / "checkpoint").glob("round-*"))
-                 if (files := _read_whole(path))]  # fmt: skip
+        whole = [
+            files
+            for path in sorted((folder / "checkpoint").glob("round-*"))
+            if (files := _read_whole(path))
+        ]
         if whole or not (folder / "checkpoint").is_dir():
             break
     for files in whole:
@@ -134,8 +141,11 @@ def _add_run(tar: tarfile.TarFile, state: Path, folder: Path) -> int:
             _add(tar, str(path.relative_to(state)), content, mode)
             count += 1
     first = [folder / name for name in _RUN_FIRST]
-    rest = [path for path in _below(folder) if path not in (folder, *first)
-            and "checkpoint" not in path.relative_to(folder).parts]  # fmt: skip
+    rest = [
+        path
+        for path in _below(folder)
+        if path not in (folder, *first) and "checkpoint" not in path.relative_to(folder).parts
+    ]
     return count + sum(_add_file(tar, state, path) for path in (*first, *rest))
 
 

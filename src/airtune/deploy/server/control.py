@@ -47,16 +47,20 @@ class Control:
 
     def __init__(
         self, settings: ServerSettings, runs: Runs, devices: Devices, gate: Gate, audit: Audit
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Know what is asked about."""
         self._settings, self._runs, self._devices, self._gate = settings, runs, devices, gate
         self._audit, renewal = audit, Renewal(settings, audit)
         self.calls: Mapping[str, tuple[Call, Role]] = {
-            "Submit": (self._submit, "run"), "Stop": (self._stop, "run"),
-            "List": (self._list, "view"), "Follow": (self._follow, "view"),
-            "Evict": (self._evict, "run"), "Drain": (self._drain, "run"), "Renew": (renewal.renew, "view"),
+            "Submit": (self._submit, "run"),
+            "Stop": (self._stop, "run"),
+            "List": (self._list, "view"),
+            "Follow": (self._follow, "view"),
+            "Evict": (self._evict, "run"),
+            "Drain": (self._drain, "run"),
+            "Renew": (renewal.renew, "view"),
             "Hello": (renewal.hello, "view"),
-        }  # fmt: skip
+        }
 
     def _submit(
         self, who: Caller, requests: Requests, context: grpc.ServicerContext
@@ -160,11 +164,17 @@ class Control:
             }
             for (name, why), count in self._gate.refused.items()
         ]
-        yield json.dumps({
-            "devices": self._devices.devices(), "refused": refused, "behind": self._behind(),
-            "runs": [asdict(row) | {"waits_for": self._runs.waits_for(row)}
-                     for row in self._runs.rows],
-        }).encode()  # fmt: skip
+        yield json.dumps(
+            {
+                "devices": self._devices.devices(),
+                "refused": refused,
+                "behind": self._behind(),
+                "runs": [
+                    asdict(row) | {"waits_for": self._runs.waits_for(row)}
+                    for row in self._runs.rows
+                ],
+            }
+        ).encode()
 
     def _behind(self) -> list[str]:
         """Return who has not followed while the authority is replaced; nobody at other times."""

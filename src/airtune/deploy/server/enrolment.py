@@ -82,9 +82,7 @@ log = logging.getLogger("airtune.server")
 class Enrolment:
     """The port for devices that have a code and no certificate."""
 
-    def __init__(
-        self, settings: ServerSettings, audit: Audit, tls: ServerTls
-    ) -> None:  # fmt: skip
+    def __init__(self, settings: ServerSettings, audit: Audit, tls: ServerTls) -> None:
         """Listen nowhere yet.
 
         Args:
@@ -121,9 +119,9 @@ class Enrolment:
             maximum_concurrent_rpcs=_CALLS,
         )
         handler = grpc.unary_unary_rpc_method_handler(self._sign)
-        server.add_generic_rpc_handlers((
-            grpc.method_handlers_generic_handler(ENROL, {"Sign": handler}),
-        ))  # fmt: skip
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(ENROL, {"Sign": handler}),)
+        )
         address = f"{self._settings.host}:{self._settings.enrol_port}"
         try:
             self.port = int(

@@ -121,7 +121,7 @@ class Front:
         self._numbers = itertools.count(1)
         self.runs = Runs(
             settings.state, present=self.present, labels=self._gate.labels, hand=self._hand
-        )  # fmt: skip
+        )
         self._passing = Passing(self.runs, self._has_answered)
         self._control = Control(settings, self.runs, self, self._gate, audit)
         self._lock = threading.RLock()
@@ -139,8 +139,9 @@ class Front:
         """
         self._server = server = grpc.server(
             futures.ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="call"),
-            options=server_options(handshake_s=handshake_s), maximum_concurrent_rpcs=MAX_CALLS,
-        )  # fmt: skip
+            options=server_options(handshake_s=handshake_s),
+            maximum_concurrent_rpcs=MAX_CALLS,
+        )
         measure = measure_handler(lambda token: True)
         of_devices: dict[str, Call] = {
             name: partial(self._passing.call, name) for name in PASSED_ON
@@ -163,10 +164,12 @@ class Front:
                 name: self._gate.guarded(call, "device") for name, call in of_devices.items()
             },
         }
-        server.add_generic_rpc_handlers(tuple(
-            grpc.method_handlers_generic_handler(service, handlers)
-            for service, handlers in services.items()
-        ))  # fmt: skip
+        server.add_generic_rpc_handlers(
+            tuple(
+                grpc.method_handlers_generic_handler(service, handlers)
+                for service, handlers in services.items()
+            )
+        )
         port = self._bind(server)
         server.start()
         self.runs.start_free()
@@ -243,9 +246,10 @@ class Front:
         """Return the node of every device that is connected, by name."""
         with self._lock:
             return {
-                name: one.node for name, one in self._attending.items()
+                name: one.node
+                for name, one in self._attending.items()
                 if not self._agents[name].is_draining
-            }  # fmt: skip
+            }
 
     def devices(self) -> list[dict[str, Any]]:
         """Return what is known of every device, by name."""
@@ -255,15 +259,17 @@ class Front:
         for name in sorted({*attending, *labels}):
             one, agent = attending.get(name), self._agents.get(name)
             is_draining = agent is not None and agent.is_draining
-            rows.append({
-                "name": name,
-                "status": "offline" if one is None else "draining" if is_draining else "online",
-                "tasks": 0 if agent is None else len(agent.open),
-                "since": "" if one is None else one.since,
-                "version": "" if one is None else one.version,
-                "labels": dict(labels.get(name, {})),
-                "run": holder(name, labels.get(name, {}), runs),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "name": name,
+                    "status": "offline" if one is None else "draining" if is_draining else "online",
+                    "tasks": 0 if agent is None else len(agent.open),
+                    "since": "" if one is None else one.since,
+                    "version": "" if one is None else one.version,
+                    "labels": dict(labels.get(name, {})),
+                    "run": holder(name, labels.get(name, {}), runs),
+                }
+            )
         return rows
 
     def drain(self, name: str) -> bool:
@@ -282,9 +288,11 @@ class Front:
             return False
         with self._lock:
             agent = self._agents.get(name)
-            tokens = [] if agent is None else [
-                token for token, (of, _) in agent.tickets.items() if of == number
-            ]  # fmt: skip
+            tokens = (
+                []
+                if agent is None
+                else [token for token, (of, _) in agent.tickets.items() if of == number]
+            )
         for token in tokens:
             self.runs.tell_failed(number, token, "an operator took this device out of the run")
         return True
@@ -349,9 +357,12 @@ class Front:
         with self._lock:
             before = self._attending.get(name)
             if before is not None:
-                before.outbox.put((
-                    grpc.StatusCode.ALREADY_EXISTS, "another agent has called with this device's key",
-                ))  # fmt: skip
+                before.outbox.put(
+                    (
+                        grpc.StatusCode.ALREADY_EXISTS,
+                        "another agent has called with this device's key",
+                    )
+                )
             agent = self._agents.get(name)
             if agent is None or agent.session != session:
                 agent = self._agents[name] = _Agent(session, next(self._numbers))

@@ -29,10 +29,14 @@ class Sample:
 def metrics(state: Path) -> str:
     """Return the figures of a server's folder, of valid devices alone."""
     revoked = {one.name for one in Register(state).devices.values() if one.revoked}
-    samples = [*_of_server(state), *(
-        sample for folder in sorted((state / "runs").glob("*"))
-        for sample in _of_run(folder, _stamp(folder))
-    )]  # fmt: skip
+    samples = [
+        *_of_server(state),
+        *(
+            sample
+            for folder in sorted((state / "runs").glob("*"))
+            for sample in _of_run(folder, _stamp(folder))
+        ),
+    ]
     return _text(sample for sample in samples if sample.labels.get("device") not in revoked)
 
 
@@ -75,9 +79,11 @@ def _of_run(folder: Path, stamp: tuple[int, ...]) -> tuple[Sample, ...]:
         Sample("airtune_download_bytes_total", said["download_bytes"], run, "counter"),
     ]
     last = said["last_rounds"][-1] if said["last_rounds"] else {}
-    found += [Sample(f"airtune_{name}", last[name], run)
-              for name in ("round_s", "train_loss", "validation")
-              if last.get(name) is not None]  # fmt: skip
+    found += [
+        Sample(f"airtune_{name}", last[name], run)
+        for name in ("round_s", "train_loss", "validation")
+        if last.get(name) is not None
+    ]
     for row in said["devices"]:
         labels = run | {"device": row["name"]}
         found.append(Sample("airtune_device_ok", float(row["status"] == "ok"), labels))

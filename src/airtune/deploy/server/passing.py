@@ -54,8 +54,8 @@ class Passing:
             return
         token = value_of(metadata, TOKEN_KEY)
         call = channel.stream_stream(f"/{SERVICE}/{name}")(
-            requests, metadata=((TOKEN_KEY, token), (DEVICE_KEY, who.name)),
-        )  # fmt: skip
+            requests, metadata=((TOKEN_KEY, token), (DEVICE_KEY, who.name))
+        )
         with self._lock:
             mine = self._calls.setdefault(who.name, set())
             mine.add(call)

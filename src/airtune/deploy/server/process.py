@@ -78,15 +78,19 @@ class _Supervisor:
 
     def run(self) -> None:
         """Supervise until told to stop."""
-        previous = {kind: signal.signal(kind, self._on_signal)
-                    for kind in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
+        previous = {
+            kind: signal.signal(kind, self._on_signal) for kind in (signal.SIGTERM, signal.SIGINT)
+        }
         pause_s = 1.0
         try:
             while not self._stopping.is_set():
                 began = time.monotonic()
                 self._live_once()
-                pause_s = 1.0 if time.monotonic() - began > _CALM_S else min(
-                    2 * pause_s, _LONGEST_PAUSE_S)  # fmt: skip
+                pause_s = (
+                    1.0
+                    if time.monotonic() - began > _CALM_S
+                    else min(2 * pause_s, _LONGEST_PAUSE_S)
+                )
                 self._pause(pause_s)
         finally:
             self._settings.document.unlink(missing_ok=True)
@@ -100,15 +104,17 @@ class _Supervisor:
         with (settings.state / "front.log").open("wb") as log:
             # its standard input stays open for as long as this process lives, and it lives no longer
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "airtune.deploy.server.front", json.dumps(said)], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                [sys.executable, "-m", "airtune.deploy.server.front", json.dumps(said)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
                 env={**os.environ, "GRPC_VERBOSITY": "NONE", "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+            )
         self._wait_ready(self._process)
         if self._stopping.is_set():
             return
-        document = {"pid": os.getpid(), "front": self._process.pid,
-                    "settings": said}  # fmt: skip
+        document = {"pid": os.getpid(), "front": self._process.pid, "settings": said}
         write_atomically(settings.document, json.dumps(document, indent=1))
         kind = "without TLS" if settings.insecure else "with TLS and keys"
         self._say(f"ready at {settings.host}:{settings.port}, {kind}")

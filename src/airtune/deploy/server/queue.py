@@ -12,8 +12,12 @@ from dataclasses import dataclass, field
 from airtune.deploy.labels import Labels, matches
 
 QUEUED, RUNNING, DONE, FAILED, STOPPED = (
-    "queued", "running", "finished:completed", "finished:failed", "finished:stopped"
-)  # fmt: skip
+    "queued",
+    "running",
+    "finished:completed",
+    "finished:failed",
+    "finished:stopped",
+)
 
 
 @dataclass(frozen=True, slots=True)

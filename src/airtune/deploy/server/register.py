@@ -219,9 +219,13 @@ class Register:
             self._check_own(public, name)
             self._codes[code.hash] = replace(code, left=code.left - 1)
             self._devices[name] = Registered(
-                name, public, fingerprint_of(public), added=_now(), labels=code.labels,
+                name,
+                public,
+                fingerprint_of(public),
+                added=_now(),
+                labels=code.labels,
                 code=code.name,
-            )  # fmt: skip
+            )
         return self._devices[name]
 
     def ask_renewal(self, name: str) -> None:
@@ -252,9 +256,14 @@ class Register:
             known = self._devices[name]
             if known.next:
                 self._devices[name] = replace(
-                    known, public=known.next, fingerprint=fingerprint_of(known.next), next="",
-                    former=known.public, former_until=_in(OVERLAP), is_to_renew=False,
-                )  # fmt: skip
+                    known,
+                    public=known.next,
+                    fingerprint=fingerprint_of(known.next),
+                    next="",
+                    former=known.public,
+                    former_until=_in(OVERLAP),
+                    is_to_renew=False,
+                )
         return self._devices[name]
 
     def revoke(self, name: str, *, operator: bool = False) -> Registered:
@@ -301,8 +310,11 @@ class Register:
         with FileLock(lock_of(self._path.parent)):
             self._read()
             yield
-            said = {"schema": 1, "devices": list(map(asdict, self._devices.values())),
-                    "codes": list(map(asdict, self._codes.values()))}  # fmt: skip
+            said = {
+                "schema": 1,
+                "devices": list(map(asdict, self._devices.values())),
+                "codes": list(map(asdict, self._codes.values())),
+            }
             write_atomically(self._path, json.dumps(said, indent=1))
 
 

@@ -65,10 +65,13 @@ class Runs:
     """Starts runs when their devices are free, listens to them, and remembers them."""
 
     def __init__(
-        self, state: Path, *, present: Callable[[], Mapping[str, int]],
+        self,
+        state: Path,
+        *,
+        present: Callable[[], Mapping[str, int]],
         labels: Callable[[], Mapping[str, Labels]],
         hand: Callable[[int, int, Mapping[str, Any]], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Read what ran before; runs that a server took along have failed.
 
         Args:
@@ -104,17 +107,20 @@ class Runs:
         going = self._going.get(number)
         return None if going is None else going.port
 
-    def submit(
-        self, order: Mapping[str, Any], *, name: str, operator: str, where: Labels
-    ) -> int:  # fmt: skip
+    def submit(self, order: Mapping[str, Any], *, name: str, operator: str, where: Labels) -> int:
         """Queue a run, and start it if its devices are free; returns its number."""
         with self._changed:
             number = max(self._rows, default=0) + 1
             write_atomically(self._order_path(number), json.dumps(order))
             self._rows[number] = RunRow(
-                number, name, operator, QUEUED, _now(), where=dict(where),
+                number,
+                name,
+                operator,
+                QUEUED,
+                _now(),
+                where=dict(where),
                 devices=_devices_of(self._state, str(order.get("resume") or "")),
-            )  # fmt: skip
+            )
             self._save()
         self.start_free()
         row = self._rows[number]
@@ -137,16 +143,28 @@ class Runs:
         order = json.loads(path.read_text(encoding="utf-8"))
         with (self._state / "logs" / f"run-{number}.log").open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, *RUNNER], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+                [sys.executable, *RUNNER],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            )  # fmt: skip
+            )
         listener = threading.Thread(target=self._listen, args=(number,), name=f"run {number}")
         self._going[number] = _Process(child, listener)
         self._settle(replace(row, status=RUNNING))
         path.unlink()
-        self._tell(number, {"order": {**order, "run": str(number), "state": str(self._state),
-                                     "asked_at": time.time()}})  # fmt: skip
+        self._tell(
+            number,
+            {
+                "order": {
+                    **order,
+                    "run": str(number),
+                    "state": str(self._state),
+                    "asked_at": time.time(),
+                }
+            },
+        )
         self._tell(number, {"present": self._share_of(number)})
         listener.start()
 
@@ -165,9 +183,10 @@ class Runs:
         """Return the node of every connected device that is a run's."""
         known, rows = self._known(), self.rows
         return {
-            name: node for name, node in self._present().items()
+            name: node
+            for name, node in self._present().items()
             if holder(name, known[name], rows) == number
-        }  # fmt: skip
+        }
 
     def _order_path(self, number: int) -> Path:
         return self._state / "queue" / f"run-{number}.json"
@@ -201,7 +220,11 @@ class Runs:
         """Take a device out of a run that runs; False where it is not in one of this number."""
         with self._changed:
             row = self._rows.get(number)
-            if number not in self._going or row is None or not row.holds(name, self._known().get(name, {})):  # fmt: skip
+            if (
+                number not in self._going
+                or row is None
+                or not row.holds(name, self._known().get(name, {}))
+            ):
                 return False
             self._settle(replace(row, evicted=(*row.evicted, name)))
         self.tell_present()

@@ -22,9 +22,9 @@ READY = "ready"
 DRAINING = "draining"
 """A file in the folder of a server that takes no new run."""
 _DOCUMENT, _LOCK = "server.json", "lock"
-OF_THE_PROCESS = frozenset({
-    _DOCUMENT, _LOCK, DRAINING, "front.log", "supervisor.log", "devices.lock", "backup.json",
-})  # fmt: skip
+OF_THE_PROCESS = frozenset(
+    {_DOCUMENT, _LOCK, DRAINING, "front.log", "supervisor.log", "devices.lock", "backup.json"}
+)
 """Files of the folder that are of no use without the process that wrote them."""
 
 
@@ -118,9 +118,13 @@ def running(state: Path) -> ServerSettings:
         )
     said = document["settings"]
     return ServerSettings(
-        state=state, host=said["host"], port=said["port"], names=tuple(said["names"]),
-        insecure=said["insecure"], enrol_port=said["enrol_port"],
-    )  # fmt: skip
+        state=state,
+        host=said["host"],
+        port=said["port"],
+        names=tuple(said["names"]),
+        insecure=said["insecure"],
+        enrol_port=said["enrol_port"],
+    )
 
 
 def read_document(state: Path) -> dict[str, Any] | None:

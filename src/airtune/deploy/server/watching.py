@@ -21,22 +21,30 @@ def summary(folder: Path) -> dict[str, Any]:
     record = read_run(folder)
     rounds = [_round(row) for row in record.rounds]
     return {
-        "folder": str(folder), "name": record.header["name"],
-        "method": record.header["method"]["name"], "rounds": record.header["rounds"],
-        "done": len(rounds), "finished": record.results is not None,
+        "folder": str(folder),
+        "name": record.header["name"],
+        "method": record.header["method"]["name"],
+        "rounds": record.header["rounds"],
+        "done": len(rounds),
+        "finished": record.results is not None,
         "upload_bytes": sum(float(row["upload_bytes"]) for row in record.rounds),
         "download_bytes": sum(float(row["download_bytes"]) for row in record.rounds),
-        "last_rounds": rounds, "devices": _devices(record), "results": record.results,
-    }  # fmt: skip
+        "last_rounds": rounds,
+        "devices": _devices(record),
+        "results": record.results,
+    }
 
 
 def _round(row: Mapping[str, Any]) -> dict[str, Any]:
     counts, validation = row["counts"], row.get("validation") or {}
     return {
-        "round": row["round"], "round_s": float(row["round_s"]), "ok": counts["ok"],
-        "lost": sum(counts.values()) - counts["ok"], "train_loss": row["train_loss"],
+        "round": row["round"],
+        "round_s": float(row["round_s"]),
+        "ok": counts["ok"],
+        "lost": sum(counts.values()) - counts["ok"],
+        "train_loss": row["train_loss"],
         "validation": validation.get("loss"),
-    }  # fmt: skip
+    }
 
 
 def _devices(record: RunRecord) -> list[dict[str, Any]]:
@@ -49,10 +57,16 @@ def _devices(record: RunRecord) -> list[dict[str, Any]]:
     slowest = max(finish, key=lambda name: np.nan_to_num(finish[name], nan=-1.0))
     rows = []
     for name, place in sorted(last.items()):
-        row: dict[str, Any] = {key: _plain(columns[key][place]) for key in (
-            "finish_s", "compute_s", "upload_s", "upload_bytes", "peak_bytes", "round")}  # fmt: skip
-        row |= {"name": name, "status": str(columns["status"][place]), "slowest": name == slowest,
-                "why": _why(columns, place)}  # fmt: skip
+        row: dict[str, Any] = {
+            key: _plain(columns[key][place])
+            for key in ("finish_s", "compute_s", "upload_s", "upload_bytes", "peak_bytes", "round")
+        }
+        row |= {
+            "name": name,
+            "status": str(columns["status"][place]),
+            "slowest": name == slowest,
+            "why": _why(columns, place),
+        }
         rows.append(row)
     return rows
 

@@ -103,8 +103,11 @@ def _rope(config: Config) -> str:
     if kind != "default":
         return f"{kind} rope"
     plain = {"rope_type": "default", "partial_rotary_factor": 1.0}
-    odd = {name: value for name, value in rope.items()
-           if name != "rope_theta" and value != plain.get(name)}  # fmt: skip
+    odd = {
+        name: value
+        for name, value in rope.items()
+        if name != "rope_theta" and value != plain.get(name)
+    }
     return f"rope_parameters of {odd}" if odd else ""
 
 
@@ -135,9 +138,10 @@ def _others(config: Config) -> list[str]:
         usual |= {"attention_multiplier": head_dim_of(config) ** -0.5}
     judged = _WRITTEN | _NO_PART
     odd = sorted(
-        name for name, value in found.items()
+        name
+        for name, value in found.items()
         if name in usual and name not in judged and not _same(value, usual[name])
-    )  # fmt: skip
+    )
     if any(name.endswith(("_multiplier", "_scaling")) for name in odd):
         return ["multipliers of its own"]
     return [f"{name}: {found[name]!r}" for name in odd]

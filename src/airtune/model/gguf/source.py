@@ -101,17 +101,29 @@ def gguf_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     vocabulary = content["model"]["vocab"]
     content["model"]["vocab"] = {name: place for name, place in vocabulary.items() if place < size}
     if _pre_of(source) in _DIGITS:
-        content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [
-            {"type": "Digits", "individual_digits": True},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
-        ]}  # fmt: skip
+        content["pre_tokenizer"] = {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": True,
+                    "use_regex": True,
+                },
+            ],
+        }
     known = {*content["model"]["vocab"], *(token["content"] for token in added)}
-    special = {name: value for name, value in read.special_tokens_map.items()
-               if isinstance(value, str) and value in known}  # fmt: skip
+    special = {
+        name: value
+        for name, value in read.special_tokens_map.items()
+        if isinstance(value, str) and value in known
+    }
     return PreTrainedTokenizerFast(
         tokenizer_object=RustTokenizer.from_str(json.dumps(content)),
-        chat_template=read.chat_template, **special,
-    )  # fmt: skip
+        chat_template=read.chat_template,
+        **special,
+    )
 
 
 @torch.no_grad()
@@ -217,8 +229,11 @@ def _check_split(reader: Any, path: Path) -> None:
 
 def _check_settings(reader: Any, architecture: str, path: Path) -> None:
     """Refuse settings that are not read, or not read so."""
-    said = {key.removeprefix(f"{architecture}."): _value(reader, key) for key in reader.fields
-            if key.startswith(f"{architecture}.")}  # fmt: skip
+    said = {
+        key.removeprefix(f"{architecture}."): _value(reader, key)
+        for key in reader.fields
+        if key.startswith(f"{architecture}.")
+    }
     for name, value in sorted(said.items()):
         is_plain = name.startswith(("rope.scaling.", "expert_")) and value in _NO_SCALING
         if name not in _READ and not is_plain:
@@ -257,15 +272,13 @@ def _sizes(reader: Any, architecture: str) -> dict[str, Any]:
         "rms_norm_eps": float(said("attention.layer_norm_rms_epsilon")),
         "rope_theta": float(said("rope.freq_base", 10000.0)),
         "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
-    }  # fmt: skip
+    }
 
 
 def _config(reader: Any, architecture: str) -> Config:
     """Return the config that plain transformers would have of a checked file."""
     settings = _sizes(reader, architecture)
-    settings["rope_parameters"] = {
-        "rope_type": "default", "rope_theta": settings.pop("rope_theta")
-    }  # fmt: skip
+    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": settings.pop("rope_theta")}
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         place = _value(reader, f"tokenizer.ggml.{theirs}_token_id")
         settings[f"{ours}_token_id"] = None if place is None else int(place)
@@ -286,7 +299,7 @@ def _check_tensors(gguf: ModuleType, reader: Any, config: Config, path: Path) ->
         gguf_name(gguf, config, name): math.prod(tensor.shape)
         for name, tensor in state.items()
         if not (tied and name == "lm_head.weight") and not is_unwritten_bias(name, config)
-    }  # fmt: skip
+    }
     found = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
     if missing := sorted(wanted.keys() - found.keys()):
         raise ModelError(_of_tensors(path, "lacks", missing, config))

@@ -57,8 +57,10 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerFast, size: int) -> dict[str, An
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     found = {"tokens": tokens, "kinds": kinds.tolist(), "rule": rule, "merges": merges}
     if rule == "default":
-        order = {merge.replace(" ", "", 1): -float(rank) for rank, merge in
-                 reversed(list(enumerate(merges)))}  # fmt: skip
+        order = {
+            merge.replace(" ", "", 1): -float(rank)
+            for rank, merge in reversed(list(enumerate(merges)))
+        }
         found["scores"] = [order.get(token, -float(len(merges))) for token in tokens]
     return found
 

@@ -149,6 +149,8 @@ def _file_type(gguf: ModuleType, network: PreTrainedModel, quantise: Quantisatio
     own = {torch.bfloat16: "bf16", torch.float16: "f16"}.get(network.dtype, "f32")
     kinds = gguf.LlamaFileType
     return {
-        "f32": kinds.ALL_F32, "f16": kinds.MOSTLY_F16, "bf16": kinds.MOSTLY_BF16,
+        "f32": kinds.ALL_F32,
+        "f16": kinds.MOSTLY_F16,
+        "bf16": kinds.MOSTLY_BF16,
         "q8_0": kinds.MOSTLY_Q8_0,
-    }[quantise or own]  # fmt: skip
+    }[quantise or own]

@@ -41,9 +41,8 @@ def _stacked(layer: Layer) -> Combined:
 
 
 def _stack(
-    previous: Factors, parts: Sequence[LayerPart],
-    *, starts: Sequence[LayerPart] = (),
-) -> Factors:  # fmt: skip
+    previous: Factors, parts: Sequence[LayerPart], *, starts: Sequence[LayerPart] = ()
+) -> Factors:
     """Return stacked factors whose product is the covered mean, B (out, R) and A (R, in).
 
     The previous factors close the stack: they stand for what no device kept, and where every
@@ -97,9 +96,8 @@ def _with_uncovered_columns(
 
 
 def _refactored(
-    previous: Factors, parts: Sequence[LayerPart],
-    *, starts: Sequence[LayerPart] = (),
-) -> Factors:  # fmt: skip
+    previous: Factors, parts: Sequence[LayerPart], *, starts: Sequence[LayerPart] = ()
+) -> Factors:
     """Return the best factors of the global rank, B A closest to the covered mean.
 
     With `starts`, closest to the previous product and the covered mean of the parts' changes.
@@ -133,8 +131,9 @@ def mixed_products(old: Adapters, new: Adapters, *, share: float) -> Adapters:
     for name in layer_names(new):
         a, b = f"{name}.A", f"{name}.B"
         parts = [
-            LayerPart(old[a], old[b], None, None, 1.0 - share), LayerPart(new[a], new[b], None, None, share)
-        ]  # fmt: skip
+            LayerPart(old[a], old[b], None, None, 1.0 - share),
+            LayerPart(new[a], new[b], None, None, share),
+        ]
         mixed[a], mixed[b] = _refactored((new[a], new[b]), parts)
     return mixed
 

@@ -35,16 +35,20 @@ def trimmed(pieces: Sequence[torch.Tensor], share: float) -> torch.Tensor:
 
 def _trimmed_layer(layer: Layer) -> Combined:
     share = layer.spec.trim
-    return Combined((
-        trimmed([part.a for part in layer.parts], share),
-        trimmed([part.b for part in layer.parts], share),
-    ))  # fmt: skip
+    return Combined(
+        (
+            trimmed([part.a for part in layer.parts], share),
+            trimmed([part.b for part in layer.parts], share),
+        )
+    )
 
 
 def _trimmed_head(
-    previous: Mapping[str, torch.Tensor], updates: Sequence[Update], weights: Floats,
+    previous: Mapping[str, torch.Tensor],
+    updates: Sequence[Update],
+    weights: Floats,
     spec: AggregateSpec,
-) -> Head:  # fmt: skip
+) -> Head:
     return {name: trimmed([one.head[name] for one in updates], spec.trim) for name in previous}
 
 

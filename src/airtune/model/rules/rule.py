@@ -61,9 +61,11 @@ class Combined:
 
 
 def mean_head(
-    previous: Mapping[str, torch.Tensor], updates: Sequence[Update], weights: Floats,
+    previous: Mapping[str, torch.Tensor],
+    updates: Sequence[Update],
+    weights: Floats,
     spec: AggregateSpec,
-) -> Head:  # fmt: skip
+) -> Head:
     """Return the mean of the task heads by the devices' data."""
     head: Head = {}
     for name, old in previous.items():
