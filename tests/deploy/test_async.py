@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from airtune.deploy.federation.run import Order, run_federation
+from airtune.deploy.federation.orders import Order
+from airtune.deploy.federation.run import run_federation
 from airtune.errors import RecipeError
 from airtune.records import read_run
 from airtune.run import run_recipe

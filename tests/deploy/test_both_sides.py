@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.federation.run import Order, run_federation
+from airtune.deploy.federation.orders import Order
+from airtune.deploy.federation.run import run_federation
 from airtune.engine.message import VERSION
 from airtune.records import read_run
 from airtune.wire.envelope import Envelope

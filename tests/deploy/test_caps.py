@@ -14,7 +14,8 @@ from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.federation import ledger
 from airtune.deploy.federation.base_download import BLOCK_BYTES, Block
 from airtune.deploy.federation.ledger import LEDGER, Ledger
-from airtune.deploy.federation.run import Order, run_federation
+from airtune.deploy.federation.orders import Order
+from airtune.deploy.federation.run import run_federation
 from airtune.engine.stream import StreamServer
 from airtune.errors import CheckpointError, InfeasibleError, MismatchError
 from airtune.records import read_run

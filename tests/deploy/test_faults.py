@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from airtune.codec import frame, plain
-from airtune.deploy.federation.run import Order, run_federation
+from airtune.deploy.federation.orders import Order
+from airtune.deploy.federation.run import run_federation
 from airtune.errors import ConnectionFailedError, StorageError
 from airtune.records import read_run
 from airtune.wire.envelope import Arrival, Envelope

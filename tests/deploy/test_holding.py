@@ -11,7 +11,8 @@ from airtune.cost import blocks_held, cut_peaks, dense_pass_bytes
 from airtune.data import EMBEDDED_MODEL
 from airtune.deploy.agent import fetch
 from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.federation.run import Order, run_federation
+from airtune.deploy.federation.orders import Order
+from airtune.deploy.federation.run import run_federation
 from airtune.engine.stream import StreamServer
 from airtune.errors import MismatchError
 from airtune.records import RunRecord, read_run

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from airtune.deploy.federation.run import Order, run_federation
+from airtune.deploy.federation.orders import Order
+from airtune.deploy.federation.run import run_federation
 from airtune.records import read_run
 
 NAMES = ["board", "laptop"]

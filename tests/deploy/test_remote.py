@@ -12,7 +12,8 @@ from pydantic import TypeAdapter
 
 from airtune.calibrate import store
 from airtune.deploy.federation import run as federation
-from airtune.deploy.federation.run import Order, run_federation
+from airtune.deploy.federation.orders import Order
+from airtune.deploy.federation.run import run_federation
 from airtune.engine.message import Reply, pack_tensors, seal_reply, unpack_tensors
 from airtune.engine.stream import StreamServer
 from airtune.errors import (

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.federation.run import Order, run_federation
+from airtune.deploy.federation.orders import Order
+from airtune.deploy.federation.run import run_federation
 from airtune.engine.stream import StreamServer
 from airtune.errors import MethodError
 from airtune.records import RunRecord, read_run

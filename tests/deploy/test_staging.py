@@ -11,7 +11,8 @@ from airtune.deploy.agent import fetch
 from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.federation import base_download as handout
 from airtune.deploy.federation.base_download import Handout
-from airtune.deploy.federation.run import Order, run_federation
+from airtune.deploy.federation.orders import Order
+from airtune.deploy.federation.run import run_federation
 from airtune.engine.stream import StreamServer
 from airtune.errors import MismatchError
 from airtune.model.base import load_base

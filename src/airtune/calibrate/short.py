@@ -17,9 +17,8 @@ from airtune.engine.base import EngineSettings
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.virtual import local_engine
 from airtune.fleet import load_fleet
-from airtune.loop import LoopSettings, Run, begin, run_rounds
+from airtune.loop import LoopSettings, Run, run_to_end
 from airtune.model.base import BaseModel
-from airtune.model.state import initial_state
 from airtune.plan import CodedScale, Method, Problem, WorkSpec
 from airtune.records import RunWriter, read_run
 
@@ -124,18 +123,14 @@ def _run(setting: CalibrationSetting, tried: Tried, folder: Path) -> ShortRun:
     done = 0 if saved is None else saved.rounds
     for _ in range(done):
         setting.on_round()
-    try:
-        writer = (
-            RunWriter.resume(folder, done) if is_begun
-            else RunWriter.create(folder, {"name": "calibration"})
-        )  # fmt: skip
-        scale = setting.engine.train.scale
-        run = Run(method, problem, engine, writer, "calibration", LoopSettings(scale=scale))
-        start = saved or begin(run, initial_state(setting.base, problem.workload, problem.seed))
-        run_rounds(run, start, on_round=lambda record: setting.on_round())
-        record = read_run(folder)
-    finally:
-        engine.close()
+    if is_begun:
+        writer = RunWriter.resume(folder, done)
+    else:
+        writer = RunWriter.create(folder, {"name": "calibration"})
+    settings = LoopSettings(scale=setting.engine.train.scale)
+    run = Run(method, problem, engine, writer, "calibration", settings)
+    run_to_end(run, setting.base, on_round=lambda record: setting.on_round())
+    record = read_run(folder)
     losses = [float(row["validation"]["loss"]) for row in record.rounds]
     first = float(record.rounds[0]["initial"]["loss"])
     flops = float(np.nansum(record.devices["flops"]))

@@ -2,6 +2,24 @@
 
 from airtune.loop.judging import Target
 from airtune.loop.laps import Laps
-from airtune.loop.rounds import LoopResult, LoopSettings, OnRound, Run, begin, run_rounds
+from airtune.loop.rounds import (
+    LoopResult,
+    LoopSettings,
+    OnRound,
+    Run,
+    begin,
+    run_rounds,
+    run_to_end,
+)
 
-__all__ = ["Laps", "LoopResult", "LoopSettings", "OnRound", "Run", "Target", "begin", "run_rounds"]
+__all__ = [
+    "Laps",
+    "LoopResult",
+    "LoopSettings",
+    "OnRound",
+    "Run",
+    "Target",
+    "begin",
+    "run_rounds",
+    "run_to_end",
+]

@@ -16,7 +16,7 @@ import numpy as np
 
 from airtune.cost import widest
 from airtune.engine.base import Engine, Execution
-from airtune.engine.checkpoint import Checkpoint, save_checkpoint
+from airtune.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from airtune.engine.checks import Divide, check_plan
 from airtune.engine.refusals import refuse_malformed
 from airtune.errors import RecipeError, RunInterruptedError, TrainingError
@@ -25,9 +25,10 @@ from airtune.loop.laps import Laps
 from airtune.loop.rows import Record, Round, device_columns, round_record
 from airtune.model.aggregate import aggregate
 from airtune.model.agreement import agreement_of
+from airtune.model.base import BaseModel
 from airtune.model.kept import Kept
 from airtune.model.server import ServerOptimizer, advance, evaluated
-from airtune.model.state import GlobalState
+from airtune.model.state import GlobalState, initial_state
 from airtune.plan import (
     Floats,
     LinkState,
@@ -120,6 +121,30 @@ def begin(run: Run, state: GlobalState) -> Checkpoint:
                 "memory holds the whole model, and the server has none of the data; leave target out"
             )
     return Checkpoint(0, 0.0, state, method, progress)
+
+
+def run_to_end(
+    run: Run, base: BaseModel, *, on_round: OnRound | None = None, laps: Laps | None = None
+) -> LoopResult:
+    """Run what is left of a run, from its last checkpoint where there is one; close its engine.
+
+    Args:
+        run: what the run is made of.
+        base: from which a new run draws its adapters.
+        on_round: told each round's record.
+        laps: a watch for the real clock; None = the run is on the virtual clock alone.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or another run's.
+    """
+    try:
+        saved = load_checkpoint(run.writer.folder / "checkpoint", identity=run.identity)
+        start = saved or begin(run, initial_state(base, run.problem.workload, run.problem.seed))
+        if laps is not None:
+            laps.lap("preparing_s")
+        return run_rounds(run, start, on_round=on_round, laps=laps)
+    finally:
+        run.engine.close()
 
 
 def run_rounds(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,9 +16,9 @@ from airtune.engine.buffered import BufferedEngine
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.virtual import local_engine
 from airtune.errors import CheckpointError, RecipeError, RunInterruptedError
-from airtune.loop import LoopSettings, Run, Target, begin, run_rounds
+from airtune.loop import LoopSettings, Run, Target, run_to_end
 from airtune.model.server import ServerOptimizer
-from airtune.model.state import GlobalState, initial_state
+from airtune.model.state import GlobalState
 from airtune.plan import Measurements, Method, Problem
 from airtune.recipe import Recipe
 from airtune.records import RunRecord, RunWriter, held, read_run
@@ -27,7 +26,7 @@ from airtune.report import write_report
 from airtune.run import controls
 from airtune.run.build import Pieces, build_pieces, pinned
 from airtune.run.by_class import by_class_of
-from airtune.run.header import header
+from airtune.run.header import header, identity
 from airtune.run.leakage import leakage_of
 from airtune.run.load import Assets
 from airtune.run.measurement import measure
@@ -206,15 +205,7 @@ def _begin(
         raise RunInterruptedError(
             f"interrupted before the first round; go on with: airtune run --resume {place}"
         ) from error
-    document = header(
-        pieces,
-        chosen.method,
-        label=chosen.label,
-        summary=chosen.summary,
-        reconstructed=chosen.reconstructed,
-        measured=measured,
-    )
-    document["identity"] = identity(pieces)
+    document = header(pieces, chosen, measured)
     document["places"] = places_of(typed)
     document["model"]["source"], document["data"]["source"] = typed.model.source, typed.data.source
     write_samples(place, pieces.assets.data.samples)
@@ -238,16 +229,6 @@ def _go_on(
     for round_record in record.rounds[: 0 if checkpoint is None else checkpoint.rounds]:
         watch.on_round(round_record)
     return _finish(pieces, chosen, writer, measured, watch=watch, reports=reports)
-
-
-def identity(pieces: Pieces) -> str:
-    """Return a hash of recipe, data and model: only such a run may use a checkpoint."""
-    parts = [
-        pieces.recipe.digest(),
-        pieces.assets.base.fingerprint,
-        repr(sorted(pieces.assets.data.counts.items())),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _finish(
@@ -299,7 +280,7 @@ def _run_method(
         loop_settings(pieces),
         afterwards=_afterwards(pieces, method, writer.folder),
     )
-    _run_loop(run, pieces, watch)
+    run_to_end(run, assets.base, on_round=watch.on_round)
 
 
 def _afterwards(
@@ -329,18 +310,8 @@ def _run_control(pieces: Pieces, name: str, writer: RunWriter, watch: Watch) -> 
     method, problem, engine = controls.control(name, pieces)
     # A control gives the server no update, so nothing is to be given up for the lack of one.
     settings = replace(loop_settings(pieces), patience=problem.rounds + 1, idle_s=0.0)
-    _run_loop(Run(method, problem, engine, writer, identity(pieces), settings), pieces, watch)
-
-
-def _run_loop(run: Run, pieces: Pieces, watch: Watch) -> None:
-    """Run what is left of the rounds, from the last checkpoint where there is one."""
-    base, problem = pieces.assets.base, run.problem
-    try:
-        saved = load_checkpoint(run.writer.folder / "checkpoint", identity=run.identity)
-        start = saved or begin(run, initial_state(base, problem.workload, problem.seed))
-        run_rounds(run, start, on_round=watch.on_round)
-    finally:
-        run.engine.close()
+    run = Run(method, problem, engine, writer, identity(pieces), settings)
+    run_to_end(run, pieces.assets.base, on_round=watch.on_round)
 
 
 def loop_settings(pieces: Pieces) -> LoopSettings:

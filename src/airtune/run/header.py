@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from airtune.plan import Measurements, Method
 from airtune.run.build import Pieces
+from airtune.run.method import Chosen
 from airtune.run.protection import epsilon_of
 
 
-def header(
-    pieces: Pieces,
-    method: Method,
-    *,
-    label: str,
-    summary: str,
-    reconstructed: bool,
-    measured: Measurements | None,
-) -> dict[str, Any]:
+def header(pieces: Pieces, chosen: Chosen, measured: Measurements | None) -> dict[str, Any]:
     """Return the header.
 
     Args:
         pieces: what the run is made of.
-        method: the method as built.
-        label: what the method is called in reports.
-        summary: one line on the method.
-        reconstructed: the paper gave only the idea.
+        chosen: the method as built, and how it is called in reports.
         measured: what the knobs cost, or None where the method wants none of it.
     """
+    method = chosen.method
     recipe, assets, problem = pieces.recipe, pieces.assets, pieces.problem
     document: dict[str, Any] = {
         "name": recipe.label,
         "seed": recipe.seed,
         "recipe_hash": recipe.digest(),
+        "identity": identity(pieces),
         "method": {
-            "name": label,
+            "name": chosen.label,
             "registered": method.name,
             "settings": settings_of(method),
-            "summary": summary,
-            "reconstructed": reconstructed,
+            "summary": chosen.summary,
+            "reconstructed": chosen.reconstructed,
             "aggregate": method.aggregate.rule,
             "importance": method.work.importance,
         },
@@ -113,3 +106,13 @@ def _link(pieces: Pieces, index: int) -> dict[str, Any]:
         "up_bandwidth_hz": spec.up_bandwidth_hz,
         "devices": int((pieces.assets.fleet.link == index).sum()),
     }
+
+
+def identity(pieces: Pieces) -> str:
+    """Return a hash of recipe, data and model: only such a run may use a checkpoint."""
+    parts = [
+        pieces.recipe.digest(),
+        pieces.assets.base.fingerprint,
+        repr(sorted(pieces.assets.data.counts.items())),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -6,13 +6,33 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from airtune.deploy.federation.run import Order
 from airtune.engine.remote.split import Serve
 from airtune.errors import AirtuneError
-from airtune.recipe import load_recipe, sent_recipe
+from airtune.recipe import Recipe, load_recipe, sent_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What somebody asked the server to run."""
+
+    recipe: Recipe
+    root: Path
+    """Where run folders are made."""
+    resume: Path | None = None
+    clock: Literal["real", "replay"] = "real"
+    devices: int = 0
+    """How many to wait for; 0 = one, or as many as the recipe's fleet on the replayed clock."""
+    join_s: float = 600.0
+    """How long to wait for them."""
+    silent_s: float = 1800.0
+    """How long a device may be silent in a round without a deadline."""
+    serve: Serve | None = None
+    """Starts the stream of split rounds."""
+
 
 MARK = "airtune: "
 

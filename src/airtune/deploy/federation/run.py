@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, Protocol
 
 import numpy as np
 
@@ -22,35 +20,40 @@ from airtune.data.federated import Count, FederatedData
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.samples import write_samples
 from airtune.deploy import ROSTER
-from airtune.deploy.federation.base_download import Ask, asking, have_held, open_handout
+from airtune.deploy.federation.base_download import asking, have_held, open_handout
 from airtune.deploy.federation.ledger import LEDGER, Ledger
+from airtune.deploy.federation.members import (
+    Connected,
+    Members,
+    Place,
+    Tell,
+    join,
+    place_of,
+    wait_for,
+)
+from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.roster import Roster, joined_fleet
 from airtune.deploy.federation.serverdata import ON_DEVICE, Known, load_known
 from airtune.deploy.reading import describe_reader
 from airtune.engine.base import Engine, with_work
 from airtune.engine.buffered import BufferedEngine
 from airtune.engine.checkpoint import load_checkpoint
-from airtune.engine.message import Joined, Setup
-from airtune.engine.remote.answers import Answer
-from airtune.engine.remote.devices import Courier, Remote
+from airtune.engine.message import Setup
+from airtune.engine.remote.devices import Remote
 from airtune.engine.remote.real import RealEngine
-from airtune.engine.remote.split import Serve
 from airtune.engine.remote.workers import LEAST_SQUARES, RemoteWorkers, judges_of
 from airtune.engine.virtual import VirtualEngine
 from airtune.errors import (
-    CheckpointError,
-    ConnectionFailedError,
     DataError,
     MismatchError,
     RecipeError,
 )
-from airtune.loop import Laps, Run, begin, run_rounds
+from airtune.loop import Laps, Run, run_to_end
 from airtune.model.base import BaseModel
 from airtune.model.images import image_tokens
 from airtune.model.part import part_fingerprints
-from airtune.model.state import initial_state
 from airtune.plan import Measurements, Method
-from airtune.recipe import Recipe, dump_recipe, fleet_of, load_recipe
+from airtune.recipe import Recipe, dump_recipe, load_recipe
 from airtune.records import RunWriter, read_run, storage, write_atomically
 from airtune.report import write_report
 from airtune.run import (
@@ -60,7 +63,6 @@ from airtune.run import (
     build_pieces,
     choose_method,
     known_sensitivity,
-    new_folder,
     problem_of,
     remembered_sensitivity,
     stored_measurements,
@@ -69,53 +71,11 @@ from airtune.run import (
 )
 from airtune.run.build import bare_problem, engine_settings, pinned
 from airtune.run.by_class import by_class_of
-from airtune.run.execute import identity, loop_settings
-from airtune.run.header import header
+from airtune.run.execute import loop_settings
+from airtune.run.header import header, identity
 from airtune.run.load import is_vision, load_model
 from airtune.run.places import RECIPE_FILE
 from airtune.wire.allowance import Allowance
-
-Tell = Callable[..., None]
-
-
-class Connected(Protocol):
-    """The devices that a server reaches, by the names it knows them by."""
-
-    def connected(self) -> Mapping[str, int]:
-        """Return the node of every device that is online."""
-        ...
-
-    def courier(self, locate: Callable[[], Mapping[int, int]]) -> Courier:
-        """Return the way to devices; `locate` returns the node of each that is there."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What somebody asked the server to run."""
-
-    recipe: Recipe
-    root: Path
-    """Where run folders are made."""
-    resume: Path | None = None
-    clock: Literal["real", "replay"] = "real"
-    devices: int = 0
-    """How many to wait for; 0 = one, or as many as the recipe's fleet on the replayed clock."""
-    join_s: float = 600.0
-    """How long to wait for them."""
-    silent_s: float = 1800.0
-    """How long a device may be silent in a round without a deadline."""
-    serve: Serve | None = None
-    """Starts the stream of split rounds."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A run folder, new or old."""
-
-    folder: Path
-    is_new: bool
-    roster: Roster | None
 
 
 def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | None = None) -> Path:
@@ -133,7 +93,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
         AirtuneError: one of its kinds, as for a local run.
     """
     laps = laps or Laps()
-    place = _place(order)
+    place = place_of(order)
     recipe = order.recipe if place.is_new else load_recipe(place.folder / RECIPE_FILE)
     recipe = pinned(recipe)
     chosen = choose_method(recipe)
@@ -152,9 +112,9 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     known = load_known(recipe)
     base = load_model(recipe, classes=known.labels)
     laps.lap("loading_s")
-    names = _names(order, place, nodes, recipe, tell)
+    names = wait_for(order, place, nodes, recipe, tell)
     laps.lap("waiting_s")
-    link = _Link(nodes, names)
+    link = Members(nodes, names)
     setup = Setup(
         recipe=recipe.model_dump_json(),
         fingerprint=base.fingerprint,
@@ -183,7 +143,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     remote.offers = {} if handout is None else handout.offers
     may_cut = chosen.method.may_cut
     ask = asking(remote, names, handout, tell)
-    roster = place.roster or _join(ask, names, blocks=0 if may_cut else None, tell=tell)
+    roster = place.roster or join(ask, names, blocks=0 if may_cut else None, tell=tell)
     laps.lap("staging_s")
     remote.data = {
         number: item.data for number, item in enumerate(roster.joined) if item is not None
@@ -209,98 +169,19 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
         devices=[names[number] for number in sorted(link.allowed)],
     )
     engine = _engine(order, pieces, chosen.method, remote)
-    _rounds(_run(order, pieces, chosen, engine, writer), base, tell, laps)
+    run = _run(order, pieces, chosen, engine, writer)
+    run_to_end(run, base, on_round=lambda record: tell(round=record), laps=laps)
     page = write_report([place.folder], place.folder)
     tell(result=read_run(place.folder).results, folder=str(place.folder), report=str(page))
     return place.folder
 
 
-def _ledger(order: Order, place: _Place, recipe: Recipe, names: Sequence[str]) -> Allowance:
+def _ledger(order: Order, place: Place, recipe: Recipe, names: Sequence[str]) -> Allowance:
     """Return what devices may receive and send; on the replayed clock the engine counts for itself."""
     cap_bytes = recipe.limits.device_bytes_per_month
     if order.clock == "replay":
         return Allowance(None, len(names))
     return Ledger(place.folder / LEDGER, cap_bytes, len(names))
-
-
-class _Link:
-    """Which node each device of the run is, if it is there and may take part."""
-
-    def __init__(self, nodes: Connected, names: Sequence[str]) -> None:
-        self._nodes, self._names = nodes, names
-        self.allowed = frozenset(range(len(names)))
-
-    def located(self) -> Mapping[int, int]:
-        """Return the node of every device that is online."""
-        online = self._nodes.connected()
-        return {
-            number: online[name]
-            for number, name in enumerate(self._names)
-            if name in online and number in self.allowed
-        }
-
-
-def _place(order: Order) -> _Place:
-    if order.resume is None:
-        folder = new_folder(order.recipe, root=order.root).resolve()
-        return _Place(folder, True, None)
-    folder = order.resume if order.resume.is_absolute() else order.root / order.resume
-    path = folder / ROSTER
-    if not path.is_file():
-        raise CheckpointError(f"{folder} is no run of a federation: it holds no {ROSTER}")
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(None if row is None else Joined(**row) for row in said["joined"])
-        return _Place(folder, False, Roster(tuple(said["names"]), rows))
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); restore it") from error
-
-
-def _names(
-    order: Order, place: _Place, nodes: Connected, recipe: Recipe, tell: Tell
-) -> tuple[str, ...]:
-    """Wait for devices; returns the names of the run's, by number."""
-    wanted = order.devices or 1
-    if order.clock == "replay":
-        fleet = fleet_of(recipe)
-        wanted = len(fleet)
-    until = time.monotonic() + order.join_s
-    tell(stage=f"waiting for {wanted} devices")
-    while True:
-        there = sorted(nodes.connected())
-        if place.roster is not None:
-            there = [name for name in there if name in place.roster.names]
-        if len(there) >= wanted:
-            break
-        if time.monotonic() > until:
-            raise ConnectionFailedError(
-                f"{len(there)} of {wanted} devices are there after {order.join_s:.0f} s "
-                f"({', '.join(there) or 'none'}); start airtune agent on the others, or ask for "
-                "fewer with --devices"
-            )
-        time.sleep(0.2)
-    if place.roster is not None:
-        return place.roster.names
-    return tuple(there[:wanted] if order.clock == "replay" else there)
-
-
-def _join(ask: Ask, names: Sequence[str], *, blocks: int | None, tell: Tell) -> Roster:
-    """Have the devices load model and data; those that do not fit are named and left out."""
-    tell(stage=f"{len(names)} devices load model and data", devices=list(names))
-    answers = ask(dict.fromkeys(range(len(names)), blocks))
-    replies = [answers[number].reply for number in range(len(names))]
-    joined = tuple(None if reply is None else reply.joined for reply in replies)
-    for number, name in enumerate(names):
-        answer: Answer = answers[number]
-        if answer.status != "ok":
-            tell(device=name, refused=answer.fault)
-    if not any(item is not None and item.rows for item in joined):
-        faults = "; ".join(
-            f"{name}: {answers[number].fault or 'has no training data'}"
-            for number, name in enumerate(names)
-        )
-        raise MismatchError(f"no device can take part: {faults}")
-    return Roster(tuple(names), joined)
 
 
 def _pieces(
@@ -342,7 +223,7 @@ def _pieces(
 
 
 def _begin(
-    place: _Place, pieces: Pieces, chosen: Chosen, order: Order, roster: Roster
+    place: Place, pieces: Pieces, chosen: Chosen, order: Order, roster: Roster
 ) -> tuple[Pieces, RunWriter]:
     """Open the records; the problem then holds what was measured beforehand, if anything was.
 
@@ -361,16 +242,8 @@ def _begin(
     pieces = known_sensitivity(
         pieces, stored_sensitivity(pieces.recipe, chosen, fingerprint=fingerprint)
     )
-    document = header(
-        pieces,
-        chosen.method,
-        label=chosen.label,
-        summary=chosen.summary,
-        reconstructed=chosen.reconstructed,
-        measured=measured,
-    )
+    document = header(pieces, chosen, measured)
     document |= {
-        "identity": identity(pieces),
         "engine": {"kind": "remote", "clock": order.clock, "devices": list(roster.names)},
     }
     with storage(place.folder):
@@ -430,19 +303,6 @@ def _run(order: Order, pieces: Pieces, chosen: Chosen, engine: Engine, writer: R
         replace(loop_settings(pieces), evaluate_raw=False, judge_along=rides),
         afterwards=by_class_of(pieces, chosen.method.work),
     )
-
-
-def _rounds(run: Run, base: BaseModel, tell: Tell, laps: Laps) -> None:
-    try:
-        saved = load_checkpoint(run.writer.folder / "checkpoint", identity=run.identity)
-        if saved is not None:
-            run.engine.restore(saved.engine)
-        state = initial_state(base, run.problem.workload, run.problem.seed)
-        start = saved or begin(run, state)
-        laps.lap("preparing_s")
-        run_rounds(run, start, on_round=lambda record: tell(round=record), laps=laps)
-    finally:
-        run.engine.close()
 
 
 def _number(folder: Path) -> int:
