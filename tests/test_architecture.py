@@ -121,7 +121,7 @@ def test_distribution_stays_in_its_folder(package, allowed):
     assert not {user for user in users if user not in allowed and user[0] not in allowed}
 
 
-@pytest.mark.parametrize("module", ["wire.letters", "deploy.agent.agent", "deploy.server.front"])
+@pytest.mark.parametrize("module", ["wire.tasks", "deploy.agent.agent", "deploy.server.front"])
 def test_what_waits_loads_no_torch(module):
     code = f"import sys, airtune.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

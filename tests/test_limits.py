@@ -26,7 +26,7 @@ from airtune.plan import CodecSpec, Problem, Workload
 from airtune.recipe import load_recipe
 from airtune.records import RunWriter, read_run
 from airtune.wire import allowance as month
-from airtune.wire.allowance import Allowance
+from airtune.wire.traffic_budget import TrafficBudget
 from airtune.work.train import TrainSettings
 
 DEVICES, ROUNDS = 4, 5
@@ -207,7 +207,7 @@ def test_no_payload_exceeds_what_was_promised(elements, seed, scale, spec) -> No
 
 
 def test_what_spans_two_months_counts_in_both() -> None:
-    ours = Allowance(100.0, 2)
+    ours = TrafficBudget(100.0, 2)
     ours.begin_round(month.MONTH_S - 1.0)
     ours.spend(np.array([0]), np.array([80.0]))
     ours.begin_round(month.MONTH_S + 1.0)
@@ -218,7 +218,7 @@ def test_what_spans_two_months_counts_in_both() -> None:
 
 def test_a_snapshot_of_other_devices_is_refused() -> None:
     with pytest.raises(CheckpointError, match="are there"):
-        Allowance(1.0, 3).restore(Allowance(1.0, 2).snapshot())
+        TrafficBudget(1.0, 3).restore(TrafficBudget(1.0, 2).snapshot())
 
 
 @pytest.mark.parametrize("value", ["much", "-3MB", "0", "true", "[1]", ".inf"])

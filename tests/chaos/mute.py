@@ -16,8 +16,8 @@ from airtune.deploy.agent.attend import Attending
 from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.caller import Proof
 from airtune.wire.channel import RUN_KEY, SERVICE, TOKEN_KEY, Way
-from airtune.wire.envelope import parts_of
-from airtune.wire.letters import fetch_letter, send_answer
+from airtune.wire.message import parts_of
+from airtune.wire.tasks import fetch_task, send_answer
 
 
 class Mute:
@@ -32,8 +32,8 @@ class Mute:
 
     def _do(self, ticket):
         way = replace(self._way, metadata=((RUN_KEY, ticket.run),))
-        letter = fetch_letter(way, ticket)
-        reply, said = self._device.handle(letter, way), json.loads(letter.header)
+        message = fetch_task(way, ticket)
+        reply, said = self._device.handle(message, way), json.loads(message.header)
         if said["kind"] == "train" and said["round"] == self._round:
             self._announce(way, ticket, reply)
         else:

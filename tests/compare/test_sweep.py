@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from airtune.compare import resume_comparison, sweep_recipe, swept
-from airtune.compare.jobs import Workers
+from airtune.compare.jobs import JobProcesses
 from airtune.errors import DataError, RecipeError, TrainingError
 from airtune.recipe import load_recipe
 from airtune.records import read_run
@@ -80,7 +80,7 @@ def test_processes_end_as_one_process_does_and_one_that_fails_ends_alone(tmp_pat
 def test_a_process_that_dies_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setattr("airtune.compare.jobs._heard", lambda ours: None)
     with pytest.raises(TrainingError, match=r"its process ended with code 0; .*resume"):
-        Workers().run(recipe("lora.r=500"), "x", tmp_path / "x")
+        JobProcesses().run(recipe("lora.r=500"), "x", tmp_path / "x")
 
 
 def test_a_finished_sweep_is_read_back(tmp_path):

@@ -17,7 +17,7 @@ from airtune.recipe import Recipe, load_recipe
 from airtune.records import RunRecord, RunWriter, read_run
 from airtune.run import build_pieces, choose_method
 from airtune.run.execute import loop_settings
-from airtune.wire.envelope import Arrival, Envelope, More
+from airtune.wire.message import Message, More, Response
 
 
 class Mail:
@@ -26,30 +26,30 @@ class Mail:
     def __init__(self, devices: Mapping[int, Device]) -> None:
         self.devices = dict(devices)
         self.absent: set[int] = set()
-        self.bend: Callable[[int, Envelope], Envelope] = lambda device, reply: reply
-        self.sent: list[dict[int, Envelope]] = []
+        self.bend: Callable[[int, Message], Message] = lambda device, reply: reply
+        self.sent: list[dict[int, Message]] = []
         self.after_s = 0.5
 
     def online(self) -> frozenset[int]:
         return frozenset(self.devices) - self.absent
 
     def send(
-        self, letters: Mapping[int, Envelope], *, deadline_s: float, more: More | None = None
-    ) -> Mapping[int, Arrival]:
-        self.sent.append(dict(letters))
+        self, messages: Mapping[int, Message], *, deadline_s: float, more: More | None = None
+    ) -> Mapping[int, Response]:
+        self.sent.append(dict(messages))
         # models cannot be loaded by several threads at once, so devices join one after the other
-        is_training = any(b'"kind":"train"' in letter.header for letter in letters.values())
-        with ThreadPoolExecutor(len(letters) if is_training else 1) as pool:
-            arrived = pool.map(lambda item: self._carry(*item), letters.items())
-            return dict(zip(letters, arrived, strict=True))
+        is_training = any(b'"kind":"train"' in message.header for message in messages.values())
+        with ThreadPoolExecutor(len(messages) if is_training else 1) as pool:
+            arrived = pool.map(lambda item: self._carry(*item), messages.items())
+            return dict(zip(messages, arrived, strict=True))
 
-    def _carry(self, device: int, letter: Envelope) -> Arrival:
+    def _carry(self, device: int, message: Message) -> Response:
         if device in self.absent:
-            return Arrival(None, 0.0, "this device is not connected")
+            return Response(None, 0.0, "this device is not connected")
         try:
-            return Arrival(self.bend(device, self.devices[device].handle(letter)), self.after_s)
+            return Response(self.bend(device, self.devices[device].handle(message)), self.after_s)
         except AirtuneError as error:
-            return Arrival(None, 0.5, str(error))
+            return Response(None, 0.5, str(error))
 
 
 class Nodes:
@@ -63,7 +63,7 @@ class Nodes:
     def connected(self) -> Mapping[str, int]:
         return {name: number for number, name in enumerate(self.names)}
 
-    def courier(self, locate: Callable[[], Mapping[int, int]]) -> Mail:
+    def transport(self, locate: Callable[[], Mapping[int, int]]) -> Mail:
         settings = DeviceSettings(data=self._data, compute="cpu")
         fresh = {number: Device(settings) for number in locate()}
         self.mail.devices |= {number: made for number, made in fresh.items()

@@ -14,7 +14,7 @@ from airtune.deploy import app
 from airtune.deploy.app import GridNodes
 from airtune.engine.stream import StreamServer
 from airtune.errors import DeploymentError, MismatchError
-from airtune.wire.envelope import Envelope
+from airtune.wire.message import Message as WireMessage
 
 LONG_S = 60.0
 
@@ -75,10 +75,10 @@ class Grid:
 class Echo:
     """A device that answers with what it got, or says why not."""
 
-    def handle(self, letter: Envelope, way: Any) -> Envelope:
-        if letter.header == b"refuse":
+    def handle(self, message: WireMessage, way: Any) -> WireMessage:
+        if message.header == b"refuse":
             raise MismatchError("another model")
-        return Envelope(letter.header[::-1], letter.blobs)
+        return WireMessage(message.header[::-1], message.blobs)
 
 
 @pytest.fixture
@@ -93,18 +93,18 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Grid, GridNodes]]:
 def test_tasks_and_answers_go_by_the_stream(there: tuple[Grid, GridNodes]) -> None:
     grid, nodes = there
     assert nodes.connected() == {"n11": 11, "n22": 22}
-    courier = nodes.courier(lambda: dict(enumerate(nodes.connected().values())))
-    task = Envelope(b"task", (bytes(3 << 20),))
-    found = courier.send({0: task, 1: task}, deadline_s=LONG_S)
+    transport = nodes.transport(lambda: dict(enumerate(nodes.connected().values())))
+    task = WireMessage(b"task", (bytes(3 << 20),))
+    found = transport.send({0: task, 1: task}, deadline_s=LONG_S)
     assert [found[device].envelope.header for device in (0, 1)] == [b"ksat", b"ksat"]
     assert max(grid.sizes) < 2000
 
 
 def test_why_a_task_was_not_done_comes_by_flower(there: tuple[Grid, GridNodes]) -> None:
     _, nodes = there
-    courier = nodes.courier(lambda: dict(enumerate(nodes.connected().values())))
+    transport = nodes.transport(lambda: dict(enumerate(nodes.connected().values())))
     began = time.monotonic()
-    found = courier.send({0: Envelope(b"refuse"), 1: Envelope(b"task")}, deadline_s=LONG_S)
+    found = transport.send({0: WireMessage(b"refuse"), 1: WireMessage(b"task")}, deadline_s=LONG_S)
     assert found[0].fault == "another model"
     assert found[1].envelope is not None
     assert time.monotonic() - began < LONG_S / 2

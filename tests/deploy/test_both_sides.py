@@ -13,9 +13,9 @@ from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.run import run_federation
 from airtune.engine.message import VERSION
 from airtune.records import read_run
-from airtune.wire.envelope import Envelope
+from airtune.wire.message import Message
 
-Bend = Callable[[Envelope], Envelope]
+Bend = Callable[[Message], Message]
 
 
 def test_a_device_that_comes_back_with_other_data_is_told_and_reported(
@@ -26,12 +26,12 @@ def test_a_device_that_comes_back_with_other_data_is_told_and_reported(
     first = Device(DeviceSettings(data="recipe", compute="cpu"))
     back = Device(DeviceSettings(data="recipe", compute="cpu"), say=told.append)
 
-    def handle(letter: Envelope) -> Envelope:
-        said = json.loads(letter.header)
+    def handle(message: Message) -> Message:
+        said = json.loads(message.header)
         if said["kind"] == "join":
-            return first.handle(letter)
+            return first.handle(message)
         said["setup"]["recipe"] = said["setup"]["recipe"].replace('"limit":60', '"limit":50')
-        return back.handle(replace(letter, header=json.dumps(said).encode()))
+        return back.handle(replace(message, header=json.dumps(said).encode()))
 
     odd = Device(DeviceSettings(data="recipe", compute="cpu"))
     odd.handle = handle  # type: ignore[assignment, method-assign]
@@ -44,7 +44,9 @@ def test_a_device_that_comes_back_with_other_data_is_told_and_reported(
 
 
 def _with(old: str, new: str) -> Bend:
-    return lambda letter: replace(letter, header=letter.header.replace(old.encode(), new.encode()))
+    return lambda message: replace(
+        message, header=message.header.replace(old.encode(), new.encode())
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_a_mismatch_is_named_on_both_sides(
     there = nodes(["a", "b"])
     odd = Device(DeviceSettings(data="recipe", compute="cpu"), say=on_device.append)
     handle = odd.handle
-    odd.handle = lambda letter: handle(bend(letter))  # type: ignore[method-assign]
+    odd.handle = lambda message: handle(bend(message))  # type: ignore[method-assign]
     there.mail.devices[1] = odd
     order = Order(recipe(**{"train.rounds": 1, "train.local_steps": 1}), tmp_path, devices=2)
     run_federation(order, there, tell=lambda **event: at_server.append(event))

@@ -11,16 +11,16 @@ import pytest
 from airtune.data import EMBEDDED_MODEL
 from airtune.deploy.agent import fetch
 from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.federation import ledger
+from airtune.deploy.federation import stored_budget
 from airtune.deploy.federation.base_download import BLOCK_BYTES, Block
-from airtune.deploy.federation.ledger import LEDGER, Ledger
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.run import run_federation
+from airtune.deploy.federation.stored_budget import LEDGER, StoredBudget
 from airtune.engine.stream import StreamServer
 from airtune.errors import CheckpointError, InfeasibleError, MismatchError
 from airtune.records import read_run
-from airtune.wire.allowance import MONTH_S
-from airtune.wire.envelope import Envelope
+from airtune.wire.message import Message
+from airtune.wire.traffic_budget import MONTH_S
 
 
 class Weighed:
@@ -31,12 +31,12 @@ class Weighed:
         self.back: dict[int, int] = {}
         nodes.mail.bend = self.weigh
 
-    def weigh(self, device: int, reply: Envelope) -> Envelope:
+    def weigh(self, device: int, reply: Message) -> Message:
         self.back[device] = self.back.get(device, 0) + reply.size_bytes
         return reply
 
     def of(self, device: int) -> int:
-        sent = sum(letters[device].size_bytes for letters in self.mail.sent if device in letters)
+        sent = sum(messages[device].size_bytes for messages in self.mail.sent if device in messages)
         return sent + self.back.get(device, 0)
 
 
@@ -170,7 +170,7 @@ def test_the_base_counts_and_is_not_served_beyond_the_cap(
 
 
 def test_a_fetch_is_written_down_in_blocks_and_to_the_byte_in_the_end(tmp_path: Path) -> None:
-    ours = Ledger(tmp_path / LEDGER, 2.5 * BLOCK_BYTES, 1)
+    ours = StoredBudget(tmp_path / LEDGER, 2.5 * BLOCK_BYTES, 1)
     block, sent, files = Block(ours, 0), 0, set()
     while block.take(1 << 19):
         sent += 1 << 19
@@ -178,7 +178,7 @@ def test_a_fetch_is_written_down_in_blocks_and_to_the_byte_in_the_end(tmp_path: 
         assert sent <= ours.used_bytes[0] <= 2.5 * BLOCK_BYTES
     assert sent == 2.5 * BLOCK_BYTES
     assert len(files) == 2 + 8  # what is less than a block goes chunk by chunk
-    block = Block(Ledger(tmp_path / LEDGER, 9 * BLOCK_BYTES, 1), 0)
+    block = Block(StoredBudget(tmp_path / LEDGER, 9 * BLOCK_BYTES, 1), 0)
     assert block.take(100)
     block.give_back()
     assert _used(tmp_path) == [sent + 100]
@@ -187,8 +187,8 @@ def test_a_fetch_is_written_down_in_blocks_and_to_the_byte_in_the_end(tmp_path: 
 def test_messages_to_all_are_written_down_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, written = Ledger(tmp_path / LEDGER, 100.0, 3), []
-    monkeypatch.setattr(ledger, "write_atomically", lambda path, text: written.append(text))
+    ours, written = StoredBudget(tmp_path / LEDGER, 100.0, 3), []
+    monkeypatch.setattr(stored_budget, "write_atomically", lambda path, text: written.append(text))
     with ours.together():
         assert [ours.take(device, 60.0) for device in (0, 1, 2, 0)] == [True, True, True, False]
         assert not written
@@ -200,12 +200,12 @@ def test_messages_to_all_are_written_down_once(
 
 def test_a_ledger_survives_its_process_and_a_clock_that_is_set_back(tmp_path: Path) -> None:
     now, path = [1000.0], tmp_path / LEDGER
-    ours = Ledger(path, 100.0, 2, clock=lambda: now[0])
+    ours = StoredBudget(path, 100.0, 2, clock=lambda: now[0])
     ours.begin_round(0.0)
     assert ours.take(0, 60.0)
     assert not ours.take(0, 60.0)
     now[0] = 1.0
-    again = Ledger(path, 100.0, 2, clock=lambda: now[0])
+    again = StoredBudget(path, 100.0, 2, clock=lambda: now[0])
     again.begin_round(0.0)
     assert again.left_bytes.tolist() == [40.0, 100.0]
     now[0] = 1000.0 + 2 * MONTH_S
@@ -214,4 +214,4 @@ def test_a_ledger_survives_its_process_and_a_clock_that_is_set_back(tmp_path: Pa
     assert again.left_bytes.tolist() == [100.0, 100.0]
     path.write_text("{")
     with pytest.raises(CheckpointError, match="is damaged"):
-        Ledger(path, 100.0, 2)
+        StoredBudget(path, 100.0, 2)

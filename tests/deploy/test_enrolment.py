@@ -18,7 +18,7 @@ grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 
 
 from airtune.deploy import renew  # noqa: E402
 from airtune.deploy.agent.attend import Attending, Ended  # noqa: E402
-from airtune.deploy.caller import Link, Proof  # noqa: E402
+from airtune.deploy.caller import Proof, ServerClient  # noqa: E402
 from airtune.deploy.codes import EnrolmentCode  # noqa: E402
 from airtune.deploy.renew import enrol_self, finish_renewal, follow  # noqa: E402
 from airtune.deploy.server import register  # noqa: E402
@@ -80,7 +80,7 @@ class Site:
         return Proof(folder / "ca.crt", folder / f"{stem}.key", folder / f"{stem}.crt")
 
     def hello(self, proof: Proof) -> dict[str, Any]:
-        return Link(self.address, proof, SERVER).call("Hello")
+        return ServerClient(self.address, proof, SERVER).call("Hello")
 
 
 def until(holds: Callable[[], Any]) -> None:
@@ -222,7 +222,7 @@ def test_a_new_key_takes_over_when_it_is_used_and_the_old_one_ends_an_hour_later
 ) -> None:
     mine = site.proof("a")
     old = copy_of(mine, tmp_path / "old")
-    renew.renew(Link(site.address, mine, SERVER))
+    renew.renew(ServerClient(site.address, mine, SERVER))
     assert mine.key.read_bytes() != old.key.read_bytes()
     assert {path.name for path in mine.key.parent.iterdir()} == {
         "ca.crt", "device.crt", "device.key", "device.pub"
@@ -240,7 +240,7 @@ def test_a_new_key_takes_over_when_it_is_used_and_the_old_one_ends_an_hour_later
 def test_a_renewal_that_is_cut_off_leaves_a_key_that_works_and_goes_on_later(
     site: Site, reached: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, link = site.proof("a"), Link(site.address, site.proof("a"), SERVER)
+    mine, link = site.proof("a"), ServerClient(site.address, site.proof("a"), SERVER)
 
     def stop(*words: Any) -> None:
         if reached == "key moved":
@@ -266,7 +266,7 @@ def test_a_key_that_is_not_ones_own_is_not_taken(site: Site) -> None:
     with pytest.raises(DeploymentError, match="that of device 'b'"):
         Register(site.state).offer("a", b.public)
     with pytest.raises(DeploymentError, match="no signing request"):
-        Link(site.address, site.proof("a"), SERVER).call("Renew", request="x")
+        ServerClient(site.address, site.proof("a"), SERVER).call("Renew", request="x")
 
 
 class Device:
@@ -274,7 +274,7 @@ class Device:
 
     def __init__(self, site: Site, name: str) -> None:
         self.proof, self.did, self.ended = site.proof(name), list[str](), list[Ended]()
-        link = Link(site.address, self.proof, SERVER)
+        link = ServerClient(site.address, self.proof, SERVER)
 
         def hear(said: Any) -> None:
             try:

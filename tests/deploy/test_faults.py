@@ -20,7 +20,7 @@ from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.run import run_federation
 from airtune.errors import ConnectionFailedError, StorageError
 from airtune.records import read_run
-from airtune.wire.envelope import Arrival, Envelope
+from airtune.wire.message import Message, Response
 
 pytestmark = pytest.mark.slow
 NAMES = ["board", "laptop", "phone"]
@@ -32,7 +32,7 @@ def forged(reply, *, header=None, blobs=None):
     said = json.loads(reply.header) | (header or {})
     named = dict(zip([row[0] for row in said["blobs"]], reply.blobs, strict=True)) | (blobs or {})
     said["blobs"] = [(name, len(body), zlib.crc32(body)) for name, body in named.items()]
-    return Envelope(json.dumps(said).encode(), tuple(named.values()))
+    return Message(json.dumps(said).encode(), tuple(named.values()))
 
 
 def each_number(reply, value):
@@ -139,13 +139,14 @@ def test_a_device_that_is_gone_for_a_round_comes_back(nodes, recipe, tmp_path):
     there = nodes(NAMES)
     send = there.mail.send
 
-    def without(letters, *, deadline_s, more=None):
+    def without(messages, *, deadline_s, more=None):
         is_round = any(
-            json.loads(letter.header)["round"] == 0 and json.loads(letter.header)["kind"] == "train"
-            for letter in letters.values()
+            json.loads(message.header)["round"] == 0
+            and json.loads(message.header)["kind"] == "train"
+            for message in messages.values()
         )
         there.mail.absent = {CULPRIT} if is_round else set()
-        return send(letters, deadline_s=deadline_s, more=more)
+        return send(messages, deadline_s=deadline_s, more=more)
 
     there.mail.send = without
     found = statuses(read_run(go(there, recipe, tmp_path)))
@@ -201,13 +202,15 @@ def test_nobody_waits_for_a_late_device_beyond_the_deadline(nodes, recipe, tmp_p
     there, waits_s = nodes(NAMES), []
     send = there.mail.send
 
-    def slow(letters, *, deadline_s, more=None):
-        kinds = {json.loads(letter.header)["kind"] for letter in letters.values()}
+    def slow(messages, *, deadline_s, more=None):
+        kinds = {json.loads(message.header)["kind"] for message in messages.values()}
         if kinds <= {"join"}:
-            return send(letters, deadline_s=deadline_s, more=more)
+            return send(messages, deadline_s=deadline_s, more=more)
         waits_s.append(deadline_s)
-        back = dict(send({d: x for d, x in letters.items() if d != CULPRIT}, deadline_s=deadline_s))
-        return back | {CULPRIT: Arrival(None, deadline_s, "not back in time", is_late=True)}
+        back = dict(
+            send({d: x for d, x in messages.items() if d != CULPRIT}, deadline_s=deadline_s)
+        )
+        return back | {CULPRIT: Response(None, deadline_s, "not back in time", is_late=True)}
 
     there.mail.send = slow
     run = read_run(go(there, recipe, tmp_path, clock="real", deadline_s=77.0))
@@ -227,23 +230,23 @@ def test_a_clock_that_is_wrong_by_days_changes_nothing(nodes, recipe, tmp_path, 
         def now(cls, tz=None):
             return datetime.datetime.fromtimestamp(clock() - 5 * 86400, tz)
 
-    make = there.courier
+    make = there.transport
 
-    def courier(locate):
+    def transport(locate):
         mail = make(locate)
         handle = mail.devices[CULPRIT].handle
 
-        def skewed(letter):
-            asked.append(letter)
+        def skewed(message):
+            asked.append(message)
             with monkeypatch.context() as patch:
                 patch.setattr(time, "time", lambda: clock() - 5 * 86400)
                 patch.setattr(datetime, "datetime", Wrong)
-                return handle(letter)
+                return handle(message)
 
         mail.devices[CULPRIT].handle = skewed
         return mail
 
-    there.courier = courier
+    there.transport = transport
     wrong = read_run(go(there, recipe, tmp_path / "wrong"))
     assert asked
     for name, column in right.devices.items():

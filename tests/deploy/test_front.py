@@ -17,7 +17,7 @@ import pytest
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
 
-from airtune.deploy.caller import Link, Proof  # noqa: E402
+from airtune.deploy.caller import Proof, ServerClient  # noqa: E402
 from airtune.deploy.keys import make_device_key, read_private_key, read_public_key  # noqa: E402
 from airtune.deploy.server.authority import ensure_certificates, issue_certificate  # noqa: E402
 from airtune.deploy.server.enroll import enroll  # noqa: E402
@@ -36,9 +36,9 @@ from airtune.wire.channel import (  # noqa: E402
     Way,
     channel_credentials,
 )
-from airtune.wire.envelope import VERSION, Envelope, parts_of  # noqa: E402
-from airtune.wire.letters import fetch_letter, send_answer  # noqa: E402
+from airtune.wire.message import VERSION, Message, parts_of  # noqa: E402
 from airtune.wire.post import Ticket  # noqa: E402
+from airtune.wire.tasks import fetch_task, send_answer  # noqa: E402
 
 HANDSHAKE_S = 1.0
 LONG_S = 60.0
@@ -65,8 +65,8 @@ class Site:
     def way(self, name: str, stem: str = "device") -> Way:
         return Way(self.target, self.proof(name, stem).credentials(), ((RUN_KEY, "1"),))
 
-    def link(self, name: str) -> Link:
-        return Link(self.target, self.proof(name, "operator"))
+    def link(self, name: str) -> ServerClient:
+        return ServerClient(self.target, self.proof(name, "operator"))
 
     def files(self) -> set[str]:
         return {str(path) for path in self.state.rglob("*")}
@@ -349,7 +349,7 @@ def test_a_device_that_is_drained_ends_its_task_and_gets_none_until_its_agent_is
 ) -> None:
     told: list[tuple[int, str, str]] = []
     monkeypatch.setattr(site.front.runs, "tell_failed", lambda *words: told.append(words))
-    task = Envelope(b"task")
+    task = Message(b"task")
     ticket = Ticket(run_1.post.put(task, "a"), "1", LONG_S)
     line = Line(site.way("a"), session="old")
     node = site.front.present()["a"]
@@ -383,11 +383,11 @@ def test_another_version_is_named_to_the_device(site: Site) -> None:
 
 
 def test_a_task_and_its_answer_pass_the_door(site: Site, run_1: StreamServer) -> None:
-    task = Envelope(b"task", (os.urandom(3 << 20),))
+    task = Message(b"task", (os.urandom(3 << 20),))
     ticket = Ticket(run_1.post.put(task, "a"), "1", LONG_S)
-    got = fetch_letter(site.way("a"), ticket)
+    got = fetch_task(site.way("a"), ticket)
     assert (got.header, got.blobs) == (task.header, task.blobs)
-    reply = Envelope(b"answer", (os.urandom(2 << 20), b""))
+    reply = Message(b"answer", (os.urandom(2 << 20), b""))
     send_answer(site.way("a"), ticket, reply)
     arrival = run_1.post.arrival(ticket.token)
     assert arrival is not None
@@ -395,8 +395,8 @@ def test_a_task_and_its_answer_pass_the_door(site: Site, run_1: StreamServer) ->
 
 
 def test_an_answer_that_broke_off_may_be_sent_again(site: Site, run_1: StreamServer) -> None:
-    ticket = Ticket(run_1.post.put(Envelope(b"task"), "a"), "1", LONG_S)
-    reply, way, half_sent = Envelope(bytes(5 << 20)), site.way("a"), threading.Event()
+    ticket = Ticket(run_1.post.put(Message(b"task"), "a"), "1", LONG_S)
+    reply, way, half_sent = Message(bytes(5 << 20)), site.way("a"), threading.Event()
 
     def half() -> Iterator[bytes]:
         yield from list(parts_of(reply))[:3]
@@ -417,9 +417,9 @@ def test_an_answer_that_broke_off_may_be_sent_again(site: Site, run_1: StreamSer
 def test_a_device_reads_no_task_of_another_and_answers_none(
     site: Site, run_1: StreamServer
 ) -> None:
-    token = run_1.post.put(Envelope(b"for a alone"), "a")
+    token = run_1.post.put(Message(b"for a alone"), "a")
     metadata = {TOKEN_KEY: token, "airtune-device": "a"}  # it may say what it likes
-    for name, body in (("Fetch", (b"",)), ("Answer", tuple(parts_of(Envelope(b"x"))))):
+    for name, body in (("Fetch", (b"",)), ("Answer", tuple(parts_of(Message(b"x"))))):
         with pytest.raises(grpc.RpcError) as caught:
             called(site.way("b"), f"{SERVICE}/{name}", *body, **metadata)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
@@ -429,8 +429,8 @@ def test_a_device_reads_no_task_of_another_and_answers_none(
 
 
 def test_an_answer_larger_than_a_task_can_have_is_refused(site: Site, run_1: StreamServer) -> None:
-    token = run_1.post.put(Envelope(b"task", answer_bytes=100), "a")
-    first = next(parts_of(Envelope(bytes(101))))
+    token = run_1.post.put(Message(b"task", answer_bytes=100), "a")
+    first = next(parts_of(Message(bytes(101))))
     with pytest.raises(grpc.RpcError, match="at most 100 can answer"):
         called(site.way("a"), f"{SERVICE}/Answer", first, **{TOKEN_KEY: token})
     arrival = run_1.post.arrival(token)

@@ -66,9 +66,9 @@ def _devices(small_bytes: float, *, cache: Path | None = None) -> dict[int, Devi
 def _asked(nodes: Any, kind: str) -> set[int]:
     return {
         device
-        for letters in nodes.mail.sent
-        for device, letter in letters.items()
-        if f'"kind":"{kind}"'.encode() in letter.header
+        for messages in nodes.mail.sent
+        for device, message in messages.items()
+        if f'"kind":"{kind}"'.encode() in message.header
     }
 
 

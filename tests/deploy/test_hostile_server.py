@@ -13,15 +13,15 @@ import pytest
 from airtune.data import EMBEDDED_MODEL
 from airtune.deploy.agent.attend import Attending
 from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.caller import Link, Proof
+from airtune.deploy.caller import Proof, ServerClient
 from airtune.deploy.renew import follow
 from airtune.deploy.server.enroll import enroll
-from airtune.engine.message import Setup, Task, open_reply, seal_task
+from airtune.engine.message import RunSetup, Task, open_reply, seal_task
 from airtune.errors import CodecError, DeploymentError, ModelError
 from airtune.model.base import load_base
 from airtune.plan import Workload, WorkSpec
 from airtune.recipe import Recipe, load_recipe
-from airtune.wire.envelope import Envelope
+from airtune.wire.message import Message
 from airtune.wire.post import Ticket
 from airtune.work.train import TrainSettings
 
@@ -39,7 +39,7 @@ def mark(tmp_path: Path) -> Path:
 
 def joined(recipe: dict[str, Any], device: Device) -> Any:
     """Return what a device answers when a server asks it to join a run of a recipe."""
-    setup = Setup(
+    setup = RunSetup(
         json.dumps(recipe), "", "", WORKLOAD, WorkSpec(),
         TrainSettings(), 0, 1,
     )  # fmt: skip
@@ -106,15 +106,15 @@ def test_there_is_no_task_that_asks_for_files_or_code(
     tmp_path: Path, change: dict[str, str], recipe: Callable[..., Recipe]
 ) -> None:
     device = Device(DeviceSettings(data="recipe", compute="cpu"))
-    setup = Setup(recipe().model_dump_json(), "", "", WORKLOAD, WorkSpec(), TrainSettings(), 0, 1)  # fmt: skip
-    letter = seal_task(Task("join", 1, 0, 0, "a", "ticket", setup))
-    said = json.loads(letter.header) | change
+    setup = RunSetup(recipe().model_dump_json(), "", "", WORKLOAD, WorkSpec(), TrainSettings(), 0, 1)  # fmt: skip
+    message = seal_task(Task("join", 1, 0, 0, "a", "ticket", setup))
+    said = json.loads(message.header) | change
     if change["kind"] == "join":  # what is not asked for is not looked at
-        assert open_reply(device.handle(replace(letter, header=json.dumps(said).encode())),
+        assert open_reply(device.handle(replace(message, header=json.dumps(said).encode())),
                           Task("join", 1, 0, 0, "a", "ticket", setup))[0].status == "ok"  # fmt: skip
         return
     with pytest.raises(CodecError, match="malformed"):
-        device.handle(Envelope(json.dumps(said).encode()))
+        device.handle(Message(json.dumps(said).encode()))
 
 
 def test_what_a_server_sends_beside_tickets_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_what_a_server_sends_beside_tickets_is_left(monkeypatch: pytest.MonkeyPa
                    b'{"ticket": {"token": "t", "run": "1", "lasts_s": 1.0, "address": ""}}'):  # fmt: skip
         attending._take(answer)
     assert taken == [Ticket("t", "1", 1.0)]
-    assert not any(follow(Link("127.0.0.1:1", None), said) for said in heard)
+    assert not any(follow(ServerClient("127.0.0.1:1", None), said) for said in heard)
 
 
 def test_a_certificate_of_another_key_is_not_kept(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_certificate_of_another_key_is_not_kept(tmp_path: Path) -> None:
     other = (tmp_path / "other" / "bundles" / "a" / "device.crt").read_text()
     for said in ({"certificate": other, "authority": other}, {"certificate": "x"}, {}):
         with pytest.raises(DeploymentError, match="the server has sent"):
-            follow(Link("127.0.0.1:1", proof), {"proof": said, "path": "/etc/passwd"})
+            follow(ServerClient("127.0.0.1:1", proof), {"proof": said, "path": "/etc/passwd"})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

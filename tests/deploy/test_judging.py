@@ -16,8 +16,8 @@ def go(nodes, recipe, folder, clock, **changes):
     there = nodes(NAMES)
     order = Order(recipe(**{"fleet.devices": 2, **changes}), folder, clock=clock, devices=2)
     run = read_run(run_federation(order, there, tell=lambda **event: None))
-    kinds = [json.loads(letter.header)["kind"] for sent in there.mail.sent
-             for letter in sent.values()]  # fmt: skip
+    kinds = [json.loads(message.header)["kind"] for sent in there.mail.sent
+             for message in sent.values()]  # fmt: skip
     return run, kinds
 
 

@@ -27,7 +27,7 @@ from airtune.plan import Measurements, PrunedRounds
 from airtune.records import read_run
 from airtune.run import choose_method
 from airtune.run.measurement import table_path
-from airtune.wire.envelope import Envelope
+from airtune.wire.message import Message
 
 
 def _run(recipe: Any, nodes: Any, root: Path, **order: Any) -> tuple[Any, list[dict[str, Any]]]:
@@ -69,9 +69,9 @@ def test_least_squares_are_refused_where_no_second_moments_are_sent(
 def test_devices_time_their_own_steps_and_one_that_claims_too_many_is_refused(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
-    def boast(device: int, reply: Envelope) -> Envelope:
+    def boast(device: int, reply: Message) -> Message:
         header = re.sub(rb'"steps":[\d.]+', b'"steps":99.0', reply.header)
-        return Envelope(header, reply.blobs) if device == 1 else reply
+        return Message(header, reply.blobs) if device == 1 else reply
 
     there = nodes(["a", "b", "c"])
     there.mail.after_s, there.mail.bend = 3600.0, boast
@@ -85,31 +85,31 @@ def test_devices_time_their_own_steps_and_one_that_claims_too_many_is_refused(
     assert f"did {devices['local_steps'][3]} steps" in devices["reason"][3]
 
 
-def _cut_off(device: int, reply: Envelope) -> Envelope:
+def _cut_off(device: int, reply: Message) -> Message:
     """Truncate what device 1 answers to training."""
     if device != 1 or not reply.blobs:
         return reply
-    return Envelope(reply.header, (reply.blobs[0][:-5], *reply.blobs[1:]))
+    return Message(reply.header, (reply.blobs[0][:-5], *reply.blobs[1:]))
 
 
-def _as_another(device: int, reply: Envelope) -> Envelope:
+def _as_another(device: int, reply: Message) -> Message:
     """Have device 1 say that it is device a."""
     if device != 1 or not reply.blobs:
         return reply
-    return Envelope(reply.header.replace(b'"name":"b"', b'"name":"a"'), reply.blobs)
+    return Message(reply.header.replace(b'"name":"b"', b'"name":"a"'), reply.blobs)
 
 
-def _huge(device: int, reply: Envelope) -> Envelope:
+def _huge(device: int, reply: Message) -> Message:
     if device != 1 or not reply.blobs:
         return reply
-    return Envelope(reply.header, (*reply.blobs, bytes(80 << 20)))
+    return Message(reply.header, (*reply.blobs, bytes(80 << 20)))
 
 
-def _grown(device: int, reply: Envelope) -> Envelope:
+def _grown(device: int, reply: Message) -> Message:
     """Have device 1 say that it has more ranks left than it was told."""
     if device != 1:
         return reply
-    return Envelope(reply.header.replace(b'"rank_left":', b'"rank_left":99'), reply.blobs)
+    return Message(reply.header.replace(b'"rank_left":', b'"rank_left":99'), reply.blobs)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_device_that_lies_is_refused_and_the_others_count(
 def test_scores_that_are_not_finite_are_not_pooled(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
-    def without_numbers(device: int, reply: Envelope) -> Envelope:
+    def without_numbers(device: int, reply: Message) -> Message:
         if device != 1 or b'"kind":"measure"' not in reply.header:
             return reply
         scores = unpack_tensors(reply.blobs[0])
@@ -157,7 +157,7 @@ def test_an_answer_of_the_last_round_is_refused(
 ) -> None:
     fleet, kept = nodes(["a", "b"]), {}
 
-    def replayed(device: int, reply: Envelope) -> Envelope:
+    def replayed(device: int, reply: Message) -> Message:
         if device == 1 and b'"kind":"train"' in reply.header:
             return kept.setdefault("first", reply)
         return reply
@@ -305,7 +305,7 @@ def test_a_split_round_is_closed_where_the_way_to_devices_fails(
         fleet.mail.send = broken  # the next message is the round's first task
         return opened[-1]
 
-    def broken(letters: Any, *, deadline_s: float, more: Any = None) -> Any:
+    def broken(messages: Any, *, deadline_s: float, more: Any = None) -> Any:
         raise KeyError("the way to devices")
 
     server.open = remembered  # type: ignore[method-assign]

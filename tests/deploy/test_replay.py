@@ -11,7 +11,7 @@ import torch
 
 from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.reading import describe_reader
-from airtune.engine.message import Setup
+from airtune.engine.message import RunSetup
 from airtune.engine.remote.devices import Remote
 from airtune.engine.remote.workers import RemoteWorkers
 from airtune.engine.virtual import VirtualEngine, local_engine
@@ -38,7 +38,7 @@ def _local(pieces, method, problem):
 def _remote(pieces, method, problem, mail):
     assets, recipe = pieces.assets, pieces.recipe
     count = len(assets.fleet)
-    setup = Setup(
+    setup = RunSetup(
         recipe=recipe.model_dump_json(), fingerprint=assets.base.fingerprint,
         tokenizer=describe_reader(recipe, assets.base.tokenizer), workload=problem.workload,
         work=method.work, train=_settings(pieces).train, seed=problem.seed, devices=count,

@@ -10,7 +10,7 @@ from airtune.data import EMBEDDED_MODEL
 from airtune.deploy.agent import fetch
 from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.federation import base_download as handout
-from airtune.deploy.federation.base_download import Handout
+from airtune.deploy.federation.base_download import BaseDownload
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.run import run_federation
 from airtune.engine.stream import StreamServer
@@ -20,7 +20,7 @@ from airtune.model.part import group_of
 from airtune.records import read_run
 from airtune.wire import post
 from airtune.wire.contents import contents_of
-from airtune.wire.envelope import Envelope, More
+from airtune.wire.message import Message, More
 from airtune.wire.stage import Offer
 
 
@@ -88,7 +88,7 @@ def test_the_join_is_as_long_as_somebody_fetches(
     files = tuple(content.described() for content in contents)
     offers = {number: Offer("", server.shelf.lend(contents), files)
               for number in range(65)}  # fmt: skip
-    out = Handout(server.shelf, offers)
+    out = BaseDownload(server.shelf, offers)
     assert out.patience_s == 2 * 8 * offers[0].size_bytes / 1e6
     assert not out.is_fetching()
     lot = server.shelf.lot(offers[3].token)
@@ -109,8 +109,10 @@ def test_a_deadline_is_put_off_only_where_it_is_of_use(
         return told[-1]
 
     monkeypatch.setattr(post, "LOOK_S", 0.01)
-    courier = post.PostCourier(post.Post(), locate=lambda: {0: 7}, hand=lambda node, ticket: None)
-    found = courier.send({0: Envelope(b"x")}, deadline_s=0.0, more=More(most_s, is_needed))
+    transport = post.PostTransport(
+        post.Post(), locate=lambda: {0: 7}, hand=lambda node, ticket: None
+    )
+    found = transport.send({0: Message(b"x")}, deadline_s=0.0, more=More(most_s, is_needed))
     assert found[0].is_late
     assert len(told) == asked + 1 if asked < 1000 else 0 < len(told) < asked
 

@@ -170,13 +170,13 @@ class Streams:
         state: GlobalState | None = None, **timing: float,
     ) -> Any:  # fmt: skip
         """Return a round that waits for all; `timing` changes that."""
-        from airtune.engine.stream import SplitTask, Timing
+        from airtune.engine.stream import SplitTask, StreamTiming
 
         waits = {"window_s": float("inf"), "rejoin_s": 0.5, "deadline_s": 60.0}
         return SplitTask(
             run, round, self.base, state or initial_state(self.base, self.workload, 0),
             tuple(j.row for j in jobs), tuple(j.weight for j in jobs),
-            TrainSettings(learning_rate=1e-2), work, self.workload, 0, Timing(**waits | timing),
+            TrainSettings(learning_rate=1e-2), work, self.workload, 0, StreamTiming(**waits | timing),
             tuple(len(j.data) for j in jobs),
         )  # fmt: skip
 

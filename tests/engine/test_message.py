@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from airtune.engine.message import (
     VERSION,
     Reply,
-    Setup,
+    RunSetup,
     Task,
     open_reply,
     open_task,
@@ -21,11 +21,11 @@ from airtune.engine.message import (
 )
 from airtune.errors import CodecError, MismatchError
 from airtune.plan import Assignment, CodecSpec, Workload, WorkSpec
-from airtune.wire.envelope import Envelope
+from airtune.wire.message import Message
 from airtune.wire.versions import series_of
 from airtune.work.train import TrainSettings
 
-SETUP = Setup(
+SETUP = RunSetup(
     recipe="{}", fingerprint="f", tokenizer="t",
     workload=Workload(batch=2, tokens=8, local_steps=1, rank=4, lora_targets=("q", "v")),
     work=WorkSpec(), train=TrainSettings(), seed=3, devices=2, labels=("yes", "no"),
@@ -77,19 +77,19 @@ def test_messages_of_one_series_of_versions_are_read_and_no_others() -> None:
 def test_a_truncated_part_is_refused() -> None:
     sealed = seal_task(TASK, {"state": b"0123456789"})
     with pytest.raises(CodecError, match="has 9 of 10 bytes"):
-        open_task(Envelope(sealed.header, (sealed.blobs[0][:-1],)))
+        open_task(Message(sealed.header, (sealed.blobs[0][:-1],)))
 
 
 def test_a_missing_part_is_refused() -> None:
     sealed = seal_task(TASK, {"state": b"0123456789"})
     with pytest.raises(CodecError, match="lists 1 parts and has 0"):
-        open_task(Envelope(sealed.header))
+        open_task(Message(sealed.header))
 
 
 def test_a_changed_part_is_refused() -> None:
     sealed = seal_task(TASK, {"state": b"0123456789"})
     with pytest.raises(CodecError, match="checksum"):
-        open_task(Envelope(sealed.header, (b"0123456780",)))
+        open_task(Message(sealed.header, (b"0123456780",)))
 
 
 def test_an_oversize_answer_is_refused_before_it_is_read() -> None:
@@ -100,14 +100,14 @@ def test_an_oversize_answer_is_refused_before_it_is_read() -> None:
 
 def test_a_header_without_its_fields_is_refused() -> None:
     with pytest.raises(CodecError, match="malformed"):
-        open_reply(Envelope(f'{{"schema": 1, "version": "{VERSION}"}}'.encode()), TASK)
+        open_reply(Message(f'{{"schema": 1, "version": "{VERSION}"}}'.encode()), TASK)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300))
 def test_no_header_of_noise_is_taken(noise: bytes) -> None:
     with pytest.raises((CodecError, MismatchError)):
-        open_task(Envelope(noise))
+        open_task(Message(noise))
 
 
 @settings(max_examples=200, deadline=None)

@@ -46,7 +46,7 @@ from airtune.engine.stream import (  # noqa: E402
     Connection,
     SplitTask,
     StreamServer,
-    Timing,
+    StreamTiming,
     Way,
     channel_credentials,
     measure_link,
@@ -61,7 +61,7 @@ from airtune.engine.stream.message import (  # noqa: E402
     read_message,
     run_number,
 )
-from airtune.engine.stream.seats import Outbox, Seat, Table, new_token  # noqa: E402
+from airtune.engine.stream.sessions import Outbox, SessionTable, SplitSession, new_token  # noqa: E402
 from airtune.wire.channel import SERVICE, TOKEN_KEY, open_channel  # noqa: E402
 
 pytest.importorskip("cryptography", reason="pip install 'airtune[federation]'")
@@ -70,7 +70,7 @@ from airtune.deploy.server.authority import ensure_certificates  # noqa: E402
 SETTINGS = TrainSettings(learning_rate=1e-2)
 WORKLOAD = Workload(batch=2, tokens=16, local_steps=3, rank=4, lora_targets=("q_proj", "v_proj"))
 SHARED = WorkSpec()
-BARRIER = Timing(window_s=float("inf"), rejoin_s=0.5, deadline_s=60.0)
+BARRIER = StreamTiming(window_s=float("inf"), rejoin_s=0.5, deadline_s=60.0)
 RUN = "a run"
 
 
@@ -233,8 +233,8 @@ def test_who_is_late_for_the_window_joins_a_later_pass(server, base):
 
 
 def test_a_device_that_hangs_costs_the_others_one_window_not_one_a_step():
-    seats = tuple(Seat(device, device, 40, new_token()) for device in range(2))
-    table = Table(1, 0, seats, Timing(window_s=5.0), 1 << 20)
+    seats = tuple(SplitSession(device, device, 40, new_token()) for device in range(2))
+    table = SessionTable(1, 0, seats, StreamTiming(window_s=5.0), 1 << 20)
     message, rule = Message(Kind.ACTIVATION, 1, 0, 0, 0), Batches()
     for seat in seats:
         assert not table.join(seat, Outbox())

@@ -15,9 +15,9 @@ from airtune.plan import CodecSpec, WorkSpec
 
 pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[federation]'")
 
-from airtune.engine.stream import Timing
+from airtune.engine.stream import StreamTiming
 from airtune.engine.stream.gather import turns_of
-from airtune.engine.stream.seats import Outbox, Seat, Table, new_token
+from airtune.engine.stream.sessions import Outbox, SessionTable, SplitSession, new_token
 from airtune.split import DeviceEnd, Kind, Message
 
 
@@ -100,8 +100,8 @@ def test_a_sequential_server_is_that_of_one_process(streams, labels):
 
 
 def test_the_turn_of_who_died_goes_to_the_next_even_before_it_has_come():
-    died, next_, waits = (Seat(n, n, 3, new_token()) for n in range(3))
-    table = Table(1, 0, (died, next_, waits), Timing(window_s=5.0), 1 << 20)
+    died, next_, waits = (SplitSession(n, n, 3, new_token()) for n in range(3))
+    table = SessionTable(1, 0, (died, next_, waits), StreamTiming(window_s=5.0), 1 << 20)
     outbox = Outbox()
     assert not table.join(died, outbox)
     table.leave(died, outbox, in_order=False)

@@ -18,13 +18,13 @@ from airtune.engine.stream import StreamServer  # noqa: E402
 from airtune.errors import CodecError, ConnectionFailedError  # noqa: E402
 from airtune.wire import post  # noqa: E402
 from airtune.wire.channel import SERVICE, TOKEN_KEY, ReusedChannels, Way  # noqa: E402
-from airtune.wire.envelope import Envelope, parts_of, read_letter  # noqa: E402
-from airtune.wire.letters import fetch_letter, send_answer  # noqa: E402
-from airtune.wire.post import PostCourier, Ticket  # noqa: E402
+from airtune.wire.message import Message, parts_of, read_message  # noqa: E402
+from airtune.wire.post import PostTransport, Ticket  # noqa: E402
+from airtune.wire.tasks import fetch_task, send_answer  # noqa: E402
 
 DEADLINE_S, GRACE_S, LONG_S = 3.0, 10.0, 60.0
 """The grace is for a machine that has other work; on an idle one it is a tenth of a second."""
-TASK, REPLY = Envelope(b"task", (b"blob",)), Envelope(b"answer", (bytes(100_000),))
+TASK, REPLY = Message(b"task", (b"blob",)), Message(b"answer", (bytes(100_000),))
 Behaviour = Callable[[Way, Ticket], None]
 
 
@@ -44,19 +44,19 @@ class Fleet:
             dict(enumerate(range(len(behaviours)))),
         )
         self.behaviours = behaviours
-        self.courier = PostCourier(server.post, locate=lambda: dict(self.nodes), hand=self.hand)
+        self.transport = PostTransport(server.post, locate=lambda: dict(self.nodes), hand=self.hand)
 
     def hand(self, node: int, ticket: Ticket) -> None:
         work = self.behaviours[node]
         threading.Thread(target=work, args=(self.way, ticket), daemon=True).start()
 
-    def send(self, deadline_s: float = LONG_S) -> dict[int, post.Arrival]:
-        letters = dict.fromkeys(self.nodes, TASK)
-        return dict(self.courier.send(letters, deadline_s=deadline_s))
+    def send(self, deadline_s: float = LONG_S) -> dict[int, post.Response]:
+        messages = dict.fromkeys(self.nodes, TASK)
+        return dict(self.transport.send(messages, deadline_s=deadline_s))
 
 
 def works(way: Way, ticket: Ticket) -> None:
-    assert fetch_letter(way, ticket).blobs == TASK.blobs
+    assert fetch_task(way, ticket).blobs == TASK.blobs
     send_answer(way, ticket, REPLY)
 
 
@@ -202,14 +202,14 @@ def test_an_upload_is_timed_where_it_arrives(server: StreamServer) -> None:
 def test_what_is_cut_into_parts_comes_together(
     header: bytes, blobs: list[bytes], size: int
 ) -> None:
-    letter = Envelope(header, tuple(blobs))
-    whole = letter.size_bytes
-    assert read_letter(parts_of(letter, part_bytes=size), max_bytes=whole) == letter
+    message = Message(header, tuple(blobs))
+    whole = message.size_bytes
+    assert read_message(parts_of(message, part_bytes=size), max_bytes=whole) == message
     if whole:
         with pytest.raises(CodecError, match="at most"):
-            read_letter(parts_of(letter, part_bytes=size), max_bytes=whole - 1)
+            read_message(parts_of(message, part_bytes=size), max_bytes=whole - 1)
         with pytest.raises(CodecError, match="ended after"):
-            read_letter(iter(list(parts_of(letter, part_bytes=size))[:-1]), max_bytes=whole)
+            read_message(iter(list(parts_of(message, part_bytes=size))[:-1]), max_bytes=whole)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_what_is_cut_into_parts_comes_together(
 )
 def test_a_first_part_that_is_none_is_refused(first: bytes) -> None:
     with pytest.raises(CodecError):
-        read_letter(iter([first]), max_bytes=1 << 30)
+        read_message(iter([first]), max_bytes=1 << 30)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 from airtune.cli.console import print_json, print_line, print_note, print_quality
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
-from airtune.deploy.caller import Link, Proof, check_server
+from airtune.deploy.caller import Proof, ServerClient, check_server
 from airtune.deploy.labels import read_labels
 from airtune.deploy.server.site import local_link, running
 from airtune.deploy.submit import follow, submit
@@ -33,17 +33,17 @@ class RemoteTarget:
     where: tuple[str, ...] = ()
     """Labels of the devices, KEY=VALUE."""
 
-    def link(self) -> Link:
+    def link(self) -> ServerClient:
         """Return the way to the server.
 
         Raises:
             DeploymentError: if certificate or key are not found.
         """
         address = self.server if ":" in self.server else f"{self.server}:{DEFAULT_PORT}"
-        return Link(address, None if self.insecure else find_proof(self.ca, self.key))
+        return ServerClient(address, None if self.insecure else find_proof(self.ca, self.key))
 
 
-def link_to(state: Path, server: str | None, ca: Path | None, key: Path | None) -> Link:
+def link_to(state: Path, server: str | None, ca: Path | None, key: Path | None) -> ServerClient:
     """Return the way to a server elsewhere, or to the one that runs from a state folder here.
 
     Raises:

@@ -37,7 +37,7 @@ def run_one(
     return run_recipe(recipe, folder=folder, label=label, assets=assets, watch=watch, reports=False)
 
 
-class Workers:
+class JobProcesses:
     """The processes of a study; `stop` interrupts them all, and none is begun afterwards."""
 
     def __init__(self) -> None:

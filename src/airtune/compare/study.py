@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from airtune.compare.entries import Entry, baseline_of, entries_of, swept
-from airtune.compare.jobs import Workers, run_one
+from airtune.compare.jobs import JobProcesses, run_one
 from airtune.compare.protocol import Protocol, read_protocol
 from airtune.errors import (
     AirtuneError,
@@ -335,7 +335,7 @@ def _at_once(
     plan: _Plan, cells: Sequence[_Cell], place: Path, jobs: int, watch: CompareWatch
 ) -> Iterator[_Outcome]:
     """Run several at once, each in a process of its own, with its part of the threads."""
-    workers = Workers()
+    workers = JobProcesses()
 
     def work(cell: _Cell) -> RunResult:
         told = watch.on_run(cell.entry.label, cell.seed, cell.number, cell.total)

@@ -20,8 +20,8 @@ from flwr.serverapp import Grid, ServerApp
 from airtune.deploy.federation.orders import as_line
 from airtune.errors import AirtuneError, DeploymentError
 from airtune.wire.channel import RUN_KEY, Way, channel_credentials, server_credentials
-from airtune.wire.letters import fetch_letter, send_answer
-from airtune.wire.post import Post, PostCourier, Ticket
+from airtune.wire.post import Post, PostTransport, Ticket
+from airtune.wire.tasks import fetch_task, send_answer
 
 if TYPE_CHECKING:
     from airtune.deploy.agent.device import Device
@@ -102,9 +102,9 @@ class GridNodes:
                 self._seen_s = time.monotonic()
             return dict(self._seen)
 
-    def courier(self, locate: Callable[[], Mapping[int, int]]) -> PostCourier:
+    def transport(self, locate: Callable[[], Mapping[int, int]]) -> PostTransport:
         """Return the way to devices; `locate` returns the node of each that is there."""
-        return PostCourier(self._post, locate=locate, hand=self._hand, address=self._address)
+        return PostTransport(self._post, locate=locate, hand=self._hand, address=self._address)
 
     def _hand(self, node: int, ticket: Ticket) -> None:
         content = RecordDict({_TICKET: ConfigRecord({"json": ticket.to_json()})})
@@ -168,7 +168,7 @@ def _do(ticket: Ticket, config: Mapping[str, Any]) -> None:
         None if authority is None else channel_credentials(Path(str(authority)).read_bytes())
     )
     way = Way(ticket.address, credentials, ((RUN_KEY, ticket.run),))
-    send_answer(way, ticket, _DEVICES[data].handle(fetch_letter(way, ticket), way))
+    send_answer(way, ticket, _DEVICES[data].handle(fetch_task(way, ticket), way))
 
 
 def _stream(config: Mapping[str, Any]) -> StreamServer:

@@ -60,7 +60,7 @@ _DENIED = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class ServerClient:
     """How an operator, or a device, reaches a server."""
 
     address: str

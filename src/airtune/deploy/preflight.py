@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from airtune.deploy.agent.settings import AgentSettings, check_settings
-from airtune.deploy.caller import Link, check_server
+from airtune.deploy.caller import ServerClient, check_server
 from airtune.deploy.memory import available_bytes, floor_bytes
 from airtune.deploy.server.authority import days_left
 from airtune.deploy.server.site import ServerSettings, is_held, running
@@ -71,7 +71,7 @@ def check_agent(settings: AgentSettings) -> Iterator[Finding]:
         yield _modes(proof.key)
         for path in (proof.authority, proof.certificate):
             yield _certificate(path)
-        yield _key(Link(settings.server, proof, SERVER))
+        yield _key(ServerClient(settings.server, proof, SERVER))
     if settings.cache is not None:
         yield _room(settings.cache, "disk of the cache")
     yield _memory(settings.memory_bytes)
@@ -85,7 +85,7 @@ def _asked(what: str, ask: Callable[[], object], done: str) -> Finding:
     return Finding(what, "ok", done)
 
 
-def _key(link: Link) -> Finding:
+def _key(link: ServerClient) -> Finding:
     """Return whether the server knows this device, and what the clocks say of each other."""
     try:
         before, said, after = time.time(), link.call("Hello"), time.time()

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from airtune.deploy.caller import Link, Proof
+from airtune.deploy.caller import Proof, ServerClient
 from airtune.deploy.codes import EnrolmentCode, pin_of
 from airtune.deploy.keys import make_device_key, public_in, public_of, signing_request
 from airtune.errors import ConnectionFailedError, DeploymentError, KeyRefusedError
@@ -88,7 +88,7 @@ def _server_of(address: str, code: EnrolmentCode) -> bytes:
     return leaf.encode()
 
 
-def follow(link: Link, said: Mapping[str, Any]) -> str:
+def follow(link: ServerClient, said: Mapping[str, Any]) -> str:
     """Do what a server says of certificates and keys; returns what was done, "" if nothing.
 
     Raises:
@@ -104,7 +104,7 @@ def follow(link: Link, said: Mapping[str, Any]) -> str:
     return "this device has a new certificate and ca.crt"
 
 
-def renew(link: Link) -> None:
+def renew(link: ServerClient) -> None:
     """Take a new key, and have the server take it; the files of the link's proof are replaced.
 
     Raises:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airtune import errors
-from airtune.deploy.caller import Link
+from airtune.deploy.caller import ServerClient
 from airtune.deploy.labels import Labels
 from airtune.errors import AirtuneError, ConnectionFailedError, KeyRefusedError, TrainingError
 from airtune.recipe import Recipe
 
 
-def submit(link: Link, recipe: Recipe, **order: str | int | float | Labels) -> int:
+def submit(link: ServerClient, recipe: Recipe, **order: str | int | float | Labels) -> int:
     """Have a server run a recipe; returns the number of the run.
 
     Args:
@@ -23,13 +23,13 @@ def submit(link: Link, recipe: Recipe, **order: str | int | float | Labels) -> i
             underscores.
 
     Raises:
-        AirtuneError: as `Link.ask`.
+        AirtuneError: as `ServerClient.ask`.
     """
     said = {key.replace("_", "-"): value for key, value in order.items()}
     return int(link.call("Submit", recipe=recipe.model_dump_json(), **said)["run"])
 
 
-def follow(link: Link, run: int) -> Iterator[Mapping[str, Any]]:
+def follow(link: ServerClient, run: int) -> Iterator[Mapping[str, Any]]:
     """Yield what a run tells, until it ends.
 
     Raises:
@@ -53,7 +53,7 @@ def follow(link: Link, run: int) -> Iterator[Mapping[str, Any]]:
         yield event
 
 
-def _told(link: Link, run: int) -> Iterator[bytes]:
+def _told(link: ServerClient, run: int) -> Iterator[bytes]:
     try:
         yield from _lines(link.ask("Follow", run=run))
     except (ConnectionFailedError, KeyRefusedError) as error:

@@ -11,13 +11,13 @@ from airtune.cost import predict
 from airtune.errors import InfeasibleError
 from airtune.keys import generator
 from airtune.plan import Bools, Floats, LinkState, Problem, RoundPlan
-from airtune.wire.allowance import Allowance
+from airtune.wire.traffic_budget import TrafficBudget
 
 
 class RoundLimits:
     """The limits of a run's devices: participation, bytes of a month, joules of a round."""
 
-    def __init__(self, problem: Problem, allowance: Allowance, *, participation: float) -> None:
+    def __init__(self, problem: Problem, allowance: TrafficBudget, *, participation: float) -> None:
         """Begin with nobody there.
 
         Args:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from airtune.errors import CodecError, MismatchError
 from airtune.plan import Assignment, Pace, Workload, WorkSpec
-from airtune.wire.envelope import MAX_BLOBS, VERSION, Envelope
+from airtune.wire.message import MAX_BLOBS, VERSION, Message
 from airtune.wire.stage import Offer
 from airtune.wire.versions import may_talk
 from airtune.work.train import TrainSettings
@@ -47,7 +47,7 @@ Blobs = Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class RunSetup:
     """What stays the same in all rounds of a run."""
 
     recipe: str
@@ -72,7 +72,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class SplitEndpoint:
     """Where a device finds the server's half of a split round, and what lets it in."""
 
     address: str
@@ -96,7 +96,7 @@ class Task:
     name: str
     ticket: str
     """Drawn anew for every task; the reply repeats it."""
-    setup: Setup
+    setup: RunSetup
     blocks: int | None = None
     """Of the base, which the device must hold, from the first on; None = all, 0 = no weights."""
     row: Assignment | None = None
@@ -114,7 +114,7 @@ class Task:
     """What the device settles for itself, in place of `row`'s steps and perhaps its arm."""
     way_s: float = 0.0
     """Seconds that the way to this device took last time, of those that the pace gives it."""
-    seat: Seat | None = None
+    seat: SplitEndpoint | None = None
     base: Offer | None = None
     """Where a device that lacks the base model may fetch it; None = it must have it."""
     order: tuple[str, ...] = ()
@@ -190,21 +190,21 @@ Header = TypeVar("Header", Task, Reply)
 _TASK, _REPLY = TypeAdapter(Task), TypeAdapter(Reply)
 
 
-def seal_task(task: Task, blobs: Blobs | None = None) -> Envelope:
+def seal_task(task: Task, blobs: Blobs | None = None) -> Message:
     """Return a task as it travels."""
     named = dict(blobs or {})
     header = _TASK.dump_json(replace(task, blobs=_listed(named)))
-    return Envelope(header, tuple(named.values()))
+    return Message(header, tuple(named.values()))
 
 
-def seal_reply(reply: Reply, blobs: Blobs | None = None) -> Envelope:
+def seal_reply(reply: Reply, blobs: Blobs | None = None) -> Message:
     """Return a reply as it travels."""
     named = dict(blobs or {})
     header = _REPLY.dump_json(replace(reply, blobs=_listed(named)))
-    return Envelope(header, tuple(named.values()))
+    return Message(header, tuple(named.values()))
 
 
-def open_task(envelope: Envelope) -> tuple[Task, dict[str, bytes]]:
+def open_task(envelope: Message) -> tuple[Task, dict[str, bytes]]:
     """Return a task and its blobs, checked.
 
     Raises:
@@ -215,7 +215,7 @@ def open_task(envelope: Envelope) -> tuple[Task, dict[str, bytes]]:
 
 
 def open_reply(
-    envelope: Envelope, task: Task, *, max_bytes: int = MAX_REPLY_BYTES
+    envelope: Message, task: Task, *, max_bytes: int = MAX_REPLY_BYTES
 ) -> tuple[Reply, dict[str, bytes]]:
     """Return the reply to a task and its blobs, checked.
 
@@ -326,7 +326,7 @@ def _listed(blobs: Blobs) -> tuple[tuple[str, int, int], ...]:
 
 
 def _open(
-    envelope: Envelope, adapter: TypeAdapter[Header], what: str
+    envelope: Message, adapter: TypeAdapter[Header], what: str
 ) -> tuple[Header, dict[str, bytes]]:
     header = _read(envelope.header, adapter, what)
     listed: Sequence[tuple[str, int, int]] = header.blobs

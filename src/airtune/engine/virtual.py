@@ -44,7 +44,7 @@ from airtune.plan import (
     WorkSpec,
     mask_observation,
 )
-from airtune.wire.allowance import Allowance
+from airtune.wire.traffic_budget import TrafficBudget
 from airtune.work.train import Outcome
 
 
@@ -74,7 +74,7 @@ class VirtualEngine:
         self._problem, self._settings = workers.problem, settings
         self._limits = RoundLimits(
             self._problem,
-            Allowance(self._problem.device_bytes_per_month, len(fleet)),
+            TrafficBudget(self._problem.device_bytes_per_month, len(fleet)),
             participation=settings.participation,
         )
 

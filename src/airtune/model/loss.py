@@ -19,7 +19,7 @@ from airtune.model.batch import IGNORED, Batch
 from airtune.model.families import family_of
 
 
-class _Context(Protocol):
+class AutogradContext(Protocol):
     """What torch hands to an autograd function."""
 
     needs_input_grad: tuple[bool, ...]
@@ -48,7 +48,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context,
+        ctx: AutogradContext,
         hidden: torch.Tensor,
         weight: torch.Tensor,
         lesson: _Lesson,
@@ -81,7 +81,7 @@ class _CrossEntropy(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: _Context, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: AutogradContext, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the stored gradient of every position."""
         (gradient,) = ctx.saved_tensors
         return gradient * outer[0].to(gradient.dtype)[:, None], None, None

@@ -11,19 +11,15 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from airtune.model.loss import AutogradContext
 from airtune.model.quantised import is_4bit
 from airtune.model.weights import bias_of, weight_of
 
 
-class _Context(Protocol):
-    """What torch hands to an autograd function."""
+class _LoraContext(AutogradContext, Protocol):
+    """It keeps the scale of the adapters too."""
 
-    needs_input_grad: tuple[bool, ...]
-    saved_tensors: tuple[torch.Tensor, ...]
     scale: float
-
-    def save_for_backward(self, *tensors: torch.Tensor) -> None:
-        """Keep tensors for `backward`."""
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -35,7 +31,7 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917 - torch passes them in order
-        ctx: _Context,
+        ctx: _LoraContext,
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -52,7 +48,7 @@ class _LoraLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: _Context, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: _LoraContext, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of x, a and b; the base is frozen."""
         x, weight, a, b, narrow = ctx.saved_tensors
         g = outer[0].contiguous()

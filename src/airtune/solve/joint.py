@@ -29,7 +29,7 @@ from airtune.solve.bandwidth import Division, divide_min_max
 from airtune.solve.nested import binding_links, full_links, nested_search, prices_at
 from airtune.solve.problem import SLACK, JointProblem, JointSolution
 from airtune.solve.pruning import prune_min_max
-from airtune.solve.response import Columns, Response, first_price, first_ratio, prepare, respond
+from airtune.solve.response import BestResponse, Columns, first_price, first_ratio, prepare, respond
 
 _MOST_STEPS = 30
 _TOLERANCE = 1e-10
@@ -52,7 +52,7 @@ class _Point:
 
     finish_s: float
     price: Floats
-    response: Response
+    response: BestResponse
     converged: bool
     iterations: int
     proved_s: float = 0.0
@@ -175,7 +175,7 @@ def _newton(problem: JointProblem, blocks: list[Columns]) -> _Point:
     return _Point(finish_s, np.where(binding, price, 0.0), answer, converged, step, proved_s)
 
 
-def _filling_s(answer: Response, budget: Floats, binding: Bools, finish_s: float) -> float:
+def _filling_s(answer: BestResponse, budget: Floats, binding: Bools, finish_s: float) -> float:
     """Return the finish time at which the first link is full at these prices.
 
     Newton's method on the reciprocal of the load, which is nearly linear in T: it stands in for the
@@ -187,7 +187,7 @@ def _filling_s(answer: Response, budget: Floats, binding: Bools, finish_s: float
     return finish_s * float(np.exp(np.max(moves, initial=-0.5) if moves.size else -0.5))
 
 
-def _price_step(answer: Response, budget: Floats, binding: Bools, move: float) -> Floats:
+def _price_step(answer: BestResponse, budget: Floats, binding: Bools, move: float) -> Floats:
     """Return the change of ln(price) on every link: Newton on ln(load / budget)."""
     load = np.where(binding, answer.load, budget)
     # With nobody in the interior the load does not answer; move on as if it did, until it does.

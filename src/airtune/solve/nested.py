@@ -16,7 +16,7 @@ import numpy as np
 from airtune.plan import Bools, Floats
 from airtune.solve.bandwidth import Division
 from airtune.solve.problem import JointProblem
-from airtune.solve.response import Columns, Response, first_price, first_ratio, respond
+from airtune.solve.response import BestResponse, Columns, first_price, first_ratio, respond
 
 _MOST_OUTER = 120
 _MOST_INNER = 120
@@ -32,7 +32,7 @@ class Found:
 
     finish_s: float
     price: Floats
-    response: Response
+    response: BestResponse
     iterations: int
 
 
@@ -85,7 +85,7 @@ def nested_search(
     return Found(finish_s, np.where(binding, price, 0.0), answer, steps)
 
 
-def binding_links(problem: JointProblem, answer: Response) -> Bools:
+def binding_links(problem: JointProblem, answer: BestResponse) -> Bools:
     """Return the links whose budget limits somebody, shape (links,)."""
     budget = problem.curves.budget
     return (answer.load > 0.0) & (answer.unmet | (answer.load > budget))
@@ -115,7 +115,7 @@ class _Bracket:
 def prices_at(
     problem: JointProblem, blocks: list[Columns], finish_s: float, price: Floats, ratio: Floats,
     *, tolerance: float = _TOLERANCE,
-) -> tuple[Floats, Response, int]:  # fmt: skip
+) -> tuple[Floats, BestResponse, int]:  # fmt: skip
     """Return the prices at which every link's load meets its budget, and the answers to them.
 
     Args:
@@ -153,7 +153,7 @@ def prices_at(
 
 
 def _advance(
-    bracket: _Bracket, log_price: Floats, value: Floats, answer: Response, open_links: Bools
+    bracket: _Bracket, log_price: Floats, value: Floats, answer: BestResponse, open_links: Bools
 ) -> Floats:
     """Take the new values into the bracket and return the next prices in logarithms."""
     over, under = open_links & (value > 0.0), open_links & (value < 0.0)

@@ -67,7 +67,7 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class BestResponse:
     """The answers, and the sums and derivatives that the search for T and prices needs."""
 
     share: Floats
@@ -176,7 +176,7 @@ def first_price(problem: JointProblem, share: Floats, kept: Floats, finish_s: fl
 def respond(
     problem: JointProblem, blocks: list[Columns], finish_s: float, price: Floats, log_ratio: Floats,
     *, tolerance: float = _RATIO_TOLERANCE,
-) -> Response:  # fmt: skip
+) -> BestResponse:  # fmt: skip
     """Return every device's best answer to a finish time and prices.
 
     Args:
@@ -197,7 +197,7 @@ def respond(
             continue
         z, x, v = _block_response(block, (finish_s, price, tolerance), ratio[block.rows], sums)
         share[block.rows], kept[block.rows], ratio[block.rows] = z, x, v
-    return Response(
+    return BestResponse(
         share=share, kept=kept, log_ratio=ratio, load=sums.load, load_by_price=sums.by_price,
         load_by_time=sums.by_time, unmet=sums.unmet > 0, value=sums.value,
         value_by_time=sums.value_by_time, clipped_by_time=sums.clipped,

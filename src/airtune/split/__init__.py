@@ -9,7 +9,7 @@ from airtune.split.device import DeviceEnd
 from airtune.split.join import DevicePart, join_round
 from airtune.split.log import StepLog
 from airtune.split.memory import CutMemory, Samples
-from airtune.split.message import Kind, Message
+from airtune.split.message import Kind, StepMessage
 from airtune.split.rounds import SplitResult, split_round
 from airtune.split.server import Link, ServerEnd, ServerParts
 
@@ -19,7 +19,6 @@ __all__ = [
     "DevicePart",
     "Kind",
     "Link",
-    "Message",
     "Samples",
     "ServerEnd",
     "ServerParts",
@@ -27,6 +26,7 @@ __all__ = [
     "SplitJob",
     "SplitResult",
     "StepLog",
+    "StepMessage",
     "join_round",
     "split_round",
 ]

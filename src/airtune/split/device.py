@@ -24,7 +24,7 @@ from airtune.split.body import beside_of, get, kept_of, put
 from airtune.split.context import SplitContext, SplitJob
 from airtune.split.half import on_cpu, optimiser_of
 from airtune.split.memory import Samples, agree
-from airtune.split.message import Kind, Message
+from airtune.split.message import Kind, StepMessage
 from airtune.split.samples import put_samples
 from airtune.work.batches import collate_examples, join_examples, round_batches
 from airtune.work.gradients import clip_
@@ -109,7 +109,7 @@ class DeviceEnd:
         [job] = self.jobs.values()
         return self.context.parts(job.row.codec)
 
-    def send(self, step: int, *, part: int = 0, parts: int = 1) -> dict[int, Message]:
+    def send(self, step: int, *, part: int = 0, parts: int = 1) -> dict[int, StepMessage]:
         """Run the devices' blocks; return what each sends, by column.
 
         Args:
@@ -149,7 +149,7 @@ class DeviceEnd:
         share = _scored(self._batch) / max(_scored(whole), 1)
         return {place: replace(message, rows=size, share=share) for place, message in found.items()}
 
-    def finish(self, hidden: Mapping[int, bytes]) -> dict[int, Message]:
+    def finish(self, hidden: Mapping[int, bytes]) -> dict[int, StepMessage]:
         """Where labels stay: compute the losses of the last hidden states that came.
 
         Returns:
@@ -305,8 +305,8 @@ class DeviceEnd:
     def _message(
         self, kind: Kind, place: int, payload: bytes, *, beside: bytes = b"",
         loss: float = float("nan"),
-    ) -> Message:  # fmt: skip
-        return Message(
+    ) -> StepMessage:  # fmt: skip
+        return StepMessage(
             kind, 0, self.context.round, self._step, self.jobs[place].device,
             rows=self.context.workload.batch, steps=self.steps, beside=beside, payload=payload,
             loss=loss,

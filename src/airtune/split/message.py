@@ -24,7 +24,7 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class StepMessage:
     """One message, taken apart."""
 
     kind: Kind

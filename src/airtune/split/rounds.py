@@ -33,7 +33,7 @@ from airtune.split.device import DeviceEnd
 from airtune.split.join import DevicePart, join_round
 from airtune.split.log import StepLog
 from airtune.split.memory import CutMemory, Samples
-from airtune.split.message import Kind, Message
+from airtune.split.message import Kind, StepMessage
 from airtune.split.server import ServerEnd, mean_by_weight
 from airtune.work.train import Outcome, TrainSettings
 
@@ -131,7 +131,7 @@ class _Queue:
         self.waiting: dict[int, bytes] = {}
         """Of each device, what the server has sent it last."""
 
-    def begin(self, step: int, ends: Sequence[DeviceEnd]) -> dict[int, Message]:
+    def begin(self, step: int, ends: Sequence[DeviceEnd]) -> dict[int, StepMessage]:
         """Have devices begin a step; returns what they send."""
         self._step, self._ends, self.waiting = step, ends, {}
         return {place: sent for end in ends for place, sent in end.send(step).items()}
@@ -143,7 +143,7 @@ class _Queue:
             self.waiting[place] = payload
         return is_there
 
-    def receive(self, places: Iterable[int]) -> dict[int, Message]:
+    def receive(self, places: Iterable[int]) -> dict[int, StepMessage]:
         """Have the devices work on their hidden states; returns what they answer."""
         hidden, self.waiting = self.waiting, {}
         return {place: sent for end in self._ends for place, sent in end.finish(hidden).items()}

@@ -24,7 +24,7 @@ from airtune.errors import CodecError
 from airtune.plan import Bools, CodecSpec, Ints, ModelShape, Workload
 from airtune.split.body import decoded, read_lengths
 from airtune.split.memory import Held, Samples
-from airtune.split.message import Message
+from airtune.split.message import StepMessage
 from airtune.work.wire import Values
 
 _HEAD = struct.Struct("<QII")
@@ -87,7 +87,7 @@ def put_samples(
 
 
 def take_samples(
-    message: Message, memory: Samples, *, examples: int, shape: ModelShape, workload: Workload,
+    message: StepMessage, memory: Samples, *, examples: int, shape: ModelShape, workload: Workload,
     labels_stay: bool, again: bool,
 ) -> Taken:  # fmt: skip
     """Return the samples of a message; brings the server's memory up to date.
@@ -143,7 +143,7 @@ def take_samples(
 
 
 def _opened(
-    message: Message, examples: int, workload: Workload
+    message: StepMessage, examples: int, workload: Workload
 ) -> tuple[int, int, int, Ints, Bools, Ints]:
     """Return stamp, check, bytes of the first payload, numbers, which are known, and what follows.
 

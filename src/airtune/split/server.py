@@ -27,7 +27,7 @@ from airtune.split.context import SplitContext
 from airtune.split.half import TrainedHalf
 from airtune.split.log import StepLog
 from airtune.split.memory import Samples
-from airtune.split.message import Kind, Message
+from airtune.split.message import Kind, StepMessage
 from airtune.split.samples import take_samples
 from airtune.work.wire import unpacked
 
@@ -44,7 +44,7 @@ class Link(Protocol):
         """Send a device what it awaits; False = it is not there any more, and nothing went out."""
         ...
 
-    def receive(self, places: Iterable[int]) -> Mapping[int, Message]:
+    def receive(self, places: Iterable[int]) -> Mapping[int, StepMessage]:
         """Return what those devices answer that are still there; waits for them."""
         ...
 
@@ -115,7 +115,7 @@ class ServerEnd:
         return self.context.parts(self._rows[place].codec)
 
     def serve(
-        self, messages: Mapping[int, Message], link: Link, *, part: int = 0, more: bool = False
+        self, messages: Mapping[int, StepMessage], link: Link, *, part: int = 0, more: bool = False
     ) -> None:
         """Run a pass over the activations that came, of each half, and answer.
 
@@ -229,7 +229,7 @@ class ServerEnd:
             gradients |= half.backward({place: returned[place] for place in mine})
         return gradients, losses
 
-    def _arrived(self, place: int, message: Message) -> Arrived:
+    def _arrived(self, place: int, message: StepMessage) -> Arrived:
         """Take an activation apart; every size is checked before memory is taken.
 
         Raises:
@@ -255,7 +255,7 @@ class ServerEnd:
             self._share(place, message),
         )  # fmt: skip
 
-    def _share(self, place: int, message: Message) -> float:
+    def _share(self, place: int, message: StepMessage) -> float:
         """Return the part of a step's loss that a micro-batch makes up.
 
         Raises:
@@ -271,7 +271,7 @@ class ServerEnd:
         return message.share
 
     def _samples(
-        self, place: int, message: Message, spec: CodecSpec
+        self, place: int, message: StepMessage, spec: CodecSpec
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Take an activation apart where both ends remember samples; return it, mask and labels."""
         context, stay = self.context, self.context.labels_stay
@@ -286,12 +286,12 @@ class ServerEnd:
         return unpacked(np.concatenate(taken.rows), mask, context.like), mask, labels
 
     def _went_up(
-        self, place: int, message: Message, bound: float, *, computed: float = 1.0
+        self, place: int, message: StepMessage, bound: float, *, computed: float = 1.0
     ) -> None:
         self.log.went_up(message.step, place, len(message.payload), bound, len(message.beside))
         self.log.computed[message.step, place] = computed
 
-    def _hidden_gradient(self, place: int, message: Message, reads: torch.Tensor) -> torch.Tensor:
+    def _hidden_gradient(self, place: int, message: StepMessage, reads: torch.Tensor) -> torch.Tensor:
         """Return the gradient of a last hidden state, at the positions (batch, tokens) that are read.
 
         Raises:

@@ -3,7 +3,7 @@
     channel      limits, TLS and names that both ends agree on
     envelope     a task or an answer as bytes; how it is cut into parts and put together
     post         tasks that wait for their devices, and the answers that came, each by its deadline
-    letters      a device's side of the post
+    messages      a device's side of the post
     base, stage  a base model on its way to a device that lacks it
     link         how fast a link is
     allowance    the bytes that a device has left of its month

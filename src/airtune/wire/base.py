@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import grpc
 
 from airtune.errors import ConnectionFailedError, MismatchError
-from airtune.wire.allowance import does_not_hold
 from airtune.wire.channel import SERVICE, TOKEN_KEY, Way, value_of
 from airtune.wire.contents import Content
 from airtune.wire.stage import Ask, BusyError, Offer, pack_chunk
+from airtune.wire.traffic_budget import does_not_hold
 
 _REQUEST = struct.Struct("<HQ")
 _FINAL = frozenset({

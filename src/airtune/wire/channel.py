@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from airtune.wire.envelope import PART_BYTES
+from airtune.wire.message import PART_BYTES
 
 SERVICE, SERVER, CONTROL = "airtune.Split", "airtune.Server", "airtune.Control"
 """What a run serves its devices · what a server serves all of them · what it serves operators."""

@@ -21,7 +21,7 @@ import grpc
 
 from airtune.errors import CodecError
 from airtune.wire.channel import DEVICE_KEY, TOKEN_KEY, value_of
-from airtune.wire.envelope import Arrival, CutOffError, Envelope, More, parts_of, read_letter
+from airtune.wire.message import CutOffError, Message, More, Response, parts_of, read_message
 
 LOOK_S = 0.5
 """How often it is looked whether a device that is waited for is still there."""
@@ -70,11 +70,11 @@ class Ticket:
 class _Waiting:
     """A task that is out. Guarded by the post's lock."""
 
-    letter: Envelope
+    message: Message
     device: str | None
     """Who alone may have it; None = whoever holds the token."""
     began_s: float
-    arrival: Arrival | None = None
+    arrival: Response | None = None
     call: grpc.ServicerContext | None = None
     """Of an answer that is coming in."""
 
@@ -87,11 +87,11 @@ class Post:
         self._waiting: dict[str, _Waiting] = {}
         self.changed = threading.Condition()
 
-    def put(self, letter: Envelope, device: str | None = None) -> str:
+    def put(self, message: Message, device: str | None = None) -> str:
         """Lay out a task; returns the token that lets its device have it."""
         token = secrets.token_urlsafe(32)
         with self.changed:
-            self._waiting[token] = _Waiting(letter, device, time.monotonic())
+            self._waiting[token] = _Waiting(message, device, time.monotonic())
         return token
 
     def withdraw(self, token: str) -> None:
@@ -102,7 +102,7 @@ class Post:
         if call is not None:
             call.cancel()
 
-    def arrival(self, token: str) -> Arrival | None:
+    def arrival(self, token: str) -> Response | None:
         """Return what came of a task, None as long as nothing did."""
         with self.changed:
             return self._waiting[token].arrival
@@ -118,13 +118,13 @@ class Post:
         with self.changed:
             waiting = self._waiting.get(token)
             if waiting is not None and waiting.arrival is None:
-                waiting.arrival = Arrival(None, time.monotonic() - waiting.began_s, why)
+                waiting.arrival = Response(None, time.monotonic() - waiting.began_s, why)
                 self.changed.notify_all()
 
     def fetch(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         """Serve a task."""
         waiting = self._admitted(context)
-        yield from parts_of(waiting.letter)
+        yield from parts_of(waiting.message)
 
     def answer(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         """Take the answer to a task; the last attempt of a device is the one that counts."""
@@ -134,7 +134,7 @@ class Post:
                 context.abort(grpc.StatusCode.ALREADY_EXISTS, "this task was answered already")
             waiting.call = context
         try:
-            reply = read_letter(requests, max_bytes=waiting.letter.answer_bytes)
+            reply = read_message(requests, max_bytes=waiting.message.answer_bytes)
         except grpc.RpcError:
             return b""  # the connection broke; the device may send it again
         except CutOffError as error:
@@ -147,10 +147,10 @@ class Post:
         self._settle(waiting, reply)
         return b""
 
-    def _settle(self, waiting: _Waiting, reply: Envelope | None, fault: str = "") -> None:
+    def _settle(self, waiting: _Waiting, reply: Message | None, fault: str = "") -> None:
         with self.changed:
             after_s = time.monotonic() - waiting.began_s
-            waiting.arrival = Arrival(reply, after_s, fault, is_refused=reply is None)
+            waiting.arrival = Response(reply, after_s, fault, is_refused=reply is None)
             waiting.call = None
             self.changed.notify_all()
 
@@ -166,7 +166,7 @@ class Post:
         return waiting
 
 
-class PostCourier:
+class PostTransport:
     """Carries tasks to devices and answers back."""
 
     def __init__(
@@ -194,21 +194,21 @@ class PostCourier:
         return frozenset(self._locate())
 
     def send(
-        self, letters: Mapping[int, Envelope], *, deadline_s: float, more: More | None = None
-    ) -> Mapping[int, Arrival]:
+        self, messages: Mapping[int, Message], *, deadline_s: float, more: More | None = None
+    ) -> Mapping[int, Response]:
         """Carry a message to each device and wait for all answers, or until the deadline."""
         began_s, nodes = time.monotonic(), self._locate()
         found = {
-            device: Arrival(None, 0.0, "this device is not connected")
-            for device in letters
+            device: Response(None, 0.0, "this device is not connected")
+            for device in messages
             if device not in nodes
         }
         lasts_s = deadline_s + (0.0 if more is None else more.most_s)
         tokens: dict[int, str] = {}
         try:
-            for device in letters.keys() - found.keys():
+            for device in messages.keys() - found.keys():
                 name = None if self._name_of is None else self._name_of(nodes[device])
-                tokens[device] = self._post.put(letters[device], name)
+                tokens[device] = self._post.put(messages[device], name)
                 self._hand(nodes[device], Ticket(tokens[device], self._run, lasts_s, self._address))
             return found | self._awaited(tokens, nodes, began_s, deadline_s, more)
         finally:
@@ -218,8 +218,8 @@ class PostCourier:
     def _awaited(
         self, tokens: Mapping[int, str], nodes: Mapping[int, int], began_s: float,
         deadline_s: float, more: More | None,
-    ) -> dict[int, Arrival]:  # fmt: skip
-        found: dict[int, Arrival] = {}
+    ) -> dict[int, Response]:  # fmt: skip
+        found: dict[int, Response] = {}
         left_at: dict[int, float] = {}
         waiting = dict(tokens)
         while True:
@@ -237,7 +237,7 @@ class PostCourier:
             self._look_after(waiting, nodes, left_at)
         waited_s = max(time.monotonic() - began_s, deadline_s) if more else deadline_s
         return found | {
-            device: Arrival(None, waited_s, f"not back by the deadline of {waited_s:.4g} s", True)
+            device: Response(None, waited_s, f"not back by the deadline of {waited_s:.4g} s", True)
             for device in waiting
         }
 

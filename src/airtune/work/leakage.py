@@ -51,7 +51,7 @@ class Leakage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class _Positions:
     """Positions one after the other."""
 
     activation: torch.Tensor
@@ -115,7 +115,7 @@ def measure_leakage(
 def _observe(
     base: BaseModel, half: DeviceHalf, data: Sequences | Images, codec: CodecSpec, *,
     tokens: int, seed: int,
-) -> _Seen:  # fmt: skip
+) -> _Positions:  # fmt: skip
     """Return what the server receives of these examples, beside what they are."""
     stream = generator(seed, "leakage", half.cut)
     activations, inputs, names = [], [], []
@@ -131,13 +131,15 @@ def _observe(
         inputs.append(_inputs(base, batch, mask).double().cpu())
         if batch.input_ids.dim() == 2:
             names.append(batch.input_ids[mask].cpu())
-    return _Seen(
+    return _Positions(
         torch.cat(activations), torch.cat(inputs), torch.cat(names) if names else None,
         lost / total if total else 0.0,
     )  # fmt: skip
 
 
-def _attack(base: BaseModel, cut: int, codec: CodecSpec, own: _Seen, unseen: _Seen) -> Leakage:
+def _attack(
+    base: BaseModel, cut: int, codec: CodecSpec, own: _Positions, unseen: _Positions
+) -> Leakage:
     decoded = _ridge(own.activation, own.inputs, unseen.activation)
     spread = (unseen.inputs - own.inputs.mean(0)).square().sum()
     explained = 1.0 - float((unseen.inputs - decoded).square().sum() / spread)

@@ -92,7 +92,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Round:
+class _TrainingRound:
     """What all jobs of a round share."""
 
     base: BaseModel
@@ -151,7 +151,7 @@ def train(
         DataError: if a device has no example.
     """
     _check_work(work, jobs)
-    here = _Round(current_base(base, state), state, settings, work, workload, seed, round)
+    here = _TrainingRound(current_base(base, state), state, settings, work, workload, seed, round)
     outcomes: dict[int, Outcome] = {}
     for stages, group in _passes(here, jobs):
         outcomes |= {outcome.device: outcome for outcome in _train_pass(here, stages, group)}
@@ -172,7 +172,7 @@ def _check_work(work: WorkSpec, jobs: Sequence[Job]) -> None:
 
 
 def _passes(
-    here: _Round, jobs: Sequence[Job]
+    here: _TrainingRound, jobs: Sequence[Job]
 ) -> Iterator[tuple[tuple[Kept, ...], list[Job]]]:  # fmt: skip
     """Yield groups that one pass can train, none above the cap on tokens."""
     groups: dict[tuple[bytes, int, int], tuple[tuple[Kept, ...], list[Job]]] = {}
@@ -199,7 +199,7 @@ class _Carried:
     importance: list[Importance | None]
 
 
-def _train_pass(here: _Round, stages: Sequence[Kept], jobs: Sequence[Job]) -> list[Outcome]:
+def _train_pass(here: _TrainingRound, stages: Sequence[Kept], jobs: Sequence[Job]) -> list[Outcome]:
     """Train devices of one slice, rank and number of steps together."""
     steps, rank = jobs[0].row.local_steps, jobs[0].row.rank
     drawn = [_draw(here, job, steps) for job in jobs]
@@ -230,7 +230,7 @@ def _train_pass(here: _Round, stages: Sequence[Kept], jobs: Sequence[Job]) -> li
 
 
 def _steps(
-    here: _Round, watch: _Watch, jobs: Sequence[Job], drawn: Sequence[Ints], *, first: int
+    here: _TrainingRound, watch: _Watch, jobs: Sequence[Job], drawn: Sequence[Ints], *, first: int
 ) -> tuple[Floats, Bools]:
     """Take local steps on one network; return losses (steps, devices) and who stayed finite."""
     lora = watch.lora
@@ -262,7 +262,11 @@ class _Watch:
     """What a method wants of a pass beside training: penalties, importance, a rank that shrinks."""
 
     def __init__(
-        self, here: _Round, kept: Kept, lora: LoraNetwork, known: Sequence[Importance | None]
+        self,
+        here: _TrainingRound,
+        kept: Kept,
+        lora: LoraNetwork,
+        known: Sequence[Importance | None],
     ) -> None:
         self.kept, self.lora, self._work = kept, lora, here.work
         self._start: list[torch.Tensor] = []
@@ -301,7 +305,7 @@ class _Watch:
 
 
 def _network(
-    here: _Round, kept: Kept, jobs: Sequence[Job], carried: _Carried
+    here: _TrainingRound, kept: Kept, jobs: Sequence[Job], carried: _Carried
 ) -> LoraNetwork:  # fmt: skip
     rank = jobs[0].row.rank
     mending = mending_of(here.base, here.state, here.work)
@@ -320,12 +324,14 @@ def _network(
     return lora.train()
 
 
-def _adapters(here: _Round, watch: _Watch, rank: int) -> list[Adapters]:
+def _adapters(here: _TrainingRound, watch: _Watch, rank: int) -> list[Adapters]:
     """Return what every device has trained, in the scale that all share."""
     return [rescaled(one, here.gain(rank)) for one in watch.lora.adapters()]
 
 
-def _slices(here: _Round, kept: Kept, rank: int, full: Sequence[Adapters]) -> list[Adapters]:
+def _slices(
+    here: _TrainingRound, kept: Kept, rank: int, full: Sequence[Adapters]
+) -> list[Adapters]:
     """Cut every device's slice out of its adapters, in its scale; once where all start alike."""
     is_shared = all(one is full[0] for one in full)
     slices = [
@@ -343,14 +349,14 @@ def _checkpoint_(network: nn.Module) -> None:
     enable()
 
 
-def _draw(here: _Round, job: Job, steps: int) -> Ints:
+def _draw(here: _TrainingRound, job: Job, steps: int) -> Ints:
     return round_batches(
         len(job.sequences), steps=steps, batch=here.workload.batch,
         seed=here.seed, round=here.round, device=job.device,
     )  # fmt: skip
 
 
-def _batch(here: _Round, parts: Sequence[tuple[Examples, Ints]]) -> Batch:
+def _batch(here: _TrainingRound, parts: Sequence[tuple[Examples, Ints]]) -> Batch:
     """Return one padded batch of all devices, one after the other."""
     joined = join_examples(parts)
     return collate_examples(
@@ -365,7 +371,7 @@ def _any_scored(batch: Batch, devices: int) -> torch.Tensor:
     return scored(batch).reshape(devices, -1).any(1)
 
 
-def _losses(here: _Round, watch: _Watch, batch: Batch) -> torch.Tensor:
+def _losses(here: _TrainingRound, watch: _Watch, batch: Batch) -> torch.Tensor:
     """Return the mean loss of each device, (devices,); zero where nothing is scored.
 
     A batch may hold only prompts that fill the whole length; there is nothing to learn from it,
@@ -380,7 +386,7 @@ def _losses(here: _Round, watch: _Watch, batch: Batch) -> torch.Tensor:
 
 
 def _outcomes(
-    here: _Round, jobs: Sequence[Job], watch: _Watch, *, losses: Floats, finite: Bools,
+    here: _TrainingRound, jobs: Sequence[Job], watch: _Watch, *, losses: Floats, finite: Bools,
     total: Floats,
 ) -> list[Outcome]:  # fmt: skip
     rows = zip(

@@ -25,7 +25,7 @@ import grpc
 from airtune.deploy.agent.attend import Attending, Ended
 from airtune.deploy.agent.settings import AgentSettings, check_settings, is_open
 from airtune.deploy.agent.workplace import Workplace
-from airtune.deploy.caller import Link, check_server
+from airtune.deploy.caller import ServerClient, check_server
 from airtune.deploy.renew import enrol_self, finish_renewal, follow
 from airtune.errors import (
     AirtuneError,
@@ -124,7 +124,7 @@ class Agent:
 
     def _hear(self, said: Mapping[str, Any]) -> None:
         """Do what the server says of keys and certificates, beside the line, which stays."""
-        link = Link(self._settings.server, self._settings.proof, SERVER)
+        link = ServerClient(self._settings.server, self._settings.proof, SERVER)
 
         def act() -> None:
             with self._renewing:

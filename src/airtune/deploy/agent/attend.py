@@ -15,7 +15,7 @@ from airtune.deploy.caller import Proof
 from airtune.deploy.keys import hash_of
 from airtune.errors import CodecError
 from airtune.wire.channel import DEVICE_KEY, SERVER, Way, read_json
-from airtune.wire.envelope import VERSION
+from airtune.wire.message import VERSION
 from airtune.wire.post import MAX_TICKET_BYTES, Ticket
 
 SESSION = secrets.token_hex(8)

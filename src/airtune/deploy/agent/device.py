@@ -46,7 +46,7 @@ from airtune.model.state import GlobalState, Update, initial_state
 from airtune.plan import Assignment, ModelShape
 from airtune.run.load import is_vision, model_source, read_tokenizer
 from airtune.units import format_bytes
-from airtune.wire.envelope import Envelope
+from airtune.wire.message import Message
 from airtune.work.evaluate import evaluate
 from airtune.work.importance import measure_importance
 from airtune.work.network import current_base, tuned_network
@@ -127,7 +127,7 @@ class Device:
         self._way: Way | None = None
         self._pending: tuple[int, Update, GlobalState, Mapping[str, torch.Tensor]] | None = None
 
-    def handle(self, envelope: Envelope, way: Way | None = None) -> Envelope:
+    def handle(self, envelope: Message, way: Way | None = None) -> Message:
         """Do a task.
 
         Args:
@@ -155,12 +155,12 @@ class Device:
             has = "less than that" if left is None else format_bytes(left)
             return self._failed(task, f"out of memory: this device has {has}")
 
-    def _failed(self, task: Task, reason: str) -> Envelope:
+    def _failed(self, task: Task, reason: str) -> Message:
         """Tell both sides why a task was not done."""
         self._say(f"round {task.round}, {task.kind}: {reason}")
         return seal_reply(replace(reply_to(task), status="failed", reason=reason))
 
-    def _do(self, task: Task, blobs: Mapping[str, bytes], *, download_s: float) -> Envelope:
+    def _do(self, task: Task, blobs: Mapping[str, bytes], *, download_s: float) -> Message:
         began = time.perf_counter()
         self._peak.begin()
         here = self._load(task)
@@ -179,8 +179,8 @@ class Device:
             reply, figures={**judgement, **reply.figures}, peak_bytes=self._peak.bytes(),
             spent=Spent(load_s, compute_s, judging_s, download_s),
         )  # fmt: skip
-        letter = self._within_cap(task, seal_reply(reply, sent))
-        return replace(letter, rate_bps=task.upload_bps if task.is_paced else None)
+        message = self._within_cap(task, seal_reply(reply, sent))
+        return replace(message, rate_bps=task.upload_bps if task.is_paced else None)
 
     def _answered(
         self, task: Task, here: _Loaded, base: BaseModel | None, blobs: Mapping[str, bytes]
@@ -207,7 +207,7 @@ class Device:
                 f"out of memory: needs {format_bytes(needed)}, this device has {format_bytes(has)}"
             )
 
-    def _within_cap(self, task: Task, reply: Envelope) -> Envelope:
+    def _within_cap(self, task: Task, reply: Message) -> Message:
         """Return an answer, or why it is not sent, if this device's month does not hold it."""
         if task.most_bytes is None or reply.size_bytes <= task.most_bytes:
             return reply

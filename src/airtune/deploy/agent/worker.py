@@ -87,14 +87,14 @@ def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:
 
     from airtune.errors import AirtuneError
     from airtune.wire.channel import RUN_KEY, ReusedChannels
-    from airtune.wire.letters import fetch_letter, send_answer
     from airtune.wire.post import Ticket
+    from airtune.wire.tasks import fetch_task, send_answer
 
     kept = ReusedChannels()
     try:
         ticket = Ticket.from_json(line)
         way = replace(way, metadata=(*way.metadata, (RUN_KEY, ticket.run)), kept=kept)
-        reply = device.handle(fetch_letter(way, ticket), way)
+        reply = device.handle(fetch_task(way, ticket), way)
         pace = None if reply.rate_bps is None else pacer.at(reply.rate_bps)
         send_answer(way, ticket, reply, pace=pace)
     except AirtuneError as error:

@@ -21,10 +21,10 @@ from airtune.plan import Floats, Ints, Problem
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run.load import base_folder
 from airtune.units import format_bytes
-from airtune.wire.allowance import Allowance
 from airtune.wire.contents import contents_of
-from airtune.wire.envelope import More
+from airtune.wire.message import More
 from airtune.wire.stage import Offer
+from airtune.wire.traffic_budget import TrafficBudget
 
 STAGING_BPS = 1e6
 """A device whose link is slower is not waited for; what it has fetched by then is kept."""
@@ -39,7 +39,7 @@ BLOCK_BYTES = 8 << 20
 class Block:
     """What was set aside of a device's month to fetch, and has not gone out yet."""
 
-    def __init__(self, allowance: Allowance, device: int) -> None:
+    def __init__(self, allowance: TrafficBudget, device: int) -> None:
         """Set nothing aside yet."""
         self._allowance, self._device = allowance, device
         self._left_bytes, self._lock = 0, threading.Lock()
@@ -65,7 +65,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Handout:
+class BaseDownload:
     """One offer a device, each with a token of its own."""
 
     shelf: Shelf
@@ -95,8 +95,8 @@ class Handout:
 
 
 def open_handout(
-    recipe: Recipe, serve: Serve | None, allowance: Allowance, *, devices: int, silent_s: float
-) -> Handout | None:
+    recipe: Recipe, serve: Serve | None, allowance: TrafficBudget, *, devices: int, silent_s: float
+) -> BaseDownload | None:
     """Offer the base to every device of a run; None where devices must have it or it is shipped.
 
     Args:
@@ -136,7 +136,7 @@ def open_handout(
         )
         for device, block in enumerate(blocks)
     }
-    return Handout(server.shelf, offers, blocks)
+    return BaseDownload(server.shelf, offers, blocks)
 
 
 Ask = Callable[[dict[int, int | None]], dict[int, Answer]]
@@ -144,7 +144,7 @@ Ask = Callable[[dict[int, int | None]], dict[int, Answer]]
 
 
 def asking(
-    remote: Remote, names: Sequence[str], handout: Handout | None, tell: Callable[..., None]
+    remote: Remote, names: Sequence[str], handout: BaseDownload | None, tell: Callable[..., None]
 ) -> Ask:
     """Return what has devices hold a part of the base, for which they may fetch it."""
     if handout is None:

@@ -15,7 +15,7 @@ from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.roster import Roster
 from airtune.engine.message import Joined
 from airtune.engine.remote.answers import Answer
-from airtune.engine.remote.devices import Courier
+from airtune.engine.remote.devices import Transport
 from airtune.errors import CheckpointError, ConnectionFailedError, MismatchError
 from airtune.recipe import Recipe, fleet_of
 from airtune.run import new_folder
@@ -30,7 +30,7 @@ class Connected(Protocol):
         """Return the node of every device that is online."""
         ...
 
-    def courier(self, locate: Callable[[], Mapping[int, int]]) -> Courier:
+    def transport(self, locate: Callable[[], Mapping[int, int]]) -> Transport:
         """Return the way to devices; `locate` returns the node of each that is there."""
         ...
 
@@ -44,7 +44,7 @@ class Place:
     roster: Roster | None
 
 
-class Members:
+class RunDevices:
     """Which node each device of the run is, if it is there and may take part."""
 
     def __init__(self, nodes: Connected, names: Sequence[str]) -> None:

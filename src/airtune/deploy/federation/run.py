@@ -21,11 +21,10 @@ from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.samples import write_samples
 from airtune.deploy import ROSTER
 from airtune.deploy.federation.base_download import asking, have_held, open_handout
-from airtune.deploy.federation.ledger import LEDGER, Ledger
 from airtune.deploy.federation.members import (
     Connected,
-    Members,
     Place,
+    RunDevices,
     Tell,
     join,
     place_of,
@@ -33,12 +32,13 @@ from airtune.deploy.federation.members import (
 )
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.roster import Roster, joined_fleet
-from airtune.deploy.federation.serverdata import ON_DEVICE, Known, load_known
+from airtune.deploy.federation.server_data import ON_DEVICE, Known, load_known
+from airtune.deploy.federation.stored_budget import LEDGER, StoredBudget
 from airtune.deploy.reading import describe_reader
 from airtune.engine.base import Engine, with_work
 from airtune.engine.buffered import BufferedEngine
 from airtune.engine.checkpoint import load_checkpoint
-from airtune.engine.message import Setup
+from airtune.engine.message import RunSetup
 from airtune.engine.remote.devices import Remote
 from airtune.engine.remote.real import RealEngine
 from airtune.engine.remote.workers import LEAST_SQUARES, RemoteWorkers, judges_of
@@ -75,7 +75,7 @@ from airtune.run.execute import loop_settings
 from airtune.run.header import header, identity
 from airtune.run.load import is_vision, load_model
 from airtune.run.places import RECIPE_FILE
-from airtune.wire.allowance import Allowance
+from airtune.wire.traffic_budget import TrafficBudget
 
 
 def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | None = None) -> Path:
@@ -114,8 +114,8 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     laps.lap("loading_s")
     names = wait_for(order, place, nodes, recipe, tell)
     laps.lap("waiting_s")
-    link = Members(nodes, names)
-    setup = Setup(
+    link = RunDevices(nodes, names)
+    setup = RunSetup(
         recipe=recipe.model_dump_json(),
         fingerprint=base.fingerprint,
         tokenizer=describe_reader(recipe, base.tokenizer),
@@ -129,7 +129,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
         threads=recipe.threads if order.clock == "replay" else order.recipe.threads,
     )
     remote = Remote(
-        nodes.courier(link.located),
+        nodes.transport(link.located),
         names,
         setup,
         run=_number(place.folder),
@@ -176,12 +176,12 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     return place.folder
 
 
-def _ledger(order: Order, place: Place, recipe: Recipe, names: Sequence[str]) -> Allowance:
+def _ledger(order: Order, place: Place, recipe: Recipe, names: Sequence[str]) -> TrafficBudget:
     """Return what devices may receive and send; on the replayed clock the engine counts for itself."""
     cap_bytes = recipe.limits.device_bytes_per_month
     if order.clock == "replay":
-        return Allowance(None, len(names))
-    return Ledger(place.folder / LEDGER, cap_bytes, len(names))
+        return TrafficBudget(None, len(names))
+    return StoredBudget(place.folder / LEDGER, cap_bytes, len(names))
 
 
 def _pieces(

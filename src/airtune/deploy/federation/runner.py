@@ -19,7 +19,7 @@ from airtune.deploy.federation.orders import as_plain, order_of, told_errors
 from airtune.deploy.federation.run import run_federation
 from airtune.engine.stream import StreamServer
 from airtune.loop import Laps
-from airtune.wire.post import PostCourier, Ticket
+from airtune.wire.post import PostTransport, Ticket
 
 
 class Attached:
@@ -41,9 +41,9 @@ class Attached:
         """Return the node of every device that is online, by name."""
         return self._nodes
 
-    def courier(self, locate: Callable[[], Mapping[int, int]]) -> PostCourier:
+    def transport(self, locate: Callable[[], Mapping[int, int]]) -> PostTransport:
         """Return the way to devices; `locate` returns the node of each that is there."""
-        return PostCourier(
+        return PostTransport(
             self._server.post, locate=locate, hand=self._hand, name_of=self._name_of, run=self._run
         )
 

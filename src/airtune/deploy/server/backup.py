@@ -29,7 +29,7 @@ from airtune.deploy.server.register import REGISTER, lock_of
 from airtune.deploy.server.site import OF_THE_PROCESS
 from airtune.errors import DeploymentError, RunExistsError
 from airtune.records import storage
-from airtune.wire.envelope import VERSION
+from airtune.wire.message import VERSION
 
 _DOCUMENT, _SCHEMA = "backup.json", 1
 _RUN_FIRST = ("checkpoint", "run.json", "rounds.jsonl", "devices.csv")

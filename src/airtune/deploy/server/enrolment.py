@@ -30,7 +30,7 @@ from airtune.deploy.server.site import ServerSettings
 from airtune.deploy.server.tls import ServerTls
 from airtune.errors import DeploymentError
 from airtune.wire.channel import ENROL, read_json, server_options
-from airtune.wire.envelope import VERSION
+from airtune.wire.message import VERSION
 
 
 class Renewal:

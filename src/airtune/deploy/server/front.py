@@ -59,8 +59,8 @@ from airtune.wire.channel import (
     read_json,
     server_options,
 )
-from airtune.wire.envelope import VERSION
 from airtune.wire.link import measure_handler
+from airtune.wire.message import VERSION
 from airtune.wire.versions import why_refused
 
 _LOOK_S = 1.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
-from airtune.deploy.caller import Link, Proof
+from airtune.deploy.caller import Proof, ServerClient
 from airtune.deploy.server.authority import ServerFiles
 from airtune.errors import ConnectionFailedError, DeploymentError
 from airtune.records import storage
@@ -136,9 +136,11 @@ def read_document(state: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def local_link(settings: ServerSettings) -> Link:
+def local_link(settings: ServerSettings) -> ServerClient:
     """Return how commands on the server's own machine reach it."""
     tls = settings.tls
     if settings.insecure:
-        return Link(settings.address, None)
-    return Link(settings.address, Proof(tls.authority, tls.local_key, tls.local_certificate))
+        return ServerClient(settings.address, None)
+    return ServerClient(
+        settings.address, Proof(tls.authority, tls.local_key, tls.local_certificate)
+    )

@@ -10,7 +10,7 @@ from airtune.engine.message import Reply, Task, open_reply
 from airtune.errors import CodecError, MismatchError
 from airtune.plan.observe import Status
 from airtune.records import range_fault
-from airtune.wire.envelope import Arrival, Envelope
+from airtune.wire.message import Message, Response
 from airtune.work.evaluate import Quality
 
 
@@ -29,16 +29,16 @@ class Answer:
     """Of the answer, as it came in."""
 
 
-def answer_of(task: Task, letter: Envelope, arrival: Arrival | None, *, limit: int) -> Answer:
+def answer_of(task: Task, message: Message, arrival: Response | None, *, limit: int) -> Answer:
     """Return what came of a task.
 
     Args:
         task: as it was given.
-        letter: that held it.
+        message: that held it.
         arrival: what the way back brought; None = nothing.
         limit: the most bytes that can answer it.
     """
-    sent = letter.size_bytes
+    sent = message.size_bytes
     if arrival is None or arrival.envelope is None:
         after_s = math.nan if arrival is None else arrival.after_s
         fault = "nothing came back" if arrival is None else arrival.fault

@@ -1,6 +1,6 @@
 """Devices at a distance: tasks go out to several at once, answers come back checked.
 
-Whoever carries the messages is a `Courier`; this module knows neither Flower nor sockets. An answer
+Whoever carries the messages is a `Transport`; this module knows neither Flower nor sockets. An answer
 that is missing, late, damaged, replayed or of another device becomes a status and a sentence, and
 touches no other device.
 """
@@ -24,8 +24,8 @@ from airtune.engine.exchange import (
 from airtune.engine.message import (
     Kind,
     Reply,
-    Seat,
-    Setup,
+    RunSetup,
+    SplitEndpoint,
     Task,
     seal_task,
     unpack_tensors,
@@ -36,9 +36,9 @@ from airtune.errors import CodecError, ModelError
 from airtune.model.importance import Importance
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, ModelShape, Pace
-from airtune.wire.allowance import Allowance, does_not_hold
-from airtune.wire.envelope import Arrival, Envelope, More
+from airtune.wire.message import Message, More, Response
 from airtune.wire.stage import Offer
+from airtune.wire.traffic_budget import TrafficBudget, does_not_hold
 from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import Quality
 from airtune.work.network import kept_by
@@ -55,7 +55,7 @@ PATIENCE_S = 3600.0
 """How long a device may be silent where no deadline is set."""
 
 
-class Courier(Protocol):
+class Transport(Protocol):
     """Carries messages to devices and answers back."""
 
     def online(self) -> frozenset[int]:
@@ -63,8 +63,8 @@ class Courier(Protocol):
         ...
 
     def send(
-        self, letters: Mapping[int, Envelope], *, deadline_s: float, more: More | None = None
-    ) -> Mapping[int, Arrival]:
+        self, messages: Mapping[int, Message], *, deadline_s: float, more: More | None = None
+    ) -> Mapping[int, Response]:
         """Carry a message to each device and wait for all answers, or until the deadline."""
         ...
 
@@ -87,13 +87,13 @@ class Remote:
     """The devices of a run."""
 
     def __init__(
-        self, courier: Courier, names: Sequence[str], setup: Setup, *, run: int,
-        shape: ModelShape, patience_s: float = PATIENCE_S, allowance: Allowance | None = None,
+        self, transport: Transport, names: Sequence[str], setup: RunSetup, *, run: int,
+        shape: ModelShape, patience_s: float = PATIENCE_S, allowance: TrafficBudget | None = None,
     ) -> None:  # fmt: skip
         """Know the devices by number; nothing is sent yet.
 
         Args:
-            courier: reaches them.
+            transport: reaches them.
             names: of all devices, by number.
             setup: what stays the same in all rounds.
             run: number of the run; stays when it is resumed.
@@ -101,8 +101,8 @@ class Remote:
             patience_s: how long a silent device is waited for where there is no deadline.
             allowance: bytes that each device may still receive and send; None = no cap.
         """
-        self.allowance = Allowance(None, len(names)) if allowance is None else allowance
-        self._courier, self._names, self._setup = courier, tuple(names), setup
+        self.allowance = TrafficBudget(None, len(names)) if allowance is None else allowance
+        self._transport, self._names, self._setup = transport, tuple(names), setup
         self._run, self._shape, self._patience_s = run, shape, patience_s
         self._ways: dict[int, float] = {}
         self.counted: dict[int, int] = {}
@@ -118,17 +118,17 @@ class Remote:
         return str(self._run)
 
     @property
-    def setup(self) -> Setup:
+    def setup(self) -> RunSetup:
         """What stays the same in all rounds."""
         return self._setup
 
-    def settle_on(self, setup: Setup) -> None:
+    def settle_on(self, setup: RunSetup) -> None:
         """Take what the devices said into account from now on."""
         self._setup = setup
 
     def online(self) -> frozenset[int]:
         """Return the numbers of the devices that can be reached now."""
-        return self._courier.online()
+        return self._transport.online()
 
     def join(
         self, blocks: Mapping[int, int | None], *, more: More | None = None
@@ -187,7 +187,7 @@ class Remote:
         self, rows: Sequence[Assignment], state: GlobalState, *, round: int,
         learning_rate: float = 1.0, sent: Broadcast | None = None, pace: Pace | None = None,
         deadline_s: float | None = None, upload_bps: Mapping[int, float] | None = None,
-        seats: Mapping[int, Seat] | None = None, expected: Mapping[int, float] | None = None,
+        seats: Mapping[int, SplitEndpoint] | None = None, expected: Mapping[int, float] | None = None,
         unpaced: frozenset[int] = frozenset(), judges: frozenset[int] = frozenset(),
     ) -> dict[int, Trained]:  # fmt: skip
         """Have devices do a round.
@@ -254,28 +254,28 @@ class Remote:
         What may cross is set aside first. A device whose month does not hold it is sent nothing;
         of one that does not answer, all that was set aside counts.
         """
-        letters: dict[int, Envelope] = {}
+        messages: dict[int, Message] = {}
         aside: dict[int, float] = {}
         with self.allowance.together():
             for device, task in tasks.items():
                 reply_bytes = _WORDS_BYTES + (expected or {}).get(device, 0.0)
                 if self.allowance.cap_bytes is not None:
                     task = replace(task, most_bytes=int(reply_bytes))
-                letter = replace(seal_task(task, blobs.get(device)), answer_bytes=limit)
+                message = replace(seal_task(task, blobs.get(device)), answer_bytes=limit)
                 steps_bytes = 0.0 if task.seat is None else task.seat.most_bytes or 0.0
-                if self.allowance.take(device, letter.size_bytes + reply_bytes + steps_bytes):
-                    letters[device], aside[device] = letter, letter.size_bytes + reply_bytes
+                if self.allowance.take(device, message.size_bytes + reply_bytes + steps_bytes):
+                    messages[device], aside[device] = message, message.size_bytes + reply_bytes
         waits_s = self._patience_s if deadline_s is None else deadline_s
-        arrivals: Mapping[int, Arrival] = {}
-        if letters:
-            arrivals = self._courier.send(letters, deadline_s=waits_s, more=more)
+        arrivals: Mapping[int, Response] = {}
+        if messages:
+            arrivals = self._transport.send(messages, deadline_s=waits_s, more=more)
         answers: dict[int, Answer] = {}
         with self.allowance.together():
             for device, task in tasks.items():
-                if device not in letters:
+                if device not in messages:
                     answers[device] = Answer("absent", _USED_UP, math.nan, 0, 0)
                     continue
-                answer = answer_of(task, letters[device], arrivals.get(device), limit=limit)
+                answer = answer_of(task, messages[device], arrivals.get(device), limit=limit)
                 if answer.received_bytes:
                     self._settle(device, answer.sent_bytes + answer.received_bytes - aside[device])
                 answers[device] = answer
@@ -305,9 +305,9 @@ class Remote:
             own = pack_own(state, row.device)
             blobs = {"state": blob} | ({} if own is None else {"own": own})
             scores = self._scores_bytes() - SMALL_BYTES
-            letter = seal_task(task, blobs).size_bytes + _ROW_BYTES + scores
+            message = seal_task(task, blobs).size_bytes + _ROW_BYTES + scores
             times = 3 if state.importance is None and (row.prune_heads or row.prune_ffn) else 2
-            found[row.device] = times * (letter + _WORDS_BYTES + scores) + expected[row.device]
+            found[row.device] = times * (message + _WORDS_BYTES + scores) + expected[row.device]
         return found
 
     def _trained(

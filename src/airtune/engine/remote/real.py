@@ -43,7 +43,7 @@ from airtune.engine.remote.split import (
     served_record,
 )
 from airtune.engine.remote.workers import RemoteWorkers, judges_of
-from airtune.engine.stream import Timing
+from airtune.engine.stream import StreamTiming
 from airtune.engine.stream.message import HEADER_BYTES
 from airtune.engine.timing import bandwidth_hz, refusals
 from airtune.engine.workers import broadcast, restore, snapshot
@@ -315,7 +315,7 @@ class RealEngine:
             self._workers.serve, cut, run=self._remote.run_name, round=plan.round, base=self._workers.base,
             state=state, problem=self._problem,
             settings=self._settings.train.at(plan.learning_rate),
-            timing=Timing(join_s=JOIN_S).within(deadline_s or 3600.0),
+            timing=StreamTiming(join_s=JOIN_S).within(deadline_s or 3600.0),
         )  # fmt: skip
 
     def _ready(

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from airtune.data.federated import FederatedData
-from airtune.engine.message import Seat
+from airtune.engine.message import SplitEndpoint
 from airtune.engine.remote.devices import Trained
 from airtune.engine.splitting import Splitter
-from airtune.engine.stream import OpenRound, ServerRound, SplitTask, StreamServer, Timing
+from airtune.engine.stream import OpenRound, ServerRound, SplitTask, StreamServer, StreamTiming
 from airtune.errors import MethodError
 from airtune.fleet.fleet import Fleet
 from airtune.model.base import BaseModel
@@ -33,7 +33,8 @@ PATIENCE_S = 7 * 86400.0
 Serve = Callable[[], tuple[StreamServer, str]]
 """Returns the stream's server and how devices address it; `:PORT` = at the server they know."""
 Train = Callable[
-    [Sequence[Assignment], GlobalState, RoundPlan, Mapping[int, Seat]], Mapping[int, Trained]
+    [Sequence[Assignment], GlobalState, RoundPlan, Mapping[int, SplitEndpoint]],
+    Mapping[int, Trained],
 ]
 """Has the devices of some rows of a plan train from a state, in their seats; by device."""
 
@@ -47,10 +48,10 @@ class ServedSplit:
     address: str
 
     @property
-    def seats(self) -> dict[int, Seat]:
+    def seats(self) -> dict[int, SplitEndpoint]:
         """What each device is told."""
         return {
-            device: Seat(self.address, token, self.task.run)
+            device: SplitEndpoint(self.address, token, self.task.run)
             for device, token in self.opened.tokens.items()
         }
 
@@ -91,7 +92,7 @@ class ServedSplit:
 
 def open_split(
     serve: Serve, rows: Sequence[Assignment], *, run: str, round: int, base: BaseModel,
-    state: GlobalState, problem: Problem, settings: TrainSettings, timing: Timing,
+    state: GlobalState, problem: Problem, settings: TrainSettings, timing: StreamTiming,
 ) -> ServedSplit:  # fmt: skip
     """Begin to serve rows that are cut.
 
@@ -146,7 +147,7 @@ class ServedSplitter(Splitter):
         served = open_split(
             self._serve, rows, run=self._run, round=plan.round, base=self._base, state=state,
             problem=self._problem, settings=self._settings.at(plan.learning_rate),
-            timing=Timing(
+            timing=StreamTiming(
                 window_s=math.inf, join_s=JOIN_S, answer_s=PATIENCE_S, deadline_s=PATIENCE_S
             ),
         )  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 from airtune.cost import dense_pass_bytes
 from airtune.data.federated import FederatedData
 from airtune.engine.base import EngineSettings, Split
-from airtune.engine.message import Seat
+from airtune.engine.message import SplitEndpoint
 from airtune.engine.remote.devices import Remote, Trained
 from airtune.engine.remote.received import Received
 from airtune.engine.remote.split import Serve, ServedSplitter
@@ -158,7 +158,7 @@ class RemoteWorkers:
         rows: Sequence[Assignment],
         state: GlobalState,
         plan: RoundPlan,
-        seats: Mapping[int, Seat] | None = None,
+        seats: Mapping[int, SplitEndpoint] | None = None,
     ) -> dict[int, Trained]:
         done = self.remote.train(
             rows,

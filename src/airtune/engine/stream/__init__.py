@@ -12,8 +12,8 @@ outcomes = join_round(task.context, task.rows, result.parts, result.log, {column
 """
 
 from airtune.engine.stream.device import Connection, DeviceRound, run_device
-from airtune.engine.stream.seats import Timing
 from airtune.engine.stream.server import FETCHES, OpenRound, StreamServer
+from airtune.engine.stream.sessions import StreamTiming
 from airtune.engine.stream.task import ServerRound, SplitTask
 from airtune.wire.base import Shelf, fetcher
 from airtune.wire.channel import Way, channel_credentials, server_credentials
@@ -29,7 +29,7 @@ __all__ = [
     "Shelf",
     "SplitTask",
     "StreamServer",
-    "Timing",
+    "StreamTiming",
     "Way",
     "channel_credentials",
     "fetcher",

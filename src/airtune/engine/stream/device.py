@@ -30,11 +30,11 @@ from airtune.model.lora import Adapters, Head
 from airtune.plan import Floats
 from airtune.split.body import largest_body_bytes
 from airtune.split.device import DeviceEnd
-from airtune.split.message import Kind, Message
+from airtune.split.message import Kind, StepMessage
 from airtune.units import BITS_PER_BYTE
-from airtune.wire.allowance import does_not_hold
+from airtune.wire.traffic_budget import does_not_hold
 from airtune.wire.channel import SERVICE, TOKEN_KEY, Way
-from airtune.wire.envelope import PACED_PART_BYTES, PART_BYTES
+from airtune.wire.message import PACED_PART_BYTES, PART_BYTES
 
 Pace = Callable[[int], None]
 """Waits until so many bytes may be sent."""
@@ -112,7 +112,7 @@ class _Going:
         self._steps_s: list[float] = []
         self.has_given_up = False
 
-    def go(self, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]) -> None:
+    def go(self, answers: Iterator[bytes], outgoing: queue.SimpleQueue[StepMessage | None]) -> None:
         """Take all steps that are left over one connection."""
         welcome = self._read(answers, Kind.WELCOME, None)
         if welcome.step < self.end.steps:  # who is done is told nothing
@@ -121,7 +121,7 @@ class _Going:
         self._until_s = time.monotonic() + welcome.left_s
         for step in range(welcome.step, self.end.steps):
             if self.learnt and self.left_s() < max(self._steps_s[-_RECENT_STEPS:]):
-                outgoing.put(Message(Kind.STOP, self._run, self._round, step, self.device))
+                outgoing.put(StepMessage(Kind.STOP, self._run, self._round, step, self.device))
                 break
             began = time.monotonic()
             self._step(step, answers, outgoing)
@@ -140,14 +140,14 @@ class _Going:
         return self._until_s - time.monotonic() - _SLACK * answer_s - _SLACK_S
 
     def _step(
-        self, step: int, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]
+        self, step: int, answers: Iterator[bytes], outgoing: queue.SimpleQueue[StepMessage | None]
     ) -> None:
         self._check_cap()
         with self._patience(answers):
             self._take(step, answers, outgoing)
 
     def _take(
-        self, step: int, answers: Iterator[bytes], outgoing: queue.SimpleQueue[Message | None]
+        self, step: int, answers: Iterator[bytes], outgoing: queue.SimpleQueue[StepMessage | None]
     ) -> None:
         end, parts = self.end, self.end.parts
         for part in range(parts):
@@ -193,7 +193,7 @@ class _Going:
                 timer.cancel()
 
     def _put(
-        self, made: Mapping[int, Message], outgoing: queue.SimpleQueue[Message | None], *,
+        self, made: Mapping[int, StepMessage], outgoing: queue.SimpleQueue[StepMessage | None], *,
         is_first: bool,
     ) -> None:  # fmt: skip
         """Send what the end has made, unless it broke over it."""
@@ -225,7 +225,7 @@ class _Going:
     def _spent(self, start: float) -> None:
         self.compute_s += time.perf_counter() - start
 
-    def _read(self, answers: Iterator[bytes], kind: Kind, step: int | None) -> Message:
+    def _read(self, answers: Iterator[bytes], kind: Kind, step: int | None) -> StepMessage:
         wanted = Expected(frozenset({kind}), self._run, self._round, self.device, step, self._max)
         message = read_message(answers, lambda: wanted)
         if message is None:
@@ -265,7 +265,7 @@ def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
 def _connect(going: _Going, until: float) -> grpc.RpcError | None:
     """Run one connection to its end; return why it broke, None where all steps are done."""
     connection = going.connection
-    outgoing: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    outgoing: queue.SimpleQueue[StepMessage | None] = queue.SimpleQueue()
     going.connections += 1
     with connection.way.open() as channel:
         call = channel.stream_stream(f"/{SERVICE}/Round")
@@ -289,7 +289,7 @@ def _connect(going: _Going, until: float) -> grpc.RpcError | None:
     return None
 
 
-def _pieces(outgoing: queue.SimpleQueue[Message | None], pace: Pace | None) -> Iterator[bytes]:
+def _pieces(outgoing: queue.SimpleQueue[StepMessage | None], pace: Pace | None) -> Iterator[bytes]:
     while (message := outgoing.get()) is not None:
         for piece in parts_of(message, part_bytes=PACED_PART_BYTES if pace else PART_BYTES):
             if pace is not None:

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from airtune.engine.stream.seats import Seat, Table, Timing
+from airtune.engine.stream.sessions import SessionTable, SplitSession, StreamTiming
 
 
 class Choice(Protocol):
     """A rule by which devices are served."""
 
-    def choose(self, table: Table, *, first_at: float, now: float) -> list[Seat] | float:
+    def choose(
+        self, table: SessionTable, *, first_at: float, now: float
+    ) -> list[SplitSession] | float:
         """Return whom to serve now, or until when to wait for others.
 
         Args:
@@ -24,7 +26,7 @@ class Choice(Protocol):
         ...
 
 
-def gather(table: Table, choice: Choice) -> list[Seat]:
+def gather(table: SessionTable, choice: Choice) -> list[SplitSession]:
     """Return the devices of the next pass; none where the round has ended. Waits."""
     first_at: float | None = None
     with table.changed:
@@ -51,7 +53,9 @@ class Batches:
     that crawls or is cut off costs the others one window, not one a step.
     """
 
-    def choose(self, table: Table, *, first_at: float, now: float) -> list[Seat] | float:
+    def choose(
+        self, table: SessionTable, *, first_at: float, now: float
+    ) -> list[SplitSession] | float:
         """Return those that have arrived once nobody is held back for, or the window is over."""
         awaited = [seat for seat in table.seats if _is_awaited(table, seat, now)]
         latest = first_at + table.timing.window_s
@@ -72,12 +76,14 @@ class Turns:
     served later, and nothing of it is lost but its place.
     """
 
-    queue: list[Seat]
+    queue: list[SplitSession]
     """Those that are not done, in order."""
     served: list[int] = field(default_factory=list)
     """Places in the order in which they were first served."""
 
-    def choose(self, table: Table, *, first_at: float, now: float) -> list[Seat] | float:
+    def choose(
+        self, table: SessionTable, *, first_at: float, now: float
+    ) -> list[SplitSession] | float:
         """Return the device whose turn it is, once it has arrived."""
         self.queue = [seat for seat in self.queue if not (seat.is_done or seat.refused)]
         while (holder := self.queue[0]).slot is None:
@@ -90,12 +96,14 @@ class Turns:
         return self.queue[:1]
 
 
-def turns_of(seats: Sequence[Seat], order: Sequence[int]) -> Turns:
+def turns_of(seats: Sequence[SplitSession], order: Sequence[int]) -> Turns:
     """Return the turns of a round, `order` being places of its seats."""
     return Turns([seats[place] for place in order])
 
 
-def _late_at(seat: Seat, timing: Timing, *, began_at: float, first_at: float) -> float:
+def _late_at(
+    seat: SplitSession, timing: StreamTiming, *, began_at: float, first_at: float
+) -> float:
     """Return when a device that another waits for loses its turn."""
     if seat.outbox is not None:
         return first_at + timing.answer_s
@@ -104,18 +112,18 @@ def _late_at(seat: Seat, timing: Timing, *, began_at: float, first_at: float) ->
     return min(first_at + timing.window_s, began_at + timing.join_s)
 
 
-def _is_awaited(table: Table, seat: Seat, now: float) -> bool:
+def _is_awaited(table: SessionTable, seat: SplitSession, now: float) -> bool:
     """A batch is held back for it: it is connected, or has yet to connect for the first time."""
     if seat.slot is not None or seat.has_missed or seat.refused or seat.is_done:
         return False
     return seat.outbox is not None or (not seat.has_joined and now < _patience(table, seat))
 
 
-def _patience(table: Table, seat: Seat) -> float:
+def _patience(table: SessionTable, seat: SplitSession) -> float:
     return table.began_at + table.timing.join_s if not seat.has_joined else float("inf")
 
 
-def _may_come_until(table: Table, seat: Seat) -> float:
+def _may_come_until(table: SessionTable, seat: SplitSession) -> float:
     """Return until when the round stays open for a device that has nothing waiting."""
     if seat.refused or seat.has_left:
         return 0.0

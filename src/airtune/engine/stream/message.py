@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 from airtune.errors import CodecError
 from airtune.keys import derive_seed
-from airtune.split.message import Kind, Message
-from airtune.wire.envelope import PART_BYTES
+from airtune.split.message import Kind, StepMessage
+from airtune.wire.message import PART_BYTES
 
 MAGIC, VERSION = b"AS", 2
 
@@ -46,7 +46,7 @@ def run_number(run: str) -> int:
     return derive_seed(0, "stream run", run)
 
 
-def parts_of(message: Message, *, part_bytes: int = PART_BYTES) -> Iterator[bytes]:
+def parts_of(message: StepMessage, *, part_bytes: int = PART_BYTES) -> Iterator[bytes]:
     """Yield the message in the pieces in which it crosses."""
     head = _HEAD.pack(
         MAGIC, VERSION, message.kind, message.run, message.round, message.step, message.device,
@@ -59,7 +59,7 @@ def parts_of(message: Message, *, part_bytes: int = PART_BYTES) -> Iterator[byte
         yield whole[start : start + part_bytes]
 
 
-def read_message(parts: Iterator[bytes], expected: Callable[[], Expected]) -> Message | None:
+def read_message(parts: Iterator[bytes], expected: Callable[[], Expected]) -> StepMessage | None:
     """Take one message off a stream; None where the stream has ended.
 
     Args:
@@ -90,7 +90,7 @@ def read_message(parts: Iterator[bytes], expected: Callable[[], Expected]) -> Me
             f"the message's {come} bytes are not the {body_bytes} that its header and checksum "
             "declare; send it again"
         )
-    return Message(
+    return StepMessage(
         Kind(head.kind), head.run, head.round, head.step, head.device, head.rows, head.steps,
         body[: head.beside], body[head.beside :], head.loss, head.share, head.left_s,
     )  # fmt: skip

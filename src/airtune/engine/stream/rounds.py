@@ -22,12 +22,12 @@ import numpy as np
 from airtune.engine.stream.gather import Batches, Choice, Turns, gather, turns_of
 from airtune.engine.stream.memory import ServerMemory
 from airtune.engine.stream.message import run_number
-from airtune.engine.stream.seats import Seat, Table, new_token
+from airtune.engine.stream.sessions import SplitSession, SessionTable, new_token
 from airtune.engine.stream.task import ServerRound, SplitTask, check_task
 from airtune.keys import generator
 from airtune.split.body import largest_body_bytes
 from airtune.split.memory import list_of
-from airtune.split.message import Kind, Message
+from airtune.split.message import Kind, StepMessage
 from airtune.split.server import ServerEnd, mean_by_weight
 
 
@@ -52,9 +52,9 @@ class SplitRound:
             task.context, task.rows, task.weights, memory=self._memory, examples=task.samples
         )
         self._listed_bytes = np.zeros(len(task.rows))
-        self.table = Table(
+        self.table = SessionTable(
             run_number(task.run), task.round,
-            tuple(Seat(row.device, place, row.local_steps, new_token(),
+            tuple(SplitSession(row.device, place, row.local_steps, new_token(),
                        parts=self._end.micro_batches(place))
                   for place, row in enumerate(task.rows)),
             replace(task.timing, window_s=0.0) if task.work.server == "copies" else task.timing,
@@ -78,7 +78,7 @@ class SplitRound:
             self.table.close(failure)
         return self._result()
 
-    def _listed(self, seat: Seat) -> bytes:
+    def _listed(self, seat: SplitSession) -> bytes:
         """Return the list of what is remembered of a device, with which its stream begins."""
         if seat.is_done or seat.place not in self._memory:
             return b""
@@ -94,7 +94,7 @@ class SplitRound:
         order = generator(task.seed, "split order", task.round).permutation(len(seats))
         return turns_of(seats, order.tolist())
 
-    def _serve(self, seats: Sequence[Seat]) -> None:
+    def _serve(self, seats: Sequence[SplitSession]) -> None:
         """Run one pass over the devices that have arrived, and move them on.
 
         Where their batches are divided, a pass has as many parts, each of those that sent the first.
@@ -136,7 +136,7 @@ class SplitRound:
 class StreamLink:
     """The link to devices at the other ends of streams; see `split.server.Link`."""
 
-    def __init__(self, table: Table, part: int) -> None:
+    def __init__(self, table: SessionTable, part: int) -> None:
         """Carry for the devices of a table, which are at a micro-batch of their step."""
         self._table, self._part = table, part
 
@@ -151,7 +151,7 @@ class StreamLink:
         """End a device's stream, and its round."""
         self._table.end(self._table.seats[place], "refused", reason)
 
-    def receive(self, places: Iterable[int]) -> dict[int, Message]:
+    def receive(self, places: Iterable[int]) -> dict[int, StepMessage]:
         """Wait for the gradients of hidden states, or micro-batches; who takes too long is let go."""
         table, seats = self._table, [self._table.seats[place] for place in places]
         until = time.monotonic() + table.timing.answer_s

@@ -23,7 +23,7 @@ import grpc
 from airtune.engine.stream.memory import ServerMemory
 from airtune.engine.stream.message import parts_of, read_message
 from airtune.engine.stream.rounds import SplitRound
-from airtune.engine.stream.seats import Ending, Outbox, Seat, Table
+from airtune.engine.stream.sessions import Ending, Outbox, SessionTable, SplitSession
 from airtune.engine.stream.task import ServerRound, SplitTask
 from airtune.errors import CodecError, TrainingError
 from airtune.split.message import Kind
@@ -53,7 +53,7 @@ class OpenRound:
     """Device -> what lets it in."""
     _thread: threading.Thread
     _result: list[ServerRound]
-    _table: Table
+    _table: SessionTable
 
     def wait(self, timeout_s: float | None = None) -> ServerRound:
         """Return what the server has at the end; waits for it.
@@ -98,7 +98,7 @@ class StreamServer:
         self.post = Post()
         """Tasks that are out."""
         self._memory = ServerMemory()
-        self._tables: list[Table] = []
+        self._tables: list[SessionTable] = []
         self._lock = threading.Lock()
         calls = streams + fetches + TASKS
         self._server = grpc.server(
@@ -178,7 +178,9 @@ class StreamServer:
         if ending != "done":
             context.abort(_CODES[ending], reason)
 
-    def _admitted(self, token: str, context: grpc.ServicerContext) -> tuple[Table, Seat]:
+    def _admitted(
+        self, token: str, context: grpc.ServicerContext
+    ) -> tuple[SessionTable, SplitSession]:
         with self._lock:
             found = [(table, table.seat_of(token)) for table in self._tables]
         for table, seat in found:
@@ -191,7 +193,9 @@ class StreamServer:
         raise TrainingError("the stream was refused")  # abort never returns
 
 
-def _read(requests: Iterator[bytes], table: Table, seat: Seat, outbox: Outbox) -> None:
+def _read(
+    requests: Iterator[bytes], table: SessionTable, seat: SplitSession, outbox: Outbox
+) -> None:
     """Read a device's messages until its stream ends; the outbox is told in every case."""
     in_order = False
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from airtune.engine.stream.seats import Timing
+from airtune.engine.stream.sessions import StreamTiming
 from airtune.errors import MethodError
 from airtune.model.base import BaseModel
 from airtune.model.lora import Adapters, Head
@@ -31,7 +31,7 @@ class SplitTask:
     work: WorkSpec
     workload: Workload
     seed: int
-    timing: Timing = field(default_factory=Timing)
+    timing: StreamTiming = field(default_factory=StreamTiming)
     samples: tuple[int, ...] = ()
     """Examples of each device; needed where samples are remembered, whose number they bound."""
 

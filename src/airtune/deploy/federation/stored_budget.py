@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from airtune.errors import CheckpointError
 from airtune.plan import Floats, Ints
 from airtune.records import write_atomically
-from airtune.wire.allowance import Allowance
+from airtune.wire.traffic_budget import TrafficBudget
 
 LEDGER = "bytes.json"
 
 
-class Ledger(Allowance):
+class StoredBudget(TrafficBudget):
     """An allowance that outlives the process; for devices of a real federation."""
 
     def __init__(

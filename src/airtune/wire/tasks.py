@@ -10,13 +10,13 @@ import grpc
 
 from airtune.errors import ConnectionFailedError
 from airtune.wire.channel import SERVICE, TOKEN_KEY, Metadata, Way
-from airtune.wire.envelope import (
-    MAX_LETTER_BYTES,
+from airtune.wire.message import (
+    MAX_MESSAGE_BYTES,
     PACED_PART_BYTES,
     PART_BYTES,
-    Envelope,
+    Message,
     parts_of,
-    read_letter,
+    read_message,
 )
 from airtune.wire.post import Ticket
 
@@ -30,7 +30,7 @@ Pace = Callable[[int], float | None]
 Made = TypeVar("Made")
 
 
-def fetch_letter(way: Way, ticket: Ticket) -> Envelope:
+def fetch_task(way: Way, ticket: Ticket) -> Message:
     """Return the task that a ticket names.
 
     Raises:
@@ -39,16 +39,16 @@ def fetch_letter(way: Way, ticket: Ticket) -> Envelope:
         CodecError: if what comes is damaged.
     """
 
-    def once(channel: grpc.Channel, metadata: Metadata, left_s: float) -> Envelope:
+    def once(channel: grpc.Channel, metadata: Metadata, left_s: float) -> Message:
         call = channel.unary_stream(f"/{SERVICE}/Fetch")
-        return read_letter(
-            iter(call(b"", timeout=left_s, metadata=metadata)), max_bytes=MAX_LETTER_BYTES
+        return read_message(
+            iter(call(b"", timeout=left_s, metadata=metadata)), max_bytes=MAX_MESSAGE_BYTES
         )
 
     return _tried(way, ticket, once)
 
 
-def send_answer(way: Way, ticket: Ticket, reply: Envelope, *, pace: Pace | None = None) -> None:
+def send_answer(way: Way, ticket: Ticket, reply: Message, *, pace: Pace | None = None) -> None:
     """Send the answer to a task.
 
     Args:
@@ -70,7 +70,7 @@ def send_answer(way: Way, ticket: Ticket, reply: Envelope, *, pace: Pace | None 
     _tried(way, ticket, once)
 
 
-def _pieces(reply: Envelope, pace: Pace | None) -> Iterator[bytes]:
+def _pieces(reply: Message, pace: Pace | None) -> Iterator[bytes]:
     parts = parts_of(reply, part_bytes=PACED_PART_BYTES if pace else PART_BYTES)
     yield next(parts)
     for piece in parts:

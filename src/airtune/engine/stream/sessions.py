@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from airtune.engine.stream.message import Expected
-from airtune.split.message import Kind, Message
+from airtune.split.message import Kind, StepMessage
 
 Ending = Literal["done", "refused", "lapsed", "taken"]
 """Why the server ends a stream: the round is over · the device broke a rule · it took too long ·
@@ -23,9 +23,9 @@ class Outbox:
     """What the server has for one stream, in order; at most a few messages, as devices wait."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Message | tuple[Ending, str]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[StepMessage | tuple[Ending, str]] = queue.SimpleQueue()
 
-    def send(self, message: Message) -> None:
+    def send(self, message: StepMessage) -> None:
         """Put a message behind what waits."""
         self._queue.put(message)
 
@@ -33,13 +33,13 @@ class Outbox:
         """End the stream behind what waits."""
         self._queue.put((ending, reason))
 
-    def take(self) -> Message | tuple[Ending, str]:
+    def take(self) -> StepMessage | tuple[Ending, str]:
         """Return the next message, or how the stream ends; waits."""
         return self._queue.get()
 
 
 @dataclass(slots=True)
-class Seat:
+class SplitSession:
     """One device of a round. Everything but `token` is guarded by the table's lock."""
 
     device: int
@@ -49,7 +49,7 @@ class Seat:
     token: str
     outbox: Outbox | None = None
     """Of the stream that holds the seat."""
-    slot: Message | None = None
+    slot: StepMessage | None = None
     """What has come and is not yet taken."""
     awaits: Kind | None = Kind.ACTIVATION
     """What may come now; None = nothing, the server has yet to answer."""
@@ -79,7 +79,7 @@ class Seat:
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class StreamTiming:
     """How long a round waits for whom."""
 
     window_s: float = 5.0
@@ -96,10 +96,10 @@ class Timing:
     deadline_s: float = 3600.0
     """Of the whole round."""
 
-    def within(self, deadline_s: float) -> Timing:
+    def within(self, deadline_s: float) -> StreamTiming:
         """Return it for a round of so many seconds: one that hangs takes a part of them only.
 
-        >>> Timing().within(30.0).window_s
+        >>> StreamTiming().within(30.0).window_s
         3.0
         """
         return replace(
@@ -109,15 +109,15 @@ class Timing:
 
 
 @dataclass(slots=True)
-class Table:
+class SessionTable:
     """The seats of a round. Streams put in, the round takes out; one lock for all."""
 
     run: int
     round: int
-    seats: tuple[Seat, ...]
-    timing: Timing
+    seats: tuple[SplitSession, ...]
+    timing: StreamTiming
     max_body_bytes: int
-    listed: Callable[[Seat], bytes] = lambda seat: b""
+    listed: Callable[[SplitSession], bytes] = lambda seat: b""
     """What a device is told when it joins of the samples that the server has."""
     began_at: float = field(default_factory=time.monotonic)
     is_open: bool = True
@@ -128,7 +128,7 @@ class Table:
         """When the round ends, whoever is missing; by `time.monotonic`."""
         return self.began_at + self.timing.deadline_s
 
-    def seat_of(self, token: str) -> Seat | None:
+    def seat_of(self, token: str) -> SplitSession | None:
         """Return the seat of a token; takes as long for any token."""
         found = None
         for seat in self.seats:
@@ -136,7 +136,7 @@ class Table:
                 found = seat
         return found
 
-    def join(self, seat: Seat, outbox: Outbox) -> str:
+    def join(self, seat: SplitSession, outbox: Outbox) -> str:
         """Give a stream its seat and tell the device where to go on; return why not, or ""."""
         with self.changed:
             # What its earlier stream sent may be in a pass just now; its step moves after that.
@@ -154,7 +154,7 @@ class Table:
             self.changed.notify_all()
         return ""
 
-    def expected(self, seat: Seat) -> Expected:
+    def expected(self, seat: SplitSession) -> Expected:
         """Return what may come from a device now."""
         with self.changed:
             kinds = frozenset() if seat.is_done or seat.awaits is None else frozenset({seat.awaits})
@@ -164,7 +164,7 @@ class Table:
                 kinds, self.run, self.round, seat.device, seat.step, self.max_body_bytes
             )
 
-    def put(self, seat: Seat, outbox: Outbox, message: Message) -> bool:
+    def put(self, seat: SplitSession, outbox: Outbox, message: StepMessage) -> bool:
         """Leave a message and wait until it is taken; False where the stream is not to go on.
 
         A device's next message is not read before this one is taken, so nothing piles up.
@@ -179,14 +179,14 @@ class Table:
             )
             return seat.outbox is outbox and self.is_open
 
-    def stop(self, seat: Seat, outbox: Outbox) -> None:
+    def stop(self, seat: SplitSession, outbox: Outbox) -> None:
         """Take the steps that a device has done for all that it does."""
         with self.changed:
             if seat.outbox is outbox:
                 seat.steps = seat.step
                 self.changed.notify_all()
 
-    def take(self, seat: Seat) -> Message | None:
+    def take(self, seat: SplitSession) -> StepMessage | None:
         """Take what a device has sent; until it is answered, nobody else may take its seat."""
         with self.changed:
             message, seat.slot = seat.slot, None
@@ -198,7 +198,7 @@ class Table:
             self.changed.notify_all()
         return message
 
-    def ask(self, seat: Seat, payload: bytes) -> bool:
+    def ask(self, seat: SplitSession, payload: bytes) -> bool:
         """Send a last hidden state and await its gradient; False where nobody is there."""
         with self.changed:
             if seat.outbox is None:
@@ -208,7 +208,7 @@ class Table:
             return True
 
     def answer(
-        self, seat: Seat, payload: bytes | None, loss: float = float("nan"), *, more: bool = False
+        self, seat: SplitSession, payload: bytes | None, loss: float = float("nan"), *, more: bool = False
     ) -> bool:
         """Send the gradient, if there is one and the device is there, and move it on.
 
@@ -226,7 +226,7 @@ class Table:
             self.changed.notify_all()
             return is_sent
 
-    def leave(self, seat: Seat, outbox: Outbox, *, in_order: bool) -> None:
+    def leave(self, seat: SplitSession, outbox: Outbox, *, in_order: bool) -> None:
         """Free the seat when its stream has ended, if the stream still holds it."""
         with self.changed:
             if seat.outbox is outbox:
@@ -234,7 +234,7 @@ class Table:
                 self._free(seat, is_broken=not seat.has_left)
 
     def end(
-        self, seat: Seat, ending: Ending, reason: str, *, held_by: Outbox | None = None
+        self, seat: SplitSession, ending: Ending, reason: str, *, held_by: Outbox | None = None
     ) -> None:
         """End a device's stream: refused for the round, or lapsed, when it may come back.
 
@@ -254,16 +254,16 @@ class Table:
                 self._free(seat, is_broken=True)
             self.changed.notify_all()
 
-    def _free(self, seat: Seat, *, is_broken: bool) -> None:
+    def _free(self, seat: SplitSession, *, is_broken: bool) -> None:
         seat.outbox, seat.slot, seat.gone_at = None, None, time.monotonic()
         seat.losses += is_broken
         self.changed.notify_all()
 
     def _message(
-        self, seat: Seat, kind: Kind, payload: bytes = b"", *, beside: bytes = b"",
+        self, seat: SplitSession, kind: Kind, payload: bytes = b"", *, beside: bytes = b"",
         loss: float = float("nan"),
-    ) -> Message:  # fmt: skip
-        return Message(
+    ) -> StepMessage:  # fmt: skip
+        return StepMessage(
             kind, self.run, self.round, seat.step, seat.device, steps=seat.steps,
             beside=beside, payload=payload, loss=loss,
         )  # fmt: skip

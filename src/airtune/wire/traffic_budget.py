@@ -24,7 +24,7 @@ def does_not_hold(what: str) -> str:
     return f"its bytes of this month do not hold {what} (limits.device_bytes_per_month)"
 
 
-class Allowance:
+class TrafficBudget:
     """The devices' bytes of a month; without a cap all are endless and nothing is remembered."""
 
     def __init__(self, cap_bytes: float | None, devices: int) -> None:

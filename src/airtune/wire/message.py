@@ -22,7 +22,7 @@ PART_BYTES = 1 << 20
 """Largest piece in which anything crosses; the streams' own receive limit is this."""
 PACED_PART_BYTES = 16 << 10
 """Piece of a paced upload, small enough that a share is kept over any tenth of a second."""
-MAX_LETTER_BYTES = 4 << 30
+MAX_MESSAGE_BYTES = 4 << 30
 MAX_BLOBS = 64
 _HEAD = struct.Struct("<2sBBI")
 _MAGIC, _VERSION = b"AE", 1
@@ -33,12 +33,12 @@ class CutOffError(CodecError):
 
 
 @dataclass(frozen=True, slots=True)
-class Envelope:
+class Message:
     """The header as bytes, and the blobs it lists, in its order."""
 
     header: bytes
     blobs: tuple[bytes, ...] = ()
-    answer_bytes: int = MAX_LETTER_BYTES
+    answer_bytes: int = MAX_MESSAGE_BYTES
     """Of a task: the most that a legal answer to it can hold."""
     rate_bps: float | None = None
     """Of an answer: the device's share of its link, which it keeps to; None = as fast as it goes."""
@@ -52,10 +52,10 @@ class Envelope:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class Response:
     """What became of a message to a device."""
 
-    envelope: Envelope | None
+    envelope: Message | None
     """None = nothing came back."""
     after_s: float
     """Seconds after it was sent."""
@@ -75,21 +75,21 @@ class More:
     """Asked again and again once the deadline is over."""
 
 
-def parts_of(letter: Envelope, *, part_bytes: int = PART_BYTES) -> Iterator[bytes]:
+def parts_of(message: Message, *, part_bytes: int = PART_BYTES) -> Iterator[bytes]:
     """Yield an envelope in the parts in which it crosses.
 
-    >>> letter = Envelope(b"head", (b"", b"blob"))
-    >>> read_letter(parts_of(letter, part_bytes=3), max_bytes=8) == letter
+    >>> message = Message(b"head", (b"", b"blob"))
+    >>> read_message(parts_of(message, part_bytes=3), max_bytes=8) == message
     True
     """
-    lengths = struct.pack(f"<{len(letter.blobs)}Q", *map(len, letter.blobs))
-    yield _HEAD.pack(_MAGIC, _VERSION, len(letter.blobs), len(letter.header)) + lengths
-    for piece in (letter.header, *letter.blobs):
+    lengths = struct.pack(f"<{len(message.blobs)}Q", *map(len, message.blobs))
+    yield _HEAD.pack(_MAGIC, _VERSION, len(message.blobs), len(message.header)) + lengths
+    for piece in (message.header, *message.blobs):
         for start in range(0, len(piece), part_bytes):
             yield piece[start : start + part_bytes]
 
 
-def read_letter(parts: Iterator[bytes], *, max_bytes: int) -> Envelope:
+def read_message(parts: Iterator[bytes], *, max_bytes: int) -> Message:
     """Put an envelope together.
 
     Args:
@@ -127,7 +127,7 @@ def read_letter(parts: Iterator[bytes], *, max_bytes: int) -> Envelope:
     for size in sizes:
         found.append(bytes(content[start : start + size]))
         start += size
-    return Envelope(found[0], tuple(found[1:]), came_s=came_s)
+    return Message(found[0], tuple(found[1:]), came_s=came_s)
 
 
 def _sizes(first: bytes) -> tuple[int, ...]:
