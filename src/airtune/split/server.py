@@ -291,7 +291,9 @@ class ServerEnd:
         self.log.went_up(message.step, place, len(message.payload), bound, len(message.beside))
         self.log.computed[message.step, place] = computed
 
-    def _hidden_gradient(self, place: int, message: StepMessage, reads: torch.Tensor) -> torch.Tensor:
+    def _hidden_gradient(
+        self, place: int, message: StepMessage, reads: torch.Tensor
+    ) -> torch.Tensor:
         """Return the gradient of a last hidden state, at the positions (batch, tokens) that are read.
 
         Raises:

@@ -32,9 +32,9 @@ from airtune.split.body import largest_body_bytes
 from airtune.split.device import DeviceEnd
 from airtune.split.message import Kind, StepMessage
 from airtune.units import BITS_PER_BYTE
-from airtune.wire.traffic_budget import does_not_hold
 from airtune.wire.channel import SERVICE, TOKEN_KEY, Way
 from airtune.wire.message import PACED_PART_BYTES, PART_BYTES
+from airtune.wire.traffic_budget import does_not_hold
 
 Pace = Callable[[int], None]
 """Waits until so many bytes may be sent."""

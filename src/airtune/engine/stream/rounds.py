@@ -22,7 +22,7 @@ import numpy as np
 from airtune.engine.stream.gather import Batches, Choice, Turns, gather, turns_of
 from airtune.engine.stream.memory import ServerMemory
 from airtune.engine.stream.message import run_number
-from airtune.engine.stream.sessions import SplitSession, SessionTable, new_token
+from airtune.engine.stream.sessions import SessionTable, SplitSession, new_token
 from airtune.engine.stream.task import ServerRound, SplitTask, check_task
 from airtune.keys import generator
 from airtune.split.body import largest_body_bytes

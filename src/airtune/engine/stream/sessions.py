@@ -208,7 +208,12 @@ class SessionTable:
             return True
 
     def answer(
-        self, seat: SplitSession, payload: bytes | None, loss: float = float("nan"), *, more: bool = False
+        self,
+        seat: SplitSession,
+        payload: bytes | None,
+        loss: float = float("nan"),
+        *,
+        more: bool = False,
     ) -> bool:
         """Send the gradient, if there is one and the device is there, and move it on.
 
