@@ -31,8 +31,8 @@ from airtune.split import (
     DeviceEnd,
     DevicePart,
     Kind,
-    Message,
     SplitJob,
+    StepMessage,
     join_round,
     split_round,
 )
@@ -235,7 +235,7 @@ def test_who_is_late_for_the_window_joins_a_later_pass(server, base):
 def test_a_device_that_hangs_costs_the_others_one_window_not_one_a_step():
     seats = tuple(SplitSession(device, device, 40, new_token()) for device in range(2))
     table = SessionTable(1, 0, seats, StreamTiming(window_s=5.0), 1 << 20)
-    message, rule = Message(Kind.ACTIVATION, 1, 0, 0, 0), Batches()
+    message, rule = StepMessage(Kind.ACTIVATION, 1, 0, 0, 0), Batches()
     for seat in seats:
         assert not table.join(seat, Outbox())
     waits = []

@@ -18,7 +18,7 @@ pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtun
 from airtune.engine.stream import StreamTiming
 from airtune.engine.stream.gather import turns_of
 from airtune.engine.stream.sessions import Outbox, SessionTable, SplitSession, new_token
-from airtune.split import DeviceEnd, Kind, Message
+from airtune.split import DeviceEnd, Kind, StepMessage
 
 
 @pytest.mark.parametrize("labels", ["travel", "stay"])
@@ -106,7 +106,7 @@ def test_the_turn_of_who_died_goes_to_the_next_even_before_it_has_come():
     assert not table.join(died, outbox)
     table.leave(died, outbox, in_order=False)
     assert not table.join(waits, Outbox())
-    waits.slot = Message(Kind.ACTIVATION, 1, 0, 0, 2)
+    waits.slot = StepMessage(Kind.ACTIVATION, 1, 0, 0, 2)
     turns = turns_of(table.seats, [0, 1, 2])
     now = table.began_at
     assert turns.choose(table, first_at=now, now=now) == now + 5.0
