@@ -136,14 +136,14 @@ def take_part(parts: int, target: str, token: str) -> None:
 
     from airtune.engine.stream import Connection, Way, run_device
     from airtune.plan import WorkSpec
-    from airtune.split import DeviceEnd, Message, SplitContext
+    from airtune.split import DeviceEnd, SplitContext, StepMessage
     from airtune.work.train import TrainSettings
 
     base, state, workload, job = _world(parts)
     ends, own = [], []
 
     class Timed(DeviceEnd):
-        def send(self, step: int, **part: int) -> dict[int, Message]:
+        def send(self, step: int, **part: int) -> dict[int, StepMessage]:
             start = time.perf_counter()
             made = super().send(step, **part)
             if not part["part"]:

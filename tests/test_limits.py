@@ -25,7 +25,7 @@ from airtune.model.state import initial_state
 from airtune.plan import CodecSpec, Problem, Workload
 from airtune.recipe import load_recipe
 from airtune.records import RunWriter, read_run
-from airtune.wire import allowance as month
+from airtune.wire import traffic_budget as month
 from airtune.wire.traffic_budget import TrafficBudget
 from airtune.work.train import TrainSettings
 
