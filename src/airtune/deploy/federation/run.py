@@ -97,17 +97,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     recipe = order.recipe if place.is_new else load_recipe(place.folder / RECIPE_FILE)
     recipe = pinned(recipe)
     chosen = choose_method(recipe)
-    if chosen.method.work.mend == "least-squares":
-        raise RecipeError(LEAST_SQUARES)
-    if recipe.train.async_buffer and order.clock == "real":
-        raise RecipeError(
-            "train.async_buffer is for the virtual clock: run it here, or over devices with --replay; "
-            "on the real clock rounds wait for all they asked, or for the deadline"
-        )
-    if chosen.is_control:
-        raise RecipeError(
-            f"{chosen.method.name} is a control and federates nothing; run it without --server"
-        )
+    _check_federates(chosen, recipe, order)
     tell(stage="loading the model", folder=str(place.folder))
     known = load_known(recipe)
     base = load_model(recipe, classes=known.labels)
@@ -174,6 +164,21 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     page = write_report([place.folder], place.folder)
     tell(result=read_run(place.folder).results, folder=str(place.folder), report=str(page))
     return place.folder
+
+
+def _check_federates(chosen: Chosen, recipe: Recipe, order: Order) -> None:
+    """Refuse what a federation cannot run."""
+    if chosen.method.work.mend == "least-squares":
+        raise RecipeError(LEAST_SQUARES)
+    if recipe.train.async_buffer and order.clock == "real":
+        raise RecipeError(
+            "train.async_buffer is for the virtual clock: run it here, or over devices with --replay; "
+            "on the real clock rounds wait for all they asked, or for the deadline"
+        )
+    if chosen.is_control:
+        raise RecipeError(
+            f"{chosen.method.name} is a control and federates nothing; run it without --server"
+        )
 
 
 def _ledger(order: Order, place: Place, recipe: Recipe, names: Sequence[str]) -> TrafficBudget:
