@@ -16,6 +16,7 @@ from airtune.calibrate import (
     measure_cut,
     measure_pruning,
     measure_ranks,
+    measure_steps,
     measure_uploads,
     store,
 )
@@ -88,6 +89,15 @@ def test_ranks_and_cuts_are_measured_against_the_whole_model(setting):
     assert [row.rank for row in found.ranks] == [full // 8, full // 4, full // 2, full]
     assert found.curve == measure_cut(setting, (1,)).curve
     assert measure_cut(setting, (1,)).measured == {"cut"}
+
+
+def test_local_steps_are_measured_against_the_recipes(setting):
+    usual = setting.problem.workload.local_steps
+    found = measure_steps(setting)
+    counts = sorted({max(usual // 2, 1), usual, 2 * usual, 4 * usual})
+    assert [row.local_steps for row in found.steps] == counts
+    assert found.steps[counts.index(usual)].log_rounds == 0.0
+    assert found.steps[-1].log_rounds < 0.0  # more is learnt in a round
 
 
 def test_uploads_are_measured_against_updates_that_are_not_coded(setting):

@@ -11,7 +11,7 @@ from airtune.methods import build_method, sample_problem
 from airtune.methods.contract import sample_observation
 from airtune.methods.mixed_lines import mixed_lines
 from airtune.methods.mixed_pricing import pruning_curve
-from airtune.plan import CodecSpec, UploadRounds
+from airtune.plan import CodecSpec, StepRounds, UploadRounds
 
 
 @pytest.fixture
@@ -91,6 +91,21 @@ def test_updates_are_coded_where_that_costs_less_than_it_saves(decided):
         assert any(f"sent by {expected.label}" in reason for reason in plan.reasons)
         found.append(rounds_times_seconds(plan, problem, seen))
     assert found[0] < found[1]
+
+
+def test_whole_devices_take_the_steps_that_are_worth_their_time(decided):
+    measured, usual = sample_problem().measurements, sample_problem().workload.local_steps
+    for gain, most in ((-3.0, 4 * usual), (3.0, usual)):
+        steps = (StepRounds(usual, 0.0), StepRounds(4 * usual, gain))
+        plan, _, _, _ = decided(
+            {"knobs": ["steps", "share"]}, measurements=replace(measured, steps=steps),
+            devices=roomy(),
+        )  # fmt: skip
+        assert plan.assignments.local_steps.max() == most
+        assert any(f"{most} steps" in reason for reason in plan.reasons)
+        assert plan.notes["log_rounds"] <= 1e-12
+    unmeasured, _, _, _ = decided({"knobs": ["steps", "share"]}, devices=roomy())
+    assert set(unmeasured.assignments.local_steps.tolist()) == {usual}
 
 
 def test_no_more_rounds_than_allowed_are_asked_for(decided):

@@ -11,6 +11,7 @@ from airtune.plan import (
     Measurements,
     PrunedRounds,
     RankRounds,
+    StepRounds,
     UploadRounds,
     measurements_from,
 )
@@ -22,6 +23,7 @@ WHOLE = Measurements(
     ranks=(RankRounds(2, 0.3), RankRounds(4, 0.1), RankRounds(8, 0.0)),
     codecs=(CodecRounds(1, COARSE, 0.2), CodecRounds(3, COARSE, 0.1)), cut=-0.2, most_pruned=0.6,
     uploads=(UploadRounds(CodecSpec(), 0.0), UploadRounds(COARSE, 0.2, 0.1, 0.9)),
+    steps=(StepRounds(2, 0.4), StepRounds(4, 0.0), StepRounds(8, -0.3)),
 )  # fmt: skip
 
 
@@ -37,7 +39,7 @@ def test_what_was_not_measured_is_empty():
     empty = Measurements("a", "nothing")
     assert measurements_from(empty.as_document()) == empty
     assert not empty.measured
-    assert WHOLE.measured == {"pruning", "ranks", "codecs", "cut", "uploads"}
+    assert WHOLE.measured == {"pruning", "ranks", "codecs", "cut", "uploads", "steps"}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +58,8 @@ def test_what_was_not_measured_is_empty():
         ({"uploads": [[{"kind": "fp16"}, 0.1]]}, r"begin with the identity at 0"),
         ({"uploads": [[{}, 0.0], [{"kind": "fp16"}, -0.1]]}, r"cost of at least 0"),
         ({"uploads": [[{}, 0.0], [{}, 0.0]]}, r"each codec once"),
+        ({"steps": [[4, 0.0], [2, 0.4]]}, r"steps of a measurement rise"),
+        ({"steps": [[2, 0.4], [8, -0.3]]}, r"one of them at 0"),
         ({"most_pruned": 1.5}, r"most_pruned"),
         ({"schema": 1}, r"schema 1"),
         ({"ranks": None}, r"measure again"),
@@ -68,8 +72,8 @@ def test_what_makes_no_sense_is_refused(changed, said):
 
 def test_a_document_without_uploads_is_read():
     old = document()
-    del old["uploads"]
-    assert measurements_from(old).uploads == ()
+    del old["uploads"], old["steps"]
+    assert measurements_from(old).uploads == measurements_from(old).steps == ()
 
 
 def test_an_upload_that_was_not_measured_has_no_price():

@@ -8,6 +8,7 @@ from airtune.calibrate.tables import (
     measure_cut,
     measure_pruning,
     measure_ranks,
+    measure_steps,
     measure_uploads,
 )
 
@@ -22,6 +23,7 @@ __all__ = [
     "measure_pruning",
     "measure_ranks",
     "measure_sensitivity",
+    "measure_steps",
     "measure_uploads",
     "store",
 ]

@@ -9,6 +9,7 @@ knob costs (`curves`):
     ranks     a half, a quarter and an eighth of the full rank; against the full rank
     cut       cuts spread over the model, without compression; against the whole model
     codecs    each codec through the same cuts; against the cuts without compression
+    steps     a half, twice and four times the local steps; against the recipe's
     uploads   each codec of updates; against updates that are sent as they are
 
 Pruning and ranks are made to rise with what they take away. Pruning rates are tried from small to
@@ -51,6 +52,7 @@ from airtune.plan import (
     Measurements,
     PrunedRounds,
     RankRounds,
+    StepRounds,
     UploadRounds,
 )
 from airtune.units import BITS_PER_BYTE
@@ -139,6 +141,27 @@ def measure_uploads(setting: CalibrationSetting, codecs: Sequence[CodecSpec]) ->
     return Measurements(
         setting.base.fingerprint, _source("uploads", setting, runs), reference, uploads=tuple(rows)
     )
+
+
+def measure_steps(setting: CalibrationSetting) -> Measurements:
+    """Measure what a half, twice and four times the local steps cost in rounds.
+
+    Raises:
+        TrainingError: if the short runs give no usable update.
+    """
+    usual = setting.problem.workload.local_steps
+    reference = short_run(setting, Tried())
+    others = sorted({max(usual // 2, 1), 2 * usual, 4 * usual} - {usual})
+    runs = {count: short_run(setting, Tried(local_steps=count)) for count in others}
+    rows = [
+        StepRounds(count, log_rounds(reference.curve, run.curve),
+                   end_loss(reference.curve, run.curve))
+        for count, run in runs.items()
+    ]  # fmt: skip
+    return Measurements(
+        setting.base.fingerprint, _source("steps", setting, [reference, *runs.values()]),
+        reference.curve, steps=tuple(sorted((*rows, StepRounds(usual, 0.0)))),
+    )  # fmt: skip
 
 
 def measure_cut(setting: CalibrationSetting, cuts: Sequence[int] = ()) -> Measurements:

@@ -35,6 +35,8 @@ class Tried(Memoryless):
     """What crosses the cuts is coded with it."""
     upload: CodecSpec | None = None
     """How updates are coded, by whoever carries the short federation out; None = as the recipe says."""
+    local_steps: int | None = None
+    """Of all devices; None = the recipe's."""
     needs: frozenset[Need] = frozenset()
 
     @property
@@ -48,6 +50,8 @@ class Tried(Memoryless):
             return f"cut {' '.join(map(str, self.cuts))} {self.codec.label}"
         if self.upload is not None:
             return f"upload {self.upload.label}"
+        if self.local_steps is not None:
+            return f"{self.local_steps} local steps"
         if self.rank is not None:
             return f"rank {self.rank}"
         return f"pruned {self.pruned:g}" if self.pruned else "whole"
@@ -58,7 +62,8 @@ class Tried(Memoryless):
         """Tell every device what is tried."""
         everybody, workload = np.arange(len(problem.devices)), problem.workload
         plan = whole_model(
-            everybody, rank=self.rank or workload.rank, local_steps=workload.local_steps,
+            everybody, rank=self.rank or workload.rank,
+            local_steps=self.local_steps or workload.local_steps,
             share=np.ones(len(everybody)),
         )  # fmt: skip
         if self.pruned:

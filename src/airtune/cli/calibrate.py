@@ -21,7 +21,7 @@ def calibrate(
     words: Words = None,
     *,
     settings: Settings = None,
-    tables: Annotated[str | None, typer.Option(help="Of pruning, ranks, codecs, cut, uploads, with commas, or all; none = what the recipe's method wants.")] = None,
+    tables: Annotated[str | None, typer.Option(help="Of pruning, ranks, codecs, cut, uploads, steps, with commas, or all; none = what the recipe's method wants.")] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure what pruning, ranks, codecs and cuts cost this model on these data, and store it.
@@ -72,6 +72,9 @@ def _lines(found: Measurements) -> Iterator[str]:
         cuts = [row for row in found.codecs if row.codec == codec]
         costs = ", ".join(f"{_times(row.log_rounds)} at cut {row.cut}" for row in cuts)
         yield f"coding with {codec.label} needs {costs}"
+    for row in found.steps:
+        if row.log_rounds:
+            yield f"{row.local_steps} local steps a round need {_times(row.log_rounds)}"
     for upload in found.uploads[1:]:
         yield f"sending updates by {upload.codec.label} needs {_times(upload.log_rounds)}"
     yield "counted against the whole model, dense, at full rank; codecs against being cut alone"

@@ -299,6 +299,8 @@ def auto(name: str, settings: object) -> Method:
         wants |= {"ranks"}
     if "upload" in knobs:
         wants |= {"uploads"}
+    if "steps" in knobs:
+        wants |= {"steps"}
     rule = AggregateSpec("nested" if "rank" in knobs else "average")
     return Method(
         name, settings, rule, WorkSpec(labels=settings.labels), wants=frozenset(wants),

@@ -20,6 +20,8 @@ from airtune.solve import Curves, MixedProblem, MixedSolution, round_times, solv
 
 _LEVELS = 16
 """Pruning levels of a rank among which is searched, spread over those of the ladder."""
+_LEAST_LEVELS, _WHOLE = 4, 96
+"""With many kinds of whole lines each has fewer levels, so that there are about so many in all."""
 _LEAST_GAP, _MOST_GAP = 0.01, 0.03
 """Relative gap at which the search ends: 1 / N between these."""
 _CUTS = 8
@@ -142,10 +144,12 @@ def _columns(menus: Menus, starts: Sequence[Start]) -> Ints:
     """Return the lines among which is searched, rising: spread ones, forced ones and the starts'."""
     lines, used = menus.lines, np.asarray(menus.allowed.any(axis=0))
     found = [start.index for start in starts]
-    for kind in lines.kinds():
+    kinds = list(lines.kinds())
+    levels = int(np.clip(_WHOLE // max(len(kinds), 1), _LEAST_LEVELS, _LEVELS))
+    for kind in kinds:
         rows = kind[used[kind]]
         if rows.size:
-            asked = np.linspace(lines.pruned[rows[0]], lines.pruned[rows[-1]], _LEVELS)
+            asked = np.linspace(lines.pruned[rows[0]], lines.pruned[rows[-1]], levels)
             found.append(rows[np.searchsorted(lines.pruned[rows], asked - 1e-12)])
             first = np.argmax(menus.allowed[:, rows], axis=1)
             found.append(rows[first[menus.allowed[:, rows].any(axis=1)]])

@@ -31,7 +31,7 @@ from airtune.plan import (
 )
 from airtune.units import format_bytes
 
-Knob = Literal["prune", "rank", "upload", "cut", "codec", "share"]
+Knob = Literal["prune", "rank", "upload", "cut", "codec", "share", "steps"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class MixedLines:
     pruned: Floats
     """Fraction of the blocks' linear parameters removed."""
     rank: Ints
+    local_steps: Ints
     cut: Ints
     """Blocks on the device; 0 in a whole line."""
     codec: Ints
@@ -86,20 +87,19 @@ class MixedLines:
         return replace(self, **{name: getattr(self, name)[index] for name in _COLUMNS})
 
     def kinds(self) -> Iterator[Ints]:
-        """Yield the whole lines of each rank and codec of updates, from least to most pruned."""
-        for rank in np.unique(self.rank[self.whole]):
-            for upload in range(len(self.uploads)):
-                rows = np.flatnonzero(self.whole & (self.rank == rank) & (self.upload == upload))
-                if rows.size:
-                    yield rows
+        """Yield the whole lines of each rank, codec of updates and steps, from least to most pruned."""
+        whole = np.flatnonzero(self.whole)
+        kind = np.stack([self.rank, self.upload, self.local_steps])[:, whole]
+        _, of = np.unique(kind, axis=1, return_inverse=True)
+        for each in range(int(of.max(initial=-1)) + 1):
+            yield whole[of == each]
 
     def told(self, problem: Problem, device: Ints, index: Ints, share: Floats) -> Assignments:
         """Return the assignments of n devices that take these lines, shape (n,)."""
         return Assignments(
             device=device, prune_heads=self.prune_heads[index], prune_ffn=self.prune_ffn[index],
             rank=self.rank[index], share=share,
-            local_steps=np.full(device.shape, problem.workload.local_steps, np.int64),
-            cut=self.cut[index], codec_index=self.codec[index], codecs=self.codecs,
+            local_steps=self.local_steps[index], cut=self.cut[index], codec_index=self.codec[index], codecs=self.codecs,
             upload_index=self.upload[index] if len(self.uploads) > 1 else None,
             uploads=self.uploads if len(self.uploads) > 1 else (),
         )  # fmt: skip
@@ -115,6 +115,7 @@ class MixedLines:
         same = rows.cut[:, None] == self.cut
         same &= (rows.rank[:, None] == self.rank) & (rows.prune_heads[:, None] == self.prune_heads)
         same &= rows.prune_ffn[:, None] == self.prune_ffn
+        same &= rows.local_steps[:, None] == self.local_steps
         same &= ~is_cut | (codec[:, None] == self.codec)
         same &= upload[:, None] == self.upload
         return np.asarray(np.where(same.any(axis=1), np.argmax(same, axis=1), -1), np.int64)
@@ -140,8 +141,13 @@ def mixed_lines(problem: Problem, knobs: Collection[Knob], *, ranks: Sequence[in
     uploads = [problem.workload.upload]
     if measured is not None and "upload" in knobs and measured.uploads:
         uploads += [row.codec for row in measured.uploads if row.codec not in uploads]
+    usual = problem.workload.local_steps
+    steps = [usual]
+    if measured is not None and "steps" in knobs:
+        steps += [row.local_steps for row in measured.steps if row.local_steps != usual]
     parts = [
-        _whole(problem, rank, tuple(uploads), upload)
+        _whole(problem, rank, tuple(uploads), upload, local_steps)
+        for local_steps in steps
         for rank in sorted({*chosen, full}, reverse=True)
         for upload in range(len(uploads))
     ]
@@ -194,7 +200,10 @@ def line_label(lines: MixedLines, line: int) -> str:
     sent = ""
     if len(lines.uploads) > 1:
         sent = f", sent by {lines.uploads[int(lines.upload[line])].label}"
-    return f"{pruned}, rank {lines.rank[line]}{sent}"
+    steps = ""
+    if np.unique(lines.local_steps).size > 1:
+        steps = f", {lines.local_steps[line]} steps"
+    return f"{pruned}, rank {lines.rank[line]}{steps}{sent}"
 
 
 def _told_by(problem: Problem, rank: int, upload: CodecSpec | None = None) -> Problem:
@@ -207,20 +216,24 @@ def _told_by(problem: Problem, rank: int, upload: CodecSpec | None = None) -> Pr
 
 
 def _whole(
-    problem: Problem, rank: int, uploads: tuple[CodecSpec, ...], upload: int
+    problem: Problem, rank: int, uploads: tuple[CodecSpec, ...], upload: int, local_steps: int
 ) -> dict[str, Floats | Ints]:
-    """Return the columns of the whole lines of a rank and a codec: every level of the ladder."""
-    steps = ladder_of(_told_by(problem, rank, uploads[upload]))
+    """Return the columns of the whole lines of a rank, a codec and a number of steps: every level."""
+    told = _told_by(problem, rank, uploads[upload])
+    steps = ladder_of(replace(told, workload=replace(told.workload, local_steps=local_steps)))
     count, nothing = len(steps), np.zeros(len(steps))
     measured, lost = problem.measurements, 0.0
     if measured is not None and rank < problem.workload.rank:
         lost = measured.rank_rounds(rank)
     if measured is not None and upload:
         lost += measured.upload_rounds(uploads[upload]) - measured.upload_rounds(uploads[0])
+    if measured is not None and local_steps != problem.workload.local_steps:
+        lost += measured.steps_rounds(local_steps)
     columns: dict[str, Floats | Ints] = dict.fromkeys(_COLUMNS, nothing)
     return columns | {
         "prune_heads": steps.prune_heads, "prune_ffn": steps.prune_ffn, "pruned": steps.pruned,
-        "rank": np.full(count, rank, np.int64), "cut": np.zeros(count, np.int64),
+        "rank": np.full(count, rank, np.int64),
+        "local_steps": np.full(count, local_steps, np.int64), "cut": np.zeros(count, np.int64),
         "codec": np.zeros(count, np.int64), "upload": np.full(count, upload, np.int64),
         "log_rounds": np.full(count, lost), "flops": steps.flops,
         "up_bytes": steps.upload_bytes, "peak_bytes": steps.peak_bytes,
@@ -253,6 +266,7 @@ def _cut(
         ])  # fmt: skip
     return {
         "prune_heads": nothing, "prune_ffn": nothing, "pruned": nothing, "rank": rows.rank,
+        "local_steps": rows.local_steps,
         "cut": rows.cut, "codec": rows.codec_index, "upload": np.zeros(count, np.int64), "log_rounds": lost,
         "flops": cost.forward_flops, "up_bytes": cost.up_bytes,
         "backward_flops": cost.backward_flops, "gradient_bytes": cost.gradient_bytes,

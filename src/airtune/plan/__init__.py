@@ -5,12 +5,8 @@ from airtune.plan.link import LinkSpec, LinkState, RateModel
 from airtune.plan.mask import mask_observation, mask_problem
 from airtune.plan.measurements import (
     TABLES,
-    CodecRounds,
     CodedScale,
     Measurements,
-    PrunedRounds,
-    RankRounds,
-    UploadRounds,
     joined,
     measurements_from,
 )
@@ -34,6 +30,13 @@ from airtune.plan.observe import (
     Workload,
 )
 from airtune.plan.pace import Pace
+from airtune.plan.rounds_tables import (
+    CodecRounds,
+    PrunedRounds,
+    RankRounds,
+    StepRounds,
+    UploadRounds,
+)
 from airtune.plan.shape import Bools, Floats, Ints, Linear, ModelShape
 from airtune.plan.work import ImportanceKind, Mend, WorkSpec
 
@@ -71,6 +74,7 @@ __all__ = [
     "Sensitivity",
     "Solution",
     "State",
+    "StepRounds",
     "UploadRounds",
     "Want",
     "WorkSpec",

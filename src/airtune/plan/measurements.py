@@ -12,59 +12,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from airtune.errors import CheckpointError, MismatchError, RecipeError
 from airtune.plan.assignment import CodecSpec
+from airtune.plan.rounds_tables import (
+    CodecRounds,
+    PrunedRounds,
+    RankRounds,
+    StepRounds,
+    UploadRounds,
+    check_codecs,
+    check_pruning,
+    check_ranks,
+    check_steps,
+    check_uploads,
+)
 
 SCHEMA = 2
 """Of the document; schema 1 was that of single measurements."""
 
-TABLES = ("pruning", "ranks", "codecs", "cut", "uploads")
-
-
-class PrunedRounds(NamedTuple):
-    """What a mean pruning rate costs."""
-
-    pruned: float
-    """Weighted mean fraction of the prunable weights, in [0, 1)."""
-    log_rounds: float
-    loss: float = 0.0
-    """Relative increase of the loss after as many rounds, which a quality budget counts."""
-
-
-class RankRounds(NamedTuple):
-    """What a rank below the full one costs."""
-
-    rank: int
-    log_rounds: float
-    loss: float = 0.0
-
-
-class CodecRounds(NamedTuple):
-    """What a codec costs at a cut, beside the cut itself."""
-
-    cut: int
-    codec: CodecSpec
-    log_rounds: float
-    loss: float = 0.0
-    up_bits: float = 0.0
-    """An entry of the activations' payloads; 0 = not measured."""
-    down_bits: float = 0.0
-    """An entry of the gradients' payloads; 0 = not measured."""
-
-
-class UploadRounds(NamedTuple):
-    """What coding the updates costs, against updates that are sent as they are."""
-
-    codec: CodecSpec
-    log_rounds: float
-    loss: float = 0.0
-    scale: float = 1.0
-    """Real bytes over what the formulas expect."""
+TABLES = ("pruning", "ranks", "codecs", "cut", "uploads", "steps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +74,8 @@ class Measurements:
     averaged copies."""
     uploads: tuple[UploadRounds, ...] = ()
     """Each codec once, the identity first at ln K = 0; at least 0, as compression never helps."""
+    steps: tuple[StepRounds, ...] = ()
+    """Rising local steps, the recipe's number at ln K = 0."""
     most_pruned: float = 1.0
     """Largest pruning rate of a device in a short run whose loss did not run away."""
     filled: float = 1.0
@@ -112,10 +84,11 @@ class Measurements:
 
     def __post_init__(self) -> None:
         _check_finite(self)
-        _check_pruning(self.pruning)
-        _check_ranks(self.ranks)
-        _check_codecs(self.codecs)
-        _check_uploads(self.uploads)
+        check_pruning(self.pruning)
+        check_ranks(self.ranks)
+        check_codecs(self.codecs)
+        check_uploads(self.uploads)
+        check_steps(self.steps)
 
     @property
     def measured(self) -> frozenset[str]:
@@ -190,6 +163,20 @@ class Measurements:
             )
         return _between(cut, [(row.cut, row.log_rounds) for row in self._rows_of(codec)])
 
+    def steps_rounds(self, local_steps: int) -> float:
+        """Return ln K of a number of local steps; the recipe's costs 0.
+
+        Raises:
+            RecipeError: if it was not measured.
+        """
+        known = {row.local_steps: row.log_rounds for row in self.steps}
+        if local_steps not in known:
+            raise RecipeError(
+                f"what {local_steps} local steps cost was not measured; measured are "
+                f"{', '.join(map(str, known)) or 'none'}; measure again with airtune calibrate"
+            )
+        return known[local_steps]
+
     def upload_rounds(self, codec: CodecSpec) -> float:
         """Return ln K of coding the updates; the identity costs 0.
 
@@ -230,6 +217,7 @@ class Measurements:
             "ranks": [list(row) for row in self.ranks],
             "codecs": [[cut, asdict(codec), *costs] for cut, codec, *costs in self.codecs],
             "uploads": [[asdict(codec), *costs] for codec, *costs in self.uploads],
+            "steps": [list(row) for row in self.steps],
         }
 
 
@@ -251,7 +239,7 @@ def joined(parts: Sequence[Measurements]) -> Measurements:
         curve=next((part.curve for part in parts if part.curve), ()),
         pruning=having("pruning").pruning, most_pruned=having("pruning").most_pruned,
         ranks=having("ranks").ranks, codecs=having("codecs").codecs, cut=having("cut").cut,
-        uploads=having("uploads").uploads, filled=having("codecs").filled,
+        uploads=having("uploads").uploads, steps=having("steps").steps, filled=having("codecs").filled,
         coded_scale=next((part.coded_scale for part in parts if part.coded_scale != CodedScale()),
                          CodedScale()),
     )  # fmt: skip
@@ -280,6 +268,9 @@ def measurements_from(document: Mapping[str, Any]) -> Measurements:
             uploads=tuple(
                 UploadRounds(CodecSpec(**codec), *map(float, k))
                 for codec, *k in document.get("uploads", ())
+            ),
+            steps=tuple(
+                StepRounds(int(at), *map(float, k)) for at, *k in document.get("steps", ())
             ),
             most_pruned=float(document["most_pruned"]),
             filled=float(document.get("filled", 1.0)),
@@ -314,6 +305,7 @@ def _check_finite(found: Measurements) -> None:
         "codecs": [value for row in found.codecs for value in row[2:]],
         "uploads": [value for row in found.uploads for value in row[1:]],
         "cut": [found.cut or 0.0],
+        "steps": [value for row in found.steps for value in row],
     }
     for name, column in values.items():
         if not np.isfinite(column).all():
@@ -326,55 +318,3 @@ def _check_finite(found: Measurements) -> None:
         )
     if not 0.0 <= found.most_pruned <= 1.0:
         raise CheckpointError(f"most_pruned must be in [0, 1], got {found.most_pruned:g}")
-
-
-def _check_pruning(rows: Sequence[PrunedRounds]) -> None:
-    if rows and tuple(rows[0][:2]) != (0.0, 0.0):
-        raise CheckpointError(f"pruning of a measurement begins at [0, 0], got {list(rows[0])}")
-    for left, right in pairwise(rows):
-        if not left.pruned < right.pruned < 1.0 or right.log_rounds < left.log_rounds:
-            raise CheckpointError(
-                f"pruning of a measurement must rise, with rates below 1, got {list(left)} before "
-                f"{list(right)}; sort the rates: more pruning needs no fewer rounds"
-            )
-
-
-def _check_ranks(rows: Sequence[RankRounds]) -> None:
-    if rows and (rows[0].rank < 1 or rows[-1].log_rounds != 0.0):
-        raise CheckpointError(
-            "ranks of a measurement go from at least 1 to the full rank, which costs 0, got "
-            f"{list(rows[0])} to {list(rows[-1])}"
-        )
-    for low, high in pairwise(rows):
-        if high.rank <= low.rank or high.log_rounds > low.log_rounds:
-            raise CheckpointError(
-                f"ranks of a measurement must rise and their rounds must not, got {list(low)} "
-                f"before {list(high)}"
-            )
-
-
-def _check_codecs(rows: Sequence[CodecRounds]) -> None:
-    last: dict[CodecSpec, int] = {}
-    for cut, codec, log_rounds, *_ in rows:
-        if cut <= last.get(codec, 0) or log_rounds < 0.0:
-            raise CheckpointError(
-                "codecs of a measurement have rising cuts from 1 on, each once, and cost at least "
-                f"0, got {log_rounds:g} at cut {cut} of {codec.label}"
-            )
-        last[codec] = cut
-
-
-def _check_uploads(rows: Sequence[UploadRounds]) -> None:
-    if rows and rows[0][:2] != (CodecSpec(), 0.0):
-        raise CheckpointError(
-            f"uploads of a measurement begin with the identity at 0, got {rows[0].codec.label} at "
-            f"{rows[0].log_rounds:g}"
-        )
-    seen: set[CodecSpec] = set()
-    for row in rows:
-        if row.codec in seen or row.log_rounds < 0.0 or row.scale <= 0.0:
-            raise CheckpointError(
-                "uploads of a measurement have each codec once, at a cost of at least 0 and a scale "
-                f"above 0, got {row.codec.label} at {row.log_rounds:g} and {row.scale:g}"
-            )
-        seen.add(row.codec)

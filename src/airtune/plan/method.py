@@ -19,9 +19,10 @@ from airtune.plan.work import WorkSpec, check_choice
 Need = Literal["capability", "channel"]
 """What a method asks to know; the engine hides the rest."""
 
-Want = Literal["sensitivity", "pruning", "codecs", "ranks", "cut", "uploads"]
+Want = Literal["sensitivity", "pruning", "codecs", "ranks", "cut", "uploads", "steps"]
 """What is measured for a method before its first round: what heads and channels cost, by forward
-passes; what pruning, codecs of cuts and of updates, ranks and being cut cost, by short runs."""
+passes; what pruning, codecs of cuts and of updates, ranks, being cut and other numbers of local
+steps cost, by short runs."""
 
 StateValue = NDArray[np.generic] | int | float | str | bool
 State = Mapping[str, StateValue]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from airtune.plan.assignment import Assignment, Assignments, CodecSpec
 from airtune.plan.link import LinkState
-from airtune.plan.measurements import CodedScale, Measurements, PrunedRounds
+from airtune.plan.measurements import CodedScale, Measurements
+from airtune.plan.rounds_tables import PrunedRounds
 from airtune.plan.shape import Bools, Floats, Ints, ModelShape
 from airtune.plan.work import WorkSpec
 

@@ -150,6 +150,7 @@ _ASSUMED = {
     "codecs": ("what codecs cost", "activations cross uncompressed (or set method.codec)"),
     "ranks": ("what smaller ranks cost", "no device trains one"),
     "cut": ("what being cut costs", "a device with a cut counts as much as one without"),
+    "steps": ("what other numbers of local steps cost", "all take train.local_steps"),
     "uploads": ("what coding updates costs", "all are coded as the recipe's upload says"),
 }  # fmt: skip
 """What a plan does where a table that the method wants was not measured."""

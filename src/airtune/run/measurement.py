@@ -27,6 +27,7 @@ from airtune.calibrate import (
     measure_cut,
     measure_pruning,
     measure_ranks,
+    measure_steps,
     measure_uploads,
     store,
 )
@@ -74,6 +75,7 @@ _WAYS = {
         "split", ("cuts",), lambda recipe: 2,
         lambda setting, recipe: measure_cut(setting, recipe.split.cuts),
     ),
+    "steps": _Way("calibration", (), lambda recipe: 4, lambda setting, recipe: measure_steps(setting)),
     "uploads": _Way(
         "calibration", ("uploads",), lambda recipe: 2 + len(_menu(recipe.calibration.uploads)),
         lambda setting, recipe: measure_uploads(setting, _menu(recipe.calibration.uploads)),
