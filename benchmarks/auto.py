@@ -34,6 +34,7 @@ from airtune.plan import (
     Workload,
     whole_model,
 )
+from benchmarks.declared import wrong_declarations
 from benchmarks.figure import Figure, at_least, at_most
 
 PRUNED = (0.0, 0.1, 0.2, 0.3, 0.5)
@@ -89,7 +90,7 @@ def problem_of(model: str, fleet: Fleet, workload: Workload) -> Problem:
 
 
 def run() -> Iterator[Figure]:
-    """Yield the plan table, then gaps and times of the solver."""
+    """Yield the plan table, gaps and times of the solver, and what wrong declarations cost."""
     ratios: dict[str, list[float]] = {"presets": [], "mixed": []}
     for name, (model, fleet, workload) in CASES.items():
         found = table(model, load_fleet(fleet), workload)
@@ -106,6 +107,11 @@ def run() -> Iterator[Figure]:
             f"auto.geometric_mean[{kind}]", mean, goal, f"best other of {len(ratios[kind])}"
         )
     yield from solver()
+    model, fleet, workload = CASES["qwen2.5-0.5b, jetson-80"]
+    some = load_fleet(fleet, devices=12)
+    yield from wrong_declarations(
+        problem_of(model, some, workload), some, "12 of qwen2.5-0.5b, jetson-80"
+    )
 
 
 def solver() -> Iterator[Figure]:
