@@ -72,9 +72,9 @@ def _lines(found: Measurements) -> Iterator[str]:
         cuts = [row for row in found.codecs if row.codec == codec]
         costs = ", ".join(f"{_times(row.log_rounds)} at cut {row.cut}" for row in cuts)
         yield f"coding with {codec.label} needs {costs}"
-    for row in found.steps:
-        if row.log_rounds:
-            yield f"{row.local_steps} local steps a round need {_times(row.log_rounds)}"
+    for other in found.steps:
+        if other.log_rounds:
+            yield f"{other.local_steps} local steps a round need {_times(other.log_rounds)}"
     for upload in found.uploads[1:]:
         yield f"sending updates by {upload.codec.label} needs {_times(upload.log_rounds)}"
     yield "counted against the whole model, dense, at full rank; codecs against being cut alone"
