@@ -22,10 +22,12 @@ _LEVELS = 16
 """Pruning levels of a rank among which is searched, spread over those of the ladder."""
 _LEAST_LEVELS, _WHOLE = 4, 96
 """With many kinds of whole lines each has fewer levels, so that there are about so many in all."""
-_LEAST_GAP, _MOST_GAP = 0.01, 0.03
-"""Relative gap at which the search ends: 1 / N between these."""
+_LEAST_GAP, _MOST_GAP = 0.009, 0.03
+"""Relative gap at which the search ends: 0.9 / N between these."""
 _CUTS = 8
-"""Cuts among which is searched; the steps between them grow."""
+"""Cuts among which is searched; the steps between them grow. Each has the full rank."""
+_FEW_DEVICES = 200
+"""Fleets of no more search the least rank at each cut too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,12 @@ def _columns(menus: Menus, starts: Sequence[Start]) -> Ints:
     cuts = np.unique(lines.cut[used & ~lines.whole])
     spread = np.unique(np.rint(np.geomspace(1, max(cuts.size, 1), _CUTS)).astype(np.int64)) - 1
     chosen = cuts[spread[spread < cuts.size]]
-    found.append(np.flatnonzero(used & ~lines.whole & np.isin(lines.cut, chosen)))
+    rank = lines.rank[~lines.whole]
+    ranks = [rank.max(initial=0)]
+    if menus.allowed.shape[0] <= _FEW_DEVICES:
+        ranks.append(rank.min(initial=ranks[0]))
+    is_asked = np.isin(lines.cut, chosen) & np.isin(lines.rank, ranks)
+    found.append(np.flatnonzero(used & ~lines.whole & is_asked))
     return np.unique(np.concatenate(found))
 
 
@@ -179,7 +186,7 @@ def _solved(
     """Return the best answer over the largest rank of a plan, at which adapters are broadcast."""
     lines, floor = menus.lines, np.inf
     # one device's line is about this part of what a small fleet's round costs: no bound is nearer
-    tolerance = float(np.clip(1.0 / len(menus.curves), _LEAST_GAP, _MOST_GAP))
+    tolerance = float(np.clip(0.9 / len(menus.curves), _LEAST_GAP, _MOST_GAP))
     best: MixedSolution | None = None
     refused: InfeasibleError | None = None
     places = [np.searchsorted(columns, start) for start in starts]
