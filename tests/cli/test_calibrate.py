@@ -27,7 +27,7 @@ def test_what_is_measured_is_stored_and_shown_again(place, airtune):
     [
         (
             ["--tables", "cut,prune"],
-            "--tables takes pruning, ranks, codecs, cut, or all, got 'prune'",
+            "--tables takes pruning, ranks, codecs, cut, uploads, steps, or all, got 'prune'",
         ),
         ([], "fedavg-lora decides by no measured cost; name tables"),
     ],
