@@ -37,6 +37,14 @@ def test_the_bandwidth_found_meets_and_a_little_less_does_not(shared, part):
     assert (answer.amount > 1.0) == (part < 1.0)
 
 
+def test_the_verdict_is_of_the_rounds_that_were_asked_about(shared):
+    usual = plan_within(shared, 1e9, vary=["rounds"])
+    slow = plan_within(shared, 1e9, vary=["rounds"], quantile=0.9)
+    assert usual.verdict.startswith("the run takes ")
+    assert slow.verdict.startswith("if every round took as long as 90% of them take at most")
+    assert slow.total_s > usual.total_s
+
+
 def test_rounds_are_as_many_as_fit(shared):
     now = plan_of(shared)
     (fewer,) = plan_within(shared, 0.7 * now.total_s, vary=["rounds"]).answers

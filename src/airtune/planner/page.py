@@ -11,7 +11,6 @@ from airtune.recipe import Recipe, dump_recipe
 from airtune.report.cards import Card
 from airtune.report.plan_page import Dots, PlanPage, Sheet
 from airtune.report.wording import bytes_scale, format_joules, seconds_scale
-from airtune.units import format_seconds
 
 
 def page_of(
@@ -45,10 +44,7 @@ def page_of(
 
 def _headline(plan: Plan, within: Within | None) -> str:
     said = f"The run takes {seconds(plan.total_s)}; {plan.straggler}."
-    if within is None:
-        return said
-    verdict = "within" if within.meets else "not within"
-    return f"{said} This is {verdict} {format_seconds(within.within_s)}."
+    return said if within is None else f"{said} Asked: {within.verdict}."
 
 
 def _cards(plan: Plan) -> list[Card]:

@@ -43,13 +43,11 @@ def device_rows(plan: Plan, *, every_device: bool = False) -> WordTable:
 
 def within_rows(within: Within) -> WordTable:
     """Return what each quantity has to be for the run to end in time."""
-    limit, took = format_seconds(within.within_s), seconds(within.total_s)
-    verdict = "within" if within.meets else "not within"
     left_out = [
         f"devices left out: {', '.join(one.left_out)}" for one in within.answers if one.left_out
     ]
     return WordTable(
-        f"the run takes {took}, {verdict} {limit}; "
+        f"{within.verdict}; "
         f"{'what could be spared' if within.meets else 'what would do'}, each alone",
         ("quantity", "in time", "needed", "the run takes", "what binds then"),
         tuple(

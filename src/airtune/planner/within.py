@@ -63,6 +63,20 @@ class Within:
     total_s: float
     """Of the plan as the recipe has it."""
     answers: tuple[Requirement, ...]
+    quantile: float | None = None
+    """Of the rounds' times that every round is taken to have; None = their median."""
+
+    @property
+    def verdict(self) -> str:
+        """Whether the run ends in time, in a sentence without its first capital."""
+        took = format_seconds(self.total_s) if math.isfinite(self.total_s) else "for ever"
+        every = (
+            "the run takes" if self.quantile is None
+            else f"if every round took as long as {self.quantile:.0%} of them take at most, the run "
+            "would take"
+        )  # fmt: skip
+        inside = "within" if self.meets else "not within"
+        return f"{every} {took}, {inside} {format_seconds(self.within_s)}"
 
     @property
     def meets(self) -> bool:
@@ -116,7 +130,7 @@ def plan_within(
     answers = tuple(_SEARCH[name](question) for name in vary)
     if not any(answer.meets for answer in answers):
         raise InfeasibleError(_nothing(question, answers))
-    return Within(within_s, question.now.total_s, answers)
+    return Within(within_s, question.now.total_s, answers, quantile)
 
 
 def _bandwidth(question: Question) -> Requirement:
