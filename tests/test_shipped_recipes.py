@@ -21,7 +21,7 @@ def one_quick(paths):
     """Return a recipe for the gate and the others for `make check-all`."""
     return [
         pytest.param(
-            path, id=path.stem, marks=[pytest.mark.slow] if path.stem != "fedspine-sst2" else []
+            path, id=path.stem, marks=[pytest.mark.slow] if path.stem != "smol-jcpba" else []
         )
         for path in paths
     ]

@@ -41,6 +41,7 @@ def test_a_round_that_is_not_judged_has_no_judgement(nodes, recipe, tmp_path):
     assert run.rounds[0]["initial"]["loss"] > 0
 
 
+@pytest.mark.slow
 def test_a_target_is_noticed_with_the_next_tasks(nodes, recipe, tmp_path):
     run, kinds = go(nodes, recipe, tmp_path, "real", **{
         "train.rounds": 5, "target.metric": "loss", "target.value": 1e3, "target.stop": True,

@@ -205,6 +205,7 @@ def test_a_control_is_not_federated(recipe: Callable[..., Any], nodes: Any, tmp_
         _run(recipe(**{"method.name": "untuned"}), nodes(["a"]), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_killed(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:

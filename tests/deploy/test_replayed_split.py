@@ -40,7 +40,7 @@ def _replayed(recipe: Any, nodes: Any, folder: Path, server: Any) -> RunRecord:
         pytest.param({"method.name": "splitfed-v1"}, marks=pytest.mark.slow),
         {"method.name": "splitfed-v2"},
         pytest.param({"method.name": "sft", "method.codec": "quantised"}, marks=pytest.mark.slow),
-        {"method.name": "sft", "method.codec": "quantised", "method.predict": True},
+        pytest.param({"method.name": "sft", "method.codec": "quantised", "method.predict": True}, marks=pytest.mark.slow),
         pytest.param({"method.name": "sft", "method.codec": "none", "method.device_frozen": True}, marks=pytest.mark.slow),
         {"method.name": "sft", "method.device_frozen": True, "upload.kind": "deadzone"},
         pytest.param({"method.name": "sft", "upload.kind": "deadzone"}, marks=pytest.mark.slow),

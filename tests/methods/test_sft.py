@@ -19,7 +19,9 @@ FORMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", FORMS, ids=lambda form: next(iter(form)))
+@pytest.mark.parametrize("settings", [
+    pytest.param(form, id=next(iter(form)), marks=[pytest.mark.slow] if row else []) for row, form in enumerate(FORMS)
+])  # fmt: skip
 def test_its_variants_are_settings_that_keep_the_contract(settings):
     check_method(build_method("sft", settings))
 

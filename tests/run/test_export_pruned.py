@@ -109,6 +109,7 @@ def test_a_pruned_run_is_loaded_by_plain_transformers_and_answers_the_same(which
     np.testing.assert_allclose(np.array(theirs, float), ours, atol=TOLERANCE * spread)
 
 
+@pytest.mark.slow
 def test_the_adapters_of_a_pruned_model_are_no_adapters_of_the_base(run):
     with pytest.raises(ModelError, match="pruned the model for good"):
         export_run(run, "adapter", accept_worse=True)
@@ -202,6 +203,7 @@ def test_the_manifest_names_the_commit_of_a_base_from_the_hub(dense, tmp_path):
     assert (said["template"], said["template_from"][:9]) == ("{prompt}\n{completion}", "airtune's")
 
 
+@pytest.mark.slow
 def test_what_is_worse_than_untuned_needs_force(tmp_path):
     run = run_of(tmp_path, "train.learning_rate=0.3", method=["method.name=fedavg-lora"])
     for format in ("adapter", "merged"):

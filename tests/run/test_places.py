@@ -94,6 +94,7 @@ def test_more_rounds_are_those_of_a_run_that_had_them_from_the_start(tmp_path, a
         resume_run(tmp_path / "short", rounds=2, assets=assets)
 
 
+@pytest.mark.slow
 def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path, assets, monkeypatch):
     from airtune.loop import rounds as loop
 

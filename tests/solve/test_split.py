@@ -116,7 +116,7 @@ def least_after_s(problem, sent_s):
     return answer.fun, answer.x[:-1].reshape(n, k).argmax(1)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_ten_devices_are_within_a_five_hundredth_of_an_exact_integer_programme(seed):
     problem = random_problem(10, seed)
     found = solve_split(problem)
