@@ -25,7 +25,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from airtune.compare import compare_methods
 from airtune.cost import forward_flops
 from airtune.methods import build_method
-from airtune.methods.sparsity import Schedule, levels_of
+from airtune.methods.sparsity import PruningTarget, Schedule, levels_of_shape
 from airtune.model.base import BaseModel, base_of
 from airtune.model.batch import Sequences
 from airtune.model.importance import measure
@@ -111,7 +111,7 @@ def memory() -> Iterator[Figure]:
     dense = _peak(base, build_method("hetlora"), prune=0.0)
     method = build_method("fedspine", {"prune_every": 5})
     # cumulative pruning only ever makes a device smaller: its first round is its largest
-    levels = levels_of(base.shape, 0.5, "auto")
+    levels = levels_of_shape(base.shape, None, PruningTarget(0.5, "auto"))
     floor = Schedule(rounds=RUN_ROUNDS, warmup=0, cooldown=RUN_ROUNDS // 2).floor(0)
     first, last = (
         _peak(base, method, prune=float(levels.prune_ffn[level])) for level in (floor, -1)
@@ -133,7 +133,7 @@ def inference() -> Iterator[Figure]:
         ("base", 768, 4, BATCH), ("minilm", 384, 6, BATCH), ("minilm_batch", 384, 6, 4 * BATCH),
     ):  # fmt: skip
         base = _encoder(width, blocks)
-        levels = levels_of(base.shape, 0.5, "auto")
+        levels = levels_of_shape(base.shape, None, PruningTarget(0.5, "auto"))
         channels = int(base.shape.kept_channels(levels.prune_ffn[-1]))
         kept = Kept(keep_all(base.shape).groups, (np.arange(channels),) * blocks)
         ids = torch.randint(3, base.shape.vocab, (batch, TOKENS))

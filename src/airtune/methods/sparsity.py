@@ -133,11 +133,14 @@ def levels_of(problem: Problem, target: PruningTarget) -> Levels:
     Raises:
         RecipeError: if the sparsity would leave a block without a head or a channel.
     """
-    return _levels(problem.shape, problem.sensitivity, target)
+    return levels_of_shape(problem.shape, problem.sensitivity, target)
 
 
 @lru_cache(maxsize=16)
-def _levels(shape: ModelShape, sensitivity: Sensitivity | None, target: PruningTarget) -> Levels:
+def levels_of_shape(
+    shape: ModelShape, sensitivity: Sensitivity | None, target: PruningTarget
+) -> Levels:
+    """Return the levels of a model of this shape, as `levels_of` does."""
     path = pruning_path(
         shape, sensitivity, order=target.order, heads=prunes_heads(shape, target.structures)
     )
