@@ -19,7 +19,7 @@ from airtune.engine.base import EngineSettings, Execution, ExpectedRound, Setup,
 from airtune.engine.checks import Divide
 from airtune.engine.clock import alone, in_step
 from airtune.engine.forecast import Forecast, seen_in
-from airtune.engine.gathered import faults_of, in_time, results_of, under, updates_of
+from airtune.engine.gathered import faults_of, in_time, results_of, updates_of
 from airtune.engine.limits import RoundLimits, with_data
 from airtune.engine.measuring import lacks_scores, measured, most_measuring_bytes
 from airtune.engine.pacing import let_settle
@@ -84,13 +84,7 @@ class VirtualEngine:
 
     def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what devices remember from round to round, and what they used of the month."""
-        month = self._limits.allowance.snapshot()
-        learnt = self._forecast.snapshot() if self._learns else {}
-        return (
-            snapshot(self._workers)
-            | {f"month/{name}": item for name, item in month.items()}
-            | {f"learnt/{name}": item for name, item in learnt.items()}
-        )
+        return snapshot(self._workers, self._limits, self._forecast if self._learns else None)
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on from a snapshot.
@@ -98,9 +92,7 @@ class VirtualEngine:
         Raises:
             CheckpointError: if it is not one of this engine.
         """
-        restore(self._workers, arrays)
-        self._limits.allowance.restore(under("month/", arrays))
-        self._forecast.restore(under("learnt/", arrays))
+        restore(self._workers, self._limits, self._forecast, arrays)
 
     def _flops_per_s(self, round: int) -> Floats:
         """Return how fast each device is taken to be."""

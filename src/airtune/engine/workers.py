@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from airtune.data.federated import FederatedData
 from airtune.engine.base import EngineSettings, Split, with_work
+from airtune.engine.forecast import Forecast
 from airtune.engine.gathered import under
+from airtune.engine.limits import RoundLimits
 from airtune.engine.splitting import Splitter
 from airtune.engine.uplink import Uplink
 from airtune.errors import FleetError
@@ -216,18 +218,37 @@ def broadcast(problem: Problem, plan: RoundPlan, state: GlobalState) -> Broadcas
     )
 
 
-def snapshot(workers: Workers) -> dict[str, NDArray[np.generic]]:
-    """Return what devices remember from round to round beside the global state."""
-    uplink = {f"uplink/{name}": array for name, array in workers.uplink.snapshot().items()}
-    cut = {f"cut/{name}": array for name, array in workers.splitter.snapshot().items()}
-    return uplink | cut
+def snapshot(
+    workers: Workers, limits: RoundLimits, forecast: Forecast | None
+) -> dict[str, NDArray[np.generic]]:
+    """Return what an engine remembers from round to round beside the global state.
+
+    Args:
+        workers: with what devices remember of uploads and cuts.
+        limits: with what devices used of the month.
+        forecast: with what was learnt of devices; None = nothing is learnt.
+    """
+    parts = {
+        "uplink": workers.uplink.snapshot(),
+        "cut": workers.splitter.snapshot(),
+        "month": limits.allowance.snapshot(),
+        "learnt": {} if forecast is None else forecast.snapshot(),
+    }
+    return {f"{part}/{name}": array for part, held in parts.items() for name, array in held.items()}
 
 
-def restore(workers: Workers, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+def restore(
+    workers: Workers,
+    limits: RoundLimits,
+    forecast: Forecast,
+    arrays: Mapping[str, NDArray[np.generic]],
+) -> None:
     """Go on from a snapshot.
 
     Raises:
-        CheckpointError: if it is not one of such workers.
+        CheckpointError: if it is not one of such an engine.
     """
     workers.uplink.restore(under("uplink/", arrays))
     workers.splitter.restore(under("cut/", arrays))
+    limits.allowance.restore(under("month/", arrays))
+    forecast.restore(under("learnt/", arrays))

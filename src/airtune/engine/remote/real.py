@@ -29,7 +29,6 @@ from airtune.cost import (
 from airtune.engine.base import EngineSettings, Execution, Setup, Split
 from airtune.engine.checks import Divide, check_shares
 from airtune.engine.forecast import Forecast
-from airtune.engine.gathered import under
 from airtune.engine.limits import RoundLimits
 from airtune.engine.measuring import lacks_scores, measured
 from airtune.engine.remote.answers import qualities
@@ -99,13 +98,7 @@ class RealEngine:
 
     def snapshot(self) -> Mapping[str, NDArray[np.generic]]:
         """Return what devices remember, what they used of the month, and what was learnt of them."""
-        month = self._limits.allowance.snapshot()
-        learnt = self._forecast.snapshot()
-        return (
-            snapshot(self._workers)
-            | {f"month/{name}": array for name, array in month.items()}
-            | {f"learnt/{name}": array for name, array in learnt.items()}
-        )
+        return snapshot(self._workers, self._limits, self._forecast)
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on from a snapshot.
@@ -113,9 +106,7 @@ class RealEngine:
         Raises:
             CheckpointError: if it is not one of this engine.
         """
-        restore(self._workers, arrays)
-        self._limits.allowance.restore(under("month/", arrays))
-        self._forecast.restore(under("learnt/", arrays))
+        restore(self._workers, self._limits, self._forecast, arrays)
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
         """Return the quality of the model that the user will get; off the clock."""
