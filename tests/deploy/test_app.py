@@ -41,6 +41,7 @@ class Grid:
         self.replies: dict[str, Message] = {}
         self.sizes: list[int] = []
         self.lock = threading.Lock()
+        self.working: list[threading.Thread] = []
 
     def get_node_ids(self) -> list[int]:
         return [11, 22]
@@ -51,12 +52,18 @@ class Grid:
             with self.lock:
                 names.append(f"message-{len(self.sizes)}")
                 self.sizes.append(len(str(message.content)))
-            threading.Thread(target=self._work, args=(names[-1], message), daemon=True).start()
+            thread = threading.Thread(target=self._work, args=(names[-1], message), daemon=True)
+            self.working.append(thread)
+            thread.start()
         return names
 
     def pull_messages(self, names: list[str]) -> list[Message]:
         with self.lock:
             return [self.replies.pop(name) for name in list(names) if name in self.replies]
+
+    def join(self) -> None:
+        for thread in self.working:
+            thread.join(LONG_S)
 
     def _work(self, name: str, message: Message) -> None:
         node = message.metadata.dst_node_id
@@ -88,6 +95,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Grid, GridNodes]]:
     server, grid = StreamServer(), Grid()
     yield grid, GridNodes(grid, server.post, f"127.0.0.1:{server.port}", say=print)
     server.close()
+    grid.join()  # they use what is patched here
 
 
 def test_tasks_and_answers_go_by_the_stream(there: tuple[Grid, GridNodes]) -> None:
