@@ -20,15 +20,6 @@ def dbm_to_watt(power_dbm: float) -> float:
     return float(10.0 ** ((power_dbm - 30.0) / 10.0))
 
 
-def db_to_ratio(level_db: float) -> float:
-    """Return the linear power ratio of a level in dB.
-
-    >>> db_to_ratio(20.0)
-    100.0
-    """
-    return float(10.0 ** (level_db / 10.0))
-
-
 def format_bytes(size_bytes: float) -> str:
     """Write a byte count for people, in powers of 1024.
 

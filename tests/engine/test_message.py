@@ -118,18 +118,7 @@ def test_a_damaged_blob_of_tensors_is_refused_or_whole(data: st.DataObject) -> N
     place = data.draw(st.integers(0, 8 + length - 1))
     content[place] = data.draw(st.integers(0, 255))
     try:
-        found = unpack_tensors(bytes(content), like={"a": (2, 3), "b": (2,)})
+        found = unpack_tensors(bytes(content))
     except CodecError:
         return
-    assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {"a": (2, 3), "b": (2,)}
-
-
-def test_tensors_of_another_shape_are_refused() -> None:
-    content = pack_tensors({"a": torch.ones(2, 3)})
-    with pytest.raises(CodecError, match=r"must have shape \(3, 2\), got \(2, 3\)"):
-        unpack_tensors(content, like={"a": (3, 2)})
-
-
-def test_tensors_not_asked_for_are_refused() -> None:
-    with pytest.raises(CodecError, match="not asked for"):
-        unpack_tensors(pack_tensors({"a": torch.ones(1), "b": torch.ones(1)}), like={"a": (1,)})
+    assert sum(tensor.nbytes for tensor in found.values()) == 8 * 4

@@ -14,7 +14,7 @@ from airtune.model.base import load_base, load_shape
 from airtune.model.gguf.write import write_gguf
 from airtune.model.kept import keep_all
 from airtune.model.lora import init_adapters
-from airtune.model.save import plain_config, save_merged
+from airtune.model.save import plain_config, save_pruned
 from airtune.model.source import load_tokenizer
 from airtune.plan import Workload
 
@@ -92,7 +92,13 @@ def test_nothing_is_drawn_on_the_screen(files, capfd, monkeypatch, tmp_path):
     monkeypatch.setattr(logging, "_tqdm_active", True)
     base = load_base(files["llama"][0], device="cpu")
     workload = Workload(1, 8, local_steps=1, rank=2, lora_targets=("q_proj",))
-    save_merged(tmp_path / "plain", base, init_adapters(base.shape, workload, 0), scale=1.0)
+    save_pruned(
+        tmp_path / "plain",
+        base,
+        keep_all(base.shape),
+        init_adapters(base.shape, workload, 0),
+        scale=1.0,
+    )
     assert capfd.readouterr() == ("", "")
     assert logging.is_progress_bar_enabled()
 

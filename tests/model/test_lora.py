@@ -123,20 +123,6 @@ def test_merging_equals_attaching(base, stacks, make_batch):
     )
 
 
-def test_checkpointing_changes_no_gradient_even_with_dropout(base, stacks, make_batch):
-    batch = make_batch(base)
-    results = []
-    for checkpointing in (False, True):
-        lora = attach(
-            base.network, base.family, stacks[:2], scale=SCALE, dropout=0.3,
-            seeds=[5, 6], checkpointing=checkpointing,
-        ).train()  # fmt: skip
-        batch_losses(lora.network, batch, devices=2).sum().backward()
-        results.append(gradients(lora))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
-
-
 def test_dropout_depends_on_the_device_and_the_step_alone(base, stacks, make_batch):
     def losses(rows, seeds, step):
         lora = attach(

@@ -7,9 +7,10 @@ from transformers import PreTrainedTokenizerFast
 from airtune.errors import ModelError
 from airtune.model.base import load_base
 from airtune.model.importance import measure
+from airtune.model.kept import keep_all
 from airtune.model.lora import attach, init_adapters, take
 from airtune.model.loss import batch_losses
-from airtune.model.save import save_merged
+from airtune.model.save import save_pruned
 from airtune.model.slicing import choose_kept, slice_network
 
 pytest.importorskip("bitsandbytes", reason="needs the extra airtune[quantised]")
@@ -40,4 +41,4 @@ def test_a_four_bit_base_is_sliced_trained_and_close_to_the_plain_one(
         losses.append(loss.detach())
     torch.testing.assert_close(losses[0], losses[1], atol=0.5, rtol=0)
     with pytest.raises(ModelError, match="a 4-bit base cannot be saved merged or pruned"):
-        save_merged(tmp_path / "out", base, adapters, scale=2.0)
+        save_pruned(tmp_path / "out", base, keep_all(base.shape), adapters, scale=2.0)

@@ -16,11 +16,11 @@ from transformers import (
 from airtune.errors import ModelError, RunExistsError, StorageError
 from airtune.model.base import base_of, load_base
 from airtune.model.importance import measure
-from airtune.model.kept import Kept
+from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import attach, head_of, init_adapters, take
 from airtune.model.loss import class_logits
 from airtune.model.mending import Mending, biased_layers, measure_grams
-from airtune.model.save import plain_config, save_adapter, save_merged, save_pruned, whole_folder
+from airtune.model.save import plain_config, save_adapter, save_pruned, whole_folder
 from airtune.model.slicing import slice_network
 
 SCALE = 2.0
@@ -91,7 +91,7 @@ def test_an_adapter_on_one_of_two_layers_of_like_name_stays_there(
 
 def test_a_merged_model_is_loaded_by_plain_transformers(base, make_batch, workload_of, tmp_path):
     adapters, head = trained(base, workload_of)
-    save_merged(tmp_path / "m", base, adapters, scale=SCALE, head=head)
+    save_pruned(tmp_path / "m", base, keep_all(base.shape), adapters, scale=SCALE, head=head)
     loaded = auto(base).from_pretrained(tmp_path / "m").eval()
     heads = [head] if head else []
     ours = attach(base.network, base.family, [adapters], scale=SCALE, heads=heads)
@@ -273,7 +273,9 @@ def test_the_tokenizer_travels_with_the_model(make_base, workload_of, tmp_path):
     words = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
     base = base_of(make_base("llama").network, tokenizer=tokenizer)
-    save_merged(tmp_path / "m", base, trained(base, workload_of)[0], scale=SCALE)
+    save_pruned(
+        tmp_path / "m", base, keep_all(base.shape), trained(base, workload_of)[0], scale=SCALE
+    )
     assert AutoTokenizer.from_pretrained(tmp_path / "m")("a")["input_ids"] == [0]
     assert load_base(tmp_path / "m", device="cpu").shape == base.shape
 

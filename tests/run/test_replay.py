@@ -11,8 +11,9 @@ from airtune.data.embedded import EMBEDDED_MODEL
 from airtune.data.samples import TextRows
 from airtune.errors import ModelError
 from airtune.model.base import base_of
+from airtune.model.kept import keep_all
 from airtune.model.lora import attach, init_adapters
-from airtune.model.save import save_adapter, save_merged
+from airtune.model.save import save_adapter, save_pruned
 from airtune.model.saved import load_adapted, load_saved
 from airtune.plan import Workload
 from airtune.run import export as export_module
@@ -34,8 +35,8 @@ def asked(trained, folder, load=load_saved):
 
 
 def saved(trained, folder, scale=1.0):
-    save_merged(
-        folder, trained.base, trained.state.adapters, scale=scale * trained.scale,
+    save_pruned(
+        folder, trained.base, keep_all(trained.base.shape), trained.state.adapters, scale=scale * trained.scale,
         head=trained.state.head,
     )  # fmt: skip
     return folder
@@ -111,7 +112,7 @@ def test_a_prompt_is_read_by_itself_as_its_caller_sends_it(tmp_path):
     )
     folder = tmp_path / "m"
     rows = TextRows((sent + answer,), starts=(len(sent),), special=False, end=True)
-    save_merged(folder, base, {}, scale=1.0)
+    save_pruned(folder, base, keep_all(base.shape), {}, scale=1.0)
     saved = load_saved(folder, base)
     assert replay(saved, folder, base.network, base, rows, max_length=32).rows == 1
 
@@ -139,7 +140,7 @@ def test_the_rounding_of_thirty_blocks_is_accepted_and_a_small_fault_is_not(dtyp
     rows = TextRows(texts, starts=(0, 0, 0), special=True, end=True)
     for scale, is_right in ((2.0, True), (wrong, False)):
         folder = tmp_path / f"{scale}"
-        save_merged(folder, base, adapters, scale=scale)
+        save_pruned(folder, base, keep_all(base.shape), adapters, scale=scale)
         if is_right:
             found = replay(load_saved(folder, base), folder, tuned, base, rows, max_length=32)
             assert found.logit_rms < (1e-3 if dtype == torch.float32 else 0.5)

@@ -12,7 +12,6 @@ out are float32 numpy; entropy coding is zlib's and zstd's.
     (True, (10, 100))
 """
 
-from airtune.codec.feedback import encode_with_feedback
 from airtune.codec.registry import CODECS, decode, encode, kept_positions
 from airtune.cost.coded import entropy_bound_bytes, estimate_bytes
 
@@ -20,7 +19,6 @@ __all__ = [
     "CODECS",
     "decode",
     "encode",
-    "encode_with_feedback",
     "entropy_bound_bytes",
     "estimate_bytes",
     "kept_positions",

@@ -65,13 +65,6 @@ class Exchange:
     mark: str
     """"" = it writes none, and the end mark is added."""
 
-    @property
-    def end_id(self) -> int | None:
-        """The token that ends an answer; None where there is none at all."""
-        tokenizer = self.tokenizer
-        found = tokenizer.convert_tokens_to_ids(self.mark) if self.mark else tokenizer.eos_token_id
-        return None if found is None else int(found)
-
     def write(
         self, conversations: Sequence[Sequence[Message]], place: Callable[[int], str] = str
     ) -> Rendered:

@@ -215,8 +215,9 @@ def _execution(
         stale[problem.devices.names[entry.device]] = plan.round - entry.began
         if entry.change is not None:
             updates.append(_now(entry, plan.round, done.state, problem))
-    columns: dict[str, Any] = {name: _column(name, [entry.seen[name] for entry in arrived])
-                               for name in _SEEN}  # fmt: skip
+    columns: dict[str, Any] = {
+        name: _column(name, [entry.seen[name] for entry in arrived]) for name in _SEEN
+    }
     return replace(
         done, results=Results(**columns, done=told), updates=tuple(updates), end_s=end_s,
         bandwidth_hz=np.array([entry.bandwidth_hz for entry in arrived]),
@@ -237,10 +238,11 @@ def _now(entry: InFlight, round: int, state: GlobalState, problem: Problem) -> U
     )
     weight = 1.0 / math.sqrt(1.0 + round - entry.began)
     whole = replace(
-        entry.change, round=round,
+        entry.change,
+        round=round,
         adapters={name: weight * item for name, item in entry.change.adapters.items()},
         head={name: weight * item for name, item in entry.change.head.items()},
-    )  # fmt: skip
+    )
     return _moved(whole, reference, times=1.0)
 
 
@@ -255,8 +257,9 @@ def _moved(update: Update, by: Mapping[str, torch.Tensor], *, times: float) -> U
 
 def _told(entries: Sequence[InFlight], problem: Problem) -> Assignments:
     count = len(entries)
-    columns: dict[str, Any] = {name: _column(name, [entry.told[name] for entry in entries])
-                               for name in _TOLD}  # fmt: skip
+    columns: dict[str, Any] = {
+        name: _column(name, [entry.told[name] for entry in entries]) for name in _TOLD
+    }
     told = Assignments(
         device=np.array([entry.device for entry in entries], np.int64), **columns,
         cut=np.zeros(count, np.int64), codec_index=np.zeros(count, np.int64),

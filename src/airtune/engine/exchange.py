@@ -27,7 +27,7 @@ _GROUPS = ("adapters", "head", "merged")
 
 def pack_state(
     state: GlobalState, sent: Broadcast | None = None, *, shape: ModelShape | None = None
-) -> tuple[bytes, tuple[str, ...]]:  # fmt: skip
+) -> tuple[bytes, tuple[str, ...]]:
     """Return what every device of a round is sent, and the order of its tensors.
 
     Args:

@@ -259,37 +259,24 @@ def pack_tensors(tensors: Tensors) -> bytes:
     )
 
 
-def unpack_tensors(
-    content: bytes, *, like: Mapping[str, tuple[int, ...]] | None = None
-) -> dict[str, torch.Tensor]:
+def unpack_tensors(content: bytes) -> dict[str, torch.Tensor]:
     """Return tensors from safetensors, after a look at what they declare.
 
     Args:
         content: as received; nothing in it is trusted.
-        like: the shapes that must be there, and no other; None = any.
 
     Raises:
         CodecError: if names, types, shapes or lengths are not as they must be.
     """
-    declared = _declared(content)
-    if like is not None:
-        shapes = {name: shape for name, (_, shape) in declared.items()}
-        for name in like.keys() ^ shapes.keys():
-            missing = name in like
-            raise CodecError(f"tensor {name!r} is {'missing' if missing else 'not asked for'}")
-        for name, shape in shapes.items():
-            if shape != tuple(like[name]):
-                raise CodecError(
-                    f"tensor {name!r} must have shape {tuple(like[name])}, got {shape}"
-                )
+    _check_declared(content)
     try:
         return safetensors.torch.load(content)
     except (SafetensorError, ValueError, KeyError) as error:
         raise CodecError(f"tensors are damaged: {error}") from error
 
 
-def _declared(content: bytes) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Return type and shape of every tensor as the blob declares them, its length checked."""
+def _check_declared(content: bytes) -> None:
+    """Refuse a blob whose declared types and shapes are not its length."""
     if len(content) < 8:
         raise CodecError(f"tensors are truncated: {len(content)} bytes are no safetensors")
     length = int.from_bytes(content[:8], "little")
@@ -300,19 +287,17 @@ def _declared(content: bytes) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     try:
         entries = json.loads(content[8 : 8 + length])
         named = {name: entry for name, entry in entries.items() if name != "__metadata__"}
-        found = {
-            str(name): (_TYPES[entry["dtype"]], tuple(map(_size, entry["shape"])))
-            for name, entry in named.items()
-        }
+        sizes = [
+            _TYPES[entry["dtype"]].itemsize * math.prod(map(_size, entry["shape"]))
+            for entry in named.values()
+        ]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CodecError(f"tensors are damaged: their header cannot be read ({error})") from error
-    whole = sum(kind.itemsize * math.prod(shape) for kind, shape in found.values())
-    if len(found) > _MAX_TENSORS or whole != len(content) - 8 - length:
+    if len(sizes) > _MAX_TENSORS or sum(sizes) != len(content) - 8 - length:
         raise CodecError(
-            f"tensors lie about their size: {len(found)} of together {whole} bytes are declared, "
-            f"{len(content) - 8 - length} came"
+            f"tensors lie about their size: {len(sizes)} of together {sum(sizes)} bytes are "
+            f"declared, {len(content) - 8 - length} came"
         )
-    return found
 
 
 def _size(value: object) -> int:

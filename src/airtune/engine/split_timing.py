@@ -297,9 +297,7 @@ def split_round_time(
         bandwidth_hz=bandwidth_hz(air.links(0), plan),
         end_s=until_s if np.any(status == "late") else end_s,
     )  # fmt: skip
-    first = Step(
-        log.moments[0], log.moments[1], log.moments[2], log.moments[3], tuple(log.server)
-    )  # fmt: skip
+    first = Step(log.moments[0], log.moments[1], log.moments[2], log.moments[3], tuple(log.server))
     return SplitTiming(timing, first, step_s, server_s, log.stopped_after)
 
 
@@ -408,7 +406,8 @@ def _statuses(
         elif not np.isfinite(finish_s[place]) and not out[place]:
             status[place] = "failed" if deadline_s is None else "late"
             reasons[place] = (
-                "its link carried nothing in this round" if deadline_s is None
+                "its link carried nothing in this round"
+                if deadline_s is None
                 else f"not back by the deadline of {deadline_s:.4g} s"
-            )  # fmt: skip
+            )
     return status, tuple(reasons)

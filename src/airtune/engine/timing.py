@@ -129,11 +129,11 @@ def whole_round(
     deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
     until_s = np.inf if deadline_s is None else deadline_s
     phases = yield from _phases(
-        air, until_s=until_s,
+        air,
+        until_s=until_s,
         compute_s=np.where(able, cost.compute_s, 0.0),
-        sizes=(np.where(able, received, 0.0),
-               np.where(able & ~dropped, sent, 0.0)),
-    )  # fmt: skip
+        sizes=(np.where(able, received, 0.0), np.where(able & ~dropped, sent, 0.0)),
+    )
     status, reasons = _statuses(
         phases, faults, able=able, dropped=dropped, deadline_s=deadline_s, needed_s=cost.finish_s
     )
@@ -194,9 +194,7 @@ def bandwidth_hz(links: LinkState, plan: RoundPlan) -> Floats:
     return np.where(is_radio, plan.assignments.share * band, np.nan)
 
 
-def refusals(
-    problem: Problem, fleet: Fleet, plan: RoundPlan, peak_bytes: Floats
-) -> list[str]:  # fmt: skip
+def refusals(problem: Problem, fleet: Fleet, plan: RoundPlan, peak_bytes: Floats) -> list[str]:
     """Return why a device of the plan does not even begin; empty where it does."""
     device = plan.assignments.device
     faults = [""] * len(device)
@@ -212,7 +210,7 @@ def refusals(
 
 def _phases(
     air: Part, *, until_s: float, sizes: tuple[Floats, Floats], compute_s: Floats
-) -> Process[_Phases]:  # fmt: skip
+) -> Process[_Phases]:
     """Let downloads, computing and uploads pass."""
     slot_s, nothing = air.slot_s, np.zeros(len(compute_s))
     download = yield from passing(

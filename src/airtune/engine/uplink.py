@@ -56,9 +56,7 @@ class Uplink:
             spec.kind != "identity" and rows.any() for spec, rows in groups
         )
 
-    def send(
-        self, plan: RoundPlan, state: GlobalState, outcomes: Mapping[int, Outcome]
-    ) -> Sent:  # fmt: skip
+    def send(self, plan: RoundPlan, state: GlobalState, outcomes: Mapping[int, Outcome]) -> Sent:
         """Code and decode updates; what is lost counts only once `settle` is told they came.
 
         Args:

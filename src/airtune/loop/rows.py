@@ -167,15 +167,14 @@ def _upload_labels(problem: Problem, told: Assignments) -> NDArray[Any]:
     return labels
 
 
-def _left_out_columns(
-    problem: Problem, left_out: Mapping[int, str]
-) -> Mapping[str, NDArray[Any]]:  # fmt: skip
+def _left_out_columns(problem: Problem, left_out: Mapping[int, str]) -> Mapping[str, NDArray[Any]]:
     """Return the rows of devices that were told nothing: no work, no bytes, and the reason."""
     device = np.array(sorted(left_out), np.int64)
     columns: dict[str, NDArray[Any]] = {
         name: np.zeros(len(device)) if name in _NOTHING else np.full(len(device), np.nan)
-        for name in DEVICE_COLUMNS if name != "round"
-    }  # fmt: skip
+        for name in DEVICE_COLUMNS
+        if name != "round"
+    }
     columns |= {
         name: np.zeros(len(device), np.int64)
         for name in ("rank", "rank_left", "cut", "local_steps", "samples")

@@ -62,12 +62,11 @@ def collate(
     indices: Sequence[int] | Ints,
     *,
     padding: Literal["right"] | int = "right",
-    pad_id: int = 0,
     device: str | torch.device = "cpu",
 ) -> Batch:
     """Pad the chosen examples on the right to the longest, or to `padding` tokens.
 
-    Padded positions carry `pad_id`, attention 0 and the ignored label, so any id may pad.
+    Padded positions carry token 0, attention 0 and the ignored label, so any id may pad.
 
     Raises:
         DataError: if no example is chosen.
@@ -76,7 +75,7 @@ def collate(
         raise DataError("a batch needs at least one example, got none")
     rows = [sequences.tokens[int(index)] for index in indices]
     length = max(len(row) for row in rows) if padding == "right" else padding
-    input_ids = _padded(rows, length, pad_id)
+    input_ids = _padded(rows, length, 0)
     mask = _padded([np.ones(len(row), np.int64) for row in rows], length, 0)
     if isinstance(sequences.targets, np.ndarray):
         labels = sequences.targets[np.asarray(indices, np.int64)].astype(np.int64)

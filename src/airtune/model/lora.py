@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from airtune.errors import ModelError
 from airtune.keys import derive_seed
@@ -199,7 +197,6 @@ def attach(
     dropout: float = 0.0,
     heads: Sequence[Mapping[str, torch.Tensor]] = (),
     seeds: Sequence[int] = (),
-    checkpointing: bool = False,
 ) -> LoraNetwork:
     """Return a network that carries the adapters of n devices; the one given stays as it is.
 
@@ -211,8 +208,6 @@ def attach(
         dropout: Of the adapters' input, in [0, 1).
         heads: One trained head a device, or none where the task has no trained head.
         seeds: One a device, for dropout; by default 0, 1, ...
-        checkpointing: Keep only the blocks' inputs in training and compute the rest again in the
-            backward pass.
 
     Raises:
         ModelError: if there is no device, or the tensors do not fit the network or one another.
@@ -231,10 +226,6 @@ def attach(
     stacked = _stacked_heads(heads) if heads and heads[0] else {}
     for path, module in stacked.items():
         replace_module_(twin, path, module.to(device))
-    if checkpointing:
-        for block in family.block_list(twin):
-            vars(block)["gradient_checkpointing"] = True
-            vars(block)["_gradient_checkpointing_func"] = partial(checkpoint, use_reentrant=False)
     return LoraNetwork(twin, layers, stacked, seeds or range(len(stacks)))
 
 

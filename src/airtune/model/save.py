@@ -33,7 +33,7 @@ from airtune.errors import AirtuneError, ModelError, RunExistsError, StorageErro
 from airtune.model.base import BaseModel, auto_class
 from airtune.model.families import Config, Family
 from airtune.model.frame import PREPROCESSOR
-from airtune.model.kept import Kept, check_kept, keep_all
+from airtune.model.kept import Kept, check_kept
 from airtune.model.lora import Adapters, Head, layer_names, merged
 from airtune.model.mending import Mending
 from airtune.model.screen import off_screen
@@ -92,35 +92,6 @@ def _drawn(base: BaseModel) -> Head:
         for module in base.drawn
         for name, parameter in base.network.get_submodule(module).named_parameters()
     }
-
-
-def save_merged(
-    folder: str | Path,
-    base: BaseModel,
-    adapters: Adapters,
-    *,
-    scale: float,
-    head: Head | None = None,
-    overwrite: bool = False,
-) -> None:
-    """Write the dense model with the adapters in its weights; plain transformers loads it.
-
-    Args:
-        folder: Where to; appears whole or not at all.
-        base: The model the adapters belong to.
-        adapters: On the full grid.
-        scale: alpha / rank.
-        head: The trained task head, or None.
-        overwrite: Replace a folder that is there.
-
-    Raises:
-        ModelError: if the base is held in 4 bits, whose merged weights have no plain form.
-        RunExistsError: if the folder is there and must not be replaced.
-        StorageError: if it cannot be written.
-    """
-    save_pruned(
-        folder, base, keep_all(base.shape), adapters, scale=scale, head=head, overwrite=overwrite
-    )
 
 
 def save_pruned(

@@ -48,4 +48,4 @@ def learnt_figures(run: RunSeries, shown: Ints) -> dict[str, tuple[Figure, str]]
             "Over what was declared, which is 1, at the end of the run; four of five true values are "
             "expected within the bars.",
         )
-    }  # fmt: skip
+    }

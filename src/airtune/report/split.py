@@ -44,9 +44,9 @@ class SectionFigure:
     caption: str
 
 
-def split_panel(run: RunSeries, name: str, figures: dict[str, Figure], shown: Ints) -> (
-    dict[str, Any] | None
-):  # fmt: skip
+def split_panel(
+    run: RunSeries, name: str, figures: dict[str, Figure], shown: Ints
+) -> dict[str, Any] | None:
     """Put a run's figures among the page's; return keys, titles and words; None without a cut."""
     rounds = [row for row in run.record.rounds if row.get("split")]
     if not rounds:
@@ -119,10 +119,11 @@ def step_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> SectionF
                         "categoryarray": [*lanes, _SERVER], "tickfont": {"size": 11},
                         "range": [places.size + 0.5, -0.5]}  # fmt: skip
     return SectionFigure(
-        "The first step", {"data": data, "layout": figure},
+        "The first step",
+        {"data": data, "layout": figure},
         f"The first step of round {row['round']}, the longest round: each device runs its blocks, "
         "sends the activation, waits for the server and for the gradient, and runs back.",
-    )  # fmt: skip
+    )
 
 
 def bytes_figure(rounds: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
@@ -152,10 +153,11 @@ def bytes_figure(rounds: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
     figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False}
     figure["bargap"] = 0.35
     return SectionFigure(
-        "Bytes by direction", {"data": [bars, marks], "layout": figure},
+        "Bytes by direction",
+        {"data": [bars, marks], "layout": figure},
         "The bound is that of independent entries; real activations are not, so a payload may be "
         "smaller. Adapters cross once a round.",
-    )  # fmt: skip
+    )
 
 
 def cut_figure(run: RunSeries, number: int, shown: Ints) -> SectionFigure | None:
@@ -251,10 +253,11 @@ def leakage_figure(found: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
     figure["xaxis"] |= {"dtick": 1}
     figure["yaxis"] |= {"tickformat": ".0%"}
     return SectionFigure(
-        "What the cut gives away", {"data": data, "layout": figure},
+        "What the cut gives away",
+        {"data": data, "layout": figure},
         "What a linear decoder reads out of the decoded activations of unseen examples. A better "
         "attack finds more; compare cuts and codecs, and promise nothing.",
-    )  # fmt: skip
+    )
 
 
 def _bars(

@@ -96,13 +96,13 @@ class _Scale:
         return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * part
 
 
-def ticks(low: float, high: float, count: int = 6) -> list[float]:
-    """Return round numbers between two values, about `count` of them.
+def ticks(low: float, high: float) -> list[float]:
+    """Return round numbers between two values, about six of them.
 
     >>> ticks(0.0, 10.0)
     [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
     """
-    raw = (high - low) / count
+    raw = (high - low) / 6
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

@@ -21,9 +21,10 @@ from airtune.run.load import base_folder
 MANIFEST = "airtune.json"
 _MEASURED_ON = "the validation share of the devices"
 _FROM = {
-    "recipe": "the recipe", "tokenizer": "the tokenizer's chat template",
+    "recipe": "the recipe",
+    "tokenizer": "the tokenizer's chat template",
     "default": "airtune's default",
-}  # fmt: skip
+}
 
 
 def manifest_of(

@@ -131,8 +131,9 @@ class CutMemory:
         found: dict[str, NDArray[np.generic]] = {}
         for device, stamp in self._made_with.items():
             samples = self._samples[device]
-            rows, labels = ([getattr(held, what) for held in samples.values()]
-                            for what in ("rows", "labels"))  # fmt: skip
+            rows, labels = (
+                [getattr(held, what) for held in samples.values()] for what in ("rows", "labels")
+            )
             found |= {
                 f"{device}.stamp": np.array(stamp),
                 f"{device}.samples": np.array(list(samples), np.int64),

@@ -241,8 +241,9 @@ class _Round:
         log, held = self.server.log, self.server.parts()
         rows = [job.row for job in self.jobs]
         outcomes = join_round(self.context, rows, held, log, self.parts)
-        weights = {place: job.weight for place, job in enumerate(self.jobs)
-                   if place not in log.refused}  # fmt: skip
+        weights = {
+            place: job.weight for place, job in enumerate(self.jobs) if place not in log.refused
+        }
         return SplitResult(
             outcomes=outcomes,
             server=mean_by_weight(dict(enumerate(held.servers)), weights),

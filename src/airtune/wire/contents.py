@@ -157,9 +157,7 @@ def _weights(tensors: Mapping[str, _Tensor], group_of: Callable[[str], str]) -> 
         _file(f"model-{place:05d}-of-{count:05d}.safetensors", group, groups[group])
         for place, group in enumerate(order, 1)
     ]
-    places = {
-        name: file.name for file in files for name in groups[file.group]
-    }  # fmt: skip
+    places = {name: file.name for file in files for name in groups[file.group]}
     total = sum(tensor.span.size_bytes for tensor in tensors.values())
     document = {"metadata": {"total_size": total}, "weight_map": places}
     return [*files, Content(INDEX, json.dumps(document, sort_keys=True).encode(), ())]

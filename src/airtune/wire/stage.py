@@ -178,9 +178,7 @@ def stage_base(
     return target
 
 
-def needed_files(
-    files: Sequence[BaseFile], groups: frozenset[str] | None
-) -> tuple[BaseFile, ...]:  # fmt: skip
+def needed_files(files: Sequence[BaseFile], groups: frozenset[str] | None) -> tuple[BaseFile, ...]:
     """Return the files of some groups of tensors, and those that go with every part."""
     return tuple(file for file in files if groups is None or file.group in {"", *groups})
 

@@ -20,9 +20,9 @@ from airtune.wire.message import (
 )
 from airtune.wire.post import Ticket
 
-AGAIN = frozenset({
-    grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN,
-})  # fmt: skip
+AGAIN = frozenset(
+    {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNKNOWN}
+)
 """Ends of a call after which it is tried again."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 5.0
 Pace = Callable[[int], float | None]

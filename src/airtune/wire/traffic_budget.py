@@ -89,9 +89,10 @@ class TrafficBudget:
         return tuple(
             f"{does_not_hold('the round')}: {format_bytes(has)} of "
             f"{format_bytes(self.cap_bytes)} are left, up to {format_bytes(most)} are needed"
-            if most > has else ""
+            if most > has
+            else ""
             for most, has in zip(most_bytes.tolist(), left.tolist(), strict=True)
-        )  # fmt: skip
+        )
 
     def spend(self, device: Ints, size_bytes: Floats) -> None:
         """Count bytes that crossed; negative ones give back what was set aside."""

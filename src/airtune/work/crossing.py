@@ -63,10 +63,11 @@ def measure_crossing(
                 lost[place, number] += np.square(sent - there.values, dtype=np.float64).sum()
                 up[place, number] += there.payload_bytes
                 back = cross(
-                    gradient, work.gradient or codec,
+                    gradient,
+                    work.gradient or codec,
                     generator(seed, "returned", cut, start, number),
                     kept=there.kept if work.reuse_mask else None,
-                )  # fmt: skip
+                )
                 down[place, number] += back.payload_bytes
     each = BITS_PER_BYTE / (rows * base.shape.width)
     return lost / energy, each * up, each * down

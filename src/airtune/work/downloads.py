@@ -63,10 +63,11 @@ def code_broadcast(
     payloads = {
         group: encode(
             as_column([sliced[name].detach().float().cpu() for name in names]),
-            replace(spec, predict=False), stream,
+            replace(spec, predict=False),
+            stream,
         )
         for group, names in groups_of(sliced)
-    }  # fmt: skip
+    }
     return Broadcast(opened(state, payloads, kept, rank, shape=shape), kept, rank, payloads)
 
 
@@ -114,8 +115,9 @@ def _union(
     rows: tuple[Assignment, ...], state: GlobalState, shape: ModelShape, work: WorkSpec
 ) -> Kept:
     """Return all that some device keeps."""
-    alike = {(row.prune_heads, row.prune_ffn, row.device if state.devices else 0): row
-             for row in rows}  # fmt: skip
+    alike = {
+        (row.prune_heads, row.prune_ffn, row.device if state.devices else 0): row for row in rows
+    }
     found = [kept_by(row, state, shape, work) for row in alike.values()]
 
     def joined(kind: str) -> tuple[Ints, ...]:

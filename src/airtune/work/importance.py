@@ -97,11 +97,12 @@ def measure_device_grams(
         raise ModelError("a Gram matrix is measured on data and got no device; give at least one")
     reports = [
         measure_grams(
-            base.network, base.shape,
+            base.network,
+            base.shape,
             calibration_batches(base, sequences, batch=batch, seed=seed, device=device),
         )
         for device, sequences, _ in held
-    ]  # fmt: skip
+    ]
     return pooled_grams(reports, [weight for _, _, weight in held])
 
 

@@ -173,7 +173,7 @@ def _check_work(work: WorkSpec, jobs: Sequence[Job]) -> None:
 
 def _passes(
     here: _TrainingRound, jobs: Sequence[Job]
-) -> Iterator[tuple[tuple[Kept, ...], list[Job]]]:  # fmt: skip
+) -> Iterator[tuple[tuple[Kept, ...], list[Job]]]:
     """Yield groups that one pass can train, none above the cap on tokens."""
     groups: dict[tuple[bytes, int, int], tuple[tuple[Kept, ...], list[Job]]] = {}
     for job in jobs:
@@ -205,26 +205,29 @@ def _train_pass(here: _TrainingRound, stages: Sequence[Kept], jobs: Sequence[Job
     drawn = [_draw(here, job, steps) for job in jobs]
     known = [here.state.devices.get(job.device) for job in jobs]
     carried = _Carried(
-        [here.state.adapters] * len(jobs), [here.state.head] * len(jobs),
+        [here.state.adapters] * len(jobs),
+        [here.state.head] * len(jobs),
         [None if one is None else one.importance for one in known],
-    )  # fmt: skip
+    )
     tables, finite, totals = [], np.ones(len(jobs), np.bool_), []
     every = here.work.prune_every if len(stages) > 1 else steps
     for place, kept in enumerate(stages):
         lora = _network(here, kept, jobs, carried)
         watch = _Watch(here, kept, lora, carried.importance)
         span = range(place * every, min((place + 1) * every, steps))
-        table, good = _steps(here, watch, jobs, [rows[span.start : span.stop] for rows in drawn],
-                             first=span.start)  # fmt: skip
+        table, good = _steps(
+            here, watch, jobs, [rows[span.start : span.stop] for rows in drawn], first=span.start
+        )
         tables.append(table)
         finite &= good
         readings = watch.readings()
         totals.append([np.nan if reading is None else reading.total for reading in readings])
         if place + 1 < len(stages):
             carried = _Carried(
-                [scatter(one, here.shape, kept) for one in _adapters(here, watch, rank)], lora.heads(),
+                [scatter(one, here.shape, kept) for one in _adapters(here, watch, rank)],
+                lora.heads(),
                 [None if reading is None else reading.importance for reading in readings],
-            )  # fmt: skip
+            )
     total = np.mean(np.array(totals), axis=0)
     return _outcomes(here, jobs, watch, losses=np.vstack(tables), finite=finite, total=total)
 
@@ -306,7 +309,7 @@ class _Watch:
 
 def _network(
     here: _TrainingRound, kept: Kept, jobs: Sequence[Job], carried: _Carried
-) -> LoraNetwork:  # fmt: skip
+) -> LoraNetwork:
     rank = jobs[0].row.rank
     mending = mending_of(here.base, here.state, here.work)
     sliced = slice_network(here.base, kept, mending=mending)

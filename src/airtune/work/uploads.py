@@ -59,9 +59,8 @@ class CodedUpdate:
 
 
 def returned_of(
-    state: GlobalState, shape: ModelShape, kept: Kept, rank: int,
-    *, cut: int | None, work: WorkSpec,
-) -> dict[str, torch.Tensor]:  # fmt: skip
+    state: GlobalState, shape: ModelShape, kept: Kept, rank: int, *, cut: int | None, work: WorkSpec
+) -> dict[str, torch.Tensor]:
     """Return what a device was sent of all that it sends back in a method's local work.
 
     One that is cut returns its own blocks, unless they are frozen, and the head where labels stay.
@@ -173,10 +172,11 @@ class Residuals:
         """Return what an update's device has to make up for, by the names of its reference."""
         held = self._grid(update.device, state)
         return {
-            name: held[name][_place(name, shape, update)].clone() if name in held
+            name: held[name][_place(name, shape, update)].clone()
+            if name in held
             else torch.zeros(tensor.shape)
             for name, tensor in reference.items()
-        }  # fmt: skip
+        }
 
     def keep(self, update: Update, state: GlobalState, shape: ModelShape, lost: Tensors) -> None:
         """Take over what coding this update has lost; the rest of the grid stays."""

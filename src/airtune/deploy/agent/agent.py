@@ -65,8 +65,9 @@ class Agent:
         """
         self._enrol()
         check_settings(self._settings)
-        previous = {kind: signal.signal(kind, self._on_signal)
-                    for kind in (signal.SIGTERM, signal.SIGINT)}  # fmt: skip
+        previous = {
+            kind: signal.signal(kind, self._on_signal) for kind in (signal.SIGTERM, signal.SIGINT)
+        }
         threading.Thread(target=self._watch, name="hours", daemon=True).start()
         try:
             with tempfile.TemporaryDirectory(prefix="airtune-") as folder:

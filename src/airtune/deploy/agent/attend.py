@@ -58,7 +58,7 @@ class Attending:
 
     def __init__(
         self, server: str, proof: Proof | None, *, name: str, place: TakesTickets, hear: Hear
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Call nobody yet.
 
         Args:

@@ -63,9 +63,10 @@ def qualities(answers: Mapping[int, Answer]) -> dict[int, Quality]:
         if answer.status == "ok" and answer.reply is not None and "count" in answer.reply.figures
     }
     return {
-        device: one for device, one in found.items()
+        device: one
+        for device, one in found.items()
         if not range_fault({"loss": one.loss, "accuracy": one.accuracy})
-    }  # fmt: skip
+    }
 
 
 def _quality(reply: Reply) -> Quality:

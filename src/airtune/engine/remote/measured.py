@@ -43,22 +43,22 @@ def seen_of(told: Assignments, done: Mapping[int, Trained]) -> MeasuredRound:
 def as_done(plan: RoundPlan, done: Mapping[int, Trained]) -> RoundPlan:
     """Return a plan with what devices say they did, where it left them something to settle or ran out."""
     told = plan.assignments
-    rows = [
-        done[row.device].row or row if row.device in done else row for row in told
-    ]  # fmt: skip
+    rows = [done[row.device].row or row if row.device in done else row for row in told]
     if plan.pace is None and all(one == row for one, row in zip(rows, told, strict=True)):
         return plan
     reasons = [
-        reason if plan.pace is None and row == was
+        reason
+        if plan.pace is None and row == was
         else f"{reason}; did {row.local_steps} steps at rank {row.rank}"
         for reason, row, was in zip(plan.reasons, rows, told, strict=True)
-    ]  # fmt: skip
+    ]
     did = replace(
-        told, prune_heads=np.array([row.prune_heads for row in rows]),
+        told,
+        prune_heads=np.array([row.prune_heads for row in rows]),
         prune_ffn=np.array([row.prune_ffn for row in rows]),
         rank=np.array([row.rank for row in rows]),
         local_steps=np.array([row.local_steps for row in rows]),
-    )  # fmt: skip
+    )
     return replace(plan, assignments=did, reasons=tuple(reasons))
 
 

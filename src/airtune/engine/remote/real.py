@@ -253,8 +253,9 @@ class RealEngine:
         update, steps = self._most(plan.assignments)
         seats = None if split is None else split.seats
         if seats is not None and self._limits.allowance.cap_bytes is not None:
-            seats = {device: replace(seat, most_bytes=steps[device])
-                     for device, seat in seats.items()}  # fmt: skip
+            seats = {
+                device: replace(seat, most_bytes=steps[device]) for device, seat in seats.items()
+            }
         try:
             done = self._remote.train(
                 rows, state, round=plan.round, deadline_s=deadline_s,

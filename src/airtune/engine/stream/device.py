@@ -270,9 +270,10 @@ def _connect(going: _Going, until: float) -> grpc.RpcError | None:
     with connection.way.open() as channel:
         call = channel.stream_stream(f"/{SERVICE}/Round")
         answers = call(
-            _pieces(outgoing, connection.pace), timeout=max(until - time.monotonic(), 0.01),
+            _pieces(outgoing, connection.pace),
+            timeout=max(until - time.monotonic(), 0.01),
             metadata=(*connection.way.metadata, (TOKEN_KEY, connection.token)),
-        )  # fmt: skip
+        )
         try:
             going.go(answers, outgoing)
         except _RoundOverError:

@@ -103,8 +103,9 @@ class StreamServer:
         calls = streams + fetches + TASKS
         self._server = grpc.server(
             futures.ThreadPoolExecutor(calls + 2, thread_name_prefix="stream"),
-            options=channel_options(), maximum_concurrent_rpcs=calls,
-        )  # fmt: skip
+            options=channel_options(),
+            maximum_concurrent_rpcs=calls,
+        )
         handlers = {
             "Round": grpc.stream_stream_rpc_method_handler(self._serve),
             "Measure": grpc.stream_stream_rpc_method_handler(measure_handler(may_measure)),
