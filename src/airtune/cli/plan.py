@@ -88,11 +88,13 @@ def plan(
     few = sampled.typical(level)
     answers = _Answers(
         found,
-        None if limit is None
+        None
+        if limit is None
         else plan_within(setting, limit, vary=asked, quantile=level, sampled=sampled),
         _prices(setting, few, asked=prices, is_quick=is_quick),
-        None if axes is None else plan_front(setting, axes, few), _simulation_s(setting, found),
-    )  # fmt: skip
+        None if axes is None else plan_front(setting, axes, few),
+        _simulation_s(setting, found),
+    )
     if page is not None:
         _write_page(page, setting, answers)
     if as_json:

@@ -15,11 +15,4 @@ out are float32 numpy; entropy coding is zlib's and zstd's.
 from airtune.codec.registry import CODECS, decode, encode, kept_positions
 from airtune.cost.coded import entropy_bound_bytes, estimate_bytes
 
-__all__ = [
-    "CODECS",
-    "decode",
-    "encode",
-    "entropy_bound_bytes",
-    "estimate_bytes",
-    "kept_positions",
-]
+__all__ = ["CODECS", "decode", "encode", "entropy_bound_bytes", "estimate_bytes", "kept_positions"]

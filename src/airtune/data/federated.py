@@ -14,12 +14,7 @@ from airtune.data.intake import take_in
 from airtune.data.labels import class_ids, label_keys
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.packing import pack
-from airtune.data.partition import (
-    Parts,
-    cluster_by_first_word,
-    cluster_by_length,
-    partition,
-)
+from airtune.data.partition import Parts, cluster_by_first_word, cluster_by_length, partition
 from airtune.data.samples import TextRows, spread
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table, is_missing

@@ -48,7 +48,9 @@ class CountKind:
 KINDS: Mapping[str, CountKind] = {
     "blank": CountKind("left out: no text", "fill or remove them"),
     "unlabelled": CountKind("left out: no label", "label or remove them"),
-    "unanswered": CountKind("left out: no answer of the assistant to a user", "answer or remove them"),
+    "unanswered": CountKind(
+        "left out: no answer of the assistant to a user", "answer or remove them"
+    ),
     "unsupported": CountKind(
         "left out: a turn of a tool, of an unknown role, or without text",
         "take those turns out of the conversations",
@@ -69,7 +71,7 @@ KINDS: Mapping[str, CountKind] = {
     "shared": CountKind(
         "are training rows too, which flatters test figures", "remove them from either"
     ),
-}  # fmt: skip
+}
 """Field of `RowCounts` -> how it is told."""
 
 

@@ -261,9 +261,11 @@ def _told(entries: Sequence[InFlight], problem: Problem) -> Assignments:
         name: _column(name, [entry.told[name] for entry in entries]) for name in _TOLD
     }
     told = Assignments(
-        device=np.array([entry.device for entry in entries], np.int64), **columns,
-        cut=np.zeros(count, np.int64), codec_index=np.zeros(count, np.int64),
-    )  # fmt: skip
+        device=np.array([entry.device for entry in entries], np.int64),
+        **columns,
+        cut=np.zeros(count, np.int64),
+        codec_index=np.zeros(count, np.int64),
+    )
     return told.coded_as([entry.upload for entry in entries], problem.workload.upload)
 
 

@@ -235,10 +235,12 @@ def open_reply(
         )
     reply, blobs = _open(envelope, _REPLY, f"the reply of {task.name}")
     for what, got, wanted in (
-        ("run", reply.run, task.run), ("round", reply.round, task.round),
-        ("device", reply.device, task.device), ("name", reply.name, task.name),
+        ("run", reply.run, task.run),
+        ("round", reply.round, task.round),
+        ("device", reply.device, task.device),
+        ("name", reply.name, task.name),
         ("task", reply.kind, task.kind),
-    ):  # fmt: skip
+    ):
         if got != wanted:
             raise MismatchError(
                 f"the reply of {task.name} is for {what} {got!r}, {wanted!r} was asked; it is "

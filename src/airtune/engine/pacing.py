@@ -28,9 +28,11 @@ def with_arm(assignments: Assignments, pace: Pace, arm: int) -> Assignments:
         return told
     heads, ffn, rank = pace.arms[arm]
     return replace(
-        told, prune_heads=np.full(count, heads), prune_ffn=np.full(count, ffn),
+        told,
+        prune_heads=np.full(count, heads),
+        prune_ffn=np.full(count, ffn),
         rank=np.full(count, rank, np.int64),
-    )  # fmt: skip
+    )
 
 
 def let_settle(
@@ -61,8 +63,10 @@ def let_settle(
     found = settle(
         pace,
         start_s=transfer_s(np.full(len(told), download_bytes), downlink_bps(links, device)),
-        step_s=np.stack(step_s, 1), send_s=np.stack(send_s, 1), allowed=np.stack(allowed, 1),
-    )  # fmt: skip
+        step_s=np.stack(step_s, 1),
+        send_s=np.stack(send_s, 1),
+        allowed=np.stack(allowed, 1),
+    )
     return settled_plan(plan, pace, found)
 
 

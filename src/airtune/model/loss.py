@@ -48,10 +48,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: AutogradContext,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        lesson: _Lesson,
+        ctx: AutogradContext, hidden: torch.Tensor, weight: torch.Tensor, lesson: _Lesson
     ) -> torch.Tensor:
         """Return the losses (positions,) of hidden (positions, width), weight (vocab, width)."""
         targets, chunk, share = lesson.targets, lesson.chunk, lesson.share

@@ -113,10 +113,7 @@ class _Smoothed:
         self._steps = torch.zeros(len(start), dtype=torch.float64)
 
     def add(
-        self,
-        groups: Sequence[torch.Tensor],
-        channels: Sequence[torch.Tensor],
-        usable: torch.Tensor,
+        self, groups: Sequence[torch.Tensor], channels: Sequence[torch.Tensor], usable: torch.Tensor
     ) -> None:
         """Take in one step's sums: (n, kept) a block each; steps with NaN are skipped."""
         rows = [row.detach().double().cpu() for row in (*groups, *channels)]

@@ -15,12 +15,7 @@ from airtune.errors import ModelError
 from airtune.model.base import BaseModel
 from airtune.model.families import replace_module_
 from airtune.model.importance import Importance
-from airtune.model.kept import (
-    Kept,
-    check_kept,
-    keep_all,
-    linear_index,
-)
+from airtune.model.kept import Kept, check_kept, keep_all, linear_index
 from airtune.model.mending import Mending, mended
 from airtune.model.weights import bias_of, rebuilt, twin_of, weight_of
 from airtune.plan import Floats, Ints, ModelShape

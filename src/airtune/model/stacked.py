@@ -63,10 +63,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def _lora_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *factors: torch.Tensor | float,
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *factors: torch.Tensor | float
 ) -> torch.Tensor:
     rows = x.reshape(-1, x.shape[-1])
     y: torch.Tensor = _LoraLinear.apply(rows, weight, bias, *factors)  # type: ignore[no-untyped-call]

@@ -63,9 +63,11 @@ class MethodLine:
 
 
 _QUALITY = {
-    "best": "Best validation", "final": "Last validation", "worst": "Worst tenth, last",
+    "best": "Best validation",
+    "final": "Last validation",
+    "worst": "Worst tenth, last",
     "test": "Test",
-}  # fmt: skip
+}
 _AT_EQUAL_COST = {"at_time": "At equal time", "at_bytes": "At equal bytes"}
 
 

@@ -53,10 +53,12 @@ def split_panel(
         return None
     slowest = max(rounds, key=lambda row: float(row.get("round_s") or 0.0))
     parts = [
-        step_figure(run, slowest, shown), bytes_figure(rounds),
-        cut_figure(run, int(slowest["round"]), shown), spectrum_figure(run, slowest, shown),
+        step_figure(run, slowest, shown),
+        bytes_figure(rounds),
+        cut_figure(run, int(slowest["round"]), shown),
+        spectrum_figure(run, slowest, shown),
         leakage_figure((run.record.results or {}).get("leakage") or []),
-    ]  # fmt: skip
+    ]
     kept = [part for part in parts if part is not None]
     for part in kept:
         figures[f"{name}-split-{part.title}"] = part.figure

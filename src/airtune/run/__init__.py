@@ -12,16 +12,9 @@ from airtune.run.execute import (
 from airtune.run.export import export_run
 from airtune.run.load import Assets, load_assets, longest_input
 from airtune.run.measurement import stored_measurements, tables_of
-from airtune.run.method import (
-    Chosen,
-    choose_method,
-)
+from airtune.run.method import Chosen, choose_method
 from airtune.run.places import new_folder, saved_recipe
-from airtune.run.sensitivity import (
-    known_sensitivity,
-    remembered_sensitivity,
-    stored_sensitivity,
-)
+from airtune.run.sensitivity import known_sensitivity, remembered_sensitivity, stored_sensitivity
 
 __all__ = [
     "Assets",

@@ -10,9 +10,7 @@ import numpy as np
 import torch
 
 from airtune.cost import ladder, peak_memory
-from airtune.data import (
-    answer_of,
-)
+from airtune.data import answer_of
 from airtune.engine.base import EngineSettings
 from airtune.errors import InfeasibleError, RecipeError
 from airtune.fleet import Fleet

@@ -125,10 +125,12 @@ def _about(one: Exported) -> str:
 
 
 _FORMS = {
-    "adapter": "A LoRA adapter", "merged": "A merged model", "pruned": "A pruned model",
+    "adapter": "A LoRA adapter",
+    "merged": "A merged model",
+    "pruned": "A pruned model",
     "gguf": "A GGUF file",
     "adapter-gguf": "An adapter as a GGUF file",
-}  # fmt: skip
+}
 
 
 def _loading(one: Exported) -> str:

@@ -18,16 +18,7 @@ from airtune.engine.base import Engine
 from airtune.engine.virtual import local_engine
 from airtune.fleet import Fleet, load_fleet
 from airtune.methods.memoryless import Memoryless
-from airtune.plan import (
-    Method,
-    Need,
-    Observation,
-    Problem,
-    RoundPlan,
-    State,
-    WorkSpec,
-    whole_model,
-)
+from airtune.plan import Method, Need, Observation, Problem, RoundPlan, State, WorkSpec, whole_model
 from airtune.run.alone import AloneEngine
 from airtune.run.build import Pieces
 from airtune.run.off_air import OffAir

@@ -59,13 +59,15 @@ class DeviceEnd:
         state, work, seed, round = context.state, context.work, context.seed, context.round
         heads = [state.head] * len(jobs) if state.head else []
         self._half = DeviceHalf(
-            context.base.network, context.base.family,
-            [context.own_adapters(first.row)] * len(jobs), cut=self.cut,
+            context.base.network,
+            context.base.family,
+            [context.own_adapters(first.row)] * len(jobs),
+            cut=self.cut,
             scale=context.settings.scale,
             dropout=0.0 if work.device_frozen else context.settings.dropout,
             seeds=[derive_seed(seed, "split", round, job.device) for job in jobs.values()],
             heads=heads if context.labels_stay else None,
-        )  # fmt: skip
+        )
         self._half.lora.train()
         if work.device_frozen:
             self._half.body.requires_grad_(requires_grad=False)

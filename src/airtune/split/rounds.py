@@ -205,8 +205,10 @@ class _Round:
                 )
         if context.work.hand_over:
             held = held_by_device(start.adapters, first)
-            self.parts = {place: replace(part, adapters=held, head=start.head)
-                          for place, part in self.parts.items()}  # fmt: skip
+            self.parts = {
+                place: replace(part, adapters=held, head=start.head)
+                for place, part in self.parts.items()
+            }
         return tuple(map(int, order))
 
     def _alike(self, places: Sequence[int]) -> Iterator[list[int]]:
@@ -219,9 +221,11 @@ class _Round:
 
     def _end(self, context: SplitContext, places: Sequence[int]) -> DeviceEnd:
         return DeviceEnd(
-            context, {place: self.jobs[place] for place in places}, memory=self.memory,
+            context,
+            {place: self.jobs[place] for place in places},
+            memory=self.memory,
             refused=self.server.log.refused,
-        )  # fmt: skip
+        )
 
     def _steps(self, ends: Sequence[DeviceEnd]) -> None:
         """Take all steps of these devices, and keep what they return."""
@@ -248,8 +252,10 @@ class _Round:
             outcomes=outcomes,
             server=mean_by_weight(dict(enumerate(held.servers)), weights),
             head=mean_by_weight(dict(enumerate(held.heads)), weights),
-            ledger=log, order=order, skipped=held.skipped,
-        )  # fmt: skip
+            ledger=log,
+            order=order,
+            skipped=held.skipped,
+        )
 
 
 def _check(state: GlobalState, jobs: Sequence[SplitJob], work: WorkSpec) -> None:

@@ -161,9 +161,11 @@ class ServerEnd:
         held = [self._held(one) for one in places]
         each = {id(item): item for item in held}.values()
         return ServerParts(
-            tuple(item.servers[0] for item in held), tuple(item.heads[0] for item in held),
-            sum(item.passes for item in each), sum(item.skipped for item in each),
-        )  # fmt: skip
+            tuple(item.servers[0] for item in held),
+            tuple(item.heads[0] for item in held),
+            sum(item.passes for item in each),
+            sum(item.skipped for item in each),
+        )
 
     def _half(self, place: int) -> TrainedHalf:
         """Return the half that serves a device: the same for all, or a copy each."""

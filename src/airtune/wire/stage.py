@@ -23,12 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airtune.errors import (
-    CodecError,
-    ConnectionFailedError,
-    MismatchError,
-    StorageError,
-)
+from airtune.errors import CodecError, ConnectionFailedError, MismatchError, StorageError
 from airtune.records import storage
 from airtune.units import format_bytes
 

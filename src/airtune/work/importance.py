@@ -67,9 +67,11 @@ def calibration_batches(
     """
     steps = min(MEASURED_BATCHES, -(-len(sequences) // batch))
     drawn = draw_batches(
-        len(sequences), steps=max(steps, 1), batch=min(batch, max(len(sequences), 1)),
+        len(sequences),
+        steps=max(steps, 1),
+        batch=min(batch, max(len(sequences), 1)),
         stream=generator(seed, "importance", device),
-    )  # fmt: skip
+    )
     tokens = (
         image_tokens(base.network.config)
         if isinstance(sequences, Images)

@@ -132,9 +132,11 @@ def _observe(
         if batch.input_ids.dim() == 2:
             names.append(batch.input_ids[mask].cpu())
     return _Positions(
-        torch.cat(activations), torch.cat(inputs), torch.cat(names) if names else None,
+        torch.cat(activations),
+        torch.cat(inputs),
+        torch.cat(names) if names else None,
         lost / total if total else 0.0,
-    )  # fmt: skip
+    )
 
 
 def _attack(

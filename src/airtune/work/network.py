@@ -129,9 +129,5 @@ def tuned_network(
         rank = next(iter(adapters.values())).shape[0]
         adapters = take(adapters, base.shape, state.kept, rank)
     return attach(
-        network,
-        base.family,
-        [adapters],
-        scale=scale,
-        heads=[state.head] if state.head else (),
+        network, base.family, [adapters], scale=scale, heads=[state.head] if state.head else ()
     ).train(False)

@@ -240,9 +240,7 @@ def _steps(
     finite = torch.ones(len(jobs), dtype=torch.bool, device=here.base.device)
     losses = []
     optimiser = torch.optim.AdamW(
-        lora.parameters(),
-        lr=here.settings.learning_rate,
-        weight_decay=here.settings.weight_decay,
+        lora.parameters(), lr=here.settings.learning_rate, weight_decay=here.settings.weight_decay
     )
     for step in range(len(drawn[0])):
         lora.set_step(first + step)
@@ -426,7 +424,9 @@ def _outcomes(
 
 def _refusal(losses: Floats) -> str:
     wrong = np.flatnonzero(~np.isfinite(losses))
-    what = f"the loss was {losses[wrong[0]]} in step {wrong[0]}" if len(wrong) else (
-        "a gradient or a tensor was not finite"
-    )  # fmt: skip
+    what = (
+        f"the loss was {losses[wrong[0]]} in step {wrong[0]}"
+        if len(wrong)
+        else ("a gradient or a tensor was not finite")
+    )
     return f"update refused: {what}; lower train.learning_rate"

@@ -28,11 +28,7 @@ class Crossed:
 
 
 def cross(
-    values: Values,
-    spec: CodecSpec,
-    stream: np.random.Generator,
-    *,
-    kept: Bools | None = None,
+    values: Values, spec: CodecSpec, stream: np.random.Generator, *, kept: Bools | None = None
 ) -> Crossed:
     """Encode, count, decode.
 

@@ -27,12 +27,7 @@ from airtune.deploy.agent.settings import AgentSettings, check_settings, is_open
 from airtune.deploy.agent.workplace import Workplace
 from airtune.deploy.caller import ServerClient, check_server
 from airtune.deploy.renew import enrol_self, finish_renewal, follow
-from airtune.errors import (
-    AirtuneError,
-    ConnectionFailedError,
-    DeploymentError,
-    KeyRefusedError,
-)
+from airtune.errors import AirtuneError, ConnectionFailedError, DeploymentError, KeyRefusedError
 from airtune.wire.channel import SERVER
 
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0

@@ -81,9 +81,11 @@ class Attending:
     def attend(self, *, on_welcome: Callable[[], None]) -> Ended:
         """Stay until the line ends, however it does."""
         is_connected = False
-        self._said.put(json.dumps({
-            "version": VERSION, "session": SESSION, "authority": self._authority,
-        }).encode())  # fmt: skip
+        self._said.put(
+            json.dumps(
+                {"version": VERSION, "session": SESSION, "authority": self._authority}
+            ).encode()
+        )
         with self._way.open() as channel:
             answers = channel.stream_stream(f"/{SERVER}/Attend")(
                 self._hello(), metadata=self._way.metadata

@@ -21,23 +21,9 @@ from airtune.deploy.agent.holding import Holding, needed_bytes
 from airtune.deploy.agent.reply import PeakMemory, figures_of, finite, reply_to
 from airtune.deploy.agent.stepping import OwnSpeed
 from airtune.deploy.memory import is_out_of_memory
-from airtune.deploy.reading import (
-    OF_RECIPE,
-    check_paths,
-    describe_data,
-    describe_reader,
-    read_data,
-)
+from airtune.deploy.reading import OF_RECIPE, check_paths, describe_data, describe_reader, read_data
 from airtune.engine.exchange import importance_tensors, unpack_state
-from airtune.engine.message import (
-    Joined,
-    Reply,
-    Spent,
-    Task,
-    open_task,
-    pack_tensors,
-    seal_reply,
-)
+from airtune.engine.message import Joined, Reply, Spent, Task, open_task, pack_tensors, seal_reply
 from airtune.errors import AirtuneError, InfeasibleError, MismatchError
 from airtune.keys import generator
 from airtune.model.base import BaseModel, load_shape
@@ -176,9 +162,11 @@ class Device:
         reply, sent = self._answered(task, here, base, blobs)
         compute_s = time.perf_counter() - began - load_s - (judging_s or 0.0)
         reply = replace(
-            reply, figures={**judgement, **reply.figures}, peak_bytes=self._peak.bytes(),
+            reply,
+            figures={**judgement, **reply.figures},
+            peak_bytes=self._peak.bytes(),
             spent=Spent(load_s, compute_s, judging_s, download_s),
-        )  # fmt: skip
+        )
         message = self._within_cap(task, seal_reply(reply, sent))
         return replace(message, rate_bps=task.upload_bps if task.is_paced else None)
 
@@ -253,9 +241,11 @@ class Device:
         if not len(here.data.validation):
             return {"count": 0.0}
         found = evaluate(
-            lora.network, here.data.validation, chunk=setup.workload.loss_chunk,
+            lora.network,
+            here.data.validation,
+            chunk=setup.workload.loss_chunk,
             pass_tokens=setup.workload.batch * setup.workload.tokens,
-        )  # fmt: skip
+        )
         return {"loss": finite(found.loss), "count": float(found.count),
                 "accuracy": None if found.accuracy is None else finite(found.accuracy)}  # fmt: skip
 

@@ -57,8 +57,10 @@ def is_here(recipe: Recipe) -> bool:
     if source == EMBEDDED or Path(source).expanduser().is_dir():
         return True
     try:
-        found = (try_to_load_from_cache(source, name, revision=recipe.model.revision)
-                 for name in _WEIGHTS)  # fmt: skip
+        found = (
+            try_to_load_from_cache(source, name, revision=recipe.model.revision)
+            for name in _WEIGHTS
+        )
         return any(isinstance(path, str) for path in found)
     except HFValidationError:
         return False  # a path that is not here, and no hub id either

@@ -80,9 +80,11 @@ class Holding:
             gc.collect()
             recipe = self._fetched(task, recipe, way)
             base = load_held(
-                recipe, classes=task.setup.labels, blocks=task.blocks,
+                recipe,
+                classes=task.setup.labels,
+                blocks=task.blocks,
                 stays=task.setup.work.labels == "stay",
-            )  # fmt: skip
+            )
             self._check(task, base)
             self._base, self._key = base, key
         return self._base

@@ -56,9 +56,11 @@ class Speed:
 
 
 def measure_speed(
-    *, seconds: float = 40.0, shapes: tuple[ModelShape, ...] = (NARROW, WIDE),
+    *,
+    seconds: float = 40.0,
+    shapes: tuple[ModelShape, ...] = (NARROW, WIDE),
     meter: PowerMeter | None = None,
-) -> Speed:  # fmt: skip
+) -> Speed:
     """Train the probe models in turn for about `seconds` in all.
 
     Raises:

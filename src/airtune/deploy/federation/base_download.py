@@ -128,12 +128,7 @@ def open_handout(
     server, address = serve()
     blocks = tuple(Block(allowance, device) for device in range(devices))
     offers = {
-        device: Offer(
-            address,
-            server.shelf.lend(contents, take=block.take),
-            files,
-            wait_s=silent_s,
-        )
+        device: Offer(address, server.shelf.lend(contents, take=block.take), files, wait_s=silent_s)
         for device, block in enumerate(blocks)
     }
     return BaseDownload(server.shelf, offers, blocks)

@@ -30,14 +30,7 @@ from pathlib import Path
 from types import FrameType
 
 from airtune.deploy.server.authority import ensure_certificates
-from airtune.deploy.server.site import (
-    DRAINING,
-    READY,
-    ServerSettings,
-    holder_of,
-    holding,
-    is_held,
-)
+from airtune.deploy.server.site import DRAINING, READY, ServerSettings, holder_of, holding, is_held
 from airtune.errors import ConnectionFailedError, DeploymentError
 from airtune.records import write_atomically
 

@@ -15,12 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from airtune.engine.exchange import (
-    pack_own,
-    pack_state,
-    read_importance,
-    without_scores,
-)
+from airtune.engine.exchange import pack_own, pack_state, read_importance, without_scores
 from airtune.engine.message import (
     Kind,
     Reply,
@@ -155,10 +150,12 @@ class Remote:
             for device in devices
         }
         answers = self._ask(
-            tasks, {device: {"state": blob} for device in devices}, limit=self._scores_bytes(),
+            tasks,
+            {device: {"state": blob} for device in devices},
+            limit=self._scores_bytes(),
             expected=dict.fromkeys(devices, float(self._scores_bytes() - SMALL_BYTES)),
             deadline_s=deadline_s,
-        )  # fmt: skip
+        )
         found: dict[int, Importance] = {}
         for device, answer in answers.items():
             if answer.status == "ok":
@@ -178,9 +175,11 @@ class Remote:
             for device in devices
         }
         answers = self._ask(
-            tasks, {device: {"state": blob} for device in devices}, limit=SMALL_BYTES,
+            tasks,
+            {device: {"state": blob} for device in devices},
+            limit=SMALL_BYTES,
             deadline_s=deadline_s,
-        )  # fmt: skip
+        )
         return qualities(answers)
 
     def train(
@@ -327,8 +326,10 @@ class Remote:
             answer = replace(answer, status="refused", fault=fault)
             return Trained(answer, _no_outcome(row.device, fault), 0)
         coded = sum(len(answer.blobs[name]) for name in GROUPS if name in answer.blobs)
-        figures = {name: number_of(reply.figures.get(name))
-                   for name in ("loss_first", "loss_last", "importance")}  # fmt: skip
+        figures = {
+            name: number_of(reply.figures.get(name))
+            for name in ("loss_first", "loss_last", "importance")
+        }
         outcome = Outcome(
             row.device, "ok" if update is not None else "refused", update,
             figures["loss_first"], figures["loss_last"], reply.samples, figures["importance"],

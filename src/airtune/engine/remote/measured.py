@@ -23,8 +23,10 @@ def status_of(item: Trained | None) -> str:
 
 def seen_of(told: Assignments, done: Mapping[int, Trained]) -> MeasuredRound:
     """Return what was measured of a round's devices, in columns; NaN where nothing was, (n,)."""
-    columns = {name: np.full(len(told), np.nan) for name in (
-        "finish_s", "download_s", "work_s", "upload_s", "judging_s", "loading_s")}  # fmt: skip
+    columns = {
+        name: np.full(len(told), np.nan)
+        for name in ("finish_s", "download_s", "work_s", "upload_s", "judging_s", "loading_s")
+    }
     for place, device in enumerate(told.device.tolist()):
         answer = done[device].answer if device in done else None
         if answer is None or answer.reply is None or answer.reply.status != "ok":

@@ -18,13 +18,7 @@ import grpc
 import numpy as np
 
 from airtune.cost.most import LISTED_BYTES
-from airtune.engine.stream.message import (
-    HEADER_BYTES,
-    Expected,
-    parts_of,
-    read_message,
-    run_number,
-)
+from airtune.engine.stream.message import HEADER_BYTES, Expected, parts_of, read_message, run_number
 from airtune.errors import ConnectionFailedError, TrainingError
 from airtune.model.lora import Adapters, Head
 from airtune.plan import Floats

@@ -103,9 +103,11 @@ class StreamTiming:
         3.0
         """
         return replace(
-            self, window_s=min(self.window_s, 0.1 * deadline_s),
-            answer_s=min(self.answer_s, 0.25 * deadline_s), deadline_s=deadline_s,
-        )  # fmt: skip
+            self,
+            window_s=min(self.window_s, 0.1 * deadline_s),
+            answer_s=min(self.answer_s, 0.25 * deadline_s),
+            deadline_s=deadline_s,
+        )
 
 
 @dataclass(slots=True)

@@ -82,10 +82,7 @@ def _stack(
 
 
 def _with_uncovered_columns(
-    stacked_b: torch.Tensor,
-    stacked_a: torch.Tensor,
-    previous: Factors,
-    cover: torch.Tensor,
+    stacked_b: torch.Tensor, stacked_a: torch.Tensor, previous: Factors, cover: torch.Tensor
 ) -> Factors:
     """Close a stack whose columns are pruned: the previous product where nobody kept a column."""
     old_a, old_b = previous
