@@ -1,22 +1,27 @@
 """Devices in this process, reached through the same messages as real ones."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from airtune.deploy.agent.device import Device, DeviceSettings
+from airtune.deploy.federation.orders import Order
+from airtune.deploy.federation.run import run_federation
+from airtune.engine.stream import StreamServer
 from airtune.engine.virtual import local_engine
 from airtune.errors import AirtuneError
-from airtune.loop import Run, begin, run_rounds
-from airtune.model.state import initial_state
+from airtune.loop import Run, run_to_end
 from airtune.recipe import Recipe, load_recipe
 from airtune.records import RunRecord, RunWriter, read_run
-from airtune.run import build_pieces, choose_method
+from airtune.run import build_pieces, choose_method, problem_of, stored_measurements
 from airtune.run.execute import loop_settings
+from airtune.run.header import identity
 from airtune.wire.message import Message, More, Response
 
 
@@ -100,20 +105,45 @@ def alone() -> Callable[[Recipe, Path], RunRecord]:
     """Runs a recipe in this process, each device trained alone as it is when it is elsewhere."""
 
     def run(recipe: Recipe, folder: Path) -> RunRecord:
-        pieces = build_pieces(recipe)
-        method, assets = choose_method(recipe).method, pieces.assets
+        pieces, chosen = build_pieces(recipe), choose_method(recipe)
+        method, assets = chosen.method, pieces.assets
         settings = replace(pieces.engine, train=replace(pieces.engine.train, pass_tokens=1))
-        problem = replace(pieces.problem, work=method.work)
+        measured = stored_measurements(recipe, chosen, fingerprint=assets.base.fingerprint)
+        problem = problem_of(pieces, method, measured)
         engine = local_engine(assets.fleet, problem, assets.base, assets.data, work=method.work,
                              needs=method.decider.needs, settings=settings)  # fmt: skip
         header = {"schema": 1, "name": "alone", "rounds": problem.rounds}
-        going = Run(method, problem, engine, RunWriter.create(folder, header), "identity",
+        going = Run(method, problem, engine, RunWriter.create(folder, header), identity(pieces),
                     loop_settings(pieces))  # fmt: skip
-        try:
-            state = initial_state(assets.base, problem.workload, problem.seed)
-            run_rounds(going, begin(going, state))
-        finally:
-            engine.close()
+        run_to_end(going, assets.base)
         return read_run(folder)
 
     return run
+
+
+@pytest.fixture
+def replayed() -> Iterator[Callable[..., RunRecord]]:
+    """Runs a recipe on the replayed clock, over three devices that are reached by messages."""
+    server = StreamServer()
+
+    def run(recipe: Recipe, folder: Path, *, may_serve: bool = True) -> RunRecord:
+        nodes = Nodes(["a", "b", "c"])
+        settings = DeviceSettings(data="recipe", compute="cpu", host="127.0.0.1")
+        nodes.mail.devices |= {number: Device(settings) for number in range(3)}
+        serve = (lambda: (server, f":{server.port}")) if may_serve else None
+        order = Order(recipe, folder, devices=3, clock="replay", serve=serve)
+        return read_run(run_federation(order, nodes, tell=lambda **event: None))
+
+    yield run
+    server.close()
+
+
+@pytest.fixture
+def weights() -> Callable[[RunRecord], Mapping[str, torch.Tensor]]:
+    """Reads the adapters with which a run ended."""
+
+    def read(record: RunRecord) -> Mapping[str, torch.Tensor]:
+        name = f"round-{len(record.rounds):06d}"
+        return load_file(record.folder / "checkpoint" / name / "tensors.safetensors")
+
+    return read

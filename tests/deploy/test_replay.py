@@ -1,7 +1,7 @@
 """The same seed, with the devices in this process or behind messages: the same run."""
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,95 +9,61 @@ import numpy as np
 import pytest
 import torch
 
-from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.reading import describe_reader
-from airtune.engine.message import RunSetup
-from airtune.engine.remote.devices import Remote
-from airtune.engine.remote.workers import RemoteWorkers
-from airtune.engine.virtual import VirtualEngine, local_engine
-from airtune.loop import Run, begin, run_rounds
-from airtune.methods.whole_equal import WholeEqual
-from airtune.model.state import initial_state
-from airtune.plan import CodecSpec
-from airtune.records import RunWriter, read_run
+from airtune.calibrate import store
+from airtune.plan import CodecSpec, Measurements
+from airtune.plan.rounds_tables import (
+    CodecRounds,
+    PrunedRounds,
+    RankRounds,
+    StepRounds,
+    UploadRounds,
+)
+from airtune.recipe import Recipe
+from airtune.records import RunRecord
 from airtune.run import build_pieces, choose_method
-from airtune.run.execute import loop_settings
+from airtune.run.measurement import table_path, tables_of
 
+ALTERNATING = """
+from dataclasses import replace
+from airtune.methods.whole_equal import WholeEqual
+from airtune.plan import CodecSpec
 
-def _settings(pieces):
-    """A device is trained alone in its pass, as it is when it is elsewhere."""
-    return replace(pieces.engine, train=replace(pieces.engine.train, pass_tokens=1))
-
-
-def _local(pieces, method, problem):
-    assets = pieces.assets
-    return local_engine(assets.fleet, problem, assets.base, assets.data, work=method.work,
-                       needs=method.decider.needs, settings=_settings(pieces))  # fmt: skip
-
-
-def _remote(pieces, method, problem, mail):
-    assets, recipe = pieces.assets, pieces.recipe
-    count = len(assets.fleet)
-    setup = RunSetup(
-        recipe=recipe.model_dump_json(), fingerprint=assets.base.fingerprint,
-        tokenizer=describe_reader(recipe, assets.base.tokenizer), workload=problem.workload,
-        work=method.work, train=_settings(pieces).train, seed=problem.seed, devices=count,
-        labels=assets.data.labels, threads=1,
-    )  # fmt: skip
-    devices = {
-        number: Device(DeviceSettings(data="recipe", compute="cpu")) for number in range(count)
-    }
-    remote = Remote(mail(devices), assets.fleet.names, setup, run=7, shape=assets.base.shape)
-    workers = RemoteWorkers(
-        assets.fleet,
-        problem,
-        assets.base,
-        assets.data,
-        remote=remote,
-        work=method.work,
-        settings=_settings(pieces),
-    )
-    needs, settings = method.decider.needs, _settings(pieces)
-    return VirtualEngine(assets.fleet, workers, needs=needs, settings=settings)
-
-
-def _play(pieces, method, problem, engine, folder: Path) -> tuple[Any, Any]:
-    writer = RunWriter.create(folder, {"schema": 1, "name": "x", "rounds": problem.rounds})
-    run = Run(method, problem, engine, writer, "identity", loop_settings(pieces))
-    try:
-        state = initial_state(pieces.assets.base, problem.workload, problem.seed)
-        done = run_rounds(run, begin(run, state))
-    finally:
-        engine.close()
-    return read_run(folder), done.state
-
-
-class _Alternating(WholeEqual):
-    """Devices that code their updates in turn by one codec and by another."""
-
+class Alternating(WholeEqual):
     def plan(self, problem, state, observation):
         plan, state = super().plan(problem, state, observation)
         menu = (CodecSpec("topk", keep=0.1, bits=4), CodecSpec(), CodecSpec("fp16"))
         specs = [menu[(place + plan.round) % 3] for place in range(len(plan.assignments))]
         told = plan.assignments.coded_as(specs, CodecSpec())
         return replace(plan, assignments=told), state
+"""
 
 
-def test_codecs_that_change_hands_are_replayed_with_what_they_owe(recipe, mail, tmp_path):
-    pieces = build_pieces(recipe(**{"method.name": "fedavg-lora", "upload.feedback": "true"}))
-    method = replace(choose_method(pieces.recipe).method, decider=_Alternating())
-    problem = replace(pieces.problem, work=method.work)
-    here, state_here = _play(
-        pieces, method, problem, _local(pieces, method, problem), tmp_path / "a"
-    )
-    there, state_there = _play(
-        pieces, method, problem, _remote(pieces, method, problem, mail), tmp_path / "b"
-    )
-    assert len(set(here.devices["upload_codec"])) == 3
-    for name, column in here.devices.items():
-        np.testing.assert_array_equal(column, there.devices[name], err_msg=name)
-    for name, tensor in state_here.adapters.items():
-        assert torch.equal(tensor, state_there.adapters[name])
+@pytest.fixture
+def same(alone: Any, replayed: Any, weights: Any, tmp_path: Path) -> Callable[[Recipe], RunRecord]:
+    """Runs a recipe both ways and compares all that both record; returns the replayed run."""
+
+    def compare(recipe: Recipe) -> RunRecord:
+        here, there = alone(recipe, tmp_path / "here"), replayed(recipe, tmp_path / "there")
+        for name, column in here.devices.items():
+            np.testing.assert_array_equal(column, there.devices[name], err_msg=name)
+        for one, other in zip(here.rounds, there.rounds, strict=True):
+            for figure in ("train_loss", "upload_bytes", "download_bytes", "round_s"):
+                assert one[figure] == other[figure], figure
+            assert one["validation"]["loss"] == pytest.approx(other["validation"]["loss"], abs=1e-6)
+        mine, its = weights(here), weights(there)
+        assert mine.keys() == its.keys()
+        assert all(torch.equal(tensor, its[name]) for name, tensor in mine.items())
+        return there
+
+    return compare
+
+
+def test_codecs_that_change_hands_are_replayed_with_what_they_owe(
+    recipe: Any, same: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(ALTERNATING)
+    told = recipe(**{"method.name": f"{tmp_path}/own.py:Alternating", "upload.feedback": "true"})
+    assert len(set(same(told).devices["upload_codec"])) == 3
 
 
 @pytest.mark.parametrize(
@@ -112,23 +78,57 @@ def test_codecs_that_change_hands_are_replayed_with_what_they_owe(recipe, mail, 
     ],
     ids=["jcpba", "fedspine", "coded"],
 )  # fmt: skip
-def test_same_plans_payloads_and_losses(
-    changes: dict[str, Any], recipe: Callable[..., Any], mail: Any, tmp_path: Path
+def test_same_plans_payloads_and_losses(changes: dict[str, Any], recipe: Any, same: Any) -> None:
+    same(recipe(**changes))
+
+
+def _link(up_mbps: float) -> dict[str, Any]:
+    return {"kind": "dedicated", "capacity": {"up_mbps": up_mbps, "down_mbps": 50}}
+
+
+MIXED = {
+    "name": "mixed",
+    "server": {"gflops_per_s": 20, "memory_gib": 0.008},
+    "links": {"fast": _link(50), "slow": _link(1), "fair": _link(4)},
+    "devices": [
+        {"name": "strong", "link": "fast", "gflops_per_s": 20, "memory_gib": 1, "power_w": 5},
+        {"name": "far", "link": "slow", "gflops_per_s": 20, "memory_gib": 1, "power_w": 5},
+        {"name": "small", "link": "fair", "gflops_per_s": 5, "memory_gib": 0.004, "power_w": 5},
+    ],
+}
+"""The small one's memory holds the first block and no slice that it may be told, the server's the rest
+of the model for one device: where another could be cut too, that would be worth it."""
+
+
+def _priced(recipe: Recipe) -> Recipe:
+    """Store what the knobs are taken to cost, so that each is worth having on some device."""
+    chosen, base = choose_method(recipe), build_pieces(recipe).assets.base
+    coded, cuts = CodecSpec("topk", keep=0.1, bits=4), range(1, base.shape.blocks)
+    costs = Measurements(
+        base.fingerprint, "assumed", cut=-1.5,
+        pruning=(PrunedRounds(0.0, 0.0), PrunedRounds(0.15, 0.02), PrunedRounds(0.3, 0.5)),
+        ranks=(RankRounds(2, 0.6), RankRounds(4, 0.05), RankRounds(8, 0.0)),
+        codecs=tuple(CodecRounds(cut, CodecSpec("deadzone"), 0.02) for cut in cuts),
+        uploads=(UploadRounds(CodecSpec(), 0.0), UploadRounds(coded, 0.4)),
+        steps=(StepRounds(1, 0.3), StepRounds(2, 0.0), StepRounds(4, -0.5)),
+    )  # fmt: skip
+    for table in tables_of(chosen):
+        store(table_path(recipe, chosen, table), costs)
+    return recipe
+
+
+def test_whole_and_cut_devices_side_by_side_are_replayed(
+    recipe: Any, same: Any, tmp_path: Path
 ) -> None:
-    pieces = build_pieces(recipe(**changes))
-    method = choose_method(pieces.recipe).method
-    problem = replace(pieces.problem, work=method.work)
-    here, state_here = _play(
-        pieces, method, problem, _local(pieces, method, problem), tmp_path / "a"
-    )
-    there, state_there = _play(
-        pieces, method, problem, _remote(pieces, method, problem, mail), tmp_path / "b"
-    )
-    for name, column in here.devices.items():
-        np.testing.assert_array_equal(column, there.devices[name], err_msg=name)
-    for one, other in zip(here.rounds, there.rounds, strict=True):
-        assert one["train_loss"] == other["train_loss"]
-        assert one["upload_bytes"] == other["upload_bytes"]
-        assert one["validation"]["loss"] == pytest.approx(other["validation"]["loss"], abs=1e-6)
-    for name, tensor in state_here.adapters.items():
-        assert torch.equal(tensor, state_there.adapters[name])
+    told = recipe(**{
+        "method.name": "auto", "method.knobs": "[prune, rank, upload, cut, codec, share, steps]",
+        "method.max_prune": 0.3, "fleet.source": json.dumps(MIXED), "output": str(tmp_path),
+        "upload.feedback": "true",
+    })  # fmt: skip
+    devices = same(_priced(told)).devices
+    assert devices["status"].tolist() == ["ok"] * 6
+    assert devices["cut"].tolist() == [0, 0, 1] * 2
+    assert (devices["pruned"].reshape(2, 3)[:, :2] > 0).any()
+    for name in ("rank", "upload_codec", "codec", "local_steps"):
+        assert len(set(devices[name])) > 1, name
+    assert (devices["server_s"].reshape(2, 3)[:, 2] > 0).all()

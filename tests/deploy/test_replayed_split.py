@@ -6,31 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.federation.orders import Order
-from airtune.deploy.federation.run import run_federation
-from airtune.engine.stream import StreamServer
 from airtune.errors import MethodError
-from airtune.records import RunRecord, read_run
 
 PLANNED = ("device", "cut", "codec", "rank", "share", "local_steps", "status")
 PRICED = ("upload_s", "download_s", "compute_s", "finish_s", "upload_bytes", "download_bytes")
-
-
-@pytest.fixture
-def server() -> Any:
-    serving = StreamServer()
-    yield serving
-    serving.close()
-
-
-def _replayed(recipe: Any, nodes: Any, folder: Path, server: Any) -> RunRecord:
-    fleet = nodes(["a", "b", "c"])
-    settings = DeviceSettings(data="recipe", compute="cpu", host="127.0.0.1")
-    fleet.mail.devices |= {number: Device(settings) for number in range(3)}
-    serve = None if server is None else lambda: (server, f":{server.port}")
-    order = Order(recipe, folder, devices=3, clock="replay", serve=serve)
-    return read_run(run_federation(order, fleet, tell=lambda **event: None))
 
 
 @pytest.mark.parametrize(
@@ -47,11 +26,10 @@ def _replayed(recipe: Any, nodes: Any, folder: Path, server: Any) -> RunRecord:
     ],
 )  # fmt: skip
 def test_plans_bytes_and_losses_are_those_of_one_process(
-    recipe: Any, nodes: Any, alone: Any, server: Any, tmp_path: Path,
-    settings: dict[str, Any],
+    recipe: Any, alone: Any, replayed: Any, tmp_path: Path, settings: dict[str, Any],
 ) -> None:  # fmt: skip
     told = recipe(**settings)
-    here, there = alone(told, tmp_path / "a"), _replayed(told, nodes, tmp_path / "b", server)
+    here, there = alone(told, tmp_path / "a"), replayed(told, tmp_path / "b")
     assert (here.devices["cut"] > 0).all()
     for name in PLANNED:
         np.testing.assert_array_equal(here.devices[name], there.devices[name], err_msg=name)
@@ -95,12 +73,13 @@ class Own:
 """
 
 
+@pytest.mark.slow
 def test_ranks_and_codecs_of_their_own_are_replayed(
-    recipe: Any, nodes: Any, alone: Any, server: Any, tmp_path: Path
+    recipe: Any, alone: Any, replayed: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "own.py").write_text(OWN)
     told = recipe(**{"method.name": f"{tmp_path}/own.py:Own", "upload.feedback": "true"})
-    here, there = alone(told, tmp_path / "a"), _replayed(told, nodes, tmp_path / "b", server)
+    here, there = alone(told, tmp_path / "a"), replayed(told, tmp_path / "b")
     assert len(set(here.devices["rank"])) == len(set(here.devices["upload_codec"])) == 3
     for name in (*PLANNED, "upload_codec"):
         np.testing.assert_array_equal(here.devices[name], there.devices[name], err_msg=name)
@@ -110,14 +89,11 @@ def test_ranks_and_codecs_of_their_own_are_replayed(
         assert one["validation"]["loss"] == pytest.approx(other["validation"]["loss"], rel=1e-3)
 
 
-def test_without_a_stream_a_cut_is_refused(recipe: Any, nodes: Any, tmp_path: Path) -> None:
+def test_without_a_stream_a_cut_is_refused(recipe: Any, replayed: Any, tmp_path: Path) -> None:
     with pytest.raises(MethodError, match="serves no split rounds"):
-        _replayed(recipe(**{"method.name": "splitlora"}), nodes, tmp_path, None)
+        replayed(recipe(**{"method.name": "splitlora"}), tmp_path, may_serve=False)
 
 
-def test_devices_that_vanish_cannot_be_replayed(
-    recipe: Any, nodes: Any, server: Any, tmp_path: Path
-) -> None:
+def test_devices_that_vanish_cannot_be_replayed(recipe: Any, replayed: Any, tmp_path: Path) -> None:
     with pytest.raises(MethodError, match=r"fleet\.dropout"):
-        _replayed(recipe(**{"method.name": "splitlora", "fleet.dropout": 0.9}), nodes, tmp_path,
-                  server)  # fmt: skip
+        replayed(recipe(**{"method.name": "splitlora", "fleet.dropout": 0.9}), tmp_path)

@@ -241,7 +241,7 @@ def _begin(
         pieces = known_sensitivity(pieces, remembered_sensitivity(record.header))
         saved = load_checkpoint(place.folder / "checkpoint", identity=identity(pieces))
         writer = RunWriter.resume(place.folder, 0 if saved is None else saved.rounds)
-        return _priced(pieces, chosen.method, measured), writer
+        return _priced(order, pieces, chosen.method, measured), writer
     fingerprint = pieces.assets.base.fingerprint
     measured = stored_measurements(pieces.recipe, chosen, fingerprint=fingerprint)
     pieces = known_sensitivity(
@@ -260,15 +260,17 @@ def _begin(
         place.folder / ROSTER, json.dumps({"names": list(roster.names), "joined": rows}, indent=1)
     )
     writer = RunWriter.create(place.folder, document)
-    return _priced(pieces, chosen.method, measured), writer
+    return _priced(order, pieces, chosen.method, measured), writer
 
 
-def _priced(pieces: Pieces, method: Method, measured: Measurements | None) -> Pieces:
+def _priced(order: Order, pieces: Pieces, method: Method, measured: Measurements | None) -> Pieces:
     """Return the pieces with the problem as the method meets it."""
     problem = problem_of(pieces, method, measured)
-    # what this server has is not known: the fleet says it of a planned one
-    limit = pieces.problem.server_memory_bytes
-    return replace(pieces, problem=replace(problem, server_memory_bytes=limit))
+    if order.clock == "real":
+        # what this server has is not known: the fleet says it of a planned one
+        limit = pieces.problem.server_memory_bytes
+        problem = replace(problem, server_memory_bytes=limit)
+    return replace(pieces, problem=problem)
 
 
 def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> Engine:

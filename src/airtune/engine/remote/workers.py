@@ -131,13 +131,14 @@ class RemoteWorkers:
         """Return the quality of the model that the user will get; {} where nobody can judge it.
 
         The test set is the server's. Validation data are the devices', and asked are those whose
-        memory holds the whole model; where none does, the server judges what it has of them.
+        memory holds the whole model; where not all can, the server judges if it has the data.
 
         Raises:
             TrainingError: if no device could judge it.
         """
-        if split == "test" or not self._judges:
-            is_here = self._has_test if split == "test" else self._has_validation
+        is_here = self._has_test if split == "test" else self._has_validation
+        enough = len(self.problem.devices) if is_here else 1
+        if split == "test" or len(self._judges) < enough:
             return self._server.evaluate(state, split) if is_here else {}
         asked = sorted(self.remote.online() & self._judges)
         found = self.remote.evaluate(asked, state, deadline_s=self._judging_s)
