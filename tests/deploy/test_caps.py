@@ -11,16 +11,15 @@ import pytest
 from airtune.data import EMBEDDED_MODEL
 from airtune.deploy.agent import fetch
 from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.federation import stored_budget
 from airtune.deploy.federation.base_download import BLOCK_BYTES, Block
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.run import run_federation
-from airtune.deploy.federation.stored_budget import LEDGER, StoredBudget
 from airtune.engine.stream import StreamServer
 from airtune.errors import CheckpointError, InfeasibleError, MismatchError
 from airtune.records import read_run
+from airtune.wire import traffic_budget
 from airtune.wire.message import Message
-from airtune.wire.traffic_budget import MONTH_S
+from airtune.wire.traffic_budget import MONTH_S, TRAFFIC_FILE, TrafficBudget
 
 
 class Weighed:
@@ -59,7 +58,7 @@ def _run(recipe: Any, nodes: Any, root: Path, server: Any = None, **order: Any) 
 
 
 def _used(folder: Path) -> list[float]:
-    return list(json.loads((folder / LEDGER).read_text())["used"])
+    return list(json.loads((folder / TRAFFIC_FILE).read_text())["used"])
 
 
 QUICK = {"train.local_steps": 1, "data.limit": 30, "train.rounds": 6}
@@ -89,7 +88,7 @@ def test_a_run_ends_before_any_device_exceeds_its_month(
 
 def test_without_a_cap_nothing_is_written(recipe: Any, nodes: Any, tmp_path: Path) -> None:
     folder = _run(recipe(**QUICK | {"train.rounds": 1}), nodes(["a"]), tmp_path)
-    assert not (folder / LEDGER).exists()
+    assert not (folder / TRAFFIC_FILE).exists()
 
 
 def test_the_next_month_goes_on(recipe: Any, nodes: Any, tmp_path: Path) -> None:
@@ -99,9 +98,9 @@ def test_the_next_month_goes_on(recipe: Any, nodes: Any, tmp_path: Path) -> None
         _run(limited, fleet, tmp_path)
     [folder] = (tmp_path / "runs").iterdir()
     done = len(read_run(folder).rounds)
-    document = json.loads((folder / LEDGER).read_text())
+    document = json.loads((folder / TRAFFIC_FILE).read_text())
     document["began_s"] -= MONTH_S
-    (folder / LEDGER).write_text(json.dumps(document))
+    (folder / TRAFFIC_FILE).write_text(json.dumps(document))
     _run(limited, fleet, tmp_path, resume=folder)
     assert done < len(read_run(folder).rounds) == 6
 
@@ -165,20 +164,20 @@ def test_the_base_counts_and_is_not_served_beyond_the_cap(
             recipe(**staged, **{"limits.device_bytes_per_month": "1MB"}), nodes(["a"]),
             tmp_path / "2", server,
         )  # fmt: skip
-    [tight] = (tmp_path / "2" / "runs").rglob(LEDGER)
+    [tight] = (tmp_path / "2" / "runs").rglob(TRAFFIC_FILE)
     assert json.loads(tight.read_text())["used"][0] <= 1e6
 
 
 def test_a_fetch_is_written_down_in_blocks_and_to_the_byte_in_the_end(tmp_path: Path) -> None:
-    ours = StoredBudget(tmp_path / LEDGER, 2.5 * BLOCK_BYTES, 1)
+    ours = TrafficBudget(2.5 * BLOCK_BYTES, 1, file=tmp_path / TRAFFIC_FILE)
     block, sent, files = Block(ours, 0), 0, set()
     while block.take(1 << 19):
         sent += 1 << 19
-        files.add((tmp_path / LEDGER).read_bytes())
-        assert sent <= ours.used_bytes[0] <= 2.5 * BLOCK_BYTES
+        files.add((tmp_path / TRAFFIC_FILE).read_bytes())
+        assert sent <= 2.5 * BLOCK_BYTES - ours.left_bytes[0] <= 2.5 * BLOCK_BYTES
     assert sent == 2.5 * BLOCK_BYTES
     assert len(files) == 2 + 8  # what is less than a block goes chunk by chunk
-    block = Block(StoredBudget(tmp_path / LEDGER, 9 * BLOCK_BYTES, 1), 0)
+    block = Block(TrafficBudget(9 * BLOCK_BYTES, 1, file=tmp_path / TRAFFIC_FILE), 0)
     assert block.take(100)
     block.give_back()
     assert _used(tmp_path) == [sent + 100]
@@ -187,8 +186,8 @@ def test_a_fetch_is_written_down_in_blocks_and_to_the_byte_in_the_end(tmp_path: 
 def test_messages_to_all_are_written_down_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ours, written = StoredBudget(tmp_path / LEDGER, 100.0, 3), []
-    monkeypatch.setattr(stored_budget, "write_atomically", lambda path, text: written.append(text))
+    ours, written = TrafficBudget(100.0, 3, file=tmp_path / TRAFFIC_FILE), []
+    monkeypatch.setattr(traffic_budget, "write_atomically", lambda path, text: written.append(text))
     with ours.together():
         assert [ours.take(device, 60.0) for device in (0, 1, 2, 0)] == [True, True, True, False]
         assert not written
@@ -198,14 +197,14 @@ def test_messages_to_all_are_written_down_once(
     assert json.loads(text)["used"] == [60.0, 60.0, 60.0]
 
 
-def test_a_ledger_survives_its_process_and_a_clock_that_is_set_back(tmp_path: Path) -> None:
-    now, path = [1000.0], tmp_path / LEDGER
-    ours = StoredBudget(path, 100.0, 2, clock=lambda: now[0])
+def test_a_traffic_budget_survives_its_process_and_a_clock_that_is_set_back(tmp_path: Path) -> None:
+    now, path = [1000.0], tmp_path / TRAFFIC_FILE
+    ours = TrafficBudget(100.0, 2, file=path, clock=lambda: now[0])
     ours.begin_round(0.0)
     assert ours.take(0, 60.0)
     assert not ours.take(0, 60.0)
     now[0] = 1.0
-    again = StoredBudget(path, 100.0, 2, clock=lambda: now[0])
+    again = TrafficBudget(100.0, 2, file=path, clock=lambda: now[0])
     again.begin_round(0.0)
     assert again.left_bytes.tolist() == [40.0, 100.0]
     now[0] = 1000.0 + 2 * MONTH_S
@@ -214,4 +213,4 @@ def test_a_ledger_survives_its_process_and_a_clock_that_is_set_back(tmp_path: Pa
     assert again.left_bytes.tolist() == [100.0, 100.0]
     path.write_text("{")
     with pytest.raises(CheckpointError, match="is damaged"):
-        StoredBudget(path, 100.0, 2)
+        TrafficBudget(100.0, 2, file=path)

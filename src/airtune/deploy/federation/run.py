@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -33,7 +32,6 @@ from airtune.deploy.federation.members import (
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.roster import Roster, joined_fleet
 from airtune.deploy.federation.server_data import ON_DEVICE, Known, load_known
-from airtune.deploy.federation.stored_budget import LEDGER, StoredBudget
 from airtune.deploy.reading import describe_reader
 from airtune.engine.base import Engine, with_work
 from airtune.engine.buffered import BufferedEngine
@@ -75,7 +73,7 @@ from airtune.run.execute import loop_settings
 from airtune.run.header import header, identity
 from airtune.run.load import is_vision, load_model
 from airtune.run.places import RECIPE_FILE
-from airtune.wire.traffic_budget import TrafficBudget
+from airtune.wire.traffic_budget import TRAFFIC_FILE, TrafficBudget
 
 
 def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | None = None) -> Path:
@@ -125,7 +123,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
         run=_number(place.folder),
         shape=base.shape,
         patience_s=order.silent_s,
-        allowance=_ledger(order, place, recipe, names),
+        allowance=_traffic_budget(order, place, recipe, len(names)),
     )
     handout = open_handout(
         recipe, order.serve, remote.allowance, devices=len(names), silent_s=order.silent_s
@@ -181,12 +179,10 @@ def _check_federates(chosen: Chosen, recipe: Recipe, order: Order) -> None:
         )
 
 
-def _ledger(order: Order, place: Place, recipe: Recipe, names: Sequence[str]) -> TrafficBudget:
+def _traffic_budget(order: Order, place: Place, recipe: Recipe, devices: int) -> TrafficBudget:
     """Return what devices may receive and send; on the replayed clock the engine counts for itself."""
-    cap_bytes = recipe.limits.device_bytes_per_month
-    if order.clock == "replay":
-        return TrafficBudget(None, len(names))
-    return StoredBudget(place.folder / LEDGER, cap_bytes, len(names))
+    cap_bytes = None if order.clock == "replay" else recipe.limits.device_bytes_per_month
+    return TrafficBudget(cap_bytes, devices, file=place.folder / TRAFFIC_FILE)
 
 
 def _pieces(
