@@ -25,6 +25,7 @@ def planned(recipe):
     return problem.with_measurements(from_header(record.header)), record
 
 
+@pytest.mark.slow
 def test_a_split_round_sends_within_a_tenth_of_what_was_planned(tmp_path):
     recipe = load_recipe(None, overrides=[
         *TINY, f"output={tmp_path}", "method.name=sft",

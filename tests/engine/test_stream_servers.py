@@ -163,6 +163,7 @@ def test_who_is_late_in_its_turn_is_served_after_the_others(streams, step):
     assert [outcome.status for outcome in streams.joined(task, result, parts)] == ["ok"] * 3
 
 
+@pytest.mark.slow
 def test_who_comes_late_for_its_turn_is_served_after_the_others(streams):
     jobs = [streams.job(0, 1), streams.job(1, 2), streams.job(2, 3)]
     task = streams.task(jobs, WorkSpec(server="sequential"), window_s=0.2)
@@ -172,7 +173,7 @@ def test_who_comes_late_for_its_turn_is_served_after_the_others(streams):
     assert result.order[-1] == first
 
 
-@pytest.mark.parametrize("server", ["shared", "sequential"])
+@pytest.mark.parametrize("server", ["shared", pytest.param("sequential", marks=pytest.mark.slow)])
 def test_what_was_learnt_until_the_deadline_counts(streams, server):
     class Waits(DeviceEnd):
         def send(self, step, **part):
@@ -253,6 +254,7 @@ def test_the_second_micro_batch_is_sent_before_the_first_is_answered(streams):
     assert calls == [("send", 0), ("send", 1), ("learn", 0), ("learn", 1)]
 
 
+@pytest.mark.slow
 def test_a_device_that_keeps_the_rest_of_its_step_is_let_go(streams):
     there = replace(streams, workload=replace(streams.workload, micro_batches=2))
 
