@@ -5,6 +5,8 @@ import os
 import queue
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -162,6 +164,16 @@ def test_half_open_connections_are_ended_and_hold_nobody_up(site: Site) -> None:
         line.close()
 
 
+def test_a_flood_of_connections_does_not_end_the_server_nor_with_new_certificates(
+    tmp_path: Path,
+) -> None:
+    script = Path(__file__).with_name("flooded.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), "2", "0.6"], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
 def test_no_bundle_of_code_is_an_order(site: Site) -> None:
     before = site.files()
     recipe = load_recipe(None).model_dump_json()
@@ -216,7 +228,7 @@ def test_a_device_that_is_taken_out_of_a_run_has_no_task_of_it(
     monkeypatch.setattr(site.front.runs, "tell_failed", lambda *words: told.append(words))
     monkeypatch.setattr(site.front.runs, "evict", lambda number, name: name == "a")
     line = Line(site.way("a"), session="evicted")
-    handed(site, site.front.present()["a"], Ticket("task", "1"))
+    handed(site, site.front.members.present()["a"], Ticket("task", "1"))
     line.heard()
     with pytest.raises(DeploymentError, match="b is in no run 1"):
         site.link("run").call("Evict", run=1, device="b")
@@ -263,7 +275,7 @@ def test_who_is_revoked_is_put_out_and_stays_out(site: Site) -> None:
 
         answers = channel.stream_stream(f"/{SERVER}/Attend")(hello(), timeout=LONG_S)
         assert json.loads(next(answers)) == {"welcome": "late"}
-        assert site.front.present()["late"]
+        assert site.front.members.present()["late"]
         Register(site.state).revoke("late")
         with pytest.raises(grpc.RpcError) as caught:
             next(answers)
@@ -297,7 +309,7 @@ class Line:
 
 
 def handed(site: Site, node: int, ticket: Ticket) -> None:
-    site.front._hand(node, 1, json.loads(ticket.to_json()))
+    site.front.members.hand(node, 1, json.loads(ticket.to_json()))
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -310,19 +322,19 @@ def until(holds: Callable[[], bool]) -> None:
 def test_a_ticket_that_was_lost_with_its_line_comes_again_and_one_that_came_does_not(
     site: Site, run_1: StreamServer
 ) -> None:
-    first, node = Line(site.way("a")), site.front.present()["a"]
+    first, node = Line(site.way("a")), site.front.members.present()["a"]
     for token in ("got", "lost"):
         handed(site, node, Ticket(token, "1"))
         assert first.heard()["ticket"]["token"] == token
     first.say(token="got")
-    until(lambda: site.front._agents["a"].taken == {"got"})
+    until(lambda: site.front.members._agents["a"].taken == {"got"})
     second = Line(site.way("a"))
-    assert site.front.present()["a"] == node
+    assert site.front.members.present()["a"] == node
     assert second.heard()["ticket"]["token"] == "lost"
     handed(site, node, Ticket("new", "1"))
     assert second.heard()["ticket"]["token"] == "new"
     third = Line(site.way("a"), session="two")
-    assert site.front.present()["a"] != node
+    assert site.front.members.present()["a"] != node
     for line in (first, second, third):
         line.close()
 
@@ -333,13 +345,13 @@ def test_what_a_device_could_not_do_is_told_of_its_own_tasks_alone(
     told: queue.Queue[tuple[int, str, str]] = queue.Queue()
     monkeypatch.setattr(site.front.runs, "tell_failed", lambda *words: told.put(words))
     line = Line(site.way("a"), session="three")
-    handed(site, site.front.present()["a"], Ticket("mine", "1"))
+    handed(site, site.front.members.present()["a"], Ticket("mine", "1"))
     line.heard()
     line.say(token="another's", why="I say so")
     line.say(token="mine", why="no memory")
     assert told.get(timeout=LONG_S) == (1, "mine", "no memory")
     line.close()
-    until(lambda: "a" not in site.front.present())
+    until(lambda: "a" not in site.front.members.present())
     handed(site, 999, Ticket("late", "1"))
     assert told.get(timeout=LONG_S) == (1, "late", "this device is not connected")
 
@@ -352,7 +364,7 @@ def test_a_device_that_is_drained_ends_its_task_and_gets_none_until_its_agent_is
     task = Message(b"task")
     ticket = Ticket(run_1.post.put(task, "a"), "1", LONG_S)
     line = Line(site.way("a"), session="old")
-    node = site.front.present()["a"]
+    node = site.front.members.present()["a"]
     handed(site, node, ticket)
     line.heard()
 
@@ -364,7 +376,7 @@ def test_a_device_that_is_drained_ends_its_task_and_gets_none_until_its_agent_is
         site.link("run").call("Drain", device="nobody")
     site.link("run").call("Drain", device="a")
     assert row() == ("draining", 1)
-    assert "a" not in site.front.present()
+    assert "a" not in site.front.members.present()
     handed(site, node, Ticket("new", "1"))
     assert told == [(1, "new", "this device is not connected")]
     send_answer(site.way("a"), ticket, task)

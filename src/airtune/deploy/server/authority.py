@@ -163,7 +163,6 @@ def replace_authority(files: ServerFiles) -> None:
         write_atomically(files.authority, _pem(certificate) + _pem(former))
         write_private(files.former_key, private_bytes(former_key))
         write_private(files.authority_key, private_bytes(key))
-    ensure_local_operator(files)
 
 
 def finish_authority(files: ServerFiles) -> None:

@@ -124,9 +124,7 @@ class Enrolment:
         )
         address = f"{self._settings.host}:{self._settings.enrol_port}"
         try:
-            self.port = int(
-                server.add_secure_port(address, self._tls.credentials(of_callers=False))
-            )
+            self.port = int(server.add_secure_port(address, self._tls.enrol_credentials()))
         except RuntimeError as error:
             log.error("devices cannot enrol at %s: %s", address, error)
             return

@@ -43,10 +43,14 @@ class ServerSettings:
     """Port at which devices enrol themselves, open while a code is valid."""
 
     @property
+    def own_host(self) -> str:
+        """Where this machine itself reaches the server."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+
+    @property
     def address(self) -> str:
         """How this machine itself calls the server."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"{host}:{self.port}"
+        return f"{self.own_host}:{self.port}"
 
     @property
     def tls(self) -> ServerFiles:
