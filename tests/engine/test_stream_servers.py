@@ -4,6 +4,7 @@ import threading
 import time
 from copy import deepcopy
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from airtune.plan import CodecSpec, WorkSpec
 
 pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[federation]'")
 
-from airtune.engine.stream import StreamTiming
+from airtune.engine.stream import StreamServer, StreamTiming
 from airtune.engine.stream.gather import turns_of
 from airtune.engine.stream.sessions import Outbox, SessionTable, SplitSession, new_token
 from airtune.split import DeviceEnd, Kind, StepMessage
@@ -45,6 +46,19 @@ def test_a_model_in_half_precision_crosses_as_in_one_process(streams):
     reference = streams.alone(task, jobs)
     np.testing.assert_allclose(result.log.losses, reference.losses, rtol=1e-2)
     np.testing.assert_allclose(result.log.up_bytes, reference.up_bytes, rtol=0.02)
+
+
+@pytest.mark.parametrize(("labels", "pass_s"), [("travel", 1.0), ("stay", 2.0)])
+def test_the_servers_seconds_are_those_that_it_computes_by_the_blocks_left_to_it(
+    streams, labels, pass_s
+):
+    """A second passes at every look at the clock; where labels stay, one of three is a wait."""
+    ticks = count()
+    jobs = [streams.job(0, 1), streams.job(1, 3)]
+    ticking = replace(streams, server=StreamServer(clock=lambda: float(next(ticks))))
+    result, _ = ticking.go(ticking.task(jobs, WorkSpec(labels=labels)), jobs)
+    ticking.server.close()
+    np.testing.assert_allclose(result.server_s, np.array([0.75, 0.25]) * 3 * pass_s)
 
 
 class Dies(DeviceEnd):

@@ -76,6 +76,8 @@ class Trained:
     """What it did; None where nothing came."""
     step_bytes: tuple[int, int] = (0, 0)
     """That crossed a cut up and down; in the answer's bytes."""
+    server_s: float = 0.0
+    """That the server computed for its steps."""
 
 
 class Remote:

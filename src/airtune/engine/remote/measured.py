@@ -82,7 +82,7 @@ def results_of(
     columns = {name: np.full(count, np.nan) for name in (
         "finish", "download", "judging", "compute", "upload", "first", "last",
         "importance")}  # fmt: skip
-    sent, received, peak, step_up, step_down = np.zeros((5, count))
+    sent, received, peak, step_up, step_down, server_s = np.zeros((6, count))
     samples, rank_left = np.zeros(count, np.int64), told.rank.copy()
     for place, item in enumerate(trained):
         if item is None:
@@ -90,6 +90,7 @@ def results_of(
         answer, outcome = item.answer, item.outcome
         sent[place], received[place] = answer.sent_bytes, answer.received_bytes
         step_up[place], step_down[place] = item.step_bytes
+        server_s[place] = item.server_s
         columns["finish"][place] = answer.after_s
         if answer.reply is not None:
             spent = answer.reply.spent
@@ -117,6 +118,6 @@ def results_of(
         energy_j=energy_j(problem, told.device, compute_s=np.nan_to_num(compute_s),
                           upload_s=np.nan_to_num(upload_s), round_s=took_s),
         importance=columns["importance"], rank_left=rank_left, done=told,
-        server_s=np.where(told.cut > 0, np.nan, 0.0), step_up_bytes=step_up,
+        server_s=server_s, step_up_bytes=step_up,
         step_down_bytes=step_down, predicted_s=predicted_s,
     )  # fmt: skip

@@ -85,7 +85,12 @@ class ServedSplit:
             if row is not None and outcome.update is not None and outcome.update.part < 1:
                 row = replace(row, local_steps=outcome.update.samples // task.workload.batch)
             found[outcome.device] = replace(
-                item, answer=answer, outcome=outcome, row=row, step_bytes=crossed
+                item,
+                answer=answer,
+                outcome=outcome,
+                row=row,
+                step_bytes=crossed,
+                server_s=float(result.server_s[place]),
             )
         return found, result
 

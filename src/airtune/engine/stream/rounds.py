@@ -14,7 +14,7 @@ With an infinite window and no fault this is `split.split_round`, number for num
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -34,12 +34,15 @@ from airtune.split.server import ServerEnd, mean_by_weight
 class SplitRound:
     """One round: a table that streams put into, and the loop that takes from it."""
 
-    def __init__(self, task: SplitTask, memory: ServerMemory) -> None:
+    def __init__(
+        self, task: SplitTask, memory: ServerMemory, *, clock: Callable[[], float]
+    ) -> None:
         """Prepare the server's half, or one a device.
 
         Args:
             task: The round.
             memory: What is remembered of samples; the round adds to it.
+            clock: By which the server's computing is measured, in seconds.
 
         Raises:
             MethodError: if the stream does not carry this work.
@@ -51,7 +54,8 @@ class SplitRound:
         self._end = ServerEnd(
             task.context, task.rows, task.weights, memory=self._memory, examples=task.samples
         )
-        self._listed_bytes = np.zeros(len(task.rows))
+        self._listed_bytes, self._server_s = np.zeros((2, len(task.rows)))
+        self._clock = clock
         self.table = SessionTable(
             run_number(task.run), task.round,
             tuple(SplitSession(row.device, place, row.local_steps, new_token(),
@@ -103,13 +107,24 @@ class SplitRound:
         went = [self.table.seats[place] for place in taken]
         parts = max((seat.parts for seat in went), default=0)
         for part in range(parts):
-            link = StreamLink(self.table, part)
+            link = StreamLink(self.table, part, self._clock)
             if part:
                 taken = link.receive([seat.place for seat in went if seat.parts > part])
-            self._end.serve(taken, link, part=part, more=part + 1 < parts)
+            self._compute(taken, link, part=part, more=part + 1 < parts)
         for seat in went:
             if seat.is_served:
                 self.table.answer(seat, None)
+
+    def _compute(
+        self, taken: Mapping[int, StepMessage], link: StreamLink, *, part: int, more: bool
+    ) -> None:
+        """Run a pass, and divide its seconds among its devices by the blocks that each leaves it."""
+        began_s = self._clock() - link.waited_s
+        self._end.serve(taken, link, part=part, more=more)
+        took_s = self._clock() - link.waited_s - began_s
+        places, blocks = list(taken), self.task.base.shape.blocks
+        left = np.array([blocks - (self.task.rows[place].cut or 0) for place in places])
+        self._server_s[places] += took_s * left / max(left.sum(), 1)
 
     def _result(self) -> ServerRound:
         everyone, parts, log = self.table.seats, self._end.parts(), self._end.log
@@ -124,7 +139,7 @@ class SplitRound:
             mean_by_weight(dict(enumerate(parts.heads)), weights), parts, log,
             steps=tuple(seat.step for seat in everyone),
             broken=tuple(seat.losses for seat in everyone),
-            listed_bytes=self._listed_bytes, order=self._order(),
+            listed_bytes=self._listed_bytes, server_s=self._server_s, order=self._order(),
         )  # fmt: skip
 
     def _order(self) -> tuple[int, ...]:
@@ -136,9 +151,11 @@ class SplitRound:
 class StreamLink:
     """The link to devices at the other ends of streams; see `split.server.Link`."""
 
-    def __init__(self, table: SessionTable, part: int) -> None:
+    def __init__(self, table: SessionTable, part: int, clock: Callable[[], float]) -> None:
         """Carry for the devices of a table, which are at a micro-batch of their step."""
-        self._table, self._part = table, part
+        self._table, self._part, self._clock = table, part, clock
+        self.waited_s = 0.0
+        """Seconds spent in `receive`."""
 
     def send(self, place: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
         """Put a message behind what waits for a device; a gradient moves it on."""
@@ -154,7 +171,7 @@ class StreamLink:
     def receive(self, places: Iterable[int]) -> dict[int, StepMessage]:
         """Wait for the gradients of hidden states, or micro-batches; who takes too long is let go."""
         table, seats = self._table, [self._table.seats[place] for place in places]
-        until = time.monotonic() + table.timing.answer_s
+        until, began_s = time.monotonic() + table.timing.answer_s, self._clock()
         with table.changed:
             while any(seat.slot is None and seat.outbox is not None for seat in seats):
                 left_s = min(until, table.ends_at) - time.monotonic()
@@ -166,5 +183,6 @@ class StreamLink:
             table.end(
                 seat, "lapsed", f"the rest of its step took longer than {table.timing.answer_s:g} s"
             )
+        self.waited_s += self._clock() - began_s
         found = {seat.place: table.take(seat) for seat in seats}
         return {place: message for place, message in found.items() if message is not None}

@@ -14,6 +14,7 @@ refused by gRPC itself, a message larger than a step can need by its header.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class StreamServer:
     def __init__(
         self, address: str = "127.0.0.1:0", *, credentials: grpc.ServerCredentials | None = None,
         streams: int = 64, fetches: int = FETCHES, may_measure: Callable[[str], bool] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         """Bind the port and begin to serve.
 
@@ -89,6 +91,7 @@ class StreamServer:
             streams: Devices in rounds at a time; one more is told to come again.
             fetches: Devices that fetch a base model at a time, beside these.
             may_measure: Which tokens may measure the link; None = nobody may.
+            clock: Seconds, by which the server's computing is measured.
 
         Raises:
             TrainingError: if the port cannot be had.
@@ -97,7 +100,7 @@ class StreamServer:
         """Base models that are handed out."""
         self.post = Post()
         """Tasks that are out."""
-        self._memory = ServerMemory()
+        self._memory, self._clock = ServerMemory(), clock
         self._tables: list[SessionTable] = []
         self._lock = threading.Lock()
         calls = streams + fetches + TASKS
@@ -135,7 +138,7 @@ class StreamServer:
         Raises:
             MethodError: if a stream does not carry this work.
         """
-        made = SplitRound(task, self._memory)
+        made = SplitRound(task, self._memory, clock=self._clock)
         result: list[ServerRound] = []
 
         def serve() -> None:

@@ -61,6 +61,9 @@ class ServerRound:
     """How often each device's stream broke."""
     listed_bytes: Floats
     """(devices,), of the lists of samples with which their streams began; in no other figure."""
+    server_s: Floats
+    """(devices,), that the server computed for each, waits for devices left out; a pass over several
+    is divided by the blocks that each leaves to the server."""
     order: tuple[int, ...]
     """Columns in the order in which a sequential server first served them, those that never came
     last; otherwise as they are."""
