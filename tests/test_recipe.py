@@ -92,6 +92,13 @@ def test_overrides_read_yaml():
     assert recipe.quality_budget == pytest.approx(0.02)
 
 
+def test_a_key_in_the_wrong_section_is_shown_its_own():
+    text = message(overrides=["fleet.deadline_s=3", "rounds=2", "train.devices=4"])
+    assert "fleet.deadline_s: unknown key, did you mean deadline_s?" in text
+    assert "rounds: unknown key, did you mean train.rounds or " in text
+    assert "train.devices: unknown key, did you mean fleet.devices or " in text
+
+
 def test_overrides_of_unknown_keys_are_listed_together():
     text = message(overrides=["train.ruonds=3", "foo=1", "seed.x=1", "lora.r"])
     assert "--set has 4 faults" in text

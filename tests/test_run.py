@@ -294,6 +294,15 @@ def test_what_coding_lost_is_added_where_ranks_are_nested():
     choose_method(recipe("method.name=fedspine", "upload={kind: deadzone, feedback: true}"))
 
 
+def test_a_deadline_that_nobody_meets_says_what_the_quickest_needs(assets, tmp_path):
+    tight = recipe("method.name=fedavg-lora", "deadline_s=0.01", "train.rounds=1")
+    done = run_recipe(tight, folder=tmp_path / "run", assets=assets, reports=False)
+    devices = read_run(tmp_path / "run").devices
+    name = devices["name"][int(np.argmin(devices["predicted_s"]))]
+    assert set(devices["status"]) == {"late"}
+    assert f"{name} needs least, about" in done.notes[-1]
+
+
 def test_a_run_that_holds_nothing_out_is_tested_alone(tmp_path):
     own = recipe("data.held_out=0", "train.rounds=1", "method.name=fedavg-lora")
     results = run_recipe(own, folder=tmp_path / "r", reports=False).results

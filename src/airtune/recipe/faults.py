@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, get_args
 
@@ -67,16 +67,17 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return [_tidy(line) for key, line in lines.items() if key not in hollow]
 
 
-def unknown_key(path: Path, known: Iterable[str]) -> str:
+def unknown_key(path: Path, model: type[BaseModel]) -> str:
     """Return the fault of a key that does not exist, with the nearest that does.
 
-    >>> unknown_key(("train", "learning_rat"), ["learning_rate", "rounds"])
-    'train.learning_rat: unknown key, did you mean learning_rate?'
+    A key that another section has, or the recipe itself, is named with its section.
     """
-    names = sorted(known)
+    names = sorted(keys_at(model, path[:-1]))
     key = str(path[-1])
-    near = difflib.get_close_matches(key, names, 1)
-    hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(names)}"
+    sections = [name for name in _keys(model) if key in keys_at(model, [name])]
+    places = [key] * (key in _keys(model)) + [f"{section}.{key}" for section in sections]
+    near = places or difflib.get_close_matches(key, names, 1)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(names)}"
     return f"{'.'.join(map(str, path))}: unknown key, {hint}"
 
 
@@ -90,7 +91,7 @@ def keys_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
 
 def _line(key: str, detail: Any, path: Path, model: type[BaseModel]) -> str:
     if detail["type"] in _UNKNOWN:
-        return unknown_key(path, keys_at(model, path[:-1]))
+        return unknown_key(path, model)
     if detail["type"] == "value_error":
         message = str(detail["ctx"]["error"])
         return message if key == "recipe" else f"{key}: {message.removeprefix(f'{key}: ')}"

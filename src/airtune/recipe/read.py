@@ -212,7 +212,7 @@ def _unknown_part(parts: Sequence[str]) -> str | None:
         known = keys_at(Recipe, parts[:depth])
         if part not in known:
             if known:
-                return unknown_key(tuple(parts[: depth + 1]), known)
+                return unknown_key(tuple(parts[: depth + 1]), Recipe)
             return f"{'.'.join(parts)}: {'.'.join(parts[:depth])} has no keys below it"
     return None
 

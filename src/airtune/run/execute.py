@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from airtune.calibrate import from_header
 from airtune.data.ledger import recorded_lines
 from airtune.data.samples import write_samples
@@ -33,6 +35,7 @@ from airtune.run.measurement import measure
 from airtune.run.method import Chosen, choose_method
 from airtune.run.places import RECIPE_FILE, claimed, extend, places_of, resolved, saved_recipe
 from airtune.run.sensitivity import known_sensitivity, remembered_sensitivity, with_sensitivity
+from airtune.units import format_seconds
 
 _WINDOW = 3
 """Validations whose mean is compared with the target, as in reports."""
@@ -371,8 +374,19 @@ def _notes(record: RunRecord) -> tuple[str, ...]:
         if count:
             notes.append(f"{count} updates did not count ({name}); devices.csv says why for each")
     if never and any(lost.values()):
-        notes.append(
-            f"{never} of {len(record.rounds)} rounds gave no usable update"
-            + ("; airtune plan says how long devices need" if lost["late"] else "")
-        )
+        said = f"{never} of {len(record.rounds)} rounds gave no usable update"
+        notes.append(said + _least_needed(record))
     return tuple(notes)
+
+
+def _least_needed(record: RunRecord) -> str:
+    """Return which of the late devices would have been back first, and after how long."""
+    columns = record.devices
+    needed_s = np.where(columns["status"] == "late", columns["predicted_s"], np.nan)
+    if not np.isfinite(needed_s).any():
+        return ""
+    first = int(np.nanargmin(needed_s))
+    return (
+        f"; of the late devices {columns['name'][first]} needs least, about "
+        f"{format_seconds(float(needed_s[first]))} a round: set a later deadline_s"
+    )
