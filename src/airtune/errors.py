@@ -30,6 +30,10 @@ class AirtuneError(Exception):
 
     exit_code = 1
 
+    def as_document(self) -> dict[str, object]:
+        """Return kind, message and exit code in plain values."""
+        return {"kind": type(self).__name__, "message": str(self), "exit_code": self.exit_code}
+
 
 class RecipeError(AirtuneError, ValueError):
     """A recipe, a setting or a flag is wrong; all faults found are in the message."""

@@ -134,15 +134,7 @@ def print_quality(results: Mapping[str, Any]) -> None:
 def print_error(error: AirtuneError, *, as_json: bool) -> None:
     """Print an error: on the error stream for people, as a document for programs."""
     if as_json:
-        print_json(
-            {
-                "error": {
-                    "kind": type(error).__name__,
-                    "message": str(error),
-                    "exit_code": error.exit_code,
-                }
-            }
-        )
+        print_json({"error": error.as_document()})
     else:
         _errors().print(f"[bold red]error:[/] {escape(str(error))}")
 

@@ -192,16 +192,12 @@ _TASK, _REPLY = TypeAdapter(Task), TypeAdapter(Reply)
 
 def seal_task(task: Task, blobs: Blobs | None = None) -> Message:
     """Return a task as it travels."""
-    named = dict(blobs or {})
-    header = _TASK.dump_json(replace(task, blobs=_listed(named)))
-    return Message(header, tuple(named.values()))
+    return _sealed(task, _TASK, blobs or {})
 
 
 def seal_reply(reply: Reply, blobs: Blobs | None = None) -> Message:
     """Return a reply as it travels."""
-    named = dict(blobs or {})
-    header = _REPLY.dump_json(replace(reply, blobs=_listed(named)))
-    return Message(header, tuple(named.values()))
+    return _sealed(reply, _REPLY, blobs or {})
 
 
 def open_task(envelope: Message) -> tuple[Task, dict[str, bytes]]:
@@ -308,8 +304,9 @@ def _size(value: object) -> int:
     return value
 
 
-def _listed(blobs: Blobs) -> tuple[tuple[str, int, int], ...]:
-    return tuple((name, len(blob), zlib.crc32(blob)) for name, blob in blobs.items())
+def _sealed(header: Header, adapter: TypeAdapter[Header], blobs: Blobs) -> Message:
+    listed = tuple((name, len(blob), zlib.crc32(blob)) for name, blob in blobs.items())
+    return Message(adapter.dump_json(replace(header, blobs=listed)), tuple(blobs.values()))
 
 
 def _open(

@@ -14,6 +14,7 @@ from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from airtune.errors import ModelError
+from airtune.model.source import reading
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -69,7 +70,7 @@ def load_frame(source: str | Path, *, revision: str | None = None) -> ImageForma
     Raises:
         ModelError: if it cannot be found or read, or reads no images.
     """
-    try:
+    with reading(source):
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
         found = cached_file(
             str(source),
@@ -78,12 +79,6 @@ def load_frame(source: str | Path, *, revision: str | None = None) -> ImageForma
             _raise_exceptions_for_missing_entries=False,
         )
         said = {} if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"cannot load model {str(source)!r}: {reason}; give a hub id or a folder with "
-            "config.json and weights"
-        ) from error
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     if not (isinstance(size, int) and isinstance(patch, int)):
         raise ModelError(

@@ -101,10 +101,7 @@ def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = N
             revision=section.revision,
             allow_pickle=section.allow_pickle,
         )
-        if base.tokenizer is not None and not classes:
-            settle_end_(base.tokenizer, recipe.data.template)
-            agree_(base.network, base.tokenizer)
-        return base
+        return _settled(base, recipe)
     return load_image_base(
         model_source(recipe),
         labels=len(classes),
@@ -144,7 +141,12 @@ def load_held(
         dtype=section.dtype,
         device=section.device,
     )
-    if base.tokenizer is not None and not classes:
+    return _settled(base, recipe)
+
+
+def _settled(base: BaseModel, recipe: Recipe) -> BaseModel:
+    """Agree on the marks of a conversation, where the model writes texts."""
+    if base.tokenizer is not None and recipe.data.task == "causal-lm":
         settle_end_(base.tokenizer, recipe.data.template)
         agree_(base.network, base.tokenizer)
     return base

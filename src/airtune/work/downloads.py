@@ -14,14 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from airtune.codec import decode, encode
-from airtune.errors import CodecError
+from airtune.codec import encode
 from airtune.model.kept import Kept
 from airtune.model.lora import place_of, take
 from airtune.model.state import GlobalState
 from airtune.plan import Assignment, CodecSpec, Ints, ModelShape, WorkSpec
 from airtune.work.network import kept_by
-from airtune.work.uploads import as_column, cut_up, groups_of
+from airtune.work.uploads import as_column, decode_groups, groups_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +86,14 @@ def opened(
         CodecError: if a payload is missing, damaged or of another size.
     """
     sliced = take(state.adapters, shape, kept, rank) | dict(state.head)
-    wanted = dict(groups_of(sliced))
-    if payloads.keys() != wanted.keys():
-        raise CodecError(
-            f"a broadcast comes in payloads {sorted(wanted)}, got {sorted(payloads)}; ask for it again"
-        )
     adapters = {name: tensor.clone() for name, tensor in state.adapters.items()}
     head = dict(state.head)
-    for group, names in wanted.items():
-        like = {name: sliced[name] for name in names}
-        size = sum(tensor.numel() for tensor in like.values())
-        column = decode(payloads[group], max_elements=size)
-        if column.shape != (size, 1):
-            raise CodecError(
-                f"payload {group} must hold {size} numbers in a column, got {column.shape}"
-            )
-        for name, tensor in cut_up(column, like).items():
-            typed = tensor.to(like[name].dtype)
-            if group == "head":
-                head[name] = typed
-            else:
-                adapters[name][place_of(name, shape, kept, rank)] = typed
+    for name, tensor in decode_groups(payloads, sliced, what="a broadcast").items():
+        typed = tensor.to(sliced[name].dtype)
+        if name in head:
+            head[name] = typed
+        else:
+            adapters[name][place_of(name, shape, kept, rank)] = typed
     return replace(state, adapters=adapters, head=head)
 
 

@@ -118,6 +118,38 @@ def encode_update(
     return CodedUpdate(payloads, lost)
 
 
+def decode_groups(
+    payloads: Mapping[str, bytes], like: Tensors, *, what: str
+) -> dict[str, torch.Tensor]:
+    """Return the tensors that came in payloads, one a group, float32 and in the order of the groups.
+
+    Args:
+        payloads: by group, as received.
+        like: names and shapes that they must have.
+        what: comes, for messages.
+
+    Raises:
+        CodecError: if a payload is missing, damaged, or of another size.
+    """
+    wanted = dict(groups_of(like))
+    if payloads.keys() != wanted.keys():
+        raise CodecError(
+            f"{what} comes in payloads {sorted(wanted)}, got {sorted(payloads)}; ask for it again"
+        )
+    found: dict[str, torch.Tensor] = {}
+    for group, names in wanted.items():
+        part = {name: like[name] for name in names}
+        size = sum(tensor.numel() for tensor in part.values())
+        column = decode(payloads[group], max_elements=size)
+        if column.shape != (size, 1):
+            raise CodecError(
+                f"payload {group} must hold {size} numbers in a column, got {column.shape}; ask "
+                "for it again"
+            )
+        found |= cut_up(column, part)
+    return found
+
+
 def decode_update(
     update: Update, payloads: Mapping[str, bytes], reference: Tensors, spec: CodecSpec
 ) -> Update:
@@ -133,23 +165,7 @@ def decode_update(
     Raises:
         CodecError: if a payload is missing, damaged, or of another size than the reference's.
     """
-    wanted = dict(groups_of(reference))
-    if payloads.keys() != wanted.keys():
-        raise CodecError(
-            f"an update of this slice comes in payloads {sorted(wanted)}, got {sorted(payloads)}; "
-            "ask for it again"
-        )
-    found: dict[str, torch.Tensor] = {}
-    for group, names in wanted.items():
-        like = {name: reference[name] for name in names}
-        size = sum(tensor.numel() for tensor in like.values())
-        column = decode(payloads[group], max_elements=size)
-        if column.shape != (size, 1):
-            raise CodecError(
-                f"payload {group} must hold {size} numbers in a column, got {column.shape}; ask "
-                "for it again"
-            )
-        found |= cut_up(column, like)
+    found = decode_groups(payloads, reference, what="an update of this slice")
     if spec.kind != "identity":
         found = {name: reference[name].cpu().float() + part for name, part in found.items()}
     typed = {name: part.to(reference[name].dtype) for name, part in found.items()}

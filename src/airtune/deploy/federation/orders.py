@@ -63,13 +63,7 @@ def told_errors(tell: Callable[..., None]) -> Iterator[None]:
     try:
         yield
     except AirtuneError as error:
-        tell(
-            error={
-                "kind": type(error).__name__,
-                "message": str(error),
-                "exit_code": error.exit_code,
-            }
-        )
+        tell(error=error.as_document())
         raise
 
 
