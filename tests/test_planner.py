@@ -168,6 +168,17 @@ def test_a_model_too_large_for_a_device_has_a_cut_that_fits():
     assert servers == sorted(servers, reverse=True)
 
 
+def test_an_energy_that_no_device_keeps_is_said_with_the_least_that_one_needs():
+    few = ["method.name=fedavg-lora", "fleet.devices=3", "train.rounds=2"]
+    free = plan_recipe(load_recipe(overrides=few))
+    used = sorted(row.energy_j for row in free.devices)
+    none = plan_recipe(load_recipe(overrides=[*few, "limits.joules_per_round=1e-6"]))
+    one = plan_recipe(load_recipe(overrides=[*few, f"limits.joules_per_round={used[0] * 1.01}"]))
+    assert any(f"The least is {used[0]:.3g} J, of board-" in line for line in none.assumptions)
+    assert any(line.startswith("2 of 3 devices take more in a round") for line in one.assumptions)
+    assert not any("joules_per_round" in line for line in free.assumptions)
+
+
 @pytest.mark.parametrize("name", ["untuned", "local-only", "pooled"])
 def test_a_control_sends_nothing_and_is_bound_by_no_cap(name):
     capped = ["limits.device_bytes_per_month=1MB", "deadline_s=1e-6"]

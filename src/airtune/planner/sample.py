@@ -252,10 +252,11 @@ def draws_of(rounds: int, quantile: float | None) -> Draws:
 
 
 def _able(problem: Problem, told: Assignments, cost: Prediction) -> Bools:
-    """Return which rows of a plan fit their device's memory and ever finish."""
-    memory = problem.devices.memory_bytes
+    """Return which rows of a plan fit their device's memory, keep its energy, and ever finish."""
+    memory, most_j = problem.devices.memory_bytes, problem.joules_per_round
     fits = True if memory is None else cost.peak_bytes <= memory[told.device]
-    return np.asarray(fits & np.isfinite(cost.finish_s))
+    keeps = True if most_j is None else ~(cost.energy_j > most_j)
+    return np.asarray(fits & keeps & np.isfinite(cost.finish_s))
 
 
 def _note(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from airtune.planner.extra import cap_lines, held_blocks, holding_lines, staging
 from airtune.planner.lengths import length_line
 from airtune.planner.sample import Sampled
 from airtune.planner.setting import PlanSetting
+from airtune.report.wording import format_joules
 from airtune.run import Chosen, tables_of
 from airtune.units import format_bytes, format_seconds
 
@@ -51,7 +52,10 @@ def assumptions(
         *staging_lines(fleet.names, staged, stage_s),
         *cap_lines(fleet.names, middle["upload_bytes"] + middle["download_bytes"], problem, staged,
                    part=sampled.part),
-        *_missed(middle["finish_s"], problem),
+        *_beyond(middle["finish_s"], problem.deadline_s, fleet.names,
+                 said="miss the deadline of", form=format_seconds, key="deadline_s"),
+        *_beyond(middle["energy_j"], problem.joules_per_round, fleet.names,
+                 said="take more in a round than", form=format_joules, key="limits.joules_per_round"),
     ]  # fmt: skip
 
 
@@ -126,20 +130,22 @@ def rounds_source(measured: Sequence[PrunedRounds]) -> str:
     return f"{said}; what was measured says pruning needs {costs}"
 
 
-def _missed(finish_s: Floats, problem: Problem) -> list[str]:
-    """Say so where devices would mostly be too late for the deadline, and the least one needs."""
-    deadline_s, asked = problem.deadline_s, finish_s[~np.isnan(finish_s)]
-    late = 0 if deadline_s is None else int(np.sum(asked > deadline_s))
-    if deadline_s is None or not late:
+def _beyond(
+    column: Floats, limit: float | None, names: Sequence[str],
+    *, said: str, form: Callable[[float], str], key: str,
+) -> list[str]:  # fmt: skip
+    """Say so where devices are mostly above a limit, and the least that one needs if all are."""
+    asked = column[~np.isnan(column)]
+    over = 0 if limit is None else int(np.sum(asked > limit))
+    if limit is None or not over:
         return []
-    said = f"{late} of {asked.size} devices miss the deadline of {format_seconds(deadline_s)}"
-    if late < asked.size:
-        return [said]
-    least = int(np.nanargmin(finish_s))
-    needed = format_seconds(float(finish_s[least]))
+    line = f"{over} of {asked.size} devices {said} {form(limit)} ({key})"
+    if over < asked.size:
+        return [line]
+    least = int(np.nanargmin(column))
     return [
-        f"{said}; no round trains anything. The least is {needed}, of {problem.devices.names[least]}: "
-        "raise deadline_s"
+        f"{line}; no round trains anything. The least is {form(float(column[least]))}, of "
+        f"{names[least]}: raise {key}"
     ]
 
 
