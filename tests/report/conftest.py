@@ -292,7 +292,8 @@ def bandits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export = folder / "runs" / "fedspine-s0" / "export-pruned"
     export.mkdir()
     check = {"parameters": 55, "dense_parameters": 100, "tensor_bytes": 220, "batch": 4, "tokens": 64,
-             "dense_tensor_bytes": 400, "forward_s": 0.013, "dense_forward_s": 0.02}  # fmt: skip
+             "dense_tensor_bytes": 400, "forward_s": 0.013, "dense_forward_s": 0.02,
+             "token_s": 0.004, "dense_token_s": 0.005}  # fmt: skip
     manifest = {"format": "pruned", "slice": {"pruned": 0.5}, "self_check": check}
     (export / "airtune.json").write_text(json.dumps(manifest))
     return folder

@@ -95,6 +95,7 @@ def test_an_exported_model_stands_beside_the_dense_one(study, bandits):
     assert [cell.main.replace("\xa0", " ") for cell in line.cells] == [
         "50.0 %", "0.55 × dense", "0.55 × dense", "0.65 × dense",
     ]  # fmt: skip
+    assert line.cells[-1].small[-1] == "a token written: 4.0 ms against 5.0 ms"
 
 
 def test_a_damaged_manifest_is_named(bandits, tmp_path):

@@ -234,6 +234,9 @@ def test_gguf_holds_the_pruned_model_and_answers_the_same(run, tmp_path):
 
     place = export_run(run, "gguf", output=tmp_path / "file", accept_worse=True)
     assert {path.name for path in place.iterdir()} == {"model.gguf", "airtune.json", "README.md"}
+    check = json.loads((place / "airtune.json").read_text())["self_check"]
+    assert check["token_s"] > 0.0
+    assert check["dense_token_s"] > 0.0
     read = AutoModelForCausalLM.from_pretrained(
         place, gguf_file="model.gguf", attention_bias=True, mlp_bias=True
     ).eval()

@@ -128,6 +128,10 @@ def _deployed(manifest: Mapping[str, Any]) -> list[Cell]:
     part = float((manifest.get("slice") or {}).get("pruned") or 0.0)
     ratio = check["forward_s"] / check["dense_forward_s"]
     size = f"{check['batch']} × {check['tokens']} tokens"
+    written: tuple[str, ...] = ()
+    if check.get("token_s"):  # of a language model
+        token_s, dense_s = (format_seconds(check[name]) for name in ("token_s", "dense_token_s"))
+        written = (f"a token written: {token_s} against {dense_s}",)
     return [
         Cell(hold(f"{100 * part:.1f} %"), (str(manifest["format"]),)),
         _beside(
@@ -147,6 +151,7 @@ def _deployed(manifest: Mapping[str, Any]) -> list[Cell]:
             (
                 f"{format_seconds(check['forward_s'])} against {format_seconds(check['dense_forward_s'])}",
                 size,
+                *written,
             ),
             "better" if ratio < 1.0 else "worse",
         ),

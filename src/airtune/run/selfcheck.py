@@ -1,14 +1,16 @@
 """What an exported model weighs and how fast it is, beside the dense model.
 
-Times are medians of forward passes on this machine, taken in turns so that a busy machine slows
-both alike.
+Times are medians of passes on this machine, taken in turns so that a busy machine slows both alike.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +20,8 @@ from airtune.model.base import BaseModel
 from airtune.model.images import image_tokens
 
 BATCH, TOKENS, PASSES = 4, 64, 7
+WRITTEN = 8
+"""Tokens that a language model writes for its seconds a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +39,20 @@ class SelfCheck:
     dense_forward_s: float
     batch: int
     tokens: int
+    token_s: float | None
+    """Seconds for each token that a language model writes, one text at a time; None = it is none."""
+    dense_token_s: float | None
 
 
 def self_check(saved: nn.Module, base: BaseModel) -> SelfCheck:
     """Measure a saved model and the dense base; both read batches as every base does."""
     ids = _tokens(base)
     tokens = ids.shape[1] if base.frame is None else image_tokens(base.network.config)
-    forward_s, dense_s = _times([saved, base.network], ids)
+    both = [saved, base.network]
+    forward_s, dense_s = _times([partial(network, input_ids=ids) for network in both])
+    token_s, dense_token_s = None, None
+    if base.shape.task == "causal-lm":
+        token_s, dense_token_s = _times([partial(_written, network, ids) for network in both])
     return SelfCheck(
         _count(saved),
         _count(base.network),
@@ -51,6 +62,8 @@ def self_check(saved: nn.Module, base: BaseModel) -> SelfCheck:
         dense_s,
         BATCH,
         tokens,
+        token_s and token_s / WRITTEN,
+        dense_token_s and dense_token_s / WRITTEN,
     )
 
 
@@ -66,15 +79,24 @@ def _tokens(base: BaseModel) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _times(networks: list[nn.Module], ids: torch.Tensor) -> list[float]:
-    seconds: list[list[float]] = [[] for _ in networks]
+def _times(passes: list[Callable[[], object]]) -> list[float]:
+    seconds: list[list[float]] = [[] for _ in passes]
     for _ in range(PASSES):
-        for place, network in enumerate(networks):
+        for taken_s, run in zip(seconds, passes, strict=True):
             begin = time.perf_counter()
-            network(input_ids=ids)
-            seconds[place].append(time.perf_counter() - begin)
+            run()
+            taken_s.append(time.perf_counter() - begin)
     # the first pass of each warms up
     return [statistics.median(each[1:]) for each in seconds]
+
+
+def _written(network: Any, ids: torch.Tensor) -> object:
+    """Let a language model go on with half a row; it may not stop early."""
+    prompt = ids[:1, : max(ids.shape[1] // 2, 1)]
+    return network.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0,
+        min_new_tokens=WRITTEN, max_new_tokens=WRITTEN,
+    )  # fmt: skip
 
 
 def _count(network: nn.Module) -> int:
