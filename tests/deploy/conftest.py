@@ -1,7 +1,13 @@
-"""Devices in this process, reached through the same messages as real ones."""
+"""Devices in this process, reached by the messages of real ones; and real ones, with a server."""
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from airtune.calibrate import store
 from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.run import run_federation
@@ -17,12 +24,23 @@ from airtune.engine.stream import StreamServer
 from airtune.engine.virtual import local_engine
 from airtune.errors import AirtuneError
 from airtune.loop import Run, run_to_end
+from airtune.plan import CodecSpec, Measurements
+from airtune.plan.rounds_tables import (
+    CodecRounds,
+    PrunedRounds,
+    RankRounds,
+    StepRounds,
+    UploadRounds,
+)
 from airtune.recipe import Recipe, load_recipe
 from airtune.records import RunRecord, RunWriter, read_run
 from airtune.run import build_pieces, choose_method, problem_of, stored_measurements
 from airtune.run.execute import loop_settings
 from airtune.run.header import identity
+from airtune.run.measurement import table_path, tables_of
 from airtune.wire.message import Message, More, Response
+
+LONG_S = 1800
 
 
 class Mail:
@@ -147,3 +165,126 @@ def weights() -> Callable[[RunRecord], Mapping[str, torch.Tensor]]:
         return load_file(record.folder / "checkpoint" / name / "tensors.safetensors")
 
     return read
+
+
+def _link(up_mbps: float) -> dict[str, Any]:
+    return {"kind": "dedicated", "capacity": {"up_mbps": up_mbps, "down_mbps": 50}}
+
+
+MIXED = {
+    "name": "mixed",
+    "server": {"gflops_per_s": 20, "memory_gib": 0.008},
+    "links": {"slow": _link(1), "fair": _link(4), "fast": _link(50)},
+    "devices": [
+        {"name": "far", "link": "slow", "gflops_per_s": 20, "memory_gib": 1, "power_w": 5},
+        {"name": "small", "link": "fair", "gflops_per_s": 5, "memory_gib": 0.004, "power_w": 5},
+        {"name": "strong", "link": "fast", "gflops_per_s": 20, "memory_gib": 1, "power_w": 5},
+    ],
+}
+
+
+@pytest.fixture
+def mixed(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """Makes a recipe of `auto` in whose rounds one device is cut and the others train all blocks.
+
+    The small one's memory holds the first block and no slice that it may be told, the server's the
+    rest of the model for one device. What the knobs cost is stored, such that each is worth having on
+    some device; being cut costs `cut`.
+    """
+
+    def make(output: Path, *, cut: float, **changes: Any) -> Recipe:
+        knobs = "[prune, rank, upload, cut, codec, share, steps]"
+        asked = {"method.name": "auto", "method.knobs": knobs, "method.max_prune": 0.3,
+                 "fleet.source": json.dumps(MIXED), "output": str(output)}  # fmt: skip
+        made = recipe(**(asked | changes))
+        chosen, base = choose_method(made), build_pieces(made).assets.base
+        coded, cuts = CodecSpec("topk", keep=0.1, bits=4), range(1, base.shape.blocks)
+        costs = Measurements(
+            base.fingerprint, "assumed", cut=cut,
+            pruning=(PrunedRounds(0.0, 0.0), PrunedRounds(0.15, 0.02), PrunedRounds(0.3, 0.5)),
+            ranks=(RankRounds(2, 0.6), RankRounds(4, 0.05), RankRounds(8, 0.0)),
+            codecs=tuple(CodecRounds(cut, CodecSpec("deadzone"), 0.02) for cut in cuts),
+            uploads=(UploadRounds(CodecSpec(), 0.0), UploadRounds(coded, 0.4)),
+            steps=(StepRounds(1, 0.3), StepRounds(2, 0.0), StepRounds(4, -0.5)),
+        )  # fmt: skip
+        for table in tables_of(chosen):
+            store(table_path(made, chosen, table), costs)
+        return made
+
+    return make
+
+
+class Site:
+    """A folder with a server and its devices, real processes with TLS and keys."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.folder = folder
+        self.agents: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "airtune-server"
+
+    def airtune(self, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        with self.begin(*words, cwd=cwd) as begun:
+            out, error = begun.communicate(timeout=LONG_S)
+        return subprocess.CompletedProcess(words, begun.returncode, out, error)
+
+    def begin(self, *words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "airtune.cli", *words], cwd=cwd or self.folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(),
+        )  # fmt: skip
+
+    def start_agent(self, name: str) -> None:
+        home = self.state / "bundles" / name
+        with (home / "agent.log").open("ab") as log:
+            self.agents[name] = subprocess.Popen(
+                [sys.executable, "-m", "airtune.cli", "agent", "--server", self.address, "--data",
+                 "recipe"],
+                cwd=home, stdout=log, stderr=subprocess.STDOUT, env=_environment(),
+                start_new_session=True,
+            )  # fmt: skip
+
+    def said(self) -> str:
+        logs = self.state.rglob("*.log")
+        return "\n".join(f"== {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs)
+
+    def close(self) -> None:
+        for agent in self.agents.values():
+            agent.terminate()
+        for agent in self.agents.values():
+            agent.wait(120)
+        self.airtune("server", "stop")
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+@pytest.fixture(scope="session")
+def open_site() -> Callable[..., AbstractContextManager[Site]]:
+    """Starts a server in a folder, and an agent for each name."""
+
+    @contextmanager
+    def opened(folder: Path, *names: str) -> Iterator[Site]:
+        made = Site(folder)
+        try:
+            added = made.airtune("device", "add", *names, "--json")
+            assert added.returncode == 0, added.stdout + added.stderr
+            started = made.airtune("server", "start", "--port", str(made.port), "--detach")
+            assert started.returncode == 0, started.stdout + started.stderr + made.said()
+            for name in names:
+                made.start_agent(name)
+            yield made
+        finally:
+            made.close()
+
+    return opened

@@ -18,6 +18,7 @@ import pytest
 from airtune.codec import frame, plain
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.run import run_federation
+from airtune.engine.stream import StreamServer
 from airtune.errors import ConnectionFailedError, StorageError
 from airtune.records import read_run
 from airtune.wire.message import Message, Response
@@ -319,3 +320,30 @@ def test_a_full_disk_is_a_clear_refusal_and_the_run_goes_on_once_there_is_room(
     run = read_run(go(there, recipe, disk, resume=folder))
     assert [row["train_loss"] for row in run.rounds] == [row["train_loss"] for row in whole.rounds]
     assert run.results["test"]["loss"] == whole.results["test"]["loss"]
+
+
+def test_false_seconds_are_believed_as_far_as_the_server_waited(nodes, mixed, tmp_path):
+    """In mixed rounds: one that is cut claims a year, another one that it needs no time at all."""
+    there, server = nodes(["far", "small", "strong"]), StreamServer()
+    claims_s = {0: 1e-300, 1: 3e7}
+
+    def lie(device, reply):
+        said = json.loads(reply.header)
+        if said["kind"] != "train" or device not in claims_s:
+            return reply
+        claimed_s = claims_s[device]
+        return forged(reply, header={
+            "spent": said["spent"] | {"compute_s": claimed_s},
+            "figures": said["figures"] | {"stepping_s": claimed_s} if device == 1 else said["figures"],
+        })  # fmt: skip
+
+    there.mail.bend = lie
+    told = mixed(tmp_path / "costs", cut=9.0, **{"train.rounds": 4})
+    order = Order(told, tmp_path, devices=3, serve=lambda: (server, f"127.0.0.1:{server.port}"))
+    run = read_run(run_federation(order, there, tell=lambda **event: None))
+    server.close()
+    assert set(statuses(run).values()) == {"ok"}
+    devices = run.devices
+    assert (devices["compute_s"] <= devices["finish_s"]).all()
+    assert set(devices["name"][devices["cut"] > 0]) == {"small"}
+    assert np.isfinite([row["predicted_s"] for row in run.rounds]).all()

@@ -1,6 +1,5 @@
 """The same seed, with the devices in this process or behind messages: the same run."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from airtune.calibrate import store
-from airtune.plan import CodecSpec, Measurements
-from airtune.plan.rounds_tables import (
-    CodecRounds,
-    PrunedRounds,
-    RankRounds,
-    StepRounds,
-    UploadRounds,
-)
 from airtune.recipe import Recipe
 from airtune.records import RunRecord
-from airtune.run import build_pieces, choose_method
-from airtune.run.measurement import table_path, tables_of
 
 ALTERNATING = """
 from dataclasses import replace
@@ -82,53 +70,14 @@ def test_same_plans_payloads_and_losses(changes: dict[str, Any], recipe: Any, sa
     same(recipe(**changes))
 
 
-def _link(up_mbps: float) -> dict[str, Any]:
-    return {"kind": "dedicated", "capacity": {"up_mbps": up_mbps, "down_mbps": 50}}
-
-
-MIXED = {
-    "name": "mixed",
-    "server": {"gflops_per_s": 20, "memory_gib": 0.008},
-    "links": {"fast": _link(50), "slow": _link(1), "fair": _link(4)},
-    "devices": [
-        {"name": "strong", "link": "fast", "gflops_per_s": 20, "memory_gib": 1, "power_w": 5},
-        {"name": "far", "link": "slow", "gflops_per_s": 20, "memory_gib": 1, "power_w": 5},
-        {"name": "small", "link": "fair", "gflops_per_s": 5, "memory_gib": 0.004, "power_w": 5},
-    ],
-}
-"""The small one's memory holds the first block and no slice that it may be told, the server's the rest
-of the model for one device: where another could be cut too, that would be worth it."""
-
-
-def _priced(recipe: Recipe) -> Recipe:
-    """Store what the knobs are taken to cost, so that each is worth having on some device."""
-    chosen, base = choose_method(recipe), build_pieces(recipe).assets.base
-    coded, cuts = CodecSpec("topk", keep=0.1, bits=4), range(1, base.shape.blocks)
-    costs = Measurements(
-        base.fingerprint, "assumed", cut=-1.5,
-        pruning=(PrunedRounds(0.0, 0.0), PrunedRounds(0.15, 0.02), PrunedRounds(0.3, 0.5)),
-        ranks=(RankRounds(2, 0.6), RankRounds(4, 0.05), RankRounds(8, 0.0)),
-        codecs=tuple(CodecRounds(cut, CodecSpec("deadzone"), 0.02) for cut in cuts),
-        uploads=(UploadRounds(CodecSpec(), 0.0), UploadRounds(coded, 0.4)),
-        steps=(StepRounds(1, 0.3), StepRounds(2, 0.0), StepRounds(4, -0.5)),
-    )  # fmt: skip
-    for table in tables_of(chosen):
-        store(table_path(recipe, chosen, table), costs)
-    return recipe
-
-
 def test_whole_and_cut_devices_side_by_side_are_replayed(
-    recipe: Any, same: Any, tmp_path: Path
+    mixed: Any, same: Any, tmp_path: Path
 ) -> None:
-    told = recipe(**{
-        "method.name": "auto", "method.knobs": "[prune, rank, upload, cut, codec, share, steps]",
-        "method.max_prune": 0.3, "fleet.source": json.dumps(MIXED), "output": str(tmp_path),
-        "upload.feedback": "true",
-    })  # fmt: skip
-    devices = same(_priced(told)).devices
+    """Another device would be cut too, if the fleet's server had the memory."""
+    devices = same(mixed(tmp_path, cut=-1.5, **{"upload.feedback": "true"})).devices
     assert devices["status"].tolist() == ["ok"] * 6
-    assert devices["cut"].tolist() == [0, 0, 1] * 2
-    assert (devices["pruned"].reshape(2, 3)[:, :2] > 0).any()
+    assert devices["cut"].tolist() == [0, 1, 0] * 2
+    assert (devices["pruned"].reshape(2, 3)[:, [0, 2]] > 0).any()
     for name in ("rank", "upload_codec", "codec", "local_steps"):
         assert len(set(devices[name])) > 1, name
-    assert (devices["server_s"].reshape(2, 3)[:, 2] > 0).all()
+    assert (devices["server_s"].reshape(2, 3)[:, 1] > 0).all()

@@ -3,8 +3,6 @@
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,72 +26,15 @@ threads: 1
 LONG_S = 1800
 
 
-def _port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Site:
-    """A folder with a server and its devices."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, _port()
-        self.agents: list[subprocess.Popen[bytes]] = []
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def airtune(self, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "airtune.cli", *words], cwd=cwd or self.folder, text=True,
-            capture_output=True, check=False, timeout=LONG_S, env=_environment(),
-        )  # fmt: skip
-
-    def start_agent(self, name: str, *words: str) -> None:
-        home = self.folder / "airtune-server" / "bundles" / name
-        with (home / "agent.log").open("wb") as log:
-            self.agents.append(subprocess.Popen(
-                [sys.executable, "-m", "airtune.cli", "agent", "--server", self.address, "--data",
-                 "recipe", *words],
-                cwd=home, stdout=log, stderr=subprocess.STDOUT, env=_environment(),
-            ))  # fmt: skip
-
-    def said(self) -> str:
-        logs = (self.folder / "airtune-server").rglob("*.log")
-        return "\n".join(f"== {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs)
-
-    def close(self) -> None:
-        for agent in self.agents:
-            agent.terminate()
-        for agent in self.agents:
-            agent.wait(120)
-        self.airtune("server", "stop")
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-
-
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    made = Site(tmp_path_factory.mktemp("site"))
-    (made.folder / "recipe.yaml").write_text(RECIPE)
-    try:
-        added = made.airtune("device", "add", "a", "b", "--json")
-        assert added.returncode == 0, added.stdout + added.stderr
-        started = made.airtune("server", "start", "--port", str(made.port), "--detach")
-        assert started.returncode == 0, started.stdout + started.stderr + made.said()
-        made.start_agent("a")
-        made.start_agent("b")
+def site(tmp_path_factory: pytest.TempPathFactory, open_site: Any) -> Iterator[Any]:
+    with open_site(tmp_path_factory.mktemp("site"), "a", "b") as made:
+        (made.folder / "recipe.yaml").write_text(RECIPE)
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(scope="module")
-def done(site: Site) -> Any:
+def done(site: Any) -> Any:
     ran = site.airtune("run", "recipe.yaml", "--server", site.address, "--devices", "2", "--json")
     assert ran.returncode == 0, ran.stdout + ran.stderr + site.said()
     return json.loads(ran.stdout)
@@ -109,7 +50,7 @@ def test_a_run_over_tls_and_keys_ends_with_a_better_model(done: Any) -> None:
     assert (Path(done["folder"]) / "report.html").is_file()
 
 
-def test_status_shows_devices_and_rounds(site: Site, done: Any) -> None:
+def test_status_shows_devices_and_rounds(site: Any, done: Any) -> None:
     said = json.loads(site.airtune("status", "--json").stdout)
     assert said["done"] == said["rounds"] == 2
     assert [row["name"] for row in said["devices"]] == ["a", "b"]
@@ -118,7 +59,7 @@ def test_status_shows_devices_and_rounds(site: Site, done: Any) -> None:
     assert shown["runs"][0]["status"] == "finished:completed"
 
 
-def test_a_key_that_the_server_does_not_know_is_refused(site: Site, done: Any) -> None:
+def test_a_key_that_the_server_does_not_know_is_refused(site: Any, done: Any) -> None:
     stranger = site.folder / "stranger"
     other = site.airtune("device", "add", "c", "--state", str(stranger))
     assert other.returncode == 0, other.stderr
@@ -130,7 +71,7 @@ def test_a_key_that_the_server_does_not_know_is_refused(site: Site, done: Any) -
     assert "does not know the key" in refused.stderr
 
 
-def test_another_servers_certificate_is_refused(site: Site) -> None:
+def test_another_servers_certificate_is_refused(site: Any) -> None:
     stranger = site.folder / "stranger-2"
     site.airtune("device", "add", "c", "--state", str(stranger))
     refused = site.airtune("agent", "--server", site.address, "--data", "recipe",
@@ -151,7 +92,7 @@ def test_another_servers_certificate_is_refused(site: Site) -> None:
      ("{name: sft, codec: quantised}", 1e-3)],
 )  # fmt: skip
 def test_on_the_replayed_clock_the_run_is_that_of_one_process(
-    method: str, apart: float, site: Site, done: Any, alone: Any, tmp_path: Path
+    method: str, apart: float, site: Any, done: Any, alone: Any, tmp_path: Path
 ) -> None:
     recipe = tmp_path / "same.yaml"
     recipe.write_text(RECIPE.replace("{name: jcpba, budget: 0.25}", method))
@@ -178,7 +119,7 @@ def test_on_the_replayed_clock_the_run_is_that_of_one_process(
 
 
 @pytest.mark.slow
-def test_devices_and_server_split_the_model_over_tls(site: Site, done: Any) -> None:
+def test_devices_and_server_split_the_model_over_tls(site: Any, done: Any) -> None:
     halves = site.folder / "halves.yaml"
     halves.write_text(
         RECIPE.replace("{name: jcpba, budget: 0.25}", "{name: sft}").replace("gate", "halves")
@@ -195,7 +136,7 @@ def test_devices_and_server_split_the_model_over_tls(site: Site, done: Any) -> N
 
 
 @pytest.mark.slow
-def test_a_revoked_key_is_refused_by_name(site: Site, done: Any) -> None:
+def test_a_revoked_key_is_refused_by_name(site: Any, done: Any) -> None:
     assert site.airtune("device", "add", "late").returncode == 0
     assert site.airtune("device", "revoke", "late").returncode == 0
     home = site.folder / "airtune-server" / "bundles" / "late"
@@ -220,15 +161,12 @@ def _await_answer(address: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_after_the_server_was_killed(site: Site, done: Any) -> None:
+def test_a_run_goes_on_after_the_server_was_killed(site: Any, done: Any) -> None:
     import signal
 
     slow = site.folder / "slow.yaml"
     slow.write_text(RECIPE.replace("rounds: 2", "rounds: 4").replace("gate", "killed"))
-    run = subprocess.Popen(
-        [sys.executable, "-m", "airtune.cli", "run", "slow.yaml", "--server", site.address,
-         "--devices", "2"], cwd=site.folder, env=_environment(), stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    run = site.begin("run", "slow.yaml", "--server", site.address, "--devices", "2")
     runs = site.folder / "airtune-server" / "runs"
     until = time.monotonic() + LONG_S
     while time.monotonic() < until:

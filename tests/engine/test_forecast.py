@@ -96,12 +96,3 @@ def test_what_was_learnt_of_rounds_is_in_the_checkpoint():
     )
     with pytest.raises(CheckpointError, match="judging_s"):
         Forecast(3).restore({"rest_s": np.zeros((2, 3))})
-
-
-def test_a_device_that_claims_more_seconds_than_the_server_waited_is_not_believed():
-    plan, lying, honest = priced(2.0), Forecast(3), Forecast(3)
-    for _ in range(5):
-        seen = MeasuredRound(*(np.full(3, each) for each in (2.3, 0.1, 2.0, 0.2, 0.0, 0.0)))
-        honest.learn(told(), plan, seen)
-        lying.learn(told(), plan, replace(seen, work_s=np.array([2.0, 2e3, 2e6])))
-    np.testing.assert_allclose(lying.speed.factor, honest.speed.factor, rtol=0.06)

@@ -168,9 +168,7 @@ class Forecast:
         who, is_cut = told.device, told.cut > 0
         judging_s = np.nan_to_num(seen.judging_s)
         beside_s = seen.finish_s - seen.work_s - judging_s - np.nan_to_num(seen.loading_s)
-        # nobody worked longer than the server waited for it
-        most_s = seen.finish_s - np.where(is_cut, 0.0, np.nan_to_num(seen.upload_s))
-        self.speed.learn(who, priced.compute_s, np.fmin(seen.work_s, most_s))
+        self.speed.learn(who, priced.compute_s, seen.work_s)
         self.down.learn(who, priced.download_s, _where(~is_cut, seen.download_s))
         self.up.learn(who, priced.upload_s, _where(~is_cut, seen.upload_s))
         self._steps.learn(who, _beside(priced), _where(is_cut, beside_s))

@@ -9,7 +9,7 @@ A scalar Kalman filter a device, on the logarithm of its true speed over the dec
 
 so that one odd round changes little, and a device whose power mode has changed is believed at once.
 The next report differs from m with the variance v + r. The constants are ours. A device that is not
-heard of keeps what it declared.
+heard of keeps what it declared; none is taken to be `MOST` times as fast, or as slow, whatever it says.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from airtune.plan import Floats, Ints
 
 START, DRIFT, NOISE, ODD = 0.4, 0.02, 0.05, 3.0
 """Of computing; a link starts, drifts and scatters more."""
+MOST = 1e4
 NEWEST = 0.15
 """Weight of the newest report in how far reports scatter."""
 _NAMES = ("log", "variance", "odd", "noise")
@@ -74,7 +75,7 @@ class LearntRatio:
         told = np.isfinite(reported_s) & (reported_s > 0)
         told &= np.isfinite(planned_s) & (planned_s > 0)
         who = device[told]
-        innovation = np.log(planned_s[told] / reported_s[told]) - self._log[who]
+        innovation = np.log(planned_s[told]) - np.log(reported_s[told]) - self._log[who]
         before, scatter = self._variance[who], self._noise[who]
         foreseen = before + scatter
         is_odd = np.abs(innovation) > ODD * np.sqrt(foreseen)
@@ -82,7 +83,8 @@ class LearntRatio:
         noise = np.where(is_odd & ~is_new, 9 * np.maximum(scatter, self._first), scatter)
         variance = np.where(is_new, self._start, before)
         gain = variance / (variance + noise)
-        self._log[who] += gain * innovation
+        log = self._log[who] + gain * innovation
+        self._log[who] = np.clip(log, -np.log(MOST), np.log(MOST))
         self._variance[who] = variance * (1 - gain)
         self._odd[who] = is_odd & ~is_new
         # a first report says how wrong the declaration was, not how reports scatter

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from airtune.engine.message import Reply, Task, open_reply
+from airtune.engine.message import Reply, Spent, Task, open_reply
 from airtune.errors import CodecError, MismatchError
 from airtune.plan.observe import Status
 from airtune.records import range_fault
@@ -27,6 +27,35 @@ class Answer:
     blobs: Mapping[str, bytes] = field(default_factory=dict)
     upload_s: float = 0.0
     """Of the answer, as it came in."""
+
+    @property
+    def spent(self) -> Spent | None:
+        """Where the device's time went, as it says: each part no longer than the server waited for it.
+
+        What is no number counts as all of that; None = it said nothing.
+        """
+        if self.reply is None:
+            return None
+        most_s, said = max(self.after_s - self.upload_s, 0.0), self.reply.spent
+
+        judging_s = None if said.judging_s is None else _believed(said.judging_s, most_s)
+        return Spent(
+            _believed(said.load_s, most_s), _believed(said.compute_s, most_s), judging_s,
+            _believed(said.download_s, most_s),
+        )  # fmt: skip
+
+    @property
+    def work_s(self) -> float:
+        """How long the device computed, without waits for the server; NaN = it said nothing."""
+        spent = self.spent
+        if spent is None or self.reply is None:
+            return math.nan
+        stepping_s = self.reply.figures.get("stepping_s")
+        return spent.compute_s if stepping_s is None else _believed(stepping_s, spent.compute_s)
+
+
+def _believed(seconds: float, most_s: float) -> float:
+    return max(seconds, 0.0) if seconds <= most_s else most_s
 
 
 def answer_of(task: Task, message: Message, arrival: Response | None, *, limit: int) -> Answer:

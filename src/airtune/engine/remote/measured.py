@@ -29,12 +29,11 @@ def seen_of(told: Assignments, done: Mapping[int, Trained]) -> MeasuredRound:
     }
     for place, device in enumerate(told.device.tolist()):
         answer = done[device].answer if device in done else None
-        if answer is None or answer.reply is None or answer.reply.status != "ok":
+        if answer is None or answer.status != "ok" or answer.spent is None:
             continue
-        spent, stepping_s = answer.reply.spent, answer.reply.figures.get("stepping_s")
+        spent = answer.spent
         row = {
-            "finish_s": answer.after_s, "download_s": spent.download_s,
-            "work_s": spent.compute_s if stepping_s is None else stepping_s,
+            "finish_s": answer.after_s, "download_s": spent.download_s, "work_s": answer.work_s,
             "upload_s": answer.upload_s, "judging_s": spent.judging_s, "loading_s": spent.load_s,
         }  # fmt: skip
         for name, value in row.items():
@@ -92,8 +91,7 @@ def results_of(
         step_up[place], step_down[place] = item.step_bytes
         server_s[place] = item.server_s
         columns["finish"][place] = answer.after_s
-        if answer.reply is not None:
-            spent = answer.reply.spent
+        if (spent := answer.spent) is not None:
             columns["download"][place], columns["compute"][place] = (
                 spent.download_s,
                 spent.compute_s,
