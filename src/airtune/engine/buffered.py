@@ -1,4 +1,4 @@
-"""Asynchronous rounds on the virtual clock: a round ends when enough updates have come.
+"""Asynchronous rounds: a round ends when enough updates have come.
 
 A round plans for the devices that are free, tells them the newest state, and ends with the K-th
 update that arrives from whomever; the others go on and count in a later round. An update that
@@ -8,7 +8,8 @@ of now:
     w_i = w_t + (v_i - w_(t - tau)) / sqrt(1 + tau)
 
 and the method's aggregation takes the mean of these. Shares of a link are kept until an update has
-arrived: who is told anew divides among themselves what is free.
+arrived: who is told anew divides among themselves what is free. `BufferedEngine` is for the virtual
+clock; `remote.buffered` has the same for devices on the real one.
 
 Source: Federated Learning with Buffered Asynchronous Aggregation (Nguyen et al., arXiv 2106.06639),
 its weight for staleness. Weights by data, slices and ranks, and shares of links are ours.
@@ -100,60 +101,24 @@ class BufferedEngine:
         Raises:
             MethodError: if the plan gives out more of a link than there is.
         """
-        plan = replace(plan, assignments=self._on_free_links(plan.assignments))
+        taken = {device: entry.told["share"] for device, entry in self._flying.items()}
+        plan = on_free_links(self._problem, plan, taken)
 
         def keep(links: LinkState, remaining_bytes: Floats) -> Floats:
             return plan.assignments.share
 
         done = self._inner.execute(plan, state, keep, start_s=start_s)
-        for entry in self._begun(plan, done):
+        for entry in begun(self._problem, plan, done):
             self._flying[entry.device] = entry
         arrived = self._arrived()
         for entry in arrived:
             del self._flying[entry.device]
-        arrived = sorted(arrived, key=lambda entry: entry.device)
         end_s = max([done.start_s, *(entry.arrives_s for entry in arrived)])
-        return _execution(self._problem, plan, done, arrived, end_s=end_s, left=len(self._flying))
-
-    def _on_free_links(self, told: Assignments) -> Assignments:
-        """Return a plan whose shares are of what devices in flight leave of their links."""
-        devices = self._problem.devices
-        taken = np.zeros(int(devices.link.max()) + 1)
-        for entry in self._flying.values():
-            taken[devices.link[entry.device]] += entry.told["share"]
-        left = np.maximum(1.0 - taken, 0.0)[devices.link[told.device]]
-        alone = np.zeros(len(told), np.bool_)
-        if devices.dedicated is not None:
-            alone = devices.dedicated[told.device]
-        return replace(told, share=np.where(alone, told.share, told.share * left))
-
-    def _begun(self, plan: RoundPlan, done: Execution) -> list[InFlight]:
-        """Return the devices of a plan as they are on their way."""
-        updates = {update.device: update for update in done.updates}
-        results, told = done.results, (done.plan or plan).assignments
-        begun = []
-        for place, device in enumerate(told.device.tolist()):
-            update = updates.get(device)
-            begun.append(InFlight(
-                device, plan.round, done.start_s + _known_after_s(results, place, plan, self._problem),
-                told={name: getattr(told, name)[place].item() for name in _TOLD},
-                seen={name: _item(getattr(results, name), place) for name in _SEEN},
-                fault=done.faults[place], reason=plan.reasons[place],
-                bandwidth_hz=float(done.bandwidth_hz[place]),
-                memory_bytes=float(done.memory_bytes[place]),
-                change=None if update is None else self._change(update, done.state),
-                upload=told.row(place).upload,
-            ))  # fmt: skip
-        return begun
-
-    def _change(self, update: Update, began: GlobalState) -> Update:
-        return _moved(update, self._reference(update, began), times=-1.0)
-
-    def _reference(self, update: Update, state: GlobalState) -> Mapping[str, torch.Tensor]:
-        problem = self._problem
-        return returned_of(
-            state, problem.shape, update.kept, update.rank, cut=None, work=problem.work
-        )
+        found = arrived_in(
+            self._problem, plan, done.state, arrived,
+            start_s=done.start_s, end_s=end_s, left=len(self._flying),
+        )  # fmt: skip
+        return replace(found, setup=done.setup, learnt=done.learnt, is_coded=done.is_coded)
 
     def _arrived(self) -> list[InFlight]:
         """Return those that arrive until the buffer is full, or all."""
@@ -193,6 +158,52 @@ class BufferedEngine:
         self._inner.close()
 
 
+def on_free_links(problem: Problem, plan: RoundPlan, taken: Mapping[int, float]) -> RoundPlan:
+    """Return a plan whose shares are of what devices on their way leave of their links.
+
+    Args:
+        problem: of the run.
+        plan: of the devices that begin.
+        taken: the share that each device on its way has, by device.
+    """
+    devices, told = problem.devices, plan.assignments
+    held = np.zeros(int(devices.link.max()) + 1)
+    for device, has in taken.items():
+        held[devices.link[device]] += has
+    left = np.maximum(1.0 - held, 0.0)[devices.link[told.device]]
+    alone = np.zeros(len(told), np.bool_)
+    if devices.dedicated is not None:
+        alone = devices.dedicated[told.device]
+    share = np.where(alone, told.share, told.share * left)
+    return replace(plan, assignments=replace(told, share=share))
+
+
+def begun(problem: Problem, plan: RoundPlan, done: Execution) -> list[InFlight]:
+    """Return the devices of a plan, with what each has changed of the state it was told."""
+    updates = {update.device: update for update in done.updates}
+    results, told = done.results, (done.plan or plan).assignments
+    found = []
+    for place, device in enumerate(told.device.tolist()):
+        update = updates.get(device)
+        found.append(InFlight(
+            device, plan.round, done.start_s + _known_after_s(results, place, plan, problem),
+            told={name: getattr(told, name)[place].item() for name in _TOLD},
+            seen={name: _item(getattr(results, name), place) for name in _SEEN},
+            fault=done.faults[place], reason=plan.reasons[place],
+            bandwidth_hz=float(done.bandwidth_hz[place]),
+            memory_bytes=float(done.memory_bytes[place]),
+            change=None if update is None
+            else _moved(update, _reference(problem, update, done.state), times=-1.0),
+            upload=told.row(place).upload,
+        ))  # fmt: skip
+    return found
+
+
+def _reference(problem: Problem, update: Update, state: GlobalState) -> Mapping[str, torch.Tensor]:
+    """Return the tensors of a state that an update would give back unchanged."""
+    return returned_of(state, problem.shape, update.kept, update.rank, cut=None, work=problem.work)
+
+
 def _known_after_s(results: Results, place: int, plan: RoundPlan, problem: Problem) -> float:
     """Return after how many seconds the server knows what became of a device."""
     finish_s = float(results.finish_s[place])
@@ -204,22 +215,34 @@ def _known_after_s(results: Results, place: int, plan: RoundPlan, problem: Probl
     return float(np.nan_to_num(results.download_s[place]) + np.nan_to_num(results.compute_s[place]))
 
 
-def _execution(
-    problem: Problem, plan: RoundPlan, done: Execution, arrived: Sequence[InFlight], *,
-    end_s: float, left: int,
+def arrived_in(
+    problem: Problem, plan: RoundPlan, state: GlobalState, arrived: Sequence[InFlight], *,
+    start_s: float, end_s: float, left: int,
 ) -> Execution:  # fmt: skip
-    """Return a round of what has arrived in it, in rising order of devices."""
+    """Return a round of what has arrived in it, in rising order of devices.
+
+    Args:
+        problem: of the run.
+        plan: of the devices that began in it.
+        state: of now, to which changes are added.
+        arrived: whenever they began, each device once.
+        start_s: of the round.
+        end_s: of the round.
+        left: how many are on their way still.
+    """
+    arrived = sorted(arrived, key=lambda entry: entry.device)
     told = _told(arrived, problem)
     updates, stale = [], {}
     for entry in arrived:
         stale[problem.devices.names[entry.device]] = plan.round - entry.began
         if entry.change is not None:
-            updates.append(_now(entry, plan.round, done.state, problem))
+            updates.append(_now(entry, plan.round, state, problem))
     columns: dict[str, Any] = {
         name: _column(name, [entry.seen[name] for entry in arrived]) for name in _SEEN
     }
-    return replace(
-        done, results=Results(**columns, done=told), updates=tuple(updates), end_s=end_s,
+    return Execution(
+        results=Results(**columns, done=told), updates=tuple(updates),
+        state=state, start_s=start_s, end_s=end_s,
         bandwidth_hz=np.array([entry.bandwidth_hz for entry in arrived]),
         memory_bytes=np.array([entry.memory_bytes for entry in arrived]),
         faults=tuple(entry.fault for entry in arrived),
@@ -233,9 +256,6 @@ def _now(entry: InFlight, round: int, state: GlobalState, problem: Problem) -> U
     """Return an update as one of the state of now: its change, weighted for its staleness."""
     if entry.change is None:
         raise CheckpointError(f"device {entry.device} has sent nothing")
-    reference = returned_of(
-        state, problem.shape, entry.change.kept, entry.change.rank, cut=None, work=problem.work
-    )
     weight = 1.0 / math.sqrt(1.0 + round - entry.began)
     whole = replace(
         entry.change,
@@ -243,7 +263,7 @@ def _now(entry: InFlight, round: int, state: GlobalState, problem: Problem) -> U
         adapters={name: weight * item for name, item in entry.change.adapters.items()},
         head={name: weight * item for name, item in entry.change.head.items()},
     )
-    return _moved(whole, reference, times=1.0)
+    return _moved(whole, _reference(problem, whole, state), times=1.0)
 
 
 def _moved(update: Update, by: Mapping[str, torch.Tensor], *, times: float) -> Update:

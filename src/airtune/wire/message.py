@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Protocol
 
 from airtune.errors import CodecError
 
@@ -73,6 +74,20 @@ class More:
     most_s: float
     is_needed: Callable[[], bool]
     """Asked again and again once the deadline is over."""
+
+
+class Transport(Protocol):
+    """Carries messages to devices and answers back."""
+
+    def online(self) -> frozenset[int]:
+        """Return the numbers of the devices that can be reached now."""
+        ...
+
+    def send(
+        self, messages: Mapping[int, Message], *, deadline_s: float, more: More | None = None
+    ) -> Mapping[int, Response]:
+        """Carry a message to each device and wait for all answers, or until the deadline."""
+        ...
 
 
 def parts_of(message: Message, *, part_bytes: int = PART_BYTES) -> Iterator[bytes]:

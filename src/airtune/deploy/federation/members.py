@@ -15,10 +15,10 @@ from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.roster import Roster
 from airtune.engine.message import Joined
 from airtune.engine.remote.answers import Answer
-from airtune.engine.remote.devices import Transport
 from airtune.errors import CheckpointError, ConnectionFailedError, MismatchError
 from airtune.recipe import Recipe, fleet_of
 from airtune.run import new_folder
+from airtune.wire.message import Transport
 
 Tell = Callable[..., None]
 

@@ -37,6 +37,7 @@ from airtune.engine.base import Engine, with_work
 from airtune.engine.buffered import BufferedEngine
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.message import RunSetup
+from airtune.engine.remote.buffered import BufferedRealEngine
 from airtune.engine.remote.devices import Remote
 from airtune.engine.remote.real import RealEngine
 from airtune.engine.remote.workers import LEAST_SQUARES, RemoteWorkers, judges_of
@@ -168,11 +169,6 @@ def _check_federates(chosen: Chosen, recipe: Recipe, order: Order) -> None:
     """Refuse what a federation cannot run."""
     if chosen.method.work.mend == "least-squares":
         raise RecipeError(LEAST_SQUARES)
-    if recipe.train.async_buffer and order.clock == "real":
-        raise RecipeError(
-            "train.async_buffer is for the virtual clock: run it here, or over devices with --replay; "
-            "on the real clock rounds wait for all they asked, or for the deadline"
-        )
     if chosen.is_control:
         raise RecipeError(
             f"{chosen.method.name} is a control and federates nothing; run it without --server"
@@ -284,11 +280,12 @@ def _engine(order: Order, pieces: Pieces, method: Method, remote: Remote) -> Eng
         # on the real clock nobody waits longer for a judgement than for a round
         judging_s=None if is_replay else problem.deadline_s,
     )
-    kind = VirtualEngine if is_replay else RealEngine
-    engine: Engine = kind(assets.fleet, workers, needs=needs, settings=pieces.engine)
-    if buffer := pieces.recipe.train.async_buffer:
-        engine = BufferedEngine(engine, workers.problem, buffer=buffer)
-    return engine
+    buffer = pieces.recipe.train.async_buffer
+    if is_replay:
+        played = VirtualEngine(assets.fleet, workers, needs=needs, settings=pieces.engine)
+        return BufferedEngine(played, workers.problem, buffer=buffer) if buffer else played
+    real = RealEngine(assets.fleet, workers, needs=needs, settings=pieces.engine)
+    return BufferedRealEngine(real, workers.problem, buffer=buffer) if buffer else real
 
 
 def _run(order: Order, pieces: Pieces, chosen: Chosen, engine: Engine, writer: RunWriter) -> Run:

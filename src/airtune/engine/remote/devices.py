@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from airtune.errors import CodecError, ModelError
 from airtune.model.importance import Importance
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, ModelShape, Pace
-from airtune.wire.message import Message, More, Response
+from airtune.wire.message import Message, More, Response, Transport
 from airtune.wire.stage import Offer
 from airtune.wire.traffic_budget import TrafficBudget, does_not_hold
 from airtune.work.downloads import Broadcast
@@ -48,20 +47,6 @@ _ROW_BYTES = 4 << 10
 """Of an assignment and a seat in a task."""
 PATIENCE_S = 3600.0
 """How long a device may be silent where no deadline is set."""
-
-
-class Transport(Protocol):
-    """Carries messages to devices and answers back."""
-
-    def online(self) -> frozenset[int]:
-        """Return the numbers of the devices that can be reached now."""
-        ...
-
-    def send(
-        self, messages: Mapping[int, Message], *, deadline_s: float, more: More | None = None
-    ) -> Mapping[int, Response]:
-        """Carry a message to each device and wait for all answers, or until the deadline."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +87,7 @@ class Remote:
         self._transport, self._names, self._setup = transport, tuple(names), setup
         self._run, self._shape, self._patience_s = run, shape, patience_s
         self._ways: dict[int, float] = {}
+        self._busy: set[int] = set()
         self.counted: dict[int, int] = {}
         """The last round in which each device's update counted."""
         self.offers: Mapping[int, Offer] = {}
@@ -115,6 +101,11 @@ class Remote:
         return str(self._run)
 
     @property
+    def busy(self) -> frozenset[int]:
+        """The numbers of the devices that have a task now."""
+        return frozenset(self._busy)
+
+    @property
     def setup(self) -> RunSetup:
         """What stays the same in all rounds."""
         return self._setup
@@ -124,8 +115,8 @@ class Remote:
         self._setup = setup
 
     def online(self) -> frozenset[int]:
-        """Return the numbers of the devices that can be reached now."""
-        return self._transport.online()
+        """Return the numbers of the devices that can be reached now and have no task."""
+        return self._transport.online() - self._busy
 
     def join(
         self, blocks: Mapping[int, int | None], *, more: More | None = None
@@ -190,6 +181,7 @@ class Remote:
         deadline_s: float | None = None, upload_bps: Mapping[int, float] | None = None,
         seats: Mapping[int, SplitEndpoint] | None = None, expected: Mapping[int, float] | None = None,
         unpaced: frozenset[int] = frozenset(), judges: frozenset[int] = frozenset(),
+        is_wanted: Callable[[], bool] | None = None,
     ) -> dict[int, Trained]:  # fmt: skip
         """Have devices do a round.
 
@@ -206,6 +198,7 @@ class Remote:
             judges: devices that judge the state too, before they train on it.
             seats: where the devices of a split round find the server's half.
             expected: the most that each update takes, for caps.
+            is_wanted: asked again and again; where it says no, nobody is waited for any longer.
 
         Returns:
             By device; every row has one.
@@ -227,7 +220,7 @@ class Remote:
             own = pack_own(state, row.device)
             blobs[row.device] = {"state": blob} | coded | ({} if own is None else {"own": own})
         answers = self._ask(
-            tasks, blobs, limit=self._update_bytes(state), deadline_s=deadline_s,
+            tasks, blobs, limit=self._update_bytes(state), deadline_s=deadline_s, is_wanted=is_wanted,
             expected={device: size + self._scores_bytes() - SMALL_BYTES
                       for device, size in (expected or {}).items()},
         )  # fmt: skip
@@ -248,7 +241,7 @@ class Remote:
     def _ask(
         self, tasks: Mapping[int, Task], blobs: Mapping[int, Mapping[str, bytes]], *,
         limit: int, deadline_s: float | None = None, expected: Mapping[int, float] | None = None,
-        more: More | None = None,
+        more: More | None = None, is_wanted: Callable[[], bool] | None = None,
     ) -> dict[int, Answer]:  # fmt: skip
         """Send tasks and return the answers; of all bytes this is the one way out and in.
 
@@ -267,9 +260,15 @@ class Remote:
                 if self.allowance.take(device, message.size_bytes + reply_bytes + steps_bytes):
                     messages[device], aside[device] = message, message.size_bytes + reply_bytes
         waits_s = self._patience_s if deadline_s is None else deadline_s
+        if is_wanted is not None:
+            waits_s, more = 0.0, More(waits_s, is_wanted)
         arrivals: Mapping[int, Response] = {}
         if messages:
-            arrivals = self._transport.send(messages, deadline_s=waits_s, more=more)
+            self._busy.update(messages)
+            try:
+                arrivals = self._transport.send(messages, deadline_s=waits_s, more=more)
+            finally:
+                self._busy.difference_update(messages)
         answers: dict[int, Answer] = {}
         with self.allowance.together():
             for device, task in tasks.items():

@@ -3,15 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from airtune.cost import energy_j, train_flops
+from airtune.engine.base import Execution, ExpectedRound
 from airtune.engine.forecast import MeasuredRound
 from airtune.engine.remote.devices import Trained
-from airtune.plan import Assignments, Floats, Problem, Results, RoundPlan
+from airtune.engine.timing import bandwidth_hz
+from airtune.fleet.fleet import Fleet
+from airtune.model.state import GlobalState
+from airtune.plan import Assignment, Assignments, Floats, Problem, Results, RoundPlan
+from airtune.work.downloads import Broadcast
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyRound:
+    """A round before anything of it is sent: n devices are told, those that hold it are asked."""
+
+    plan: RoundPlan
+    state: GlobalState
+    """What the devices start from."""
+    sent: Broadcast | None
+    """That, coded; None = it is sent as it is."""
+    begin_s: float
+    faults: tuple[str, ...]
+    """Why a device is not asked; empty where it is, (n,)."""
+    rows: tuple[Assignment, ...]
+    """Of those that are asked."""
+    upload_bps: Mapping[int, float]
+    """What each device's share of its link carries, where that is known."""
+    peak_bytes: Floats
+    """Planned, (n,)."""
+    predicted_s: Floats
+    """When each was predicted to finish, (n,)."""
+    expected: ExpectedRound | None
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedOut:
+    """What came of a round that was ready."""
+
+    done: Mapping[int, Trained]
+    """By device, of all that were asked."""
+    split: Mapping[str, object] | None
+    """What a record holds of cuts; None where nothing was cut."""
+    took_s: float
+
+
+def execution_of(
+    problem: Problem, fleet: Fleet, ready: ReadyRound, plan: RoundPlan, carried: CarriedOut
+) -> Execution:
+    """Return what came of a round.
+
+    Args:
+        problem: of the run.
+        fleet: memory and links as declared.
+        ready: the round as it began.
+        plan: as it was done.
+        carried: what came.
+    """
+    told, begin_s = plan.assignments, ready.begin_s
+    trained = [carried.done.get(device) for device in told.device.tolist()]
+    status = np.array([status_of(item) for item in trained])
+    return Execution(
+        results=results_of(
+            problem, plan, trained, status, took_s=carried.took_s, predicted_s=ready.predicted_s
+        ),
+        updates=tuple(
+            item.outcome.update
+            for item in trained
+            if item is not None and item.outcome.update is not None
+        ),
+        state=ready.state,
+        start_s=begin_s,
+        end_s=begin_s + carried.took_s,
+        bandwidth_hz=bandwidth_hz(fleet.links_at(plan.round, 0, begin_s), plan),
+        memory_bytes=fleet.memory_bytes[told.device],
+        faults=tuple(
+            fault if item is None else item.answer.fault
+            for fault, item in zip(ready.faults, trained, strict=True)
+        ),
+    )
 
 
 def status_of(item: Trained | None) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,7 +33,13 @@ from airtune.engine.limits import RoundLimits
 from airtune.engine.measuring import lacks_scores, measured
 from airtune.engine.remote.answers import qualities
 from airtune.engine.remote.devices import Trained
-from airtune.engine.remote.measured import as_done, results_of, seen_of, status_of
+from airtune.engine.remote.measured import (
+    CarriedOut,
+    ReadyRound,
+    as_done,
+    execution_of,
+    seen_of,
+)
 from airtune.engine.remote.split import (
     JOIN_S,
     ServedSplit,
@@ -44,7 +50,7 @@ from airtune.engine.remote.split import (
 from airtune.engine.remote.workers import RemoteWorkers, judges_of
 from airtune.engine.stream import StreamTiming
 from airtune.engine.stream.message import HEADER_BYTES
-from airtune.engine.timing import bandwidth_hz, refusals
+from airtune.engine.timing import refusals
 from airtune.engine.workers import broadcast, restore, snapshot
 from airtune.errors import InfeasibleError, MethodError
 from airtune.fleet.fleet import Fleet
@@ -54,6 +60,7 @@ from airtune.plan import (
     Assignment,
     Assignments,
     Floats,
+    Ints,
     LinkState,
     Need,
     Observation,
@@ -183,11 +190,22 @@ class RealEngine:
             TrainingError: if importance is needed and no device measured it, or the server's half
                 of a split round failed.
         """
-        state, setup = self._ready(plan, state, start_s)
+        state, setup = self.scored(plan, state, start_s)
+        ready = self.prepare(plan, state, start_s + setup.duration_s)
+        return replace(self.settle(ready, self.carry_out(ready)), setup=setup)
+
+    def prepare(self, plan: RoundPlan, state: GlobalState, begin_s: float) -> ReadyRound:
+        """Return all that a round needs before anything is sent.
+
+        Args:
+            plan: of the round.
+            state: of the server, with the scores that the plan needs.
+            begin_s: when the devices begin.
+
+        Raises:
+            MethodError: if the plan gives out more of a link than there is.
+        """
         sent = broadcast(self._problem, plan, state)
-        self._workers.begin_round(sent)
-        state = state if sent is None else sent.state
-        begin_s = start_s + setup.duration_s
         links = self._links(plan.round, begin_s)
         share = check_shares(plan.assignments.share, plan.assignments, links)
         rates = uplink_bps(links, share, plan.assignments.device)
@@ -197,37 +215,48 @@ class RealEngine:
             parts = split_cost(problem, told)
             peak_bytes = np.where(told.cut > 0, parts.device_peak_bytes, peak_bytes)
         faults = refusals(problem, self._fleet, plan, peak_bytes)
-        rows = [told.row(place) for place, fault in enumerate(faults) if not fault]
-        expected = self._forecast.expect(
-            told, self._declared(plan, told, begin_s), is_judging=plan.is_judging
-        )
         known = predict(problem, told, links=links, flops_per_s=self._flops_per_s(plan.round))
-        began = time.monotonic()
-        done, crossed = self._carry_out(plan, state, rows, upload_bps={
-            int(device): float(rate) for device, rate in zip(told.device, rates, strict=True)
-            if np.isfinite(rate) and rate > 0
-        })  # fmt: skip
-        took_s = time.monotonic() - began
-        plan = as_done(plan, done)
-        told = plan.assignments
-        found = self._execution(
+        return ReadyRound(
             plan,
-            state,
-            setup,
-            done=done,
-            faults=faults,
-            clock=(begin_s, took_s),
+            state if sent is None else sent.state,
+            sent,
+            begin_s,
+            faults=tuple(faults),
+            rows=tuple(told.row(place) for place, fault in enumerate(faults) if not fault),
+            upload_bps={
+                int(device): float(rate)
+                for device, rate in zip(told.device, rates, strict=True)
+                if np.isfinite(rate) and rate > 0
+            },
+            peak_bytes=np.asarray(peak_bytes, np.float64),
             predicted_s=known.finish_s,
+            expected=self._forecast.expect(
+                told, self._declared(plan, told, begin_s), is_judging=plan.is_judging
+            ),
         )
+
+    def settle(self, ready: ReadyRound, carried: CarriedOut) -> Execution:
+        """Return a round that was carried out, and learn from it."""
+        begin_s, done = ready.begin_s, carried.done
+        plan = as_done(ready.plan, done)
+        told = plan.assignments
+        for item in done.values():
+            if item.outcome.update is not None:
+                self._remote.counted[item.outcome.device] = plan.round
+        found = execution_of(self._problem, self._fleet, ready, plan, carried)
         self._forecast.learn(
-            told, self._declared(plan, told, begin_s), seen_of(told, done), expected
+            told, self._declared(plan, told, begin_s), seen_of(told, done), ready.expected
         )
         return replace(
-            found, split=crossed, expected=expected, learnt=self._forecast.told(told.device),
-            is_coded=sent is not None, plan=plan,
-            validation=self._validation(done) if plan.is_judging else None,
-            planned_peak_bytes=np.asarray(peak_bytes, np.float64),
+            found, split=carried.split, expected=ready.expected, learnt=self.learnt(told.device),
+            is_coded=ready.sent is not None, plan=plan,
+            validation=self.validation(done) if plan.is_judging else None,
+            planned_peak_bytes=ready.peak_bytes,
         )  # fmt: skip
+
+    def learnt(self, device: Ints) -> Mapping[str, object]:
+        """Return what a record holds of what was learnt of devices; see `Forecast.told`."""
+        return self._forecast.told(device)
 
     def _declared(self, plan: RoundPlan, told: Assignments, begin_s: float) -> Prediction:
         """Return what a plan would take at the speeds and rates that were declared."""
@@ -236,18 +265,27 @@ class RealEngine:
             flops_per_s=self._fleet.flops_at(plan.round),
         )  # fmt: skip
 
-    def _validation(self, done: Mapping[int, Trained]) -> Mapping[str, float] | None:
+    def validation(self, done: Mapping[int, Trained]) -> Mapping[str, float] | None:
         """Return how those that took part judge the model that they were given; None = nobody did."""
         found = qualities({device: item.answer for device, item in done.items()})
         if not any(one.count for one in found.values()):
             return None
         return weigh(list(found.values()), self._problem.devices.weight[list(found)])
 
-    def _carry_out(
-        self, plan: RoundPlan, state: GlobalState, rows: Sequence[Assignment], *,
-        upload_bps: Mapping[int, float],
-    ) -> tuple[dict[int, Trained], Mapping[str, object] | None]:  # fmt: skip
-        """Have the devices train; returns what came of each, and what a record holds of cuts."""
+    def carry_out(
+        self, ready: ReadyRound, *, is_wanted: Callable[[], bool] | None = None
+    ) -> CarriedOut:
+        """Have the devices train; by several threads at once for rounds of devices of their own.
+
+        Args:
+            ready: the round.
+            is_wanted: asked again and again; where it says no, nobody is waited for any longer.
+
+        Raises:
+            MethodError: if devices are cut and nothing serves split rounds.
+            TrainingError: if the server's half of a split round failed.
+        """
+        plan, state, rows, began = ready.plan, ready.state, ready.rows, time.monotonic()
         deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
         split = self._split(rows, plan, state)
         update, steps = self._most(plan.assignments)
@@ -259,16 +297,17 @@ class RealEngine:
         try:
             done = self._remote.train(
                 rows, state, round=plan.round, deadline_s=deadline_s,
-                learning_rate=plan.learning_rate, sent=self._workers.sent, pace=plan.pace, seats=seats,
-                upload_bps=upload_bps, expected=update, unpaced=self._unpaced,
+                learning_rate=plan.learning_rate, sent=ready.sent, pace=plan.pace, seats=seats,
+                upload_bps=ready.upload_bps, expected=update, unpaced=self._unpaced, is_wanted=is_wanted,
                 judges=judges_of(self._problem, self._fleet) if plan.is_judging else frozenset(),
             )  # fmt: skip
             if split is None:
-                return done, None
+                return CarriedOut(done, None, time.monotonic() - began)
             cut = {row.device: done[row.device] for row in split.task.rows}
             joined, result = split.join(cut)
             self._give_back(steps, cut, joined)
-            return done | joined, served_record(split.task, result, cut)
+            record = served_record(split.task, result, cut)
+            return CarriedOut(done | joined, record, time.monotonic() - began)
         finally:
             if split is not None:
                 split.opened.close()
@@ -310,7 +349,7 @@ class RealEngine:
             timing=StreamTiming(join_s=JOIN_S).within(deadline_s or 3600.0),
         )  # fmt: skip
 
-    def _ready(
+    def scored(
         self, plan: RoundPlan, state: GlobalState, start_s: float
     ) -> tuple[GlobalState, Setup]:
         """Have importance measured where it is needed and not known; its time is what it took."""
@@ -319,32 +358,3 @@ class RealEngine:
         began = time.monotonic()
         state, priced = measured(self._workers, self._fleet, plan, state, start_s=start_s)
         return state, replace(priced, duration_s=time.monotonic() - began)
-
-    def _execution(
-        self, plan: RoundPlan, state: GlobalState, setup: Setup, *,
-        done: Mapping[int, Trained], faults: Sequence[str], clock: tuple[float, float],
-        predicted_s: Floats,
-    ) -> Execution:  # fmt: skip
-        told, device = plan.assignments, plan.assignments.device
-        trained = [done.get(int(number)) for number in device]
-        status = np.array([status_of(item) for item in trained])
-        for item in trained:
-            if item is not None and item.outcome.update is not None:
-                self._remote.counted[item.outcome.device] = plan.round
-        texts = tuple(
-            fault if item is None else item.answer.fault
-            for fault, item in zip(faults, trained, strict=True)
-        )
-        begin_s, took_s = clock
-        return Execution(
-            results=results_of(
-                self._problem, plan, trained, status, took_s=took_s, predicted_s=predicted_s
-            ),
-            updates=tuple(
-                item.outcome.update for item in trained
-                if item is not None and item.outcome.update is not None
-            ),
-            state=state, start_s=begin_s, end_s=begin_s + took_s,
-            bandwidth_hz=bandwidth_hz(self._fleet.links_at(plan.round, 0, begin_s), plan),
-            memory_bytes=self._fleet.memory_bytes[told.device], faults=texts, setup=setup,
-        )  # fmt: skip

@@ -141,6 +141,8 @@ class RemoteWorkers:
         if split == "test" or len(self._judges) < enough:
             return self._server.evaluate(state, split) if is_here else {}
         asked = sorted(self.remote.online() & self._judges)
+        if not asked and self.remote.busy & self._judges:
+            return {}  # of an asynchronous round: who could judge it is at work
         found = self.remote.evaluate(asked, state, deadline_s=self._judging_s)
         if not found:
             raise TrainingError(
