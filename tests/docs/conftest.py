@@ -47,6 +47,9 @@ def made(tmp_path_factory):
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     tickets = [f"{words[i % 6]} number {i},{'ab'[i % 2]},{i % 3}\n" for i in range(60)]
     (folder / "tickets.csv").write_text("message,team,site\n" + "".join(tickets))
+    moods = [f"{words[i % 6]} number {i},{('positive', 'negative')[i % 2]}\n" for i in range(60)]
+    for name in ("mood_train.csv", "mood_test.csv"):
+        (folder / name).write_text("sentence,mood\n" + "".join(moods))
     (folder / "recipe.yaml").write_text("method: {name: jcpba, budget: 0.2}\n")
     (folder / "mine.py").write_text(method_of_contributing())
     shutil.copytree(EMBEDDED_MODEL, folder / "base")
