@@ -1,6 +1,6 @@
 """Faults against expectations, over the whole server and its devices: the run ends right or says why.
 
-What a device may do to a split round is in `tests/engine/test_stream.py`; what happens to real
+What a device may do to a split round is in `tests/engine/test_stream_hostile.py`; what happens to real
 processes, in `tests/chaos`.
 """
 

@@ -230,17 +230,20 @@ class Streams:
             workload=task.workload, seed=0, round=task.round, memory=memory, drops=drops,
         )  # fmt: skip
 
-    def assert_same(
-        self, task: Any, result: Any, parts: Mapping[int, Any], reference: SplitResult,
-    ) -> None:  # fmt: skip
-        """Hold a round over streams against one in this process, device by device."""
-        outcomes = self.joined(task, result, parts)
-        for one, other in zip(outcomes, reference.outcomes, strict=True):
+    def assert_same_updates(self, ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> None:
+        """Hold what devices have given against a reference."""
+        for one, other in zip(ours, theirs, strict=True):
             assert (one.status, other.status) == ("ok", "ok"), one.reason
             assert one.update is not None
             assert other.update is not None
             _close(one.update.adapters, other.update.adapters)
             _close(one.update.head, other.update.head)
+
+    def assert_same(
+        self, task: Any, result: Any, parts: Mapping[int, Any], reference: SplitResult,
+    ) -> None:  # fmt: skip
+        """Hold a round over streams against one in this process, device by device."""
+        self.assert_same_updates(self.joined(task, result, parts), reference.outcomes)
         _close(result.adapters, reference.server)
         np.testing.assert_allclose(result.log.losses, reference.losses, rtol=1e-4)
         np.testing.assert_allclose(result.log.up_bytes, reference.up_bytes, rtol=0.02)
