@@ -1,4 +1,4 @@
-"""A tiny encoder with a head of its own, and a run that tunes it."""
+"""A tiny recipe; a tiny encoder with a head of its own, and a run that tunes it."""
 
 import json
 
@@ -8,9 +8,30 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from airtune.data.embedded import EMBEDDED_MODEL
 from airtune.recipe import load_recipe
-from airtune.run import run_recipe
+from airtune.records import read_run
+from airtune.run import load_assets, run_recipe
 
 CUES = {"positive": "apples", "very negative": "pears", "neutral": "three"}
+TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
+        "train.rounds=2", "train.local_steps=1", "train.per_device_train_batch_size=2",
+        "threads=1", "calibration={rounds: 2, devices: 2, budgets: [0.3]}"]  # fmt: skip
+
+
+def recipe(*overrides):
+    """Return a recipe that runs in a second."""
+    return load_recipe(overrides=[*TINY, *overrides])
+
+
+@pytest.fixture(scope="session")
+def assets():
+    """Model, data and fleet of the tiny recipe."""
+    return load_assets(recipe())
+
+
+def rounds_of(folder):
+    """Return the records of a run's rounds without wall times."""
+    rows = read_run(folder).rounds
+    return [{key: value for key, value in row.items() if key != "measured"} for row in rows]
 
 
 @pytest.fixture(scope="session")

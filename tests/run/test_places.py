@@ -3,30 +3,12 @@
 import json
 
 import pytest
+from tests.run.conftest import recipe, rounds_of
 
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
-from airtune.recipe import load_recipe
 from airtune.records import held, read_run
-from airtune.run import load_assets, new_folder, resume_run, run_recipe
+from airtune.run import new_folder, resume_run, run_recipe
 from airtune.run.places import claimed, places_of, resolved
-
-TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
-        "train.rounds=2", "train.local_steps=1", "train.per_device_train_batch_size=2",
-        "threads=1", "calibration={rounds: 2, devices: 2, budgets: [0.3]}"]  # fmt: skip
-
-
-def recipe(*overrides):
-    return load_recipe(overrides=[*TINY, *overrides])
-
-
-@pytest.fixture(scope="module")
-def assets():
-    return load_assets(recipe())
-
-
-def rounds_of(folder):
-    rows = read_run(folder).rounds
-    return [{key: value for key, value in row.items() if key != "measured"} for row in rows]
 
 
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path):

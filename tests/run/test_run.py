@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from tests.run.conftest import recipe, rounds_of
 
 from airtune.compare import compare_methods, entries_of, resume_comparison
 from airtune.errors import (
@@ -14,29 +15,10 @@ from airtune.errors import (
     RunExistsError,
 )
 from airtune.methods import METHODS
-from airtune.recipe import load_recipe
 from airtune.records import read_run
-from airtune.run import build_pieces, choose_method, load_assets, resume_run, run_recipe
+from airtune.run import build_pieces, choose_method, resume_run, run_recipe
 from airtune.run.alone import of_device
 from airtune.run.controls import CONTROLS, pooled
-
-TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
-        "train.rounds=2", "train.local_steps=1", "train.per_device_train_batch_size=2",
-        "threads=1", "calibration={rounds: 2, devices: 2, budgets: [0.3]}"]  # fmt: skip
-
-
-def recipe(*overrides):
-    return load_recipe(overrides=[*TINY, *overrides])
-
-
-@pytest.fixture(scope="module")
-def assets():
-    return load_assets(recipe())
-
-
-def rounds_of(folder):
-    rows = read_run(folder).rounds
-    return [{key: value for key, value in row.items() if key != "measured"} for row in rows]
 
 
 def test_a_recipe_becomes_objects(assets):
