@@ -23,8 +23,8 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check-all: lint  ## the gate and the slow tests
-	$(BIN)/python -m pytest -n 2
+check-all: lint  ## the gate and the slow tests, and the lines that none of them runs
+	$(BIN)/python -m pytest -n 2 --cov
 
 chaos: $(READY)  ## the fault table: devices, servers, links and disks that fail or lie
 	$(BIN)/python -m pytest -n 1 tests/deploy/test_faults.py tests/deploy/test_front.py tests/engine/test_stream*.py tests/wire/test_post.py tests/chaos tests/testbed
