@@ -186,7 +186,7 @@ def test_a_cap_below_one_round_ends_the_run_with_a_sentence(base, data, tmp_path
 
 def test_who_was_told_too_much_is_asked_again_and_takes_no_place(base, data, tmp_path) -> None:
     run, _ = make_run(tmp_path / "run", base, data, "fedavg-lora", 1e5, participation=0.5)
-    run.engine._limits.allowance.faults(np.array([0, 1]), np.array([1e9, 1e9]))
+    run.engine._limits.traffic_budget.faults(np.array([0, 1]), np.array([1e9, 1e9]))
     asked = np.stack([run.engine.observe(number, 0.0).available for number in range(40)])
     assert asked.any(0).all()
     assert asked[:, :2].sum(1).max() == 1

@@ -9,7 +9,7 @@ import pytest
 from airtune.data import EMBEDDED_MODEL
 from airtune.deploy.agent import fetch
 from airtune.deploy.agent.device import Device, DeviceSettings
-from airtune.deploy.federation import base_download as handout
+from airtune.deploy.federation import base_download as download
 from airtune.deploy.federation.base_download import BaseDownload
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.run import run_federation
@@ -94,7 +94,7 @@ def test_the_join_is_as_long_as_somebody_fetches(
     lot = server.shelf.lot(offers[3].token)
     server.shelf.grant(lot, 10)
     assert out.is_fetching()
-    monkeypatch.setattr(handout, "LULL_S", 0.0)
+    monkeypatch.setattr(download, "LULL_S", 0.0)
     assert not out.is_fetching()
 
 

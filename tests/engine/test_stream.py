@@ -108,21 +108,21 @@ def test_who_is_late_for_the_window_joins_a_later_pass(streams):
 
 
 def test_a_device_that_hangs_costs_the_others_one_window_not_one_a_step():
-    seats = tuple(SplitSession(device, device, 40, new_token()) for device in range(2))
-    table = SessionTable(1, 0, seats, StreamTiming(window_s=5.0), 1 << 20)
+    sessions = tuple(SplitSession(device, device, 40, new_token()) for device in range(2))
+    table = SessionTable(1, 0, sessions, StreamTiming(window_s=5.0), 1 << 20)
     message, rule = StepMessage(Kind.ACTIVATION, 1, 0, 0, 0), Batches()
-    for seat in seats:
-        assert not table.join(seat, Outbox())
+    for session in sessions:
+        assert not table.join(session, Outbox())
     waits = []
     for _ in range(3):
-        seats[0].slot = message
+        sessions[0].slot = message
         until = rule.choose(table, first_at=100.0, now=100.0)
         waits.append(0.0 if isinstance(until, list) else until - 100.0)
-        assert rule.choose(table, first_at=100.0, now=105.0) == [seats[0]]
-        seats[0].slot = None
+        assert rule.choose(table, first_at=100.0, now=105.0) == [sessions[0]]
+        sessions[0].slot = None
     assert waits == [5.0, 0.0, 0.0]
-    seats[1].slot = message
-    assert rule.choose(table, first_at=100.0, now=105.0) == [seats[1]]
+    sessions[1].slot = message
+    assert rule.choose(table, first_at=100.0, now=105.0) == [sessions[1]]
 
 
 def test_a_head_that_never_answers_does_not_outlast_the_round(streams):

@@ -121,11 +121,11 @@ def test_the_turn_of_who_died_goes_to_the_next_even_before_it_has_come():
     table.leave(died, outbox, in_order=False)
     assert not table.join(waits, Outbox())
     waits.slot = StepMessage(Kind.ACTIVATION, 1, 0, 0, 2)
-    turns = turns_of(table.seats, [0, 1, 2])
+    turns = turns_of(table.sessions, [0, 1, 2])
     now = table.began_at
     assert turns.choose(table, first_at=now, now=now) == now + 5.0
     assert turns.choose(table, first_at=now, now=now + 5.0) == [waits]
-    assert [seat.place for seat in turns.queue] == [2, 0, 1]
+    assert [session.place for session in turns.queue] == [2, 0, 1]
 
 
 @pytest.mark.slow

@@ -17,15 +17,17 @@ from airtune.wire.traffic_budget import TrafficBudget
 class RoundLimits:
     """The limits of a run's devices: participation, bytes of a month, joules of a round."""
 
-    def __init__(self, problem: Problem, allowance: TrafficBudget, *, participation: float) -> None:
+    def __init__(
+        self, problem: Problem, traffic_budget: TrafficBudget, *, participation: float
+    ) -> None:
         """Begin with nobody there.
 
         Args:
             problem: unmasked: with powers and limits.
-            allowance: bytes that each device may still receive and send.
+            traffic_budget: bytes that each device may still receive and send.
             participation: fraction of the available devices that is asked, in (0, 1].
         """
-        self.allowance = allowance
+        self.traffic_budget = traffic_budget
         self._problem, self._participation = problem, participation
         self._there = np.zeros(len(problem.devices), np.bool_)
         self._least_j = np.full(len(problem.devices), np.nan)
@@ -35,7 +37,7 @@ class RoundLimits:
         """Return who takes part: a sample of those that are there, at least one of them."""
         self._there = available
         stream = generator(self._problem.seed, "participation", round)
-        return sampled(available, self.allowance.short, self._participation, stream)
+        return sampled(available, self.traffic_budget.short, self._participation, stream)
 
     def faults(
         self, plan: RoundPlan, most_bytes: Floats | None, *, links: LinkState, flops_per_s: Floats
@@ -51,14 +53,14 @@ class RoundLimits:
         device = plan.assignments.device
         short = ("",) * len(device)
         if most_bytes is not None:
-            short = self.allowance.faults(device, most_bytes)
+            short = self.traffic_budget.faults(device, most_bytes)
         joules = self._energy_faults(plan, links=links, flops_per_s=flops_per_s)
         return tuple(one or other for one, other in zip(short, joules, strict=True))
 
     @property
     def is_used_up(self) -> bool:
         """Whether all that are there have too few bytes left of this month."""
-        return bool(self._there.any() and self.allowance.short[self._there].all())
+        return bool(self._there.any() and self.traffic_budget.short[self._there].all())
 
     def check_energy(self) -> None:
         """Refuse a limit that no device has ever met and none that is there meets.

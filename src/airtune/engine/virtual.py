@@ -104,7 +104,7 @@ class VirtualEngine:
 
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know: links at the start, speeds, and who is asked."""
-        self._limits.allowance.begin_round(time_s)
+        self._limits.traffic_budget.begin_round(time_s)
         links = self._links(round, time_s)
         there = with_data(links.available, self._problem.devices.weight)
         observation = Observation(
@@ -169,7 +169,7 @@ class VirtualEngine:
         )
         expected = self._learnt(plan, results, begin_s) if self._learns else None
         beside = np.where(np.isin(results.device, setup.devices), setup.each_bytes, 0.0)
-        self._limits.allowance.spend(
+        self._limits.traffic_budget.spend(
             results.device, results.download_bytes + results.upload_bytes + beside
         )
         return Execution(
@@ -204,14 +204,14 @@ class VirtualEngine:
         most = most_bytes(self._problem, plan.assignments)
         if lacks_scores(self._workers, plan, state):
             most += most_measuring_bytes(self._workers, self._fleet, plan)
-        links = self._links(plan.round, self._limits.allowance.now_s)
+        links = self._links(plan.round, self._limits.traffic_budget.now_s)
         speeds = self._flops_per_s(plan.round)
         return self._limits.faults(plan, most, links=links, flops_per_s=speeds)
 
     def idle_until_s(self, time_s: float, idle_s: float) -> float:
         """Return when to look again: next month where all that are there have used up this one."""
         if self._limits.is_used_up:
-            return self._limits.allowance.month_ends_s
+            return self._limits.traffic_budget.month_ends_s
         self._limits.check_energy()
         return time_s + idle_s
 

@@ -231,7 +231,7 @@ def snapshot(
     parts = {
         "uplink": workers.uplink.snapshot(),
         "cut": workers.splitter.snapshot(),
-        "month": limits.allowance.snapshot(),
+        "month": limits.traffic_budget.snapshot(),
         "learnt": {} if forecast is None else forecast.snapshot(),
     }
     return {f"{part}/{name}": array for part, held in parts.items() for name, array in held.items()}
@@ -250,5 +250,5 @@ def restore(
     """
     workers.uplink.restore(under("uplink/", arrays))
     workers.splitter.restore(under("cut/", arrays))
-    limits.allowance.restore(under("month/", arrays))
+    limits.traffic_budget.restore(under("month/", arrays))
     forecast.restore(under("learnt/", arrays))

@@ -289,11 +289,11 @@ class Device:
     ) -> tuple[Reply, dict[str, bytes]]:
         """Train this device's half; its steps go over the stream."""
         # grpc is needed for split rounds alone
-        from airtune.deploy.agent.seat import take_seat
+        from airtune.deploy.agent.split_session import run_session
 
         setup = task.setup
         address = "" if task.seat is None else task.seat.address
-        part = take_seat(
+        part = run_session(
             task, row, base=base, state=state, data=here.data.train,
             way=self._way or self._holding.way_to(address), pace=self._pace, memory=here.memory,
         )  # fmt: skip

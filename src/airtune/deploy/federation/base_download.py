@@ -39,9 +39,9 @@ BLOCK_BYTES = 8 << 20
 class Block:
     """What was set aside of a device's month to fetch, and has not gone out yet."""
 
-    def __init__(self, allowance: TrafficBudget, device: int) -> None:
+    def __init__(self, traffic_budget: TrafficBudget, device: int) -> None:
         """Set nothing aside yet."""
-        self._allowance, self._device = allowance, device
+        self._traffic_budget, self._device = traffic_budget, device
         self._left_bytes, self._lock = 0, threading.Lock()
 
     def take(self, size_bytes: int) -> bool:
@@ -50,7 +50,9 @@ class Block:
             missing = size_bytes - self._left_bytes
             if missing > 0:
                 sizes = (max(BLOCK_BYTES, missing), missing)
-                held = next((size for size in sizes if self._allowance.take(self._device, size)), 0)
+                held = next(
+                    (size for size in sizes if self._traffic_budget.take(self._device, size)), 0
+                )
                 if not held:
                     return False
                 self._left_bytes += held
@@ -60,7 +62,9 @@ class Block:
     def give_back(self) -> None:
         """Count no more than went out."""
         with self._lock:
-            self._allowance.spend(np.array([self._device]), np.array([-float(self._left_bytes)]))
+            self._traffic_budget.spend(
+                np.array([self._device]), np.array([-float(self._left_bytes)])
+            )
             self._left_bytes = 0
 
 
@@ -94,15 +98,20 @@ class BaseDownload:
         }
 
 
-def open_handout(
-    recipe: Recipe, serve: Serve | None, allowance: TrafficBudget, *, devices: int, silent_s: float
+def offer_base(
+    recipe: Recipe,
+    serve: Serve | None,
+    traffic_budget: TrafficBudget,
+    *,
+    devices: int,
+    silent_s: float,
 ) -> BaseDownload | None:
     """Offer the base to every device of a run; None where devices must have it or it is shipped.
 
     Args:
         recipe: says whether.
         serve: starts the stream.
-        allowance: what each device may be sent; asked for every few megabytes.
+        traffic_budget: what each device may be sent; asked for every few megabytes.
         devices: how many there are.
         silent_s: how long the server waits for a silent device, and a device for the server.
 
@@ -126,7 +135,7 @@ def open_handout(
     contents = contents_of(folder, group_of)
     files = tuple(content.described() for content in contents)
     server, address = serve()
-    blocks = tuple(Block(allowance, device) for device in range(devices))
+    blocks = tuple(Block(traffic_budget, device) for device in range(devices))
     offers = {
         device: Offer(address, server.shelf.lend(contents, take=block.take), files, wait_s=silent_s)
         for device, block in enumerate(blocks)
@@ -139,18 +148,18 @@ Ask = Callable[[dict[int, int | None]], dict[int, Answer]]
 
 
 def asking(
-    remote: Remote, names: Sequence[str], handout: BaseDownload | None, tell: Callable[..., None]
+    remote: Remote, names: Sequence[str], download: BaseDownload | None, tell: Callable[..., None]
 ) -> Ask:
     """Return what has devices hold a part of the base, for which they may fetch it."""
-    if handout is None:
+    if download is None:
         return remote.join
-    more = More(handout.patience_s, handout.is_fetching)
+    more = More(download.patience_s, download.is_fetching)
 
     def ask(blocks: dict[int, int | None]) -> dict[int, Answer]:
-        before = handout.served_bytes()
+        before = download.served_bytes()
         answers = remote.join(blocks, more=more)
-        handout.settle()
-        for number, size_bytes in handout.served_bytes().items():
+        download.settle()
+        for number, size_bytes in download.served_bytes().items():
             if size_bytes > before[number]:
                 fetched = format_bytes(size_bytes - before[number])
                 tell(note=f"{names[number]} fetched {fetched} of the base model")

@@ -19,7 +19,7 @@ from airtune.data.federated import Count, FederatedData
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.samples import write_samples
 from airtune.deploy import ROSTER
-from airtune.deploy.federation.base_download import asking, have_held, open_handout
+from airtune.deploy.federation.base_download import asking, have_held, offer_base
 from airtune.deploy.federation.members import (
     Connected,
     Place,
@@ -124,14 +124,14 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
         run=_number(place.folder),
         shape=base.shape,
         patience_s=order.silent_s,
-        allowance=_traffic_budget(order, place, recipe, len(names)),
+        traffic_budget=_traffic_budget(order, place, recipe, len(names)),
     )
-    handout = open_handout(
-        recipe, order.serve, remote.allowance, devices=len(names), silent_s=order.silent_s
+    download = offer_base(
+        recipe, order.serve, remote.traffic_budget, devices=len(names), silent_s=order.silent_s
     )
-    remote.offers = {} if handout is None else handout.offers
+    remote.offers = {} if download is None else download.offers
     may_cut = chosen.method.may_cut
-    ask = asking(remote, names, handout, tell)
+    ask = asking(remote, names, download, tell)
     roster = place.roster or join(ask, names, blocks=0 if may_cut else None, tell=tell)
     laps.lap("staging_s")
     remote.data = {

@@ -44,9 +44,7 @@ SMALL_BYTES = 1 << 20
 _WORDS_BYTES = 32 << 10
 """What is set aside for the words of an answer, where a device's bytes of a month are capped."""
 _ROW_BYTES = 4 << 10
-"""Of an assignment and a seat in a task."""
-PATIENCE_S = 3600.0
-"""How long a device may be silent where no deadline is set."""
+"""Of an assignment and an endpoint in a task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class Remote:
 
     def __init__(
         self, transport: Transport, names: Sequence[str], setup: RunSetup, *, run: int,
-        shape: ModelShape, patience_s: float = PATIENCE_S, allowance: TrafficBudget | None = None,
+        shape: ModelShape, patience_s: float, traffic_budget: TrafficBudget,
     ) -> None:  # fmt: skip
         """Know the devices by number; nothing is sent yet.
 
@@ -81,9 +79,9 @@ class Remote:
             run: number of the run; stays when it is resumed.
             shape: of the unpruned model.
             patience_s: how long a silent device is waited for where there is no deadline.
-            allowance: bytes that each device may still receive and send; None = no cap.
+            traffic_budget: bytes that each device may still receive and send.
         """
-        self.allowance = TrafficBudget(None, len(names)) if allowance is None else allowance
+        self.traffic_budget = traffic_budget
         self._transport, self._names, self._setup = transport, tuple(names), setup
         self._run, self._shape, self._patience_s = run, shape, patience_s
         self._ways: dict[int, float] = {}
@@ -179,7 +177,7 @@ class Remote:
         self, rows: Sequence[Assignment], state: GlobalState, *, round: int,
         learning_rate: float = 1.0, sent: Broadcast | None = None, pace: Pace | None = None,
         deadline_s: float | None = None, upload_bps: Mapping[int, float] | None = None,
-        seats: Mapping[int, SplitEndpoint] | None = None, expected: Mapping[int, float] | None = None,
+        endpoints: Mapping[int, SplitEndpoint] | None = None, expected: Mapping[int, float] | None = None,
         unpaced: frozenset[int] = frozenset(), judges: frozenset[int] = frozenset(),
         is_wanted: Callable[[], bool] | None = None,
     ) -> dict[int, Trained]:  # fmt: skip
@@ -196,7 +194,7 @@ class Remote:
             upload_bps: what each device's share of its link carries; None = not known.
             unpaced: devices that have a link to themselves, and send as fast as it goes.
             judges: devices that judge the state too, before they train on it.
-            seats: where the devices of a split round find the server's half.
+            endpoints: where the devices of a split round find the server's half.
             expected: the most that each update takes, for caps.
             is_wanted: asked again and again; where it says no, nobody is waited for any longer.
 
@@ -215,7 +213,7 @@ class Remote:
                 upload_bps=None if upload_bps is None else upload_bps.get(row.device),
                 is_paced=row.device not in unpaced, is_judging=row.device in judges and row.cut is None,
                 counted=self.counted.get(row.device, -1),
-                seat=None if seats is None else seats.get(row.device),
+                seat=None if endpoints is None else endpoints.get(row.device),
             )  # fmt: skip
             own = pack_own(state, row.device)
             blobs[row.device] = {"state": blob} | coded | ({} if own is None else {"own": own})
@@ -250,14 +248,14 @@ class Remote:
         """
         messages: dict[int, Message] = {}
         aside: dict[int, float] = {}
-        with self.allowance.together():
+        with self.traffic_budget.together():
             for device, task in tasks.items():
                 reply_bytes = _WORDS_BYTES + (expected or {}).get(device, 0.0)
-                if self.allowance.cap_bytes is not None:
+                if self.traffic_budget.cap_bytes is not None:
                     task = replace(task, most_bytes=int(reply_bytes))
                 message = replace(seal_task(task, blobs.get(device)), answer_bytes=limit)
                 steps_bytes = 0.0 if task.seat is None else task.seat.most_bytes or 0.0
-                if self.allowance.take(device, message.size_bytes + reply_bytes + steps_bytes):
+                if self.traffic_budget.take(device, message.size_bytes + reply_bytes + steps_bytes):
                     messages[device], aside[device] = message, message.size_bytes + reply_bytes
         waits_s = self._patience_s if deadline_s is None else deadline_s
         if is_wanted is not None:
@@ -270,7 +268,7 @@ class Remote:
             finally:
                 self._busy.difference_update(messages)
         answers: dict[int, Answer] = {}
-        with self.allowance.together():
+        with self.traffic_budget.together():
             for device, task in tasks.items():
                 if device not in messages:
                     answers[device] = Answer("absent", _USED_UP, math.nan, 0, 0)
@@ -286,7 +284,7 @@ class Remote:
         self._settle(device, crossed_bytes - most_bytes)
 
     def _settle(self, device: int, size_bytes: float) -> None:
-        self.allowance.spend(np.array([device]), np.array([size_bytes]))
+        self.traffic_budget.spend(np.array([device]), np.array([size_bytes]))
 
     def most_bytes(
         self, rows: Sequence[Assignment], state: GlobalState, expected: Mapping[int, float]

@@ -93,7 +93,7 @@ class RealEngine:
         self._fleet, self._workers, self._needs = fleet, workers, needs
         self._problem, self._settings, self._remote = workers.problem, settings, workers.remote
         self._limits = RoundLimits(
-            self._problem, self._remote.allowance, participation=settings.participation
+            self._problem, self._remote.traffic_budget, participation=settings.participation
         )
         self._forecast = Forecast(len(fleet))
         alone = self._problem.devices.dedicated
@@ -128,12 +128,12 @@ class RealEngine:
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
         """Return why a row's device is over a limit; empty where it is within all."""
         most, told = None, plan.assignments
-        if self._limits.allowance.cap_bytes is not None:
+        if self._limits.traffic_budget.cap_bytes is not None:
             update, steps = self._most(told)
             both = {device: size + steps.get(device, 0.0) for device, size in update.items()}
             found = self._remote.most_bytes(list(told), state, both)
             most = np.array([found[int(device)] for device in told.device], np.float64)
-        links = self._fleet.links_at(plan.round, 0, self._limits.allowance.now_s)
+        links = self._fleet.links_at(plan.round, 0, self._limits.traffic_budget.now_s)
         speeds = self._flops_per_s(plan.round)
         return self._limits.faults(plan, most, links=links, flops_per_s=speeds)
 
@@ -144,12 +144,12 @@ class RealEngine:
             InfeasibleError: if all that are there have used up their month: a server does not
                 wait for weeks.
         """
-        allowance = self._limits.allowance
+        traffic_budget = self._limits.traffic_budget
         if self._limits.is_used_up:
-            days = math.ceil((allowance.month_ends_s - allowance.now_s) / 86400.0)
+            days = math.ceil((traffic_budget.month_ends_s - traffic_budget.now_s) / 86400.0)
             raise InfeasibleError(
                 f"no device that is there has the bytes for a round left of its "
-                f"{format_bytes(allowance.cap_bytes or 0.0)} a month "
+                f"{format_bytes(traffic_budget.cap_bytes or 0.0)} a month "
                 f"(limits.device_bytes_per_month); the next month begins in {days} days: go on then "
                 "with --resume"
             )
@@ -169,7 +169,7 @@ class RealEngine:
 
     def observe(self, round: int, time_s: float) -> Observation:
         """Return what the method may know; devices that cannot be reached are not there."""
-        self._limits.allowance.begin_round(time_s)
+        self._limits.traffic_budget.begin_round(time_s)
         links = self._links(round, time_s)
         online = np.zeros(len(self._fleet), np.bool_)
         online[sorted(self._remote.online())] = True
@@ -289,15 +289,16 @@ class RealEngine:
         deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
         split = self._split(rows, plan, state)
         update, steps = self._most(plan.assignments)
-        seats = None if split is None else split.seats
-        if seats is not None and self._limits.allowance.cap_bytes is not None:
-            seats = {
-                device: replace(seat, most_bytes=steps[device]) for device, seat in seats.items()
+        endpoints = None if split is None else split.endpoints
+        if endpoints is not None and self._limits.traffic_budget.cap_bytes is not None:
+            endpoints = {
+                device: replace(endpoint, most_bytes=steps[device])
+                for device, endpoint in endpoints.items()
             }
         try:
             done = self._remote.train(
                 rows, state, round=plan.round, deadline_s=deadline_s,
-                learning_rate=plan.learning_rate, sent=ready.sent, pace=plan.pace, seats=seats,
+                learning_rate=plan.learning_rate, sent=ready.sent, pace=plan.pace, endpoints=endpoints,
                 upload_bps=ready.upload_bps, expected=update, unpaced=self._unpaced, is_wanted=is_wanted,
                 judges=judges_of(self._problem, self._fleet) if plan.is_judging else frozenset(),
             )  # fmt: skip

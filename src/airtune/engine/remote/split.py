@@ -36,7 +36,7 @@ Train = Callable[
     [Sequence[Assignment], GlobalState, RoundPlan, Mapping[int, SplitEndpoint]],
     Mapping[int, Trained],
 ]
-"""Has the devices of some rows of a plan train from a state, in their seats; by device."""
+"""Has the devices of some rows of a plan train from a state, in their split sessions; by device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class ServedSplit:
     address: str
 
     @property
-    def seats(self) -> dict[int, SplitEndpoint]:
+    def endpoints(self) -> dict[int, SplitEndpoint]:
         """What each device is told."""
         return {
             device: SplitEndpoint(self.address, token, self.task.run)
@@ -131,7 +131,7 @@ class ServedSplitter(Splitter):
             data: see there.
             settings: see there.
             run: its name, by which streams know it.
-            train: has the devices of rows train, in their seats, from a state.
+            train: has the devices of rows train, in their split sessions, from a state.
             serve: starts the stream; None = there is none.
             dropout: of the recipe's fleet, which devices that are there do not replay.
         """
@@ -157,7 +157,7 @@ class ServedSplitter(Splitter):
             ),
         )  # fmt: skip
         try:
-            trained = self._train(rows, state, plan, served.seats)
+            trained = self._train(rows, state, plan, served.endpoints)
             joined, result = served.join(trained)
         finally:
             served.opened.close()

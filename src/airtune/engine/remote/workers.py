@@ -161,14 +161,14 @@ class RemoteWorkers:
         rows: Sequence[Assignment],
         state: GlobalState,
         plan: RoundPlan,
-        seats: Mapping[int, SplitEndpoint] | None = None,
+        endpoints: Mapping[int, SplitEndpoint] | None = None,
     ) -> dict[int, Trained]:
         done = self.remote.train(
             rows,
             state,
             round=plan.round,
             learning_rate=plan.learning_rate,
-            seats=seats,
+            endpoints=endpoints,
             sent=self.sent,
         )
         self._received.coded_bytes |= {

@@ -31,10 +31,10 @@ def gather(table: SessionTable, choice: Choice) -> list[SplitSession]:
     first_at: float | None = None
     with table.changed:
         while (now := time.monotonic()) < (end := table.ends_at):
-            arrived = any(seat.slot is not None for seat in table.seats)
+            arrived = any(session.slot is not None for session in table.sessions)
             first_at = (first_at or now) if arrived else None
             if first_at is None:
-                until = max(_may_come_until(table, seat) for seat in table.seats)
+                until = max(_may_come_until(table, session) for session in table.sessions)
                 if until <= now:
                     return []
             else:
@@ -57,13 +57,13 @@ class Batches:
         self, table: SessionTable, *, first_at: float, now: float
     ) -> list[SplitSession] | float:
         """Return those that have arrived once nobody is held back for, or the window is over."""
-        awaited = [seat for seat in table.seats if _is_awaited(table, seat, now)]
+        awaited = [session for session in table.sessions if _is_awaited(table, session, now)]
         latest = first_at + table.timing.window_s
         if not awaited or now >= latest:
-            for seat in awaited:
-                seat.has_missed = True
-            return [seat for seat in table.seats if seat.slot is not None]
-        return min(latest, *(_patience(table, seat) for seat in awaited))
+            for session in awaited:
+                session.has_missed = True
+            return [session for session in table.sessions if session.slot is not None]
+        return min(latest, *(_patience(table, session) for session in awaited))
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class Turns:
         self, table: SessionTable, *, first_at: float, now: float
     ) -> list[SplitSession] | float:
         """Return the device whose turn it is, once it has arrived."""
-        self.queue = [seat for seat in self.queue if not (seat.is_done or seat.refused)]
+        self.queue = [session for session in self.queue if not (session.is_done or session.refused)]
         while (holder := self.queue[0]).slot is None:
             late_at = _late_at(holder, table.timing, began_at=table.began_at, first_at=first_at)
             if now < late_at:
@@ -96,39 +96,41 @@ class Turns:
         return self.queue[:1]
 
 
-def turns_of(seats: Sequence[SplitSession], order: Sequence[int]) -> Turns:
-    """Return the turns of a round, `order` being places of its seats."""
-    return Turns([seats[place] for place in order])
+def turns_of(sessions: Sequence[SplitSession], order: Sequence[int]) -> Turns:
+    """Return the turns of a round, `order` being places of its sessions."""
+    return Turns([sessions[place] for place in order])
 
 
 def _late_at(
-    seat: SplitSession, timing: StreamTiming, *, began_at: float, first_at: float
+    session: SplitSession, timing: StreamTiming, *, began_at: float, first_at: float
 ) -> float:
     """Return when a device that another waits for loses its turn."""
-    if seat.outbox is not None:
+    if session.outbox is not None:
         return first_at + timing.answer_s
-    if seat.has_joined:
+    if session.has_joined:
         return first_at
     return min(first_at + timing.window_s, began_at + timing.join_s)
 
 
-def _is_awaited(table: SessionTable, seat: SplitSession, now: float) -> bool:
+def _is_awaited(table: SessionTable, session: SplitSession, now: float) -> bool:
     """A batch is held back for it: it is connected, or has yet to connect for the first time."""
-    if seat.slot is not None or seat.has_missed or seat.refused or seat.is_done:
+    if session.slot is not None or session.has_missed or session.refused or session.is_done:
         return False
-    return seat.outbox is not None or (not seat.has_joined and now < _patience(table, seat))
+    return session.outbox is not None or (
+        not session.has_joined and now < _patience(table, session)
+    )
 
 
-def _patience(table: SessionTable, seat: SplitSession) -> float:
-    return table.began_at + table.timing.join_s if not seat.has_joined else float("inf")
+def _patience(table: SessionTable, session: SplitSession) -> float:
+    return table.began_at + table.timing.join_s if not session.has_joined else float("inf")
 
 
-def _may_come_until(table: SessionTable, seat: SplitSession) -> float:
+def _may_come_until(table: SessionTable, session: SplitSession) -> float:
     """Return until when the round stays open for a device that has nothing waiting."""
-    if seat.refused or seat.has_left:
+    if session.refused or session.has_left:
         return 0.0
-    if seat.outbox is not None:
+    if session.outbox is not None:
         return float("inf")
-    if not seat.has_joined:
-        return _patience(table, seat)
-    return seat.gone_at + table.timing.rejoin_s
+    if not session.has_joined:
+        return _patience(table, session)
+    return session.gone_at + table.timing.rejoin_s

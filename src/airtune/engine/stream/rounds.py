@@ -69,51 +69,53 @@ class SplitRound:
     @property
     def tokens(self) -> dict[int, str]:
         """What lets each device in; for that device's eyes only."""
-        return {seat.device: seat.token for seat in self.table.seats}
+        return {session.device: session.token for session in self.table.sessions}
 
     def run(self) -> ServerRound:
         """Serve until every device is done, out, or past its time."""
         failure = "the server's half failed; the round is void"
         try:
-            while seats := gather(self.table, self._choice):
-                self._serve(seats)
+            while sessions := gather(self.table, self._choice):
+                self._serve(sessions)
             failure = ""
         finally:
             self.table.close(failure)
         return self._result()
 
-    def _listed(self, seat: SplitSession) -> bytes:
+    def _listed(self, session: SplitSession) -> bytes:
         """Return the list of what is remembered of a device, with which its stream begins."""
-        if seat.is_done or seat.place not in self._memory:
+        if session.is_done or session.place not in self._memory:
             return b""
-        listed = list_of(self._memory[seat.place])
-        self._listed_bytes[seat.place] += len(listed)
+        listed = list_of(self._memory[session.place])
+        self._listed_bytes[session.place] += len(listed)
         return listed
 
     def _chosen(self) -> Choice:
         """Return whom to serve when; a sequential server's order is drawn anew every round."""
-        task, seats = self.task, self.table.seats
+        task, sessions = self.task, self.table.sessions
         if task.work.server != "sequential":
             return Batches()
-        order = generator(task.seed, "split order", task.round).permutation(len(seats))
-        return turns_of(seats, order.tolist())
+        order = generator(task.seed, "split order", task.round).permutation(len(sessions))
+        return turns_of(sessions, order.tolist())
 
-    def _serve(self, seats: Sequence[SplitSession]) -> None:
+    def _serve(self, sessions: Sequence[SplitSession]) -> None:
         """Run one pass over the devices that have arrived, and move them on.
 
         Where their batches are divided, a pass has as many parts, each of those that sent the first.
         """
-        taken = {seat.place: message for seat in seats if (message := self.table.take(seat))}
-        went = [self.table.seats[place] for place in taken]
-        parts = max((seat.parts for seat in went), default=0)
+        taken = {
+            session.place: message for session in sessions if (message := self.table.take(session))
+        }
+        went = [self.table.sessions[place] for place in taken]
+        parts = max((session.parts for session in went), default=0)
         for part in range(parts):
             link = StreamLink(self.table, part, self._clock)
             if part:
-                taken = link.receive([seat.place for seat in went if seat.parts > part])
+                taken = link.receive([session.place for session in went if session.parts > part])
             self._compute(taken, link, part=part, more=part + 1 < parts)
-        for seat in went:
-            if seat.is_served:
-                self.table.answer(seat, None)
+        for session in went:
+            if session.is_served:
+                self.table.answer(session, None)
 
     def _compute(
         self, taken: Mapping[int, StepMessage], link: StreamLink, *, part: int, more: bool
@@ -127,8 +129,8 @@ class SplitRound:
         self._server_s[places] += took_s * left / max(left.sum(), 1)
 
     def _result(self) -> ServerRound:
-        everyone, parts, log = self.table.seats, self._end.parts(), self._end.log
-        log.refused |= {seat.place: seat.refused for seat in everyone if seat.refused}
+        everyone, parts, log = self.table.sessions, self._end.parts(), self._end.log
+        log.refused |= {session.place: session.refused for session in everyone if session.refused}
         weights = {
             place: weight
             for place, weight in enumerate(self.task.weights)
@@ -137,8 +139,8 @@ class SplitRound:
         return ServerRound(
             mean_by_weight(dict(enumerate(parts.servers)), weights),
             mean_by_weight(dict(enumerate(parts.heads)), weights), parts, log,
-            steps=tuple(seat.step for seat in everyone),
-            broken=tuple(seat.losses for seat in everyone),
+            steps=tuple(session.step for session in everyone),
+            broken=tuple(session.losses for session in everyone),
             listed_bytes=self._listed_bytes, server_s=self._server_s, order=self._order(),
         )  # fmt: skip
 
@@ -159,30 +161,32 @@ class StreamLink:
 
     def send(self, place: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
         """Put a message behind what waits for a device; a gradient moves it on."""
-        seat = self._table.seats[place]
+        session = self._table.sessions[place]
         if kind is Kind.HIDDEN:
-            return self._table.ask(seat, payload)
-        return self._table.answer(seat, payload, loss, more=self._part + 1 < seat.parts)
+            return self._table.ask(session, payload)
+        return self._table.answer(session, payload, loss, more=self._part + 1 < session.parts)
 
     def refuse(self, place: int, reason: str) -> None:
         """End a device's stream, and its round."""
-        self._table.end(self._table.seats[place], "refused", reason)
+        self._table.end(self._table.sessions[place], "refused", reason)
 
     def receive(self, places: Iterable[int]) -> dict[int, StepMessage]:
         """Wait for the gradients of hidden states, or micro-batches; who takes too long is let go."""
-        table, seats = self._table, [self._table.seats[place] for place in places]
+        table, sessions = self._table, [self._table.sessions[place] for place in places]
         until, began_s = time.monotonic() + table.timing.answer_s, self._clock()
         with table.changed:
-            while any(seat.slot is None and seat.outbox is not None for seat in seats):
+            while any(session.slot is None and session.outbox is not None for session in sessions):
                 left_s = min(until, table.ends_at) - time.monotonic()
                 if left_s <= 0:
                     break
                 table.changed.wait(left_s)
-            late = [seat for seat in seats if seat.slot is None]
-        for seat in late:
+            late = [session for session in sessions if session.slot is None]
+        for session in late:
             table.end(
-                seat, "lapsed", f"the rest of its step took longer than {table.timing.answer_s:g} s"
+                session,
+                "lapsed",
+                f"the rest of its step took longer than {table.timing.answer_s:g} s",
             )
         self.waited_s += self._clock() - began_s
-        found = {seat.place: table.take(seat) for seat in seats}
+        found = {session.place: table.take(session) for session in sessions}
         return {place: message for place, message in found.items() if message is not None}

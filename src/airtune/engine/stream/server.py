@@ -165,15 +165,15 @@ class StreamServer:
     def _serve(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         """Answer one device's stream; runs in a thread of its own, another reads."""
         token = value_of(context.invocation_metadata(), TOKEN_KEY)
-        table, seat = self._admitted(token, context)
+        table, session = self._admitted(token, context)
         outbox = Outbox()
-        reason = table.join(seat, outbox)
+        reason = table.join(session, outbox)
         if reason:
-            taken = seat.outbox is not None
+            taken = session.outbox is not None
             context.abort(_CODES["taken" if taken else "refused"], reason)
-        context.add_callback(lambda: table.leave(seat, outbox, in_order=False))
+        context.add_callback(lambda: table.leave(session, outbox, in_order=False))
         reader = threading.Thread(
-            target=_read, args=(requests, table, seat, outbox), name="stream reader", daemon=True
+            target=_read, args=(requests, table, session, outbox), name="stream reader", daemon=True
         )
         reader.start()
         while not isinstance(item := outbox.take(), tuple):
@@ -187,9 +187,9 @@ class StreamServer:
     ) -> tuple[SessionTable, SplitSession]:
         with self._lock:
             found = [(table, table.seat_of(token)) for table in self._tables]
-        for table, seat in found:
-            if seat is not None:
-                return table, seat
+        for table, session in found:
+            if session is not None:
+                return table, session
         context.abort(
             grpc.StatusCode.UNAUTHENTICATED,
             "the token is of no round that is being served; it is over, or it was never yours",
@@ -198,23 +198,23 @@ class StreamServer:
 
 
 def _read(
-    requests: Iterator[bytes], table: SessionTable, seat: SplitSession, outbox: Outbox
+    requests: Iterator[bytes], table: SessionTable, session: SplitSession, outbox: Outbox
 ) -> None:
     """Read a device's messages until its stream ends; the outbox is told in every case."""
     in_order = False
     try:
         going = True
         while going:
-            message = read_message(requests, lambda: table.expected(seat))
+            message = read_message(requests, lambda: table.expected(session))
             in_order = message is None
             if message is not None and message.kind is Kind.STOP:
-                table.stop(seat, outbox)
+                table.stop(session, outbox)
                 continue
-            going = message is not None and table.put(seat, outbox, message)
+            going = message is not None and table.put(session, outbox, message)
     except CodecError as error:
-        table.end(seat, "refused", str(error), held_by=outbox)
+        table.end(session, "refused", str(error), held_by=outbox)
     except grpc.RpcError:
         pass  # the connection broke; the device may come back
     finally:
-        table.leave(seat, outbox, in_order=in_order)
+        table.leave(session, outbox, in_order=in_order)
         outbox.end("done")

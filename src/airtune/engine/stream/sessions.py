@@ -1,4 +1,4 @@
-"""Who takes part in a split round: one seat a device, its stream, and what waits on it."""
+"""Who takes part in a split round: one session a device, its stream, and what waits on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airtune.split.message import Kind, StepMessage
 
 Ending = Literal["done", "refused", "lapsed", "taken"]
 """Why the server ends a stream: the round is over · the device broke a rule · it took too long ·
-its seat is held by another stream."""
+its session is held by another stream."""
 
 
 class Outbox:
@@ -48,7 +48,7 @@ class SplitSession:
     steps: int
     token: str
     outbox: Outbox | None = None
-    """Of the stream that holds the seat."""
+    """Of the stream that holds the session."""
     slot: StepMessage | None = None
     """What has come and is not yet taken."""
     awaits: Kind | None = Kind.ACTIVATION
@@ -112,14 +112,14 @@ class StreamTiming:
 
 @dataclass(slots=True)
 class SessionTable:
-    """The seats of a round. Streams put in, the round takes out; one lock for all."""
+    """The sessions of a round. Streams put in, the round takes out; one lock for all."""
 
     run: int
     round: int
-    seats: tuple[SplitSession, ...]
+    sessions: tuple[SplitSession, ...]
     timing: StreamTiming
     max_body_bytes: int
-    listed: Callable[[SplitSession], bytes] = lambda seat: b""
+    listed: Callable[[SplitSession], bytes] = lambda session: b""
     """What a device is told when it joins of the samples that the server has."""
     began_at: float = field(default_factory=time.monotonic)
     is_open: bool = True
@@ -131,87 +131,93 @@ class SessionTable:
         return self.began_at + self.timing.deadline_s
 
     def seat_of(self, token: str) -> SplitSession | None:
-        """Return the seat of a token; takes as long for any token."""
+        """Return the session of a token; takes as long for any token."""
         found = None
-        for seat in self.seats:
-            if hmac.compare_digest(seat.token.encode(), token.encode()):
-                found = seat
+        for session in self.sessions:
+            if hmac.compare_digest(session.token.encode(), token.encode()):
+                found = session
         return found
 
-    def join(self, seat: SplitSession, outbox: Outbox) -> str:
-        """Give a stream its seat and tell the device where to go on; return why not, or ""."""
+    def join(self, session: SplitSession, outbox: Outbox) -> str:
+        """Give a stream its session and tell the device where to go on; return why not, or ""."""
         with self.changed:
             # What its earlier stream sent may be in a pass just now; its step moves after that.
-            self.changed.wait_for(lambda: not seat.is_served or not self.is_open)
+            self.changed.wait_for(lambda: not session.is_served or not self.is_open)
             if not self.is_open:
                 return "the round is over; wait for the next"
-            if seat.refused:
-                return f"device {seat.device} is out of this round: {seat.refused}"
-            if seat.outbox is not None:
-                return f"device {seat.device} is connected already; one stream a token"
-            seat.outbox, seat.has_joined, seat.has_left = outbox, True, False
-            seat.slot, seat.awaits, seat.part = None, Kind.ACTIVATION, 0
-            welcome = self._message(seat, Kind.WELCOME, beside=self.listed(seat))
+            if session.refused:
+                return f"device {session.device} is out of this round: {session.refused}"
+            if session.outbox is not None:
+                return f"device {session.device} is connected already; one stream a token"
+            session.outbox, session.has_joined, session.has_left = outbox, True, False
+            session.slot, session.awaits, session.part = None, Kind.ACTIVATION, 0
+            welcome = self._message(session, Kind.WELCOME, beside=self.listed(session))
             outbox.send(replace(welcome, left_s=max(self.ends_at - time.monotonic(), 0.0)))
             self.changed.notify_all()
         return ""
 
-    def expected(self, seat: SplitSession) -> Expected:
+    def expected(self, session: SplitSession) -> Expected:
         """Return what may come from a device now."""
         with self.changed:
-            kinds = frozenset() if seat.is_done or seat.awaits is None else frozenset({seat.awaits})
-            if Kind.ACTIVATION in kinds and not seat.part:
+            kinds = (
+                frozenset()
+                if session.is_done or session.awaits is None
+                else frozenset({session.awaits})
+            )
+            if Kind.ACTIVATION in kinds and not session.part:
                 kinds |= {Kind.STOP}
             return Expected(
-                kinds, self.run, self.round, seat.device, seat.step, self.max_body_bytes
+                kinds, self.run, self.round, session.device, session.step, self.max_body_bytes
             )
 
-    def put(self, seat: SplitSession, outbox: Outbox, message: StepMessage) -> bool:
+    def put(self, session: SplitSession, outbox: Outbox, message: StepMessage) -> bool:
         """Leave a message and wait until it is taken; False where the stream is not to go on.
 
         A device's next message is not read before this one is taken, so nothing piles up.
         """
         with self.changed:
-            if seat.outbox is not outbox or not self.is_open:
+            if session.outbox is not outbox or not self.is_open:
                 return False
-            seat.slot, seat.has_missed = message, False
+            session.slot, session.has_missed = message, False
             self.changed.notify_all()
             self.changed.wait_for(
-                lambda: seat.slot is not message or seat.outbox is not outbox or not self.is_open
+                lambda: (
+                    session.slot is not message or session.outbox is not outbox or not self.is_open
+                )
             )
-            return seat.outbox is outbox and self.is_open
+            return session.outbox is outbox and self.is_open
 
-    def stop(self, seat: SplitSession, outbox: Outbox) -> None:
+    def stop(self, session: SplitSession, outbox: Outbox) -> None:
         """Take the steps that a device has done for all that it does."""
         with self.changed:
-            if seat.outbox is outbox:
-                seat.steps = seat.step
+            if session.outbox is outbox:
+                session.steps = session.step
                 self.changed.notify_all()
 
-    def take(self, seat: SplitSession) -> StepMessage | None:
-        """Take what a device has sent; until it is answered, nobody else may take its seat."""
+    def take(self, session: SplitSession) -> StepMessage | None:
+        """Take what a device has sent; until it is answered, nobody else may take its session."""
         with self.changed:
-            message, seat.slot = seat.slot, None
+            message, session.slot = session.slot, None
             if message is not None:
-                seat.is_served, seat.awaits = True, None
-                seat.part = (seat.part + 1) % seat.parts
-                if seat.part:
-                    seat.awaits = Kind.ACTIVATION  # it does not wait for its gradient
+                session.is_served, session.awaits = True, None
+                session.part = (session.part + 1) % session.parts
+                if session.part:
+                    session.awaits = Kind.ACTIVATION  # it does not wait for its gradient
             self.changed.notify_all()
         return message
 
-    def ask(self, seat: SplitSession, payload: bytes) -> bool:
+    def ask(self, session: SplitSession, payload: bytes) -> bool:
         """Send a last hidden state and await its gradient; False where nobody is there."""
         with self.changed:
-            if seat.outbox is None:
+            if session.outbox is None:
                 return False
-            seat.awaits = Kind.HIDDEN_GRADIENT
-            seat.outbox.send(self._message(seat, Kind.HIDDEN, payload))
+            session.awaits = Kind.HIDDEN_GRADIENT
+            session.outbox.send(self._message(session, Kind.HIDDEN, payload))
             return True
 
     def answer(
         self,
-        seat: SplitSession,
+        session: SplitSession,
         payload: bytes | None,
         loss: float = float("nan"),
         *,
@@ -222,56 +228,56 @@ class SessionTable:
         With `more`, another micro-batch of the step is to come, and it stays where it is.
         """
         with self.changed:
-            message = self._message(seat, Kind.GRADIENT, payload or b"", loss=loss)
+            message = self._message(session, Kind.GRADIENT, payload or b"", loss=loss)
             # The next message may come as soon as this one is out, so the step moves first.
             if not more:
-                seat.step, seat.part, seat.is_served = seat.step + 1, 0, False
-                seat.awaits = Kind.ACTIVATION
-            is_sent = seat.outbox is not None and payload is not None
-            if seat.outbox is not None and payload is not None:
-                seat.outbox.send(message)
+                session.step, session.part, session.is_served = session.step + 1, 0, False
+                session.awaits = Kind.ACTIVATION
+            is_sent = session.outbox is not None and payload is not None
+            if session.outbox is not None and payload is not None:
+                session.outbox.send(message)
             self.changed.notify_all()
             return is_sent
 
-    def leave(self, seat: SplitSession, outbox: Outbox, *, in_order: bool) -> None:
-        """Free the seat when its stream has ended, if the stream still holds it."""
+    def leave(self, session: SplitSession, outbox: Outbox, *, in_order: bool) -> None:
+        """Free the session when its stream has ended, if the stream still holds it."""
         with self.changed:
-            if seat.outbox is outbox:
-                seat.has_left = in_order and seat.is_done
-                self._free(seat, is_broken=not seat.has_left)
+            if session.outbox is outbox:
+                session.has_left = in_order and session.is_done
+                self._free(session, is_broken=not session.has_left)
 
     def end(
-        self, seat: SplitSession, ending: Ending, reason: str, *, held_by: Outbox | None = None
+        self, session: SplitSession, ending: Ending, reason: str, *, held_by: Outbox | None = None
     ) -> None:
         """End a device's stream: refused for the round, or lapsed, when it may come back.
 
         Args:
-            seat: The device's.
+            session: The device's.
             ending: How.
             reason: What both sides are told.
-            held_by: Only if this stream still holds the seat.
+            held_by: Only if this stream still holds the session.
         """
         with self.changed:
-            if held_by is not None and seat.outbox is not held_by:
+            if held_by is not None and session.outbox is not held_by:
                 return
             if ending == "refused":
-                seat.refused, seat.is_served = seat.refused or reason, False
-            if seat.outbox is not None:
-                seat.outbox.end(ending, reason)
-                self._free(seat, is_broken=True)
+                session.refused, session.is_served = session.refused or reason, False
+            if session.outbox is not None:
+                session.outbox.end(ending, reason)
+                self._free(session, is_broken=True)
             self.changed.notify_all()
 
-    def _free(self, seat: SplitSession, *, is_broken: bool) -> None:
-        seat.outbox, seat.slot, seat.gone_at = None, None, time.monotonic()
-        seat.losses += is_broken
+    def _free(self, session: SplitSession, *, is_broken: bool) -> None:
+        session.outbox, session.slot, session.gone_at = None, None, time.monotonic()
+        session.losses += is_broken
         self.changed.notify_all()
 
     def _message(
-        self, seat: SplitSession, kind: Kind, payload: bytes = b"", *, beside: bytes = b"",
+        self, session: SplitSession, kind: Kind, payload: bytes = b"", *, beside: bytes = b"",
         loss: float = float("nan"),
     ) -> StepMessage:  # fmt: skip
         return StepMessage(
-            kind, self.run, self.round, seat.step, seat.device, steps=seat.steps,
+            kind, self.run, self.round, session.step, session.device, steps=session.steps,
             beside=beside, payload=payload, loss=loss,
         )  # fmt: skip
 
@@ -279,12 +285,12 @@ class SessionTable:
         """End every stream: the round is over, or the server has failed."""
         with self.changed:
             self.is_open = False
-            for seat in self.seats:
-                if seat.outbox is not None:
-                    seat.outbox.end("lapsed" if failure else "done", failure)
+            for session in self.sessions:
+                if session.outbox is not None:
+                    session.outbox.end("lapsed" if failure else "done", failure)
             self.changed.notify_all()
 
 
 def new_token() -> str:
-    """Return what lets one device take its seat in one round."""
+    """Return what lets one device take its session in one round."""
     return secrets.token_urlsafe(32)

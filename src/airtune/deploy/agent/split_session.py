@@ -1,4 +1,4 @@
-"""A device's place in a split round: the stream that its task names."""
+"""A device in a split round, over the stream that its task names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airtune.split import DeviceEnd, Samples, SplitContext, SplitJob
 from airtune.wire.channel import Way
 
 
-def take_seat(
+def run_session(
     task: Task, row: Assignment, *, base: BaseModel, state: GlobalState, data: Examples,
     way: Way, pace: Callable[[int, float], float] | None, memory: Samples,
 ) -> DeviceRound:  # fmt: skip
@@ -25,8 +25,8 @@ def take_seat(
         MismatchError: if the task names no stream.
         TrainingError: if the server refuses it or cannot be reached.
     """
-    seat, setup = task.seat, task.setup
-    if seat is None:
+    endpoint, setup = task.seat, task.setup
+    if endpoint is None:
         raise MismatchError(
             f"round {task.round} splits the model, but the task names no stream; it is refused"
         )
@@ -44,6 +44,6 @@ def take_seat(
             wait(size_bytes, at)
 
     return run_device(end, Connection(
-        way, seat.token, seat.run, pace=paced, most_bytes=seat.most_bytes,
+        way, endpoint.token, endpoint.run, pace=paced, most_bytes=endpoint.most_bytes,
         upload_bps=task.upload_bps,
     ))  # fmt: skip
