@@ -88,12 +88,20 @@ def pieces_of_a_round(method: str) -> tuple[int, int]:
     return len({file for file, _ in seen}), len(seen)
 
 
-def _undocumented(tree: list[ast.AST]) -> int:
+def _undocumented(nodes: list[ast.AST]) -> int:
+    """Count what can be reached by its name; functions within functions cannot."""
+    owners = (
+        node
+        for node in nodes
+        if isinstance(node, ast.Module)
+        or (isinstance(node, ast.ClassDef) and not node.name.startswith("_"))
+    )
     return sum(
         isinstance(node, ast.FunctionDef | ast.ClassDef)
         and not node.name.startswith("_")
         and ast.get_docstring(node) is None
-        for node in tree
+        for owner in owners
+        for node in owner.body
     )
 
 

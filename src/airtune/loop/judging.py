@@ -72,9 +72,13 @@ def is_due(rounds: int, every: int) -> bool:
 
 
 def judged(
-    progress: Progress, validation: Mapping[str, float], target: Target | None, *, rounds: int,
+    progress: Progress,
+    validation: Mapping[str, float],
+    target: Target | None,
+    *,
+    rounds: int,
     time_s: float,
-) -> Progress:  # fmt: skip
+) -> Progress:
     """Return the progress with a judgement of the model after so many rounds.
 
     Args:

@@ -89,9 +89,13 @@ def tables_of(chosen: Chosen) -> tuple[str, ...]:
 
 
 def measure(
-    pieces: Pieces, chosen: Chosen, on_stage: Callable[[str], None], on_round: _Told,
-    *, tables: Collection[str] | None = None,
-) -> Measurements | None:  # fmt: skip
+    pieces: Pieces,
+    chosen: Chosen,
+    on_stage: Callable[[str], None],
+    on_round: _Told,
+    *,
+    tables: Collection[str] | None = None,
+) -> Measurements | None:
     """Return what the knobs cost, measured now or before, of those that the method wants.
 
     What is interrupted goes on from its last short round; another run that asks for the same waits.
@@ -127,9 +131,12 @@ def measure(
 
 
 def stored_measurements(
-    recipe: Recipe, chosen: Chosen, *, fingerprint: str | None = None,
+    recipe: Recipe,
+    chosen: Chosen,
+    *,
+    fingerprint: str | None = None,
     tables: Collection[str] | None = None,
-) -> Measurements | None:  # fmt: skip
+) -> Measurements | None:
     """Return what earlier runs have measured of this setting, or None.
 
     Args:

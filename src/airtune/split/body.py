@@ -102,9 +102,13 @@ def kept_of(payload: bytes, elements: int, spec: CodecSpec, work: WorkSpec) -> B
 
 
 def put(
-    tensor: torch.Tensor, mask: torch.Tensor, spec: CodecSpec, stream: np.random.Generator,
-    *, kept: Bools | None = None,
-) -> bytes:  # fmt: skip
+    tensor: torch.Tensor,
+    mask: torch.Tensor,
+    spec: CodecSpec,
+    stream: np.random.Generator,
+    *,
+    kept: Bools | None = None,
+) -> bytes:
     """Return the payload of a tensor's rows at marked positions.
 
     Raises:

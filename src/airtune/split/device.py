@@ -35,9 +35,13 @@ class DeviceEnd:
     """Devices of one cut, rank and number of steps: `send`, where labels stay `finish`, `learn`."""
 
     def __init__(
-        self, context: SplitContext, jobs: Mapping[int, SplitJob], *,
-        memory: Mapping[int, Samples] | None = None, refused: dict[int, str] | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        context: SplitContext,
+        jobs: Mapping[int, SplitJob],
+        *,
+        memory: Mapping[int, Samples] | None = None,
+        refused: dict[int, str] | None = None,
+    ) -> None:
         """Prepare the half and draw the batches.
 
         Args:

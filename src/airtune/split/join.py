@@ -30,9 +30,12 @@ class DevicePart:
 
 
 def join_round(
-    context: SplitContext, rows: Sequence[Assignment], server: ServerParts, log: StepLog,
+    context: SplitContext,
+    rows: Sequence[Assignment],
+    server: ServerParts,
+    log: StepLog,
     parts: Mapping[int, DevicePart],
-) -> tuple[Outcome, ...]:  # fmt: skip
+) -> tuple[Outcome, ...]:
     """Return an outcome for each device of a round, in their order.
 
     A device's update is its own adapters on the blocks it holds and the server's on the rest: of the

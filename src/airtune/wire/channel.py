@@ -53,9 +53,12 @@ def channel_options(
 
 
 def server_options(
-    *, handshake_s: float = HANDSHAKE_S, connections: int = MAX_CONNECTIONS,
-    message_bytes: int = PART_BYTES, age_s: float | None = None,
-) -> list[tuple[str, int]]:  # fmt: skip
+    *,
+    handshake_s: float = HANDSHAKE_S,
+    connections: int = MAX_CONNECTIONS,
+    message_bytes: int = PART_BYTES,
+    age_s: float | None = None,
+) -> list[tuple[str, int]]:
     """Return what a server that faces the network sets.
 
     Args:

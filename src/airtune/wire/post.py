@@ -216,9 +216,13 @@ class PostTransport:
                 self._post.withdraw(token)
 
     def _awaited(
-        self, tokens: Mapping[int, str], nodes: Mapping[int, int], began_s: float,
-        deadline_s: float, more: More | None,
-    ) -> dict[int, Response]:  # fmt: skip
+        self,
+        tokens: Mapping[int, str],
+        nodes: Mapping[int, int],
+        began_s: float,
+        deadline_s: float,
+        more: More | None,
+    ) -> dict[int, Response]:
         found: dict[int, Response] = {}
         left_at: dict[int, float] = {}
         waiting = dict(tokens)

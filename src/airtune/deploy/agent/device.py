@@ -91,9 +91,12 @@ class Device:
     """Does tasks, one after the other."""
 
     def __init__(
-        self, settings: DeviceSettings, *, pace: Pace | None = None,
+        self,
+        settings: DeviceSettings,
+        *,
+        pace: Pace | None = None,
         say: Callable[[str], None] = lambda sentence: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Hold nothing yet.
 
         Args:

@@ -22,9 +22,12 @@ class Pacer:
     """One device's uplink; everything it sends at its share is asked of the same pacer."""
 
     def __init__(
-        self, *, burst_bytes: int = BURST_BYTES, clock: Callable[[], float] = time.monotonic,
+        self,
+        *,
+        burst_bytes: int = BURST_BYTES,
+        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Begin with a full bucket.
 
         Args:

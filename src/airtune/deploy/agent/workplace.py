@@ -28,9 +28,13 @@ class Workplace:
     """One worker at a time, and the tickets that wait for it."""
 
     def __init__(
-        self, settings: AgentSettings, folder: Path, *, say: Callable[[str], None],
+        self,
+        settings: AgentSettings,
+        folder: Path,
+        *,
+        say: Callable[[str], None],
         idle_s: float = IDLE_S,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Start no worker yet.
 
         Args:

@@ -42,11 +42,7 @@ from airtune.engine.remote.devices import Remote
 from airtune.engine.remote.real import RealEngine
 from airtune.engine.remote.workers import LEAST_SQUARES, RemoteWorkers, judges_of
 from airtune.engine.virtual import VirtualEngine
-from airtune.errors import (
-    DataError,
-    MismatchError,
-    RecipeError,
-)
+from airtune.errors import DataError, MismatchError, RecipeError
 from airtune.loop import Laps, Run, run_to_end
 from airtune.model.base import BaseModel
 from airtune.model.images import image_tokens
@@ -104,19 +100,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     names = wait_for(order, place, nodes, recipe, tell)
     laps.lap("waiting_s")
     link = RunDevices(nodes, names)
-    setup = RunSetup(
-        recipe=recipe.model_dump_json(),
-        fingerprint=base.fingerprint,
-        tokenizer=describe_reader(recipe, base.tokenizer),
-        workload=workload_of(recipe, base.shape, tokens=recipe.data.max_length),
-        work=chosen.method.work,
-        train=engine_settings(recipe).train,
-        seed=recipe.seed,
-        devices=len(names),
-        labels=known.labels,
-        parts=part_fingerprints(base.network) if chosen.method.may_cut else {},
-        threads=recipe.threads if order.clock == "replay" else order.recipe.threads,
-    )
+    setup = _setup(order, recipe, chosen.method, base, labels=known.labels, devices=len(names))
     remote = Remote(
         nodes.transport(link.located),
         names,
@@ -173,6 +157,31 @@ def _check_federates(chosen: Chosen, recipe: Recipe, order: Order) -> None:
         raise RecipeError(
             f"{chosen.method.name} is a control and federates nothing; run it without --server"
         )
+
+
+def _setup(
+    order: Order,
+    recipe: Recipe,
+    method: Method,
+    base: BaseModel,
+    *,
+    labels: tuple[str, ...],
+    devices: int,
+) -> RunSetup:
+    """Return what every device is told of the run."""
+    return RunSetup(
+        recipe=recipe.model_dump_json(),
+        fingerprint=base.fingerprint,
+        tokenizer=describe_reader(recipe, base.tokenizer),
+        workload=workload_of(recipe, base.shape, tokens=recipe.data.max_length),
+        work=method.work,
+        train=engine_settings(recipe).train,
+        seed=recipe.seed,
+        devices=devices,
+        labels=labels,
+        parts=part_fingerprints(base.network) if method.may_cut else {},
+        threads=recipe.threads if order.clock == "replay" else order.recipe.threads,
+    )
 
 
 def _traffic_budget(order: Order, place: Place, recipe: Recipe, devices: int) -> TrafficBudget:
@@ -240,9 +249,7 @@ def _begin(
         pieces, stored_sensitivity(pieces.recipe, chosen, fingerprint=fingerprint)
     )
     document = header(pieces, chosen, measured)
-    document |= {
-        "engine": {"kind": "remote", "clock": order.clock, "devices": list(roster.names)},
-    }
+    document |= {"engine": {"kind": "remote", "clock": order.clock, "devices": list(roster.names)}}
     with storage(place.folder):
         place.folder.mkdir(parents=True, exist_ok=True)
     write_atomically(place.folder / RECIPE_FILE, dump_recipe(pieces.recipe))

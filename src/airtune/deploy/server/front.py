@@ -41,14 +41,7 @@ from airtune.deploy.server.passing import PASSED_ON, Passing
 from airtune.deploy.server.site import READY, ServerSettings
 from airtune.deploy.server.tls import ServerTls
 from airtune.errors import AirtuneError, DeploymentError
-from airtune.wire.channel import (
-    CONTROL,
-    HANDSHAKE_S,
-    MAX_CALLS,
-    SERVER,
-    SERVICE,
-    server_options,
-)
+from airtune.wire.channel import CONTROL, HANDSHAKE_S, MAX_CALLS, SERVER, SERVICE, server_options
 from airtune.wire.link import measure_handler
 
 _LOOK_S = 1.0

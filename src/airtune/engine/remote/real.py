@@ -33,20 +33,8 @@ from airtune.engine.limits import RoundLimits
 from airtune.engine.measuring import lacks_scores, measured
 from airtune.engine.remote.answers import qualities
 from airtune.engine.remote.devices import Trained
-from airtune.engine.remote.measured import (
-    CarriedOut,
-    ReadyRound,
-    as_done,
-    execution_of,
-    seen_of,
-)
-from airtune.engine.remote.split import (
-    JOIN_S,
-    ServedSplit,
-    no_stream,
-    open_split,
-    served_record,
-)
+from airtune.engine.remote.measured import CarriedOut, ReadyRound, as_done, execution_of, seen_of
+from airtune.engine.remote.split import JOIN_S, ServedSplit, no_stream, open_split, served_record
 from airtune.engine.remote.workers import RemoteWorkers, judges_of
 from airtune.engine.stream import StreamTiming
 from airtune.engine.stream.message import HEADER_BYTES
