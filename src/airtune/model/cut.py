@@ -31,7 +31,7 @@ from airtune.errors import ModelError, TrainingError
 from airtune.model.batch import IGNORED, Batch
 from airtune.model.families import Family, replace_module_
 from airtune.model.lora import Adapters, Head, attach
-from airtune.model.loss import class_logits, scored, token_losses
+from airtune.model.loss import device_losses, scored_devices
 from airtune.model.stages import (
     Nothing,
     ReceivedInput,
@@ -350,34 +350,6 @@ class ServerHalf:
             for place, gradient in zip(good, rest.gradients, strict=True):
                 gradients[place] = gradient
         return ServerStep(tuple(gradients), losses)
-
-
-def device_losses(
-    network: nn.Module, batch: Batch, rows: Sequence[int], *, chunk: int = 0
-) -> torch.Tensor:
-    """Return the mean loss of each device, (devices,), NaN where nothing is scored.
-
-    Args:
-        network: As for `batch_losses`.
-        batch: Devices one after the other.
-        rows: How many rows each has.
-        chunk: Positions whose logits exist at a time; 0 = all.
-    """
-    if batch.labels.dim() == 1:
-        logits = class_logits(network, batch).float()
-        losses = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
-        return torch.stack([part.mean() for part in losses.split_with_sizes(list(rows))])
-    sums = token_losses(network, batch, chunk=chunk).sum(1)
-    counts = scored(batch).sum(1)
-    parts = zip(*(item.split_with_sizes(list(rows)) for item in (sums, counts)), strict=True)
-    return torch.stack([part.sum() / count.sum() for part, count in parts])
-
-
-def scored_devices(batch: Batch, rows: Sequence[int]) -> torch.Tensor:
-    """Return which devices have something to learn from, (devices,)."""
-    if batch.labels.dim() == 1:
-        return torch.ones(len(rows), dtype=torch.bool, device=batch.labels.device)
-    return torch.stack([part.any() for part in scored(batch).split_with_sizes(list(rows))])
 
 
 def _longer(tensor: torch.Tensor, tokens: int, fill: float) -> torch.Tensor:

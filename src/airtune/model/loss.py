@@ -9,6 +9,7 @@ of transformers' own losses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -182,3 +183,31 @@ def _hidden(network: nn.Module, batch: Batch) -> torch.Tensor:
     backbone = network.get_submodule(family_of(network.config).backbone)
     output = backbone(**batch.inputs, use_cache=False)
     return torch.as_tensor(output.last_hidden_state)
+
+
+def device_losses(
+    network: nn.Module, batch: Batch, rows: Sequence[int], *, chunk: int = 0
+) -> torch.Tensor:
+    """Return the mean loss of each device, (devices,), NaN where nothing is scored.
+
+    Args:
+        network: As for `batch_losses`.
+        batch: Devices one after the other.
+        rows: How many rows each has.
+        chunk: Positions whose logits exist at a time; 0 = all.
+    """
+    if batch.labels.dim() == 1:
+        logits = class_logits(network, batch).float()
+        losses = nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+        return torch.stack([part.mean() for part in losses.split_with_sizes(list(rows))])
+    sums = token_losses(network, batch, chunk=chunk).sum(1)
+    counts = scored(batch).sum(1)
+    parts = zip(*(item.split_with_sizes(list(rows)) for item in (sums, counts)), strict=True)
+    return torch.stack([part.sum() / count.sum() for part, count in parts])
+
+
+def scored_devices(batch: Batch, rows: Sequence[int]) -> torch.Tensor:
+    """Return which devices have something to learn from, (devices,)."""
+    if batch.labels.dim() == 1:
+        return torch.ones(len(rows), dtype=torch.bool, device=batch.labels.device)
+    return torch.stack([part.any() for part in scored(batch).split_with_sizes(list(rows))])

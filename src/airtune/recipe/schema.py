@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -17,7 +16,7 @@ from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
 from airtune.plan import CodecSpec, Mend
 from airtune.plan.assignment import CodecKind
-from airtune.units import parse_bytes
+from airtune.recipe.values import Section, check_rising, plain_name, share_of, size_of, torch_device
 
 EMBEDDED = "embedded"
 """`model.source` of the small model that is shipped."""
@@ -28,46 +27,6 @@ _UNHASHED = frozenset({"name", "output", "compare", "threads", "tariff"})
 """What does not change a run's numbers, or is checked apart."""
 
 
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        raise ValueError(f"must be auto, cpu, cuda or cuda:1, got {value!r}")
-    return value
-
-
-def _plain_name(value: str) -> str:
-    if not re.fullmatch(r"[\w.+-]*", value):
-        raise ValueError(f"may have letters, digits and . _ + -, got {value!r}")
-    return value
-
-
-def _percent(value: object) -> object:
-    """Turn "2%" into 0.02 and leave numbers as they are."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value.strip().removesuffix("%")) / (100.0 if "%" in value else 1.0)
-    except ValueError as error:
-        raise ValueError(f"must be a share such as 2% or 0.02, got {value!r}") from error
-
-
-def _size(value: object) -> object:
-    """Turn "500MB" into bytes and leave numbers as they are."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return parse_bytes(value)
-    except ValueError as error:
-        raise ValueError(f"must be a size such as 500MB or 1.5GiB, got {value!r}") from error
-
-
-class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, values are not bent to fit."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
 class ModelSection(Section):
     """The base model."""
 
@@ -75,7 +34,7 @@ class ModelSection(Section):
     """Hub id, local folder, GGUF file, or `embedded` for the small model that is shipped."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the base in memory and in the arithmetic."""
-    device: Annotated[str, AfterValidator(_device)] = "auto"
+    device: Annotated[str, AfterValidator(torch_device)] = "auto"
     """Where this machine computes: auto, cpu, cuda or cuda:1."""
     load_in_4bit: bool = False
     """Hold the base in 4 bits (CUDA, extra `quantised`)."""
@@ -251,8 +210,7 @@ class SplitSection(Section):
 
     @model_validator(mode="after")
     def _rising(self) -> SplitSection:
-        if any(right <= left for left, right in zip(self.cuts, self.cuts[1:], strict=False)):
-            raise ValueError(f"cuts must rise, got {', '.join(map(str, self.cuts))}")
+        check_rising("cuts", self.cuts)
         return self
 
 
@@ -286,7 +244,7 @@ class LimitsSection(Section):
     """What no method may exceed."""
 
     device_bytes_per_month: Annotated[
-        Annotated[float, Field(gt=0)] | None, BeforeValidator(_size)
+        Annotated[float, Field(gt=0)] | None, BeforeValidator(size_of)
     ] = None
     """Most that a device receives and sends in 30 days of the run, `500MB` for instance; one whose
     rest does not hold a round is left out of it. none = no cap."""
@@ -338,8 +296,7 @@ class CalibrationSection(Section):
 
     @model_validator(mode="after")
     def _rising(self) -> CalibrationSection:
-        if any(right <= left for left, right in zip(self.budgets, self.budgets[1:], strict=False)):
-            raise ValueError(f"budgets must rise, got {', '.join(map(str, self.budgets))}")
+        check_rising("budgets", self.budgets)
         return self
 
 
@@ -358,7 +315,7 @@ class CompareSection(Section):
 class Recipe(Section):
     """One run, said in full."""
 
-    name: Annotated[str, AfterValidator(_plain_name)] = ""
+    name: Annotated[str, AfterValidator(plain_name)] = ""
     """End of the run folder's name; none = the method's."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Decides every draw: fleet, channels, partition, batches, adapters."""
@@ -378,7 +335,7 @@ class Recipe(Section):
     limits: LimitsSection = LimitsSection()
     tariff: TariffSection = TariffSection()
     quality_budget: Annotated[
-        Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(_percent)
+        Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(share_of)
     ] = None
     """Loss that pruning may cost at equal rounds, `2%` for instance; none = time decides."""
     deadline_s: float | None = Field(default=None, gt=0)

@@ -1,4 +1,4 @@
-"""What is done to the gradients of a step before the optimiser: penalties and clipping, by device."""
+"""What is done to the gradients of a step before the optimiser: read, penalised, clipped, by device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from airtune.model.batch import Batch
+from airtune.model.importance import Importance
+from airtune.model.kept import Kept
 from airtune.model.lora import LoraNetwork
+from airtune.model.sensitivity import Reading, Tracker, tracker
+from airtune.plan import ModelShape, WorkSpec
 
 SMALLEST = 1e-12
 """Norm below which a factor's tail counts as zero."""
@@ -78,3 +83,59 @@ def tail_norms(lora: LoraNetwork, *, share: float) -> torch.Tensor:
 
 def _norms(stack: torch.Tensor) -> torch.Tensor:
     return stack.flatten(1).square().sum(1).sqrt()
+
+
+class PassWatch:
+    """What a method wants of a pass beside training: penalties, importance, a rank that shrinks."""
+
+    def __init__(
+        self,
+        lora: LoraNetwork,
+        work: WorkSpec,
+        shape: ModelShape,
+        kept: Kept,
+        known: Sequence[Importance | None],
+    ) -> None:
+        """Look at the adapters as they begin.
+
+        Args:
+            lora: the network of the pass, of n devices.
+            work: what the method wants.
+            shape: of the unpruned model.
+            kept: the slice that trains.
+            known: the importance that each device has measured before, (n,).
+        """
+        self.kept, self.lora, self._work = kept, lora, work
+        self._start: list[torch.Tensor] = []
+        if work.penalty == "proximal":
+            self._start = [parameter.detach().clone() for parameter in lora.parameters()]
+        if work.penalty == "tail":
+            self._tail = tail_norms(lora, share=work.tail)
+        self._tracker: Tracker | None = tracker(work.importance, lora, shape, kept, known)
+
+    def before(self, batch: Batch) -> None:
+        """Get ready for a step."""
+        if self._tracker is not None:
+            self._tracker.before(batch)
+
+    def after(self, loss: torch.Tensor) -> None:
+        """Read the gradients of the loss (devices,), then add those of the penalty."""
+        if self._tracker is not None:
+            self._tracker.after(torch.isfinite(loss))
+        if self._work.penalty == "proximal":
+            pull_back_(self.lora.parameters(), self._start, weight=self._work.penalty_weight)
+        elif self._work.penalty == "tail":
+            shrink_tail_(self.lora, weight=self._work.penalty_weight, share=self._work.tail)
+
+    def readings(self) -> Sequence[Reading | None]:
+        """Return what each device measured, None where the method measures nothing."""
+        if self._tracker is None:
+            return [None] * self.lora.devices
+        return self._tracker.readings()
+
+    def ranks_left(self, rank: int) -> list[int]:
+        """Return the rank of each device from now on; less where the tail has lost weight."""
+        if self._work.penalty != "tail":
+            return [rank] * self.lora.devices
+        lost = (tail_norms(self.lora, share=self._work.tail) < self._tail).tolist()
+        return [left_of_tail(rank, self._work.tail) if less else rank for less in lost]

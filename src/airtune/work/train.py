@@ -33,12 +33,11 @@ from airtune.model.importance import Importance
 from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import Adapters, Head, LoraNetwork, attach, rescaled, scatter, take
 from airtune.model.loss import Teacher, batch_losses, scored
-from airtune.model.sensitivity import Reading, Tracker, tracker
 from airtune.model.slicing import slice_network
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, Bools, Floats, Ints, ModelShape, Workload, WorkSpec
 from airtune.work.batches import collate_examples, join_examples, lengths_of, round_batches
-from airtune.work.gradients import clip_, left_of_tail, pull_back_, shrink_tail_, tail_norms
+from airtune.work.gradients import PassWatch, clip_
 from airtune.work.network import current_base, mending_of, stages_by
 
 
@@ -213,7 +212,7 @@ def _train_pass(here: _TrainingRound, stages: Sequence[Kept], jobs: Sequence[Job
     every = here.work.prune_every if len(stages) > 1 else steps
     for place, kept in enumerate(stages):
         lora = _network(here, kept, jobs, carried)
-        watch = _Watch(here, kept, lora, carried.importance)
+        watch = PassWatch(lora, here.work, here.shape, kept, carried.importance)
         span = range(place * every, min((place + 1) * every, steps))
         table, good = _steps(
             here, watch, jobs, [rows[span.start : span.stop] for rows in drawn], first=span.start
@@ -233,7 +232,12 @@ def _train_pass(here: _TrainingRound, stages: Sequence[Kept], jobs: Sequence[Job
 
 
 def _steps(
-    here: _TrainingRound, watch: _Watch, jobs: Sequence[Job], drawn: Sequence[Ints], *, first: int
+    here: _TrainingRound,
+    watch: PassWatch,
+    jobs: Sequence[Job],
+    drawn: Sequence[Ints],
+    *,
+    first: int,
 ) -> tuple[Floats, Bools]:
     """Take local steps on one network; return losses (steps, devices) and who stayed finite."""
     lora = watch.lora
@@ -259,52 +263,6 @@ def _steps(
     return torch.stack(losses).double().cpu().numpy(), finite.cpu().numpy()
 
 
-class _Watch:
-    """What a method wants of a pass beside training: penalties, importance, a rank that shrinks."""
-
-    def __init__(
-        self,
-        here: _TrainingRound,
-        kept: Kept,
-        lora: LoraNetwork,
-        known: Sequence[Importance | None],
-    ) -> None:
-        self.kept, self.lora, self._work = kept, lora, here.work
-        self._start: list[torch.Tensor] = []
-        if here.work.penalty == "proximal":
-            self._start = [parameter.detach().clone() for parameter in lora.parameters()]
-        if here.work.penalty == "tail":
-            self._tail = tail_norms(lora, share=here.work.tail)
-        self._tracker: Tracker | None = tracker(here.work.importance, lora, here.shape, kept, known)
-
-    def before(self, batch: Batch) -> None:
-        """Get ready for a step."""
-        if self._tracker is not None:
-            self._tracker.before(batch)
-
-    def after(self, loss: torch.Tensor) -> None:
-        """Read the gradients of the loss (devices,), then add those of the penalty."""
-        if self._tracker is not None:
-            self._tracker.after(torch.isfinite(loss))
-        if self._work.penalty == "proximal":
-            pull_back_(self.lora.parameters(), self._start, weight=self._work.penalty_weight)
-        elif self._work.penalty == "tail":
-            shrink_tail_(self.lora, weight=self._work.penalty_weight, share=self._work.tail)
-
-    def readings(self) -> Sequence[Reading | None]:
-        """Return what each device measured, None where the method measures nothing."""
-        if self._tracker is None:
-            return [None] * self.lora.devices
-        return self._tracker.readings()
-
-    def ranks_left(self, rank: int) -> list[int]:
-        """Return the rank of each device from now on; less where the tail has lost weight."""
-        if self._work.penalty != "tail":
-            return [rank] * self.lora.devices
-        lost = (tail_norms(self.lora, share=self._work.tail) < self._tail).tolist()
-        return [left_of_tail(rank, self._work.tail) if less else rank for less in lost]
-
-
 def _network(
     here: _TrainingRound, kept: Kept, jobs: Sequence[Job], carried: _Carried
 ) -> LoraNetwork:
@@ -325,7 +283,7 @@ def _network(
     return lora.train()
 
 
-def _adapters(here: _TrainingRound, watch: _Watch, rank: int) -> list[Adapters]:
+def _adapters(here: _TrainingRound, watch: PassWatch, rank: int) -> list[Adapters]:
     """Return what every device has trained, in the scale that all share."""
     return [rescaled(one, here.gain(rank)) for one in watch.lora.adapters()]
 
@@ -372,7 +330,7 @@ def _any_scored(batch: Batch, devices: int) -> torch.Tensor:
     return scored(batch).reshape(devices, -1).any(1)
 
 
-def _losses(here: _TrainingRound, watch: _Watch, batch: Batch) -> torch.Tensor:
+def _losses(here: _TrainingRound, watch: PassWatch, batch: Batch) -> torch.Tensor:
     """Return the mean loss of each device, (devices,); zero where nothing is scored.
 
     A batch may hold only prompts that fill the whole length; there is nothing to learn from it,
@@ -387,7 +345,7 @@ def _losses(here: _TrainingRound, watch: _Watch, batch: Batch) -> torch.Tensor:
 
 
 def _outcomes(
-    here: _TrainingRound, jobs: Sequence[Job], watch: _Watch, *, losses: Floats, finite: Bools,
+    here: _TrainingRound, jobs: Sequence[Job], watch: PassWatch, *, losses: Floats, finite: Bools,
     total: Floats,
 ) -> list[Outcome]:  # fmt: skip
     rows = zip(

@@ -1,0 +1,59 @@
+"""What the values of a recipe may be, and what all its sections have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+
+from pydantic import BaseModel, ConfigDict
+
+from airtune.units import parse_bytes
+
+
+def torch_device(value: str) -> str:
+    """Refuse what torch would not compute on; ValueError for pydantic, as of all here."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError(f"must be auto, cpu, cuda or cuda:1, got {value!r}")
+    return value
+
+
+def plain_name(value: str) -> str:
+    """Refuse what cannot be part of a folder's name."""
+    if not re.fullmatch(r"[\w.+-]*", value):
+        raise ValueError(f"may have letters, digits and . _ + -, got {value!r}")
+    return value
+
+
+def share_of(value: object) -> object:
+    """Turn "2%" into 0.02 and leave numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(value.strip().removesuffix("%")) / (100.0 if "%" in value else 1.0)
+    except ValueError as error:
+        raise ValueError(f"must be a share such as 2% or 0.02, got {value!r}") from error
+
+
+def size_of(value: object) -> object:
+    """Turn "500MB" into bytes and leave numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_bytes(value)
+    except ValueError as error:
+        raise ValueError(f"must be a size such as 500MB or 1.5GiB, got {value!r}") from error
+
+
+def check_rising(name: str, values: Sequence[float]) -> None:
+    """Refuse values that do not rise."""
+    if any(right <= left for left, right in pairwise(values)):
+        raise ValueError(f"{name} must rise, got {', '.join(map(str, values))}")
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values are not bent to fit."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
