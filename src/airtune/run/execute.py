@@ -225,13 +225,26 @@ def _go_on(
     pieces = build_pieces(recipe, assets)
     _check_same(folder, record.header, pieces)
     chosen = choose_method(recipe, label=str(record.header["method"]["name"]))
-    pieces = known_sensitivity(pieces, remembered_sensitivity(record.header))
-    measured = from_header(record.header)
-    checkpoint = load_checkpoint(folder / "checkpoint", identity=identity(pieces))
-    writer = RunWriter.resume(folder, 0 if checkpoint is None else checkpoint.rounds)
-    for round_record in record.rounds[: 0 if checkpoint is None else checkpoint.rounds]:
+    pieces, writer, measured, rounds = reopen(record, pieces)
+    for round_record in record.rounds[:rounds]:
         watch.on_round(round_record)
     return _finish(pieces, chosen, writer, measured, watch=watch, reports=reports)
+
+
+def reopen(record: RunRecord, pieces: Pieces) -> tuple[Pieces, RunWriter, Measurements | None, int]:
+    """Open a run's records for what comes after its last checkpoint.
+
+    Returns:
+        The pieces, the writer, what was measured before the first round, and the finished rounds.
+
+    Raises:
+        CheckpointError: if the checkpoint is damaged or of another run.
+    """
+    pieces = known_sensitivity(pieces, remembered_sensitivity(record.header))
+    checkpoint = load_checkpoint(record.folder / "checkpoint", identity=identity(pieces))
+    rounds = 0 if checkpoint is None else checkpoint.rounds
+    writer = RunWriter.resume(record.folder, rounds)
+    return pieces, writer, from_header(record.header), rounds
 
 
 def _finish(

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from airtune.calibrate import from_header
 from airtune.data.federated import Count, FederatedData
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.samples import write_samples
@@ -35,7 +34,6 @@ from airtune.deploy.federation.server_data import ON_DEVICE, Known, load_known
 from airtune.deploy.reading import describe_reader
 from airtune.engine.base import Engine, with_work
 from airtune.engine.buffered import BufferedEngine
-from airtune.engine.checkpoint import load_checkpoint
 from airtune.engine.message import RunSetup
 from airtune.engine.remote.buffered import BufferedRealEngine
 from airtune.engine.remote.devices import Remote
@@ -59,14 +57,13 @@ from airtune.run import (
     choose_method,
     known_sensitivity,
     problem_of,
-    remembered_sensitivity,
     stored_measurements,
     stored_sensitivity,
     workload_of,
 )
 from airtune.run.build import bare_problem, engine_settings, pinned
 from airtune.run.by_class import by_class_of
-from airtune.run.execute import loop_settings
+from airtune.run.execute import loop_settings, reopen
 from airtune.run.header import header, identity
 from airtune.run.load import is_vision, load_model
 from airtune.run.places import RECIPE_FILE
@@ -237,11 +234,7 @@ def _begin(
     and writes it to its header, from which it reads it again when it is resumed.
     """
     if not place.is_new:
-        record = read_run(place.folder)
-        measured = from_header(record.header)
-        pieces = known_sensitivity(pieces, remembered_sensitivity(record.header))
-        saved = load_checkpoint(place.folder / "checkpoint", identity=identity(pieces))
-        writer = RunWriter.resume(place.folder, 0 if saved is None else saved.rounds)
+        pieces, writer, measured, _ = reopen(read_run(place.folder), pieces)
         return _priced(order, pieces, chosen.method, measured), writer
     fingerprint = pieces.assets.base.fingerprint
     measured = stored_measurements(pieces.recipe, chosen, fingerprint=fingerprint)
