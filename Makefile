@@ -33,4 +33,4 @@ bench: $(READY)  ## every benchmark that takes under a minute
 	$(BIN)/python -m benchmarks all
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

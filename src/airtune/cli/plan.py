@@ -214,8 +214,11 @@ def _write_page(path: Path, setting: PlanSetting, answers: _Answers) -> None:
     from airtune.report.plan_page import write_plan_page
 
     page = page_of(
-        setting.recipe, answers.plan, within=answers.within, prices=answers.prices,
+        setting.recipe,
+        answers.plan,
+        within=answers.within,
+        prices=answers.prices,
         front=answers.front,
-    )  # fmt: skip
+    )
     write_plan_page(page, path)
     print_note(f"page: {path}")

@@ -193,9 +193,12 @@ def _rounds(
         validation = _validate(run, now, done, progress)
         if validation is not None:
             progress = judged(
-                progress | {"judged": True}, validation, run.settings.target,
-                rounds=now.rounds + 1, time_s=done.end_s,
-            )  # fmt: skip
+                progress | {"judged": True},
+                validation,
+                run.settings.target,
+                rounds=now.rounds + 1,
+                time_s=done.end_s,
+            )
         record = round_record(run.problem, now, done, validation)
         if now.rounds == 0:
             record["initial"] = progress["initial"]

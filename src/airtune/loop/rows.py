@@ -104,8 +104,11 @@ def _expected(done: Round) -> Record:
     expected = done.execution.expected
     if expected is None:
         return {"predicted_s": done.plan.predicted_s}
-    return {"predicted_s": expected.middle_s, "predicted_low_s": expected.low_s,
-            "predicted_high_s": expected.high_s}  # fmt: skip
+    return {
+        "predicted_s": expected.middle_s,
+        "predicted_low_s": expected.low_s,
+        "predicted_high_s": expected.high_s,
+    }
 
 
 def _train_loss(problem: Problem, execution: Execution) -> float:

@@ -114,8 +114,11 @@ def step_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> SectionF
     ]
     served = [_SERVER] * starts.size
     data.append(_bars(_SERVER, served, starts / scale, stops / scale, ("var(--c3)", unit)))
-    figure = layout(x=axis(f"time since the round began ({unit})", from_zero=True), y=axis(""),
-                    height=130 + max(16, min(26, 900 // places.size)) * (places.size + 1))  # fmt: skip
+    figure = layout(
+        x=axis(f"time since the round began ({unit})", from_zero=True),
+        y=axis(""),
+        height=130 + max(16, min(26, 900 // places.size)) * (places.size + 1),
+    )
     figure |= {"barmode": "overlay", "bargap": 0.28}
     figure["yaxis"] |= {"type": "category", "categoryorder": "array", "showgrid": False,
                         "categoryarray": [*lanes, _SERVER], "tickfont": {"size": 11},
@@ -181,17 +184,26 @@ def cut_figure(run: RunSeries, number: int, shown: Ints) -> SectionFigure | None
             "x": devices["cut"][mine].tolist(), "marker": {"color": colour_of(place + 1)},
             "hovertemplate": f"%{{y}}: %{{x}} blocks, {label(kind)}<extra></extra>",
         })  # fmt: skip
-    figure = layout(x=axis("blocks on the device", from_zero=True), y=axis(""),
-                    height=130 + max(16, min(26, 900 // rows.size)) * rows.size)  # fmt: skip
+    figure = layout(
+        x=axis("blocks on the device", from_zero=True),
+        y=axis(""),
+        height=130 + max(16, min(26, 900 // rows.size)) * rows.size,
+    )
     figure |= {"bargap": 0.3, "showlegend": True}
     figure["xaxis"] |= {"dtick": 1} if devices["cut"][rows].max() <= 12 else {}
     figure["yaxis"] |= {
-        "type": "category", "showgrid": False, "tickfont": {"size": 11}, "autorange": "reversed",
+        "type": "category",
+        "showgrid": False,
+        "tickfont": {"size": 11},
+        "autorange": "reversed",
         "categoryorder": "array",
         "categoryarray": [label(names[int(index)]) for index in devices["device"][rows]],
-    }  # fmt: skip
-    return SectionFigure("Cut and codec", {"data": data, "layout": figure},
-                f"What each device was told in round {number}.")  # fmt: skip
+    }
+    return SectionFigure(
+        "Cut and codec",
+        {"data": data, "layout": figure},
+        f"What each device was told in round {number}.",
+    )
 
 
 def spectrum_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> SectionFigure | None:
@@ -218,13 +230,19 @@ def spectrum_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> Sect
                      "xpad": 4},
         "hovertemplate": "%{y} from %{x}: %{z:.1%}<extra></extra>",
     }  # fmt: skip
-    figure = layout(x=axis("slot, by its start"), y=axis(""),
-                    height=110 + max(16, min(26, 900 // len(lanes))) * len(lanes))  # fmt: skip
+    figure = layout(
+        x=axis("slot, by its start"),
+        y=axis(""),
+        height=110 + max(16, min(26, 900 // len(lanes))) * len(lanes),
+    )
     figure["xaxis"] |= {"type": "category", "showgrid": False, "nticks": 6}
     figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False,
                         "tickfont": {"size": 11}}  # fmt: skip
-    return SectionFigure("Share of the link, slot by slot", {"data": [trace], "layout": figure},
-                f"The first {len(slots)} slots of round {row['round']} at most.")  # fmt: skip
+    return SectionFigure(
+        "Share of the link, slot by slot",
+        {"data": [trace], "layout": figure},
+        f"The first {len(slots)} slots of round {row['round']} at most.",
+    )
 
 
 def leakage_figure(found: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
@@ -268,12 +286,15 @@ def _bars(
     colour, unit = look
     took = np.where(np.isfinite(end - start), np.maximum(end - start, 0.0), 0.0)
     return {
-        "type": "bar", "orientation": "h", "name": name, "y": list(lanes),
+        "type": "bar",
+        "orientation": "h",
+        "name": name,
+        "y": list(lanes),
         "x": [float(f"{value:.5g}") for value in took],
         "base": [float(f"{value:.5g}") for value in np.nan_to_num(start)],
         "marker": {"color": colour},
         "hovertemplate": f"%{{y}}: {name} %{{x:.3g}} {unit}<extra></extra>",
-    }  # fmt: skip
+    }
 
 
 def _after(up_s: float, starts: Floats, stops: Floats) -> float:

@@ -112,11 +112,17 @@ def split_round(
     rows = [job.row for job in jobs]
     held = (CutMemory() if memory is None else memory).opened(context, rows)
     end = ServerEnd(
-        context, rows, [job.weight for job in jobs], memory=held,
+        context,
+        rows,
+        [job.weight for job in jobs],
+        memory=held,
         examples=[len(job.data) for job in jobs],
-    )  # fmt: skip
-    gone = {place: drops[job.device] for place, job in enumerate(jobs)
-            if drops is not None and job.device in drops}  # fmt: skip
+    )
+    gone = {
+        place: drops[job.device]
+        for place, job in enumerate(jobs)
+        if drops is not None and job.device in drops
+    }
     return _Round(context, jobs, end, {p: dict(s) for p, s in held.items()}, gone).run()
 
 

@@ -245,9 +245,12 @@ class ServerEnd:
         else:
             size = context.workload.batch // context.parts(row.codec)
             mask, labels = read_beside(
-                message.beside, message.rows, context.shape, replace(context.workload, batch=size),
+                message.beside,
+                message.rows,
+                context.shape,
+                replace(context.workload, batch=size),
                 labels_stay=context.labels_stay,
-            )  # fmt: skip
+            )
             activation, values = get(message.payload, mask, context.like)
             self._kept[place] = kept_of(message.payload, values.size, spec, context.work)
             self._went_up(place, message, bound_bytes(values.size, spec))

@@ -167,8 +167,11 @@ def _file(name: str, group: str, tensors: Mapping[str, _Tensor]) -> Content:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for key, tensor in tensors.items():
-        entries[key] = {"dtype": tensor.dtype, "shape": tensor.shape,
-                        "data_offsets": (end, end + tensor.span.size_bytes)}  # fmt: skip
+        entries[key] = {
+            "dtype": tensor.dtype,
+            "shape": tensor.shape,
+            "data_offsets": (end, end + tensor.span.size_bytes),
+        }
         end += tensor.span.size_bytes
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % _LENGTH.size)

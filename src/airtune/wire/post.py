@@ -159,7 +159,10 @@ class Post:
         with self.changed:
             waiting = self._waiting.get(value_of(metadata, TOKEN_KEY))
         if waiting is None:
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no task waits for this token; it is over, or it was never yours")  # fmt: skip
+            context.abort(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "no task waits for this token; it is over, or it was never yours",
+            )
             raise CodecError("the call was refused")  # abort never returns
         if waiting.device is not None and waiting.device != value_of(metadata, DEVICE_KEY):
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "this task is another device's")

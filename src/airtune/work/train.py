@@ -338,9 +338,12 @@ def _losses(here: _TrainingRound, watch: PassWatch, batch: Batch) -> torch.Tenso
     """
     lora = watch.lora
     losses = batch_losses(
-        lora.network, batch, devices=lora.devices, chunk=here.workload.loss_chunk,
+        lora.network,
+        batch,
+        devices=lora.devices,
+        chunk=here.workload.loss_chunk,
         teacher=here.teacher(watch.kept),
-    )  # fmt: skip
+    )
     return torch.where(_any_scored(batch, lora.devices), losses, 0.0)
 
 

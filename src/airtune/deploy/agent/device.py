@@ -249,8 +249,11 @@ class Device:
             chunk=setup.workload.loss_chunk,
             pass_tokens=setup.workload.batch * setup.workload.tokens,
         )
-        return {"loss": finite(found.loss), "count": float(found.count),
-                "accuracy": None if found.accuracy is None else finite(found.accuracy)}  # fmt: skip
+        return {
+            "loss": finite(found.loss),
+            "count": float(found.count),
+            "accuracy": None if found.accuracy is None else finite(found.accuracy),
+        }
 
     def _train(
         self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
@@ -356,10 +359,13 @@ class Device:
             )
             self._loaded = {
                 key: _Loaded(
-                    shape, describe_reader(recipe, tokenizer), data,
-                    OwnSpeed(shape, setup.workload), describe_data(data),
+                    shape,
+                    describe_reader(recipe, tokenizer),
+                    data,
+                    OwnSpeed(shape, setup.workload),
+                    describe_data(data),
                 )
-            }  # fmt: skip
+            }
         here = self._loaded[key]
         if setup.tokenizer and here.tokenizer != setup.tokenizer:
             self._holding.forget()  # its files may be others when the next task comes

@@ -20,8 +20,11 @@ def reply_to(task: Task) -> Reply:
 
 def figures_of(outcome: Outcome) -> dict[str, float | None]:
     """Return the losses of a device's training, and the importance it saw."""
-    return {"loss_first": finite(outcome.loss_first), "loss_last": finite(outcome.loss_last),
-            "importance": finite(outcome.importance)}  # fmt: skip
+    return {
+        "loss_first": finite(outcome.loss_first),
+        "loss_last": finite(outcome.loss_last),
+        "importance": finite(outcome.importance),
+    }
 
 
 def finite(value: float) -> float | None:

@@ -58,9 +58,12 @@ class OwnSpeed:
             peak_bytes = peak_memory(self._shape, self._workload, rows).total
             allowed = (peak_bytes <= memory_bytes)[None]
         found = settle(
-            pace, start_s=np.array([way_s + time.perf_counter() - began]),
-            step_s=((self._unit_s or 0.0) * flops)[None], send_s=send_s[None], allowed=allowed,
-        )  # fmt: skip
+            pace,
+            start_s=np.array([way_s + time.perf_counter() - began]),
+            step_s=((self._unit_s or 0.0) * flops)[None],
+            send_s=send_s[None],
+            allowed=allowed,
+        )
         arm = int(found.arm[0])
         return of_arm(row, pace, arm, int(found.steps[0])), arm
 
@@ -69,9 +72,12 @@ def rows_of(rows: list[Assignment]) -> Assignments:
     """Return rows of one device as columns; their numbers stand for nothing."""
     count = len(rows)
     return Assignments(
-        device=np.arange(count), prune_heads=np.array([row.prune_heads for row in rows]),
+        device=np.arange(count),
+        prune_heads=np.array([row.prune_heads for row in rows]),
         prune_ffn=np.array([row.prune_ffn for row in rows]),
-        rank=np.array([row.rank for row in rows]), share=np.ones(count),
+        rank=np.array([row.rank for row in rows]),
+        share=np.ones(count),
         local_steps=np.array([row.local_steps for row in rows]),
-        cut=np.array([row.cut or 0 for row in rows], np.int64), codec_index=np.zeros(count, np.int64),
-    )  # fmt: skip
+        cut=np.array([row.cut or 0 for row in rows], np.int64),
+        codec_index=np.zeros(count, np.int64),
+    )
