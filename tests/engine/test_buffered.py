@@ -43,8 +43,8 @@ class Timed:
         zero = np.zeros(len(device))
         finish = np.where(ok, TAKES_S[device], np.nan)
         results = Results(
-            device, np.where(ok, "ok", "failed"), zero, zero, zero, finish, zero, zero, zero, zero,
-            zero, zero.astype(np.int64), zero, zero, zero, rank_left=told.rank,
+            zero, zero, zero, finish, zero, zero, zero, zero, device, np.where(ok, "ok", "failed"),
+            zero, zero, zero.astype(np.int64), zero, zero, rank_left=told.rank,
         )  # fmt: skip
         updates = tuple(
             Update(int(one), plan.round, keep_all(self._problem.shape), self._problem.workload.rank,

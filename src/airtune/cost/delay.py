@@ -70,7 +70,7 @@ def gradient_bps(links: LinkState, device: Ints, remaining_bytes: Floats) -> Flo
     part = np.divide(
         alone_s, together_s, out=np.zeros(rate.shape), where=(together_s > 0) & (alone_s < np.inf)
     )
-    return rate * np.where(_dedicated(links, device), 1.0, part)
+    return rate * np.where(links.dedicated(device), 1.0, part)
 
 
 def split_times(
@@ -160,7 +160,7 @@ def _meet(
 def _free_s(links: LinkState, device: Ints, listens_s: Floats) -> Floats:
     """Return when the broadcast is over on each device's link; 0 on a dedicated one, (n,)."""
     ends_s = np.zeros(len(links.specs))
-    heard = np.isfinite(listens_s) & ~_dedicated(links, device)
+    heard = np.isfinite(listens_s) & ~links.dedicated(device)
     np.maximum.at(ends_s, links.link[device[heard]], listens_s[heard])
     return ends_s[links.link[device]]
 
@@ -181,13 +181,8 @@ def _together_s(links: LinkState, device: Ints, alone_s: Floats) -> Floats:
 
     A device without a rate waits for ever and holds up nobody else.
     """
-    dedicated = _dedicated(links, device)
+    dedicated = links.dedicated(device)
     counted = np.where(dedicated | ~np.isfinite(alone_s), 0.0, alone_s)
     total = np.bincount(links.link[device], counted, minlength=len(links.specs))
     together = np.where(alone_s > 0.0, total[links.link[device]], 0.0)
     return np.where(dedicated | ~np.isfinite(alone_s), alone_s, together)
-
-
-def _dedicated(links: LinkState, device: Ints) -> Bools:
-    kinds = np.array([spec.kind == "dedicated" for spec in links.specs], np.bool_)
-    return np.asarray(kinds[links.link[device]], np.bool_)

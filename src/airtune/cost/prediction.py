@@ -25,25 +25,16 @@ from airtune.cost.payload import broadcast_bytes, upload_bytes
 from airtune.cost.split import split_cost
 from airtune.errors import MethodError
 from airtune.fleet.rates import downlink_bps, uplink_bps
-from airtune.plan import Assignments, Floats, LinkState, Problem
+from airtune.plan import Assignments, Floats, LinkState, Problem, RoundColumns
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(RoundColumns):
     """What a round costs each device of a plan, in columns of shape (n,).
 
     A device without any rate has infinite seconds.
     """
 
-    download_s: Floats
-    compute_s: Floats
-    upload_s: Floats
-    finish_s: Floats
-    """Seconds from the start of the round to the arrival of the update; with a cut, waits included."""
-    download_bytes: Floats
-    upload_bytes: Floats
-    flops: Floats
-    peak_bytes: Floats
     energy_j: Floats
     """NaN where the powers are hidden."""
 

@@ -209,7 +209,7 @@ def _known_after_s(results: Results, place: int, plan: RoundPlan, problem: Probl
     finish_s = float(results.finish_s[place])
     if math.isfinite(finish_s):
         return finish_s
-    deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
+    deadline_s = plan.deadline_of(problem)
     if deadline_s is not None and results.status[place] in ("late", "absent"):
         return deadline_s
     return float(np.nan_to_num(results.download_s[place]) + np.nan_to_num(results.compute_s[place]))

@@ -57,11 +57,8 @@ def results_of(
         round_s=timing.end_s,
     )  # fmt: skip
     return Results(
-        device=plan.assignments.device, status=status,
-        download_s=timing.download_s, compute_s=timing.compute_s, upload_s=timing.upload_s,
-        finish_s=timing.finish_s, download_bytes=timing.download_bytes,
-        upload_bytes=timing.upload_bytes, flops=timing.flops, loss_first=first, loss_last=last,
-        samples=samples, peak_bytes=timing.peak_bytes, energy_j=energy,
+        **timing.round_columns(), device=plan.assignments.device, status=status,
+        loss_first=first, loss_last=last, samples=samples, energy_j=energy,
         importance=importance, rank_left=rank_left, done=plan.assignments,
         server_s=timing.server_s, step_up_bytes=timing.step_up_bytes,
         step_down_bytes=timing.step_down_bytes, predicted_s=predicted_s,

@@ -23,24 +23,16 @@ slots, the division of the downlink and the overlap with the exchange are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from airtune.cost.split import SplitCost
 from airtune.engine.air import Part
-from airtune.engine.clock import Process, RatesAt, Transfer, passing
-from airtune.engine.timing import Timing, bandwidth_hz
+from airtune.engine.clock import Process, RatesAt
+from airtune.engine.timing import RoundLog, Tell, Timing, nobody, settled
 from airtune.fleet.fleet import Fleet
 from airtune.plan import Bools, Floats, Ints, Problem, RoundPlan
-
-Tell = Callable[[Floats], None]
-
-
-def _nobody(remaining: Floats) -> None:
-    """Tell nobody: where devices take turns, no method divides the link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,118 +91,46 @@ class SplitTiming:
 
 
 @dataclass(slots=True)
-class _Log:
-    """What each device has spent so far, (m,), and the moments of the first step."""
-
-    until_s: float
-    download_s: Floats
-    compute_s: Floats
-    upload_s: Floats
-    download_bytes: Floats
-    upload_bytes: Floats
-    step_up_bytes: Floats
-    step_down_bytes: Floats
-    server_s: Floats
-    flops: Floats
-    finish_s: Floats
-    """When the adapters were back; inf where they never are."""
-    moments: Floats
-    """(4, m): ends of forward, upload, download and backward of the first step."""
-    stepped_s: float = 0.0
-    """When the last step was over."""
-    server: list[tuple[float, float]] = field(default_factory=list)
-    stopped_after: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
-
-    @classmethod
-    def empty(cls, count: int, until_s: float) -> _Log:
-        """Return a log of a round that has not begun."""
-        down, compute, up, down_bytes, up_bytes, step_up, step_down, server, flops = np.zeros(
-            (9, count)
-        )
-        return cls(
-            until_s, down, compute, up, down_bytes, up_bytes, step_up, step_down, server, flops,
-            np.full(count, np.inf), np.full((4, count), np.nan),
-            stopped_after=np.zeros(count, np.int64),
-        )  # fmt: skip
-
-    def spent(self, start_s: Floats, end_s: Floats) -> Floats:
-        """Return seconds from one moment to another, as far as they are before the deadline."""
-        begun = np.isfinite(start_s)
-        start = np.where(begun, start_s, 0.0)
-        end = np.minimum(np.where(begun, end_s, 0.0), self.until_s)
-        return np.where(np.isfinite(end), np.maximum(end - start, 0.0), 0.0)
-
-    def came(self, start_s: Floats, done: Transfer, *, is_step: bool = False) -> None:
-        """Count a download."""
-        self.download_s += self.spent(start_s, done.finish_s)
-        self.download_bytes += done.sent_bytes
-        self.step_down_bytes += done.sent_bytes * is_step
-
-    def went(self, start_s: Floats, done: Transfer, *, is_step: bool = False) -> None:
-        """Count an upload."""
-        self.upload_s += self.spent(start_s, done.finish_s)
-        self.upload_bytes += done.sent_bytes
-        self.step_up_bytes += done.sent_bytes * is_step
-
-    def worked(self, start_s: Floats, seconds: Floats, flops: Floats) -> Floats:
-        """Count computing; returns when it ends, inf where it never began."""
-        end_s = start_s + seconds
-        self.compute_s += self.spent(start_s, end_s)
-        self.flops += np.where(start_s < self.until_s, flops, 0.0)
-        return end_s
-
-    def note(self, phase: int, end_s: Floats) -> None:
-        """Remember when a phase of the first step ended."""
-        known = np.isfinite(end_s)
-        self.moments[phase, known] = end_s[known]
-
-
-@dataclass(frozen=True, slots=True)
 class _Clock:
-    """What a round's steps are timed with."""
+    """What a round's steps are timed with, and what comes of it."""
 
     problem: Problem
     air: Part
     cost: SplitCost
     crossed: Crossings
     speed: Floats
-    log: _Log
+    log: RoundLog
     may_stop: bool
     went_s: Floats
     """Seconds a byte of each device's last upload, (m,)."""
-
-    def carried(
-        self, rates: RatesAt, start_s: Floats, size_bytes: Floats, tell: Tell = _nobody
-    ) -> Process[Transfer]:
-        """Return transfers until the deadline; who starts at inf takes no part."""
-        size = np.where(np.isfinite(start_s), size_bytes, 0.0)
-        return passing(
-            rates, start_s=start_s, size_bytes=size, slot_s=self.air.slot_s,
-            until_s=self.log.until_s, tell=tell,
-        )  # fmt: skip
+    finish_s: Floats
+    """When the adapters were back; inf where they never are, (m,)."""
+    stopped_after: Ints
+    moments: Floats
+    """(4, m): ends of forward, upload, download and backward of the first step."""
+    server: list[tuple[float, float]] = field(default_factory=list)
+    stepped_s: float = 0.0
+    """When the last step was over."""
 
     def fetched(self, start_s: Floats) -> Process[Floats]:
         """Bring the adapters; returns when they are there."""
-        done = yield from self.carried(self.air.broadcast, start_s, self.crossed.adapter_down_bytes)
-        self.log.came(start_s, done)
-        return done.finish_s
+        return self.log.receive(self.air.broadcast, start_s, self.crossed.adapter_down_bytes)
 
     def uploaded(
-        self, rates: RatesAt, step: int, start_s: Floats, tell: Tell = _nobody
+        self, rates: RatesAt, step: int, start_s: Floats, tell: Tell = nobody
     ) -> Process[Floats]:
         """Let devices run forward and send; returns when the server has it, inf = not at all."""
-        share = self.crossed.computed[step]
-        flops = self.cost.forward_flops * share
-        forward_s = self.log.worked(start_s, flops / self.speed, flops)
-        done = yield from self.carried(rates, forward_s, self.crossed.up_bytes[step], tell)
-        self.log.went(forward_s, done, is_step=True)
-        came = np.isfinite(done.finish_s) & (self.crossed.up_bytes[step] > 0)
-        spent_s = done.finish_s[came] - forward_s[came]
-        self.went_s[came] = spent_s / self.crossed.up_bytes[step][came]
-        if step == 0:
-            self.log.note(0, forward_s)
-            self.log.note(1, done.finish_s)
-        return done.finish_s
+        up_bytes, flops = (
+            self.crossed.up_bytes[step],
+            self.cost.forward_flops * self.crossed.computed[step],
+        )
+        forward_s = self.log.compute(start_s, flops / self.speed, flops)
+        there_s = yield from self.log.send(rates, forward_s, up_bytes, tell=tell, is_step=True)
+        came = np.isfinite(there_s) & (up_bytes > 0)
+        self.went_s[came] = (there_s[came] - forward_s[came]) / up_bytes[came]
+        self.note(step, 0, forward_s)
+        self.note(step, 1, there_s)
+        return there_s
 
     def served(self, step: int, start_s: float, came: Bools) -> float:
         """Let the server compute; returns when it is done."""
@@ -218,7 +138,7 @@ class _Clock:
         end_s = start_s + float(each_s.sum())
         self.log.server_s += each_s
         if step == 0:
-            self.log.server.append((start_s, end_s))
+            self.server.append((start_s, end_s))
         return end_s
 
     def learnt(self, rates: RatesAt, step: int, start_s: Floats) -> Process[Floats]:
@@ -227,32 +147,35 @@ class _Clock:
         On a shared link they wait until the broadcast of adapters is over.
         """
         start_s = np.maximum(start_s, self.air.free_s)
-        done = yield from self.carried(rates, start_s, self.crossed.down_bytes[step])
-        self.log.came(start_s, done, is_step=True)
+        there_s = yield from self.log.receive(
+            rates, start_s, self.crossed.down_bytes[step], is_step=True
+        )
         flops = self.cost.backward_flops
-        end_s = self.log.worked(done.finish_s, flops / self.speed, flops)
-        if step == 0:
-            self.log.note(2, done.finish_s)
-            self.log.note(3, end_s)
+        end_s = self.log.compute(there_s, flops / self.speed, flops)
+        self.note(step, 2, there_s)
+        self.note(step, 3, end_s)
         return end_s
 
-    def sent(self, rates: RatesAt, start_s: Floats, tell: Tell = _nobody) -> Process[Floats]:
+    def sent(self, rates: RatesAt, start_s: Floats, tell: Tell = nobody) -> Process[Floats]:
         """Send the adapters back; returns when they are there."""
-        done = yield from self.carried(rates, start_s, self.crossed.adapter_up_bytes, tell)
-        self.log.went(start_s, done)
-        return done.finish_s
+        return self.log.send(rates, start_s, self.crossed.adapter_up_bytes, tell=tell)
+
+    def note(self, step: int, phase: int, end_s: Floats) -> None:
+        """Remember when a phase of the first step ended."""
+        known = np.isfinite(end_s) & (step == 0)
+        self.moments[phase, known] = end_s[known]
 
     def stops(self, step: int, end_s: float, step_s: float) -> Bools:
         """Return who stops after a step, and note it: another would end behind the deadline, (m,)."""
         back_s = end_s + self.went_s * self.crossed.adapter_up_bytes
         has_more = (self.crossed.last_step > step) & self.goes_on(step)
         stops = np.asarray(has_more & (back_s + step_s > self.log.until_s) & self.may_stop)
-        self.log.stopped_after[stops] = np.where(back_s > self.log.until_s, step, step + 1)[stops]
+        self.stopped_after[stops] = np.where(back_s > self.log.until_s, step, step + 1)[stops]
         return stops
 
     def gives_up(self, step: int, who: Bools) -> None:
         """Note who the deadline found in a step: what it had before is sent instead."""
-        self.log.stopped_after[who & (self.log.stopped_after == 0) & self.may_stop] = step
+        self.stopped_after[who & (self.stopped_after == 0) & self.may_stop] = step
 
     def goes_on(self, step: int) -> Bools:
         """Return who takes the gradient of a step: not who is lost or refused in it, (m,)."""
@@ -277,28 +200,30 @@ def split_round_time(
         may_stop: devices stop early where the deadline leaves no time for another step.
     """
     device = plan.assignments.device
-    deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
-    until_s = np.inf if deadline_s is None else deadline_s
-    log = _Log.empty(len(device), until_s)
-    speed = fleet.flops_at(plan.round)[device]
-    clock = _Clock(problem, air, cost, crossed, speed, log, may_stop, went_s=np.zeros(len(device)))
+    count, until_s = len(device), plan.until_s(problem)
+    clock = _Clock(
+        problem, air, cost, crossed, fleet.flops_at(plan.round)[device], RoundLog(air, until_s),
+        may_stop, went_s=np.zeros(count), finish_s=np.full(count, np.inf),
+        stopped_after=np.zeros(count, np.int64), moments=np.full((4, count), np.nan),
+    )  # fmt: skip
     serve = _in_turn if problem.work.server == "sequential" else _together
     step_s, server_s = yield from serve(clock)
-    status, reasons = _statuses(clock, faults, deadline_s)
-    back_s = np.where((status == "ok") & np.isfinite(log.finish_s), log.finish_s, np.nan)
-    end_s = float(np.nanmax(np.append(back_s, log.stepped_s)))
-    timing = Timing(
-        status=status, faults=reasons, download_s=log.download_s, compute_s=log.compute_s,
-        upload_s=log.upload_s, finish_s=back_s,
-        download_bytes=log.download_bytes, upload_bytes=log.upload_bytes,
-        step_up_bytes=log.step_up_bytes, step_down_bytes=log.step_down_bytes,
-        server_s=log.server_s, flops=log.flops,
-        peak_bytes=cost.device_peak_bytes,
-        bandwidth_hz=bandwidth_hz(air.links(0), plan),
-        end_s=until_s if np.any(status == "late") else end_s,
+    lost = {
+        row: f"lost between forward and backward in step {crossed.last_step[row]}"
+        for row in np.flatnonzero(crossed.lost).tolist()
+    }
+    # what was refused is known by its answer, and not waited for
+    ends_s = np.where(crossed.refused, 0.0, clock.finish_s)
+    status, reasons = settled(faults, ends_s, until_s, absent=lost)
+    back_s = clock.finish_s[(status == "ok") & np.isfinite(clock.finish_s)]
+    end_s = until_s if np.any(status == "late") else np.max(back_s, initial=clock.stepped_s)
+    timing = clock.log.timing(
+        plan, status, reasons, finish_s=clock.finish_s, peak_bytes=cost.device_peak_bytes,
+        end_s=float(end_s),
     )  # fmt: skip
-    first = Step(log.moments[0], log.moments[1], log.moments[2], log.moments[3], tuple(log.server))
-    return SplitTiming(timing, first, step_s, server_s, log.stopped_after)
+    forward_s, upload_s, download_s, backward_s = clock.moments
+    first = Step(forward_s, upload_s, download_s, backward_s, tuple(clock.server))
+    return SplitTiming(timing, first, step_s, server_s, clock.stopped_after)
 
 
 def _together(clock: _Clock) -> Process[tuple[Floats, Floats]]:
@@ -331,10 +256,10 @@ def _together(clock: _Clock) -> Process[tuple[Floats, Floats]]:
         done_s = np.where(stays & ((last == step) | stops), learnt_s, done_s)
         ready_s = np.where(stays & ~stops, end_s, np.inf)
         step_s[step], server_s[step] = end_s - barrier_s, served_s - begun_s
-        log.stepped_s = barrier_s = end_s
-    log.finish_s[:] = yield from clock.sent(air.up, done_s, air.tell)
+        clock.stepped_s = barrier_s = end_s
+    clock.finish_s[:] = yield from clock.sent(air.up, done_s, air.tell)
     for step in range(1, steps):
-        clock.gives_up(step, (last == step) & np.isfinite(done_s) & ~np.isfinite(log.finish_s))
+        clock.gives_up(step, (last == step) & np.isfinite(done_s) & ~np.isfinite(clock.finish_s))
     return step_s, server_s
 
 
@@ -353,7 +278,7 @@ def _kept_busy(clock: _Clock, step: int) -> Tell:
 
 def _in_turn(clock: _Clock) -> Process[tuple[Floats, Floats]]:
     """Serve one device after the other; returns mean seconds of every step and of the server."""
-    log, crossed, alone = clock.log, clock.crossed, clock.air.alone
+    crossed, alone = clock.crossed, clock.air.alone
     steps, count = crossed.up_bytes.shape
     step_s, server_s, served = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     now_s = 0.0
@@ -384,30 +309,7 @@ def _in_turn(clock: _Clock) -> Process[tuple[Floats, Floats]]:
         back_s = (yield from clock.sent(alone, here_s))[place]
         if not np.isfinite(back_s) and clock.goes_on(crossed.last_step[place])[place]:
             clock.gives_up(crossed.last_step[place], mine)
-        log.finish_s[place] = back_s
+        clock.finish_s[place] = back_s
         now_s = float(back_s) if np.isfinite(back_s) else now_s
-        log.stepped_s = now_s
+        clock.stepped_s = now_s
     return step_s / np.maximum(served, 1), server_s / np.maximum(served, 1)
-
-
-def _statuses(
-    clock: _Clock, faults: list[str], deadline_s: float | None
-) -> tuple[NDArray[np.str_], tuple[str, ...]]:
-    crossed, finish_s = clock.crossed, clock.log.finish_s
-    out = crossed.lost | crossed.refused
-    status = np.full(len(faults), "ok", "<U7")
-    reasons = list(faults)
-    for place in range(len(faults)):
-        if faults[place]:
-            status[place] = "failed"
-        elif crossed.lost[place]:
-            status[place] = "absent"
-            reasons[place] = f"lost between forward and backward in step {crossed.last_step[place]}"
-        elif not np.isfinite(finish_s[place]) and not out[place]:
-            status[place] = "failed" if deadline_s is None else "late"
-            reasons[place] = (
-                "its link carried nothing in this round"
-                if deadline_s is None
-                else f"not back by the deadline of {deadline_s:.4g} s"
-            )
-    return status, tuple(reasons)

@@ -10,8 +10,8 @@ device stops there, and what it had spent by then is charged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,53 +20,149 @@ from numpy.typing import NDArray
 from airtune.cost import predict
 from airtune.engine.air import Air, Part
 from airtune.engine.checks import Divide
-from airtune.engine.clock import Process, Transfer, alone, passing
+from airtune.engine.clock import Process, RatesAt, Transfer, alone, passing
 from airtune.fleet.fleet import Fleet
-from airtune.plan import Bools, Floats, Ints, LinkState, Problem, RoundPlan
+from airtune.plan import Bools, Floats, Ints, LinkState, Problem, RoundColumns, RoundPlan
 from airtune.units import format_bytes, format_seconds
+
+Tell = Callable[[Floats], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(RoundColumns):
     """A round on the virtual clock; columns follow the devices of the plan, shape (n,)."""
 
     status: NDArray[np.str_]
     """Ok, late, failed or absent."""
     faults: tuple[str, ...]
     """Why a device's update does not come; empty where it does."""
-    download_s: Floats
-    compute_s: Floats
-    upload_s: Floats
-    finish_s: Floats
-    """Seconds after the start of the round; NaN where nothing came back."""
-    download_bytes: Floats
-    upload_bytes: Floats
     step_up_bytes: Floats
     """Of `upload_bytes`: what went over a cut."""
     step_down_bytes: Floats
     server_s: Floats
     """Of the server's computing, for each device's steps."""
-    flops: Floats
-    peak_bytes: Floats
     bandwidth_hz: Floats
     """Hertz of the uplink at the start; NaN on a link of measured capacity."""
     end_s: float
     """Seconds after which the round is over."""
 
 
-_COLUMNS = ("status", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
-            "upload_bytes", "step_up_bytes", "step_down_bytes", "server_s", "flops", "peak_bytes",
-            "bandwidth_hz")  # fmt: skip
+def nobody(remaining: Floats) -> None:
+    """Tell nobody: where devices take turns, no method divides the link."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Phases:
-    """When each device did what, if nothing but the deadline stops it."""
+class RoundLog:
+    """What m devices have spent of a round so far, (m,) each: their part of the event clock.
 
-    download: Transfer
-    computed_s: Floats
-    """Seconds after the start at which the device has computed; inf where it never does."""
-    upload: Transfer
+    Moments are seconds after the start of the round; who starts at inf takes no part. Nothing is
+    sent after `until_s`, and no second behind it is charged.
+    """
+
+    def __init__(self, air: Part, until_s: float) -> None:
+        """Begin with nothing spent."""
+        self.air, self.until_s = air, until_s
+        (
+            self.download_s, self.compute_s, self.upload_s, self.download_bytes, self.upload_bytes,
+            self.step_up_bytes, self.step_down_bytes, self.server_s, self.flops,
+        ) = np.zeros((9, len(air.device)))  # fmt: skip
+
+    def receive(
+        self, rates: RatesAt, start_s: Floats, size_bytes: Floats, *, is_step: bool = False
+    ) -> Process[Floats]:
+        """Let downloads pass; returns when each is there, inf = not at all."""
+        done = yield from self._carried(rates, start_s, size_bytes, nobody)
+        self.download_s += self._spent(start_s, done.finish_s)
+        self.download_bytes += done.sent_bytes
+        self.step_down_bytes += done.sent_bytes * is_step
+        return done.finish_s
+
+    def send(
+        self, rates: RatesAt, start_s: Floats, size_bytes: Floats, *, tell: Tell = nobody,
+        is_step: bool = False,
+    ) -> Process[Floats]:  # fmt: skip
+        """Let uploads pass, likewise; `tell` is told what remains at each slot edge."""
+        done = yield from self._carried(rates, start_s, size_bytes, tell)
+        self.upload_s += self._spent(start_s, done.finish_s)
+        self.upload_bytes += done.sent_bytes
+        self.step_up_bytes += done.sent_bytes * is_step
+        return done.finish_s
+
+    def compute(self, start_s: Floats, seconds: Floats, flops: Floats) -> Floats:
+        """Let devices compute; returns when each is done, inf where it never began."""
+        end_s = start_s + seconds
+        self.compute_s += self._spent(start_s, end_s)
+        self.flops += np.where(start_s < self.until_s, flops, 0.0)
+        return end_s
+
+    def timing(
+        self, plan: RoundPlan, status: NDArray[np.str_], faults: Sequence[str], *,
+        finish_s: Floats, peak_bytes: Floats, end_s: float,
+    ) -> Timing:  # fmt: skip
+        """Return the round of these devices.
+
+        Args:
+            plan: of these devices alone.
+            status: from `settled`, with its reasons.
+            faults: likewise.
+            finish_s: when each update was back, (m,).
+            peak_bytes: of the devices, (m,).
+            end_s: when the round is over.
+        """
+        spent = {name: value for name, value in vars(self).items() if name in _COLUMNS}
+        return Timing(
+            **spent, status=status, faults=tuple(faults), peak_bytes=peak_bytes,
+            finish_s=np.where((status == "ok") & np.isfinite(finish_s), finish_s, np.nan),
+            bandwidth_hz=bandwidth_hz(self.air.links(0), plan), end_s=end_s,
+        )  # fmt: skip
+
+    def _carried(
+        self, rates: RatesAt, start_s: Floats, size_bytes: Floats, tell: Tell
+    ) -> Process[Transfer]:
+        return passing(
+            rates, start_s=start_s, size_bytes=np.where(np.isfinite(start_s), size_bytes, 0.0),
+            slot_s=self.air.slot_s, until_s=self.until_s, tell=tell,
+        )  # fmt: skip
+
+    def _spent(self, start_s: Floats, end_s: Floats) -> Floats:
+        """Return seconds from one moment to another, as far as they are before the deadline."""
+        begun = np.isfinite(start_s)
+        start = np.where(begun, start_s, 0.0)
+        end = np.minimum(np.where(begun, end_s, 0.0), self.until_s)
+        return np.where(np.isfinite(end), np.maximum(end - start, 0.0), 0.0)
+
+
+_COLUMNS = tuple(each.name for each in fields(Timing) if each.name not in ("faults", "end_s"))
+
+
+def settled(
+    faults: Sequence[str], finish_s: Floats, until_s: float, *, absent: Mapping[int, str],
+    needed_s: Floats | None = None,
+) -> tuple[NDArray[np.str_], list[str]]:  # fmt: skip
+    """Return what became of each device, and why its update does not come; "" where it does.
+
+    Args:
+        faults: why a device did not even begin; empty where it did.
+        finish_s: when each update was back; inf = it never was, (m,).
+        until_s: the deadline; inf = none.
+        absent: the rows of those that vanished, with what is said of them.
+        needed_s: what each would have needed, where that is told, (m,).
+    """
+    status = np.full(len(faults), "ok", "<U7")
+    has_deadline = bool(np.isfinite(until_s))
+    # without a deadline nothing is late, but a link without any rate never delivers
+    status[~np.isfinite(finish_s) | (finish_s > until_s)] = "late" if has_deadline else "failed"
+    status[list(absent)] = "absent"
+    status[[bool(fault) for fault in faults]] = "failed"
+    late = f"not back by the deadline of {until_s:.4g} s"
+    if not has_deadline:
+        late = "its link carried nothing in this round"
+    reasons = []
+    for row, fault in enumerate(faults):
+        said = fault or absent.get(row) or ("" if status[row] == "ok" else late)
+        if status[row] == "late" and needed_s is not None and np.isfinite(needed_s[row]):
+            said += f"; it needs about {format_seconds(float(needed_s[row]))}"
+        reasons.append(said)
+    return status, reasons
 
 
 def time_round(
@@ -120,35 +216,32 @@ def whole_round(
         upload_bytes: as for `time_round`.
         download_bytes: as for `time_round`.
     """
-    links = air.links(0)
-    cost = predict(problem, plan.assignments, links=links, flops_per_s=fleet.flops_at(plan.round))
+    cost = predict(
+        problem, plan.assignments, links=air.links(0), flops_per_s=fleet.flops_at(plan.round)
+    )
     faults = refusals(problem, fleet, plan, cost.peak_bytes)
     sent = cost.upload_bytes if upload_bytes is None else upload_bytes
     received = cost.download_bytes if download_bytes is None else download_bytes
     able = np.array([not fault for fault in faults], np.bool_)
-    deadline_s = plan.deadline_s if plan.deadline_s is not None else problem.deadline_s
-    until_s = np.inf if deadline_s is None else deadline_s
-    phases = yield from _phases(
-        air,
-        until_s=until_s,
-        compute_s=np.where(able, cost.compute_s, 0.0),
-        sizes=(np.where(able, received, 0.0), np.where(able & ~dropped, sent, 0.0)),
-    )
-    status, reasons = _statuses(
-        phases, faults, able=able, dropped=dropped, deadline_s=deadline_s, needed_s=cost.finish_s
-    )
-    download_s, compute_s, upload_s = _spent(phases, until_s)
-    step_up, step_down, server_s = np.zeros((3, len(able)))
-    return Timing(
-        status=status, faults=reasons,
-        download_s=download_s, compute_s=compute_s, upload_s=upload_s,
-        finish_s=np.where(status == "ok", phases.upload.finish_s, np.nan),
-        download_bytes=phases.download.sent_bytes, upload_bytes=phases.upload.sent_bytes,
-        step_up_bytes=step_up, step_down_bytes=step_down, server_s=server_s,
-        flops=np.where(able, cost.flops, 0.0), peak_bytes=cost.peak_bytes,
-        bandwidth_hz=bandwidth_hz(links, plan),
-        end_s=_end(phases, status, able=able, dropped=dropped, deadline_s=deadline_s),
+    log = RoundLog(air, plan.until_s(problem))
+    start_s = np.where(able, 0.0, np.inf)
+    here_s = yield from log.receive(air.broadcast, start_s, np.broadcast_to(received, able.shape))
+    flops = np.where(able, cost.flops, 0.0)
+    computed_s = log.compute(here_s, cost.compute_s, np.zeros_like(flops))
+    log.flops += flops  # in full, wherever the deadline finds a device
+    finish_s = yield from log.send(air.up, computed_s, np.where(dropped, 0.0, sent), tell=air.tell)
+    status, reasons = settled(
+        faults, finish_s, log.until_s, needed_s=cost.finish_s,
+        absent=dict.fromkeys(np.flatnonzero(dropped).tolist(), "dropped out before it answered"),
     )  # fmt: skip
+    # one that dropped out is missed when its update would have begun
+    missed_s = np.where(np.isin(status, ("ok", "absent")), finish_s, 0.0)
+    end_s = float(np.max(missed_s[np.isfinite(missed_s)], initial=0.0))
+    if np.isfinite(log.until_s) and np.any(np.isin(status, ("late", "absent"))):
+        end_s = log.until_s
+    return log.timing(
+        plan, status, reasons, finish_s=finish_s, peak_bytes=cost.peak_bytes, end_s=end_s
+    )
 
 
 def joined(count: int, parts: Sequence[tuple[Ints, Timing]]) -> Timing:
@@ -177,21 +270,11 @@ def _scattered(count: int, parts: Sequence[tuple[Ints, NDArray[Any]]]) -> NDArra
     return whole
 
 
-def _spent(phases: _Phases, until_s: float) -> tuple[Floats, Floats, Floats]:
-    """Return seconds of download, computing and upload until the deadline; NaN = without end."""
-    ends = (phases.download.finish_s, phases.computed_s, phases.upload.finish_s)
-    known = [np.where(np.isfinite(end), end, np.nan) for end in ends]
-    if np.isfinite(until_s):
-        known = [np.minimum(end, until_s) for end in ends]
-    return known[0], known[1] - known[0], known[2] - known[1]
-
-
 def bandwidth_hz(links: LinkState, plan: RoundPlan) -> Floats:
     """Return the hertz of each device's uplink; NaN on a link of measured capacity."""
     device = plan.assignments.device
-    band = np.array([spec.up_bandwidth_hz for spec in links.specs])[links.link[device]]
-    is_radio = np.isfinite(links.up_signal_hz[device])
-    return np.where(is_radio, plan.assignments.share * band, np.nan)
+    hertz = plan.assignments.share * links.bandwidth_hz("up", device)
+    return np.where(np.isfinite(links.up_signal_hz[device]), hertz, np.nan)
 
 
 def refusals(problem: Problem, fleet: Fleet, plan: RoundPlan, peak_bytes: Floats) -> list[str]:
@@ -206,61 +289,3 @@ def refusals(problem: Problem, fleet: Fleet, plan: RoundPlan, peak_bytes: Floats
     for place in np.flatnonzero(problem.devices.samples[device] == 0):
         faults[place] = "holds no training data"
     return faults
-
-
-def _phases(
-    air: Part, *, until_s: float, sizes: tuple[Floats, Floats], compute_s: Floats
-) -> Process[_Phases]:
-    """Let downloads, computing and uploads pass."""
-    slot_s, nothing = air.slot_s, np.zeros(len(compute_s))
-    download = yield from passing(
-        air.broadcast, start_s=nothing, size_bytes=sizes[0], slot_s=slot_s, until_s=until_s
-    )
-    computed_s = download.finish_s + compute_s
-    upload = yield from passing(
-        air.up, start_s=computed_s, size_bytes=sizes[1], slot_s=slot_s, until_s=until_s,
-        tell=air.tell,
-    )  # fmt: skip
-    return _Phases(download, computed_s, upload)
-
-
-def _statuses(
-    phases: _Phases,
-    faults: list[str],
-    *,
-    able: Bools,
-    dropped: Bools,
-    deadline_s: float | None,
-    needed_s: Floats,
-) -> tuple[NDArray[np.str_], tuple[str, ...]]:
-    finish = phases.upload.finish_s
-    status = np.full(len(faults), "ok", "<U7")
-    late = finish > (np.inf if deadline_s is None else deadline_s)
-    status[late] = "late"
-    # without a deadline nothing is late, but a link without any rate never delivers
-    stuck = ~np.isfinite(finish) & (deadline_s is None)
-    status[stuck] = "failed"
-    status[dropped] = "absent"
-    status[~able] = "failed"
-    texts = {
-        "late": f"not back by the deadline of {deadline_s or 0.0:.4g} s",
-        "absent": "dropped out before it answered",
-        "failed": "its link carried nothing in this round",
-        "ok": "",
-    }
-    reasons = [fault or texts[str(kind)] for fault, kind in zip(faults, status, strict=True)]
-    for row in np.flatnonzero((status == "late") & np.isfinite(needed_s)):
-        reasons[row] += f"; it needs about {format_seconds(float(needed_s[row]))}"
-    return status, tuple(reasons)
-
-
-def _end(
-    phases: _Phases, status: NDArray[np.str_], *, able: Bools, dropped: Bools,
-    deadline_s: float | None,
-) -> float:  # fmt: skip
-    """Return how long the server waits."""
-    if deadline_s is not None and np.any(np.isin(status, ("late", "absent"))):
-        return deadline_s
-    came = phases.upload.finish_s[status == "ok"]
-    missed = phases.computed_s[able & dropped]
-    return float(np.max(np.concatenate([came, missed[np.isfinite(missed)]]), initial=0.0))

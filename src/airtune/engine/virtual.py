@@ -266,9 +266,6 @@ class VirtualEngine:
         able = whole[self._able(rows_of(plan, whole), dropped[whole])] if len(whole) else whole
         trained = self._workers.train(plan, state, able.tolist())
 
-        deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
-        until_s = np.inf if deadline_s is None else deadline_s
-
         def passed(plan: RoundPlan, done: CutRound) -> tuple[Timing, SplitTiming, Sent, Air]:
             outcomes = {**trained, **done.outcomes}
             sent = self._workers.uplink.send(plan, state, outcomes)
@@ -280,7 +277,7 @@ class VirtualEngine:
                 size_bytes = download_bytes or broadcast_bytes(
                     self._problem.shape, self._problem.workload, rows_of(plan, whole).assignments
                 )
-                air.broadcast(able, size_bytes, until_s=until_s)
+                air.broadcast(able, size_bytes, until_s=plan.until_s(self._problem))
             cut_time = splitter.time(done, air, sent)
             if not len(whole):
                 timed = alone(cut_time)

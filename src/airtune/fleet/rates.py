@@ -57,7 +57,7 @@ def uplink_bps(links: LinkState, share: Floats, device: Ints | None = None) -> F
         Bit per second, shape (n,). Availability is not in it: who is absent has a rate too.
     """
     chosen = np.arange(len(links.link)) if device is None else device
-    bandwidth = np.array([spec.up_bandwidth_hz for spec in links.specs])[links.link[chosen]]
+    bandwidth = links.bandwidth_hz("up", chosen)
     capacity = links.up_capacity_bps[chosen]
     radio = _rate(
         _of_links(links.specs, links.link[chosen]), share * bandwidth, links.up_signal_hz[chosen]
@@ -78,7 +78,7 @@ def downlink_bps(links: LinkState, device: Ints | None = None) -> Floats:
         Bit per second, shape (n,).
     """
     chosen = np.arange(len(links.link)) if device is None else device
-    bandwidth = np.array([spec.down_bandwidth_hz for spec in links.specs])[links.link[chosen]]
+    bandwidth = links.bandwidth_hz("down", chosen)
     capacity = links.down_capacity_bps[chosen]
     radio = _rate(
         _of_links(links.specs, links.link[chosen]), bandwidth, links.down_signal_hz[chosen]

@@ -26,6 +26,7 @@ from airtune.plan.observe import (
     Problem,
     Profiles,
     Results,
+    RoundColumns,
     Sensitivity,
     Workload,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "RankRounds",
     "RateModel",
     "Results",
+    "RoundColumns",
     "RoundPlan",
     "Sensitivity",
     "Solution",

@@ -66,3 +66,13 @@ class LinkState:
         """Return by which some devices' rates are other than the columns say, shape (n,)."""
         column = self.up_factor if way == "up" else self.down_factor
         return np.ones(device.shape) if column is None else column[device]
+
+    def dedicated(self, device: Ints) -> Bools:
+        """Return which devices have their link to themselves, shape (n,)."""
+        kinds = np.array([spec.kind == "dedicated" for spec in self.specs], np.bool_)
+        return np.asarray(kinds[self.link[device]], np.bool_)
+
+    def bandwidth_hz(self, way: Literal["up", "down"], device: Ints) -> Floats:
+        """Return the hertz of each device's whole link; 0 where its capacity is given, shape (n,)."""
+        hertz = [getattr(spec, f"{way}_bandwidth_hz") for spec in self.specs]
+        return np.asarray(np.array(hertz)[self.link[device]], np.float64)

@@ -114,6 +114,15 @@ class RoundPlan:
     notes: Mapping[str, Note] = field(default_factory=dict)
     """For the record, for instance the multiplier or the budget chosen."""
 
+    def deadline_of(self, problem: Problem) -> float | None:
+        """Return after how many seconds of the round an update is late: its own, or the problem's."""
+        return problem.deadline_s if self.deadline_s is None else self.deadline_s
+
+    def until_s(self, problem: Problem) -> float:
+        """Return the same; inf where there is no deadline."""
+        deadline_s = self.deadline_of(problem)
+        return float("inf") if deadline_s is None else deadline_s
+
 
 class Decider(Protocol):
     """The rule of a method: pure, replayable, numpy only; sees no engine, file or socket.

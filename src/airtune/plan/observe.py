@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -173,25 +173,36 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class Results:
-    """What came back, in columns over the devices of the plan: all a method ever learns."""
+class RoundColumns:
+    """What a round takes of each device of a plan, in columns of shape (n,)."""
 
-    device: Ints
-    status: NDArray[np.str_]
     download_s: Floats
     compute_s: Floats
     upload_s: Floats
     finish_s: Floats
-    """Seconds after the start of the round; NaN where nothing came back."""
+    """Seconds from the start of the round to the arrival of the update, with waits; inf where none is
+    expected, NaN where none came."""
     download_bytes: Floats
     upload_bytes: Floats
     flops: Floats
+    peak_bytes: Floats
+
+    def round_columns(self) -> dict[str, Floats]:
+        """Return these columns by name."""
+        return {each.name: getattr(self, each.name) for each in fields(RoundColumns)}
+
+
+@dataclass(frozen=True, slots=True)
+class Results(RoundColumns):
+    """What came back, in columns over the devices of the plan: all a method ever learns."""
+
+    device: Ints
+    status: NDArray[np.str_]
     loss_first: Floats
     """Mean training loss of the first local step; NaN where unknown."""
     loss_last: Floats
     samples: Ints
     """Samples trained on this round."""
-    peak_bytes: Floats
     energy_j: Floats
     importance: Floats
     """Sum of the LoRA importance the device reports; NaN where the method asks for none."""

@@ -213,8 +213,7 @@ def curves_of(links: LinkState, device: Ints) -> Curves:
             f"device {index} has an uplink of 0 bit/s in this slot; leave it out of the division"
         )
     link = links.link[device]
-    dedicated = np.array([spec.kind == "dedicated" for spec in links.specs])[link]
-    hertz = np.array([spec.up_bandwidth_hz for spec in links.specs])[link]
+    hertz = links.bandwidth_hz("up", device)
     usable = np.array([spec.rate.usable for spec in links.specs])[link]
     efficiency = np.array([spec.rate.efficiency for spec in links.specs])[link]
     cap = np.array([spec.rate.cap_bits_per_s_hz for spec in links.specs])[link]
@@ -222,7 +221,7 @@ def curves_of(links: LinkState, device: Ints) -> Curves:
     safe_hertz = np.where(measured, 1.0, hertz)
     factor = links.factor("up", device)
     return Curves(
-        link=link, dedicated=dedicated,
+        link=link, dedicated=links.dedicated(device),
         signal=np.where(measured, 1.0, links.up_signal_hz[device] / safe_hertz),
         scale=factor * np.where(measured, np.inf, usable * efficiency * safe_hertz),
         cap=factor * np.where(measured, links.up_capacity_bps[device], usable * cap * safe_hertz),

@@ -274,7 +274,7 @@ class RealEngine:
             TrainingError: if the server's half of a split round failed.
         """
         plan, state, rows, began = ready.plan, ready.state, ready.rows, time.monotonic()
-        deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
+        deadline_s = plan.deadline_of(self._problem)
         split = self._split(rows, plan, state)
         update, steps = self._most(plan.assignments)
         endpoints = None if split is None else split.endpoints
@@ -330,7 +330,7 @@ class RealEngine:
             return None
         if self._workers.serve is None:
             raise MethodError(no_stream(len(cut)))
-        deadline_s = plan.deadline_s if plan.deadline_s is not None else self._problem.deadline_s
+        deadline_s = plan.deadline_of(self._problem)
         return open_split(
             self._workers.serve, cut, run=self._remote.run_name, round=plan.round, base=self._workers.base,
             state=state, problem=self._problem,
