@@ -167,6 +167,23 @@ def test_centring_the_dead_zone_removes_a_constant_offset():
     assert (error**2).mean() < 0.06
 
 
+def test_levels_that_exceed_a_byte_come_back_as_near_as_small_ones():
+    tensor = normal(300)
+    step = 0.01 * float(tensor.std())
+    assert np.abs(tensor).max() > 200 * step
+    error = round_trip(tensor, CodecSpec("deadzone", step=0.01)) - tensor
+    assert np.abs(error).max() < 1.01 * step
+
+
+def test_a_row_that_stands_out_is_kept_whole():
+    tensor = normal(60, 40)
+    tensor[3] *= 1e4
+    payload = encode(tensor, SPECS["topk"], np.random.default_rng(0))
+    kept = kept_positions(payload, max_elements=tensor.size)
+    assert kept[3].all()
+    assert kept.sum() < 0.2 * kept.size
+
+
 @pytest.mark.parametrize(
     ("tensor", "spec", "message"),
     [
