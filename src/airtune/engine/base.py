@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from airtune.engine.checks import Divide
-from airtune.errors import RecipeError
+from airtune.errors import ModelError, RecipeError
 from airtune.model.state import GlobalState, Update
-from airtune.plan import Floats, Observation, Problem, Results, RoundPlan, WorkSpec
+from airtune.model.update import check_update
+from airtune.plan import Floats, ModelShape, Observation, Problem, Results, RoundPlan, WorkSpec
 from airtune.work.train import TrainSettings
 
 Split = Literal["validation", "test"]
@@ -166,3 +167,30 @@ def with_work(problem: Problem, work: WorkSpec) -> Problem:
         scores = "activation"
     workload = replace(problem.workload, scores=scores, distills=work.distill > 0.0)
     return replace(problem, work=work, workload=workload)
+
+
+def refuse_malformed(execution: Execution, shape: ModelShape) -> Execution:
+    """Return the execution without updates that nothing can be made of, their devices refused.
+
+    Args:
+        execution: as the engine gives it.
+        shape: the unpruned model.
+    """
+    faults: dict[int, str] = {}
+    for update in execution.updates:
+        try:
+            check_update(update, execution.state, shape)
+        except ModelError as error:
+            faults[update.device] = str(error)
+    if not faults:
+        return execution
+    status, reasons = execution.results.status.copy(), list(execution.faults)
+    for place, device in enumerate(execution.results.device.tolist()):
+        if device in faults:
+            status[place], reasons[place] = "refused", faults[device]
+    return replace(
+        execution,
+        results=replace(execution.results, status=np.asarray(status)),
+        updates=tuple(item for item in execution.updates if item.device not in faults),
+        faults=tuple(reasons),
+    )

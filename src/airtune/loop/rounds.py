@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from airtune.cost import widest
-from airtune.engine.base import Engine, Execution
+from airtune.engine.base import Engine, Execution, refuse_malformed
 from airtune.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from airtune.engine.checks import Divide, check_plan
-from airtune.engine.refusals import refuse_malformed
 from airtune.errors import RecipeError, RunInterruptedError, TrainingError
 from airtune.loop.judging import Progress, Target, first_progress, is_due, judged
 from airtune.loop.laps import Laps
