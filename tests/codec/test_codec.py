@@ -11,8 +11,8 @@ from airtune.codec import (
     decode,
     encode,
     entropy_bound_bytes,
-    estimate_bytes,
     kept_positions,
+    payload_bytes,
 )
 from airtune.codec.select import topk_mask
 from airtune.errors import CodecError
@@ -65,7 +65,7 @@ def test_the_same_generator_gives_the_same_bytes(name):
 def test_the_estimate_is_within_15_percent_of_the_payload(name, shape):
     tensor = normal(*shape)
     real = len(encode(tensor, SPECS[name], np.random.default_rng(0)))
-    guess = estimate_bytes(tensor.size, SPECS[name], channels=shape[-1])
+    guess = payload_bytes(tensor.size, SPECS[name], channels=shape[-1])
     assert guess == pytest.approx(real, rel=0.15)
 
 
@@ -74,7 +74,7 @@ def test_the_estimate_is_within_15_percent_of_the_payload(name, shape):
 def test_the_topk_estimate_holds_over_its_settings(keep, bits):
     spec = CodecSpec("topk", keep=keep, bits=bits)
     real = len(encode(normal(64, 512), spec, np.random.default_rng(1)))
-    assert estimate_bytes(64 * 512, spec, channels=512) == pytest.approx(real, rel=0.15)
+    assert payload_bytes(64 * 512, spec, channels=512) == pytest.approx(real, rel=0.15)
 
 
 @pytest.mark.parametrize(("keep", "bits"), [(0.05, 3), (0.1, 4), (0.2, 8)])

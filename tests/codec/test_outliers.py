@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airtune.codec import decode, encode, estimate_bytes
+from airtune.codec import decode, encode, payload_bytes
 from airtune.codec.outliers import ROWS_APART, outlying_rows
 from airtune.cost.most import most_payload_bytes
 from airtune.errors import CodecError
@@ -87,7 +87,7 @@ def test_what_has_no_rows_or_too_many_long_ones_is_coded_as_one():
 @EACH_SPEC
 def test_the_estimate_holds_where_few_rows_stand_out(spec):
     tensor = like_a_llama(rows=1280, channels=64, every=1280)
-    guess = estimate_bytes(tensor.size, spec, channels=64)
+    guess = payload_bytes(tensor.size, spec, channels=64)
     assert guess == pytest.approx(coded(tensor, spec)[1], rel=0.15)
 
 

@@ -69,7 +69,7 @@ def measure_sensitivity(probe: SensitivityProbe) -> Sensitivity:
         ffn_cost=tuple(np.maximum.accumulate(ffn_cost).tolist()),
         source=f"last hidden states of {len(groups) + len(channels) - 2} slices on data of "
         f"{len(probe.data.devices)} devices, off the clock",
-    )  # fmt: skip
+    )
 
 
 def _counts(count: int, points: int) -> Ints:

@@ -1,7 +1,7 @@
 """Codecs: how tensors are compressed before they cross the air, and how many bytes that takes.
 
 `encode` makes a self-describing, checksummed payload; `decode` trusts nothing of what it is given;
-`estimate_bytes` is what planners use and is held against real payloads by a test. Arrays in and
+`payload_bytes` is what planners use and is held against real payloads by a test. Arrays in and
 out are float32 numpy; entropy coding is zlib's and zstd's.
 
     >>> import numpy as np
@@ -13,6 +13,6 @@ out are float32 numpy; entropy coding is zlib's and zstd's.
 """
 
 from airtune.codec.registry import CODECS, decode, encode, kept_positions
-from airtune.cost.coded import entropy_bound_bytes, estimate_bytes
+from airtune.cost.coded import entropy_bound_bytes, payload_bytes
 
-__all__ = ["CODECS", "decode", "encode", "entropy_bound_bytes", "estimate_bytes", "kept_positions"]
+__all__ = ["CODECS", "decode", "encode", "entropy_bound_bytes", "kept_positions", "payload_bytes"]

@@ -42,11 +42,6 @@ _CODING_LOSS = 1.045
 """Measured excess of the coders over the entropy bound on independent data."""
 
 
-def estimate_bytes(elements: int, spec: CodecSpec, *, channels: int = 1) -> float:
-    """Return the expected payload of a tensor of `elements` entries, the last axis `channels` long."""
-    return float(payload_bytes(elements, spec, channels=channels))
-
-
 def payload_bytes(
     elements: ArrayLike, spec: CodecSpec, *, channels: int = 1, known_mask: bool = False
 ) -> Floats:

@@ -27,7 +27,7 @@ _DECODERS = {
     "tinyllama-1.1b": ("llama", 22, 2048, 32, 4, 64, 5632, 32000, False),
     "llama-2-7b": ("llama", 32, 4096, 32, 32, 128, 11008, 32000, False),
     "mistral-7b": ("mistral", 32, 4096, 32, 8, 128, 14336, 32000, False),
-}  # fmt: skip
+}
 
 # name: blocks, width, heads (vocabulary 50257, 1024 positions, FFN four times the width)
 _GPT2 = {"gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16), "gpt2-large": (36, 1280, 20)}
@@ -39,7 +39,7 @@ _ENCODERS = {
     "bert-large": ("bert", 24, 1024, 16, 4096, 30522, 512, 2),
     "roberta-base": ("roberta", 12, 768, 12, 3072, 50265, 514, 1),
     "roberta-large": ("roberta", 24, 1024, 16, 4096, 50265, 514, 1),
-}  # fmt: skip
+}
 
 # name: blocks, width, heads, FFN, image, patch (1000 classes)
 _VISION = {
@@ -47,7 +47,7 @@ _VISION = {
     "vit-small": (12, 384, 6, 1536, 224, 16),
     "vit-base": (12, 768, 12, 3072, 224, 16),
     "vit-large": (24, 1024, 16, 4096, 224, 16),
-}  # fmt: skip
+}
 
 
 def known_shapes() -> Mapping[str, ModelShape]:

@@ -64,10 +64,9 @@ class Air:
             self.part(places).broadcast, start_s=np.zeros(len(places)), slot_s=self.slot_s,
             size_bytes=np.full(len(places), size_bytes), until_s=until_s,
         )  # fmt: skip
-        is_shared = np.array([spec.kind == "shared" for spec in self._fleet.specs])
-        link = self._fleet.link[self._plan.assignments.device[places]]
-        heard = is_shared[link] & np.isfinite(done.finish_s)
-        np.maximum.at(self._free_s, link[heard], done.finish_s[heard])
+        device = self._plan.assignments.device[places]
+        heard = ~self.links(0).dedicated(device) & np.isfinite(done.finish_s)
+        np.maximum.at(self._free_s, self._fleet.link[device[heard]], done.finish_s[heard])
 
     def free_s(self, device: Ints) -> Floats:
         """Return when the broadcast is over on each device's link, seconds after the start, (m,)."""

@@ -114,7 +114,7 @@ def sample_problem(*, devices: int = _DEVICES, seed: int = 0) -> Problem:
     """
     shape = llama_like(
         "llama", blocks=4, width=64, heads=8, kv_groups=4, head_dim=8, ffn=172, vocab=512, tied=True
-    )  # fmt: skip
+    )
     workload = Workload(
         batch=4, tokens=64, local_steps=5, rank=8,
         lora_targets=tuple(linear.name for linear in shape.linears),

@@ -46,7 +46,7 @@ def fedspine(name: str, settings: object) -> Method:
     work = WorkSpec(
         importance="fluctuation" if chosen.pace == "once" else "lora-gradient",
         cumulative=True,
-    )  # fmt: skip
+    )
     rule = AggregateSpec("nested", shrinks=True, as_planned=True, agreement=True, memory=MEMORY)
     return Method(name, chosen, rule, work, wants=frozenset({"sensitivity"}), paces=True)
 

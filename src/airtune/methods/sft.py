@@ -236,7 +236,7 @@ class Sft:
         notes = {
             "gap_lagrangian": float(descended.step_s / exact.bound_s - 1.0),
             "gap_exact": float(exact.gap),
-        }  # fmt: skip
+        }
         if self.solver == "exact":
             return exact, notes
         return replace(descended, bound_s=float(min(exact.bound_s, descended.step_s))), notes

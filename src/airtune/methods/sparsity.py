@@ -71,9 +71,7 @@ class Schedule:
         return round >= self.warmup and (round - self.warmup) % self.every == 0
 
 
-def schedule_of(
-    problem: Problem, *, warmup: float, cooldown: float, prune_every: int
-) -> Schedule:  # fmt: skip
+def schedule_of(problem: Problem, *, warmup: float, cooldown: float, prune_every: int) -> Schedule:
     """Return the schedule of a run; warm-up and cool-down are parts of its rounds.
 
     Args:

@@ -103,9 +103,7 @@ def _standing(unit_s: Floats) -> Floats:
     return standing
 
 
-def _reasons(
-    names: tuple[str, ...], device: Ints, rank: Ints, unit_s: Floats
-) -> tuple[str, ...]:  # fmt: skip
+def _reasons(names: tuple[str, ...], device: Ints, rank: Ints, unit_s: Floats) -> tuple[str, ...]:
     return tuple(
         f"{names[index]}: rank {size}, the whole model; "
         + (

@@ -78,9 +78,9 @@ def staging_s(fleet: Fleet, size_bytes: Floats, *, rounds: int) -> Floats:
         rounds: whose links are drawn.
     """
     everyone = np.arange(len(fleet))
-    rates = np.stack([
-        downlink_bps(fleet.links_at(number, 0, 0.0), everyone) for number in range(rounds)
-    ])  # fmt: skip
+    rates = np.stack(
+        [downlink_bps(fleet.links_at(number, 0, 0.0), everyone) for number in range(rounds)]
+    )
     return transfer_s(size_bytes, np.median(rates, axis=0))
 
 

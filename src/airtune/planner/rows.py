@@ -55,7 +55,7 @@ def within_rows(within: Within) -> WordTable:
             for one in within.answers
         ),
         "; ".join(left_out),
-    )  # fmt: skip
+    )
 
 
 def front_rows(front: ParetoFront, *, most: int | None = None) -> WordTable:

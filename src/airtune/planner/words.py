@@ -77,9 +77,9 @@ def warnings(setting: PlanSetting, sampled: Sampled) -> list[str]:
             f"{short.size} of {len(setting.fleet)} devices cannot train, for want of memory: "
             f"{setting.fleet.names[least]} needs {format_bytes(float(middle['peak_bytes'][least]))} "
             f"and has {format_bytes(float(setting.fleet.memory_bytes[least]))}; no figure counts them"
-            if short.size < len(setting.fleet) else
-            f"no device can train: each lacks the memory for what {setting.chosen.label} plans"
-        )  # fmt: skip
+            if short.size < len(setting.fleet)
+            else f"no device can train: each lacks the memory for what {setting.chosen.label} plans"
+        )
     return said
 
 
@@ -114,8 +114,7 @@ def straggler(fleet: Fleet, sampled: Sampled, *, is_control: bool) -> str:
 
 def _last(sampled: Sampled) -> tuple[int, str]:
     index, middle = int(np.bincount(sampled.last).argmax()), sampled.middle
-    phases = {name: float(middle[f"{name}_s"][index])
-              for name in ("download", "compute", "upload")}  # fmt: skip
+    phases = {name: float(middle[f"{name}_s"][index]) for name in ("download", "compute", "upload")}
     return index, max(phases, key=lambda name: phases[name])
 
 

@@ -278,9 +278,8 @@ def _certify(
 
 
 def _relax(
-    problem: JointProblem, blocks: list[Columns], point: _Point,
-    best: tuple[Floats, Floats, float],
-) -> tuple[Floats, Floats, float]:  # fmt: skip
+    problem: JointProblem, blocks: list[Columns], point: _Point, best: tuple[Floats, Floats, float]
+) -> tuple[Floats, Floats, float]:
     """Return a feasible answer at a finish time hardly later, where shares alone do not give one.
 
     Next to a weak device's limit the last digits of T are worth more than those of all shares: a

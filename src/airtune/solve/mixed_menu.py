@@ -136,7 +136,7 @@ class MixedMenu:
         self.groups = tuple(
             self._group(int(each), np.flatnonzero(link == each), sorted_s)
             for each in np.unique(link)
-        )  # fmt: skip
+        )
         self.links = np.zeros((len(problem), problem.curves.budget.size))
         self.links[np.arange(len(problem)), link] = 1.0
 

@@ -24,7 +24,7 @@ _FIRST = 4
 
 def lower_bound(
     menu: SplitMenu, prices: Prices, step_s: float, tolerance: float
-) -> tuple[float, list[float], int]:  # fmt: skip
+) -> tuple[float, list[float], int]:
     """Return a proved lower bound of the step, times A still open, and how many intervals it took."""
     problem = menu.problem
     free = np.where(np.isfinite(menu.after_s), menu.forward_s, np.inf)

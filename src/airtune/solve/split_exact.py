@@ -41,9 +41,8 @@ def best_of_all(problem: SplitProblem, found: SplitSolution) -> SplitSolution | 
         room[first] = -np.inf
         trials = trials[room >= 0.0]
     return replace(
-        found, bound_s=found.step_s * (1.0 - _DIGITS), status="optimal",
-        method="branch and bound",
-    )  # fmt: skip
+        found, bound_s=found.step_s * (1.0 - _DIGITS), status="optimal", method="branch and bound"
+    )
 
 
 def _branched(trials: Ints, device: int, lines: Ints) -> Ints:
