@@ -279,21 +279,18 @@ class VirtualEngine:
                 )
                 air.broadcast(able, size_bytes, until_s=plan.until_s(self._problem))
             cut_time = splitter.time(done, air, sent)
-            if not len(whole):
+            parts = []
+            if len(whole):
+                whole_time = whole_round(
+                    self._problem, self._true, rows_of(plan, whole), air.part(whole),
+                    dropped=dropped[whole], upload_bytes=sent.size_bytes[whole],
+                    download_bytes=download_bytes,
+                )  # fmt: skip
+                timed, timing = in_step(cut_time, whole_time)
+                parts.append((whole, timing))
+            else:
                 timed = alone(cut_time)
-                return (
-                    joined(len(plan.assignments), [(done.places, timed.timing)]),
-                    timed,
-                    sent,
-                    air,
-                )
-            whole_time = whole_round(
-                self._problem, self._true, rows_of(plan, whole), air.part(whole),
-                dropped=dropped[whole], upload_bytes=sent.size_bytes[whole],
-                download_bytes=download_bytes,
-            )  # fmt: skip
-            timed, timing = in_step(cut_time, whole_time)
-            parts = [(done.places, timed.timing), (whole, timing)]
+            parts.append((done.places, timed.timing))
             return joined(len(plan.assignments), parts), timed, sent, air
 
         timing, timed, sent, air = passed(plan, done)
