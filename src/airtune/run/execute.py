@@ -232,10 +232,7 @@ def _go_on(
 
 
 def reopen(record: RunRecord, pieces: Pieces) -> tuple[Pieces, RunWriter, Measurements | None, int]:
-    """Open a run's records for what comes after its last checkpoint.
-
-    Returns:
-        The pieces, the writer, what was measured before the first round, and the finished rounds.
+    """Open a run's records to go on after its last checkpoint, of which it has so many rounds.
 
     Raises:
         CheckpointError: if the checkpoint is damaged or of another run.
@@ -275,15 +272,13 @@ def _finish(
 def _run_method(
     pieces: Pieces, method: Method, writer: RunWriter, measured: Measurements | None, watch: Watch
 ) -> None:
-    problem = problem_of(pieces, method, measured)
-    assets = pieces.assets
+    problem, assets, needs = (
+        problem_of(pieces, method, measured),
+        pieces.assets,
+        method.decider.needs,
+    )
     engine: Engine = local_engine(
-        assets.fleet,
-        problem,
-        assets.base,
-        assets.data,
-        needs=method.decider.needs,
-        settings=pieces.engine,
+        assets.fleet, problem, assets.base, assets.data, needs=needs, settings=pieces.engine
     )
     if buffer := pieces.recipe.train.async_buffer:
         engine = BufferedEngine(engine, problem, buffer=buffer)
@@ -332,8 +327,7 @@ def _run_control(pieces: Pieces, name: str, writer: RunWriter, watch: Watch) -> 
 
 def loop_settings(pieces: Pieces) -> LoopSettings:
     """Return how the loop watches this run."""
-    recipe = pieces.recipe
-    asked = recipe.target
+    recipe, asked = pieces.recipe, pieces.recipe.target
     return LoopSettings(
         evaluate_every=recipe.evaluation.every if recipe.data.held_out else 0,
         target=None if asked is None else Target(asked.metric, asked.value, window=_WINDOW),
