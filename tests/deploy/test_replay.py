@@ -81,3 +81,16 @@ def test_whole_and_cut_devices_side_by_side_are_replayed(
     for name in ("rank", "upload_codec", "codec", "local_steps"):
         assert len(set(devices[name])) > 1, name
     assert (devices["server_s"].reshape(2, 3)[:, 1] > 0).all()
+
+
+@pytest.mark.slow
+def test_who_is_asked_at_random_is_the_same_elsewhere(
+    mixed: Any, same: Any, tmp_path: Path
+) -> None:
+    told = mixed(tmp_path, cut=-1.5, **{"method.sampling_rate": 0.4, "train.rounds": 5})
+    devices = same(told).devices
+    is_left = devices["status"] == "absent"
+    assert is_left.any()
+    assert all("asked in" in reason for reason in devices["reason"][is_left])
+    assert (devices["upload_bytes"][is_left] == 0).all()
+    assert len(devices["device"]) == 15

@@ -6,7 +6,10 @@ import pytest
 from airtune.engine.checks import check_plan, check_shares
 from airtune.errors import MethodError
 from airtune.fleet import load_fleet
+from airtune.methods import build_method
 from airtune.plan import Observation
+
+PLAIN = build_method("fedavg-lora")
 
 
 @pytest.fixture
@@ -15,7 +18,7 @@ def observation():
 
 
 def test_a_sound_plan_passes(plan_of, observation):
-    check_plan(plan_of(2), observation, may_cut=False)
+    check_plan(plan_of(2), observation, PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -28,12 +31,30 @@ def test_a_sound_plan_passes(plan_of, observation):
 )
 def test_a_plan_that_cannot_be_executed_is_refused(plan_of, observation, devices, changes, message):
     with pytest.raises(MethodError, match=message):
-        check_plan(plan_of(devices, **changes), observation, may_cut=False)
+        check_plan(plan_of(devices, **changes), observation, PLAIN)
 
 
 def test_every_device_needs_a_reason(plan_of, observation):
     with pytest.raises(MethodError, match="one reason a device, got 1 for 2"):
-        check_plan(replace(plan_of(2), reasons=("why",)), observation, may_cut=False)
+        check_plan(replace(plan_of(2), reasons=("why",)), observation, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("may_sample", "devices", "left", "message"),
+    [
+        (False, 1, {1: "why"}, "declares may_sample"),
+        (True, 2, {1: "why"}, "tells device 1 what to do, and does not ask it"),
+        (True, 0, {1: "why"}, "asks nobody"),
+    ],
+)
+def test_who_is_not_asked_is_known_to_be_left_out(
+    plan_of, observation, may_sample, devices, left, message
+):
+    plan = replace(plan_of(max(devices, 1)), not_asked=left)
+    if not devices:
+        plan = replace(plan, assignments=plan.assignments.take(np.arange(0)), reasons=())
+    with pytest.raises(MethodError, match=message):
+        check_plan(plan, observation, replace(PLAIN, may_sample=may_sample))
 
 
 @pytest.mark.parametrize(

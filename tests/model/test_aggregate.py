@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 from typing import get_args
 
@@ -15,8 +16,9 @@ from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import init_adapters, layer_names, scatter, take
 from airtune.model.rules import RULES
 from airtune.model.rules.products import A_ROW_NORM
+from airtune.model.server import ServerOptimizer, advance
 from airtune.model.state import GlobalState, Update
-from airtune.plan import AggregateSpec, Workload
+from airtune.plan import AggregateSpec, RoundPlan, Workload, whole_model
 from airtune.plan.method import AggregateRule
 
 LLAMA = llama_like("llama", blocks=2, width=16, heads=4, kv_groups=2, head_dim=4, ffn=12,
@@ -346,3 +348,32 @@ def test_a_round_without_updates_or_with_wrong_weights_is_refused():
 
 def test_every_rule_that_a_method_may_name_has_a_row():
     assert set(RULES) == set(get_args(AggregateRule))
+
+
+@settings(max_examples=6)
+@given(st.lists(st.tuples(st.floats(0.05, 1.0), st.floats(0.1, 1.0)), min_size=1, max_size=3))
+def test_over_all_draws_of_who_is_asked_the_change_is_that_of_all_devices(devices):
+    """Each device's weight and probability; the server's step is taken with what the plan stands for."""
+    weight, probability = np.array(devices).T
+    before = state_of(LLAMA)
+    sent = [update_of(device, before, LLAMA, seed=device) for device in range(len(devices))]
+
+    def after(here):
+        told = whole_model(here, rank=RANK, local_steps=1, share=np.ones(here.size))
+        told = replace(told, probability=probability[here])
+        left = dict.fromkeys(np.setdiff1d(np.arange(len(devices)), here).tolist(), "not asked")
+        plan = RoundPlan(0, told, ("",) * here.size, not_asked=left)
+        found = aggregate(AggregateSpec("average"), before, [sent[one] for one in here],
+                          weight[here] * told.times(here), shape=LLAMA)  # fmt: skip
+        return advance(ServerOptimizer(), before, before, found, rule="average",
+                       stands_for=plan.stands_for(weight))  # fmt: skip
+
+    total = aggregate(AggregateSpec("average"), before, sent, weight, shape=LLAMA)
+    expected = dict.fromkeys(total.adapters | total.head, 0.0)
+    for is_asked in itertools.product([False, True], repeat=len(devices)):
+        chance = float(np.prod(np.where(is_asked, probability, 1.0 - probability)))
+        found = after(np.flatnonzero(is_asked)) if any(is_asked) else before
+        for name, tensor in (found.adapters | found.head).items():
+            expected[name] += chance * tensor.double()
+    for name, everyone in (total.adapters | total.head).items():
+        torch.testing.assert_close(expected[name], everyone.double(), atol=1e-4, rtol=1e-4)

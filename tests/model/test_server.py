@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from airtune.errors import ModelError
 from airtune.model.server import ServerOptimizer, advance, evaluated
 from airtune.model.state import GlobalState
 
@@ -71,3 +72,9 @@ def test_where_axes_turn_the_mean_is_that_of_the_products():
     u, s, v = torch.linalg.svd(kept * products[0] + (1 - kept) * products[1])
     best = u[:, :4] * s[:4] @ v[:4]
     assert torch.allclose(products[2], best, atol=1e-5)
+
+
+def test_where_axes_turn_a_part_of_the_data_is_refused():
+    with pytest.raises(ModelError, match="keeps them"):
+        advance(ServerOptimizer(), state((1.0, 2.0)), state((1.0, 2.0)), state((3.0, 4.0)),
+                rule="factored", stands_for=0.5)  # fmt: skip

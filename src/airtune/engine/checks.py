@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from airtune.errors import MethodError
-from airtune.plan import Assignments, Floats, LinkState, Observation, RoundPlan
+from airtune.plan import Assignments, Floats, LinkState, Method, Observation, RoundPlan
 
 Divide = Callable[[LinkState, Floats], Floats]
 """(links in the coming slot, remaining bytes (n,)) -> shares (n,), for the devices of the plan."""
@@ -16,12 +16,13 @@ SHARE_TOLERANCE = 1e-6
 """How far the shares of a link may exceed 1 by rounding."""
 
 
-def check_plan(plan: RoundPlan, observation: Observation, *, may_cut: bool) -> None:
+def check_plan(plan: RoundPlan, observation: Observation, method: Method) -> None:
     """Refuse a plan that no engine can execute.
 
     Raises:
         MethodError: if it is for another round, names devices that are not there, gives no
-            reason for each, or cuts though its method has not declared `may_cut`.
+            reason for each, asks nobody, or cuts or asks devices at random though its method has not
+            declared `may_cut` or `may_sample`.
     """
     device = plan.assignments.device
     if plan.round != observation.round:
@@ -44,10 +45,19 @@ def check_plan(plan: RoundPlan, observation: Observation, *, may_cut: bool) -> N
             f"a plan needs one reason a device, got {len(plan.reasons)} for {len(device)} devices"
         )
 
-    if not may_cut and np.any(plan.assignments.cut):
+    if not method.may_cut and np.any(plan.assignments.cut):
         raise MethodError(
             "the plan cuts the model; a method that may do so declares may_cut = True"
         )
+    if not method.may_sample and (plan.assignments.probability is not None or plan.not_asked):
+        raise MethodError(
+            "the plan asks devices at random; a method that may do so declares may_sample = True"
+        )
+    both = plan.not_asked.keys() & set(device.tolist())
+    if both:
+        raise MethodError(f"the plan tells device {min(both)} what to do, and does not ask it")
+    if plan.not_asked and not len(device):
+        raise MethodError("the plan asks nobody; let one device at least be asked for certain")
 
 
 def check_shares(shares: Floats, assignments: Assignments, links: LinkState) -> Floats:

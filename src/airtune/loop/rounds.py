@@ -254,6 +254,7 @@ def _execute(run: Run, now: Checkpoint, laps: Laps) -> Round:
         method = run.method.decider.learn(run.known, method, execution.results)
     done = execution.plan or plan
     laps.lap("aggregation_s")
+    left_out |= plan.not_asked
     return Round(done, left_out, execution, state, method, execution.start_s, execution.end_s)
 
 
@@ -272,7 +273,7 @@ def _plan(
     while np.any(observation.available):
         with blamed(run.method, "plan"):
             plan, method = decider.plan(known, now.method, observation)
-            check_plan(plan, observation, may_cut=run.method.may_cut)
+            check_plan(plan, observation, run.method)
         used = run.problem.progress(observation.round, observation.time_s)
         plan = replace(plan, learning_rate=1.0 - (1.0 - run.settings.decay) * used)
         faults = run.engine.over_cap(plan, now.state)
@@ -325,18 +326,19 @@ def _aggregate(run: Run, plan: RoundPlan, before: GlobalState, execution: Execut
             own = replace(own, adapters=before.adapters, head=before.head)
         return replace(own, round=own.round + 1)
     devices = [update.device for update in execution.updates]
+    weight, told = run.problem.devices.weight, plan.assignments
     after = aggregate(
         run.method.aggregate,
         execution.state,
         execution.updates,
-        run.problem.devices.weight[devices] * [update.part for update in execution.updates],
+        weight[devices] * told.times(devices) * [update.part for update in execution.updates],
         shape=run.problem.shape,
         scale=run.settings.scale,
         seed=run.problem.seed,
         planned=_planned(run, plan, execution.state),
     )
-    rule = run.method.aggregate.rule
-    return advance(run.settings.server, before, execution.state, after, rule=rule)
+    rule, part = run.method.aggregate.rule, plan.stands_for(weight)
+    return advance(run.settings.server, before, execution.state, after, rule=rule, stands_for=part)
 
 
 def _planned(run: Run, plan: RoundPlan, state: GlobalState) -> Kept | None:

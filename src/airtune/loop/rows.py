@@ -61,7 +61,8 @@ def round_record(
         "counts": dict.fromkeys(STATUSES, 0), "validation": validation, "solution": None,
         "notes": {}, "reasons": [],
     }  # fmt: skip
-    record["counts"]["absent"] = len(done.left_out)
+    not_asked = {} if done.plan is None else done.plan.not_asked
+    record["counts"]["absent"] = len(done.left_out.keys() - not_asked.keys())
     if done.plan is None or done.execution is None:
         record["reasons"] = list(dict.fromkeys(done.left_out.values()))[:MAX_REASONS] or [
             "no device was available"

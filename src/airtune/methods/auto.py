@@ -24,6 +24,7 @@ from airtune.methods.margin import USUAL, expecting, no_reports, reported, times
 from airtune.methods.mixed_choice import Menus, MixedChoice, Start, choose
 from airtune.methods.mixed_lines import Knob, MixedLines, fitting_lines, mixed_lines
 from airtune.methods.mixed_reasons import mixed_reasons
+from airtune.methods.sampling import LEAST, asked, not_asked, probabilities, rarely
 from airtune.methods.seen import Seen, see
 from airtune.methods.sft import Sft, first_plan
 from airtune.methods.slot import keep_or_divide
@@ -82,6 +83,9 @@ class Auto:
     quantile: float = USUAL
     """Part of the rounds that are to end as planned, from 0.5 to 0.99: devices that were found to be
     late, or now early and now late, are planned with that much more time. 0.5 = by what is declared."""
+    sampling_rate: float = 1.0
+    """Part of the devices that are asked in a round, on average: those on whom the others wait more
+    rarely, and each counts one over its probability times. 1 = all are."""
     needs: frozenset[Need] = frozenset({"capability", "channel"})
 
     def __post_init__(self) -> None:
@@ -108,6 +112,10 @@ class Auto:
         if not USUAL <= self.quantile <= _MOST_QUANTILE:
             raise RecipeError(
                 f"quantile must be from {USUAL:g} to {_MOST_QUANTILE:g}, got {self.quantile:g}"
+            )
+        if not LEAST <= self.sampling_rate <= 1.0:
+            raise RecipeError(
+                f"sampling_rate must be from {LEAST:g} to 1, got {self.sampling_rate:g}"
             )
         check_budget("auto", 0.0, self.max_prune)
         _ = self.most_rounds
@@ -143,7 +151,8 @@ class Auto:
             )
         count = len(problem.devices)
         reports = no_reports(count, self.quantile) if self.quantile > USUAL else {}
-        return {"line": np.full(count, -1, np.int64), **reports}
+        prices = {"price": np.full(count, np.nan)} if self.sampling_rate < 1.0 else {}
+        return {"line": np.full(count, -1, np.int64), **reports, **prices}
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -154,6 +163,11 @@ class Auto:
             InfeasibleError: if a device's memory fits no line, the server's no choice of cuts, or no
                 choice keeps to the rounds allowed.
         """
+        there = observation.available
+        if self.sampling_rate < 1.0:
+            probability = self._probability(problem, state, there)
+            is_asked = asked(problem, observation.round, there, probability)
+            observation = replace(observation, available=is_asked)
         seen = see(problem, observation)
         longer = (
             times_longer(state, seen.device) if self.quantile > USUAL else np.ones(len(seen.device))
@@ -181,6 +195,12 @@ class Auto:
         after: State = {**state, "line": last}
         if self.quantile > USUAL:
             after = expecting(after, seen.device, expected.finish_s, plan.predicted_s)
+        if self.sampling_rate < 1.0:
+            plan = _sampled(problem, plan, np.flatnonzero(there), probability, state)
+            price = np.array(state["price"])
+            if found is not None:
+                price[seen.device[seen.able]] = _prices(menus, *found)
+            after = {**after, "price": price}
         return plan, after
 
     def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
@@ -191,6 +211,14 @@ class Auto:
     def learn(self, problem: Problem, state: State, results: Results) -> State:
         """Learn how late devices are, where plans are to hold in most rounds; else nothing."""
         return reported(state, results, self.quantile) if self.quantile > USUAL else state
+
+    def _probability(self, problem: Problem, state: State, there: Bools) -> Floats:
+        """Return the probability with which each device is asked, shape (devices,); 1 if not there."""
+        found = np.ones(there.size)
+        found[there] = probabilities(
+            problem.devices.weight[there], np.asarray(state["price"])[there], self.sampling_rate
+        )
+        return found
 
     def _curves(self, seen: Seen) -> Curves:
         """Return the uplinks, each with an equal share to itself where shares are not chosen."""
@@ -257,6 +285,33 @@ def _round_plan(
     )  # fmt: skip
 
 
+def _sampled(
+    problem: Problem, plan: RoundPlan, there: Ints, probability: Floats, state: State
+) -> RoundPlan:
+    """Return a plan that says with which probability each device was asked, and why who is not."""
+    told, price = plan.assignments, np.asarray(state["price"])
+    reasons = tuple(
+        reason if probability[device] == 1.0
+        else f"{reason}; {rarely(probability[device], price[device])}"
+        for device, reason in zip(told.device.tolist(), plan.reasons, strict=True)
+    )  # fmt: skip
+    left = np.setdiff1d(there, told.device)
+    return replace(
+        plan, reasons=reasons, assignments=replace(told, probability=probability[told.device]),
+        not_asked=not_asked(problem, left, probability, price),
+    )  # fmt: skip
+
+
+def _prices(menus: Menus, choice: MixedChoice, solved: MixedSolution) -> Floats:
+    """Return the part of ln(K T) that goes without each device, at the prices of the bound, (m,)."""
+    problem, curves = menus.problem, menus.curves
+    prices = MixedPrices.split(solved.prices[None], curves.budget.size)
+    steps = problem.workload.local_steps
+    server_s = steps * menus.lines.server_flops[choice.index] / problem.server_flops_per_s
+    share = prices.share[0][curves.link] * choice.share
+    return np.asarray(np.maximum(share + prices.second[0].sum() * server_s, 0.0), np.float64)
+
+
 def _solution(choice: MixedChoice, solved: MixedSolution) -> Solution:
     return Solution(
         status=solved.status, objective=choice.round_s, iterations=solved.boxes, residual=0.0,
@@ -304,5 +359,5 @@ def auto(name: str, settings: object) -> Method:
     rule = AggregateSpec("nested" if "rank" in knobs else "average")
     return Method(
         name, settings, rule, WorkSpec(labels=settings.labels), wants=frozenset(wants),
-        may_cut="cut" in knobs,
+        may_cut="cut" in knobs, may_sample=settings.sampling_rate < 1.0,
     )  # fmt: skip

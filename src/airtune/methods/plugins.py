@@ -23,7 +23,13 @@ from airtune.plan.blame import line_of
 
 GROUP = "airtune.methods"
 _PARTS = ("init", "plan", "divide", "learn")
-_DECLARED = {"aggregate": AggregateSpec, "work": WorkSpec, "wants": frozenset, "may_cut": bool}
+_DECLARED = {
+    "aggregate": AggregateSpec,
+    "work": WorkSpec,
+    "wants": frozenset,
+    "may_cut": bool,
+    "may_sample": bool,
+}
 """What a decider may say of its method, and of which type."""
 
 

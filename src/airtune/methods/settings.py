@@ -15,7 +15,7 @@ from airtune.methods.plugins import call_maker
 
 Settings = Mapping[str, object]
 
-_NOT_SETTINGS = frozenset({"needs", "aggregate", "work", "wants", "may_cut"})
+_NOT_SETTINGS = frozenset({"needs", "aggregate", "work", "wants", "may_cut", "may_sample"})
 """Fields of a decider that say what it is, not what a recipe may choose."""
 
 

@@ -5,7 +5,8 @@ they were sent,
 
     v <- m v + g,    theta <- theta + v,    mean <- b_t mean + (1 - b_t) theta
 
-with m the momentum (FedAvgM, Hsu et al., arXiv 1909.06335), b_t = min(b, (1 + t) / (10 + t)) and t
+where devices were asked at random, g is that times the share of the data that the round
+stands for; with m the momentum (FedAvgM, Hsu et al., arXiv 1909.06335), b_t = min(b, (1 + t) / (10 + t)) and t
 the rounds so far, so that early rounds, which are far from the end, are soon forgotten. The mean is
 evaluated and exported; devices go on from theta. One device's change of a few steps is mostly noise
 and a round averages few devices; the mean over rounds averages that noise away at no cost on the air.
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from airtune.errors import ModelError
 from airtune.model.lora import Adapters
 from airtune.model.rules import RULES
 from airtune.model.rules.products import mixed_products
@@ -49,6 +51,7 @@ def advance(
     after: GlobalState,
     *,
     rule: AggregateRule,
+    stands_for: float = 1.0,
 ) -> GlobalState:
     """Return the server's state after a round.
 
@@ -58,9 +61,22 @@ def advance(
         sent: what its devices worked from: `before` as it came out of the codec of the broadcast.
         after: what the aggregation made of `sent` and the updates.
         rule: of the aggregation.
+        stands_for: how much of the data the round's devices stand for, each counted as many times
+            as it weighs: of those asked at random 1 on average. The change is multiplied by it,
+            so that its expectation over who is asked is the mean change of all.
+
+    Raises:
+        ModelError: if it is not 1 and the aggregation gives the adapters new axes.
     """
-    if RULES[rule].keeps_axes and (sent.adapters is not before.adapters or settings.momentum):
-        after = _moved(settings, before, sent, after)
+    keeps_axes, is_whole = RULES[rule].keeps_axes, stands_for == 1.0
+    if not (keeps_axes or is_whole):
+        raise ModelError(
+            f"{rule} aggregation gives the adapters new axes, along which a part of a round's change "
+            "is not defined; devices asked at random need one that keeps them"
+        )
+    is_sent = sent.adapters is before.adapters
+    if keeps_axes and not (is_sent and is_whole and not settings.momentum):
+        after = _moved(settings, before, sent, after, stands_for)
     if not settings.average:
         return after
     kept = min(settings.average, (1.0 + before.round) / (10.0 + before.round))
@@ -75,11 +91,12 @@ def evaluated(state: GlobalState) -> GlobalState:
 
 
 def _moved(
-    settings: ServerOptimizer, before: GlobalState, sent: GlobalState, after: GlobalState
-) -> GlobalState:
+    settings: ServerOptimizer, before: GlobalState, sent: GlobalState, after: GlobalState,
+    stands_for: float,
+) -> GlobalState:  # fmt: skip
     """Return the server's own tensors, moved by the devices' mean change of what they were sent."""
     old, start, end = _grouped(before), _grouped(sent), _grouped(after)
-    change = {name: end[name] - start[name] for name in end}
+    change = {name: stands_for * (end[name] - start[name]) for name in end}
     if settings.momentum:
         past = before.velocity
         change = {

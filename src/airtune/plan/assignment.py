@@ -89,6 +89,9 @@ class Assignments:
     """Index into `uploads`; None = every update is coded as the recipe's `upload` says."""
     uploads: tuple[CodecSpec, ...] = ()
     """Of updates."""
+    probability: Floats | None = None
+    """Probability with which each device was asked this round, in (0, 1]; its update counts 1 over it
+    times. None = all are asked."""
 
     def __post_init__(self) -> None:
         for column in self._columns().values():
@@ -106,6 +109,8 @@ class Assignments:
         _check("codec_index", self.codec_index, 0, len(self.codecs) - 1)
         if self.upload_index is not None:
             _check("upload_index", self.upload_index, 0, len(self.uploads) - 1)
+        if self.probability is not None:
+            _check("probability", self.probability, 1e-3, 1.0)
         if np.any(np.diff(self.device) <= 0):
             raise MethodError("devices of a plan must be strictly increasing; sort them, each once")
 
@@ -129,6 +134,17 @@ class Assignments:
             codec=self.codecs[int(self.codec_index[index])],
             upload=None if self.upload_index is None else self.uploads[self.upload_index[index]],
         )
+
+    def times(self, device: Sequence[int]) -> Floats:
+        """Return how many times the updates of some devices of the plan count.
+
+        >>> whole = whole_model(np.array([1, 4]), rank=8, local_steps=1, share=np.ones(2))
+        >>> replace(whole, probability=np.array([1.0, 0.25])).times([4, 1]).tolist()
+        [4.0, 1.0]
+        """
+        if self.probability is None:
+            return np.ones(len(device))
+        return np.asarray(1.0 / self.probability[np.searchsorted(self.device, device)], np.float64)
 
     def upload_groups(self, usual: CodecSpec) -> tuple[tuple[CodecSpec, Bools], ...]:
         """Return the codecs of updates, each with which rows have it, shape (n,).

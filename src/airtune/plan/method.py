@@ -99,6 +99,8 @@ class RoundPlan:
     assignments: Assignments
     reasons: tuple[str, ...]
     """One line a device, in the order of the assignments."""
+    not_asked: Mapping[int, str] = field(default_factory=dict)
+    """Devices that were there and, at random, are not asked this round, each with a line of reason."""
     predicted_s: float = float("nan")
     """The round time the method expects; NaN where it cannot know."""
     deadline_s: float | None = None
@@ -122,6 +124,20 @@ class RoundPlan:
         """Return the same; inf where there is no deadline."""
         deadline_s = self.deadline_of(problem)
         return float("inf") if deadline_s is None else deadline_s
+
+    def stands_for(self, weight: Floats) -> float:
+        """Return the weight of those asked, each as many times as it counts, over that of all there.
+
+        1 where all are asked, and on average.
+
+        Args:
+            weight: of all devices of the fleet, shape (devices,).
+        """
+        told = self.assignments
+        if told.probability is None:
+            return 1.0
+        counted = float(weight[told.device] @ told.times(told.device.tolist()))
+        return counted / float(weight[[*told.device.tolist(), *self.not_asked]].sum())
 
 
 class Decider(Protocol):
@@ -169,5 +185,7 @@ class Method:
     """It may leave blocks to the server; a plan with a cut of another method is refused."""
     cut: int | None = None
     """Blocks on every device, where its settings fix them; None = it chooses, or does not cut."""
+    may_sample: bool = False
+    """It may ask devices at random; a plan of another method that does is refused."""
     paces: bool = False
     """Its plans say themselves by when devices are to be done."""

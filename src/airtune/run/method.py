@@ -81,6 +81,7 @@ def check_axes(recipe: Recipe, method: Method) -> None:
     asked = {
         "upload.feedback": recipe.upload.feedback,
         "train.server_momentum": recipe.train.server_momentum,
+        "sampling of devices": method.may_sample,
     }
     for key in (key for key, value in asked.items() if value):
         raise RecipeError(
@@ -107,6 +108,7 @@ def check_async(recipe: Recipe, method: Method) -> None:
         or aggregate.shrinks
         or aggregate.as_planned,
         "it compares the updates of a round": aggregate.agreement,
+        "it asks devices with the probabilities of a round": method.may_sample,
     }
     for reason in (reason for reason, is_so in reasons.items() if is_so):
         if recipe.train.async_buffer:
