@@ -86,6 +86,22 @@ def test_another_servers_certificate_is_refused(site: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_device_probes_its_link_and_plans_and_runs_read_it(site: Any, done: Any) -> None:
+    probed = site.airtune("probe", "--server", site.address, "--seconds", "0.2",
+                          cwd=site.folder / "airtune-server" / "bundles" / "a")  # fmt: skip
+    assert probed.returncode == 0, probed.stderr
+    kept = json.loads((site.folder / "airtune-server" / "probes" / "a.json").read_text())
+    assert kept["name"] == "a"
+    planned = site.airtune("plan", "recipe.yaml", "fleet.source=airtune-server/probes",
+                           "fleet.devices=1", "--json")  # fmt: skip
+    assert planned.returncode == 0, planned.stderr
+    ran = site.airtune("run", "recipe.yaml", "--server", site.address, "--devices", "2", "--json")
+    assert ran.returncode == 0, ran.stderr + site.said()
+    taken = json.loads((Path(json.loads(ran.stdout)["folder"]) / "probes" / "a.json").read_text())
+    assert taken["up_mbps"] == kept["up_mbps"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "apart"),
     [("{name: jcpba, budget: 0.25}", 0.0), ("{name: fedspine}", 0.0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from airtune.cli.console import print_json, print_line, print_note
 from airtune.cli.options import AsJson
 from airtune.errors import DeploymentError
 from airtune.units import format_bytes
+
+if TYPE_CHECKING:
+    from airtune.deploy.caller import ServerClient
 
 
 def probe(
@@ -57,8 +60,11 @@ def probe(
     Examples: airtune probe camera-3.json --server edge:9443 ·
     airtune probe --up-mbps 20 --down-mbps 50
     """
-    files = None if insecure else (ca, key, cert or key.with_suffix(".crt"))
-    speeds = _link_speeds(server, files, up_mbps, down_mbps)
+    client = _server_of(
+        server, None if insecure else (ca, key, cert or key.with_suffix(".crt")), name
+    )
+    speeds = _link_speeds(client, up_mbps, down_mbps)
+    own_name = name if client is None else client.call("Hello")["name"]
     from airtune.deploy.agent.probe import (
         Figures,
         device_name,
@@ -75,13 +81,16 @@ def probe(
     print_note(f"measuring the speed for {seconds:g} s; leave the device alone meanwhile")
     figures = Figures(measure_speed(seconds=seconds), left_bytes, *speeds)
     document = probe_document(
-        name or device_name(), figures, shape=shape, workload=workload, link=link
+        own_name or device_name(), figures, shape=shape, workload=workload, link=link
     )
     write_probe(output, document)
+    if client is not None:
+        client.call("Probe", **document)
     if as_json:
         print_json(document)
         return
-    print_line(f"{output}: {_said(document, left_bytes)}")
+    kept = "" if client is None else f"; the server keeps it as {document['name']}"
+    print_line(f"{output}: {_said(document, left_bytes)}{kept}")
 
 
 def _said(document: Mapping[str, Any], left_bytes: float) -> str:
@@ -93,18 +102,29 @@ def _said(document: Mapping[str, Any], left_bytes: float) -> str:
     )
 
 
+def _server_of(
+    server: str | None, files: tuple[Path, Path, Path] | None, name: str | None
+) -> ServerClient | None:
+    """Return how this device reaches the server, None where none is named."""
+    if server is None:
+        return None
+    from airtune.deploy.agent.probe import device_name
+    from airtune.deploy.caller import Proof, ServerClient
+    from airtune.wire.channel import SERVER
+
+    proof = None if files is None else Proof(*files)
+    return ServerClient(server, proof, SERVER, name or device_name())
+
+
 def _link_speeds(
-    server: str | None,
-    files: tuple[Path, Path, Path] | None,
-    up_mbps: float | None,
-    down_mbps: float | None,
+    client: ServerClient | None, up_mbps: float | None, down_mbps: float | None
 ) -> tuple[float, float, float]:
     """Return uplink and downlink in bit/s and the round trip, measured or as told.
 
     Raises:
         DeploymentError: if neither a server nor speeds are given, or both.
     """
-    if server is None:
+    if client is None:
         if not up_mbps or not down_mbps:
             raise DeploymentError(
                 "the link is measured with --server HOST:PORT, or told with --up-mbps and "
@@ -113,10 +133,7 @@ def _link_speeds(
         return up_mbps * 1e6, down_mbps * 1e6, float("nan")
     if up_mbps is not None or down_mbps is not None:
         raise DeploymentError("--server measures the link; leave --up-mbps and --down-mbps out")
-    from airtune.deploy.caller import Proof
-    from airtune.wire.channel import Way
     from airtune.wire.link import measure_link
 
-    credentials = None if files is None else Proof(*files).credentials()
-    found = measure_link(Way(server, credentials))
+    found = measure_link(client.way)
     return found.up_bps, found.down_bps, found.round_trip_s

@@ -11,3 +11,5 @@ NEEDS_EXTRA = (
 )
 ROSTER = "roster.json"
 """File of a run folder that names its devices, by number."""
+PROBES = "probes"
+"""Folder of a server, and of a run, with a probe file a device."""

@@ -14,7 +14,7 @@ import grpc
 
 from airtune.deploy.keys import read_private_key
 from airtune.errors import AirtuneError, ConnectionFailedError, DeploymentError, KeyRefusedError
-from airtune.wire.channel import CONTROL, SERVER, Way, channel_credentials
+from airtune.wire.channel import CONTROL, DEVICE_KEY, SERVER, Way, channel_credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,19 @@ class ServerClient:
     """None = a server without TLS and keys."""
     service: str = CONTROL
     """What is called: that of operators, or of devices."""
+    name: str = ""
+    """What a device calls itself at a server without keys."""
+
+    @property
+    def way(self) -> Way:
+        """How calls reach it.
+
+        Raises:
+            DeploymentError: if a file of the proof is missing or cannot be read.
+        """
+        if self.proof is not None:
+            return Way(self.address, self.proof.credentials())
+        return Way(self.address, metadata=((DEVICE_KEY, self.name),) if self.name else ())
 
     def ask(self, call: str, **words: Any) -> Iterator[bytes]:
         """Make a call and yield what comes back.
@@ -78,11 +91,11 @@ class ServerClient:
             KeyRefusedError: if it does not let this caller do that.
             DeploymentError: if it is another server, or refuses what is asked.
         """
-        way = Way(self.address, None if self.proof is None else self.proof.credentials())
+        way = self.way
         timeout_s = None if call == "Follow" else _REPLY_S
         with way.open() as channel:
             answers = channel.stream_stream(f"/{self.service}/{call}")(
-                iter([json.dumps(words).encode()]), timeout=timeout_s
+                iter([json.dumps(words).encode()]), timeout=timeout_s, metadata=way.metadata
             )
             try:
                 yield from answers

@@ -71,11 +71,24 @@ def read_probe(path: Path) -> Probe:
         raise FleetError(
             f"probe file {path} cannot be read: {error}; probe the device again"
         ) from error
+    return check_probe(data, f"probe file {path}")
+
+
+def check_probe(data: object, what: str) -> Probe:
+    """Return what a probe file's content says.
+
+    Args:
+        data: as JSON reads it.
+        what: it is called in errors.
+
+    Raises:
+        FleetError: if it is not a probe; every fault is named.
+    """
     section = SettingsSection(data, "", [])
     schema = section.number("schema", low=1)
     if not section.faults and schema != PROBE_SCHEMA:
         raise FleetError(
-            f"probe file {path} has schema {schema:g}, this version reads {PROBE_SCHEMA}; "
+            f"{what} has schema {schema:g}, this version reads {PROBE_SCHEMA}; "
             "probe the device again"
         )
     name = section.text("name")
@@ -93,7 +106,7 @@ def read_probe(path: Path) -> Probe:
         down_bps=section.number("down_mbps", above=0.0) * 1e6,
     )
     section.close()
-    raise_faults(f"probe file {path}", section.faults)
+    raise_faults(what, section.faults)
     return probe
 
 

@@ -1,8 +1,9 @@
-"""How fast the link to the server is, measured over the port that split training uses.
+"""How fast the link to the server is, measured over the port that all else goes through.
 
 A request is one byte that says what it is, then its body: `U` and padding, which is counted; `?`,
 answered by the bytes counted and the seconds between the first and the last; `D` and a u32, answered
-by that many bytes. Each direction is timed where it arrives.
+by that many bytes. Each direction is timed where it arrives. One call moves `MAX_BYTES` each way at
+most, and lasts `MAX_S`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,21 @@ import os
 import queue
 import statistics
 import struct
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import grpc
 
 from airtune.errors import FleetError
-from airtune.wire.channel import SERVICE, TOKEN_KEY, Way, value_of
+from airtune.wire.channel import SERVICE, Way
 
 PIECE_BYTES = 32 << 10
-MAX_DOWN_BYTES = 256 << 20
-"""What one stream may ask for, so that a token is no way to drain a server."""
+MAX_BYTES = 256 << 20
+"""What one call may move each way, so that a key is no way to drain a server or a month."""
+MAX_S = 60.0
+"""How long one call may last."""
 _COUNTED = struct.Struct("<Qd")
 _WANTED = struct.Struct("<I")
 
@@ -37,51 +41,67 @@ class MeasuredLink:
     """Median of small messages."""
 
 
-def measure_handler(
-    may_measure: Callable[[str], bool] | None,
-) -> Callable[[Iterator[bytes], grpc.ServicerContext], Iterator[bytes]]:
-    """Return the server's side; `may_measure` says which tokens are let in."""
+@dataclass(slots=True)
+class LinkMeter:
+    """The server's side of a measurement."""
 
-    def serve(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        token = value_of(context.invocation_metadata(), TOKEN_KEY)
-        if may_measure is None or not may_measure(token):
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "this token may not measure the link")
-        yield from _answers(requests, context)
+    up_bps: float = 0.0
+    """What came in, the longest upload so far; 0 = none came."""
 
-    return serve
+    def answers(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        """Count what comes, and send what is asked for, within the limits of a call."""
+        ending = threading.Timer(MAX_S, context.cancel)
+        ending.daemon = True
+        ending.start()
+        try:
+            yield from self._answered(requests, context)
+        finally:
+            ending.cancel()
+
+    def _answered(
+        self, requests: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        counted, first, last = 0, 0.0, 0.0
+        came = asked = longest = 0
+        for request in requests:
+            what, body = request[:1], request[1:]
+            came += len(request)
+            if came > MAX_BYTES:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _TOO_MUCH)
+            if what == b"U":
+                last = time.monotonic()
+                if first:
+                    counted += len(body)  # the first piece starts the clock
+                first = first or last
+            elif what == b"?":
+                if counted > longest:
+                    longest, self.up_bps = counted, 8 * counted / max(last - first, 1e-9)
+                yield _COUNTED.pack(counted, last - first)
+                counted, first = 0, 0.0
+            elif what == b"D" and len(body) == _WANTED.size:
+                wanted = _WANTED.unpack(body)[0]
+                asked += wanted
+                if asked > MAX_BYTES:
+                    context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, _TOO_MUCH)
+                noise = os.urandom(PIECE_BYTES)
+                for start in range(0, wanted, PIECE_BYTES):
+                    yield noise[: min(PIECE_BYTES, wanted - start)]
+            else:
+                context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, "this is no question about the link"
+                )
 
 
-def _answers(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-    counted, first, last, left = 0, 0.0, 0.0, MAX_DOWN_BYTES
-    for request in requests:
-        what, body = request[:1], request[1:]
-        if what == b"U":
-            last = time.monotonic()
-            if first:
-                counted += len(body)  # the first piece starts the clock
-            first = first or last
-        elif what == b"?":
-            yield _COUNTED.pack(counted, last - first)
-            counted, first = 0, 0.0
-        elif what == b"D" and len(body) == _WANTED.size and (wanted := _WANTED.unpack(body)[0]) <= left:  # fmt: skip
-            left -= wanted
-            noise = os.urandom(PIECE_BYTES)
-            for start in range(0, wanted, PIECE_BYTES):
-                yield noise[: min(PIECE_BYTES, wanted - start)]
-        else:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "this is no question about the link")
+_TOO_MUCH = f"a measurement moves at most {MAX_BYTES >> 20} MiB each way"
 
 
-def measure_link(
-    way: Way, token: str = "", *, seconds: float = 4.0, timeout_s: float = 60.0
-) -> MeasuredLink:
+def measure_link(way: Way, *, seconds: float = 4.0) -> MeasuredLink:
     """Measure both directions for about `seconds` each.
 
     Args:
         way: To the server.
-        token: One that may measure; "" where a key lets this device in.
-        seconds: For each direction; a slow link may take a little longer.
-        timeout_s: After which it is given up.
+        seconds: For each direction; a slow link may take a little longer, a fast one ends with
+            the bytes that a call may move.
 
     Raises:
         FleetError: if the server cannot be reached, refuses, or the link is too slow to measure.
@@ -90,11 +110,7 @@ def measure_link(
     with way.open() as channel:
         call = channel.stream_stream(f"/{SERVICE}/Measure")
         try:
-            answers = call(
-                _asked(asks, seconds),
-                timeout=timeout_s,
-                metadata=(*way.metadata, (TOKEN_KEY, token)),
-            )
+            answers = call(_asked(asks, seconds), timeout=MAX_S, metadata=way.metadata)
             link = _measured(asks, answers, seconds)
             asks.put(None)
         except grpc.RpcError as error:
@@ -116,7 +132,9 @@ def _asked(asks: queue.SimpleQueue[bytes | None], seconds: float) -> Iterator[by
         piece, until = b"U" + os.urandom(PIECE_BYTES), time.monotonic() + seconds
         yield piece
         yield piece
-        while time.monotonic() < until:
+        left_bytes = MAX_BYTES // 2
+        while time.monotonic() < until and left_bytes > 0:
+            left_bytes -= len(piece)
             yield piece
         yield b"?"
 
@@ -133,7 +151,7 @@ def _measured(
     asks.put(_UPLOAD)
     counted, took = _COUNTED.unpack(next(answers))
     rate, wanted, left = 0.0, 4 * PIECE_BYTES, seconds
-    while left > 0 and wanted <= MAX_DOWN_BYTES // 4:
+    while left > 0 and wanted <= MAX_BYTES // 4:
         asks.put(b"D" + _WANTED.pack(wanted))
         came, first, last = 0, 0.0, 0.0
         while came < wanted:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from airtune.deploy import PROBES
 from airtune.engine.remote.split import Serve
 from airtune.errors import AirtuneError
 from airtune.recipe import Recipe, load_recipe, sent_recipe
@@ -32,6 +33,8 @@ class Order:
     """How long a device may be silent in a round without a deadline."""
     serve: Serve | None = None
     """Starts the stream of split rounds."""
+    probes: Path | None = None
+    """Where the server keeps what devices have measured of themselves; None = it is no server's."""
 
 
 MARK = "airtune: "
@@ -91,4 +94,5 @@ def order_of(said: Mapping[str, Any], *, serve: Serve) -> Order:
         join_s=float(said.get("join-s") or 600.0),
         silent_s=float(said.get("silent-s") or 1800.0),
         serve=serve,
+        probes=None if state is None else Path(str(state)) / PROBES,
     )

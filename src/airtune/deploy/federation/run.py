@@ -199,7 +199,7 @@ def _pieces(
                 f"they said {roster.samples}; start their agents with --data recipe"
             )
         return pieces
-    fleet = joined_fleet(recipe, roster, folder)
+    fleet = joined_fleet(recipe, roster, folder, kept=order.probes)
     longest = max(item.longest for item in roster.joined if item is not None)
     tokens = image_tokens(base.network.config) if is_vision(recipe) else max(longest, 2)
     workload = workload_of(recipe, base.shape, tokens=tokens)

@@ -11,6 +11,7 @@ on this machine alone.
     /airtune.Server/Attend    a device that waits for tasks
     /airtune.Server/Hello     a device that asks who it is here
     /airtune.Server/Renew     a device with a new key
+    /airtune.Server/Probe     a device that says what it has measured of itself
     /airtune.Split/Measure    a device that measures its link
     /airtune.Split/...        a device's calls to a run, passed on to that run's process
     /airtune.Control/...      operators: Submit, Follow, List, Stop, Evict, Hello, Renew
@@ -38,11 +39,11 @@ from airtune.deploy.server.enrolment import Enrolment, Renewal
 from airtune.deploy.server.gate import Call, Gate
 from airtune.deploy.server.membership import Membership
 from airtune.deploy.server.passing import PASSED_ON, Passing
+from airtune.deploy.server.probes import Probes
 from airtune.deploy.server.site import READY, ServerSettings
 from airtune.deploy.server.tls import ServerTls
 from airtune.errors import AirtuneError, DeploymentError
 from airtune.wire.channel import CONTROL, HANDSHAKE_S, MAX_CALLS, SERVER, SERVICE, server_options
-from airtune.wire.link import measure_handler
 
 _LOOK_S = 1.0
 _LOGS = 3
@@ -64,6 +65,7 @@ class Front:
         self._enrolment = None if self._tls is None else Enrolment(settings, audit, self._tls)
         self._renewal, self.members = Renewal(settings, audit), Membership(settings, self._gate)
         self.runs = self.members.runs
+        self._probes = Probes(settings)
         self._passing = Passing(self.runs, self.members.has_answered)
         self._control = Control(settings, self.runs, self.members, self._gate, audit)
         if self._tls is not None:
@@ -85,11 +87,10 @@ class Front:
             options=server_options(handshake_s=handshake_s),
             maximum_concurrent_rpcs=MAX_CALLS,
         )
-        measure = measure_handler(lambda token: True)
         of_devices: dict[str, Call] = {
             name: partial(self._passing.call, name) for name in PASSED_ON
         }
-        of_devices["Measure"] = lambda who, requests, context: measure(requests, context)
+        of_devices["Measure"] = self._probes.measure
         services = {
             CONTROL: {
                 name: self._gate.guarded(call, role)
@@ -101,6 +102,7 @@ class Front:
                     ("Attend", self.members.attend),
                     ("Hello", self._renewal.hello),
                     ("Renew", self._renewal.renew),
+                    ("Probe", self._probes.keep),
                 )
             },
             SERVICE: {

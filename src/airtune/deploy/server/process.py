@@ -2,6 +2,7 @@
 
     STATE/tls/          authority and server certificate
     STATE/devices.json  who may connect: devices and operators
+    STATE/probes/       what devices have measured of themselves
     STATE/runs/         records, checkpoints and reports of runs
     STATE/runs.json     the list of runs; their logs are in STATE/logs/
     STATE/audit.jsonl   what operators asked for

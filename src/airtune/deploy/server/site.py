@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
+from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE, PROBES
 from airtune.deploy.caller import Proof, ServerClient
 from airtune.deploy.server.authority import ServerFiles
 from airtune.errors import ConnectionFailedError, DeploymentError
@@ -56,6 +56,11 @@ class ServerSettings:
     def tls(self) -> ServerFiles:
         """Where the certificates are."""
         return ServerFiles(self.state / "tls")
+
+    @property
+    def probes(self) -> Path:
+        """Where the probes of devices are kept."""
+        return self.state / PROBES
 
     @property
     def document(self) -> Path:

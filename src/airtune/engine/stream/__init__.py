@@ -17,13 +17,11 @@ from airtune.engine.stream.sessions import StreamTiming
 from airtune.engine.stream.task import ServerRound, SplitTask
 from airtune.wire.base import Shelf, fetcher
 from airtune.wire.channel import Way, channel_credentials, server_credentials
-from airtune.wire.link import MeasuredLink, measure_link
 
 __all__ = [
     "FETCHES",
     "Connection",
     "DeviceRound",
-    "MeasuredLink",
     "OpenRound",
     "ServerRound",
     "Shelf",
@@ -33,7 +31,6 @@ __all__ = [
     "Way",
     "channel_credentials",
     "fetcher",
-    "measure_link",
     "run_device",
     "server_credentials",
 ]

@@ -30,7 +30,6 @@ from airtune.errors import CodecError, TrainingError
 from airtune.split.message import Kind
 from airtune.wire.base import Shelf, base_handler
 from airtune.wire.channel import SERVICE, TOKEN_KEY, channel_options, value_of
-from airtune.wire.link import measure_handler
 from airtune.wire.post import Post
 
 _CODES: dict[Ending, grpc.StatusCode] = {
@@ -80,7 +79,7 @@ class StreamServer:
 
     def __init__(
         self, address: str = "127.0.0.1:0", *, credentials: grpc.ServerCredentials | None = None,
-        streams: int = 64, fetches: int = FETCHES, may_measure: Callable[[str], bool] | None = None,
+        streams: int = 64, fetches: int = FETCHES,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:  # fmt: skip
         """Bind the port and begin to serve.
@@ -90,7 +89,6 @@ class StreamServer:
             credentials: TLS; None = in the clear.
             streams: Devices in rounds at a time; one more is told to come again.
             fetches: Devices that fetch a base model at a time, beside these.
-            may_measure: Which tokens may measure the link; None = nobody may.
             clock: Seconds, by which the server's computing is measured.
 
         Raises:
@@ -111,7 +109,6 @@ class StreamServer:
         )
         handlers = {
             "Round": grpc.stream_stream_rpc_method_handler(self._serve),
-            "Measure": grpc.stream_stream_rpc_method_handler(measure_handler(may_measure)),
             "Fetch": grpc.unary_stream_rpc_method_handler(self.post.fetch),
             "Answer": grpc.stream_unary_rpc_method_handler(self.post.answer),
             "Base": grpc.unary_stream_rpc_method_handler(base_handler(self.shelf, fetches=fetches)),
