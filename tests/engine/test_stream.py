@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from airtune.errors import ConnectionFailedError, FleetError, TrainingError
+from airtune.errors import ConnectionFailedError, TrainingError
 from airtune.plan import CodecSpec, WorkSpec
 from airtune.split import DeviceEnd, Kind, StepMessage
 
@@ -22,7 +22,6 @@ from airtune.engine.stream import (  # noqa: E402
     StreamTiming,
     Way,
     channel_credentials,
-    measure_link,
     run_device,
     server_credentials,
 )
@@ -177,15 +176,4 @@ def test_with_tls_a_device_trusts_its_own_authority_alone(streams, tmp_path):
         run_device(DeviceEnd(task.context, {0: jobs[0]}), connection(files[0].authority)).steps == 3
     )
     opened.wait(10)
-    server.close()
-
-
-def test_the_link_is_measured_by_who_may():
-    server = StreamServer(may_measure=lambda token: token == "probe")
-    link = measure_link(Way(f"127.0.0.1:{server.port}"), "probe", seconds=0.3)
-    assert link.up_bps > 1e7
-    assert link.down_bps > 1e7
-    assert 0 < link.round_trip_s < 1
-    with pytest.raises(FleetError, match="may not measure"):
-        measure_link(Way(f"127.0.0.1:{server.port}"), "guess", seconds=0.1)
     server.close()
