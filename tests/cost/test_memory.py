@@ -12,6 +12,7 @@ from airtune.model.batch import Batch
 from airtune.model.lora import attach, head_of, init_adapters
 from airtune.model.loss import batch_losses
 from airtune.plan import Workload, whole_model
+from airtune.work.train import _checkpoint_
 
 BATCH, TOKENS = 2, 16
 
@@ -45,8 +46,10 @@ def trained(sample, workload):
     heads = [head_of(base.network, base.family)] if workload.trains_head else []
     lora = attach(
         base.network, base.family, [init_adapters(sample.shape, workload, seed=0)], scale=2.0,
-        heads=heads, checkpointing=workload.checkpointing,
+        heads=heads,
     )  # fmt: skip
+    if workload.checkpointing:
+        _checkpoint_(lora.network)
     return lora.train().network
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.deploy.test_server import LONG_S, RECIPE, Site, _environment
+from tests.deploy.conftest import LONG_S, Site, _environment
+from tests.deploy.test_server import RECIPE
 
 pytestmark = pytest.mark.slow
 RECIPE = RECIPE.replace("source: pocket, devices: 2", "source: pocket, devices: 5")

@@ -149,6 +149,19 @@ def test_lines_are_kept_while_others_save_little(decided):
         assert np.array_equal(one, other)
 
 
+def test_no_device_falls_to_a_lower_rank_than_it_had(decided):
+    """What it trained beyond that rank would still count, but nobody would train with it."""
+    method = build_method("auto", {"hysteresis": 0.0})
+    problem = replace(sample_problem(), work=method.work)
+    state, before = method.decider.init(problem), np.zeros(len(problem.devices), int)
+    for number in range(6):
+        seen = sample_observation(problem, number)
+        plan, state = method.decider.plan(problem, state, seen)
+        told = plan.assignments
+        assert (told.rank >= before[told.device]).all()
+        before[told.device] = told.rank
+
+
 @pytest.mark.parametrize("settings", [
     {"knobs": "prune"}, {"knobs": ["depth"]}, {"knobs": []}, {"quality": "1%"},
     {"quality": {"rounds": 0.5}}, {"quality": {"loss": 1}}, {"ranks": 8}, {"ranks": [0]},

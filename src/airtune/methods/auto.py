@@ -174,8 +174,10 @@ class Auto:
         )
         seen = replace(seen, flops_per_s=seen.flops_per_s / longer)
         lines = mixed_lines(problem, self.knobs, ranks=self.ranks)
-        allowed = fitting_lines(problem, seen, lines, self.max_prune)
         last = np.array(state["line"], np.int64)
+        allowed = _rising(
+            fitting_lines(problem, seen, lines, self.max_prune), lines, last[seen.device]
+        )
         index, share = _usual(lines, allowed, last[seen.device]), np.zeros(0)
         out = np.setdiff1d(np.arange(index.size), seen.able)
         menus = Menus(
@@ -261,6 +263,17 @@ def _kept(allowed: Bools, line: Ints) -> Bools:
 def _held(allowed: Bools, line: Ints) -> Start | None:
     """Return the last round's lines, where all able devices may keep theirs."""
     return Start("kept from the last round", line) if _kept(allowed, line).all() else None
+
+
+def _rising(allowed: Bools, lines: MixedLines, line: Ints) -> Bools:
+    """Return the lines of no lower rank than each device's last one, where it fits one, (n, lines).
+
+    A lower rank trains the first part of the adapters as if the rest were not there, but the model
+    that counts has the rest: once it is trained, leaving it out spoils the rounds that follow.
+    """
+    before = np.where(line >= 0, lines.rank[np.maximum(line, 0)], 0)
+    kept = allowed & (lines.rank >= before[:, None])
+    return np.where(kept.any(axis=1, keepdims=True), kept, allowed)
 
 
 def _usual(lines: MixedLines, allowed: Bools, line: Ints) -> Ints:
