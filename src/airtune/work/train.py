@@ -18,11 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from airtune.errors import MethodError
 from airtune.keys import derive_seed
@@ -300,12 +299,17 @@ def _slices(
     return slices * len(full) if is_shared else slices
 
 
-def _checkpoint_(network: nn.Module) -> None:
-    """Keep only the blocks' inputs for the backward pass; the base it was made from is left alone."""
+def _checkpoint_(network: Any) -> None:
+    """Keep only the blocks' inputs for the backward pass; the base it was made from is left alone.
+
+    transformers asks for gradients of the embeddings too; they are not wanted here, and would cost
+    another hidden state in a model with a norm behind its embeddings.
+    """
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     # transformers renamed it in 5.23 and warns about the older name
     enable = next(getattr(network, name) for name in names if hasattr(network, name))
     enable()
+    network.disable_input_require_grads()
 
 
 def _draw(here: _TrainingRound, job: Job, steps: int) -> Ints:
