@@ -243,8 +243,8 @@ def method_row(name: str) -> MethodRow:
         return MethodRow("method", entry, f"plug-in {name}", name)
     known = [*METHODS, *entries]
     near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-    raise RecipeError(f"there is no method {name!r}; {hint}; a file is given as ./mine.py:Mine")
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+    raise RecipeError(f"there is no method {name!r}; {hint} A file is given as ./mine.py:Mine")
 
 
 def build_method(name: str, settings: Settings | None = None) -> Method:
