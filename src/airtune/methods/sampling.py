@@ -79,11 +79,10 @@ def not_asked(
         probability: of all, (devices,).
         price: likewise.
     """
+    names = problem.devices.names
     return {
-        int(
-            one
-        ): f"{problem.devices.names[one]}: not asked this round; {rarely(probability[one], price[one])}"
-        for one in device
+        one: f"{names[one]}: not asked this round; {rarely(probability[one], price[one])}"
+        for one in device.tolist()
     }
 
 

@@ -8,10 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from airtune.calibrate import from_header
-from airtune.data.ledger import recorded_lines
 from airtune.data.samples import write_samples
 from airtune.engine.base import Engine
 from airtune.engine.buffered import BufferedEngine
@@ -33,9 +30,9 @@ from airtune.run.leakage import leakage_of
 from airtune.run.load import Assets
 from airtune.run.measurement import measure
 from airtune.run.method import Chosen, choose_method
+from airtune.run.notes import notes_of
 from airtune.run.places import RECIPE_FILE, claimed, extend, places_of, resolved, saved_recipe
 from airtune.run.sensitivity import known_sensitivity, remembered_sensitivity, with_sensitivity
-from airtune.units import format_seconds
 
 _WINDOW = 3
 """Validations whose mean is compared with the target, as in reports."""
@@ -272,13 +269,15 @@ def _finish(
 def _run_method(
     pieces: Pieces, method: Method, writer: RunWriter, measured: Measurements | None, watch: Watch
 ) -> None:
-    problem, assets, needs = (
-        problem_of(pieces, method, measured),
-        pieces.assets,
-        method.decider.needs,
-    )
+    problem = problem_of(pieces, method, measured)
+    assets = pieces.assets
     engine: Engine = local_engine(
-        assets.fleet, problem, assets.base, assets.data, needs=needs, settings=pieces.engine
+        assets.fleet,
+        problem,
+        assets.base,
+        assets.data,
+        needs=method.decider.needs,
+        settings=pieces.engine,
     )
     if buffer := pieces.recipe.train.async_buffer:
         engine = BufferedEngine(engine, problem, buffer=buffer)
@@ -327,7 +326,8 @@ def _run_control(pieces: Pieces, name: str, writer: RunWriter, watch: Watch) -> 
 
 def loop_settings(pieces: Pieces) -> LoopSettings:
     """Return how the loop watches this run."""
-    recipe, asked = pieces.recipe, pieces.recipe.target
+    recipe = pieces.recipe
+    asked = recipe.target
     return LoopSettings(
         evaluate_every=recipe.evaluation.every if recipe.data.held_out else 0,
         target=None if asked is None else Target(asked.metric, asked.value, window=_WINDOW),
@@ -366,34 +366,5 @@ def _result(folder: Path, report: Path | None) -> RunResult:
         upload_bytes=sum(float(row["upload_bytes"]) for row in record.rounds),
         download_bytes=sum(float(row["download_bytes"]) for row in record.rounds),
         results=results,
-        notes=_notes(record),
-    )
-
-
-def _notes(record: RunRecord) -> tuple[str, ...]:
-    notes = [line.marked for line in recorded_lines(record.header)]
-    never = sum(1 for row in record.rounds if not row["counts"]["ok"])
-    lost = {
-        name: sum(int(row["counts"][name]) for row in record.rounds)
-        for name in ("failed", "refused", "late", "absent")
-    }
-    for name, count in lost.items():
-        if count:
-            notes.append(f"{count} updates did not count ({name}); devices.csv says why for each")
-    if never and any(lost.values()):
-        said = f"{never} of {len(record.rounds)} rounds gave no usable update"
-        notes.append(said + _least_needed(record))
-    return tuple(notes)
-
-
-def _least_needed(record: RunRecord) -> str:
-    """Return which of the late devices would have been back first, and after how long."""
-    columns = record.devices
-    needed_s = np.where(columns["status"] == "late", columns["predicted_s"], np.nan)
-    if not np.isfinite(needed_s).any():
-        return ""
-    first = int(np.nanargmin(needed_s))
-    return (
-        f"; of the late devices {columns['name'][first]} needs least, about "
-        f"{format_seconds(float(needed_s[first]))} a round: set a later deadline_s"
+        notes=notes_of(record),
     )

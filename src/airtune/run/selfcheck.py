@@ -50,9 +50,11 @@ def self_check(saved: nn.Module, base: BaseModel) -> SelfCheck:
     tokens = ids.shape[1] if base.frame is None else image_tokens(base.network.config)
     both = [saved, base.network]
     forward_s, dense_s = _times([partial(network, input_ids=ids) for network in both])
-    token_s, dense_token_s = None, None
+    token_s: float | None = None
+    dense_token_s: float | None = None
     if base.shape.task == "causal-lm":
-        token_s, dense_token_s = _times([partial(_written, network, ids) for network in both])
+        taken_s = _times([partial(_written, network, ids) for network in both])
+        token_s, dense_token_s = (each / WRITTEN for each in taken_s)
     return SelfCheck(
         _count(saved),
         _count(base.network),
@@ -62,8 +64,8 @@ def self_check(saved: nn.Module, base: BaseModel) -> SelfCheck:
         dense_s,
         BATCH,
         tokens,
-        token_s and token_s / WRITTEN,
-        dense_token_s and dense_token_s / WRITTEN,
+        token_s,
+        dense_token_s,
     )
 
 
