@@ -30,8 +30,8 @@ from airtune.plan import AggregateSpec, Assignment, CodecSpec, Workload, WorkSpe
 from airtune.split import CutMemory, SplitJob, split_round
 from airtune.work.batches import collate_examples
 from airtune.work.evaluate import evaluate
+from airtune.work.jobs import TrainSettings
 from airtune.work.network import tuned_network
-from airtune.work.train import TrainSettings
 from benchmarks.figure import Figure, at_least, at_most
 
 Tensor = NDArray[np.float32]

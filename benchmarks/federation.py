@@ -38,11 +38,7 @@ BEDS = {
         DeviceSpec("laptop", 20, 50),
         DeviceSpec("far", 4, 10, delay_ms=30, loss=0.002),
     ),
-    "traced": (
-        DeviceSpec("bus", 1, 2),
-        DeviceSpec("train", 1, 2),
-        DeviceSpec("car", 10, 25),
-    ),
+    "traced": (DeviceSpec("bus", 1, 2), DeviceSpec("train", 1, 2), DeviceSpec("car", 10, 25)),
 }
 DRIVES = (THREE_G, THREE_G, LTE)
 

@@ -35,8 +35,9 @@ from airtune.model.state import initial_state
 from airtune.plan import Assignment, Assignments, CodecSpec, Floats, Method, Workload
 from airtune.recipe import load_recipe
 from airtune.solve.bandit import BanditSettings, behave_alike, choose, learn, start
+from airtune.work.jobs import Job, TrainSettings
 from airtune.work.network import kept_by
-from airtune.work.train import Job, TrainSettings, train
+from airtune.work.train import train
 from benchmarks.figure import Figure, at_least, at_most
 
 DEVICES, ROUNDS, SEEDS = 80, 60, range(5)

@@ -124,8 +124,7 @@ def _subject() -> Subject:
     )  # fmt: skip
     tokenizer = AutoTokenizer.from_pretrained(model)
     return Subject(
-        load_base(model, device="cpu"),
-        load_federated(spec, tokenizer=tokenizer, devices=1, seed=0),
+        load_base(model, device="cpu"), load_federated(spec, tokenizer=tokenizer, devices=1, seed=0)
     )
 
 

@@ -48,8 +48,8 @@ from airtune.run import load_assets
 from airtune.split import CutMemory, SplitJob, split_round
 from airtune.work.batches import collate_examples
 from airtune.work.evaluate import evaluate
+from airtune.work.jobs import TrainSettings
 from airtune.work.network import tuned_network
-from airtune.work.train import TrainSettings
 from benchmarks.figure import Figure, at_most
 
 RECIPES = Path(__file__).parents[1] / "recipes"

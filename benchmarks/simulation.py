@@ -74,7 +74,7 @@ def run_airtune(folder: Path) -> list[float]:
     from airtune.model.state import initial_state
     from airtune.plan import Problem
     from airtune.records import RunWriter
-    from airtune.work.train import TrainSettings
+    from airtune.work.jobs import TrainSettings
 
     base = base_of(AutoModelForCausalLM.from_pretrained(folder / "base"))
     rows = [tokens_of(client) for client in range(CLIENTS)]

@@ -22,13 +22,7 @@ from scipy.optimize import minimize
 
 from airtune.methods import build_method, sample_problem
 from airtune.methods.contract import sample_observation
-from airtune.solve import (
-    Curves,
-    JointProblem,
-    divide_min_max,
-    solve_bcd,
-    solve_joint,
-)
+from airtune.solve import Curves, JointProblem, divide_min_max, solve_bcd, solve_joint
 from benchmarks.figure import Figure, at_least, at_most
 
 Array = NDArray[np.float64]

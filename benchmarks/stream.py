@@ -107,7 +107,7 @@ def serve(parts: int) -> None:
     from airtune.engine.stream import SplitTask, StreamServer
     from airtune.model.cut import ServerHalf
     from airtune.plan import WorkSpec
-    from airtune.work.train import TrainSettings
+    from airtune.work.jobs import TrainSettings
 
     base, state, workload, job = _world(parts)
     took, step = [], ServerHalf.step
@@ -137,7 +137,7 @@ def take_part(parts: int, target: str, token: str) -> None:
     from airtune.engine.stream import Connection, Way, run_device
     from airtune.plan import WorkSpec
     from airtune.split import DeviceEnd, SplitContext, StepMessage
-    from airtune.work.train import TrainSettings
+    from airtune.work.jobs import TrainSettings
 
     base, state, workload, job = _world(parts)
     ends, own = [], []

@@ -21,7 +21,7 @@ from airtune.model.batch import Sequences
 from airtune.model.state import initial_state
 from airtune.plan import Observation, Problem, Results, Workload
 from airtune.records import RunWriter, read_run
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 DEVICES, ROUNDS = 5, 4
 FLEET = {

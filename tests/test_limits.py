@@ -27,7 +27,7 @@ from airtune.recipe import load_recipe
 from airtune.records import RunWriter, read_run
 from airtune.wire import traffic_budget as month
 from airtune.wire.traffic_budget import TrafficBudget
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 DEVICES, ROUNDS = 4, 5
 QUICK = ("fedavg-lora", "fedspine", "jcpba", "sft")

@@ -6,14 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from airtune.codec import (
-    CODECS,
-    decode,
-    encode,
-    entropy_bound_bytes,
-    kept_positions,
-    payload_bytes,
-)
+from airtune.codec import CODECS, decode, encode, entropy_bound_bytes, kept_positions, payload_bytes
 from airtune.codec.select import topk_mask
 from airtune.errors import CodecError
 from airtune.plan import CodecSpec

@@ -12,7 +12,7 @@ from airtune.model.batch import Batch
 from airtune.model.lora import attach, head_of, init_adapters
 from airtune.model.loss import batch_losses
 from airtune.plan import Workload, whole_model
-from airtune.work.train import _checkpoint_
+from airtune.work.network import checkpoint_
 
 BATCH, TOKENS = 2, 16
 
@@ -49,7 +49,7 @@ def trained(sample, workload):
         heads=heads,
     )  # fmt: skip
     if workload.checkpointing:
-        _checkpoint_(lora.network)
+        checkpoint_(lora.network)
     return lora.train().network
 
 

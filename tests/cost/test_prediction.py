@@ -15,15 +15,7 @@ from airtune.cost import (
     upload_bytes,
 )
 from airtune.errors import MethodError
-from airtune.plan import (
-    LinkSpec,
-    LinkState,
-    Problem,
-    Profiles,
-    RateModel,
-    Workload,
-    whole_model,
-)
+from airtune.plan import LinkSpec, LinkState, Problem, Profiles, RateModel, Workload, whole_model
 
 SHAPE = known_shapes()["minilm-l6"]
 WORK = Workload(4, 32, local_steps=5, rank=8, lora_targets=("query", "value"), trains_head=True)

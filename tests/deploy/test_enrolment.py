@@ -32,12 +32,7 @@ from airtune.deploy.server.enroll import enroll, make_code  # noqa: E402
 from airtune.deploy.server.front import Front  # noqa: E402
 from airtune.deploy.server.register import Register  # noqa: E402
 from airtune.deploy.server.site import ServerSettings  # noqa: E402
-from airtune.errors import (  # noqa: E402
-    AirtuneError,
-    ConnectionFailedError,
-    DeploymentError,
-    KeyRefusedError,
-)
+from airtune.errors import AirtuneError, ConnectionFailedError, DeploymentError, KeyRefusedError  # noqa: E402
 from airtune.wire.channel import ENROL, SERVER, channel_credentials, open_channel  # noqa: E402
 
 LONG_S = 60.0

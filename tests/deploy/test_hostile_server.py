@@ -23,7 +23,7 @@ from airtune.plan import Workload, WorkSpec
 from airtune.recipe import Recipe, load_recipe
 from airtune.wire.message import Message
 from airtune.wire.post import Ticket
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 OWN = '{"prompt": "2+2", "completion": "4"}\n' * 12
 SECRET = '{"prompt": "the key is", "completion": "hunter2"}\n' * 40

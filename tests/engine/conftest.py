@@ -19,15 +19,7 @@ from airtune.fleet import Fleet, load_fleet
 from airtune.model.base import BaseModel, base_of
 from airtune.model.batch import Sequences
 from airtune.model.state import GlobalState, initial_state
-from airtune.plan import (
-    Assignment,
-    Assignments,
-    CodecSpec,
-    Problem,
-    RoundPlan,
-    Workload,
-    WorkSpec,
-)
+from airtune.plan import Assignment, Assignments, CodecSpec, Problem, RoundPlan, Workload, WorkSpec
 from airtune.split import (
     CutMemory,
     DeviceEnd,
@@ -37,7 +29,7 @@ from airtune.split import (
     join_round,
     split_round,
 )
-from airtune.work.train import Outcome, TrainSettings
+from airtune.work.jobs import Outcome, TrainSettings
 
 VOCAB = 61
 
@@ -80,13 +72,7 @@ def cell() -> dict[str, Any]:
         "name": "test",
         "links": {"cell": {"kind": "shared", "slot_s": 0.05, "radio": radio}},
         "devices": [
-            {
-                "name": "dev",
-                "count": 6,
-                "gflops_per_s": [0.01, 0.05],
-                "memory_gib": 1,
-                "power_w": 5,
-            }
+            {"name": "dev", "count": 6, "gflops_per_s": [0.01, 0.05], "memory_gib": 1, "power_w": 5}
         ],
     }
 

@@ -13,7 +13,7 @@ from airtune.model.state import initial_state
 from airtune.plan import CodecSpec, WorkSpec
 from airtune.work import train as train_module
 from airtune.work.evaluate import evaluate
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from airtune.errors import CodecError, MismatchError
 from airtune.plan import Assignment, CodecSpec, Workload, WorkSpec
 from airtune.wire.message import Message
 from airtune.wire.versions import series_of
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 SETUP = RunSetup(
     recipe="{}", fingerprint="f", tokenizer="t",

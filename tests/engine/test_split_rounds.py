@@ -17,7 +17,7 @@ from airtune.model.aggregate import aggregate
 from airtune.model.base import base_of
 from airtune.model.state import initial_state
 from airtune.plan import AggregateSpec, CodecSpec, WorkSpec
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 PLAIN, TOPK, DEADZONE = CodecSpec(), CodecSpec("topk", keep=0.3, bits=4), CodecSpec("deadzone")
 SERVERS = ("shared", "copies", "sequential")

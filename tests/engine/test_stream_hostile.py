@@ -17,13 +17,7 @@ grpc = pytest.importorskip(
 )
 
 from airtune.engine.stream import Connection, Way, run_device  # noqa: E402
-from airtune.engine.stream.message import (  # noqa: E402
-    HEADER_BYTES,
-    Expected,
-    parts_of,
-    read_message,
-    run_number,
-)
+from airtune.engine.stream.message import HEADER_BYTES, Expected, parts_of, read_message, run_number  # noqa: E402
 from airtune.wire.channel import SERVICE, TOKEN_KEY, open_channel  # noqa: E402
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from airtune.plan import WorkSpec
 from airtune.split import DevicePart
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[federation]'")
 
@@ -27,7 +27,7 @@ from airtune.model.base import load_base
 from airtune.model.state import initial_state
 from airtune.plan import Assignment, CodecSpec, Workload, WorkSpec
 from airtune.split import DeviceEnd, SplitContext, SplitJob
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 def world(devices=2):
     base = load_base(EMBEDDED_MODEL, device="cpu")

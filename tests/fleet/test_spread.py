@@ -50,10 +50,7 @@ def test_three_ways_to_write_a_spread(value, expected):
             {"low": 1, "high": 2, "law": "uniforn"},
             "dev.x.law must be one of uniform, log-uniform, got 'uniforn'; did you mean 'uniform'?",
         ),
-        (
-            {"low": 1, "hihg": 2},
-            "dev.x.hihg is not a known key; did you mean 'high'?",
-        ),
+        ({"low": 1, "hihg": 2}, "dev.x.hihg is not a known key; did you mean 'high'?"),
     ],
 )
 def test_a_wrong_spread_is_a_named_fault(value, fault):

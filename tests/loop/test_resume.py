@@ -9,24 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.loop import training
-from tests.loop.training import (
-    ROUNDS,
-    TOPK,
-    Wanderer,
-    assert_equal_runs,
-    make_run,
-    resume,
-    train,
-)
+from tests.loop.training import ROUNDS, TOPK, Wanderer, assert_equal_runs, make_run, resume, train
 
 from airtune.engine.checkpoint import load_checkpoint
 from airtune.errors import RunInterruptedError
 from airtune.loop import LoopSettings, begin, run_rounds
 from airtune.model.server import ServerOptimizer
-from airtune.plan import (
-    CodecSpec,
-    WorkSpec,
-)
+from airtune.plan import CodecSpec, WorkSpec
 from airtune.records import read_run
 
 

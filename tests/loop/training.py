@@ -30,7 +30,7 @@ from airtune.plan import (
     WorkSpec,
 )
 from airtune.records import RunWriter, read_run
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 DEVICES, ROUNDS = 4, 3
 FLEET = {

@@ -8,12 +8,7 @@ import pytest
 from tests.run.conftest import recipe, rounds_of
 
 from airtune.compare import compare_methods, entries_of, resume_comparison
-from airtune.errors import (
-    CheckpointError,
-    InfeasibleError,
-    RecipeError,
-    RunExistsError,
-)
+from airtune.errors import CheckpointError, InfeasibleError, RecipeError, RunExistsError
 from airtune.methods import METHODS
 from airtune.records import read_run
 from airtune.run import build_pieces, choose_method, resume_run, run_recipe

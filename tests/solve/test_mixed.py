@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import LinearConstraint, milp, minimize
 
 from airtune.errors import InfeasibleError
-from airtune.solve import (
-    Curves,
-    MixedProblem,
-    divide_min_max,
-    round_times,
-    solve_mixed,
-)
+from airtune.solve import Curves, MixedProblem, divide_min_max, round_times, solve_mixed
 
 
 def problem_of(n, seed, *, steps=3, links=1, dedicated=0.0, cuts=2, codecs=2, levels=3):

@@ -6,13 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airtune.plan import PrunedRounds
-from airtune.solve import (
-    best_budget,
-    best_joint_budget,
-    convex_rounds,
-    rounds_ratio,
-    solve_joint,
-)
+from airtune.solve import best_budget, best_joint_budget, convex_rounds, rounds_ratio, solve_joint
 
 
 def measured(ratio):

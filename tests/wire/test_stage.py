@@ -12,12 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from airtune.errors import (
-    CodecError,
-    ConnectionFailedError,
-    MismatchError,
-    StorageError,
-)
+from airtune.errors import CodecError, ConnectionFailedError, MismatchError, StorageError
 from airtune.wire import stage
 from airtune.wire.contents import contents_of
 from airtune.wire.stage import (

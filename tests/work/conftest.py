@@ -19,7 +19,7 @@ from airtune.model.batch import IGNORED, Sequences
 from airtune.model.state import GlobalState, initial_state
 from airtune.plan import Assignment, CodecSpec, Workload
 from airtune.work.importance import measure_importance
-from airtune.work.train import Job
+from airtune.work.jobs import Job
 
 VOCAB = 61
 

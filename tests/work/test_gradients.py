@@ -11,8 +11,9 @@ from airtune.model.lora import attach
 from airtune.model.state import DeviceState
 from airtune.plan import WorkSpec
 from airtune.work.gradients import left_of_tail, shrink_tail_, tail_norms
+from airtune.work.jobs import TrainSettings
 from airtune.work.network import kept_by, mending_of, wants_means
-from airtune.work.train import TrainSettings, train
+from airtune.work.train import train
 
 
 @pytest.fixture

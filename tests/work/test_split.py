@@ -18,7 +18,8 @@ from airtune.model.state import initial_state
 from airtune.plan import AggregateSpec, Assignment, CodecSpec, Workload, WorkSpec
 from airtune.split import CutMemory, SplitJob, split_round
 from airtune.work.batches import round_batches
-from airtune.work.train import Job, TrainSettings, train
+from airtune.work.jobs import Job, TrainSettings
+from airtune.work.train import train
 
 SETTINGS = TrainSettings(learning_rate=1e-2, max_grad_norm=0.0)
 PLAIN, SHARED = CodecSpec(), WorkSpec()

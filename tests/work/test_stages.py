@@ -11,8 +11,9 @@ from airtune.model.kept import keep_all
 from airtune.model.lora import take
 from airtune.plan import WorkSpec
 from airtune.work import train as train_module
+from airtune.work.jobs import TrainSettings
 from airtune.work.network import kept_by, stages_by
-from airtune.work.train import TrainSettings, train
+from airtune.work.train import train
 
 WORK = WorkSpec(importance="lora-gradient", cumulative=True, prune_every=4, mend="none")
 

@@ -14,7 +14,8 @@ from airtune.model.lora import take
 from airtune.plan import Assignment, CodecSpec, WorkSpec
 from airtune.work import train as train_module
 from airtune.work.batches import draw_batches, round_batches
-from airtune.work.train import Job, TrainSettings, train
+from airtune.work.jobs import Job, TrainSettings
+from airtune.work.train import train
 
 
 def run(base, state, jobs, workload, *, work=WorkSpec(), seed=0, round=0, **settings):  # noqa: B008

@@ -36,10 +36,12 @@ def coded_scale(problem: Problem, record: RunRecord) -> CodedScale:
         else:
             scores = score_bytes(problem.shape, problem.workload, told).sum()
             sent[0] -= scores
-            wanted = np.array([
-                upload_bytes(problem.shape, problem.workload, told).sum() - scores,
-                len(told) * broadcast_bytes(problem.shape, problem.workload, told),
-            ])  # fmt: skip
+            wanted = np.array(
+                [
+                    upload_bytes(problem.shape, problem.workload, told).sum() - scores,
+                    len(told) * broadcast_bytes(problem.shape, problem.workload, told),
+                ]
+            )
         real, expected = real + sent, expected + wanted
     specs = problem.workload.upload, problem.workload.download
     up, down = (
@@ -74,6 +76,8 @@ def _told(columns: dict[str, Floats]) -> Assignments:
     ones = np.ones(len(device))
     return replace(
         whole_model(device, rank=1, local_steps=1, share=ones),
-        rank=columns["rank"].astype(np.int64), cut=columns["cut"].astype(np.int64),
-        prune_heads=columns["prune_heads"], prune_ffn=columns["prune_ffn"],
-    )  # fmt: skip
+        rank=columns["rank"].astype(np.int64),
+        cut=columns["cut"].astype(np.int64),
+        prune_heads=columns["prune_heads"],
+        prune_ffn=columns["prune_ffn"],
+    )

@@ -69,10 +69,12 @@ def _first_pruning(document: Mapping[str, Any]) -> Measurements:
         for rate, ratio, loss in zip(*columns, strict=True)
     )
     return Measurements(
-        str(document["fingerprint"]), str(document["source"]),
-        tuple(map(float, document["curves"][0])), pruning=rows,
+        str(document["fingerprint"]),
+        str(document["source"]),
+        tuple(map(float, document["curves"][0])),
+        pruning=rows,
         most_pruned=float(document.get("most", 1.0)),
-    )  # fmt: skip
+    )
 
 
 def _first_codecs(document: Mapping[str, Any]) -> Measurements:
@@ -85,6 +87,7 @@ def _first_codecs(document: Mapping[str, Any]) -> Measurements:
     }
     distortion = np.array(document["distortion"], np.float64)
     return Measurements(
-        str(document["fingerprint"]), str(document["source"]),
+        str(document["fingerprint"]),
+        str(document["source"]),
         codecs=by_distortion(document["cuts"], costs, distortion),
-    )  # fmt: skip
+    )

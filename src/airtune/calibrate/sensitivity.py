@@ -83,11 +83,15 @@ def _scored(probe: SensitivityProbe) -> GlobalState:
     held = [(device, part.train, 1.0) for device, part in enumerate(probe.data.devices)]
     reports = [
         measure_importance(
-            probe.base, train, criterion=probe.work.importance, batch=probe.batch,
-            seed=probe.seed, device=device,
+            probe.base,
+            train,
+            criterion=probe.work.importance,
+            batch=probe.batch,
+            seed=probe.seed,
+            device=device,
         )
         for device, train, _ in held
-    ]  # fmt: skip
+    ]
     grams = None
     if probe.work.mend == "least-squares":
         grams = measure_device_grams(probe.base, held, batch=probe.batch, seed=probe.seed)
@@ -102,11 +106,14 @@ class _Dense:
         self._probe = probe
         parts = [
             calibration_batches(
-                probe.base, part.validation if len(part.validation) else part.train,
-                batch=probe.batch, seed=probe.seed, device=device,
+                probe.base,
+                part.validation if len(part.validation) else part.train,
+                batch=probe.batch,
+                seed=probe.seed,
+                device=device,
             )
             for device, part in enumerate(probe.data.devices)
-        ]  # fmt: skip
+        ]
         # the first batch of each device before the second of any
         longest = max(map(len, parts))
         turns = [part[place] for place in range(longest) for part in parts if place < len(part)]

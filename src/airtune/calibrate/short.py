@@ -108,9 +108,15 @@ def _run(setting: CalibrationSetting, tried: Tried, folder: Path) -> ShortRun:
     fleet = load_fleet(_WELL_FITTED, devices=len(data.devices), seed=setting.problem.seed)
     samples = np.array([len(device.train) for device in data.devices])
     problem = replace(
-        setting.problem, devices=fleet.profiles(samples), rounds=setting.rounds,
-        measurements=None, deadline_s=None, device_bytes_per_month=None, joules_per_round=None, work=setting.work,
-    )  # fmt: skip
+        setting.problem,
+        devices=fleet.profiles(samples),
+        rounds=setting.rounds,
+        measurements=None,
+        deadline_s=None,
+        device_bytes_per_month=None,
+        joules_per_round=None,
+        work=setting.work,
+    )
     if tried.upload is not None:
         workload = replace(problem.workload, upload=tried.upload, coded_scale=CodedScale())
         problem = replace(problem, workload=workload)

@@ -82,9 +82,13 @@ def measure_pruning(setting: CalibrationSetting, rates: Sequence[float]) -> Meas
         most = min(2.0 * rate, 1.0)
     rows = read_pruning((0.0, *rates), [run.curve for run in runs])
     return Measurements(
-        setting.base.fingerprint, _source("pruning", setting, runs), runs[0].curve, pruning=rows,
-        most_pruned=most, coded_scale=mean_scale([run.coded for run in runs]),
-    )  # fmt: skip
+        setting.base.fingerprint,
+        _source("pruning", setting, runs),
+        runs[0].curve,
+        pruning=rows,
+        most_pruned=most,
+        coded_scale=mean_scale([run.coded for run in runs]),
+    )
 
 
 def read_pruning(rates: Sequence[float], curves: Sequence[Curve]) -> tuple[PrunedRounds, ...]:
@@ -118,9 +122,11 @@ def measure_ranks(setting: CalibrationSetting) -> Measurements:
         for rank, ratio, loss in zip(smaller, needed, losses, strict=True)
     ]
     return Measurements(
-        setting.base.fingerprint, _source("ranks", setting, [reference, *runs]), reference.curve,
+        setting.base.fingerprint,
+        _source("ranks", setting, [reference, *runs]),
+        reference.curve,
         ranks=(*reversed(rows), RankRounds(full, 0.0)),
-    )  # fmt: skip
+    )
 
 
 def measure_uploads(setting: CalibrationSetting, codecs: Sequence[CodecSpec]) -> Measurements:
@@ -134,10 +140,14 @@ def measure_uploads(setting: CalibrationSetting, codecs: Sequence[CodecSpec]) ->
     runs = [short_run(setting, Tried(upload=None if spec == usual else spec)) for spec in menu]
     reference = runs[0].curve
     rows = [
-        UploadRounds(spec, float(np.log(rounds_needed(reference, run.curve))),
-                     end_loss(reference, run.curve), run.coded.up)
+        UploadRounds(
+            spec,
+            float(np.log(rounds_needed(reference, run.curve))),
+            end_loss(reference, run.curve),
+            run.coded.up,
+        )
         for spec, run in zip(menu, runs, strict=True)
-    ]  # fmt: skip
+    ]
     return Measurements(
         setting.base.fingerprint, _source("uploads", setting, runs), reference, uploads=tuple(rows)
     )
@@ -154,14 +164,17 @@ def measure_steps(setting: CalibrationSetting) -> Measurements:
     others = sorted({max(usual // 2, 1), 2 * usual, 4 * usual} - {usual})
     runs = {count: short_run(setting, Tried(local_steps=count)) for count in others}
     rows = [
-        StepRounds(count, log_rounds(reference.curve, run.curve),
-                   end_loss(reference.curve, run.curve))
+        StepRounds(
+            count, log_rounds(reference.curve, run.curve), end_loss(reference.curve, run.curve)
+        )
         for count, run in runs.items()
-    ]  # fmt: skip
+    ]
     return Measurements(
-        setting.base.fingerprint, _source("steps", setting, [reference, *runs.values()]),
-        reference.curve, steps=tuple(sorted((*rows, StepRounds(usual, 0.0)))),
-    )  # fmt: skip
+        setting.base.fingerprint,
+        _source("steps", setting, [reference, *runs.values()]),
+        reference.curve,
+        steps=tuple(sorted((*rows, StepRounds(usual, 0.0)))),
+    )
 
 
 def measure_cut(setting: CalibrationSetting, cuts: Sequence[int] = ()) -> Measurements:
@@ -178,9 +191,11 @@ def measure_cut(setting: CalibrationSetting, cuts: Sequence[int] = ()) -> Measur
     runs = [short_run(setting, tried) for tried in (Tried(), _cut(setting, cuts, CodecSpec()))]
     reference, found = (run.curve for run in runs)
     return Measurements(
-        setting.base.fingerprint, _source("being cut", setting, runs), reference,
+        setting.base.fingerprint,
+        _source("being cut", setting, runs),
+        reference,
         cut=log_rounds(reference, found),
-    )  # fmt: skip
+    )
 
 
 def measure_codecs(
@@ -202,31 +217,41 @@ def measure_codecs(
     runs = [short_run(setting, _cut(setting, cuts, codec)) for codec in menu]
     places = _places(setting, cuts)
     crossing = measure_crossing(
-        setting.base, _some([device.train for device in some_devices(setting).devices]),
-        cuts=places, codecs=menu, workload=setting.problem.workload, work=setting.work,
+        setting.base,
+        _some([device.train for device in some_devices(setting).devices]),
+        cuts=places,
+        codecs=menu,
+        workload=setting.problem.workload,
+        work=setting.work,
         seed=setting.problem.seed,
-    )  # fmt: skip
+    )
     distortion, *bits = crossing
     if not setting.work.device_frozen and setting.work.labels == "travel":
         bits = _as_trained(setting, places, bits, runs)
     costs = {
-        codec: (float(np.log(rounds_needed(reference.curve, run.curve))),
-                later_loss(reference.curve, run.curve))
+        codec: (
+            float(np.log(rounds_needed(reference.curve, run.curve))),
+            later_loss(reference.curve, run.curve),
+        )
         for codec, run in zip(menu, runs, strict=True)
-    }  # fmt: skip
+    }
     what = f"codecs after blocks {', '.join(map(str, places))}"
     return Measurements(
-        setting.base.fingerprint, _source(what, setting, [reference, *runs]),
+        setting.base.fingerprint,
+        _source(what, setting, [reference, *runs]),
         codecs=by_distortion(places, costs, distortion, *bits),
         filled=_filled(setting.data, setting.problem.workload.tokens),
         coded_scale=mean_scale([run.coded for run in (reference, *runs)]),
-    )  # fmt: skip
+    )
 
 
 def by_distortion(
-    cuts: Sequence[int] | Ints, costs: Mapping[CodecSpec, tuple[float, float]], distortion: Floats,
-    up_bits: Floats | None = None, down_bits: Floats | None = None,
-) -> tuple[CodecRounds, ...]:  # fmt: skip
+    cuts: Sequence[int] | Ints,
+    costs: Mapping[CodecSpec, tuple[float, float]],
+    distortion: Floats,
+    up_bits: Floats | None = None,
+    down_bits: Floats | None = None,
+) -> tuple[CodecRounds, ...]:
     """Spread what codecs cost at all cuts at once over the cuts, in proportion to distortion.
 
     Args:
@@ -278,8 +303,11 @@ def _source(what: str, setting: CalibrationSetting, runs: Sequence[ShortRun]) ->
 
 
 def _as_trained(
-    setting: CalibrationSetting, cuts: Sequence[int], bits: Sequence[Floats], runs: Sequence[ShortRun]
-) -> list[Floats]:  # fmt: skip
+    setting: CalibrationSetting,
+    cuts: Sequence[int],
+    bits: Sequence[Floats],
+    runs: Sequence[ShortRun],
+) -> list[Floats]:
     """Return bits (cuts, codecs), up and down, as they were while training: on the mean over devices."""
     data, workload = some_devices(setting), setting.problem.workload
     dealt = np.resize(np.arange(len(cuts)), len(data.devices))

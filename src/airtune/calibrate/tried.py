@@ -62,10 +62,11 @@ class Tried(Memoryless):
         """Tell every device what is tried."""
         everybody, workload = np.arange(len(problem.devices)), problem.workload
         plan = whole_model(
-            everybody, rank=self.rank or workload.rank,
+            everybody,
+            rank=self.rank or workload.rank,
             local_steps=self.local_steps or workload.local_steps,
             share=np.ones(len(everybody)),
-        )  # fmt: skip
+        )
         if self.pruned:
             levels = ladder(problem.shape, workload, problem.sensitivity)
             rates = spread_rates(

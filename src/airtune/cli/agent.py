@@ -17,27 +17,82 @@ from airtune.units import parse_bytes
 
 
 def agent(
-    action: Annotated[str, typer.Argument(metavar="[check]", help="check: only look for what would go wrong.", show_default=False)] = "",
+    action: Annotated[
+        str,
+        typer.Argument(
+            metavar="[check]", help="check: only look for what would go wrong.", show_default=False
+        ),
+    ] = "",
     *,
     server: Annotated[str, typer.Option(help="HOST:PORT of the server.")],
-    data: Annotated[str, typer.Option(help="File or folder of this device's data, or recipe: its share of the recipe's own.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="File or folder of this device's data, or recipe: its share of the recipe's own."
+        ),
+    ],
     key: Annotated[Path, typer.Option(help="This device's private key.")] = Path("device.key"),
-    cert: Annotated[Path | None, typer.Option(help="The certificate of that key; none = device.crt beside it.", show_default=False)] = None,
+    cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="The certificate of that key; none = device.crt beside it.", show_default=False
+        ),
+    ] = None,
     ca: Annotated[Path, typer.Option(help="The server's ca.crt.")] = Path("ca.crt"),
-    enroll: Annotated[str, typer.Option("--enroll", "--enrol", metavar="CODE", help="A code from airtune device code: make a key here and have the server certify it.")] = "",
-    name: Annotated[str, typer.Option(help="With --enroll or --insecure: what this device calls itself; none = its host name.", show_default=False)] = "",
-    insecure: Annotated[bool, typer.Option("--insecure", help="The server has no TLS and no keys.")] = False,
-    model: Annotated[str | None, typer.Option(help="Folder of the base model here; none = as the recipe says.")] = None,
+    enroll: Annotated[
+        str,
+        typer.Option(
+            "--enroll",
+            "--enrol",
+            metavar="CODE",
+            help="A code from airtune device code: make a key here and have the server certify it.",
+        ),
+    ] = "",
+    name: Annotated[
+        str,
+        typer.Option(
+            help="With --enroll or --insecure: what this device calls itself; none = its host name.",
+            show_default=False,
+        ),
+    ] = "",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="The server has no TLS and no keys.")
+    ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Folder of the base model here; none = as the recipe says.")
+    ] = None,
     compute: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    memory: Annotated[str | None, typer.Option(help="Most memory that training may take, 700MB for instance; kept by the system.")] = None,
-    reserve: Annotated[str | None, typer.Option(help="Memory left to the device's owner, 1.5GB for instance.")] = None,
-    when: Annotated[str | None, typer.Option(help="Local hours in which it takes part, 22:00-05:00 for instance.")] = None,
-    probe: Annotated[Path | None, typer.Option(help="This device's probe file, from airtune probe.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Where base models from the server are kept; none = $XDG_CACHE_HOME/airtune.", show_default=False)] = None,
-    give_up: Annotated[float, typer.Option(help="Seconds for which an unreachable server is tried; 0 = for ever.")] = 0.0,
-    patience: Annotated[float, typer.Option(help="Seconds for which a refused key is tried.")] = 100.0,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Most memory that training may take, 700MB for instance; kept by the system."
+        ),
+    ] = None,
+    reserve: Annotated[
+        str | None, typer.Option(help="Memory left to the device's owner, 1.5GB for instance.")
+    ] = None,
+    when: Annotated[
+        str | None,
+        typer.Option(help="Local hours in which it takes part, 22:00-05:00 for instance."),
+    ] = None,
+    probe: Annotated[
+        Path | None, typer.Option(help="This device's probe file, from airtune probe.")
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where base models from the server are kept; none = $XDG_CACHE_HOME/airtune.",
+            show_default=False,
+        ),
+    ] = None,
+    give_up: Annotated[
+        float, typer.Option(help="Seconds for which an unreachable server is tried; 0 = for ever.")
+    ] = 0.0,
+    patience: Annotated[
+        float, typer.Option(help="Seconds for which a refused key is tried.")
+    ] = 100.0,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Take part in runs until stopped; only calls out, reconnects by itself.
 
     Example: airtune agent --server edge.example.org:9443 --data ./logs.jsonl
@@ -47,13 +102,21 @@ def agent(
     from airtune.deploy.caller import Proof
 
     settings = AgentSettings(
-        server=server, data=data, name=name or socket.gethostname(), code=enroll,
+        server=server,
+        data=data,
+        name=name or socket.gethostname(),
+        code=enroll,
         proof=None if insecure else Proof(ca, key, cert or key.with_suffix(".crt")),
-        model=model, compute=compute, memory_bytes=_bytes("memory", memory),
+        model=model,
+        compute=compute,
+        memory_bytes=_bytes("memory", memory),
         reserve_bytes=_bytes("reserve", reserve),
-        hours=None if when is None else read_hours(when), probe=_read_probe(probe),
-        give_up_s=give_up or float("inf"), refused_s=patience, cache=(cache or _cache()).absolute(),
-    )  # fmt: skip
+        hours=None if when is None else read_hours(when),
+        probe=_read_probe(probe),
+        give_up_s=give_up or float("inf"),
+        refused_s=patience,
+        cache=(cache or _cache()).absolute(),
+    )
     if action not in ("", "check"):
         raise DeploymentError(
             f"airtune agent takes part, airtune agent check looks; got {action!r}"

@@ -21,9 +21,14 @@ def calibrate(
     words: Words = None,
     *,
     settings: Settings = None,
-    tables: Annotated[str | None, typer.Option(help="Of pruning, ranks, codecs, cut, uploads, steps, with commas, or all; none = what the recipe's method wants.")] = None,
+    tables: Annotated[
+        str | None,
+        typer.Option(
+            help="Of pruning, ranks, codecs, cut, uploads, steps, with commas, or all; none = what the recipe's method wants."
+        ),
+    ] = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure what pruning, ranks, codecs and cuts cost this model on these data, and store it.
 
     Runs, plans and federations of the same recipe use what is stored; what is stored already is shown.

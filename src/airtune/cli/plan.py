@@ -33,21 +33,58 @@ def plan(
     words: Words = None,
     *,
     settings: Settings = None,
-    within: Annotated[str | None, typer.Option(metavar="DURATION", help="What would make the run end in 6h, 90m or 1d.")] = None,
-    vary: Annotated[str | None, typer.Option(help="With --within: bandwidth, memory, server, devices, rounds, with commas; all unless said.")] = None,
-    quantile: Annotated[float | None, typer.Option(metavar="PERCENT", help="State the time within which so many of 100 rounds end, 95 for instance.")] = None,
-    pareto: Annotated[str | None, typer.Option(metavar="COSTS", help="Plans to choose among by time,bytes,joules: one for each setting of the knobs that every method has.")] = None,
-    page: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all that is asked as one page, plan.html for instance.")] = None,
-    prices: Annotated[bool | None, typer.Option("--prices/--no-prices", help="What more bandwidth, memory or speed would save; fleets of more than 100 devices, and slow methods, only when asked.")] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="What would make the run end in 6h, 90m or 1d."),
+    ] = None,
+    vary: Annotated[
+        str | None,
+        typer.Option(
+            help="With --within: bandwidth, memory, server, devices, rounds, with commas; all unless said."
+        ),
+    ] = None,
+    quantile: Annotated[
+        float | None,
+        typer.Option(
+            metavar="PERCENT",
+            help="State the time within which so many of 100 rounds end, 95 for instance.",
+        ),
+    ] = None,
+    pareto: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COSTS",
+            help="Plans to choose among by time,bytes,joules: one for each setting of the knobs that every method has.",
+        ),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write all that is asked as one page, plan.html for instance."
+        ),
+    ] = None,
+    prices: Annotated[
+        bool | None,
+        typer.Option(
+            "--prices/--no-prices",
+            help="What more bandwidth, memory or speed would save; fleets of more than 100 devices, and slow methods, only when asked.",
+        ),
+    ] = None,
     tariff: Annotated[float | None, typer.Option(help="Price of a kWh (tariff.per_kwh).")] = None,
-    per_gb: Annotated[float | None, typer.Option(help="Price of 10^9 bytes on a link (tariff.per_gb).")] = None,
-    every_device: Annotated[bool, typer.Option("--all", help="A row for each device, however many.")] = False,
-    device: Annotated[str | None, typer.Option(help="Kind of device; the argument is then a model.")] = None,
+    per_gb: Annotated[
+        float | None, typer.Option(help="Price of 10^9 bytes on a link (tariff.per_gb).")
+    ] = None,
+    every_device: Annotated[
+        bool, typer.Option("--all", help="A row for each device, however many.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Kind of device; the argument is then a model.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="With --device: sequences in a step.")] = 1,
     tokens: Annotated[int, typer.Option(min=2, help="With --device: tokens in a sequence.")] = 512,
     rank: Annotated[int, typer.Option(min=1, help="With --device: LoRA rank.")] = 8,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Say what a run would cost, or what would make it end in time.
 
     Examples: airtune plan recipe.yaml · airtune plan recipe.yaml --within 6h --tariff 0.30 ·

@@ -24,19 +24,45 @@ def run(
     words: Words = None,
     *,
     settings: Settings = None,
-    resume: Annotated[str | None, typer.Option(help="Go on with this run folder, or with latest; train.rounds=40 gives it more rounds.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with this run folder, or with latest; train.rounds=40 gives it more rounds."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="End of the run folder's name.")] = None,
     folder: Annotated[Path | None, typer.Option(help="The run folder itself.")] = None,
-    track: Annotated[str | None, typer.Option(help="Also write curves for tensorboard, mlflow or wandb; several with commas.")] = None,
-    server: Annotated[str | None, typer.Option(help="HOST[:PORT] of a server: run on real devices.")] = None,
-    ca: Annotated[Path | None, typer.Option(help="With --server: its ca.crt; none = of the server's state folder here.")] = None,
-    key: Annotated[Path | None, typer.Option(help="With --server: your operator key; none = beside its ca.crt.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="With --server: it has no TLS.")] = False,
-    replay: Annotated[bool, typer.Option("--replay", help="With --server: the recipe's fleet keeps time, devices hold shares of its data.")] = False,
+    track: Annotated[
+        str | None,
+        typer.Option(
+            help="Also write curves for tensorboard, mlflow or wandb; several with commas."
+        ),
+    ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="HOST[:PORT] of a server: run on real devices.")
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(help="With --server: its ca.crt; none = of the server's state folder here."),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(help="With --server: your operator key; none = beside its ca.crt."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="With --server: it has no TLS.")
+    ] = False,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay",
+            help="With --server: the recipe's fleet keeps time, devices hold shares of its data.",
+        ),
+    ] = False,
     devices: Annotated[int, typer.Option(help="With --server: how many devices to wait for.")] = 0,
     where: Where = None,
     as_json: AsJson = False,
-) -> None:  # fmt: skip
+) -> None:
     """Fine-tune by a recipe; without one, the embedded default (no download).
 
     Examples: airtune run · airtune run recipe.yaml --set train.rounds=5 lora.r=4 ·
@@ -59,9 +85,15 @@ def run(
         from airtune.cli.remote import RemoteTarget, run_remotely
 
         wanted = RemoteTarget(
-            server, ca, key, insecure=insecure, replay=replay, devices=devices, resume=resume,
+            server,
+            ca,
+            key,
+            insecure=insecure,
+            replay=replay,
+            devices=devices,
+            resume=resume,
             where=tuple(where or ()),
-        )  # fmt: skip
+        )
         run_remotely(wanted, source, changes + ([f"name={name}"] if name else []), as_json=as_json)
         return
     rounds = None if resume is None else read_more(changes, source or name or folder)

@@ -4,13 +4,7 @@ from airtune.cost.delay import SplitTimes, gradient_bps, split_times, transfer_s
 from airtune.cost.encoders import bert_like, modernbert_like, vit_like
 from airtune.cost.energy import energy_j
 from airtune.cost.flops import forward_flops, train_flops
-from airtune.cost.grams import (
-    GRAM_RANK,
-    direction_flops,
-    gram_bytes,
-    gram_flops,
-    gram_peak_bytes,
-)
+from airtune.cost.grams import GRAM_RANK, direction_flops, gram_bytes, gram_flops, gram_peak_bytes
 from airtune.cost.holding import blocks_held, cut_peaks, cut_rows, cut_weights, dense_pass_bytes
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes

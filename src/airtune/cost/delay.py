@@ -74,9 +74,14 @@ def gradient_bps(links: LinkState, device: Ints, remaining_bytes: Floats) -> Flo
 
 
 def split_times(
-    problem: Problem, assignments: Assignments, cost: SplitCost, *, links: LinkState,
-    flops_per_s: Floats, broadcast_s: Floats | None = None,
-) -> SplitTimes:  # fmt: skip
+    problem: Problem,
+    assignments: Assignments,
+    cost: SplitCost,
+    *,
+    links: LinkState,
+    flops_per_s: Floats,
+    broadcast_s: Floats | None = None,
+) -> SplitTimes:
     """Return what a round through these cuts takes in a slot's links.
 
     Args:
@@ -126,9 +131,14 @@ def split_times(
 
 
 def _meet(
-    times: SplitTimes, assignments: Assignments, is_cut: Bools, *, alone_s: Floats,
-    links: LinkState, free_s: Floats,
-) -> None:  # fmt: skip
+    times: SplitTimes,
+    assignments: Assignments,
+    is_cut: Bools,
+    *,
+    alone_s: Floats,
+    links: LinkState,
+    free_s: Floats,
+) -> None:
     """Let all devices take their steps between barriers; writes into `times.finish_s`.
 
     A device whose link carries nothing is not waited for.

@@ -80,9 +80,13 @@ def predict(
         found = Prediction(**columns)
     ends = found.finish_s[np.isfinite(found.finish_s)]
     energy = energy_j(
-        problem, assignments.device, compute_s=found.compute_s, upload_s=found.upload_s,
-        download_s=found.download_s, round_s=float(np.max(ends, initial=0.0)),
-    )  # fmt: skip
+        problem,
+        assignments.device,
+        compute_s=found.compute_s,
+        upload_s=found.upload_s,
+        download_s=found.download_s,
+        round_s=float(np.max(ends, initial=0.0)),
+    )
     return replace(found, energy_j=energy)
 
 
@@ -111,9 +115,13 @@ def _whole(
 
 
 def _split(
-    problem: Problem, assignments: Assignments, *, links: LinkState, flops_per_s: Floats,
+    problem: Problem,
+    assignments: Assignments,
+    *,
+    links: LinkState,
+    flops_per_s: Floats,
     broadcast_s: Floats,
-) -> Prediction:  # fmt: skip
+) -> Prediction:
     """Return the prediction of devices that meet at their cuts; sums over the round's steps."""
     cost = split_cost(problem, assignments)
     times = split_times(

@@ -322,9 +322,11 @@ def server_model_bytes(problem: Problem, cut: int, *, devices: int) -> float:
     whole = whole_model(one - 1, rank=workload.rank, local_steps=1, share=np.ones(1))
     held = replace(whole, cut=cut * one)
     weights = float(
-        (held_bytes(shape, workload, kept(shape, whole))
-         - held_bytes(shape, workload, kept(shape, held)))[0]
-    )  # fmt: skip
+        (
+            held_bytes(shape, workload, kept(shape, whole))
+            - held_bytes(shape, workload, kept(shape, held))
+        )[0]
+    )
     # a tied output layer is the embedding, which both sides hold
     tied = shape.task == "causal-lm" and shape.tied and work.labels == "travel"
     weights += shape.embedding_parameters * workload.dtype_bytes if tied else 0.0

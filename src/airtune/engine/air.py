@@ -26,9 +26,14 @@ class Air:
     """The links of a round for all devices of its plan."""
 
     def __init__(
-        self, fleet: Fleet, plan: RoundPlan, divide: Divide, *, start_s: float,
+        self,
+        fleet: Fleet,
+        plan: RoundPlan,
+        divide: Divide,
+        *,
+        start_s: float,
         usual_bytes: Floats | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Check the plan's own shares.
 
         Args:
@@ -61,9 +66,12 @@ class Air:
             until_s: nothing is sent after this.
         """
         done = transfer(
-            self.part(places).broadcast, start_s=np.zeros(len(places)), slot_s=self.slot_s,
-            size_bytes=np.full(len(places), size_bytes), until_s=until_s,
-        )  # fmt: skip
+            self.part(places).broadcast,
+            start_s=np.zeros(len(places)),
+            slot_s=self.slot_s,
+            size_bytes=np.full(len(places), size_bytes),
+            until_s=until_s,
+        )
         device = self._plan.assignments.device[places]
         heard = ~self.links(0).dedicated(device) & np.isfinite(done.finish_s)
         np.maximum.at(self._free_s, self._fleet.link[device[heard]], done.finish_s[heard])

@@ -14,7 +14,7 @@ from airtune.errors import ModelError, RecipeError
 from airtune.model.state import GlobalState, Update
 from airtune.model.update import check_update
 from airtune.plan import Floats, ModelShape, Observation, Problem, Results, RoundPlan, WorkSpec
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 Split = Literal["validation", "test"]
 

@@ -115,9 +115,14 @@ class BufferedEngine:
             del self._flying[entry.device]
         end_s = max([done.start_s, *(entry.arrives_s for entry in arrived)])
         found = arrived_in(
-            self._problem, plan, done.state, arrived,
-            start_s=done.start_s, end_s=end_s, left=len(self._flying),
-        )  # fmt: skip
+            self._problem,
+            plan,
+            done.state,
+            arrived,
+            start_s=done.start_s,
+            end_s=end_s,
+            left=len(self._flying),
+        )
         return replace(found, setup=done.setup, learnt=done.learnt, is_coded=done.is_coded)
 
     def _arrived(self) -> list[InFlight]:
@@ -185,17 +190,23 @@ def begun(problem: Problem, plan: RoundPlan, done: Execution) -> list[InFlight]:
     found = []
     for place, device in enumerate(told.device.tolist()):
         update = updates.get(device)
-        found.append(InFlight(
-            device, plan.round, done.start_s + _known_after_s(results, place, plan, problem),
-            told={name: getattr(told, name)[place].item() for name in _TOLD},
-            seen={name: _item(getattr(results, name), place) for name in _SEEN},
-            fault=done.faults[place], reason=plan.reasons[place],
-            bandwidth_hz=float(done.bandwidth_hz[place]),
-            memory_bytes=float(done.memory_bytes[place]),
-            change=None if update is None
-            else _moved(update, _reference(problem, update, done.state), times=-1.0),
-            upload=told.row(place).upload,
-        ))  # fmt: skip
+        found.append(
+            InFlight(
+                device,
+                plan.round,
+                done.start_s + _known_after_s(results, place, plan, problem),
+                told={name: getattr(told, name)[place].item() for name in _TOLD},
+                seen={name: _item(getattr(results, name), place) for name in _SEEN},
+                fault=done.faults[place],
+                reason=plan.reasons[place],
+                bandwidth_hz=float(done.bandwidth_hz[place]),
+                memory_bytes=float(done.memory_bytes[place]),
+                change=None
+                if update is None
+                else _moved(update, _reference(problem, update, done.state), times=-1.0),
+                upload=told.row(place).upload,
+            )
+        )
     return found
 
 
@@ -216,9 +227,15 @@ def _known_after_s(results: Results, place: int, plan: RoundPlan, problem: Probl
 
 
 def arrived_in(
-    problem: Problem, plan: RoundPlan, state: GlobalState, arrived: Sequence[InFlight], *,
-    start_s: float, end_s: float, left: int,
-) -> Execution:  # fmt: skip
+    problem: Problem,
+    plan: RoundPlan,
+    state: GlobalState,
+    arrived: Sequence[InFlight],
+    *,
+    start_s: float,
+    end_s: float,
+    left: int,
+) -> Execution:
     """Return a round of what has arrived in it, in rising order of devices.
 
     Args:
@@ -241,15 +258,24 @@ def arrived_in(
         name: _column(name, [entry.seen[name] for entry in arrived]) for name in _SEEN
     }
     return Execution(
-        results=Results(**columns, done=told), updates=tuple(updates),
-        state=state, start_s=start_s, end_s=end_s,
+        results=Results(**columns, done=told),
+        updates=tuple(updates),
+        state=state,
+        start_s=start_s,
+        end_s=end_s,
         bandwidth_hz=np.array([entry.bandwidth_hz for entry in arrived]),
         memory_bytes=np.array([entry.memory_bytes for entry in arrived]),
         faults=tuple(entry.fault for entry in arrived),
-        plan=RoundPlan(plan.round, told, tuple(entry.reason for entry in arrived),
-                       solution=plan.solution, notes=plan.notes, deadline_s=plan.deadline_s),
+        plan=RoundPlan(
+            plan.round,
+            told,
+            tuple(entry.reason for entry in arrived),
+            solution=plan.solution,
+            notes=plan.notes,
+            deadline_s=plan.deadline_s,
+        ),
         buffered={"staleness": stale, "in_flight": left},
-    )  # fmt: skip
+    )
 
 
 def _now(entry: InFlight, round: int, state: GlobalState, problem: Problem) -> Update:
@@ -312,8 +338,11 @@ def _packed(entries: Sequence[InFlight]) -> dict[str, NDArray[np.generic]]:
         row = asdict(replace(entry, change=None))
         if entry.change is not None:
             kept[entry.device] = DeviceState(entry.change.kept)
-            row["change"] = {"round": entry.change.round, "rank": entry.change.rank,
-                             "samples": entry.change.samples}  # fmt: skip
+            row["change"] = {
+                "round": entry.change.round,
+                "rank": entry.change.rank,
+                "samples": entry.change.samples,
+            }
             for group in ("adapters", "head"):
                 for name, tensor in getattr(entry.change, group).items():
                     arrays[f"{_PREFIX}{entry.device}/{group}/{name}"] = tensor.cpu().numpy()
@@ -338,9 +367,12 @@ def _unpacked(arrays: Mapping[str, NDArray[np.generic]]) -> list[InFlight]:
             if row["change"] is not None:
                 own = under(f"{row['device']}/", arrays)
                 change = Update(
-                    device=row["device"], kept=kept[row["device"]].kept, **row["change"],
-                    adapters=_tensors("adapters/", own), head=_tensors("head/", own),
-                )  # fmt: skip
+                    device=row["device"],
+                    kept=kept[row["device"]].kept,
+                    **row["change"],
+                    adapters=_tensors("adapters/", own),
+                    head=_tensors("head/", own),
+                )
             upload = row.get("upload")
             row["upload"] = None if upload is None else CodecSpec(**upload)
             found.append(InFlight(**{**row, "change": change}))

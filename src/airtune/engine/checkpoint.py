@@ -149,13 +149,17 @@ def _encode(checkpoint: Checkpoint, identity: str) -> dict[str, bytes]:
     plain = {k: _plain(k, v) for k, v in checkpoint.method.items() if not isinstance(v, np.ndarray)}
     files = {"tensors.safetensors": save_tensors(tensors), "arrays.npz": _pack(arrays)}
     document = {
-        "schema": SCHEMA, "identity": identity, "rounds": checkpoint.rounds,
-        "time_s": checkpoint.time_s, "state_round": state.round, "method": plain,
+        "schema": SCHEMA,
+        "identity": identity,
+        "rounds": checkpoint.rounds,
+        "time_s": checkpoint.time_s,
+        "state_round": state.round,
+        "method": plain,
         "progress": checkpoint.progress,
         # the order of adapters decides sums and dropout masks; safetensors sorts
         "tensors": list(tensors),
         "checksums": {name: zlib.crc32(content) for name, content in files.items()},
-    }  # fmt: skip
+    }
     document["crc32"] = zlib.crc32(_canonical(document))
     # state.json says what the others must be, so it is written last
     return {**files, "state.json": json.dumps(document, indent=1).encode()}
@@ -177,17 +181,24 @@ def _decode(document: Json, tensors: Mapping[str, torch.Tensor], arrays: Arrays)
         grams=grams_of(_under("grams/", tensors)),
     )
     return Checkpoint(
-        document["rounds"], document["time_s"], state, method, document["progress"],
+        document["rounds"],
+        document["time_s"],
+        state,
+        method,
+        document["progress"],
         _under("engine/", arrays),
-    )  # fmt: skip
+    )
 
 
 def _groups(state: GlobalState) -> dict[str, Mapping[str, torch.Tensor]]:
     return {
-        "adapters": state.adapters, "head": state.head, "merged": state.merged,
-        "average": state.average, "velocity": state.velocity,
+        "adapters": state.adapters,
+        "head": state.head,
+        "merged": state.merged,
+        "average": state.average,
+        "velocity": state.velocity,
         "grams": {} if state.grams is None else gram_tensors(state.grams),
-    }  # fmt: skip
+    }
 
 
 def _under(prefix: str, values: Mapping[str, Value]) -> dict[str, Value]:

@@ -44,9 +44,13 @@ class Transfer:
 
 
 def transfer(
-    rates_at: RatesAt, *, start_s: Floats, size_bytes: Floats, slot_s: float | None,
+    rates_at: RatesAt,
+    *,
+    start_s: Floats,
+    size_bytes: Floats,
+    slot_s: float | None,
     until_s: float = float("inf"),
-) -> Transfer:  # fmt: skip
+) -> Transfer:
     """Integrate transfers over slots, with nobody to keep step with.
 
     `finish` solves `integral from start to finish of rate(t) dt = 8 * size`.
@@ -73,9 +77,14 @@ def transfer(
 
 
 def passing(
-    rates_at: RatesAt, *, start_s: Floats, size_bytes: Floats, slot_s: float | None,
-    until_s: float = float("inf"), tell: Callable[[Floats], None] = lambda remaining: None,
-) -> Process[Transfer]:  # fmt: skip
+    rates_at: RatesAt,
+    *,
+    start_s: Floats,
+    size_bytes: Floats,
+    slot_s: float | None,
+    until_s: float = float("inf"),
+    tell: Callable[[Floats], None] = lambda remaining: None,
+) -> Process[Transfer]:
     """Integrate transfers over slots; see `transfer`.
 
     Args:

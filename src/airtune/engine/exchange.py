@@ -51,18 +51,27 @@ def pack_state(
         }
     if sent is not None and shape is not None:
         tensors |= {
-            f"sent/{kind}": torch.from_numpy(np.stack([np.isin(np.arange(size), row) for row in rows]))
-            for kind, size, rows in (("groups", shape.kv_groups, sent.kept.groups),
-                                     ("channels", shape.ffn, sent.kept.channels))
-        } | {"sent/rank": torch.tensor([sent.rank])}  # fmt: skip
+            f"sent/{kind}": torch.from_numpy(
+                np.stack([np.isin(np.arange(size), row) for row in rows])
+            )
+            for kind, size, rows in (
+                ("groups", shape.kv_groups, sent.kept.groups),
+                ("channels", shape.ffn, sent.kept.channels),
+            )
+        } | {"sent/rank": torch.tensor([sent.rank])}
     return pack_tensors(tensors), tuple(tensors)
 
 
 def unpack_state(
-    content: bytes, order: tuple[str, ...], *, round: int, own: bytes | None = None,
-    payloads: Mapping[str, bytes] | None = None, blank: GlobalState | None = None,
+    content: bytes,
+    order: tuple[str, ...],
+    *,
+    round: int,
+    own: bytes | None = None,
+    payloads: Mapping[str, bytes] | None = None,
+    blank: GlobalState | None = None,
     shape: ModelShape | None = None,
-) -> GlobalState:  # fmt: skip
+) -> GlobalState:
     """Return the state that a device works from.
 
     Args:
@@ -149,8 +158,12 @@ def read_importance(tensors: Tensors, shape: ModelShape | None = None) -> Import
 
 
 def _check_importance(found: Importance, shape: ModelShape) -> None:
-    wanted = {"groups": shape.kv_groups, "channels": shape.ffn,
-              "attention": shape.heads * shape.head_dim, "ffn": shape.ffn}  # fmt: skip
+    wanted = {
+        "groups": shape.kv_groups,
+        "channels": shape.ffn,
+        "attention": shape.heads * shape.head_dim,
+        "ffn": shape.ffn,
+    }
     arrays = {"groups": found.groups, "channels": found.channels}
     if found.means is not None:
         arrays |= {"attention": found.means.attention, "ffn": found.means.ffn}

@@ -60,10 +60,13 @@ def seen_in(results: Results) -> MeasuredRound:
     came = results.status == "ok"
     nothing = np.zeros(len(came))
     return MeasuredRound(
-        finish_s=_where(came, results.finish_s), download_s=_where(came, results.download_s),
-        work_s=_where(came, results.compute_s), upload_s=_where(came, results.upload_s),
-        judging_s=_where(came, nothing), loading_s=nothing,
-    )  # fmt: skip
+        finish_s=_where(came, results.finish_s),
+        download_s=_where(came, results.download_s),
+        work_s=_where(came, results.compute_s),
+        upload_s=_where(came, results.upload_s),
+        judging_s=_where(came, nothing),
+        loading_s=nothing,
+    )
 
 
 class Forecast:
@@ -205,8 +208,12 @@ class Forecast:
             for name, one in self._ratios().items()
             for key, array in one.snapshot().items()
         }
-        return {**parts, "judging_s": self._judging_s.copy(), "rest_s": self._rest_s.copy(),
-                "width": self._width.copy()}  # fmt: skip
+        return {
+            **parts,
+            "judging_s": self._judging_s.copy(),
+            "rest_s": self._rest_s.copy(),
+            "width": self._width.copy(),
+        }
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on from a snapshot; {} = from the start.

@@ -11,7 +11,7 @@ from airtune.cost import energy_j
 from airtune.engine.timing import Timing
 from airtune.model.state import Update
 from airtune.plan import Floats, Problem, Results, RoundPlan
-from airtune.work.train import Outcome
+from airtune.work.jobs import Outcome
 
 
 def in_time(timing: Timing) -> list[int]:
@@ -52,17 +52,29 @@ def results_of(
         samples[place], importance[place] = outcome.samples, outcome.importance
         rank_left[place] = outcome.rank_left or rank_left[place]
     energy = energy_j(
-        problem, plan.assignments.device, compute_s=np.nan_to_num(timing.compute_s),
-        upload_s=np.nan_to_num(timing.upload_s), download_s=np.nan_to_num(timing.download_s),
+        problem,
+        plan.assignments.device,
+        compute_s=np.nan_to_num(timing.compute_s),
+        upload_s=np.nan_to_num(timing.upload_s),
+        download_s=np.nan_to_num(timing.download_s),
         round_s=timing.end_s,
-    )  # fmt: skip
+    )
     return Results(
-        **timing.round_columns(), device=plan.assignments.device, status=status,
-        loss_first=first, loss_last=last, samples=samples, energy_j=energy,
-        importance=importance, rank_left=rank_left, done=plan.assignments,
-        server_s=timing.server_s, step_up_bytes=timing.step_up_bytes,
-        step_down_bytes=timing.step_down_bytes, predicted_s=predicted_s,
-    )  # fmt: skip
+        **timing.round_columns(),
+        device=plan.assignments.device,
+        status=status,
+        loss_first=first,
+        loss_last=last,
+        samples=samples,
+        energy_j=energy,
+        importance=importance,
+        rank_left=rank_left,
+        done=plan.assignments,
+        server_s=timing.server_s,
+        step_up_bytes=timing.step_up_bytes,
+        step_down_bytes=timing.step_down_bytes,
+        predicted_s=predicted_s,
+    )
 
 
 def updates_of(outcomes: Mapping[int, Outcome]) -> tuple[Update, ...]:

@@ -29,7 +29,7 @@ from airtune.plan import Assignment, Pace, Workload, WorkSpec
 from airtune.wire.message import MAX_BLOBS, VERSION, Message
 from airtune.wire.stage import Offer
 from airtune.wire.versions import may_talk
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 SCHEMA = 1
 MAX_HEADER_BYTES = 4 << 20

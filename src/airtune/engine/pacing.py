@@ -96,9 +96,13 @@ def of_arm(row: Assignment, pace: Pace, arm: int, steps: int) -> Assignment:
 
 
 def claimed(
-    row: Assignment, pace: Pace | None, figures: Mapping[str, float | None], *,
-    computed_s: float, after_s: float,
-) -> Assignment:  # fmt: skip
+    row: Assignment,
+    pace: Pace | None,
+    figures: Mapping[str, float | None],
+    *,
+    computed_s: float,
+    after_s: float,
+) -> Assignment:
     """Return what a real device says that it did, checked.
 
     Args:

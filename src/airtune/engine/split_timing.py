@@ -184,9 +184,16 @@ class _Clock:
 
 
 def split_round_time(
-    problem: Problem, fleet: Fleet, plan: RoundPlan, air: Part, *, cost: SplitCost,
-    crossed: Crossings, faults: list[str], may_stop: bool = True,
-) -> Process[SplitTiming]:  # fmt: skip
+    problem: Problem,
+    fleet: Fleet,
+    plan: RoundPlan,
+    air: Part,
+    *,
+    cost: SplitCost,
+    crossed: Crossings,
+    faults: list[str],
+    may_stop: bool = True,
+) -> Process[SplitTiming]:
     """Let a split round pass on the virtual clock.
 
     Args:
@@ -202,10 +209,18 @@ def split_round_time(
     device = plan.assignments.device
     count, until_s = len(device), plan.until_s(problem)
     clock = _Clock(
-        problem, air, cost, crossed, fleet.flops_at(plan.round)[device], RoundLog(air, until_s),
-        may_stop, went_s=np.zeros(count), finish_s=np.full(count, np.inf),
-        stopped_after=np.zeros(count, np.int64), moments=np.full((4, count), np.nan),
-    )  # fmt: skip
+        problem,
+        air,
+        cost,
+        crossed,
+        fleet.flops_at(plan.round)[device],
+        RoundLog(air, until_s),
+        may_stop,
+        went_s=np.zeros(count),
+        finish_s=np.full(count, np.inf),
+        stopped_after=np.zeros(count, np.int64),
+        moments=np.full((4, count), np.nan),
+    )
     serve = _in_turn if problem.work.server == "sequential" else _together
     step_s, server_s = yield from serve(clock)
     lost = {
@@ -218,9 +233,13 @@ def split_round_time(
     back_s = clock.finish_s[(status == "ok") & np.isfinite(clock.finish_s)]
     end_s = until_s if np.any(status == "late") else np.max(back_s, initial=clock.stepped_s)
     timing = clock.log.timing(
-        plan, status, reasons, finish_s=clock.finish_s, peak_bytes=cost.device_peak_bytes,
+        plan,
+        status,
+        reasons,
+        finish_s=clock.finish_s,
+        peak_bytes=cost.device_peak_bytes,
         end_s=float(end_s),
-    )  # fmt: skip
+    )
     forward_s, upload_s, download_s, backward_s = clock.moments
     first = Step(forward_s, upload_s, download_s, backward_s, tuple(clock.server))
     return SplitTiming(timing, first, step_s, server_s, clock.stopped_after)

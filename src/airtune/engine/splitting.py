@@ -26,7 +26,7 @@ from airtune.model.state import GlobalState
 from airtune.plan import Bools, Floats, Ints, Problem, RoundPlan
 from airtune.split import CutMemory, SplitJob, SplitResult, split_round
 from airtune.units import format_bytes
-from airtune.work.train import Outcome, TrainSettings
+from airtune.work.jobs import Outcome, TrainSettings
 
 RECORDED_SLOTS = 16
 """Slots whose shares a record holds."""
@@ -62,8 +62,15 @@ class CutRound:
 class Splitter:
     """Trains and times the devices of a run that are cut."""
 
-    def __init__(self, problem: Problem, fleet: Fleet, base: BaseModel, data: FederatedData,
-                 *, settings: TrainSettings) -> None:  # fmt: skip
+    def __init__(
+        self,
+        problem: Problem,
+        fleet: Fleet,
+        base: BaseModel,
+        data: FederatedData,
+        *,
+        settings: TrainSettings,
+    ) -> None:
         """Begin with nothing remembered; `problem.work` says how the server serves."""
         self._problem, self._fleet, self._base, self._data = problem, fleet.true(), base, data
         self._settings = settings
@@ -110,9 +117,13 @@ class Splitter:
         return CutRound(places, mine, cost, faults, columns, result, lost, outcomes)
 
     def shortened(
-        self, done: CutRound, stopped_after: Ints, plan: RoundPlan, state: GlobalState,
+        self,
+        done: CutRound,
+        stopped_after: Ints,
+        plan: RoundPlan,
+        state: GlobalState,
         dropped: Bools,
-    ) -> tuple[CutRound, RoundPlan]:  # fmt: skip
+    ) -> tuple[CutRound, RoundPlan]:
         """Have a round trained anew in which devices stop where the deadline has them stop.
 
         Args:
@@ -164,9 +175,15 @@ class Splitter:
             order=np.arange(0) if result is None else done.columns[list(result.order)],
         )
         return split_round_time(
-            self._problem, self._fleet, done.plan, air.part(done.places),
-            cost=done.cost, crossed=crossed, faults=done.faults, may_stop=not done.is_short,
-        )  # fmt: skip
+            self._problem,
+            self._fleet,
+            done.plan,
+            air.part(done.places),
+            cost=done.cost,
+            crossed=crossed,
+            faults=done.faults,
+            may_stop=not done.is_short,
+        )
 
     def _round(
         self, plan: RoundPlan, state: GlobalState, columns: Ints, dropped: Bools
@@ -174,21 +191,31 @@ class Splitter:
         rows = [plan.assignments.row(int(column)) for column in columns]
         draws = generator(self._problem.seed, "dropout step", plan.round).random(len(self._fleet))
         jobs = [
-            SplitJob(row.device, row, self._data.devices[row.device].train,
-                     float(self._problem.devices.weight[row.device]))
+            SplitJob(
+                row.device,
+                row,
+                self._data.devices[row.device].train,
+                float(self._problem.devices.weight[row.device]),
+            )
             for row in rows
-        ]  # fmt: skip
+        ]
         drops = {
             row.device: int(draws[row.device] * row.local_steps)
             for row, column in zip(rows, columns, strict=True)
             if dropped[column]
         }
         return split_round(
-            self._base, state, jobs, settings=self._settings.at(plan.learning_rate),
+            self._base,
+            state,
+            jobs,
+            settings=self._settings.at(plan.learning_rate),
             work=self._problem.work,
-            workload=self._problem.workload, seed=self._problem.seed, round=plan.round,
-            memory=self._memory, drops=drops,
-        )  # fmt: skip
+            workload=self._problem.workload,
+            seed=self._problem.seed,
+            round=plan.round,
+            memory=self._memory,
+            drops=drops,
+        )
 
     def _refusals(self, plan: RoundPlan, cost: SplitCost) -> list[str]:
         """Return why a device does not even begin; the server's memory is a reason for all."""

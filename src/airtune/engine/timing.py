@@ -62,9 +62,16 @@ class RoundLog:
         """Begin with nothing spent."""
         self.air, self.until_s = air, until_s
         (
-            self.download_s, self.compute_s, self.upload_s, self.download_bytes, self.upload_bytes,
-            self.step_up_bytes, self.step_down_bytes, self.server_s, self.flops,
-        ) = np.zeros((9, len(air.device)))  # fmt: skip
+            self.download_s,
+            self.compute_s,
+            self.upload_s,
+            self.download_bytes,
+            self.upload_bytes,
+            self.step_up_bytes,
+            self.step_down_bytes,
+            self.server_s,
+            self.flops,
+        ) = np.zeros((9, len(air.device)))
 
     def receive(
         self, rates: RatesAt, start_s: Floats, size_bytes: Floats, *, is_step: bool = False
@@ -77,9 +84,14 @@ class RoundLog:
         return done.finish_s
 
     def send(
-        self, rates: RatesAt, start_s: Floats, size_bytes: Floats, *, tell: Tell = nobody,
+        self,
+        rates: RatesAt,
+        start_s: Floats,
+        size_bytes: Floats,
+        *,
+        tell: Tell = nobody,
         is_step: bool = False,
-    ) -> Process[Floats]:  # fmt: skip
+    ) -> Process[Floats]:
         """Let uploads pass, likewise; `tell` is told what remains at each slot edge."""
         done = yield from self._carried(rates, start_s, size_bytes, tell)
         self.upload_s += self._spent(start_s, done.finish_s)
@@ -95,9 +107,15 @@ class RoundLog:
         return end_s
 
     def timing(
-        self, plan: RoundPlan, status: NDArray[np.str_], faults: Sequence[str], *,
-        finish_s: Floats, peak_bytes: Floats, end_s: float,
-    ) -> Timing:  # fmt: skip
+        self,
+        plan: RoundPlan,
+        status: NDArray[np.str_],
+        faults: Sequence[str],
+        *,
+        finish_s: Floats,
+        peak_bytes: Floats,
+        end_s: float,
+    ) -> Timing:
         """Return the round of these devices.
 
         Args:
@@ -110,18 +128,26 @@ class RoundLog:
         """
         spent = {name: value for name, value in vars(self).items() if name in _COLUMNS}
         return Timing(
-            **spent, status=status, faults=tuple(faults), peak_bytes=peak_bytes,
+            **spent,
+            status=status,
+            faults=tuple(faults),
+            peak_bytes=peak_bytes,
             finish_s=np.where((status == "ok") & np.isfinite(finish_s), finish_s, np.nan),
-            bandwidth_hz=bandwidth_hz(self.air.links(0), plan), end_s=end_s,
-        )  # fmt: skip
+            bandwidth_hz=bandwidth_hz(self.air.links(0), plan),
+            end_s=end_s,
+        )
 
     def _carried(
         self, rates: RatesAt, start_s: Floats, size_bytes: Floats, tell: Tell
     ) -> Process[Transfer]:
         return passing(
-            rates, start_s=start_s, size_bytes=np.where(np.isfinite(start_s), size_bytes, 0.0),
-            slot_s=self.air.slot_s, until_s=self.until_s, tell=tell,
-        )  # fmt: skip
+            rates,
+            start_s=start_s,
+            size_bytes=np.where(np.isfinite(start_s), size_bytes, 0.0),
+            slot_s=self.air.slot_s,
+            until_s=self.until_s,
+            tell=tell,
+        )
 
     def _spent(self, start_s: Floats, end_s: Floats) -> Floats:
         """Return seconds from one moment to another, as far as they are before the deadline."""
@@ -135,9 +161,13 @@ _COLUMNS = tuple(each.name for each in fields(Timing) if each.name not in ("faul
 
 
 def settled(
-    faults: Sequence[str], finish_s: Floats, until_s: float, *, absent: Mapping[int, str],
+    faults: Sequence[str],
+    finish_s: Floats,
+    until_s: float,
+    *,
+    absent: Mapping[int, str],
     needed_s: Floats | None = None,
-) -> tuple[NDArray[np.str_], list[str]]:  # fmt: skip
+) -> tuple[NDArray[np.str_], list[str]]:
     """Return what became of each device, and why its update does not come; "" where it does.
 
     Args:
@@ -195,16 +225,27 @@ def time_round(
     part = air.part(np.arange(len(plan.assignments)))
     return alone(
         whole_round(
-            problem, fleet, plan, part, dropped=dropped, upload_bytes=upload_bytes,
+            problem,
+            fleet,
+            plan,
+            part,
+            dropped=dropped,
+            upload_bytes=upload_bytes,
             download_bytes=download_bytes,
         )
-    )  # fmt: skip
+    )
 
 
 def whole_round(
-    problem: Problem, fleet: Fleet, plan: RoundPlan, air: Part, *, dropped: Bools,
-    upload_bytes: Floats | None = None, download_bytes: float | None = None,
-) -> Process[Timing]:  # fmt: skip
+    problem: Problem,
+    fleet: Fleet,
+    plan: RoundPlan,
+    air: Part,
+    *,
+    dropped: Bools,
+    upload_bytes: Floats | None = None,
+    download_bytes: float | None = None,
+) -> Process[Timing]:
     """Let a round pass for devices that train the whole model; `air` is theirs.
 
     Args:
@@ -231,9 +272,12 @@ def whole_round(
     log.flops += flops  # in full, wherever the deadline finds a device
     finish_s = yield from log.send(air.up, computed_s, np.where(dropped, 0.0, sent), tell=air.tell)
     status, reasons = settled(
-        faults, finish_s, log.until_s, needed_s=cost.finish_s,
+        faults,
+        finish_s,
+        log.until_s,
+        needed_s=cost.finish_s,
         absent=dict.fromkeys(np.flatnonzero(dropped).tolist(), "dropped out before it answered"),
-    )  # fmt: skip
+    )
     # one that dropped out is missed when its update would have begun
     missed_s = np.where(np.isin(status, ("ok", "absent")), finish_s, 0.0)
     end_s = float(np.max(missed_s[np.isfinite(missed_s)], initial=0.0))

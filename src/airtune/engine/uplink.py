@@ -19,7 +19,7 @@ from airtune.errors import CodecError
 from airtune.keys import generator
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, Floats, Problem, RoundPlan
-from airtune.work.train import Outcome
+from airtune.work.jobs import Outcome
 from airtune.work.uploads import CodedUpdate, Residuals, decode_update, encode_update, returned_of
 
 

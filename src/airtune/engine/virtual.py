@@ -45,7 +45,7 @@ from airtune.plan import (
     mask_observation,
 )
 from airtune.wire.traffic_budget import TrafficBudget
-from airtune.work.train import Outcome
+from airtune.work.jobs import Outcome
 
 
 class VirtualEngine:
@@ -143,9 +143,11 @@ class VirtualEngine:
                 self._problem, self._true, plan, start_s=begin_s, download_bytes=size_bytes
             )
         predicted = predict(
-            self._problem, plan.assignments, links=self._links(plan.round, begin_s),
+            self._problem,
+            plan.assignments,
+            links=self._links(plan.round, begin_s),
             flops_per_s=self._flops_per_s(plan.round),
-        )  # fmt: skip
+        )
         record = None
         if np.any(plan.assignments.cut > 0):
             plan, timing, outcomes, record = self._through_cuts(
@@ -157,9 +159,14 @@ class VirtualEngine:
             )
         else:
             timing = time_round(
-                self._problem, self._true, plan, divide,
-                start_s=begin_s, dropped=self._dropped(plan), download_bytes=size_bytes,
-            )  # fmt: skip
+                self._problem,
+                self._true,
+                plan,
+                divide,
+                start_s=begin_s,
+                dropped=self._dropped(plan),
+                download_bytes=size_bytes,
+            )
             outcomes = self._workers.train(plan, state, in_time(timing))
         status = timing.status.copy()
         for place, outcome in outcomes.items():
@@ -192,9 +199,11 @@ class VirtualEngine:
     def _learnt(self, plan: RoundPlan, results: Results, begin_s: float) -> ExpectedRound | None:
         """Learn from what a round took; returns what was expected of it."""
         declared = predict(
-            self._problem, plan.assignments, links=self._fleet.links_at(plan.round, 0, begin_s),
+            self._problem,
+            plan.assignments,
+            links=self._fleet.links_at(plan.round, 0, begin_s),
             flops_per_s=self._fleet.flops_at(plan.round),
-        )  # fmt: skip
+        )
         expected = self._forecast.expect(plan.assignments, declared, is_judging=False)
         self._forecast.learn(plan.assignments, declared, seen_in(results), expected)
         return expected
@@ -239,10 +248,15 @@ class VirtualEngine:
             plan, state, self._workers.train(plan, state, self._able(plan, dropped))
         )
         timing = time_round(
-            self._problem, self._true, plan, divide,
-            start_s=start_s, dropped=dropped, upload_bytes=sent.size_bytes,
+            self._problem,
+            self._true,
+            plan,
+            divide,
+            start_s=start_s,
+            dropped=dropped,
+            upload_bytes=sent.size_bytes,
             download_bytes=download_bytes,
-        )  # fmt: skip
+        )
         came = {place: sent.outcomes[place] for place in in_time(timing)}
         self._workers.uplink.settle(sent, state, came)
         return timing, came
@@ -282,10 +296,14 @@ class VirtualEngine:
             parts = []
             if len(whole):
                 whole_time = whole_round(
-                    self._problem, self._true, rows_of(plan, whole), air.part(whole),
-                    dropped=dropped[whole], upload_bytes=sent.size_bytes[whole],
+                    self._problem,
+                    self._true,
+                    rows_of(plan, whole),
+                    air.part(whole),
+                    dropped=dropped[whole],
+                    upload_bytes=sent.size_bytes[whole],
                     download_bytes=download_bytes,
-                )  # fmt: skip
+                )
                 timed, timing = in_step(cut_time, whole_time)
                 parts.append((whole, timing))
             else:

@@ -30,8 +30,9 @@ from airtune.plan import Problem, RoundPlan, WorkSpec
 from airtune.work.downloads import Broadcast, code_broadcast
 from airtune.work.evaluate import evaluate, evaluate_devices, exact_match
 from airtune.work.importance import measure_device_grams, measure_importance
+from airtune.work.jobs import Job, Outcome
 from airtune.work.network import current_base, tuned_network
-from airtune.work.train import Job, Outcome, train
+from airtune.work.train import train
 
 
 class Workers(Protocol):

@@ -82,9 +82,11 @@ class Fleet:
             return replace(self, assumptions=(*self.assumptions, line))
         line = f"speeds in {name} are {factor.min():g} to {factor.max():g} times those in float32"
         return replace(
-            self, flops_per_s=self.flops_per_s * factor, precision=(),
+            self,
+            flops_per_s=self.flops_per_s * factor,
+            precision=(),
             assumptions=(*self.assumptions, line),
-        )  # fmt: skip
+        )
 
     def true(self) -> Fleet:
         """Return the fleet as it really is; the same where all devices are as declared."""

@@ -58,8 +58,14 @@ def first_progress(*, is_judged: bool) -> Progress:
     Args:
         is_judged: the untuned model is judged before the first round, or not at all.
     """
-    return {"history": [], "best": None, "reached": None, "empty": 0, "initial": None,
-            "judged": is_judged}  # fmt: skip
+    return {
+        "history": [],
+        "best": None,
+        "reached": None,
+        "empty": 0,
+        "initial": None,
+        "judged": is_judged,
+    }
 
 
 def is_due(rounds: int, every: int) -> bool:

@@ -55,12 +55,21 @@ def round_record(
         validation: of the model after it; None = not judged.
     """
     record: Record = {
-        "round": now.rounds, "start_s": done.start_s, "end_s": done.end_s,
-        "round_s": done.end_s - done.start_s, "predicted_s": None, "upload_bytes": 0.0,
-        "download_bytes": 0.0, "energy_j": 0.0, "train_loss": None,
-        "counts": dict.fromkeys(STATUSES, 0), "validation": validation, "solution": None,
-        "notes": {}, "reasons": [],
-    }  # fmt: skip
+        "round": now.rounds,
+        "start_s": done.start_s,
+        "end_s": done.end_s,
+        "round_s": done.end_s - done.start_s,
+        "predicted_s": None,
+        "upload_bytes": 0.0,
+        "download_bytes": 0.0,
+        "energy_j": 0.0,
+        "train_loss": None,
+        "counts": dict.fromkeys(STATUSES, 0),
+        "validation": validation,
+        "solution": None,
+        "notes": {},
+        "reasons": [],
+    }
     not_asked = {} if done.plan is None else done.plan.not_asked
     record["counts"]["absent"] = len(done.left_out.keys() - not_asked.keys())
     if done.plan is None or done.execution is None:
@@ -127,9 +136,23 @@ def device_columns(problem: Problem, done: Round) -> Mapping[str, NDArray[Any]]:
         return out
     told, execution = done.plan.assignments, done.execution
     results = execution.results
-    shared = ("device", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
-              "upload_bytes", "flops", "peak_bytes", "energy_j", "loss_first", "loss_last",
-              "samples", "importance", "status")  # fmt: skip
+    shared = (
+        "device",
+        "download_s",
+        "compute_s",
+        "upload_s",
+        "finish_s",
+        "download_bytes",
+        "upload_bytes",
+        "flops",
+        "peak_bytes",
+        "energy_j",
+        "loss_first",
+        "loss_last",
+        "samples",
+        "importance",
+        "status",
+    )
     columns: dict[str, NDArray[Any]] = {name: getattr(results, name) for name in shared}
     pairs = zip(execution.faults, done.plan.reasons, strict=True)
     judging_s = _known(results.judging_s, len(told), 0.0)
@@ -183,9 +206,13 @@ def _left_out_columns(problem: Problem, left_out: Mapping[int, str]) -> Mapping[
         name: np.zeros(len(device), np.int64)
         for name in ("rank", "rank_left", "cut", "local_steps", "samples")
     }
-    texts = {"name": [problem.devices.names[index] for index in device],
-             "status": ["absent"] * len(device), "codec": [""] * len(device), "upload_codec": [""] * len(device),
-             "reason": [left_out[index] for index in device.tolist()]}  # fmt: skip
+    texts = {
+        "name": [problem.devices.names[index] for index in device],
+        "status": ["absent"] * len(device),
+        "codec": [""] * len(device),
+        "upload_codec": [""] * len(device),
+        "reason": [left_out[index] for index in device.tolist()],
+    }
     columns |= {name: np.array(text, object) for name, text in texts.items()}
     memory_bytes = problem.devices.memory_bytes
     if memory_bytes is not None:

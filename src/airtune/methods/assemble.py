@@ -9,22 +9,21 @@ import numpy as np
 from airtune.cost import Prediction, predict
 from airtune.methods.levels import ladder_of
 from airtune.methods.seen import Seen
-from airtune.plan import (
-    Assignments,
-    Floats,
-    Ints,
-    Observation,
-    Problem,
-    RoundPlan,
-    Solution,
-)
+from airtune.plan import Assignments, Floats, Ints, Observation, Problem, RoundPlan, Solution
 from airtune.units import format_seconds
 
 
 def level_plan(
-    problem: Problem, observation: Observation, seen: Seen, level: Ints, share: Floats, *,
-    why: str, solution: Solution | None = None, notes: Mapping[str, float] | None = None,
-) -> RoundPlan:  # fmt: skip
+    problem: Problem,
+    observation: Observation,
+    seen: Seen,
+    level: Ints,
+    share: Floats,
+    *,
+    why: str,
+    solution: Solution | None = None,
+    notes: Mapping[str, float] | None = None,
+) -> RoundPlan:
     """Return the plan that puts every device on a level of the ladder with a share of its link.
 
     Args:
@@ -40,21 +39,28 @@ def level_plan(
     steps, workload = ladder_of(problem), problem.workload
     count = seen.device.shape[0]
     told = Assignments(
-        device=seen.device, prune_heads=steps.prune_heads[level], prune_ffn=steps.prune_ffn[level],
-        rank=np.full(count, workload.rank, np.int64), share=share,
+        device=seen.device,
+        prune_heads=steps.prune_heads[level],
+        prune_ffn=steps.prune_ffn[level],
+        rank=np.full(count, workload.rank, np.int64),
+        share=share,
         local_steps=np.full(count, workload.local_steps, np.int64),
-        cut=np.zeros(count, np.int64), codec_index=np.zeros(count, np.int64),
-    )  # fmt: skip
+        cut=np.zeros(count, np.int64),
+        codec_index=np.zeros(count, np.int64),
+    )
     expected = predict(problem, told, links=seen.links, flops_per_s=_fleet_speed(observation))
     reachable = expected.finish_s[np.isfinite(expected.finish_s)]
     round_s = float(np.max(reachable, initial=0.0))
     figures = {"mean_pruned": float(np.sum(seen.weight * steps.pruned[level])), **(notes or {})}
     return RoundPlan(
-        round=observation.round, assignments=told,
+        round=observation.round,
+        assignments=told,
         reasons=_reasons(seen, steps.pruned[level], share, expected, why),
         predicted_s=round_s if reachable.size else float("nan"),
-        deadline_s=problem.deadline_s, solution=solution, notes=figures,
-    )  # fmt: skip
+        deadline_s=problem.deadline_s,
+        solution=solution,
+        notes=figures,
+    )
 
 
 def spread(seen: Seen, level: Ints, share: Floats, idle_level: Ints) -> tuple[Ints, Floats]:
@@ -79,9 +85,15 @@ def _reasons(
     slowest = float(np.max(expected.finish_s[np.isfinite(expected.finish_s)], initial=0.0))
     link = [spec.name for spec in seen.links.specs]
     columns = zip(
-        seen.names, pruned, share, seen.links.link[seen.device], expected.compute_s,
-        expected.upload_s, expected.finish_s, strict=True,
-    )  # fmt: skip
+        seen.names,
+        pruned,
+        share,
+        seen.links.link[seen.device],
+        expected.compute_s,
+        expected.upload_s,
+        expected.finish_s,
+        strict=True,
+    )
     lines = []
     for name, removed, part, place, compute_s, upload_s, finish_s in columns:
         if not np.isfinite(finish_s):
@@ -91,9 +103,10 @@ def _reasons(
             continue
         early_s = slowest - finish_s
         end = (
-            "finishes with the slowest" if early_s <= 1e-3 * slowest
+            "finishes with the slowest"
+            if early_s <= 1e-3 * slowest
             else f"finishes {format_seconds(early_s)} before the slowest"
-        )  # fmt: skip
+        )
         lines.append(
             f"{name}: prunes {removed:.1%}, gets {part:.2%} of {link[place]} ({why}); computes "
             f"{format_seconds(compute_s)}, sends {format_seconds(upload_s)}, {end}"

@@ -23,6 +23,7 @@ from airtune.methods.jcpba import Jcpba
 from airtune.methods.margin import USUAL, expecting, no_reports, reported, times_longer
 from airtune.methods.mixed_choice import Menus, MixedChoice, Start, choose
 from airtune.methods.mixed_lines import Knob, MixedLines, fitting_lines, mixed_lines
+from airtune.methods.mixed_notes import notes_of, prices_of_devices, solution_of
 from airtune.methods.mixed_reasons import mixed_reasons
 from airtune.methods.sampling import LEAST, asked, not_asked, probabilities, rarely
 from airtune.methods.seen import Seen, see
@@ -37,17 +38,15 @@ from airtune.plan import (
     LinkState,
     Method,
     Need,
-    Note,
     Observation,
     Problem,
     Results,
     RoundPlan,
-    Solution,
     State,
     Want,
     WorkSpec,
 )
-from airtune.solve import Curves, MixedPrices, MixedSolution, slowed
+from airtune.solve import Curves, MixedSolution, slowed
 
 _SFT_TOLERANCE = 0.01
 """Gap at which the search for the plan of `sft` stops."""
@@ -181,10 +180,16 @@ class Auto:
         index, share = _usual(lines, allowed, last[seen.device]), np.zeros(0)
         out = np.setdiff1d(np.arange(index.size), seen.able)
         menus = Menus(
-            problem, observation, seen, lines, allowed[seen.able],
-            slowed(self._curves(seen), seen.of(longer)), longer,
-            float(np.log(self.most_rounds)), float(np.sum(lines.server_bytes[index[out]])),
-        )  # fmt: skip
+            problem,
+            observation,
+            seen,
+            lines,
+            allowed[seen.able],
+            slowed(self._curves(seen), seen.of(longer)),
+            longer,
+            float(np.log(self.most_rounds)),
+            float(np.sum(lines.server_bytes[index[out]])),
+        )
         found = None
         if seen.able.size:
             held = _held(menus.allowed, last[seen.device[seen.able]])
@@ -201,12 +206,18 @@ class Auto:
             plan = _sampled(problem, plan, np.flatnonzero(there), probability, state)
             price = np.array(state["price"])
             if found is not None:
-                price[seen.device[seen.able]] = _prices(menus, *found)
+                price[seen.device[seen.able]] = prices_of_devices(menus, *found)
             after = {**after, "price": price}
         return plan, after
 
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
+    def divide(
+        self,
+        problem: Problem,
+        state: State,
+        plan: RoundPlan,
+        links: LinkState,
+        remaining_bytes: Floats,
+    ) -> Floats:
         """Keep the shares of the plan until a device that got none can send."""
         return keep_or_divide(plan, links, remaining_bytes)
 
@@ -228,8 +239,10 @@ class Auto:
         if "share" in self.knobs:
             return curves
         return replace(
-            curves, link=np.arange(len(curves)), budget=np.where(curves.dedicated, 1.0, curves.equal_shares()),
-        )  # fmt: skip
+            curves,
+            link=np.arange(len(curves)),
+            budget=np.where(curves.dedicated, 1.0, curves.equal_shares()),
+        )
 
     def _starts(self, menus: Menus) -> Iterator[Start]:
         """Yield the plans of the methods whose knobs may all be chosen, where they have one."""
@@ -283,19 +296,23 @@ def _usual(lines: MixedLines, allowed: Bools, line: Ints) -> Ints:
 
 
 def _round_plan(
-    menus: Menus, told: Assignments, index: Ints, expected: Prediction,
+    menus: Menus,
+    told: Assignments,
+    index: Ints,
+    expected: Prediction,
     found: tuple[MixedChoice, MixedSolution] | None,
-) -> RoundPlan:  # fmt: skip
+) -> RoundPlan:
     finish_s = expected.finish_s * menus.longer
     reachable = finish_s[np.isfinite(finish_s)]
     return RoundPlan(
-        round=menus.observation.round, assignments=told,
+        round=menus.observation.round,
+        assignments=told,
         reasons=mixed_reasons(menus, told, index, expected, found[0] if found else None),
         predicted_s=float(np.max(reachable)) if reachable.size else float("nan"),
         deadline_s=menus.problem.deadline_s,
-        solution=_solution(*found) if found else None,
-        notes=_notes(menus, *found) if found else {},
-    )  # fmt: skip
+        solution=solution_of(*found) if found else None,
+        notes=notes_of(menus, *found) if found else {},
+    )
 
 
 def _sampled(
@@ -304,51 +321,18 @@ def _sampled(
     """Return a plan that says with which probability each device was asked, and why who is not."""
     told, price = plan.assignments, np.asarray(state["price"])
     reasons = tuple(
-        reason if probability[device] == 1.0
+        reason
+        if probability[device] == 1.0
         else f"{reason}; {rarely(probability[device], price[device])}"
         for device, reason in zip(told.device.tolist(), plan.reasons, strict=True)
-    )  # fmt: skip
+    )
     left = np.setdiff1d(there, told.device)
     return replace(
-        plan, reasons=reasons, assignments=replace(told, probability=probability[told.device]),
+        plan,
+        reasons=reasons,
+        assignments=replace(told, probability=probability[told.device]),
         not_asked=not_asked(problem, left, probability, price),
-    )  # fmt: skip
-
-
-def _prices(menus: Menus, choice: MixedChoice, solved: MixedSolution) -> Floats:
-    """Return the part of ln(K T) that goes without each device, at the prices of the bound, (m,)."""
-    problem, curves = menus.problem, menus.curves
-    prices = MixedPrices.split(solved.prices[None], curves.budget.size)
-    steps = problem.workload.local_steps
-    server_s = steps * menus.lines.server_flops[choice.index] / problem.server_flops_per_s
-    share = prices.share[0][curves.link] * choice.share
-    return np.asarray(np.maximum(share + prices.second[0].sum() * server_s, 0.0), np.float64)
-
-
-def _solution(choice: MixedChoice, solved: MixedSolution) -> Solution:
-    return Solution(
-        status=solved.status, objective=choice.round_s, iterations=solved.boxes, residual=0.0,
-        gap=max(solved.gap, 0.0), method=f"branch and bound over round times; {choice.source}",
-    )  # fmt: skip
-
-
-def _notes(menus: Menus, choice: MixedChoice, solved: MixedSolution) -> dict[str, Note]:
-    """Return ln K and the prices: what ln(K T) falls by for more of each limit."""
-    lines, index = menus.lines, choice.index
-    weight = menus.seen.of(menus.seen.weight)
-    prices = MixedPrices.split(solved.prices[None], menus.curves.budget.size)
-    notes: dict[str, Note] = {
-        "log_rounds": choice.log_rounds,
-        "mean_pruned": float(np.sum(weight * lines.pruned[index])),
-        "cut_devices": float(np.sum(lines.cut[index] > 0)),
-        "price_share": (tuple(prices.share[0].tolist()),),
-        "price_second": float(prices.second[0].sum()),
-        "price_server_memory": float(prices.memory[0]),
-        "price_pruned": float(prices.pruned[0]),
-    }
-    if np.isfinite(menus.most_log_rounds):
-        notes["price_rounds"] = float(prices.rounds[0])
-    return notes
+    )
 
 
 def auto(name: str, settings: object) -> Method:
@@ -371,6 +355,11 @@ def auto(name: str, settings: object) -> Method:
         wants |= {"steps"}
     rule = AggregateSpec("nested" if "rank" in knobs else "average")
     return Method(
-        name, settings, rule, WorkSpec(labels=settings.labels), wants=frozenset(wants),
-        may_cut="cut" in knobs, may_sample=settings.sampling_rate < 1.0,
-    )  # fmt: skip
+        name,
+        settings,
+        rule,
+        WorkSpec(labels=settings.labels),
+        wants=frozenset(wants),
+        may_cut="cut" in knobs,
+        may_sample=settings.sampling_rate < 1.0,
+    )

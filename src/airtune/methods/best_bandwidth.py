@@ -8,14 +8,7 @@ from airtune.methods.assemble import level_plan, spread
 from airtune.methods.levels import allowed_levels, divide_for, exact_problem, lightest
 from airtune.methods.memoryless import Memoryless
 from airtune.methods.seen import see
-from airtune.plan import (
-    Need,
-    Observation,
-    Problem,
-    RoundPlan,
-    Solution,
-    State,
-)
+from airtune.plan import Need, Observation, Problem, RoundPlan, Solution, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +32,19 @@ class BestBandwidth(Memoryless):
             found = divide_for(exact, chosen)
             level, share = spread(seen, chosen, found.share, level)
             solution = Solution(
-                found.status, found.round_s, found.iterations, found.residual, found.gap,
+                found.status,
+                found.round_s,
+                found.iterations,
+                found.residual,
+                found.gap,
                 method="min-max division",
-            )  # fmt: skip
+            )
         return level_plan(
-            problem, observation, seen, level, share, why="best division of the link",
+            problem,
+            observation,
+            seen,
+            level,
+            share,
+            why="best division of the link",
             solution=solution,
-        ), state  # fmt: skip
+        ), state

@@ -23,8 +23,12 @@ def equal_links(
     devices, count = problem.devices, device.shape[0]
     alone = None if devices.dedicated is None else devices.dedicated[device]
     return Assignments(
-        device=device, prune_heads=prune_heads, prune_ffn=prune_ffn, rank=rank,
+        device=device,
+        prune_heads=prune_heads,
+        prune_ffn=prune_ffn,
+        rank=rank,
         share=even_shares(devices.link[device], alone),
         local_steps=np.full(count, problem.workload.local_steps),
-        cut=np.zeros(count, np.int64), codec_index=np.zeros(count, np.int64),
-    )  # fmt: skip
+        cut=np.zeros(count, np.int64),
+        codec_index=np.zeros(count, np.int64),
+    )

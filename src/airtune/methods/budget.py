@@ -51,9 +51,13 @@ def least_budget(weight: Floats, pruned: Floats, allowed: Bools) -> float:
 
 
 def choose_budget(
-    budget: Budget, quality_budget: float, measured: Sequence[PrunedRounds],
-    *, least: float, search: Callable[[Sequence[PrunedRounds]], float],
-) -> tuple[float, str]:  # fmt: skip
+    budget: Budget,
+    quality_budget: float,
+    measured: Sequence[PrunedRounds],
+    *,
+    least: float,
+    search: Callable[[Sequence[PrunedRounds]], float],
+) -> tuple[float, str]:
     """Return the budget of this round and, in a few words, where it came from.
 
     Args:

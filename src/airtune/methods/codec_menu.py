@@ -33,12 +33,7 @@ def check_codec(codec: CodecChoice, keep: Size, bits: int, step: Size) -> None:
 
 
 def codec_menu(
-    codec: CodecChoice,
-    *,
-    keep: Size,
-    bits: int,
-    step: Size,
-    measured: Sequence[CodecSpec] = (),
+    codec: CodecChoice, *, keep: Size, bits: int, step: Size, measured: Sequence[CodecSpec] = ()
 ) -> tuple[tuple[CodecSpec, ...], str]:
     """Return the codecs to choose from and, in a few words, why these.
 

@@ -116,9 +116,12 @@ def sample_problem(*, devices: int = _DEVICES, seed: int = 0) -> Problem:
         "llama", blocks=4, width=64, heads=8, kv_groups=4, head_dim=8, ffn=172, vocab=512, tied=True
     )
     workload = Workload(
-        batch=4, tokens=64, local_steps=5, rank=8,
+        batch=4,
+        tokens=64,
+        local_steps=5,
+        rank=8,
         lora_targets=tuple(linear.name for linear in shape.linears),
-    )  # fmt: skip
+    )
     draws = generator(seed, "sample", devices)
     whole = float(peak_memory(shape, workload, _dense(devices, workload)).total[0])
     memory = np.full(devices, 2.0 * whole)
@@ -126,15 +129,23 @@ def sample_problem(*, devices: int = _DEVICES, seed: int = 0) -> Problem:
     samples = draws.integers(20, 200, devices)
     profiles = Profiles(
         names=tuple(f"sample-{index}" for index in range(devices)),
-        weight=samples / samples.sum(), samples=samples, link=_links_of(devices),
-        flops_per_s=10.0 ** draws.uniform(8.5, 10.0, devices), memory_bytes=memory,
-        power_w=draws.uniform(2.0, 15.0, devices), transmit_power_w=draws.uniform(0.1, 0.3, devices),
+        weight=samples / samples.sum(),
+        samples=samples,
+        link=_links_of(devices),
+        flops_per_s=10.0 ** draws.uniform(8.5, 10.0, devices),
+        memory_bytes=memory,
+        power_w=draws.uniform(2.0, 15.0, devices),
+        transmit_power_w=draws.uniform(0.1, 0.3, devices),
         dedicated=_links_of(devices) == 2,
-    )  # fmt: skip
+    )
     return Problem(
-        shape, profiles, workload, rounds=10, seed=seed,
+        shape,
+        profiles,
+        workload,
+        rounds=10,
+        seed=seed,
         measurements=sample_measurements(workload.rank),
-    )  # fmt: skip
+    )
 
 
 def sample_measurements(rank: int = 8) -> Measurements:
@@ -152,11 +163,14 @@ def sample_measurements(rank: int = 8) -> Measurements:
     ]
     pruning = ((0.0, 0.0, 0.0), (0.15, 0.02, 0.005), (0.3, 0.1, 0.02), (0.5, 0.47, 0.1))
     return Measurements(
-        "made up", "made up", (4.0, 2.0, 1.0),
+        "made up",
+        "made up",
+        (4.0, 2.0, 1.0),
         pruning=tuple(PrunedRounds(*row) for row in pruning),
         ranks=(RankRounds(rank // 4, 0.3), RankRounds(rank // 2, 0.1), RankRounds(rank, 0.0)),
-        codecs=tuple(CodecRounds(*row) for row in codecs), cut=-0.1,
-    )  # fmt: skip
+        codecs=tuple(CodecRounds(*row) for row in codecs),
+        cut=-0.1,
+    )
 
 
 def sample_observation(problem: Problem, number: int) -> Observation:
@@ -177,16 +191,22 @@ def sample_observation(problem: Problem, number: int) -> Observation:
         LinkSpec("line", "dedicated", 0.0, 0.0, RateModel(), None),
     )
     links = LinkState(
-        specs=specs, link=link, up_signal_hz=np.where(radio, signal, np.nan),
+        specs=specs,
+        link=link,
+        up_signal_hz=np.where(radio, signal, np.nan),
         down_signal_hz=np.where(radio, signal * 4.0, np.nan),
         up_capacity_bps=np.where(radio, np.nan, capacity),
-        down_capacity_bps=np.where(radio, np.nan, capacity * 2.0), available=available,
-    )  # fmt: skip
+        down_capacity_bps=np.where(radio, np.nan, capacity * 2.0),
+        available=available,
+    )
     speed = problem.devices.flops_per_s
     return Observation(
-        number, 10.0 * number, links, available,
+        number,
+        10.0 * number,
+        links,
+        available,
         None if speed is None else speed * draws.uniform(0.7, 1.0, count),
-    )  # fmt: skip
+    )
 
 
 def sample_results(problem: Problem, seen: Observation, plan: RoundPlan) -> Results:
@@ -200,12 +220,22 @@ def sample_results(problem: Problem, seen: Observation, plan: RoundPlan) -> Resu
     loss = np.linspace(3.0, 2.0, count)
     late = np.where(np.isfinite(cost.finish_s), cost.finish_s, np.nan)
     return Results(
-        device=told.device, status=status, download_s=cost.download_s, compute_s=cost.compute_s,
-        upload_s=cost.upload_s, finish_s=late, download_bytes=cost.download_bytes,
-        upload_bytes=cost.upload_bytes, flops=cost.flops, loss_first=loss, loss_last=0.9 * loss,
-        samples=np.full(count, 20, np.int64), peak_bytes=cost.peak_bytes,
-        energy_j=cost.energy_j, importance=np.full(count, np.nan),
-    )  # fmt: skip
+        device=told.device,
+        status=status,
+        download_s=cost.download_s,
+        compute_s=cost.compute_s,
+        upload_s=cost.upload_s,
+        finish_s=late,
+        download_bytes=cost.download_bytes,
+        upload_bytes=cost.upload_bytes,
+        flops=cost.flops,
+        loss_first=loss,
+        loss_last=0.9 * loss,
+        samples=np.full(count, 20, np.int64),
+        peak_bytes=cost.peak_bytes,
+        energy_j=cost.energy_j,
+        importance=np.full(count, np.nan),
+    )
 
 
 def _unmasked(seen: Observation) -> tuple[LinkState, Floats]:
@@ -221,11 +251,15 @@ def _links_of(devices: int) -> np.ndarray:
 def _dense(count: int, workload: Workload) -> Assignments:
     zeros = np.zeros(count)
     return Assignments(
-        device=np.arange(count), prune_heads=zeros, prune_ffn=zeros,
-        rank=np.full(count, workload.rank), share=np.full(count, 1.0 / count),
-        local_steps=np.full(count, workload.local_steps), cut=np.zeros(count, np.int64),
+        device=np.arange(count),
+        prune_heads=zeros,
+        prune_ffn=zeros,
+        rank=np.full(count, workload.rank),
+        share=np.full(count, 1.0 / count),
+        local_steps=np.full(count, workload.local_steps),
+        cut=np.zeros(count, np.int64),
         codec_index=np.zeros(count, np.int64),
-    )  # fmt: skip
+    )
 
 
 def _same_twice(

@@ -150,10 +150,15 @@ class FedSpine:
             (len(self._ranks(problem)) * len(self._widths(problem)), self._most(problem))
         )
         return {
-            **_arrays(begin_values()), **no_answers(), "devices": len(problem.devices),
-            "left": 1.0, "signal": 0.0, "seconds": 0.0,
-            "grid_signal": grid, "grid_seconds": grid.copy(),
-        }  # fmt: skip
+            **_arrays(begin_values()),
+            **no_answers(),
+            "devices": len(problem.devices),
+            "left": 1.0,
+            "signal": 0.0,
+            "seconds": 0.0,
+            "grid_signal": grid,
+            "grid_seconds": grid.copy(),
+        }
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -177,13 +182,22 @@ class FedSpine:
             told = replace(told, local_steps=np.full_like(told.local_steps, FIRST_STEPS))
             line += f"; nothing is known yet: {FIRST_STEPS} steps for all"
         return RoundPlan(
-            observation.round, told,
+            observation.round,
+            told,
             tuple(f"{problem.devices.names[index]}: {line}" for index in device),
-            deadline_s=problem.deadline_s, notes=self._notes(state, pruned, pace), pace=pace,
-        ), after  # fmt: skip
+            deadline_s=problem.deadline_s,
+            notes=self._notes(state, pruned, pace),
+            pace=pace,
+        ), after
 
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
+    def divide(
+        self,
+        problem: Problem,
+        state: State,
+        plan: RoundPlan,
+        links: LinkState,
+        remaining_bytes: Floats,
+    ) -> Floats:
         """Keep the equal shares: the method does not see the channel."""
         return plan.assignments.share
 
@@ -196,17 +210,24 @@ class FedSpine:
         if done is None or not came.any():
             return after
         left = float(np.asarray(state["left"]))
-        x = np.stack([
-            np.log(done.local_steps), np.log(done.rank / problem.workload.rank),
-            np.log(np.minimum((1.0 - done.prune_ffn) / left, 1.0)),
-        ], axis=1)[came]  # fmt: skip
+        x = np.stack(
+            [
+                np.log(done.local_steps),
+                np.log(done.rank / problem.workload.rank),
+                np.log(np.minimum((1.0 - done.prune_ffn) / left, 1.0)),
+            ],
+            axis=1,
+        )[came]
         values = _values(state)
         after |= self._gained(problem, state, results, came, worth(values, x))
         if results.agreement is not None and results.agreement_noise is not None:
             values = learn_values(
-                values, x, results.agreement[came], results.agreement_noise[came],
+                values,
+                x,
+                results.agreement[came],
+                results.agreement_noise[came],
                 discount=self.discount,
-            )  # fmt: skip
+            )
         return after | _arrays(values)
 
     def _level(self, problem: Problem, observation: Observation) -> int:
@@ -254,15 +275,21 @@ class FedSpine:
             for width in self._widths(problem)
             for rank in self._ranks(problem)
         ]
-        return np.stack([
-            np.stack([steps, np.full_like(steps, rank), np.full_like(steps, width)], axis=1)
-            for rank, width in rows
-        ])  # fmt: skip
+        return np.stack(
+            [
+                np.stack([steps, np.full_like(steps, rank), np.full_like(steps, width)], axis=1)
+                for rank, width in rows
+            ]
+        )
 
     def _pace(
-        self, problem: Problem, state: State, told: Assignments,
-        arms: tuple[Arm, ...], draws: np.random.Generator,
-    ) -> Pace:  # fmt: skip
+        self,
+        problem: Problem,
+        state: State,
+        told: Assignments,
+        arms: tuple[Arm, ...],
+        draws: np.random.Generator,
+    ) -> Pace:
         value = worth(_values(state), self._x(problem), explore=self.explore)
         if self.form == "random":  # each has one arm, and is worth what its steps are
             return best_pace(problem, state, told, value[:1], draws=draws)
@@ -320,9 +347,12 @@ def _whole(problem: Problem, device: Ints, arms: tuple[Arm, ...]) -> Assignments
     heads, ffn, rank = arms[0]
     count = len(device)
     return equal_links(
-        problem, device, prune_heads=np.full(count, heads), prune_ffn=np.full(count, ffn),
+        problem,
+        device,
+        prune_heads=np.full(count, heads),
+        prune_ffn=np.full(count, ffn),
         rank=np.full(count, rank, np.int64),
-    )  # fmt: skip
+    )
 
 
 def _arrays(values: Values) -> dict[str, Floats | float]:
@@ -331,6 +361,7 @@ def _arrays(values: Values) -> dict[str, Floats | float]:
 
 def _values(state: State) -> Values:
     return Values(
-        np.asarray(state["theta"]), np.asarray(state["precision"]),
+        np.asarray(state["theta"]),
+        np.asarray(state["precision"]),
         float(np.asarray(state["noise"])),
-    )  # fmt: skip
+    )

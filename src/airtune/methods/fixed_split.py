@@ -13,16 +13,7 @@ from airtune.methods.codec_menu import CodecChoice, Size, check_codec, codec_men
 from airtune.methods.memoryless import Memoryless
 from airtune.methods.seen import available, even_shares
 from airtune.methods.split_lines import check_cut
-from airtune.plan import (
-    Method,
-    Need,
-    Observation,
-    Problem,
-    RoundPlan,
-    State,
-    WorkSpec,
-    whole_model,
-)
+from airtune.plan import Method, Need, Observation, Problem, RoundPlan, State, WorkSpec, whole_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +54,14 @@ class FixedSplit(Memoryless):
         menu, _ = codec_menu(self.codec, keep=self.keep, bits=self.bits, step=self.step)
         told = replace(
             whole_model(
-                device, rank=problem.workload.rank, local_steps=problem.workload.local_steps,
+                device,
+                rank=problem.workload.rank,
+                local_steps=problem.workload.local_steps,
                 share=even_shares(devices.link[device], alone),
             ),
-            cut=np.full(device.shape, self.cut, np.int64), codecs=menu[:1],
-        )  # fmt: skip
+            cut=np.full(device.shape, self.cut, np.int64),
+            codecs=menu[:1],
+        )
         turn = ", in turn" if problem.work.server == "sequential" else ""
         reasons = tuple(
             f"{devices.names[index]}: cut after block {self.cut} as everybody, "

@@ -28,16 +28,7 @@ from airtune.methods.levels import (
 )
 from airtune.methods.memoryless import Pruner
 from airtune.methods.seen import Seen, see
-from airtune.plan import (
-    Bools,
-    Floats,
-    Ints,
-    Observation,
-    Problem,
-    RoundPlan,
-    Solution,
-    State,
-)
+from airtune.plan import Bools, Floats, Ints, Observation, Problem, RoundPlan, Solution, State
 from airtune.solve import (
     BcdStart,
     JointSolution,
@@ -95,18 +86,25 @@ class Jcpba(Pruner):
                 rounded, why = dense, "calibrated: pruning does not pay this round"
         level, share = spread(seen, rounded.level, rounded.share, lightest(allowed))
         return level_plan(
-            problem, observation, seen, level, share, why=f"budget {budget:.1%}, {why}",
+            problem,
+            observation,
+            seen,
+            level,
+            share,
+            why=f"budget {budget:.1%}, {why}",
             solution=_solution(relaxed, rounded),
             notes={"budget": budget, "price": float(np.max(relaxed.price, initial=0.0))},
-        ), state  # fmt: skip
+        ), state
 
     def _budget(self, problem: Problem, seen: Seen, allowed: Bools) -> tuple[float, str]:
         smooth = smooth_problem(problem, seen, allowed, 1.0)
         return choose_budget(
-            self.budget, self.quality_budget, problem.pruning,
+            self.budget,
+            self.quality_budget,
+            problem.pruning,
             least=float(np.sum(smooth.weight * (1.0 - smooth.most_kept))),
             search=lambda rows: best_joint_budget(rows, smooth),
-        )  # fmt: skip
+        )
 
     def _solve(
         self, problem: Problem, seen: Seen, allowed: Bools, budget: float
@@ -132,8 +130,9 @@ def _round_down(problem: LadderProblem, kept: Floats) -> Ints:
     """
     asked = 1.0 - kept
     allowed_first = np.argmax(problem.allowed, axis=1)
-    level = np.maximum(np.searchsorted(problem.pruned, asked + 1e-12, side="right") - 1,
-                       allowed_first)  # fmt: skip
+    level = np.maximum(
+        np.searchsorted(problem.pruned, asked + 1e-12, side="right") - 1, allowed_first
+    )
     top = problem.pruned.shape[0] - 1
     above = np.minimum(level + 1, top)
     price = problem.weight * (problem.pruned[above] - problem.pruned[level])
@@ -150,10 +149,14 @@ def _divided(problem: LadderProblem, level: Ints, bound_s: float, iterations: in
     """Return the best shares for levels already chosen."""
     division = divide_for(problem, level)
     return Rounded(
-        level=level, share=division.share, finish_s=division.finish_s, round_s=division.round_s,
+        level=level,
+        share=division.share,
+        finish_s=division.finish_s,
+        round_s=division.round_s,
         bound_s=min(bound_s, division.round_s),
-        mean_pruned=float(np.sum(problem.weight * problem.pruned[level])), iterations=iterations,
-    )  # fmt: skip
+        mean_pruned=float(np.sum(problem.weight * problem.pruned[level])),
+        iterations=iterations,
+    )
 
 
 def _least_pruned(problem: Problem, seen: Seen, allowed: Bools) -> Rounded:
@@ -170,7 +173,11 @@ def _solution(relaxed: JointSolution, rounded: Rounded) -> Solution:
     """Return how it ended; a division for given levels has no bound of its own."""
     proved = rounded.bound_s > 0.0
     return Solution(
-        status=relaxed.status, objective=rounded.round_s, iterations=relaxed.iterations,
-        residual=relaxed.residual, gap=relaxed.gap,
-        gap_rounded=rounded.gap if proved else float("nan"), method=relaxed.method,
-    )  # fmt: skip
+        status=relaxed.status,
+        objective=rounded.round_s,
+        iterations=relaxed.iterations,
+        residual=relaxed.residual,
+        gap=relaxed.gap,
+        gap_rounded=rounded.gap if proved else float("nan"),
+        method=relaxed.method,
+    )

@@ -88,11 +88,16 @@ def exact_problem(problem: Problem, seen: Seen, allowed: Bools, budget: float) -
     """Return the joint problem of the able devices at the ladder's exact costs."""
     steps = ladder_of(problem)
     return LadderProblem(
-        curves=seen.curves, fixed_s=seen.of(seen.download_s), compute_s=_compute_s(steps, seen),
-        bits=steps.upload_bytes * BITS_PER_BYTE, pruned=steps.pruned,
-        allowed=allowed[seen.able], weight=_able_weight(seen), prune_budget=budget,
+        curves=seen.curves,
+        fixed_s=seen.of(seen.download_s),
+        compute_s=_compute_s(steps, seen),
+        bits=steps.upload_bytes * BITS_PER_BYTE,
+        pruned=steps.pruned,
+        allowed=allowed[seen.able],
+        weight=_able_weight(seen),
+        prune_budget=budget,
         names=seen.able_names,
-    )  # fmt: skip
+    )
 
 
 def divide_for(exact: LadderProblem, level: Ints) -> Division:
@@ -120,12 +125,17 @@ def smooth_problem(problem: Problem, seen: Seen, allowed: Bools, budget: float) 
     count = speed.shape[0]
     heaviest = steps.pruned[rows.shape[1] - 1 - np.argmax(rows[:, ::-1], axis=1)]
     return JointProblem(
-        curves=seen.curves, fixed_s=seen.of(seen.download_s) + flops_fixed / speed,
-        compute_s=flops / speed, fixed_bits=np.full(count, size_fixed * BITS_PER_BYTE),
-        bits=np.full(count, size * BITS_PER_BYTE), weight=_able_weight(seen),
-        least_kept=1.0 - heaviest, most_kept=1.0 - steps.pruned[lightest(rows)],
-        prune_budget=budget, names=seen.able_names,
-    )  # fmt: skip
+        curves=seen.curves,
+        fixed_s=seen.of(seen.download_s) + flops_fixed / speed,
+        compute_s=flops / speed,
+        fixed_bits=np.full(count, size_fixed * BITS_PER_BYTE),
+        bits=np.full(count, size * BITS_PER_BYTE),
+        weight=_able_weight(seen),
+        least_kept=1.0 - heaviest,
+        most_kept=1.0 - steps.pruned[lightest(rows)],
+        prune_budget=budget,
+        names=seen.able_names,
+    )
 
 
 def _line(pruned: Floats, cost: Floats, last: int) -> tuple[float, float]:

@@ -34,10 +34,13 @@ _MOST_Z, _MOST = 8.0, 8.0
 def no_reports(devices: int, quantile: float) -> State:
     """Return what is known of so many devices before the first round."""
     return {
-        "late_log": np.zeros(devices), "late_variance": np.full(devices, _FIRST**2),
-        "late_reports": np.zeros(devices, np.int64), "expected_s": np.full(devices, np.nan),
-        "late_z": float(ndtri(quantile ** (1.0 / devices))), "planned_s": float("nan"),
-    }  # fmt: skip
+        "late_log": np.zeros(devices),
+        "late_variance": np.full(devices, _FIRST**2),
+        "late_reports": np.zeros(devices, np.int64),
+        "expected_s": np.full(devices, np.nan),
+        "late_z": float(ndtri(quantile ** (1.0 / devices))),
+        "planned_s": float("nan"),
+    }
 
 
 def times_longer(state: State, device: Ints) -> Floats:

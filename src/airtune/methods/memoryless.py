@@ -18,8 +18,14 @@ class Memoryless:
         """Return no state."""
         return {}
 
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
+    def divide(
+        self,
+        problem: Problem,
+        state: State,
+        plan: RoundPlan,
+        links: LinkState,
+        remaining_bytes: Floats,
+    ) -> Floats:
         """Keep the shares of the plan until a device that got none can send."""
         return keep_or_divide(plan, links, remaining_bytes)
 

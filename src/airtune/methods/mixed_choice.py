@@ -52,10 +52,15 @@ class Menus:
     def mixed(self, columns: Ints, largest_rank: int) -> MixedProblem:
         """Return the problem of some lines, whose broadcast is at this rank."""
         return mixed_problem(
-            self.problem, self.seen, self.lines.take(columns), self.allowed[:, columns],
-            largest_rank=largest_rank, curves=self.curves, most_log_rounds=self.most_log_rounds,
+            self.problem,
+            self.seen,
+            self.lines.take(columns),
+            self.allowed[:, columns],
+            largest_rank=largest_rank,
+            curves=self.curves,
+            most_log_rounds=self.most_log_rounds,
             reserved_bytes=self.reserved_bytes,
-        )  # fmt: skip
+        )
 
     @property
     def declared_flops_per_s(self) -> Floats:
@@ -199,9 +204,11 @@ def _solved(
         cost = best.log_cost if best else np.inf
         try:
             found = solve_mixed(
-                menus.mixed(columns, rank), usable, tolerance=tolerance,
+                menus.mixed(columns, rank),
+                usable,
+                tolerance=tolerance,
                 better_than=min(cost, better_than),
-            )  # fmt: skip
+            )
         except InfeasibleError as error:
             refused = refused or error
             continue

@@ -20,15 +20,7 @@ from airtune.errors import InfeasibleError
 from airtune.methods.budget import Budget, most_of
 from airtune.methods.levels import fitting_levels, ladder_of
 from airtune.methods.seen import Seen
-from airtune.plan import (
-    Assignments,
-    Bools,
-    CodecSpec,
-    Floats,
-    Ints,
-    Problem,
-    whole_model,
-)
+from airtune.plan import Assignments, Bools, CodecSpec, Floats, Ints, Problem, whole_model
 from airtune.units import format_bytes
 
 Knob = Literal["prune", "rank", "upload", "cut", "codec", "share", "steps"]
@@ -97,17 +89,25 @@ class MixedLines:
     def told(self, problem: Problem, device: Ints, index: Ints, share: Floats) -> Assignments:
         """Return the assignments of n devices that take these lines, shape (n,)."""
         return Assignments(
-            device=device, prune_heads=self.prune_heads[index], prune_ffn=self.prune_ffn[index],
-            rank=self.rank[index], share=share,
-            local_steps=self.local_steps[index], cut=self.cut[index], codec_index=self.codec[index], codecs=self.codecs,
+            device=device,
+            prune_heads=self.prune_heads[index],
+            prune_ffn=self.prune_ffn[index],
+            rank=self.rank[index],
+            share=share,
+            local_steps=self.local_steps[index],
+            cut=self.cut[index],
+            codec_index=self.codec[index],
+            codecs=self.codecs,
             upload_index=self.upload[index] if len(self.uploads) > 1 else None,
             uploads=self.uploads if len(self.uploads) > 1 else (),
-        )  # fmt: skip
+        )
 
     def find(self, rows: Assignments) -> Ints:
         """Return the line that each row of a plan is told, -1 where the menu has none, shape (n,)."""
-        codec = np.array([self.codecs.index(each) if each in self.codecs else -1
-                          for each in rows.codecs], np.int64)[rows.codec_index]  # fmt: skip
+        codec = np.array(
+            [self.codecs.index(each) if each in self.codecs else -1 for each in rows.codecs],
+            np.int64,
+        )[rows.codec_index]
         upload = np.full(len(rows), -1, np.int64)
         for spec, those in rows.upload_groups(self.uploads[0]):
             upload[those] = self.uploads.index(spec) if spec in self.uploads else -1
@@ -231,13 +231,19 @@ def _whole(
         lost += measured.steps_rounds(local_steps)
     columns: dict[str, Floats | Ints] = dict.fromkeys(_COLUMNS, nothing)
     return columns | {
-        "prune_heads": steps.prune_heads, "prune_ffn": steps.prune_ffn, "pruned": steps.pruned,
+        "prune_heads": steps.prune_heads,
+        "prune_ffn": steps.prune_ffn,
+        "pruned": steps.pruned,
         "rank": np.full(count, rank, np.int64),
-        "local_steps": np.full(count, local_steps, np.int64), "cut": np.zeros(count, np.int64),
-        "codec": np.zeros(count, np.int64), "upload": np.full(count, upload, np.int64),
-        "log_rounds": np.full(count, lost), "flops": steps.flops,
-        "up_bytes": steps.upload_bytes, "peak_bytes": steps.peak_bytes,
-    }  # fmt: skip
+        "local_steps": np.full(count, local_steps, np.int64),
+        "cut": np.zeros(count, np.int64),
+        "codec": np.zeros(count, np.int64),
+        "upload": np.full(count, upload, np.int64),
+        "log_rounds": np.full(count, lost),
+        "flops": steps.flops,
+        "up_bytes": steps.upload_bytes,
+        "peak_bytes": steps.peak_bytes,
+    }
 
 
 def _cut(
@@ -252,25 +258,46 @@ def _cut(
     count, nothing = cut.size, np.zeros(cut.size)
     workload, measured = problem.workload, problem.measurements
     rows = replace(
-        whole_model(np.arange(count), rank=workload.rank, local_steps=workload.local_steps,
-                    share=np.ones(count)),
-        rank=rank, cut=cut, codec_index=codec, codecs=codecs,
-    )  # fmt: skip
+        whole_model(
+            np.arange(count),
+            rank=workload.rank,
+            local_steps=workload.local_steps,
+            share=np.ones(count),
+        ),
+        rank=rank,
+        cut=cut,
+        codec_index=codec,
+        codecs=codecs,
+    )
     cost = line_cost(problem, rows, np.ones(count, np.int64))
     lost = nothing
     if measured is not None:
         lower = {each: measured.rank_rounds(each) for each in ranks if each < workload.rank}
-        lost = np.array([
-            (measured.cut or 0.0) + measured.codec_rounds(row.cut or 0, row.codec)
-            + lower.get(row.rank, 0.0) for row in rows
-        ])  # fmt: skip
+        lost = np.array(
+            [
+                (measured.cut or 0.0)
+                + measured.codec_rounds(row.cut or 0, row.codec)
+                + lower.get(row.rank, 0.0)
+                for row in rows
+            ]
+        )
     return {
-        "prune_heads": nothing, "prune_ffn": nothing, "pruned": nothing, "rank": rows.rank,
+        "prune_heads": nothing,
+        "prune_ffn": nothing,
+        "pruned": nothing,
+        "rank": rows.rank,
         "local_steps": rows.local_steps,
-        "cut": rows.cut, "codec": rows.codec_index, "upload": np.zeros(count, np.int64), "log_rounds": lost,
-        "flops": cost.forward_flops, "up_bytes": cost.up_bytes,
-        "backward_flops": cost.backward_flops, "gradient_bytes": cost.gradient_bytes,
-        "server_flops": cost.server_flops, "adapter_up_bytes": cost.adapter_up_bytes,
-        "adapter_down_bytes": cost.adapter_down_bytes, "server_bytes": cost.server_bytes,
+        "cut": rows.cut,
+        "codec": rows.codec_index,
+        "upload": np.zeros(count, np.int64),
+        "log_rounds": lost,
+        "flops": cost.forward_flops,
+        "up_bytes": cost.up_bytes,
+        "backward_flops": cost.backward_flops,
+        "gradient_bytes": cost.gradient_bytes,
+        "server_flops": cost.server_flops,
+        "adapter_up_bytes": cost.adapter_up_bytes,
+        "adapter_down_bytes": cost.adapter_down_bytes,
+        "server_bytes": cost.server_bytes,
         "peak_bytes": cost.device_peak_bytes,
-    }  # fmt: skip
+    }

@@ -18,10 +18,16 @@ _ASSUMED_POINTS = 20
 
 
 def mixed_problem(
-    problem: Problem, seen: Seen, lines: MixedLines, allowed: Bools, *, largest_rank: int,
-    curves: Curves, most_log_rounds: float = float("inf"),
+    problem: Problem,
+    seen: Seen,
+    lines: MixedLines,
+    allowed: Bools,
+    *,
+    largest_rank: int,
+    curves: Curves,
+    most_log_rounds: float = float("inf"),
     reserved_bytes: float = 0.0,
-) -> MixedProblem:  # fmt: skip
+) -> MixedProblem:
     """Return the problem of the able devices, whose broadcast is at this rank.
 
     Args:
@@ -47,19 +53,27 @@ def mixed_problem(
     may &= whole | (lines.cut >= first)
     grid, values = pruning_curve(problem.measurements, float(np.max(lines.pruned)))
     return MixedProblem(
-        curves=curves, steps=problem.workload.local_steps, whole=whole,
+        curves=curves,
+        steps=problem.workload.local_steps,
+        whole=whole,
         fixed_s=lines.flops / speed + np.where(whole, broadcast / down, 0.0),
-        bits=ones * lines.up_bytes * BITS_PER_BYTE, backward_s=lines.backward_flops / speed,
+        bits=ones * lines.up_bytes * BITS_PER_BYTE,
+        backward_s=lines.backward_flops / speed,
         down_s=lines.gradient_bytes / down,
         server_s=ones * lines.server_flops / problem.server_flops_per_s,
         adapter_bits=ones * lines.adapter_up_bytes * BITS_PER_BYTE,
-        fetch_s=lines.adapter_down_bytes / down, server_bytes=ones * lines.server_bytes,
-        pruned=ones * lines.pruned, log_rounds=ones * lines.log_rounds,
+        fetch_s=lines.adapter_down_bytes / down,
+        server_bytes=ones * lines.server_bytes,
+        pruned=ones * lines.pruned,
+        log_rounds=ones * lines.log_rounds,
         weight=weight / total if total > 0.0 else np.full(weight.shape, 1.0 / max(weight.size, 1)),
-        allowed=may, prune_grid=grid, prune_log_rounds=values,
-        server_memory_bytes=max(room - held, 1.0), most_log_rounds=most_log_rounds,
+        allowed=may,
+        prune_grid=grid,
+        prune_log_rounds=values,
+        server_memory_bytes=max(room - held, 1.0),
+        most_log_rounds=most_log_rounds,
         names=seen.able_names,
-    )  # fmt: skip
+    )
 
 
 def _earliest_cut(

@@ -69,8 +69,14 @@ class Paced:
             plan = replace(plan, pace=pace, notes=notes, predicted_s=float("nan"))
         return plan, {**after, **_answers_in(state)}
 
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
+    def divide(
+        self,
+        problem: Problem,
+        state: State,
+        plan: RoundPlan,
+        links: LinkState,
+        remaining_bytes: Floats,
+    ) -> Floats:
         """Divide as the method does."""
         return self.inner.divide(problem, state, plan, links, remaining_bytes)
 
@@ -80,9 +86,14 @@ class Paced:
 
 
 def best_pace(
-    problem: Problem, state: State, told: Assignments, value: Floats, *,
-    draws: np.random.Generator, arms: tuple[Arm, ...] = (),
-) -> Pace:  # fmt: skip
+    problem: Problem,
+    state: State,
+    told: Assignments,
+    value: Floats,
+    *,
+    draws: np.random.Generator,
+    arms: tuple[Arm, ...] = (),
+) -> Pace:
     """Return the pace of a round with the deadline that gains most a second.
 
     Args:

@@ -114,8 +114,11 @@ def as_method(name: str, made: object) -> Method:
         )
     _check_words(name, "needs", made.needs, get_args(Need))  # type: ignore[attr-defined]
     _check_words(name, "wants", getattr(made, "wants", frozenset()), get_args(Want))
-    declared = {key: _declared(name, made, key, kind) for key, kind in _DECLARED.items()
-                if hasattr(made, key)}  # fmt: skip
+    declared = {
+        key: _declared(name, made, key, kind)
+        for key, kind in _DECLARED.items()
+        if hasattr(made, key)
+    }
     return Method(name, cast("Decider", made), **declared)  # type: ignore[arg-type]
 
 
@@ -156,8 +159,11 @@ def _module(path: Path) -> ModuleType:
 def _maker(module: ModuleType, attribute: str, name: str) -> Callable[..., object]:
     found = getattr(module, attribute, None)
     if not callable(found):
-        offered = [key for key, value in vars(module).items()
-                   if isinstance(value, type) and value.__module__ == module.__name__]  # fmt: skip
+        offered = [
+            key
+            for key, value in vars(module).items()
+            if isinstance(value, type) and value.__module__ == module.__name__
+        ]
         raise MethodError(
             f"{name}: the file has no class {attribute}; it has {', '.join(offered) or 'none'}"
         )

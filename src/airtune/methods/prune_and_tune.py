@@ -26,16 +26,7 @@ from airtune.methods.sparsity import (
     schedule_of,
     schedule_round,
 )
-from airtune.plan import (
-    Floats,
-    LinkState,
-    Need,
-    Observation,
-    Problem,
-    Results,
-    RoundPlan,
-    State,
-)
+from airtune.plan import Floats, LinkState, Need, Observation, Problem, Results, RoundPlan, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +82,14 @@ class PruneAndTune:
         rank = int(ranks_between(self.min_rank or most, most, np.array([progress]))[0])
         return level_round(problem, observation, self, level=level, rank=rank), state
 
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
+    def divide(
+        self,
+        problem: Problem,
+        state: State,
+        plan: RoundPlan,
+        links: LinkState,
+        remaining_bytes: Floats,
+    ) -> Floats:
         """Keep the equal shares."""
         return plan.assignments.share
 
@@ -109,13 +106,18 @@ def level_round(
     device = available(observation)
     count = device.shape[0]
     told = equal_links(
-        problem, device, prune_heads=np.full(count, levels.prune_heads[level]),
-        prune_ffn=np.full(count, levels.prune_ffn[level]), rank=np.full(count, rank, np.int64),
-    )  # fmt: skip
+        problem,
+        device,
+        prune_heads=np.full(count, levels.prune_heads[level]),
+        prune_ffn=np.full(count, levels.prune_ffn[level]),
+        rank=np.full(count, rank, np.int64),
+    )
     pruned = float(levels.pruned[level])
     line = f"prunes {pruned:.1%} of {levels.pruned[-1]:.1%}, as the schedule says; rank {rank}"
     return RoundPlan(
-        observation.round, told,
+        observation.round,
+        told,
         tuple(f"{problem.devices.names[index]}: {line}" for index in device),
-        deadline_s=problem.deadline_s, notes={"mean_pruned": pruned},
-    )  # fmt: skip
+        deadline_s=problem.deadline_s,
+        notes={"mean_pruned": pruned},
+    )

@@ -11,14 +11,7 @@ from airtune.methods.budget import choose_budget, least_budget, most_of
 from airtune.methods.levels import allowed_levels, exact_problem, finish_table, lightest
 from airtune.methods.memoryless import Pruner
 from airtune.methods.seen import see
-from airtune.plan import (
-    Floats,
-    Ints,
-    Observation,
-    Problem,
-    RoundPlan,
-    State,
-)
+from airtune.plan import Floats, Ints, Observation, Problem, RoundPlan, State
 from airtune.solve import LadderProblem, best_budget
 
 
@@ -42,18 +35,28 @@ class PruneEqualBandwidth(Pruner):
         moments = np.unique(finish[np.isfinite(finish)])
         least = least_budget(exact.weight, exact.pruned, exact.allowed)
         budget, why = choose_budget(
-            self.budget, self.quality_budget, problem.pruning, least=least,
+            self.budget,
+            self.quality_budget,
+            problem.pruning,
+            least=least,
             search=lambda measured: best_budget(
-                measured, lambda rate: levels_in_time(exact, finish, moments, rate)[1],
-                least=least, most=most_of(problem, self.max_prune),
+                measured,
+                lambda rate: levels_in_time(exact, finish, moments, rate)[1],
+                least=least,
+                most=most_of(problem, self.max_prune),
             ),
-        )  # fmt: skip
+        )
         level, _ = levels_in_time(exact, finish, moments, budget)
         level, share = spread(seen, level, share, lightest(allowed))
         return level_plan(
-            problem, observation, seen, level, share,
-            why=f"equal shares, budget {budget:.1%}, {why}", notes={"budget": budget},
-        ), state  # fmt: skip
+            problem,
+            observation,
+            seen,
+            level,
+            share,
+            why=f"equal shares, budget {budget:.1%}, {why}",
+            notes={"budget": budget},
+        ), state
 
 
 def levels_in_time(
@@ -70,8 +73,9 @@ def levels_in_time(
     low, high = 0, moments.shape[0] - 1
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if _fits(exact, finish, moments[middle], budget) else (
-            middle + 1, high)  # fmt: skip
+        low, high = (
+            (low, middle) if _fits(exact, finish, moments[middle], budget) else (middle + 1, high)
+        )
     level = np.argmax(finish <= moments[low], axis=1)
     return level.astype(np.int64), float(moments[low])
 

@@ -44,8 +44,7 @@ def fedspine(name: str, settings: object) -> Method:
     if chosen.form == "published":
         return _published(name, chosen)
     work = WorkSpec(
-        importance="fluctuation" if chosen.pace == "once" else "lora-gradient",
-        cumulative=True,
+        importance="fluctuation" if chosen.pace == "once" else "lora-gradient", cumulative=True
     )
     rule = AggregateSpec("nested", shrinks=True, as_planned=True, agreement=True, memory=MEMORY)
     return Method(name, chosen, rule, work, wants=frozenset({"sensitivity"}), paces=True)
@@ -54,10 +53,13 @@ def fedspine(name: str, settings: object) -> Method:
 def _published(name: str, chosen: FedSpine) -> Method:
     decider = chosen.published
     work = WorkSpec(
-        importance="lora-gradient", cumulative=True, over=decider.over,
-        own_importance=decider.own_importance, prune_every=decider.prune_every,
+        importance="lora-gradient",
+        cumulative=True,
+        over=decider.over,
+        own_importance=decider.own_importance,
+        prune_every=decider.prune_every,
         rank_scale="own",
-    )  # fmt: skip
+    )
     rule = AggregateSpec("lifted", shrinks=True, memory=MEMORY)
     return Method(name, decider, rule, work, wants=frozenset({"sensitivity"}))
 

@@ -130,11 +130,14 @@ class PublishedFedSpine:
         bandit = start(count if self.learner == "private" else self.groups)
         return {
             **_arrays(bandit),
-            "level": np.zeros(count, np.int64), "told": np.zeros(count, np.int64),
+            "level": np.zeros(count, np.int64),
+            "told": np.zeros(count, np.int64),
             "unit_s": np.full(count, np.nan),
-            "box": np.full(count, _NOTHING, np.int64), "group": np.zeros(count, np.int64),
-            "done": np.full(count, np.nan), "reward_mean": float("nan"),
-        }  # fmt: skip
+            "box": np.full(count, _NOTHING, np.int64),
+            "group": np.zeros(count, np.int64),
+            "done": np.full(count, np.nan),
+            "reward_mean": float("nan"),
+        }
 
     def plan(
         self, problem: Problem, state: State, observation: Observation
@@ -155,15 +158,22 @@ class PublishedFedSpine:
         done = np.where(has_choice, (told - level) / np.maximum(LEVELS - level, 1), np.nan)
         after = dict(state)
         after |= {
-            "told": _put(state["told"], device, told), "group": group,
+            "told": _put(state["told"], device, told),
+            "group": group,
             "done": _put(state["done"], device, done),
             "box": _put(np.full(len(problem.devices), _NOTHING, np.int64), device, box),
-        }  # fmt: skip
+        }
         rank = self._ranks(problem, point[:, 1])
         return self._assembled(problem, observation, after, told=told, rank=rank), after
 
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
+    def divide(
+        self,
+        problem: Problem,
+        state: State,
+        plan: RoundPlan,
+        links: LinkState,
+        remaining_bytes: Floats,
+    ) -> Floats:
         """Keep the equal shares: the method does not see the channel."""
         return plan.assignments.share
 
@@ -187,9 +197,12 @@ class PublishedFedSpine:
             _bandit(state), np.asarray(state["group"]), self._dials, box=box, reward=reward
         )
         return {
-            **state, **_arrays(bandit), "level": level, "unit_s": unit_s,
+            **state,
+            **_arrays(bandit),
+            "level": level,
+            "unit_s": unit_s,
             "reward_mean": float(np.mean(gained[came])) if came.any() else float("nan"),
-        }  # fmt: skip
+        }
 
     @property
     def _dials(self) -> BanditSettings:
@@ -218,9 +231,12 @@ class PublishedFedSpine:
             return np.full(device.shape, _NOTHING), np.tile(fixed, (device.size, 1))
         bandit = _bandit(state)
         box = choose(
-            bandit, group[device], self._dials, generator=draws,
+            bandit,
+            group[device],
+            self._dials,
+            generator=draws,
             allowed=np.tile(self._boxes(bandit, fixed), (device.size, 1)),
-        )  # fmt: skip
+        )
         point = bandit.centre[box].copy()
         if self.learner == "ratio-only":
             point[:, 1] = fixed[1]
@@ -257,23 +273,29 @@ class PublishedFedSpine:
         device, pruned = available(observation), levels.pruned[told]
         floor = self._schedule(problem).floor(observation.round)
         notes: dict[str, Note] = {
-            "mean_pruned": float(np.mean(pruned)), "mean_rank": float(np.mean(rank)),
+            "mean_pruned": float(np.mean(pruned)),
+            "mean_rank": float(np.mean(rank)),
             "least_pruned": float(levels.pruned[floor]),
-        }  # fmt: skip
+        }
         if self.learner not in ("random", "fixed"):
             notes |= self._tree(state, device)
         before = float(np.asarray(state["reward_mean"]))
         if np.isfinite(before):
             notes["reward_before"] = before
         assignments = equal_links(
-            problem, device, prune_heads=levels.prune_heads[told],
-            prune_ffn=levels.prune_ffn[told], rank=rank,
-        )  # fmt: skip
+            problem,
+            device,
+            prune_heads=levels.prune_heads[told],
+            prune_ffn=levels.prune_ffn[told],
+            rank=rank,
+        )
         return RoundPlan(
-            observation.round, assignments,
+            observation.round,
+            assignments,
             self._reasons(problem, state, device, pruned=pruned, rank=rank),
-            deadline_s=problem.deadline_s, notes=notes,
-        )  # fmt: skip
+            deadline_s=problem.deadline_s,
+            notes=notes,
+        )
 
     def _tree(self, state: State, device: Ints) -> dict[str, Note]:
         """Return what the choices rest on, for the record.
@@ -293,9 +315,10 @@ class PublishedFedSpine:
         rows = np.round(np.hstack([sides, known]), 4).tolist()
         box = np.asarray(state["box"])[device]
         return {
-            "boxes": float(bandit.depth.size), "tree": tuple(map(tuple, rows)),
+            "boxes": float(bandit.depth.size),
+            "tree": tuple(map(tuple, rows)),
             "played": tuple(zip(device.tolist(), group.tolist(), box.tolist(), strict=True)),
-        }  # fmt: skip
+        }
 
     def _reasons(
         self, problem: Problem, state: State, device: Ints, *, pruned: Floats, rank: Ints

@@ -12,14 +12,7 @@ from airtune.methods.budget import choose_budget, least_budget, most_of
 from airtune.methods.levels import allowed_levels, divide_for, exact_problem, lightest
 from airtune.methods.memoryless import Pruner
 from airtune.methods.seen import see
-from airtune.plan import (
-    Floats,
-    Ints,
-    Observation,
-    Problem,
-    RoundPlan,
-    State,
-)
+from airtune.plan import Floats, Ints, Observation, Problem, RoundPlan, State
 from airtune.solve import Curves, LadderProblem, best_budget
 
 
@@ -45,19 +38,29 @@ class RandomChoice(Pruner):
         draws = generator(problem.seed, "random", observation.round)
         least = least_budget(exact.weight, exact.pruned, exact.allowed)
         budget, why = choose_budget(
-            self.budget, self.quality_budget, problem.pruning, least=least,
+            self.budget,
+            self.quality_budget,
+            problem.pruning,
+            least=least,
             search=lambda measured: best_budget(
-                measured, lambda rate: _mean_round_s(exact, rate),
-                least=least, most=most_of(problem, self.max_prune),
+                measured,
+                lambda rate: _mean_round_s(exact, rate),
+                least=least,
+                most=most_of(problem, self.max_prune),
             ),
-        )  # fmt: skip
+        )
         level = draw_levels(draws, exact, budget)
         share = draw_shares(draws, seen.curves)
         level, share = spread(seen, level, share, lightest(allowed))
         return level_plan(
-            problem, observation, seen, level, share,
-            why=f"drawn, budget {budget:.1%}, {why}", notes={"budget": budget},
-        ), state  # fmt: skip
+            problem,
+            observation,
+            seen,
+            level,
+            share,
+            why=f"drawn, budget {budget:.1%}, {why}",
+            notes={"budget": budget},
+        ), state
 
 
 def _mean_round_s(exact: LadderProblem, budget: float) -> float:

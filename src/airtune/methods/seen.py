@@ -76,12 +76,16 @@ def see(problem: Problem, observation: Observation) -> Seen:
     able = np.flatnonzero(~mute)
     memory = problem.devices.memory_bytes
     return Seen(
-        device=device, names=tuple(problem.devices.names[index] for index in device),
-        weight=share_of_data(problem.devices, device), flops_per_s=speed[device],
+        device=device,
+        names=tuple(problem.devices.names[index] for index in device),
+        weight=share_of_data(problem.devices, device),
+        flops_per_s=speed[device],
         memory_bytes=np.full(device.shape, np.inf) if memory is None else memory[device],
-        download_s=np.where(np.isfinite(down_s), down_s, 0.0), links=links,
-        curves=curves_of(links, device[able]), able=able,
-    )  # fmt: skip
+        download_s=np.where(np.isfinite(down_s), down_s, 0.0),
+        links=links,
+        curves=curves_of(links, device[able]),
+        able=able,
+    )
 
 
 def even_shares(link: Ints, dedicated: Bools | None) -> Floats:

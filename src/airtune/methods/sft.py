@@ -163,8 +163,14 @@ class Sft:
             problem, observation, seen, assignments, why=why, solution=solution, notes=notes
         ), {"line": line, "cut": cut, "decided": decided}
 
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
+    def divide(
+        self,
+        problem: Problem,
+        state: State,
+        plan: RoundPlan,
+        links: LinkState,
+        remaining_bytes: Floats,
+    ) -> Floats:
         """Divide the coming slot so that the slowest has sent what remains as soon as possible."""
         if self.spectrum == "equal":
             return keep_or_divide(plan, links, remaining_bytes)
@@ -180,9 +186,12 @@ class Sft:
             check_cut(self.cut, problem.shape.blocks)
         known = problem.measurements
         codecs, why = codec_menu(
-            self.codec, keep=self.keep, bits=self.bits, step=self.step,
+            self.codec,
+            keep=self.keep,
+            bits=self.bits,
+            step=self.step,
             measured=() if known is None else known.codecs_measured,
-        )  # fmt: skip
+        )
         codecs = tuple(replace(codec, predict=self.predict) for codec in codecs)
         # below the largest cut nothing is trained where device parts are frozen: all cut first
         widest = 1 if self.device_frozen else last
@@ -248,9 +257,11 @@ class Sft:
         rows, index = np.arange(len(task)), chosen.index
         fixed, bits = task.forward_s[rows, index], task.bits[rows, index]
         exact = divide_spectrum(task.curves, fixed, bits)
-        found = exact if self.spectrum == "exact" else divide_spectrum(
-            task.curves, fixed, bits, self.spectrum
-        )  # fmt: skip
+        found = (
+            exact
+            if self.spectrum == "exact"
+            else divide_spectrum(task.curves, fixed, bits, self.spectrum)
+        )
         notes = {"gap_spectrum": found.round_s / exact.bound_s - 1.0}
         if self.spectrum != "sqp" and len(task) <= _COMPARED_UP_TO:
             stepped = divide_spectrum(task.curves, fixed, bits, "sqp")
@@ -301,20 +312,29 @@ def _server_peak(problem: Problem, seen: Seen, lines: Lines, index: Ints) -> flo
 
 
 def _round_plan(
-    problem: Problem, observation: Observation, seen: Seen, assignments: Assignments, *, why: str,
-    solution: Solution | None, notes: dict[str, float],
-) -> RoundPlan:  # fmt: skip
+    problem: Problem,
+    observation: Observation,
+    seen: Seen,
+    assignments: Assignments,
+    *,
+    why: str,
+    solution: Solution | None,
+    notes: dict[str, float],
+) -> RoundPlan:
     speed = observation.flops_per_s
     fleet_speed = np.full(observation.available.shape, np.nan) if speed is None else speed
     expected = predict(problem, assignments, links=seen.links, flops_per_s=fleet_speed)
     cost = split_cost(problem, assignments)
     reachable = expected.finish_s[np.isfinite(expected.finish_s)]
     return RoundPlan(
-        round=observation.round, assignments=assignments,
+        round=observation.round,
+        assignments=assignments,
         reasons=split_reasons(problem.shape.blocks, seen, assignments, expected, cost, why=why),
         predicted_s=float(np.max(reachable)) if reachable.size else float("nan"),
-        deadline_s=problem.deadline_s, solution=solution, notes=notes,
-    )  # fmt: skip
+        deadline_s=problem.deadline_s,
+        solution=solution,
+        notes=notes,
+    )
 
 
 def sft(name: str, settings: object) -> Method:
@@ -323,10 +343,11 @@ def sft(name: str, settings: object) -> Method:
         raise MethodError(f"settings must be Sft, got {type(settings).__name__}")
     step = settings.gradient_step
     work = WorkSpec(
-        labels=settings.labels, device_frozen=settings.device_frozen,
+        labels=settings.labels,
+        device_frozen=settings.device_frozen,
         reuse_mask=settings.reuse_mask,
         gradient=CodecSpec("deadzone", step=step) if step else None,
-    )  # fmt: skip
+    )
     wants: frozenset[Want] = frozenset({"codecs"} if settings.weighs_codecs else ())
     first = 1 if settings.device_frozen else None
     cut = first if settings.cut == "auto" else settings.cut

@@ -127,9 +127,11 @@ def split_problem(
         down_s=table(cost.gradient_bytes)[able] / down,
         backward_s=table(cost.backward_flops)[able] / speed,
         server_s=table(cost.server_flops)[able] / problem.server_flops_per_s,
-        loss=weight[:, None] * lines.loss, allowed=priced.allowed[able], loss_budget=budget,
+        loss=weight[:, None] * lines.loss,
+        allowed=priced.allowed[able],
+        loss_budget=budget,
         names=seen.able_names,
-    )  # fmt: skip
+    )
 
 
 def told(problem: Problem, seen: Seen, lines: Lines, index: Ints, share: Floats) -> Assignments:
@@ -138,14 +140,22 @@ def told(problem: Problem, seen: Seen, lines: Lines, index: Ints, share: Floats)
 
 
 def _rows(
-    problem: Problem, index: Ints, lines: Lines, *, device: Ints | None = None,
+    problem: Problem,
+    index: Ints,
+    lines: Lines,
+    *,
+    device: Ints | None = None,
     share: Floats | None = None,
-) -> Assignments:  # fmt: skip
+) -> Assignments:
     count, workload = index.shape[0], problem.workload
     return replace(
         whole_model(
-            np.arange(count) if device is None else device, rank=workload.rank,
-            local_steps=workload.local_steps, share=np.ones(count) if share is None else share,
+            np.arange(count) if device is None else device,
+            rank=workload.rank,
+            local_steps=workload.local_steps,
+            share=np.ones(count) if share is None else share,
         ),
-        cut=lines.cut[index], codec_index=lines.codec[index], codecs=lines.codecs,
-    )  # fmt: skip
+        cut=lines.cut[index],
+        codec_index=lines.codec[index],
+        codecs=lines.codecs,
+    )

@@ -10,24 +10,10 @@ import numpy as np
 from airtune.errors import RecipeError
 from airtune.methods.assemble import level_plan, spread
 from airtune.methods.budget import choose_budget, least_budget, most_of
-from airtune.methods.levels import (
-    allowed_levels,
-    divide_for,
-    exact_problem,
-    finish_table,
-    lightest,
-)
+from airtune.methods.levels import allowed_levels, divide_for, exact_problem, finish_table, lightest
 from airtune.methods.memoryless import Pruner
 from airtune.methods.seen import Seen, see
-from airtune.plan import (
-    Bools,
-    Floats,
-    Ints,
-    Observation,
-    Problem,
-    RoundPlan,
-    State,
-)
+from airtune.plan import Bools, Floats, Ints, Observation, Problem, RoundPlan, State
 from airtune.solve import LadderProblem, best_budget
 
 
@@ -56,18 +42,28 @@ class UniformPrune(Pruner):
         exact = exact_problem(problem, seen, allowed, 1.0)
         least = least_budget(exact.weight, exact.pruned, exact.allowed)
         budget, why = choose_budget(
-            self.budget, self.quality_budget, problem.pruning, least=least,
+            self.budget,
+            self.quality_budget,
+            problem.pruning,
+            least=least,
             search=lambda measured: best_budget(
-                measured, lambda rate: self._divide(problem, seen, exact, rate)[2],
-                least=least, most=most_of(problem, self.max_prune),
+                measured,
+                lambda rate: self._divide(problem, seen, exact, rate)[2],
+                least=least,
+                most=most_of(problem, self.max_prune),
             ),
-        )  # fmt: skip
+        )
         level, share, _ = self._divide(problem, seen, exact, budget)
         level, share = spread(seen, level, share, lightest(allowed))
         return level_plan(
-            problem, observation, seen, level, share,
-            why=f"the same for all, budget {budget:.1%}, {why}", notes={"budget": budget},
-        ), state  # fmt: skip
+            problem,
+            observation,
+            seen,
+            level,
+            share,
+            why=f"the same for all, budget {budget:.1%}, {why}",
+            notes={"budget": budget},
+        ), state
 
     def _divide(
         self, problem: Problem, seen: Seen, exact: LadderProblem, budget: float

@@ -63,12 +63,21 @@ class UnlikeRanks:
         nothing = np.zeros(device.shape)
         told = equal_links(problem, device, prune_heads=nothing, prune_ffn=nothing, rank=rank)
         return RoundPlan(
-            observation.round, told, _reasons(devices.names, device, rank, unit_s),
-            deadline_s=problem.deadline_s, notes={"mean_rank": float(np.mean(rank))},
-        ), state  # fmt: skip
+            observation.round,
+            told,
+            _reasons(devices.names, device, rank, unit_s),
+            deadline_s=problem.deadline_s,
+            notes={"mean_rank": float(np.mean(rank))},
+        ), state
 
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
+    def divide(
+        self,
+        problem: Problem,
+        state: State,
+        plan: RoundPlan,
+        links: LinkState,
+        remaining_bytes: Floats,
+    ) -> Floats:
         """Keep the equal shares."""
         return plan.assignments.share
 

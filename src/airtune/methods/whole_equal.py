@@ -8,14 +8,7 @@ import numpy as np
 
 from airtune.methods.memoryless import Memoryless
 from airtune.methods.seen import available, even_shares
-from airtune.plan import (
-    Need,
-    Observation,
-    Problem,
-    RoundPlan,
-    State,
-    whole_model,
-)
+from airtune.plan import Need, Observation, Problem, RoundPlan, State, whole_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +29,11 @@ class WholeEqual(Memoryless):
         alone = None if devices.dedicated is None else devices.dedicated[device]
         share = even_shares(devices.link[device], alone)
         told = whole_model(
-            device, rank=problem.workload.rank, local_steps=problem.workload.local_steps,
+            device,
+            rank=problem.workload.rank,
+            local_steps=problem.workload.local_steps,
             share=share,
-        )  # fmt: skip
+        )
         crowd = np.rint(1.0 / np.maximum(share, 1e-12)).astype(np.int64)
         reasons = tuple(
             f"{devices.names[index]}: trains the whole model; "
@@ -46,6 +41,9 @@ class WholeEqual(Memoryless):
             for index, count in zip(device, crowd, strict=True)
         )
         return RoundPlan(
-            observation.round, told, reasons, deadline_s=problem.deadline_s,
+            observation.round,
+            told,
+            reasons,
+            deadline_s=problem.deadline_s,
             notes={"mean_pruned": 0.0},
-        ), state  # fmt: skip
+        ), state

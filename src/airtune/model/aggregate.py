@@ -88,9 +88,16 @@ def aggregate(
 
 
 def _layers(
-    spec: AggregateSpec, rule: Rule, state: GlobalState, updates: Sequence[Update],
-    weights: Floats, *, shape: ModelShape, scale: float, seed: int,
-) -> tuple[Adapters, dict[str, torch.Tensor]]:  # fmt: skip
+    spec: AggregateSpec,
+    rule: Rule,
+    state: GlobalState,
+    updates: Sequence[Update],
+    weights: Floats,
+    *,
+    shape: ModelShape,
+    scale: float,
+    seed: int,
+) -> tuple[Adapters, dict[str, torch.Tensor]]:
     """Return the next adapters and what has been merged into the base, layer by layer."""
     linears = {linear.name: linear for linear in shape.linears}
     adapters: Adapters = {}
@@ -101,12 +108,18 @@ def _layers(
     ]
     for name in layer_names(state.adapters):
         linear = linears[name.partition(".")[2]]
-        made = rule.combine(Layer(
-            name, (state.adapters[f"{name}.A"], state.adapters[f"{name}.B"]),
-            _parts(name, linear, updates, weights, shape),
-            _parts(name, linear, sent, -weights, shape) if sent else (),
-            spec, scale, seed, state.round + 1,
-        ))  # fmt: skip
+        made = rule.combine(
+            Layer(
+                name,
+                (state.adapters[f"{name}.A"], state.adapters[f"{name}.B"]),
+                _parts(name, linear, updates, weights, shape),
+                _parts(name, linear, sent, -weights, shape) if sent else (),
+                spec,
+                scale,
+                seed,
+                state.round + 1,
+            )
+        )
         adapters[f"{name}.A"], adapters[f"{name}.B"] = made.factors
         if made.merged is not None:
             merged[name] = merged[name] + made.merged if name in merged else made.merged

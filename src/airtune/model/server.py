@@ -91,9 +91,12 @@ def evaluated(state: GlobalState) -> GlobalState:
 
 
 def _moved(
-    settings: ServerOptimizer, before: GlobalState, sent: GlobalState, after: GlobalState,
+    settings: ServerOptimizer,
+    before: GlobalState,
+    sent: GlobalState,
+    after: GlobalState,
     stands_for: float,
-) -> GlobalState:  # fmt: skip
+) -> GlobalState:
     """Return the server's own tensors, moved by the devices' mean change of what they were sent."""
     old, start, end = _grouped(before), _grouped(sent), _grouped(after)
     change = {name: stands_for * (end[name] - start[name]) for name in end}

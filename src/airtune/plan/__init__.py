@@ -3,13 +3,7 @@
 from airtune.plan.assignment import Assignment, Assignments, CodecSpec, whole_model
 from airtune.plan.link import LinkSpec, LinkState, RateModel
 from airtune.plan.mask import mask_observation, mask_problem
-from airtune.plan.measurements import (
-    TABLES,
-    CodedScale,
-    Measurements,
-    joined,
-    measurements_from,
-)
+from airtune.plan.measurements import TABLES, CodedScale, Measurements, joined, measurements_from
 from airtune.plan.method import (
     AggregateSpec,
     Decider,

@@ -207,8 +207,12 @@ def whole_model(device: Ints, *, rank: int, local_steps: int, share: Floats) -> 
     count = device.shape[0]
     zeros = np.zeros(count)
     return Assignments(
-        device=device, prune_heads=zeros, prune_ffn=zeros,
-        rank=np.full(count, rank, np.int64), share=share,
+        device=device,
+        prune_heads=zeros,
+        prune_ffn=zeros,
+        rank=np.full(count, rank, np.int64),
+        share=share,
         local_steps=np.full(count, local_steps, np.int64),
-        cut=np.zeros(count, np.int64), codec_index=np.zeros(count, np.int64),
-    )  # fmt: skip
+        cut=np.zeros(count, np.int64),
+        codec_index=np.zeros(count, np.int64),
+    )

@@ -235,14 +235,21 @@ def joined(parts: Sequence[Measurements]) -> Measurements:
         return next((part for part in parts if table in part.measured), first)
 
     return replace(
-        first, source="; ".join(dict.fromkeys(part.source for part in parts)),
+        first,
+        source="; ".join(dict.fromkeys(part.source for part in parts)),
         curve=next((part.curve for part in parts if part.curve), ()),
-        pruning=having("pruning").pruning, most_pruned=having("pruning").most_pruned,
-        ranks=having("ranks").ranks, codecs=having("codecs").codecs, cut=having("cut").cut,
-        uploads=having("uploads").uploads, steps=having("steps").steps, filled=having("codecs").filled,
-        coded_scale=next((part.coded_scale for part in parts if part.coded_scale != CodedScale()),
-                         CodedScale()),
-    )  # fmt: skip
+        pruning=having("pruning").pruning,
+        most_pruned=having("pruning").most_pruned,
+        ranks=having("ranks").ranks,
+        codecs=having("codecs").codecs,
+        cut=having("cut").cut,
+        uploads=having("uploads").uploads,
+        steps=having("steps").steps,
+        filled=having("codecs").filled,
+        coded_scale=next(
+            (part.coded_scale for part in parts if part.coded_scale != CodedScale()), CodedScale()
+        ),
+    )
 
 
 def measurements_from(document: Mapping[str, Any]) -> Measurements:
@@ -256,7 +263,8 @@ def measurements_from(document: Mapping[str, Any]) -> Measurements:
             raise ValueError(f"schema {document['schema']}, this version reads {SCHEMA}")
         cut = document["cut"]
         return Measurements(
-            fingerprint=str(document["fingerprint"]), source=str(document["source"]),
+            fingerprint=str(document["fingerprint"]),
+            source=str(document["source"]),
             curve=tuple(map(float, document["curve"])),
             pruning=tuple(PrunedRounds(*map(float, row)) for row in document["pruning"]),
             ranks=tuple(RankRounds(int(at), *map(float, k)) for at, *k in document["ranks"]),
@@ -275,7 +283,7 @@ def measurements_from(document: Mapping[str, Any]) -> Measurements:
             most_pruned=float(document["most_pruned"]),
             filled=float(document.get("filled", 1.0)),
             coded_scale=_scale_from(document.get("coded_scale", {})),
-        )  # fmt: skip
+        )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise

@@ -161,8 +161,14 @@ class Decider(Protocol):
         """Decide what every available device does this round."""
         ...
 
-    def divide(self, problem: Problem, state: State, plan: RoundPlan, links: LinkState,
-               remaining_bytes: Floats) -> Floats:  # fmt: skip
+    def divide(
+        self,
+        problem: Problem,
+        state: State,
+        plan: RoundPlan,
+        links: LinkState,
+        remaining_bytes: Floats,
+    ) -> Floats:
         """Return the shares, shape (n,), for the coming slot; `plan.assignments.share` keeps them."""
         ...
 

@@ -72,9 +72,15 @@ def seen_plan(setting: PlanSetting, sampled: Sampled) -> SeenPlan:
 
 
 def closed_in(
-    within_s: float, short: Tried, enough: Tried, see: Callable[[float], SeenPlan],
-    meets: Callable[[SeenPlan], bool], *, close: float, snap: Callable[[float], float] = float,
-) -> Tried:  # fmt: skip
+    within_s: float,
+    short: Tried,
+    enough: Tried,
+    see: Callable[[float], SeenPlan],
+    meets: Callable[[SeenPlan], bool],
+    *,
+    close: float,
+    snap: Callable[[float], float] = float,
+) -> Tried:
     """Return the amount nearest to one that does not meet, and its plan, within a ratio.
 
     Where time goes as a power of the amount, two plans close in on it. A guess that leaves most of

@@ -35,12 +35,17 @@ def off_air(chosen: Chosen, problem: Problem, told: Assignments, cost: Predictio
     is_alone = chosen.method.name == _ALONE
     compute_s = cost.compute_s if is_alone else nothing
     return replace(
-        cost, download_s=nothing, compute_s=compute_s, upload_s=nothing, finish_s=compute_s,
-        download_bytes=nothing, upload_bytes=nothing,
+        cost,
+        download_s=nothing,
+        compute_s=compute_s,
+        upload_s=nothing,
+        finish_s=compute_s,
+        download_bytes=nothing,
+        upload_bytes=nothing,
         flops=cost.flops if is_alone else nothing,
         peak_bytes=cost.peak_bytes if is_alone else nothing,
         energy_j=energy_j(problem, told.device, compute_s=compute_s, upload_s=nothing),
-    )  # fmt: skip
+    )
 
 
 def server_s(chosen: Chosen, problem: Problem) -> float:
@@ -58,8 +63,9 @@ def server_s(chosen: Chosen, problem: Problem) -> float:
 def problem_of_control(chosen: Chosen, problem: Problem) -> Problem:
     """Return the problem without deadline and cap, which bind nobody who sends nothing."""
     rounds = 1 if chosen.method.name == "untuned" else problem.rounds
-    return replace(problem, rounds=rounds, deadline_s=None, device_bytes_per_month=None,
-                   joules_per_round=None)  # fmt: skip
+    return replace(
+        problem, rounds=rounds, deadline_s=None, device_bytes_per_month=None, joules_per_round=None
+    )
 
 
 def control_lines(chosen: Chosen) -> list[str]:

@@ -73,9 +73,13 @@ def _choice(
 ) -> CutChoice:
     samples = np.full(len(fleet), workload.batch * workload.local_steps)
     problem = Problem(
-        shape, fleet.profiles(samples), workload, rounds=1, seed=0,
+        shape,
+        fleet.profiles(samples),
+        workload,
+        rounds=1,
+        seed=0,
         server_flops_per_s=fleet.server.flops_per_s,
-    )  # fmt: skip
+    )
     told = cut_rows(workload, np.array([cut], np.int64), PLANNED_CODEC)
     cost = split_cost(problem, told)
     frozen = split_cost(replace(problem, work=replace(problem.work, device_frozen=True)), told)
@@ -83,9 +87,13 @@ def _choice(
         problem, told, links=fleet.links_at(0, 0, 0.0), flops_per_s=fleet.flops_at(0)
     )
     return CutChoice(
-        cut=cut, precision=precision, peak_bytes=float(cost.device_peak_bytes[0]),
+        cut=cut,
+        precision=precision,
+        peak_bytes=float(cost.device_peak_bytes[0]),
         fits=bool(cost.device_peak_bytes[0] <= fleet.memory_bytes[0]),
-        server_peak_bytes=cost.server_peak_bytes, step_up_bytes=float(cost.up_bytes[0]),
-        step_down_bytes=float(cost.gradient_bytes[0]), round_s=expected.round_s,
+        server_peak_bytes=cost.server_peak_bytes,
+        step_up_bytes=float(cost.up_bytes[0]),
+        step_down_bytes=float(cost.gradient_bytes[0]),
+        round_s=expected.round_s,
         frozen_peak_bytes=float(frozen.device_peak_bytes[0]),
-    )  # fmt: skip
+    )

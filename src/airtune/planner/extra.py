@@ -51,10 +51,11 @@ def staging_bytes(recipe: Recipe, problem: Problem, blocks: Ints) -> Floats:
         return np.asarray(np.append(parts, whole)[blocks - 1], np.float64)
     output = problem.work.labels == "stay"
     found = {
-        held: sum(sizes.values()) if held == shape.blocks
+        held: sum(sizes.values())
+        if held == shape.blocks
         else sum(sizes.get(group, 0) for group in {"", *held_groups(held, output=output)})
         for held in set(blocks.tolist())
-    }  # fmt: skip
+    }
     return np.array([float(found[held]) for held in blocks.tolist()])
 
 

@@ -154,9 +154,12 @@ def _own_knob(setting: PlanSetting) -> dict[str, dict[str, tuple[str, ...]]]:
 
 def _point(words: dict[str, str], given_up: tuple[int, ...], totals: Totals) -> FrontPoint:
     return FrontPoint(
-        words, given_up, totals.total_s, totals.upload_bytes + totals.download_bytes,
+        words,
+        given_up,
+        totals.total_s,
+        totals.upload_bytes + totals.download_bytes,
         totals.energy_j,
-    )  # fmt: skip
+    )
 
 
 def _beats(one: FrontPoint, other: FrontPoint, axes: Sequence[Axis]) -> bool:

@@ -35,12 +35,14 @@ def groups_of(devices: Sequence[DevicePlan]) -> tuple[Group, ...]:
         members.setdefault((row.kind, row.cut > 0), []).append(row)
     return tuple(
         Group(
-            kind=kind, devices=len(rows), fits=sum(row.fits for row in rows),
+            kind=kind,
+            devices=len(rows),
+            fits=sum(row.fits for row in rows),
             feasible=tuple(dict.fromkeys(row.feasible for row in rows)),
             ranges={name: _range([float(getattr(row, name)) for row in rows]) for name in RANGED},
         )
         for (kind, _), rows in members.items()
-    )  # fmt: skip
+    )
 
 
 def span(values: Range, form: Callable[[float], str]) -> str:

@@ -59,9 +59,14 @@ class ModelPlan:
 
 
 def plan_model(
-    model: str, device: str, *, batch: int = 1, tokens: int = 512, rank: int = 8,
+    model: str,
+    device: str,
+    *,
+    batch: int = 1,
+    tokens: int = 512,
+    rank: int = 8,
     local_steps: int = 10,
-) -> ModelPlan:  # fmt: skip
+) -> ModelPlan:
     """Return the ways to train a model on a kind of device, which fit and what they take.
 
     Args:
@@ -81,10 +86,14 @@ def plan_model(
     fleet = load_fleet(device)
     kind_bytes = float(fleet.memory_bytes[0])
     base = Workload(
-        batch=batch, tokens=tokens, local_steps=local_steps, rank=rank,
-        lora_targets=tuple(linear.name for linear in shape.linears), loss_chunk=256,
+        batch=batch,
+        tokens=tokens,
+        local_steps=local_steps,
+        rank=rank,
+        lora_targets=tuple(linear.name for linear in shape.linears),
+        loss_chunk=256,
         trains_head=shape.labels > 0,
-    )  # fmt: skip
+    )
     choices = tuple(
         _choice(shape, replace(base, **form), name, pruned, fleet)
         for name, form in _forms()
@@ -99,15 +108,21 @@ def plan_model(
             "no cut does; take a shorter --tokens, a smaller --batch or a smaller model"
         )
     return ModelPlan(
-        model=model, parameters=shape.parameters, device=device, memory_bytes=kind_bytes,
-        flops_per_s=float(fleet.flops_per_s[0]), workload=base, choices=choices, cuts=cuts,
+        model=model,
+        parameters=shape.parameters,
+        device=device,
+        memory_bytes=kind_bytes,
+        flops_per_s=float(fleet.flops_per_s[0]),
+        workload=base,
+        choices=choices,
+        cuts=cuts,
         assumptions=(
             *fleet.assumptions,
             "the loss is computed in chunks of 256 positions, so that logits never exist whole",
             f"across a cut: {PLANNED_CODEC.label}, both ways; the server has nobody else to serve",
             "framework and kernels come on top of the memory shown, about 0.3-0.5 GiB on a CPU",
         ),
-    )  # fmt: skip
+    )
 
 
 def _cuts(shape: ModelShape, base: Workload, fleet: Fleet) -> tuple[CutChoice, ...]:
@@ -137,22 +152,34 @@ def _choice(
     levels = ladder(shape, workload)
     level = int(np.argmin(np.abs(levels.pruned - pruned)))
     told = Assignments(
-        device=np.zeros(1, np.int64), prune_heads=levels.prune_heads[[level]],
-        prune_ffn=levels.prune_ffn[[level]], rank=np.array([workload.rank]), share=np.ones(1),
-        local_steps=np.array([workload.local_steps]), cut=np.zeros(1, np.int64),
+        device=np.zeros(1, np.int64),
+        prune_heads=levels.prune_heads[[level]],
+        prune_ffn=levels.prune_ffn[[level]],
+        rank=np.array([workload.rank]),
+        share=np.ones(1),
+        local_steps=np.array([workload.local_steps]),
+        cut=np.zeros(1, np.int64),
         codec_index=np.zeros(1, np.int64),
-    )  # fmt: skip
+    )
     fleet = fleet.at_precision(_PRECISION_BY_BITS[workload.base_bits])
     problem = Problem(shape, fleet.profiles(np.ones(1, np.int64)), workload, rounds=1, seed=0)
     cost = predict(problem, told, links=fleet.links_at(0, 0, 0.0), flops_per_s=fleet.flops_at(0))
     memory = peak_memory(shape, workload, told)
-    parts = {name: float(np.broadcast_to(getattr(memory, name), (1,))[0])
-             for name in ("weights", "activations", "logits", "total")}  # fmt: skip
+    parts = {
+        name: float(np.broadcast_to(getattr(memory, name), (1,))[0])
+        for name in ("weights", "activations", "logits", "total")
+    }
     return ModelChoice(
-        precision=precision, checkpointing=workload.checkpointing,
-        pruned=float(levels.pruned[level]), weights_bytes=parts["weights"],
-        activations_bytes=parts["activations"], logits_bytes=parts["logits"],
-        peak_bytes=parts["total"], fits=parts["total"] <= float(fleet.memory_bytes[0]),
-        step_s=float(cost.compute_s[0]) / workload.local_steps, round_s=cost.round_s,
-        upload_bytes=float(cost.upload_bytes[0]), energy_j=float(cost.energy_j[0]),
-    )  # fmt: skip
+        precision=precision,
+        checkpointing=workload.checkpointing,
+        pruned=float(levels.pruned[level]),
+        weights_bytes=parts["weights"],
+        activations_bytes=parts["activations"],
+        logits_bytes=parts["logits"],
+        peak_bytes=parts["total"],
+        fits=parts["total"] <= float(fleet.memory_bytes[0]),
+        step_s=float(cost.compute_s[0]) / workload.local_steps,
+        round_s=cost.round_s,
+        upload_bytes=float(cost.upload_bytes[0]),
+        energy_j=float(cost.energy_j[0]),
+    )

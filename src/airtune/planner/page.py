@@ -14,9 +14,13 @@ from airtune.report.wording import bytes_scale, format_joules, seconds_scale
 
 
 def page_of(
-    recipe: Recipe, plan: Plan, *, within: Within | None, prices: tuple[Price, ...] | None,
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    within: Within | None,
+    prices: tuple[Price, ...] | None,
     front: ParetoFront | None,
-) -> PlanPage:  # fmt: skip
+) -> PlanPage:
     """Return all that the page of a plan says.
 
     Args:
@@ -35,11 +39,15 @@ def page_of(
         title=f"{plan.recipe}: plan of {plan.method}",
         subtitle=f"{plan.model}, {plan.parameters:,} parameters · {len(plan.devices)} devices · "
         f"{plan.rounds} rounds",
-        headline=_headline(plan, within), cards=tuple(_cards(plan)), warnings=plan.warnings,
+        headline=_headline(plan, within),
+        cards=tuple(_cards(plan)),
+        warnings=plan.warnings,
         sheets=tuple(_sheet(title, words) for title, words in tables),
-        prices=tuple(price_lines(prices or ())), assumptions=(plan.rounds_source, *plan.assumptions),
-        recipe=dump_recipe(recipe), front=_dots(front) if front and front.points else None,
-    )  # fmt: skip
+        prices=tuple(price_lines(prices or ())),
+        assumptions=(plan.rounds_source, *plan.assumptions),
+        recipe=dump_recipe(recipe),
+        front=_dots(front) if front and front.points else None,
+    )
 
 
 def _headline(plan: Plan, within: Within | None) -> str:
@@ -49,22 +57,35 @@ def _headline(plan: Plan, within: Within | None) -> str:
 
 def _cards(plan: Plan) -> list[Card]:
     beside = (
-        "" if plan.round_quantile_s is None or plan.quantile is None
+        ""
+        if plan.round_quantile_s is None or plan.quantile is None
         else f"{plan.quantile:.0%} of the rounds within {seconds(plan.round_quantile_s)}"
-    )  # fmt: skip
+    )
     cards = [
         Card("Time", seconds(plan.total_s), f"a round {seconds(plan.round_s)}", beside),
-        Card("Bytes", sizes(plan.total_upload_bytes + plan.total_download_bytes),
-             f"{sizes(plan.total_upload_bytes)} of them up", ""),
-        Card("Energy", f"{plan.total_energy_j / 3.6e6:.3g} kWh", format_joules(plan.total_energy_j),
-             "of the devices"),
-    ]  # fmt: skip
+        Card(
+            "Bytes",
+            sizes(plan.total_upload_bytes + plan.total_download_bytes),
+            f"{sizes(plan.total_upload_bytes)} of them up",
+            "",
+        ),
+        Card(
+            "Energy",
+            f"{plan.total_energy_j / 3.6e6:.3g} kWh",
+            format_joules(plan.total_energy_j),
+            "of the devices",
+        ),
+    ]
     if plan.money is not None:
         unit = f" {plan.money.currency}".rstrip()
         cards.append(
-            Card("Cost", f"{plan.money.total:.3g}{unit}",
-                 f"electricity {plan.money.electricity:.3g}, data {plan.money.data:.3g}", "")
-        )  # fmt: skip
+            Card(
+                "Cost",
+                f"{plan.money.total:.3g}{unit}",
+                f"electricity {plan.money.electricity:.3g}, data {plan.money.data:.3g}",
+                "",
+            )
+        )
     return cards
 
 

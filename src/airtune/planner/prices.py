@@ -72,11 +72,13 @@ def price_lines(prices: tuple[Price, ...]) -> list[str]:
     felt = [price for price in prices if abs(price.saves) >= _FELT]
     idle = [price.change for price in prices if abs(price.saves) < _FELT]
     return [
-        *(f"{price.change} {'saves' if price.saves > 0 else 'costs'} {_percent(price.saves)}"
-          f"{'' if price.saves > 0 else ', as more devices take part or less is pruned'}"
-          for price in felt),
+        *(
+            f"{price.change} {'saves' if price.saves > 0 else 'costs'} {_percent(price.saves)}"
+            f"{'' if price.saves > 0 else ', as more devices take part or less is pruned'}"
+            for price in felt
+        ),
         *([f"saves nothing: {', '.join(idle)}"] if idle else []),
-    ]  # fmt: skip
+    ]
 
 
 def _changes(setting: PlanSetting, sampled: Sampled) -> Iterator[tuple[str, Fleet]]:

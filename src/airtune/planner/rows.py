@@ -30,15 +30,27 @@ class WordTable:
 def device_rows(plan: Plan, *, every_device: bool = False) -> WordTable:
     """Return a row a device, or a row a kind of a large fleet."""
     is_split = any(row.cut for row in plan.devices)
-    columns = ("memory", "fits", "choices", "cut" if is_split else "pruned", "download", "compute",
-               "upload", "finish", "sent", "energy")  # fmt: skip
+    columns = (
+        "memory",
+        "fits",
+        "choices",
+        "cut" if is_split else "pruned",
+        "download",
+        "compute",
+        "upload",
+        "finish",
+        "sent",
+        "energy",
+    )
     title = f"{plan.method} on {plan.model} ({plan.parameters:,} parameters), a round"
     if every_device or len(plan.devices) <= MOST_ROWS:
         return WordTable(title, ("device", *columns), tuple(map(_device, plan.devices)))
     return WordTable(
-        title, ("kind", "devices", *columns), tuple(map(_group, groups_of(plan.devices))),
+        title,
+        ("kind", "devices", *columns),
+        tuple(map(_group, groups_of(plan.devices))),
         f"{len(plan.devices)} devices by kind, from least to most; --all shows each",
-    )  # fmt: skip
+    )
 
 
 def within_rows(within: Within) -> WordTable:
@@ -70,18 +82,25 @@ def front_rows(front: ParetoFront, *, most: int | None = None) -> WordTable:
     places = dict.fromkeys(round(place * step) for place in range(min(count, most or count)))
     own = ("as the recipe has it", *(FORMS[axis](front.own.cost(axis)) for axis in front.axes))
     return WordTable(
-        f"plans by {', '.join(front.axes)}: {count} of {front.tried} stay", ("plan", *front.axes),
-        (own, *(
-            (point.label, *(
-                f"{FORMS[axis](point.cost(axis))} ({_change(point.cost(axis), front.own.cost(axis))})"
-                for axis in front.axes
-            ))
-            for point in (front.points[place] for place in places)
-        )),
+        f"plans by {', '.join(front.axes)}: {count} of {front.tried} stay",
+        ("plan", *front.axes),
+        (
+            own,
+            *(
+                (
+                    point.label,
+                    *(
+                        f"{FORMS[axis](point.cost(axis))} ({_change(point.cost(axis), front.own.cost(axis))})"
+                        for axis in front.axes
+                    ),
+                )
+                for point in (front.points[place] for place in places)
+            ),
+        ),
         "each knob from what gives up least: no coding, the full rank, the least pruned; what a plan "
         "costs in quality only a run tells"
         + (f"; {len(places)} are shown, --json and --page have all" if len(places) < count else ""),
-    )  # fmt: skip
+    )
 
 
 def percent(value: float) -> str:
@@ -111,12 +130,15 @@ FORMS: dict[Axis, Callable[[float], str]] = {
 
 def _device(row: DevicePlan) -> tuple[str, ...]:
     return (
-        row.name, f"{sizes(row.peak_bytes)} of {format_bytes(row.memory_bytes)}",
-        "yes" if row.fits else "NO", row.feasible,
+        row.name,
+        f"{sizes(row.peak_bytes)} of {format_bytes(row.memory_bytes)}",
+        "yes" if row.fits else "NO",
+        row.feasible,
         f"{row.cut}, {row.codec}" if row.cut else percent(row.pruned),
         *(seconds(value) for value in (row.download_s, row.compute_s, row.upload_s, row.finish_s)),
-        sizes(row.upload_bytes), joules(row.energy_j),
-    )  # fmt: skip
+        sizes(row.upload_bytes),
+        joules(row.energy_j),
+    )
 
 
 def _group(group: Group) -> tuple[str, ...]:
@@ -126,13 +148,16 @@ def _group(group: Group) -> tuple[str, ...]:
     fits = "yes" if group.fits == group.devices else f"{group.fits} of {group.devices}"
     is_cut = group.ranges["cut"][1] > 0
     return (
-        group.kind, str(group.devices),
+        group.kind,
+        str(group.devices),
         f"{told('peak_bytes', sizes)} of {told('memory_bytes', sizes)}",
-        fits if group.fits else "NO", "; ".join(group.feasible),
+        fits if group.fits else "NO",
+        "; ".join(group.feasible),
         told("cut", lambda cut: f"{cut:.0f}") if is_cut else told("pruned", percent),
         *(told(f"{part}_s", seconds) for part in ("download", "compute", "upload", "finish")),
-        told("upload_bytes", sizes), told("energy_j", joules),
-    )  # fmt: skip
+        told("upload_bytes", sizes),
+        told("energy_j", joules),
+    )
 
 
 def _change(value: float, own: float) -> str:

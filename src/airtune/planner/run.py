@@ -49,8 +49,11 @@ def plan_of(
         sampled: its rounds at the draws of this quantile; None = plan them.
     """
     recipe, fleet, problem, chosen = (
-        setting.recipe, setting.fleet, setting.problem, setting.chosen,
-    )  # fmt: skip
+        setting.recipe,
+        setting.fleet,
+        setting.problem,
+        setting.chosen,
+    )
     if sampled is None:
         sampled = sample(setting, draws_of(problem.rounds, quantile))
     totals = sampled.totals(problem.rounds)
@@ -59,24 +62,33 @@ def plan_of(
     stage_s = staging_s(fleet, staged, rounds=len(sampled.columns["pruned"]))
     is_short = problem.rounds < recipe.train.rounds
     return Plan(
-        recipe=recipe.label, method=chosen.label, model=recipe.model.source,
+        recipe=recipe.label,
+        method=chosen.label,
+        model=recipe.model.source,
         parameters=problem.shape.parameters,
-        devices=_devices(setting, sampled, staged, stage_s), rounds=problem.rounds,
-        data=() if setting.found is None
+        devices=_devices(setting, sampled, staged, stage_s),
+        rounds=problem.rounds,
+        data=()
+        if setting.found is None
         else tuple(line.marked for line in setting.found.data.ledger.lines()),
-        rounds_source="one, in which nothing is trained" if is_short
+        rounds_source="one, in which nothing is trained"
+        if is_short
         else rounds_source(problem.pruning),
-        round_s=totals.round_s, total_s=totals.total_s,
-        total_upload_bytes=totals.upload_bytes, total_download_bytes=totals.download_bytes,
-        total_energy_j=totals.energy_j, total_flops=totals.flops,
+        round_s=totals.round_s,
+        total_s=totals.total_s,
+        total_upload_bytes=totals.upload_bytes,
+        total_download_bytes=totals.download_bytes,
+        total_energy_j=totals.energy_j,
+        total_flops=totals.flops,
         straggler=straggler(fleet, sampled, is_control=chosen.is_control),
         assumptions=tuple(assumptions(setting, sampled, staged, stage_s)),
         warnings=tuple(warnings(setting, sampled)),
         money=money_of(recipe, totals, float(staged.sum())),
         quantile=quantile,
-        round_quantile_s=None if quantile is None
+        round_quantile_s=None
+        if quantile is None
         else sampled.totals(problem.rounds, quantile).round_s,
-    )  # fmt: skip
+    )
 
 
 def money_of(recipe: Recipe, totals: Totals, staged_bytes: float) -> Money | None:
@@ -93,8 +105,9 @@ def money_of(recipe: Recipe, totals: Totals, staged_bytes: float) -> Money | Non
     sent = totals.upload_bytes + totals.download_bytes + staged_bytes
     return Money(
         electricity=totals.energy_j / _JOULES_PER_KWH * (tariff.per_kwh or 0.0),
-        data=sent / _BYTES_PER_GB * (tariff.per_gb or 0.0), currency=tariff.currency,
-    )  # fmt: skip
+        data=sent / _BYTES_PER_GB * (tariff.per_gb or 0.0),
+        currency=tariff.currency,
+    )
 
 
 def _devices(
@@ -123,12 +136,27 @@ def _device(fleet: Fleet, index: int, middle: dict[str, Floats], levels: Ladder)
     memory = float(fleet.memory_bytes[index])
     peak = float(middle["peak_bytes"][index])
     return DevicePlan(
-        name=fleet.names[index], kind=fleet.kinds[index],
-        pruned=float(middle["pruned"][index]), cut=0, codec="",
+        name=fleet.names[index],
+        kind=fleet.kinds[index],
+        pruned=float(middle["pruned"][index]),
+        cut=0,
+        codec="",
         rank=0 if np.isnan(middle["rank"][index]) else int(middle["rank"][index]),
-        peak_bytes=peak, memory_bytes=memory, fits=bool(peak <= memory),
+        peak_bytes=peak,
+        memory_bytes=memory,
+        fits=bool(peak <= memory),
         feasible=feasible(levels, memory),
-        **{name: float(middle[name][index]) for name in (
-            "share", "download_s", "compute_s", "upload_s", "finish_s", "upload_bytes",
-            "download_bytes", "energy_j")},
-    )  # fmt: skip
+        **{
+            name: float(middle[name][index])
+            for name in (
+                "share",
+                "download_s",
+                "compute_s",
+                "upload_s",
+                "finish_s",
+                "upload_bytes",
+                "download_bytes",
+                "energy_j",
+            )
+        },
+    )

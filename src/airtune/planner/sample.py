@@ -145,8 +145,11 @@ def sample(setting: PlanSetting, draws: Draws | None = None) -> Sampled:
         InfeasibleError: if the method finds no plan.
     """
     problem, typical, fleet, chosen = (
-        setting.problem, setting.typical, setting.fleet, setting.chosen,
-    )  # fmt: skip
+        setting.problem,
+        setting.typical,
+        setting.fleet,
+        setting.chosen,
+    )
     decider = chosen.method.decider
     known = mask_problem(problem, decider.needs)
     with blamed(chosen.method, "init"):
@@ -260,18 +263,25 @@ def _able(problem: Problem, told: Assignments, cost: Prediction) -> Bools:
 
 
 def _note(
-    columns: dict[str, Floats], row: int, typical: Problem, told: Assignments,
-    *, cost: Prediction, able: Bools,
-) -> None:  # fmt: skip
+    columns: dict[str, Floats],
+    row: int,
+    typical: Problem,
+    told: Assignments,
+    *,
+    cost: Prediction,
+    able: Bools,
+) -> None:
     """Put down what the devices of a plan are told and what it costs them."""
     whole = replace(told, cut=np.zeros_like(told.cut))
     deadline_s = np.inf if typical.deadline_s is None else typical.deadline_s
     found = {
         "pruned": typical.shape.pruned_fraction(told.prune_heads, told.prune_ffn),
-        "rank": told.rank, "share": told.share, "trained": able & (cost.finish_s <= deadline_s),
+        "rank": told.rank,
+        "share": told.share,
+        "trained": able & (cost.finish_s <= deadline_s),
         "whole_flops": train_flops(typical.shape, typical.workload, whole),
         **{name: getattr(cost, name) for name in PRICED},
-    }  # fmt: skip
+    }
     for name, values in found.items():
         columns[name][row, told.device] = values
 

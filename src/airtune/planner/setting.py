@@ -16,13 +16,7 @@ from airtune.planner.control import problem_of_control
 from airtune.planner.lengths import planned_workload, typical_problem
 from airtune.planner.shape import shape_of
 from airtune.recipe import Recipe, fleet_of
-from airtune.run import (
-    Chosen,
-    check_memory,
-    choose_method,
-    stored_measurements,
-    stored_sensitivity,
-)
+from airtune.run import Chosen, check_memory, choose_method, stored_measurements, stored_sensitivity
 from airtune.run.build import bare_problem, check_cuts
 from airtune.run.inspect import Inspection, inspect_data
 
@@ -56,10 +50,11 @@ class PlanSetting:
         """
         held = np.where(fleet.availability > 0.0, self.problem.devices.samples, 0)
         problem = replace(
-            self.problem, devices=fleet.profiles(held),
+            self.problem,
+            devices=fleet.profiles(held),
             server_flops_per_s=fleet.server.flops_per_s,
             server_memory_bytes=fleet.server.memory_bytes,
-        )  # fmt: skip
+        )
         check_memory(problem, fleet, may_cut=self.chosen.method.may_cut)
         return replace(self, fleet=fleet, problem=problem)
 
@@ -91,9 +86,10 @@ def setting_of(recipe: Recipe, found: Inspection | None = None) -> PlanSetting:
     visits = recipe.train.rounds * workload.local_steps * workload.batch
     problem = bare_problem(recipe, shape, workload, fleet, np.full(len(fleet), visits))
     problem = replace(
-        with_work(problem, chosen.method.work), server_memory_bytes=fleet.server.memory_bytes,
+        with_work(problem, chosen.method.work),
+        server_memory_bytes=fleet.server.memory_bytes,
         sensitivity=stored_sensitivity(recipe, chosen),
-    ).with_measurements(stored_measurements(recipe, chosen))  # fmt: skip
+    ).with_measurements(stored_measurements(recipe, chosen))
     check_memory(problem, fleet, may_cut=chosen.method.may_cut)
     problem = problem_of_control(chosen, problem) if chosen.is_control else problem
     return PlanSetting(recipe, fleet, problem, chosen, found)

@@ -71,10 +71,11 @@ class Within:
         """Whether the run ends in time, in a sentence without its first capital."""
         took = format_seconds(self.total_s) if math.isfinite(self.total_s) else "for ever"
         every = (
-            "the run takes" if self.quantile is None
+            "the run takes"
+            if self.quantile is None
             else f"if every round took as long as {self.quantile:.0%} of them take at most, the run "
             "would take"
-        )  # fmt: skip
+        )
         inside = "within" if self.meets else "not within"
         return f"{every} {took}, {inside} {format_seconds(self.within_s)}"
 
@@ -105,9 +106,13 @@ def read_vary(text: str | None) -> tuple[Vary, ...]:
 
 
 def plan_within(
-    setting: PlanSetting, within_s: float, *, vary: Sequence[Vary] = VARIED,
-    quantile: float | None = None, sampled: Sampled | None = None,
-) -> Within:  # fmt: skip
+    setting: PlanSetting,
+    within_s: float,
+    *,
+    vary: Sequence[Vary] = VARIED,
+    quantile: float | None = None,
+    sampled: Sampled | None = None,
+) -> Within:
     """Return what would make a run end within a time.
 
     Args:
@@ -136,9 +141,10 @@ def plan_within(
 def _bandwidth(question: Question) -> Requirement:
     fleet = question.setting.fleet
     answer = _by_factor(
-        question, "bandwidth",
+        question,
+        "bandwidth",
         lambda factor: question.setting.on(with_bandwidth(fleet, up=factor, down=factor)),
-    )  # fmt: skip
+    )
     wide = {spec.name: spec.up_bandwidth_hz for spec in fleet.specs if spec.up_bandwidth_hz}
     shown = ", ".join(f"{name} {hz * answer.amount / 1e6:.3g} MHz up" for name, hz in wide.items())
     return _worded(answer, f" ({shown})" if 0 < len(wide) <= _NAMED_LINKS else " on every link")
@@ -168,9 +174,11 @@ def _server(question: Question) -> Requirement:
 
 
 def _by_factor(
-    question: Question, vary: Vary, at: Callable[[float], PlanSetting],
+    question: Question,
+    vary: Vary,
+    at: Callable[[float], PlanSetting],
     keeps: Callable[[SeenPlan], bool] = lambda seen: True,
-) -> Requirement:  # fmt: skip
+) -> Requirement:
     """Return the least multiple that meets, between 1 and the end that is on the other side.
 
     Args:
@@ -202,8 +210,14 @@ def _worded(answer: Requirement, detail: str) -> Requirement:
     factor = math.ceil(answer.amount * 100) / 100
     lead = "not even " if not answer.meets else "no more than " if factor < 1.0 else ""
     amount = f"{factor:g} times" if factor != 1.0 else "what there is"
-    return Requirement(answer.vary, answer.meets, f"{lead}{amount}{detail}", answer.amount,
-                  answer.total_s, answer.binds)  # fmt: skip
+    return Requirement(
+        answer.vary,
+        answer.meets,
+        f"{lead}{amount}{detail}",
+        answer.amount,
+        answer.total_s,
+        answer.binds,
+    )
 
 
 def _rounds(question: Question) -> Requirement:
@@ -223,12 +237,23 @@ def _rounds(question: Question) -> Requirement:
         return Requirement("rounds", is_met, words, amount, best.total_s, best.binds)
     short, enough = (other, (now, question.now)) if is_met else ((now, question.now), other)
     found, best = closed_in(
-        question.within_s, short, enough, lambda rounds: see(int(rounds)), question.meets,
-        close=1.0 + 0.5 / most, snap=round,
-    )  # fmt: skip
+        question.within_s,
+        short,
+        enough,
+        lambda rounds: see(int(rounds)),
+        question.meets,
+        close=1.0 + 0.5 / most,
+        snap=round,
+    )
     low = int(found)
-    return Requirement("rounds", True, f"{low} of {now} rounds" if low <= now else f"{low} rounds would fit",
-                  low, best.total_s, best.binds)  # fmt: skip
+    return Requirement(
+        "rounds",
+        True,
+        f"{low} of {now} rounds" if low <= now else f"{low} rounds would fit",
+        low,
+        best.total_s,
+        best.binds,
+    )
 
 
 def _devices(question: Question) -> Requirement:
@@ -274,9 +299,10 @@ def _nothing(question: Question, answers: Sequence[Requirement]) -> str:
     best = min(answers, key=lambda answer: answer.total_s)
     tried = "; ".join(
         f"{answer.vary}: {answer.needs}, which takes {format_seconds(answer.total_s)}"
-        if math.isfinite(answer.total_s) else f"{answer.vary}: {answer.needs}, which has no plan"
+        if math.isfinite(answer.total_s)
+        else f"{answer.vary}: {answer.needs}, which has no plan"
         for answer in answers
-    )  # fmt: skip
+    )
     now = question.now.total_s
     least = format_seconds(best.total_s) if math.isfinite(best.total_s) else "not known"
     return (

@@ -39,24 +39,56 @@ def assumptions(
         "every device holds equally many rows",
         length_line(setting.recipe, setting.found),
         f"links as drawn in {drawn} rounds of the run; figures are medians over them",
-        *([f"{sampled.part:.3g} of the devices are asked a round (fleet.participation), in a "
-           "random order; a device's figures are of a round that asks it"]
-          if sampled.part < 1.0 else []),
-        *([f"a round ends with {setting.recipe.train.async_buffer} updates (train.async_buffer): its "
-           "time is the mean over devices that begin anew when they are done, with the shares of "
-           "the link that all have at once"]
-          if sampled.arrives < 1.0 else []),
-        *(["no sample is seen twice, so nothing is saved by remembering it"]
-          if problem.work.device_frozen else []),
-        *holding_lines(fleet.names, held_blocks(problem, fleet, setting.chosen), problem.shape.blocks),
+        *(
+            [
+                f"{sampled.part:.3g} of the devices are asked a round (fleet.participation), in a "
+                "random order; a device's figures are of a round that asks it"
+            ]
+            if sampled.part < 1.0
+            else []
+        ),
+        *(
+            [
+                f"a round ends with {setting.recipe.train.async_buffer} updates (train.async_buffer): its "
+                "time is the mean over devices that begin anew when they are done, with the shares of "
+                "the link that all have at once"
+            ]
+            if sampled.arrives < 1.0
+            else []
+        ),
+        *(
+            ["no sample is seen twice, so nothing is saved by remembering it"]
+            if problem.work.device_frozen
+            else []
+        ),
+        *holding_lines(
+            fleet.names, held_blocks(problem, fleet, setting.chosen), problem.shape.blocks
+        ),
         *staging_lines(fleet.names, staged, stage_s),
-        *cap_lines(fleet.names, middle["upload_bytes"] + middle["download_bytes"], problem, staged,
-                   part=sampled.part),
-        *_beyond(middle["finish_s"], problem.deadline_s, fleet.names,
-                 said="miss the deadline of", form=format_seconds, key="deadline_s"),
-        *_beyond(middle["energy_j"], problem.joules_per_round, fleet.names,
-                 said="take more in a round than", form=format_joules, key="limits.joules_per_round"),
-    ]  # fmt: skip
+        *cap_lines(
+            fleet.names,
+            middle["upload_bytes"] + middle["download_bytes"],
+            problem,
+            staged,
+            part=sampled.part,
+        ),
+        *_beyond(
+            middle["finish_s"],
+            problem.deadline_s,
+            fleet.names,
+            said="miss the deadline of",
+            form=format_seconds,
+            key="deadline_s",
+        ),
+        *_beyond(
+            middle["energy_j"],
+            problem.joules_per_round,
+            fleet.names,
+            said="take more in a round than",
+            form=format_joules,
+            key="limits.joules_per_round",
+        ),
+    ]
 
 
 def warnings(setting: PlanSetting, sampled: Sampled) -> list[str]:
@@ -130,9 +162,14 @@ def rounds_source(measured: Sequence[PrunedRounds]) -> str:
 
 
 def _beyond(
-    column: Floats, limit: float | None, names: Sequence[str],
-    *, said: str, form: Callable[[float], str], key: str,
-) -> list[str]:  # fmt: skip
+    column: Floats,
+    limit: float | None,
+    names: Sequence[str],
+    *,
+    said: str,
+    form: Callable[[float], str],
+    key: str,
+) -> list[str]:
     """Say so where devices are mostly above a limit, and the least that one needs if all are."""
     asked = column[~np.isnan(column)]
     over = 0 if limit is None else int(np.sum(asked > limit))

@@ -31,14 +31,23 @@ def learnt_figures(run: RunSeries, shown: Ints) -> dict[str, tuple[Figure, str]]
     data = []
     for number, (name, title) in enumerate(_WHAT.items()):
         low, middle, high = np.array([last[place][name] for place in places]).T
-        data.append({
-            "type": "scatter", "mode": "markers", "name": title,
-            "x": [label(names[place]) for place in places], "y": middle.tolist(),
-            "error_y": {"type": "data", "symmetric": False, "array": (high - middle).tolist(),
-                        "arrayminus": (middle - low).tolist()},
-            "marker": {"color": colour_of(number + 1)},
-            "hovertemplate": f"%{{x}}: {title} %{{y:.3g}} times the declared<extra></extra>",
-        })  # fmt: skip
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": title,
+                "x": [label(names[place]) for place in places],
+                "y": middle.tolist(),
+                "error_y": {
+                    "type": "data",
+                    "symmetric": False,
+                    "array": (high - middle).tolist(),
+                    "arrayminus": (middle - low).tolist(),
+                },
+                "marker": {"color": colour_of(number + 1)},
+                "hovertemplate": f"%{{x}}: {title} %{{y:.3g}} times the declared<extra></extra>",
+            }
+        )
     figure = layout(x=axis(""), y=axis("learnt / declared"), height=300)
     figure["xaxis"] |= {"type": "category"}
     figure["yaxis"] |= {"type": "log"}

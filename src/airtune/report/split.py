@@ -97,8 +97,12 @@ def step_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> SectionF
     places = np.flatnonzero(np.isin(device, shown))
     if not places.size:
         return None
-    ends = np.array([_column(step, key)[places] for key in
-                     ("forward_s", "upload_s", "download_s", "backward_s")])  # fmt: skip
+    ends = np.array(
+        [
+            _column(step, key)[places]
+            for key in ("forward_s", "upload_s", "download_s", "backward_s")
+        ]
+    )
     starts, stops = _numbers(step.get("server_start_s")), _numbers(step.get("server_end_s"))
     known = np.concatenate([ends.ravel(), stops])
     longest = float(np.nanmax(known[np.isfinite(known)], initial=0.0))
@@ -120,9 +124,14 @@ def step_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> SectionF
         height=130 + max(16, min(26, 900 // places.size)) * (places.size + 1),
     )
     figure |= {"barmode": "overlay", "bargap": 0.28}
-    figure["yaxis"] |= {"type": "category", "categoryorder": "array", "showgrid": False,
-                        "categoryarray": [*lanes, _SERVER], "tickfont": {"size": 11},
-                        "range": [places.size + 0.5, -0.5]}  # fmt: skip
+    figure["yaxis"] |= {
+        "type": "category",
+        "categoryorder": "array",
+        "showgrid": False,
+        "categoryarray": [*lanes, _SERVER],
+        "tickfont": {"size": 11},
+        "range": [places.size + 0.5, -0.5],
+    }
     return SectionFigure(
         "The first step",
         {"data": data, "layout": figure},
@@ -140,20 +149,32 @@ def bytes_figure(rounds: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
     scale, unit = bytes_scale(most)
     titles = list(totals)
     bars = {
-        "type": "bar", "orientation": "h", "name": "sent", "y": titles,
+        "type": "bar",
+        "orientation": "h",
+        "name": "sent",
+        "y": titles,
         "x": [value / scale for value in totals.values()],
         "marker": {"color": [colour for _, _, colour in _DIRECTIONS]},
-        "text": [format_bytes(value) for value in totals.values()], "textposition": "auto",
-        "hovertemplate": "%{y}: %{text}<extra></extra>", "showlegend": False,
-    }  # fmt: skip
+        "text": [format_bytes(value) for value in totals.values()],
+        "textposition": "auto",
+        "hovertemplate": "%{y}: %{text}<extra></extra>",
+        "showlegend": False,
+    }
     bounds = [_total(rounds, "bound_up_bytes"), _total(rounds, "bound_down_bytes")]
     marks = {
-        "type": "scatter", "mode": "markers", "name": "entropy bound", "y": titles[:2],
+        "type": "scatter",
+        "mode": "markers",
+        "name": "entropy bound",
+        "y": titles[:2],
         "x": [value / scale if value > 0.0 else None for value in bounds],
-        "marker": {"symbol": "line-ns-open", "size": 18, "color": "var(--ink)",
-                   "line": {"width": 2.5}},
+        "marker": {
+            "symbol": "line-ns-open",
+            "size": 18,
+            "color": "var(--ink)",
+            "line": {"width": 2.5},
+        },
         "hovertemplate": f"%{{y}}: bound %{{x:.3g}} {unit}<extra></extra>",
-    }  # fmt: skip
+    }
     figure = layout(x=axis(f"sent in the run ({unit})", from_zero=True), y=axis(""), height=250)
     figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False}
     figure["bargap"] = 0.35
@@ -178,12 +199,17 @@ def cut_figure(run: RunSeries, number: int, shown: Ints) -> SectionFigure | None
     data = []
     for place, kind in enumerate(kinds):
         mine = rows[[codec == kind for codec in codecs]]
-        data.append({
-            "type": "bar", "orientation": "h", "name": label(kind),
-            "y": [label(names[int(index)]) for index in devices["device"][mine]],
-            "x": devices["cut"][mine].tolist(), "marker": {"color": colour_of(place + 1)},
-            "hovertemplate": f"%{{y}}: %{{x}} blocks, {label(kind)}<extra></extra>",
-        })  # fmt: skip
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": label(kind),
+                "y": [label(names[int(index)]) for index in devices["device"][mine]],
+                "x": devices["cut"][mine].tolist(),
+                "marker": {"color": colour_of(place + 1)},
+                "hovertemplate": f"%{{y}}: %{{x}} blocks, {label(kind)}<extra></extra>",
+            }
+        )
     figure = layout(
         x=axis("blocks on the device", from_zero=True),
         y=axis(""),
@@ -220,24 +246,39 @@ def spectrum_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> Sect
     starts = _numbers([slot.get("start_s") for slot in slots])
     scale, unit = seconds_scale(float(np.nanmax(starts, initial=0.0)))
     trace = {
-        "type": "heatmap", "y": lanes,
+        "type": "heatmap",
+        "y": lanes,
         "x": [f"{start / scale:.3g} {unit}" for start in starts.tolist()],
-        "z": [[None if not np.isfinite(v) else float(f"{v:.4g}") for v in line]
-              for line in shares.T],
+        "z": [
+            [None if not np.isfinite(v) else float(f"{v:.4g}") for v in line] for line in shares.T
+        ],
         "colorscale": [[0, "var(--heat-0)"], [0.5, "var(--heat-1)"], [1, "var(--heat-2)"]],
-        "zmin": 0, "xgap": 1, "ygap": 1, "hoverongaps": False,
-        "colorbar": {"thickness": 10, "outlinewidth": 0, "tickformat": ".0%", "len": 1, "x": 1.01,
-                     "xpad": 4},
+        "zmin": 0,
+        "xgap": 1,
+        "ygap": 1,
+        "hoverongaps": False,
+        "colorbar": {
+            "thickness": 10,
+            "outlinewidth": 0,
+            "tickformat": ".0%",
+            "len": 1,
+            "x": 1.01,
+            "xpad": 4,
+        },
         "hovertemplate": "%{y} from %{x}: %{z:.1%}<extra></extra>",
-    }  # fmt: skip
+    }
     figure = layout(
         x=axis("slot, by its start"),
         y=axis(""),
         height=110 + max(16, min(26, 900 // len(lanes))) * len(lanes),
     )
     figure["xaxis"] |= {"type": "category", "showgrid": False, "nticks": 6}
-    figure["yaxis"] |= {"autorange": "reversed", "type": "category", "showgrid": False,
-                        "tickfont": {"size": 11}}  # fmt: skip
+    figure["yaxis"] |= {
+        "autorange": "reversed",
+        "type": "category",
+        "showgrid": False,
+        "tickfont": {"size": 11},
+    }
     return SectionFigure(
         "Share of the link, slot by slot",
         {"data": [trace], "layout": figure},
@@ -254,20 +295,31 @@ def leakage_figure(found: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
     data: list[Figure] = []
     for place, codec in enumerate(dict.fromkeys(str(one["codec"]) for one in found)):
         mine = [one for one in found if str(one["codec"]) == codec]
-        data.append({
-            "type": "scatter", "mode": "lines+markers", "name": label(codec),
-            "x": [one["cut"] for one in mine], "y": [one[key] for one in mine],
-            "line": {"color": colour_of(place + 1), "width": 2},
-            "hovertemplate": f"cut %{{x}}: %{{y:.1%}}<extra>{label(codec)}</extra>",
-        })  # fmt: skip
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": label(codec),
+                "x": [one["cut"] for one in mine],
+                "y": [one[key] for one in mine],
+                "line": {"color": colour_of(place + 1), "width": 2},
+                "hovertemplate": f"cut %{{x}}: %{{y:.1%}}<extra>{label(codec)}</extra>",
+            }
+        )
     if is_text:
         cuts = sorted({one["cut"] for one in found})
         chance = float(np.mean([one["chance"] for one in found]))
-        data.append({
-            "type": "scatter", "mode": "lines", "name": "naming the commonest",
-            "x": [cuts[0], cuts[-1]], "y": [chance] * 2,
-            "line": {"color": "var(--c0)", "dash": "dash", "width": 1.5}, "hoverinfo": "skip",
-        })  # fmt: skip
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": "naming the commonest",
+                "x": [cuts[0], cuts[-1]],
+                "y": [chance] * 2,
+                "line": {"color": "var(--c0)", "dash": "dash", "width": 1.5},
+                "hoverinfo": "skip",
+            }
+        )
     what = "tokens found again" if is_text else "variance of the pixels explained"
     figure = layout(x=axis("blocks on the device"), y=axis(what, from_zero=True), height=330)
     figure["xaxis"] |= {"dtick": 1}

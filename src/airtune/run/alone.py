@@ -16,8 +16,9 @@ from airtune.plan import Assignments, Floats, Observation, Results, RoundPlan, W
 from airtune.run.build import Pieces
 from airtune.run.off_air import OffAir
 from airtune.work.evaluate import evaluate
+from airtune.work.jobs import Job, Outcome
 from airtune.work.network import tuned_network
-from airtune.work.train import Job, Outcome, train
+from airtune.work.train import train
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from airtune.plan import Assignments, Ints, ModelShape, Problem, Workload
 from airtune.recipe import Recipe
 from airtune.run.load import Assets, is_vision, load_assets
 from airtune.units import format_bytes
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

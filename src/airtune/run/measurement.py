@@ -198,7 +198,13 @@ def _setting(
 ) -> CalibrationSetting:
     asked = getattr(pieces.recipe, _WAYS[table].section)
     return CalibrationSetting(
-        base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem,
-        work=chosen.method.work, engine=pieces.engine, rounds=asked.rounds, devices=asked.devices,
-        folder=begun, on_round=on_round,
-    )  # fmt: skip
+        base=pieces.assets.base,
+        data=pieces.assets.data,
+        problem=pieces.problem,
+        work=chosen.method.work,
+        engine=pieces.engine,
+        rounds=asked.rounds,
+        devices=asked.devices,
+        folder=begun,
+        on_round=on_round,
+    )

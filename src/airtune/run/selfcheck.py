@@ -96,9 +96,13 @@ def _written(network: Any, ids: torch.Tensor) -> object:
     """Let a language model go on with half a row; it may not stop early."""
     prompt = ids[:1, : max(ids.shape[1] // 2, 1)]
     return network.generate(
-        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, pad_token_id=0,
-        min_new_tokens=WRITTEN, max_new_tokens=WRITTEN,
-    )  # fmt: skip
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        pad_token_id=0,
+        min_new_tokens=WRITTEN,
+        max_new_tokens=WRITTEN,
+    )
 
 
 def _count(network: nn.Module) -> int:

@@ -101,9 +101,14 @@ def divide_min_max(
     bound = max(alone_s, float(np.max(bound_s)))
     round_s = float(np.max(finish_s))
     return Division(
-        share=share, finish_s=finish_s, round_s=round_s, bound_s=bound,
-        status="optimal" if round_s <= bound * (1.0 + _OPTIMAL_GAP) else "stalled", iterations=steps, residual=max(excess, 0.0),
-    )  # fmt: skip
+        share=share,
+        finish_s=finish_s,
+        round_s=round_s,
+        bound_s=bound,
+        status="optimal" if round_s <= bound * (1.0 + _OPTIMAL_GAP) else "stalled",
+        iterations=steps,
+        residual=max(excess, 0.0),
+    )
 
 
 def _check(fixed_s: Floats, bits: Floats) -> None:

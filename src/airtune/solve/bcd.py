@@ -62,10 +62,16 @@ def solve_bcd(
         if gained <= _STALLED * best_s:
             break
     return JointSolution(
-        kept=kept, share=share, round_s=float(np.max(problem.finish_s(kept, share))),
-        bound_s=float("nan"), price=np.zeros(problem.curves.budget.shape[0]), status="stalled",
-        iterations=sweeps, residual=problem.violation(kept, share), method=f"bcd, {start}",
-    )  # fmt: skip
+        kept=kept,
+        share=share,
+        round_s=float(np.max(problem.finish_s(kept, share))),
+        bound_s=float("nan"),
+        price=np.zeros(problem.curves.budget.shape[0]),
+        status="stalled",
+        iterations=sweeps,
+        residual=problem.violation(kept, share),
+        method=f"bcd, {start}",
+    )
 
 
 def uniform_kept(problem: JointProblem) -> Floats:

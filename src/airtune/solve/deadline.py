@@ -40,20 +40,30 @@ class Answers:
 
     def joined(self, other: Answers) -> Answers:
         """Return these answers and newer ones; the oldest are forgotten."""
-        return Answers(*(
-            np.concatenate([mine, new])[-REMEMBERED:]
-            for mine, new in ((self.unit_s, other.unit_s), (self.down_s, other.down_s),
-                              (self.byte_s, other.byte_s))
-        ))  # fmt: skip
+        return Answers(
+            *(
+                np.concatenate([mine, new])[-REMEMBERED:]
+                for mine, new in (
+                    (self.unit_s, other.unit_s),
+                    (self.down_s, other.down_s),
+                    (self.byte_s, other.byte_s),
+                )
+            )
+        )
 
 
 NO_ANSWERS = Answers(np.zeros(0), np.zeros(0), np.zeros(0))
 
 
 def best_deadline(
-    answers: Answers, pace: Pace, *, step_flops: Floats, up_bytes: Floats, asked: int,
+    answers: Answers,
+    pace: Pace,
+    *,
+    step_flops: Floats,
+    up_bytes: Floats,
+    asked: int,
     generator: np.random.Generator,
-) -> float:  # fmt: skip
+) -> float:
     """Return the deadline that gains most a second.
 
     Args:

@@ -81,10 +81,16 @@ def solve_joint(problem: JointProblem, *, force_nested: bool = False) -> JointSo
         share = np.ones(len(problem))
         kept, finish_s = prune_min_max(problem, share)
         return JointSolution(
-            kept=kept, share=share, round_s=finish_s, bound_s=finish_s, status="optimal",
-            price=np.zeros(problem.curves.budget.shape[0]), iterations=0,
-            residual=problem.violation(kept, share), method="exact",
-        )  # fmt: skip
+            kept=kept,
+            share=share,
+            round_s=finish_s,
+            bound_s=finish_s,
+            status="optimal",
+            price=np.zeros(problem.curves.budget.shape[0]),
+            iterations=0,
+            residual=problem.violation(kept, share),
+            method="exact",
+        )
     blocks = prepare(problem)
     if not force_nested and (problem.curves.budget.shape[0] > 1 or problem.curves.dedicated.any()):
         solution = _at_bottleneck(problem, blocks)
@@ -113,11 +119,16 @@ def _only_bandwidth(problem: JointProblem, kept: Floats) -> JointSolution:
     )
     kept, finish_s = _keep_more(problem, kept, division)
     return JointSolution(
-        kept=kept, share=division.share, round_s=finish_s, bound_s=division.bound_s,
-        price=np.zeros(problem.curves.budget.shape[0]), status=division.status,
-        iterations=division.iterations, residual=problem.violation(kept, division.share),
+        kept=kept,
+        share=division.share,
+        round_s=finish_s,
+        bound_s=division.bound_s,
+        price=np.zeros(problem.curves.budget.shape[0]),
+        status=division.status,
+        iterations=division.iterations,
+        residual=problem.violation(kept, division.share),
         method="exact, bandwidth only",
-    )  # fmt: skip
+    )
 
 
 def _keep_more(problem: JointProblem, kept: Floats, division: Division) -> tuple[Floats, float]:
@@ -237,8 +248,9 @@ def _at_bottleneck(problem: JointProblem, blocks: list[Columns]) -> JointSolutio
         return None
     binding = binding_links(problem, answer) & ~full_links(problem, finish_s)
     point = _Point(finish_s, np.where(binding, price, 0.0), answer, True, steps)
-    solution = _certify(problem, blocks, point, method="exact, bottleneck",
-                        floor_s=division.bound_s)  # fmt: skip
+    solution = _certify(
+        problem, blocks, point, method="exact, bottleneck", floor_s=division.bound_s
+    )
     return solution if solution.status == "optimal" else None
 
 
@@ -250,17 +262,22 @@ def _nested(problem: JointProblem, blocks: list[Columns], tried: int) -> JointSo
         found = nested_search(problem, blocks, division, start, tolerance=tolerance)
         tried += found.iterations
         point = _Point(found.finish_s, found.price, found.response, True, tried)
-        solution = _certify(problem, blocks, point, method="exact, nested",
-                            floor_s=division.bound_s)  # fmt: skip
+        solution = _certify(
+            problem, blocks, point, method="exact, nested", floor_s=division.bound_s
+        )
         if solution.status == "optimal":
             break
     return solution
 
 
 def _certify(
-    problem: JointProblem, blocks: list[Columns], point: _Point, *, method: str,
+    problem: JointProblem,
+    blocks: list[Columns],
+    point: _Point,
+    *,
+    method: str,
     floor_s: float = 0.0,
-) -> JointSolution:  # fmt: skip
+) -> JointSolution:
     """Turn the end of a search into a feasible answer and a proved bound."""
     share = _fill(problem, point.response.share)
     kept, round_s = prune_min_max(problem, share)
@@ -271,10 +288,16 @@ def _certify(
         bound_s = max(floor_s, _dual_bound(problem, blocks, point, round_s))
     gap = round_s / bound_s - 1.0 if bound_s > 0.0 else np.inf
     return JointSolution(
-        kept=kept, share=share, round_s=round_s, bound_s=bound_s, price=point.price,
-        status="optimal" if gap <= _OPTIMAL_GAP else "stalled", iterations=point.iterations,
-        residual=problem.violation(kept, share), method=method,
-    )  # fmt: skip
+        kept=kept,
+        share=share,
+        round_s=round_s,
+        bound_s=bound_s,
+        price=point.price,
+        status="optimal" if gap <= _OPTIMAL_GAP else "stalled",
+        iterations=point.iterations,
+        residual=problem.violation(kept, share),
+        method=method,
+    )
 
 
 def _relax(

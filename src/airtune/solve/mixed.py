@@ -96,9 +96,13 @@ class _Best:
 
 
 def solve_mixed(
-    problem: MixedProblem, starts: Iterable[Ints] = (), *, tolerance: float = 0.01,
-    most_boxes: int = 300, better_than: float = float("inf"),
-) -> MixedSolution:  # fmt: skip
+    problem: MixedProblem,
+    starts: Iterable[Ints] = (),
+    *,
+    tolerance: float = 0.01,
+    most_boxes: int = 300,
+    better_than: float = float("inf"),
+) -> MixedSolution:
     """Choose a line for every device and divide the uplinks, at the least K T within a proved gap.
 
     Args:
@@ -125,10 +129,15 @@ def solve_mixed(
     log_k = problem.log_k(best.index)
     cost = log_k + float(np.log(times.round_s))
     return MixedSolution(
-        index=best.index, share=times.share, times=times, log_k=log_k,
-        log_bound=min(floor, cost), prices=prices, boxes=boxes,
+        index=best.index,
+        share=times.share,
+        times=times,
+        log_k=log_k,
+        log_bound=min(floor, cost),
+        prices=prices,
+        boxes=boxes,
         status="optimal" if min(cost, better_than) - floor <= slack * 1.0001 else "stalled",
-    )  # fmt: skip
+    )
 
 
 def _nothing(problem: MixedProblem) -> str:
@@ -155,15 +164,26 @@ def _simple(problem: MixedProblem) -> list[Ints]:
     """Return choices that need no search: the least ln K, the lightest on the server, the quickest."""
     alone = problem.curves.rate(problem.curves.equal_shares())[:, None]
     whole = problem.fixed_s + problem.bits / alone
-    cut = problem.fetch_s + problem.adapter_bits / alone + problem.steps * (
-        problem.fixed_s + problem.bits / alone + problem.backward_s + problem.down_s
-        + len(problem) * problem.server_s
-    )  # fmt: skip
+    cut = (
+        problem.fetch_s
+        + problem.adapter_bits / alone
+        + problem.steps
+        * (
+            problem.fixed_s
+            + problem.bits / alone
+            + problem.backward_s
+            + problem.down_s
+            + len(problem) * problem.server_s
+        )
+    )
     quick = np.where(problem.whole, whole, cut) * np.exp(problem.log_rounds + problem.pruned)
     tables = (
-        problem.log_rounds + problem.pruned, problem.server_bytes, quick,
-        np.where(problem.whole, quick, quick + 1e6), np.where(problem.whole, quick + 1e6, quick),
-    )  # fmt: skip
+        problem.log_rounds + problem.pruned,
+        problem.server_bytes,
+        quick,
+        np.where(problem.whole, quick, quick + 1e6),
+        np.where(problem.whole, quick + 1e6, quick),
+    )
     return [_argmin(problem, table) for table in tables]
 
 
@@ -178,8 +198,9 @@ def _search(
     dropped, boxes = np.inf, 0
     while heap and boxes < most_boxes and heap[0][0] < best.limit - slack:
         taken = [heapq.heappop(heap) for _ in range(min(together, len(heap)))]
-        parts = [(low, part, prices) for low, _, box, prices in taken
-                 for part in halves(box, menu.later)]  # fmt: skip
+        parts = [
+            (low, part, prices) for low, _, box, prices in taken for part in halves(box, menu.later)
+        ]
         boxes += len(parts)
         for low, part, prices, bound in _bounded(menu, best, parts, slack):
             bound = max(bound, low)
@@ -222,8 +243,11 @@ def _bounded(
             continue
         boxes, prices = [row[1] for row in rows], np.stack([row[2] for row in rows])
         bound, prices, pick = Boxes(menu, boxes, tangents=False).raised(prices, wanted, _STEPS)
-        small = [at for at, box in enumerate(boxes)
-                 if bound[at] < wanted and max(box.widths(menu.later)) <= _SMALL]  # fmt: skip
+        small = [
+            at
+            for at, box in enumerate(boxes)
+            if bound[at] < wanted and max(box.widths(menu.later)) <= _SMALL
+        ]
         if small:
             near = Boxes(menu, [boxes[at] for at in small], tangents=True)
             again, more, other = near.raised(prices[small], wanted, _STEPS)

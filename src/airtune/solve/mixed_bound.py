@@ -262,11 +262,15 @@ class Boxes:
         stored = total(problem.server_bytes) / problem.server_memory_bytes - 1.0
         pruned = problem.pruned[at, pick] @ problem.weight - problem.prune_grid[mean]
         rounds = problem.log_rounds[at, pick] @ problem.weight + problem.prune_log_rounds[mean]
-        return np.column_stack([
-            held, taken if self.is_cut else -np.ones(taken.shape), stored, pruned,
-            rounds - problem.most_log_rounds if menu.limits_rounds
-            else -np.ones(rounds.shape),
-        ])  # fmt: skip
+        return np.column_stack(
+            [
+                held,
+                taken if self.is_cut else -np.ones(taken.shape),
+                stored,
+                pruned,
+                rounds - problem.most_log_rounds if menu.limits_rounds else -np.ones(rounds.shape),
+            ]
+        )
 
     def _scale(self) -> Floats:
         """Return the size of each limit: steps are taken in prices times it, (b, prices)."""

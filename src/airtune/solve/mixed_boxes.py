@@ -47,8 +47,10 @@ def near(menu: MixedMenu, times: RoundTimes) -> list[Box]:
         boxes = [Box(_narrow(t * end_s)) for t in _SOONER]
     if menu.cut.columns.size:
         send_s, first_s = times.send_s or _GUESS * end_s / later, times.first_s or _GUESS * end_s
-        boxes += [Box(_narrow(t * end_s), _narrow(t * a * send_s), _narrow(t * x * first_s))
-                  for t, a, x in _CUT_SOONER]  # fmt: skip
+        boxes += [
+            Box(_narrow(t * end_s), _narrow(t * a * send_s), _narrow(t * x * first_s))
+            for t, a, x in _CUT_SOONER
+        ]
     return boxes
 
 
@@ -66,8 +68,11 @@ def _narrow(end_s: float) -> Span:
 def roots(menu: MixedMenu, limit: float) -> list[Box]:
     """Return boxes that hold every choice whose ln(K T) is below a limit: nobody cut, and somebody."""
     problem = menu.problem
-    least_k = float(np.sum(problem.weight * np.min(
-        np.where(problem.allowed, problem.log_rounds, np.inf), axis=1)))  # fmt: skip
+    least_k = float(
+        np.sum(
+            problem.weight * np.min(np.where(problem.allowed, problem.log_rounds, np.inf), axis=1)
+        )
+    )
     most_s = float(np.exp(min(limit - least_k, 600.0)))
     top = problem.curves.rate(problem.curves.most())[:, None]
     alone = np.where(problem.allowed, problem.fixed_s + problem.bits / top, np.inf)

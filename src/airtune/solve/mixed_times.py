@@ -69,8 +69,12 @@ class _Chosen:
         """Return the load of the fullest link over its budget, shape (m,)."""
         alone = self.curves.dedicated
         counted = np.where(alone, 0.0, share)
-        each = np.stack([counted[:, self.curves.link == link].sum(axis=1) / budget
-                         for link, budget in enumerate(self.curves.budget)])  # fmt: skip
+        each = np.stack(
+            [
+                counted[:, self.curves.link == link].sum(axis=1) / budget
+                for link, budget in enumerate(self.curves.budget)
+            ]
+        )
         most = np.where(alone, share, 0.0).max(axis=1, initial=0.0)
         return np.asarray(np.maximum(each.max(axis=0), most), np.float64)
 
@@ -167,11 +171,15 @@ def _chosen(problem: MixedProblem, index: Ints) -> _Chosen:
     longest = float(np.max(np.where(whole, 0.0, back), initial=0.0))
     served = float(np.sum(problem.of(problem.server_s, index)))
     return _Chosen(
-        curves=problem.curves, whole=whole, fixed_s=fixed_s, bits=bits,
+        curves=problem.curves,
+        whole=whole,
+        fixed_s=fixed_s,
+        bits=bits,
         first_fixed_s=problem.of(problem.fetch_s, index) + fixed_s + back_s + down_s,
-        first_bits=bits + problem.of(problem.adapter_bits, index), later=later,
+        first_bits=bits + problem.of(problem.adapter_bits, index),
+        later=later,
         rest_s=later * longest + problem.steps * served,
-    )  # fmt: skip
+    )
 
 
 def _least_s(chosen: _Chosen) -> float:

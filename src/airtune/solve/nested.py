@@ -113,9 +113,14 @@ class _Bracket:
 
 
 def prices_at(
-    problem: JointProblem, blocks: list[Columns], finish_s: float, price: Floats, ratio: Floats,
-    *, tolerance: float = _TOLERANCE,
-) -> tuple[Floats, BestResponse, int]:  # fmt: skip
+    problem: JointProblem,
+    blocks: list[Columns],
+    finish_s: float,
+    price: Floats,
+    ratio: Floats,
+    *,
+    tolerance: float = _TOLERANCE,
+) -> tuple[Floats, BestResponse, int]:
     """Return the prices at which every link's load meets its budget, and the answers to them.
 
     Args:
@@ -132,9 +137,13 @@ def prices_at(
     log_price = np.where(full, start + _LOG_PRICE_RANGE, start)
     links = budget.shape[0]
     bracket = _Bracket(
-        low=np.full(links, -np.inf), high=np.full(links, np.inf), low_value=np.zeros(links),
-        high_value=np.zeros(links), step=np.full(links, _FIRST_STEP), last=np.zeros(links),
-    )  # fmt: skip
+        low=np.full(links, -np.inf),
+        high=np.full(links, np.inf),
+        low_value=np.zeros(links),
+        high_value=np.zeros(links),
+        step=np.full(links, _FIRST_STEP),
+        last=np.zeros(links),
+    )
     steps = 0
     while steps < _MOST_INNER:
         steps += 1
@@ -157,10 +166,12 @@ def _advance(
 ) -> Floats:
     """Take the new values into the bracket and return the next prices in logarithms."""
     over, under = open_links & (value > 0.0), open_links & (value < 0.0)
-    bracket.high_value = np.where(over & (bracket.last > 0), 0.5 * bracket.high_value,
-                                  bracket.high_value)  # fmt: skip
-    bracket.low_value = np.where(under & (bracket.last < 0), 0.5 * bracket.low_value,
-                                 bracket.low_value)  # fmt: skip
+    bracket.high_value = np.where(
+        over & (bracket.last > 0), 0.5 * bracket.high_value, bracket.high_value
+    )
+    bracket.low_value = np.where(
+        under & (bracket.last < 0), 0.5 * bracket.low_value, bracket.low_value
+    )
     bracket.low = np.where(over, log_price, bracket.low)
     bracket.low_value = np.where(over, value, bracket.low_value)
     bracket.high = np.where(under, log_price, bracket.high)

@@ -55,9 +55,13 @@ class Curves:
     def take(self, index: Ints | slice) -> Curves:
         """Return the curves of some devices, in the order given; repeats are allowed."""
         return Curves(
-            self.link[index], self.dedicated[index], self.signal[index], self.scale[index],
-            self.cap[index], self.budget,
-        )  # fmt: skip
+            self.link[index],
+            self.dedicated[index],
+            self.signal[index],
+            self.scale[index],
+            self.cap[index],
+            self.budget,
+        )
 
     def equal_shares(self) -> Floats:
         """Return the budget of each link split evenly among its devices; 1 where dedicated."""
@@ -221,12 +225,13 @@ def curves_of(links: LinkState, device: Ints) -> Curves:
     safe_hertz = np.where(measured, 1.0, hertz)
     factor = links.factor("up", device)
     return Curves(
-        link=link, dedicated=links.dedicated(device),
+        link=link,
+        dedicated=links.dedicated(device),
         signal=np.where(measured, 1.0, links.up_signal_hz[device] / safe_hertz),
         scale=factor * np.where(measured, np.inf, usable * efficiency * safe_hertz),
         cap=factor * np.where(measured, links.up_capacity_bps[device], usable * cap * safe_hertz),
         budget=np.ones(len(links.specs)),
-    )  # fmt: skip
+    )
 
 
 def silent(links: LinkState, device: Ints) -> Bools:

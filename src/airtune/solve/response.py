@@ -111,9 +111,10 @@ def prepare(problem: JointProblem) -> list[Columns]:
     even, curves = problem.curves.equal_shares(), problem.curves
     has_air = ~np.isfinite(curves.scale)
     kinds: dict[Kind, Bools] = {
-        "radio": ~curves.dedicated & ~has_air, "air": ~curves.dedicated & has_air,
+        "radio": ~curves.dedicated & ~has_air,
+        "air": ~curves.dedicated & has_air,
         "alone": curves.dedicated,
-    }  # fmt: skip
+    }
     blocks = []
     for kind, members in kinds.items():
         rows: Ints | None = None if members.all() else np.flatnonzero(members)
@@ -129,20 +130,29 @@ def _columns(problem: JointProblem, kind: Kind, rows: Ints | slice, even: Floats
     bits, compute_s = problem.bits[rows], problem.compute_s[rows]
     scale = curves.scale if kind == "radio" else np.ones(bits.shape)
     top_rate = {
-        "radio": scale * curves.signal / LN2, "air": curves.cap,
+        "radio": scale * curves.signal / LN2,
+        "air": curves.cap,
         "alone": curves.rate(np.ones(bits.shape)),
-    }[kind]  # fmt: skip
+    }[kind]
     is_capped = kind == "radio" and bool(np.isfinite(curves.cap).any())
     return Columns(
-        kind=kind, rows=rows, curves=curves, fixed_s=problem.fixed_s[rows], compute_s=compute_s,
-        fixed_bits=problem.fixed_bits[rows], bits=bits,
+        kind=kind,
+        rows=rows,
+        curves=curves,
+        fixed_s=problem.fixed_s[rows],
+        compute_s=compute_s,
+        fixed_bits=problem.fixed_bits[rows],
+        bits=bits,
         # A device without data would make every price wrong for it; this weight changes nothing.
         weight=np.maximum(problem.weight[rows], 1e-15),
-        least_kept=problem.least_kept[rows], most_kept=problem.most_kept[rows],
-        top_rate=top_rate, gain=bits * bits * LN2 / scale, burden=compute_s * top_rate / bits,
+        least_kept=problem.least_kept[rows],
+        most_kept=problem.most_kept[rows],
+        top_rate=top_rate,
+        gain=bits * bits * LN2 / scale,
+        burden=compute_s * top_rate / bits,
         most_ratio=np.log(curves.signal / even[rows]) + _LEAST_SHARE,
         kink=curves.kink() if is_capped else None,
-    )  # fmt: skip
+    )
 
 
 def first_ratio(problem: JointProblem, share: Floats) -> Floats:
@@ -174,9 +184,14 @@ def first_price(problem: JointProblem, share: Floats, kept: Floats, finish_s: fl
 
 
 def respond(
-    problem: JointProblem, blocks: list[Columns], finish_s: float, price: Floats, log_ratio: Floats,
-    *, tolerance: float = _RATIO_TOLERANCE,
-) -> BestResponse:  # fmt: skip
+    problem: JointProblem,
+    blocks: list[Columns],
+    finish_s: float,
+    price: Floats,
+    log_ratio: Floats,
+    *,
+    tolerance: float = _RATIO_TOLERANCE,
+) -> BestResponse:
     """Return every device's best answer to a finish time and prices.
 
     Args:
@@ -198,10 +213,17 @@ def respond(
         z, x, v = _block_response(block, (finish_s, price, tolerance), ratio[block.rows], sums)
         share[block.rows], kept[block.rows], ratio[block.rows] = z, x, v
     return BestResponse(
-        share=share, kept=kept, log_ratio=ratio, load=sums.load, load_by_price=sums.by_price,
-        load_by_time=sums.by_time, unmet=sums.unmet > 0, value=sums.value,
-        value_by_time=sums.value_by_time, clipped_by_time=sums.clipped,
-    )  # fmt: skip
+        share=share,
+        kept=kept,
+        log_ratio=ratio,
+        load=sums.load,
+        load_by_price=sums.by_price,
+        load_by_time=sums.by_time,
+        unmet=sums.unmet > 0,
+        value=sums.value,
+        value_by_time=sums.value_by_time,
+        clipped_by_time=sums.clipped,
+    )
 
 
 def _block_response(

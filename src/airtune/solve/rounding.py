@@ -221,7 +221,11 @@ def _finish(problem: LadderProblem, level: Ints, bound_s: float, steps: int) -> 
         problem.curves, problem.fixed_s + problem.compute_s[rows, level], problem.bits[level]
     )
     return Rounded(
-        level=level, share=division.share, finish_s=division.finish_s, round_s=division.round_s,
+        level=level,
+        share=division.share,
+        finish_s=division.finish_s,
+        round_s=division.round_s,
         bound_s=min(bound_s, division.round_s),
-        mean_pruned=float(np.sum(problem.weight * problem.pruned[level])), iterations=steps,
-    )  # fmt: skip
+        mean_pruned=float(np.sum(problem.weight * problem.pruned[level])),
+        iterations=steps,
+    )

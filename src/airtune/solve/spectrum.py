@@ -60,10 +60,14 @@ def divide_spectrum(
     load = curves.load(share)[np.unique(curves.link[shared])] if shared.any() else np.zeros(0)
     budget = curves.budget[np.unique(curves.link[shared])] if shared.any() else np.ones(0)
     return Division(
-        share=share, finish_s=finish, round_s=float(np.max(finish)), bound_s=float("nan"),
-        status="heuristic", iterations=steps,
+        share=share,
+        finish_s=finish,
+        round_s=float(np.max(finish)),
+        bound_s=float("nan"),
+        status="heuristic",
+        iterations=steps,
         residual=max(float(np.max(load / budget - 1.0, initial=0.0)), 0.0),
-    )  # fmt: skip
+    )
 
 
 def _descend(curves: Curves, fixed_s: Floats, bits: Floats, link: int) -> tuple[Floats, int]:

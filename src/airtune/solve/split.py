@@ -88,9 +88,11 @@ def solve_split(problem: SplitProblem, *, tolerance: float = 5e-5) -> SplitSolut
         again, left, more = lower_bound(menu, prices, found.step_s, tolerance)
         bound, intervals = max(bound, again), intervals + more
     return replace(
-        found, bound_s=float(min(bound, found.step_s)), iterations=steps + intervals,
+        found,
+        bound_s=float(min(bound, found.step_s)),
+        iterations=steps + intervals,
         status="optimal" if found.step_s <= bound * (1.0 + _ENOUGH * tolerance) else "stalled",
-    )  # fmt: skip
+    )
 
 
 def _improve(menu: SplitMenu) -> tuple[SplitSolution, Prices, int]:
@@ -210,10 +212,13 @@ def _refined(
     the prices at which the least of these lines is highest.
     """
     tables = {sent_s: menu.shares(sent_s) for sent_s in left}
-    unit = np.concatenate([
-        np.maximum(prices.link, 0.05 * np.max(prices.link)), [max(prices.loss, 1e-9)],
-        np.ones(menu.groups),
-    ])  # fmt: skip
+    unit = np.concatenate(
+        [
+            np.maximum(prices.link, 0.05 * np.max(prices.link)),
+            [max(prices.loss, 1e-9)],
+            np.ones(menu.groups),
+        ]
+    )
     cuts: list[Floats] = []
     best, best_value = prices, -np.inf
     few = len(menu.problem) <= _EVERY_TRIAL_UP_TO

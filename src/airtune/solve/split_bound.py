@@ -102,11 +102,12 @@ def highest(menu: SplitMenu, cuts: list[Floats], unit: Floats, best: Prices) -> 
     links, table = best.link.shape[0], np.array(cuts)
     answer = linprog(
         np.append(np.zeros(unit.size), -1.0),
-        A_ub=np.column_stack([-table[:, 1:] * unit, np.ones(len(cuts))]), b_ub=table[:, 0],
+        A_ub=np.column_stack([-table[:, 1:] * unit, np.ones(len(cuts))]),
+        b_ub=table[:, 0],
         A_eq=np.concatenate([np.zeros(links + 1), np.ones(menu.groups), [0.0]])[None, :],
         b_eq=[1.0],
         bounds=[(0.0, 8.0)] * (links + 1) + [(0.0, 1.0)] * menu.groups + [(None, None)],
-    )  # fmt: skip
+    )
     if answer.x is None:
         return None
     y = 0.6 * answer.x[:-1] * unit + 0.4 * _flat(best)

@@ -67,19 +67,29 @@ def _with_ideal_line(problem: SplitProblem) -> SplitProblem:
         return np.column_stack([table, least])
 
     return replace(
-        problem, forward_s=lengthened(problem.forward_s), bits=lengthened(problem.bits),
-        down_s=lengthened(problem.down_s), backward_s=lengthened(problem.backward_s),
-        server_s=lengthened(problem.server_s), loss=lengthened(problem.loss),
+        problem,
+        forward_s=lengthened(problem.forward_s),
+        bits=lengthened(problem.bits),
+        down_s=lengthened(problem.down_s),
+        backward_s=lengthened(problem.backward_s),
+        server_s=lengthened(problem.server_s),
+        loss=lengthened(problem.loss),
         allowed=np.column_stack([problem.allowed, np.ones(len(problem), np.bool_)]),
-    )  # fmt: skip
+    )
 
 
 def _undominated(problem: SplitProblem) -> Bools:
     """Return which lines may be used and have none that is as good in everything, shape (n, k)."""
-    table = np.stack([
-        problem.forward_s, problem.bits, problem.down_s, problem.backward_s, problem.server_s,
-        problem.loss,
-    ])  # fmt: skip
+    table = np.stack(
+        [
+            problem.forward_s,
+            problem.bits,
+            problem.down_s,
+            problem.backward_s,
+            problem.server_s,
+            problem.loss,
+        ]
+    )
     line = np.arange(table.shape[2])
     as_good = np.all(table[:, :, None, :] <= table[..., None], axis=0)
     as_good &= problem.allowed[:, None, :]

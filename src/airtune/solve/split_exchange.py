@@ -6,12 +6,7 @@ import numpy as np
 
 from airtune.plan import Ints
 from airtune.solve.split_menu import Prices, SplitMenu
-from airtune.solve.split_problem import (
-    SLACK,
-    SplitSolution,
-    sent_s_of,
-    solution_of,
-)
+from airtune.solve.split_problem import SLACK, SplitSolution, sent_s_of, solution_of
 
 _MOST_EXCHANGES = 40
 _LINES_TRIED = 24

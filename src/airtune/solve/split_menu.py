@@ -64,12 +64,19 @@ class SplitMenu:
         after = by_need(after)
         members = tuple(np.flatnonzero(group == place) for place in range(used.size))
         return cls(
-            problem=problem, order=order, forward_s=by_need(problem.forward_s),
-            bits=by_need(problem.bits), down_s=by_need(np.where(alone, 0.0, problem.down_s)),
-            after_s=after, server_s=by_need(problem.server_s), loss=by_need(problem.loss),
-            group=np.asarray(group, np.int64), groups=used.size, members=members,
+            problem=problem,
+            order=order,
+            forward_s=by_need(problem.forward_s),
+            bits=by_need(problem.bits),
+            down_s=by_need(np.where(alone, 0.0, problem.down_s)),
+            after_s=after,
+            server_s=by_need(problem.server_s),
+            loss=by_need(problem.loss),
+            group=np.asarray(group, np.int64),
+            groups=used.size,
+            members=members,
             events=tuple(np.argsort(after[rows, 1:], axis=None) for rows in members),
-        )  # fmt: skip
+        )
 
     def shares(self, sent_s: float) -> Floats:
         """Return the share that each line needs to have sent by A, inf where none is enough."""

@@ -134,10 +134,16 @@ def solution_of(problem: SplitProblem, index: Ints) -> SplitSolution:
     """Return the answer of chosen lines with the best division; nothing is certified."""
     division = problem.divide(index)
     return SplitSolution(
-        index=index, share=division.share, step_s=division.round_s + problem.after_s(index),
-        bound_s=0.0, loss=problem.loss_of(index), status="heuristic", iterations=0,
-        residual=division.residual, method="prices and intervals",
-    )  # fmt: skip
+        index=index,
+        share=division.share,
+        step_s=division.round_s + problem.after_s(index),
+        bound_s=0.0,
+        loss=problem.loss_of(index),
+        status="heuristic",
+        iterations=0,
+        residual=division.residual,
+        method="prices and intervals",
+    )
 
 
 def sent_s_of(problem: SplitProblem, found: SplitSolution) -> float:
@@ -149,9 +155,12 @@ def first_choice(problem: SplitProblem) -> Ints:
     """Return lines that are quickest with equal shares, within the loss budget, shape (n,)."""
     rate = problem.curves.rate(problem.curves.equal_shares())[:, None]
     alone = (
-        problem.forward_s + problem.bits / rate + problem.down_s + problem.backward_s
+        problem.forward_s
+        + problem.bits / rate
+        + problem.down_s
+        + problem.backward_s
         + len(problem) * problem.server_s
-    )  # fmt: skip
+    )
     load = np.where(problem.allowed, problem.loss, np.inf)
     everyone = np.zeros(len(problem), np.int64)
     return choose(alone, load, np.array([problem.loss_budget + SLACK]), everyone).index

@@ -16,7 +16,7 @@ from airtune.model.lora import Adapters, take
 from airtune.model.stages import head_positions, held_by_device
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import Assignment, CodecSpec, ModelShape, Workload, WorkSpec
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,16 @@ class SplitContext:
 
     @classmethod
     def of(
-        cls, base: BaseModel, state: GlobalState, *, settings: TrainSettings, work: WorkSpec,
-        workload: Workload, seed: int, round: int,
-    ) -> SplitContext:  # fmt: skip
+        cls,
+        base: BaseModel,
+        state: GlobalState,
+        *,
+        settings: TrainSettings,
+        work: WorkSpec,
+        workload: Workload,
+        seed: int,
+        round: int,
+    ) -> SplitContext:
         """Return the context of a round that starts from a state."""
         return cls(current_base(base, state), state, settings, work, workload, seed, round)
 

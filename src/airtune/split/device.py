@@ -79,11 +79,15 @@ class DeviceEnd:
         self._optimiser = optimiser_of(self._parameters, context.settings)
         self._drawn = {
             place: round_batches(
-                len(job.data), steps=self.steps, batch=context.workload.batch, seed=seed,
-                round=round, device=job.device,
+                len(job.data),
+                steps=self.steps,
+                batch=context.workload.batch,
+                seed=seed,
+                round=round,
+                device=job.device,
             )
             for place, job in jobs.items()
-        }  # fmt: skip
+        }
         self._step = -1
         self._batch: Batch
         self._part = 0
@@ -266,9 +270,14 @@ class DeviceEnd:
         ends = batch.attention_mask.sum(1).cumsum(0)[:-1].tolist()
         pieces = np.split(packed(activation, batch.attention_mask), ends) if len(sent) else []
         told, payload = put_samples(
-            numbers, dict(zip(sent.tolist(), pieces, strict=True)), self._memory[place], spec,
-            stream, stamp=secrets.randbits(64), again=not context.work.device_frozen,
-        )  # fmt: skip
+            numbers,
+            dict(zip(sent.tolist(), pieces, strict=True)),
+            self._memory[place],
+            spec,
+            stream,
+            stamp=secrets.randbits(64),
+            again=not context.work.device_frozen,
+        )
         return told + beside, payload
 
     def _gathered(
@@ -309,14 +318,26 @@ class DeviceEnd:
         return self.context.stream(self._step, device, direction, self._part)
 
     def _message(
-        self, kind: Kind, place: int, payload: bytes, *, beside: bytes = b"",
+        self,
+        kind: Kind,
+        place: int,
+        payload: bytes,
+        *,
+        beside: bytes = b"",
         loss: float = float("nan"),
-    ) -> StepMessage:  # fmt: skip
+    ) -> StepMessage:
         return StepMessage(
-            kind, 0, self.context.round, self._step, self.jobs[place].device,
-            rows=self.context.workload.batch, steps=self.steps, beside=beside, payload=payload,
+            kind,
+            0,
+            self.context.round,
+            self._step,
+            self.jobs[place].device,
+            rows=self.context.workload.batch,
+            steps=self.steps,
+            beside=beside,
+            payload=payload,
             loss=loss,
-        )  # fmt: skip
+        )
 
     def _refuse(self, place: int, reason: str) -> None:
         self.refused.setdefault(place, reason)

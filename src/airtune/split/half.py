@@ -12,7 +12,7 @@ from airtune.model.cut import Arrived, ServerHalf
 from airtune.model.lora import Adapters, Head
 from airtune.split.context import SplitContext
 from airtune.work.gradients import clip_
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 
 class TrainedHalf:
@@ -32,11 +32,16 @@ class TrainedHalf:
         base, state, settings = context.base, context.state, context.settings
         self._chunk, self._limit = context.workload.loss_chunk, settings.max_grad_norm
         self._half = ServerHalf(
-            base.network, base.family, state.adapters, first=first,
-            scale=settings.scale, dropout=settings.dropout,
+            base.network,
+            base.family,
+            state.adapters,
+            first=first,
+            scale=settings.scale,
+            dropout=settings.dropout,
             seed=derive_seed(context.seed, "split server", context.round),
-            head=None if context.labels_stay else state.head, trains_from=trains_from,
-        )  # fmt: skip
+            head=None if context.labels_stay else state.head,
+            trains_from=trains_from,
+        )
         self._half.lora.train()
         self._parameters = self._half.lora.parameters()
         self._optimiser = optimiser_of(self._parameters, settings)

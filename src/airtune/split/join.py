@@ -14,7 +14,7 @@ from airtune.plan import Assignment
 from airtune.split.context import SplitContext
 from airtune.split.log import StepLog
 from airtune.split.server import ServerParts
-from airtune.work.train import Outcome
+from airtune.work.jobs import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,13 @@ def _update(
         return part.adapters.get(name, held.get(name, before))
 
     return Update(
-        device=row.device, round=context.round, kept=keep_all(context.shape), rank=row.rank,
+        device=row.device,
+        round=context.round,
+        kept=keep_all(context.shape),
+        rank=row.rank,
         adapters={name: tensor_of(name, old) for name, old in context.state.adapters.items()},
         head=part.head if context.labels_stay else server.heads[place],
-        samples=context.workload.batch * steps, part=steps / row.local_steps, cut=row.cut,
-    )  # fmt: skip
+        samples=context.workload.batch * steps,
+        part=steps / row.local_steps,
+        cut=row.cut,
+    )

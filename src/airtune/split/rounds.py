@@ -35,7 +35,7 @@ from airtune.split.log import StepLog
 from airtune.split.memory import CutMemory, Samples
 from airtune.split.message import Kind, StepMessage
 from airtune.split.server import ServerEnd, mean_by_weight
-from airtune.work.train import Outcome, TrainSettings
+from airtune.work.jobs import Outcome, TrainSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,9 +47,15 @@ class Taken:
 
 
 def put_samples(
-    numbers: Ints, rows: Mapping[int, Values], memory: Samples, spec: CodecSpec,
-    stream: np.random.Generator, *, stamp: int, again: bool,
-) -> tuple[bytes, bytes]:  # fmt: skip
+    numbers: Ints,
+    rows: Mapping[int, Values],
+    memory: Samples,
+    spec: CodecSpec,
+    stream: np.random.Generator,
+    *,
+    stamp: int,
+    again: bool,
+) -> tuple[bytes, bytes]:
     """Return what tells the samples apart and the payload; brings the device's memory up to date.
 
     Args:
@@ -87,9 +93,15 @@ def put_samples(
 
 
 def take_samples(
-    message: StepMessage, memory: Samples, *, examples: int, shape: ModelShape, workload: Workload,
-    labels_stay: bool, again: bool,
-) -> Taken:  # fmt: skip
+    message: StepMessage,
+    memory: Samples,
+    *,
+    examples: int,
+    shape: ModelShape,
+    workload: Workload,
+    labels_stay: bool,
+    again: bool,
+) -> Taken:
     """Return the samples of a message; brings the server's memory up to date.
 
     Args:

@@ -81,9 +81,14 @@ class ServerEnd:
     """The server's half of a round, or one a device, and the log of what crossed."""
 
     def __init__(
-        self, context: SplitContext, rows: Sequence[Assignment], weights: Sequence[float], *,
-        memory: Mapping[int, Samples], examples: Sequence[int],
-    ) -> None:  # fmt: skip
+        self,
+        context: SplitContext,
+        rows: Sequence[Assignment],
+        weights: Sequence[float],
+        *,
+        memory: Mapping[int, Samples],
+        examples: Sequence[int],
+    ) -> None:
         """Prepare the server's half; a device's copy is made when it first comes.
 
         Args:
@@ -149,9 +154,13 @@ class ServerEnd:
             self.log.losses[going.steps[place], place] = before + (loss if one.share else 0.0)
             if place in gradients:
                 self._send(
-                    going, place, Kind.GRADIENT, gradients[place], one.attention_mask,
+                    going,
+                    place,
+                    Kind.GRADIENT,
+                    gradients[place],
+                    one.attention_mask,
                     loss=loss if one.share else 0.0,
-                )  # fmt: skip
+                )
             elif not self.context.labels_stay:
                 link.refuse(place, f"the loss was {loss} in step {going.steps[place]}")
 
@@ -255,10 +264,14 @@ class ServerEnd:
             self._kept[place] = kept_of(message.payload, values.size, spec, context.work)
             self._went_up(place, message, bound_bytes(values.size, spec))
         return Arrived(
-            place, row.cut or 0, activation, mask.to(activation.device),
-            None if labels is None else labels.to(activation.device), self._weights[place],
+            place,
+            row.cut or 0,
+            activation,
+            mask.to(activation.device),
+            None if labels is None else labels.to(activation.device),
+            self._weights[place],
             self._share(place, message),
-        )  # fmt: skip
+        )
 
     def _share(self, place: int, message: StepMessage) -> float:
         """Return the part of a step's loss that a micro-batch makes up.
@@ -281,9 +294,14 @@ class ServerEnd:
         """Take an activation apart where both ends remember samples; return it, mask and labels."""
         context, stay = self.context, self.context.labels_stay
         taken = take_samples(
-            message, self._memory[place], examples=self._examples[place], shape=context.shape,
-            workload=context.workload, labels_stay=stay, again=not context.work.device_frozen,
-        )  # fmt: skip
+            message,
+            self._memory[place],
+            examples=self._examples[place],
+            shape=context.shape,
+            workload=context.workload,
+            labels_stay=stay,
+            again=not context.work.device_frozen,
+        )
         bound = sum(bound_bytes(size, spec) for size in taken.sent_values)
         self._went_up(place, message, bound, computed=taken.computed)
         lengths = np.array([len(rows) for rows in taken.rows])
@@ -311,9 +329,15 @@ class ServerEnd:
         return gradient
 
     def _send(
-        self, going: _Pass, place: int, kind: Kind, tensor: torch.Tensor, mask: torch.Tensor, *,
+        self,
+        going: _Pass,
+        place: int,
+        kind: Kind,
+        tensor: torch.Tensor,
+        mask: torch.Tensor,
+        *,
         loss: float = float("nan"),
-    ) -> bool:  # fmt: skip
+    ) -> bool:
         """Send a device a tensor at marked positions; False if it got nothing.
 
         A device whose numbers cannot be coded is put out of the round.

@@ -67,9 +67,14 @@ def server_options(
         message_bytes: the most that one message may have.
         age_s: after which every connection is ended; None = never.
     """
-    ages = () if age_s is None else (
-        ("grpc.max_connection_age_ms", int(1000 * age_s)), ("grpc.max_connection_age_grace_ms", 1000),
-    )  # fmt: skip
+    ages = (
+        ()
+        if age_s is None
+        else (
+            ("grpc.max_connection_age_ms", int(1000 * age_s)),
+            ("grpc.max_connection_age_grace_ms", 1000),
+        )
+    )
     return [
         *channel_options(message_bytes=message_bytes),
         *ages,

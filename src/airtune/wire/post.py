@@ -173,10 +173,15 @@ class PostTransport:
     """Carries tasks to devices and answers back."""
 
     def __init__(
-        self, post: Post, *, locate: Callable[[], Mapping[int, int]],
-        hand: Callable[[int, Ticket], None], name_of: Callable[[int], str] | None = None,
-        run: str = "", address: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        post: Post,
+        *,
+        locate: Callable[[], Mapping[int, int]],
+        hand: Callable[[int, Ticket], None],
+        name_of: Callable[[int], str] | None = None,
+        run: str = "",
+        address: str = "",
+    ) -> None:
         """Know how to reach devices.
 
         Args:

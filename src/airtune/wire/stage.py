@@ -125,9 +125,15 @@ def staged(root: Path, fingerprint: str) -> Path | None:
 
 
 def stage_base(
-    root: Path, fingerprint: str, files: Sequence[BaseFile], ask: Ask, *,
-    groups: frozenset[str] | None = None, wait_s: float = WAIT_S, sleep: Callable[[float], None] = time.sleep,
-) -> Path:  # fmt: skip
+    root: Path,
+    fingerprint: str,
+    files: Sequence[BaseFile],
+    ask: Ask,
+    *,
+    groups: frozenset[str] | None = None,
+    wait_s: float = WAIT_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
     """Fetch a base, or what is missing of it; return its folder.
 
     What was fetched before is read again: files that a disk has damaged, or the server changed

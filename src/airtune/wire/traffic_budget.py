@@ -161,8 +161,12 @@ class TrafficBudget:
         return {} if self.cap_bytes is None or self._file is not None else self._arrays()
 
     def _arrays(self) -> dict[str, NDArray[np.generic]]:
-        return {"month": np.array(self._month), "used": self._used.copy(),
-                "since": self._since.copy(), "short": self._short.copy()}  # fmt: skip
+        return {
+            "month": np.array(self._month),
+            "used": self._used.copy(),
+            "since": self._since.copy(),
+            "short": self._short.copy(),
+        }
 
     def restore(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
         """Go on from a snapshot; {} = from the start. A file is newer than any.

@@ -23,9 +23,15 @@ from airtune.work.wire import Values, cross, packed
 
 
 def measure_crossing(
-    base: BaseModel, examples: Examples, *, cuts: Sequence[int], codecs: Sequence[CodecSpec],
-    workload: Workload, work: WorkSpec, seed: int,
-) -> tuple[Floats, Floats, Floats]:  # fmt: skip
+    base: BaseModel,
+    examples: Examples,
+    *,
+    cuts: Sequence[int],
+    codecs: Sequence[CodecSpec],
+    workload: Workload,
+    work: WorkSpec,
+    seed: int,
+) -> tuple[Floats, Floats, Floats]:
     """Code activations and gradients of the untuned model at every cut with every codec.
 
     Args:

@@ -40,9 +40,14 @@ class Broadcast:
 
 
 def code_broadcast(
-    state: GlobalState, rows: Iterable[Assignment], spec: CodecSpec, stream: np.random.Generator,
-    *, shape: ModelShape, work: WorkSpec,
-) -> Broadcast:  # fmt: skip
+    state: GlobalState,
+    rows: Iterable[Assignment],
+    spec: CodecSpec,
+    stream: np.random.Generator,
+    *,
+    shape: ModelShape,
+    work: WorkSpec,
+) -> Broadcast:
     """Code the server's adapters for the devices of a round.
 
     Args:

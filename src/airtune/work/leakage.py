@@ -113,9 +113,14 @@ def measure_leakage(
 
 @torch.no_grad()
 def _observe(
-    base: BaseModel, half: DeviceHalf, data: Sequences | Images, codec: CodecSpec, *,
-    tokens: int, seed: int,
-) -> _Positions:  # fmt: skip
+    base: BaseModel,
+    half: DeviceHalf,
+    data: Sequences | Images,
+    codec: CodecSpec,
+    *,
+    tokens: int,
+    seed: int,
+) -> _Positions:
     """Return what the server receives of these examples, beside what they are."""
     stream = generator(seed, "leakage", half.cut)
     activations, inputs, names = [], [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Sized
+from typing import Any
 
 from airtune.errors import ModelError
 from airtune.model.base import BaseModel
@@ -14,7 +15,15 @@ from airtune.model.slicing import choose_kept, slice_network
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import Assignment, ModelShape, WorkSpec
 
-__all__ = ["current_base", "kept_by", "mending_of", "stages_by", "tuned_network", "wants_means"]
+__all__ = [
+    "checkpoint_",
+    "current_base",
+    "kept_by",
+    "mending_of",
+    "stages_by",
+    "tuned_network",
+    "wants_means",
+]
 
 
 def kept_by(row: Assignment, state: GlobalState, shape: ModelShape, work: WorkSpec) -> Kept:
@@ -131,3 +140,19 @@ def tuned_network(
     return attach(
         network, base.family, [adapters], scale=scale, heads=[state.head] if state.head else ()
     ).train(False)
+
+
+def checkpoint_(network: Any) -> None:
+    """Keep only the inputs of blocks for the backward pass; the dense base is left alone.
+
+    transformers asks for gradients of the embeddings too; they are not wanted here, and would cost
+    another hidden state in a model with a norm behind its embeddings.
+
+    Args:
+        network: a transformers model; changed in place.
+    """
+    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
+    # transformers renamed it in 5.23 and warns about the older name
+    enable = next(getattr(network, name) for name in names if hasattr(network, name))
+    enable()
+    network.disable_input_require_grads()

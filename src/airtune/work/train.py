@@ -17,8 +17,7 @@ whose loss, gradient or tensors stop being finite is refused; the others go on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,59 +33,11 @@ from airtune.model.lora import Adapters, Head, LoraNetwork, attach, rescaled, sc
 from airtune.model.loss import Teacher, batch_losses, scored
 from airtune.model.slicing import slice_network
 from airtune.model.state import GlobalState, Update
-from airtune.plan import Assignment, Bools, Floats, Ints, ModelShape, Workload, WorkSpec
+from airtune.plan import Bools, Floats, Ints, ModelShape, Workload, WorkSpec
 from airtune.work.batches import collate_examples, join_examples, lengths_of, round_batches
 from airtune.work.gradients import PassWatch, clip_
-from airtune.work.network import current_base, mending_of, stages_by
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """How a device trains, beyond what its cost depends on (that is in `Workload`)."""
-
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    """Largest gradient norm of a device's step; 0 = no clipping."""
-    scale: float = 2.0
-    """alpha / rank, one constant for all ranks."""
-    dropout: float = 0.0
-    pass_tokens: int = 4096
-    """Padded tokens that devices may put into one batched pass together."""
-
-    def at(self, part: float) -> TrainSettings:
-        """Return the settings of a round that trains at a part of the learning rate."""
-        return self if part == 1.0 else replace(self, learning_rate=part * self.learning_rate)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One device's work of a round."""
-
-    device: int
-    row: Assignment
-    sequences: Examples
-    weight: float
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of a job."""
-
-    device: int
-    status: Literal["ok", "refused"]
-    update: Update | None
-    """None where the status is refused."""
-    loss_first: float
-    """Mean loss of the first local step; NaN where nothing was scored."""
-    loss_last: float
-    samples: int
-    importance: float = float("nan")
-    """Mean over the steps of the summed importance, before it is normalised; NaN = not measured."""
-    rank_left: int = 0
-    """The rank that the device wants from now on; 0 = none, it was refused."""
-    reason: str = ""
-    """Why it was refused."""
+from airtune.work.jobs import Job, Outcome, TrainSettings
+from airtune.work.network import checkpoint_, current_base, mending_of, stages_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +229,7 @@ def _network(
         seeds=[derive_seed(here.seed, "train", here.round, job.device) for job in jobs],
     )
     if here.workload.checkpointing:
-        _checkpoint_(lora.network)
+        checkpoint_(lora.network)
     return lora.train()
 
 
@@ -299,24 +250,15 @@ def _slices(
     return slices * len(full) if is_shared else slices
 
 
-def _checkpoint_(network: Any) -> None:
-    """Keep only the blocks' inputs for the backward pass; the base it was made from is left alone.
-
-    transformers asks for gradients of the embeddings too; they are not wanted here, and would cost
-    another hidden state in a model with a norm behind its embeddings.
-    """
-    names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
-    # transformers renamed it in 5.23 and warns about the older name
-    enable = next(getattr(network, name) for name in names if hasattr(network, name))
-    enable()
-    network.disable_input_require_grads()
-
-
 def _draw(here: _TrainingRound, job: Job, steps: int) -> Ints:
     return round_batches(
-        len(job.sequences), steps=steps, batch=here.workload.batch,
-        seed=here.seed, round=here.round, device=job.device,
-    )  # fmt: skip
+        len(job.sequences),
+        steps=steps,
+        batch=here.workload.batch,
+        seed=here.seed,
+        round=here.round,
+        device=job.device,
+    )
 
 
 def _batch(here: _TrainingRound, parts: Sequence[tuple[Examples, Ints]]) -> Batch:
@@ -352,13 +294,22 @@ def _losses(here: _TrainingRound, watch: PassWatch, batch: Batch) -> torch.Tenso
 
 
 def _outcomes(
-    here: _TrainingRound, jobs: Sequence[Job], watch: PassWatch, *, losses: Floats, finite: Bools,
+    here: _TrainingRound,
+    jobs: Sequence[Job],
+    watch: PassWatch,
+    *,
+    losses: Floats,
+    finite: Bools,
     total: Floats,
-) -> list[Outcome]:  # fmt: skip
+) -> list[Outcome]:
     rows = zip(
-        jobs, _adapters(here, watch, jobs[0].row.rank), watch.lora.heads(), watch.readings(),
-        watch.ranks_left(jobs[0].row.rank), strict=True,
-    )  # fmt: skip
+        jobs,
+        _adapters(here, watch, jobs[0].row.rank),
+        watch.lora.heads(),
+        watch.readings(),
+        watch.ranks_left(jobs[0].row.rank),
+        strict=True,
+    )
     outcomes = []
     for place, (job, adapters, heads, reading, rank_left) in enumerate(rows):
         tensors = {name: tensor.cpu() for name, tensor in adapters.items()}
@@ -366,10 +317,15 @@ def _outcomes(
         whole = all(bool(tensor.isfinite().all()) for tensor in (*tensors.values(), *head.values()))
         samples = here.workload.batch * len(losses)
         update = Update(
-            device=job.device, round=here.round, kept=watch.kept, rank=job.row.rank,
-            adapters=tensors, head=head, samples=samples,
+            device=job.device,
+            round=here.round,
+            kept=watch.kept,
+            rank=job.row.rank,
+            adapters=tensors,
+            head=head,
+            samples=samples,
             importance=None if reading is None else reading.importance,
-        )  # fmt: skip
+        )
         good = bool(finite[place]) and whole
         outcomes.append(
             Outcome(

@@ -98,9 +98,13 @@ class Agent:
                     self._stopping.wait(10.0)
                     continue
                 is_told = False
-                self._attending = Attending(self._settings.server, self._settings.proof,
-                                            name=self._settings.name, place=place,
-                                            hear=self._hear)  # fmt: skip
+                self._attending = Attending(
+                    self._settings.server,
+                    self._settings.proof,
+                    name=self._settings.name,
+                    place=place,
+                    hear=self._hear,
+                )
                 ended = self._attending.attend(on_welcome=self._say_connected)
                 if self._stopping.is_set() or not self._is_open():
                     continue

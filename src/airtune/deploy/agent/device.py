@@ -7,7 +7,6 @@ by the same `work` as on the local engine.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,31 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from airtune.data.federated import DeviceData
 from airtune.deploy.agent.holding import Holding, needed_bytes
+from airtune.deploy.agent.loads import Loaded, Loads
 from airtune.deploy.agent.reply import PeakMemory, figures_of, finite, reply_to
-from airtune.deploy.agent.stepping import OwnSpeed
+from airtune.deploy.agent.sending import SentUpdates
 from airtune.deploy.memory import is_out_of_memory
-from airtune.deploy.reading import OF_RECIPE, check_paths, describe_data, describe_reader, read_data
 from airtune.engine.exchange import importance_tensors, unpack_state
 from airtune.engine.message import Joined, Reply, Spent, Task, open_task, pack_tensors, seal_reply
 from airtune.errors import AirtuneError, InfeasibleError, MismatchError
-from airtune.keys import generator
-from airtune.model.base import BaseModel, load_shape
+from airtune.model.base import BaseModel
 from airtune.model.kept import keep_all
 from airtune.model.state import GlobalState, Update, initial_state
-from airtune.plan import Assignment, ModelShape
-from airtune.run.load import is_vision, model_source, read_tokenizer
+from airtune.plan import Assignment
 from airtune.units import format_bytes
 from airtune.wire.message import Message
 from airtune.work.evaluate import evaluate
 from airtune.work.importance import measure_importance
+from airtune.work.jobs import Job, Outcome
 from airtune.work.network import current_base, tuned_network
-from airtune.work.train import Job, Outcome, train
-from airtune.work.uploads import GROUPS, Residuals, encode_update, returned_of
+from airtune.work.train import train
+from airtune.work.uploads import GROUPS
 
 if TYPE_CHECKING:  # grpc is needed for split rounds alone
-    from airtune.split import Samples
     from airtune.wire.channel import Way
 
 Pace = Callable[[int, float], float]
@@ -68,25 +64,6 @@ class DeviceSettings:
     """With "recipe": its data may be a file anywhere, not only below the folder one is in."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """What a run needs beside the base, at hand."""
-
-    shape: ModelShape
-    """Of the whole model."""
-    tokenizer: str
-    data: DeviceData
-    speed: OwnSpeed
-    held: str
-    """Hash of the data."""
-    memory: Samples = field(default_factory=dict)
-    """What split rounds remember of these data."""
-
-    def data_in(self, run: int) -> str:
-        """Return the hash of the data that the server may know, another one in every run."""
-        return hashlib.sha256(f"{run} {self.held}".encode()).hexdigest()
-
-
 class Device:
     """Does tasks, one after the other."""
 
@@ -110,11 +87,9 @@ class Device:
         self._holding = Holding(
             model=settings.model, compute=settings.compute, cache=settings.cache, host=settings.host
         )
-        self._loaded: dict[str, _Loaded] = {}
-        self._lost = Residuals()
-        self._lost_run = -1
+        self._loads = Loads(self._holding, data=settings.data, any_path=settings.any_path)
+        self._sent = SentUpdates()
         self._way: Way | None = None
-        self._pending: tuple[int, Update, GlobalState, Mapping[str, torch.Tensor]] | None = None
 
     def handle(self, envelope: Message, way: Way | None = None) -> Message:
         """Do a task.
@@ -152,7 +127,7 @@ class Device:
     def _do(self, task: Task, blobs: Mapping[str, bytes], *, download_s: float) -> Message:
         began = time.perf_counter()
         self._peak.begin()
-        here = self._load(task)
+        here = self._loads.of(task, self._way)
         self._refuse_too_large(task, here)
         base = None if task.blocks == 0 else self._holding.base(task, self._way)
         if task.setup.threads:
@@ -174,7 +149,7 @@ class Device:
         return replace(message, rate_bps=task.upload_bps if task.is_paced else None)
 
     def _answered(
-        self, task: Task, here: _Loaded, base: BaseModel | None, blobs: Mapping[str, bytes]
+        self, task: Task, here: Loaded, base: BaseModel | None, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
         if task.kind == "join":
             return self._join(task, here, base), {}
@@ -185,7 +160,7 @@ class Device:
         answer = {"measure": self._measure, "train": self._train, "evaluate": self._evaluate}
         return answer[task.kind](task, here, base, blobs)
 
-    def _refuse_too_large(self, task: Task, here: _Loaded) -> None:
+    def _refuse_too_large(self, task: Task, here: Loaded) -> None:
         """Refuse what the memory does not hold, before anything of it is loaded.
 
         Raises:
@@ -208,35 +183,44 @@ class Device:
             "were set aside for it (limits.device_bytes_per_month)",
         )
 
-    def _join(self, task: Task, here: _Loaded, base: BaseModel | None) -> Reply:
+    def _join(self, task: Task, here: Loaded, base: BaseModel | None) -> Reply:
         held = here.data.train
         lengths = [len(row) for row in getattr(held, "tokens", ())]
         joined = Joined(
-            rows=len(held), held_out=len(here.data.validation), tokens=sum(lengths),
-            truncated=int(getattr(held, "truncated", 0)), longest=max(lengths, default=0),
-            fingerprint="" if base is None else base.fingerprint, tokenizer=here.tokenizer,
+            rows=len(held),
+            held_out=len(here.data.validation),
+            tokens=sum(lengths),
+            truncated=int(getattr(held, "truncated", 0)),
+            longest=max(lengths, default=0),
+            fingerprint="" if base is None else base.fingerprint,
+            tokenizer=here.tokenizer,
             data=here.data_in(task.run),
-            memory_bytes=self._settings.memory_bytes, probe=self._settings.probe,
-        )  # fmt: skip
+            memory_bytes=self._settings.memory_bytes,
+            probe=self._settings.probe,
+        )
         return replace(reply_to(task), joined=joined)
 
     def _measure(
-        self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
+        self, task: Task, here: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
         state = _state(task, blobs)
         report = measure_importance(
-            current_base(base, state), here.data.train, criterion=task.setup.work.importance,
-            batch=task.setup.workload.batch, seed=task.setup.seed, device=task.device,
-        )  # fmt: skip
+            current_base(base, state),
+            here.data.train,
+            criterion=task.setup.work.importance,
+            batch=task.setup.workload.batch,
+            seed=task.setup.seed,
+            device=task.device,
+        )
         return reply_to(task), {"importance": pack_tensors(importance_tensors(report))}
 
     def _evaluate(
-        self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
+        self, task: Task, here: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
         return replace(reply_to(task), figures=self._judgement(task, here, base, blobs)), {}
 
     def _judgement(
-        self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
+        self, task: Task, here: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> dict[str, float | None]:
         """Return the quality of the model that came, on what this device holds out."""
         setup, state = task.setup, _state(task, blobs, base)
@@ -256,7 +240,7 @@ class Device:
         }
 
     def _train(
-        self, task: Task, here: _Loaded, base: BaseModel, blobs: Mapping[str, bytes]
+        self, task: Task, here: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
         setup, state = task.setup, _state(task, blobs, base)
         if task.row is None:
@@ -268,30 +252,44 @@ class Device:
             job = Job(task.device, row, here.data.train, 1.0)
             began = time.perf_counter()
             [outcome] = train(
-                base, state, [job], settings=setup.train, work=setup.work,
-                workload=setup.workload, seed=setup.seed, round=task.round,
-            )  # fmt: skip
+                base,
+                state,
+                [job],
+                settings=setup.train,
+                work=setup.work,
+                workload=setup.workload,
+                seed=setup.seed,
+                round=task.round,
+            )
             here.speed.learn(row, time.perf_counter() - began)
             return outcome
 
         row, settled = task.row, {}
         if task.pace is not None:
             row, arm = here.speed.settle(
-                row, task.pace, way_s=task.way_s, up_bps=task.upload_bps,
-                memory_bytes=self._settings.memory_bytes, try_step=work,
-            )  # fmt: skip
+                row,
+                task.pace,
+                way_s=task.way_s,
+                up_bps=task.upload_bps,
+                memory_bytes=self._settings.memory_bytes,
+                try_step=work,
+            )
             settled = {"arm": float(arm), "steps": float(row.local_steps)}
         outcome = work(row)
         reply = replace(
-            reply_to(task), status=outcome.status, reason=outcome.reason, samples=outcome.samples,
-            rank_left=outcome.rank_left, figures=figures_of(outcome) | settled,
-        )  # fmt: skip
+            reply_to(task),
+            status=outcome.status,
+            reason=outcome.reason,
+            samples=outcome.samples,
+            rank_left=outcome.rank_left,
+            figures=figures_of(outcome) | settled,
+        )
         if outcome.update is None:
             return reply, {}
-        return reply, self._coded(task, here, state, outcome.update)
+        return reply, self._sent.coded(task, here.shape, state, outcome.update)
 
     def _train_split(
-        self, task: Task, row: Assignment, here: _Loaded, base: BaseModel, state: GlobalState
+        self, task: Task, row: Assignment, here: Loaded, base: BaseModel, state: GlobalState
     ) -> tuple[Reply, dict[str, bytes]]:
         """Train this device's half; its steps go over the stream."""
         # grpc is needed for split rounds alone
@@ -300,89 +298,32 @@ class Device:
         setup = task.setup
         address = "" if task.seat is None else task.seat.address
         part = run_session(
-            task, row, base=base, state=state, data=here.data.train,
-            way=self._way or self._holding.way_to(address), pace=self._pace, memory=here.memory,
-        )  # fmt: skip
+            task,
+            row,
+            base=base,
+            state=state,
+            data=here.data.train,
+            way=self._way or self._holding.way_to(address),
+            pace=self._pace,
+            memory=here.memory,
+        )
         update = Update(
-            task.device, task.round, keep_all(here.shape), row.rank, part.adapters,
-            part.head, samples=setup.workload.batch * part.steps,
-        )  # fmt: skip
-        figures = {"steps": float(part.steps), "wait_s": part.wait_s,
-                   "stepping_s": part.compute_s, "connections": float(part.connections)}  # fmt: skip
+            task.device,
+            task.round,
+            keep_all(here.shape),
+            row.rank,
+            part.adapters,
+            part.head,
+            samples=setup.workload.batch * part.steps,
+        )
+        figures = {
+            "steps": float(part.steps),
+            "wait_s": part.wait_s,
+            "stepping_s": part.compute_s,
+            "connections": float(part.connections),
+        }
         reply = replace(reply_to(task), samples=update.samples, rank_left=row.rank, figures=figures)
-        return reply, self._coded(task, here, state, update)
-
-    def _coded(
-        self, task: Task, here: _Loaded, state: GlobalState, update: Update
-    ) -> dict[str, bytes]:
-        """Return an update as it is sent, and remember what coding loses of it."""
-        setup, shape = task.setup, here.shape
-        self._settle(task, here)
-        cut = None if task.row is None else task.row.cut
-        spec = setup.workload.upload if task.row is None else setup.workload.upload_of(task.row)
-        reference = returned_of(state, shape, update.kept, update.rank, cut=cut, work=setup.work)
-        owed = None
-        if setup.workload.upload_feedback:
-            owed = self._lost.of(update, state, shape, reference)
-        stream = generator(setup.seed, "upload", update.round, update.device)
-        coded = encode_update(update, reference, spec, stream, owed)
-        self._pending = (task.round, update, state, coded.lost)
-        sent = dict(coded.payloads)
-        if update.importance is not None:
-            sent["importance"] = pack_tensors(importance_tensors(update.importance))
-        return sent
-
-    def _settle(self, task: Task, here: _Loaded) -> None:
-        """Make what coding lost of the last update that counted ours to make up for."""
-        if task.run != self._lost_run:
-            self._lost, self._lost_run, self._pending = Residuals(), task.run, None
-        if self._pending is not None and self._pending[0] == task.counted:
-            _, update, state, lost = self._pending
-            self._lost.keep(update, state, here.shape, lost)
-        self._pending = None
-
-    def _load(self, task: Task) -> _Loaded:
-        """Return the data of a run and how texts are read, loaded where they are not at hand."""
-        setup = task.setup
-        key = hashlib.sha256(
-            f"{setup.recipe}\0{setup.devices}\0{task.device}\0{setup.labels}".encode()
-        ).hexdigest()
-        if key not in self._loaded:
-            recipe = self._holding.recipe(task, self._way)
-            if self._settings.data == OF_RECIPE and not self._settings.any_path:
-                check_paths(recipe.data)
-            tokenizer = None if is_vision(recipe) else read_tokenizer(recipe)
-            data = read_data(recipe, tokenizer, self._settings.data, labels=setup.labels,
-                             device=task.device, devices=setup.devices)  # fmt: skip
-            shape = load_shape(
-                model_source(recipe), labels=len(setup.labels), revision=recipe.model.revision
-            )
-            self._loaded = {
-                key: _Loaded(
-                    shape,
-                    describe_reader(recipe, tokenizer),
-                    data,
-                    OwnSpeed(shape, setup.workload),
-                    describe_data(data),
-                )
-            }
-        here = self._loaded[key]
-        if setup.tokenizer and here.tokenizer != setup.tokenizer:
-            self._holding.forget()  # its files may be others when the next task comes
-            self._loaded = {}
-            raise MismatchError(
-                f"device {task.name} reads text otherwise than the server: its tokenizer is "
-                f"{here.tokenizer[:12]}, the server's {setup.tokenizer[:12]}; give both the same "
-                "model folder"
-            )
-        if task.data and here.data_in(task.run) != task.data:
-            self._loaded = {}
-            raise MismatchError(
-                f"device {task.name} has come back with other data than those with which it joined "
-                f"this run ({len(here.data.train)} rows now); start it with the same --data, or "
-                "begin a new run"
-            )
-        return here
+        return reply, self._sent.coded(task, here.shape, state, update)
 
 
 def _state(task: Task, blobs: Mapping[str, bytes], base: BaseModel | None = None) -> GlobalState:
@@ -392,6 +333,11 @@ def _state(task: Task, blobs: Mapping[str, bytes], base: BaseModel | None = None
     if payloads and base is not None:
         blank = initial_state(base, task.setup.workload, task.setup.seed)
     return unpack_state(
-        blobs.get("state", b""), task.order, round=task.round, own=blobs.get("own"),
-        payloads=payloads, blank=blank, shape=None if base is None else base.shape,
-    )  # fmt: skip
+        blobs.get("state", b""),
+        task.order,
+        round=task.round,
+        own=blobs.get("own"),
+        payloads=payloads,
+        blank=blank,
+        shape=None if base is None else base.shape,
+    )

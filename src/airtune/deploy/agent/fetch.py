@@ -17,9 +17,14 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 def fetch_base(
-    offer: Offer, fingerprint: str, recipe: Recipe, way: Way, cache: Path | None, *,
+    offer: Offer,
+    fingerprint: str,
+    recipe: Recipe,
+    way: Way,
+    cache: Path | None,
+    *,
     groups: frozenset[str] | None = None,
-) -> Path | None:  # fmt: skip
+) -> Path | None:
     """Return the folder of a base that the server handed out, now or before.
 
     A base that was staged before is taken first, and what has changed of it fetched anew; then what

@@ -57,9 +57,13 @@ class Holding:
         from airtune.deploy.agent.fetch import fetch_base
 
         folder = fetch_base(
-            task.base, task.setup.fingerprint, recipe, way or self.way_to(task.base.address),
-            self._cache, groups=self._groups(task),
-        )  # fmt: skip
+            task.base,
+            task.setup.fingerprint,
+            recipe,
+            way or self.way_to(task.base.address),
+            self._cache,
+            groups=self._groups(task),
+        )
         if folder is None:
             return recipe
         changes = {"source": str(folder), "revision": None}

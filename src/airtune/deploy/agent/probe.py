@@ -98,11 +98,16 @@ def trainer(shape: ModelShape, workload: Workload) -> Callable[[], None]:
     from airtune.model.loss import batch_losses
 
     config = LlamaConfig(
-        vocab_size=shape.vocab, hidden_size=shape.width, intermediate_size=shape.ffn,
-        num_hidden_layers=shape.blocks, num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_groups, head_dim=shape.head_dim,
-        tie_word_embeddings=shape.tied, max_position_embeddings=workload.tokens,
-    )  # fmt: skip
+        vocab_size=shape.vocab,
+        hidden_size=shape.width,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.blocks,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_groups,
+        head_dim=shape.head_dim,
+        tie_word_embeddings=shape.tied,
+        max_position_embeddings=workload.tokens,
+    )
     where = "cuda" if torch.cuda.is_available() else "cpu"
     base = base_of(LlamaForCausalLM(config).to(where))
     lora = attach(base.network, base.family, [init_adapters(shape, workload, 0)], scale=2.0)
@@ -174,20 +179,31 @@ def probe_document(
     """
     profile, drawn = figures.speed.profile, figures.speed.drawn
     document: dict[str, Any] = {
-        "schema": PROBE_SCHEMA, "name": name, "kind": platform.machine() or "device",
+        "schema": PROBE_SCHEMA,
+        "name": name,
+        "kind": platform.machine() or "device",
         "flops_per_s": achieved_flops_per_s(profile, shape, workload),
         "memory_bytes": figures.memory_bytes,
-        "up_mbps": figures.up_bps / 1e6, "down_mbps": figures.down_bps / 1e6,
+        "up_mbps": figures.up_bps / 1e6,
+        "down_mbps": figures.down_bps / 1e6,
         "details": {
             "product_flops_per_s": profile.flops_per_s,
-            "traffic_bytes_per_s": profile.bytes_per_s if math.isfinite(profile.bytes_per_s) else None,
+            "traffic_bytes_per_s": profile.bytes_per_s
+            if math.isfinite(profile.bytes_per_s)
+            else None,
             "probe_step_s": list(figures.speed.step_s),
-            "speed_of": {"family": shape.family, "blocks": shape.blocks, "width": shape.width,
-                         "batch": workload.batch, "tokens": workload.tokens, "rank": workload.rank},
+            "speed_of": {
+                "family": shape.family,
+                "blocks": shape.blocks,
+                "width": shape.width,
+                "batch": workload.batch,
+                "tokens": workload.tokens,
+                "rank": workload.rank,
+            },
             "round_trip_s": figures.round_trip_s if math.isfinite(figures.round_trip_s) else None,
             "power": None if drawn is None else drawn.source,
         },
-    }  # fmt: skip
+    }
     if drawn is not None and drawn.watt > 0:
         document["power_w"] = drawn.watt
     return document | ({} if link is None else {"link": link})

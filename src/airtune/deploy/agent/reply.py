@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from airtune.engine.message import Reply, Task
-from airtune.work.train import Outcome
+from airtune.work.jobs import Outcome
 
 
 def reply_to(task: Task) -> Reply:

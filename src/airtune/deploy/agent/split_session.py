@@ -16,9 +16,16 @@ from airtune.wire.channel import Way
 
 
 def run_session(
-    task: Task, row: Assignment, *, base: BaseModel, state: GlobalState, data: Examples,
-    way: Way, pace: Callable[[int, float], float] | None, memory: Samples,
-) -> DeviceRound:  # fmt: skip
+    task: Task,
+    row: Assignment,
+    *,
+    base: BaseModel,
+    state: GlobalState,
+    data: Examples,
+    way: Way,
+    pace: Callable[[int, float], float] | None,
+    memory: Samples,
+) -> DeviceRound:
     """Take this device through its split round; `memory` is of its samples and changed by it.
 
     Raises:
@@ -31,9 +38,14 @@ def run_session(
             f"round {task.round} splits the model, but the task names no stream; it is refused"
         )
     context = SplitContext.of(
-        base, state, settings=setup.train, work=setup.work, workload=setup.workload,
-        seed=setup.seed, round=task.round,
-    )  # fmt: skip
+        base,
+        state,
+        settings=setup.train,
+        work=setup.work,
+        workload=setup.workload,
+        seed=setup.seed,
+        round=task.round,
+    )
     end = DeviceEnd(context, {0: SplitJob(task.device, row, data, 1.0)}, memory={0: memory})
     rate = task.upload_bps if task.is_paced else None
     paced = None
@@ -43,7 +55,14 @@ def run_session(
         def paced(size_bytes: int) -> None:
             wait(size_bytes, at)
 
-    return run_device(end, Connection(
-        way, endpoint.token, endpoint.run, pace=paced, most_bytes=endpoint.most_bytes,
-        upload_bps=task.upload_bps,
-    ))  # fmt: skip
+    return run_device(
+        end,
+        Connection(
+            way,
+            endpoint.token,
+            endpoint.run,
+            pace=paced,
+            most_bytes=endpoint.most_bytes,
+            upload_bps=task.upload_bps,
+        ),
+    )

@@ -28,9 +28,15 @@ class OwnSpeed:
         self._unit_s = seconds / float(train_flops(self._shape, self._workload, rows_of([row]))[0])
 
     def settle(
-        self, row: Assignment, pace: Pace, *, way_s: float, up_bps: float | None,
-        memory_bytes: float | None, try_step: Callable[[Assignment], object],
-    ) -> tuple[Assignment, int]:  # fmt: skip
+        self,
+        row: Assignment,
+        pace: Pace,
+        *,
+        way_s: float,
+        up_bps: float | None,
+        memory_bytes: float | None,
+        try_step: Callable[[Assignment], object],
+    ) -> tuple[Assignment, int]:
         """Return what this device does, and the number of its arm.
 
         Args:

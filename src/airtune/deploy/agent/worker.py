@@ -65,13 +65,17 @@ def main() -> None:
     pacer = Pacer()
     device = Device(
         DeviceSettings(
-            data=settings.data, model=settings.model, compute=settings.compute,
-            memory_bytes=_left_bytes(settings), probe=settings.probe,
+            data=settings.data,
+            model=settings.model,
+            compute=settings.compute,
+            memory_bytes=_left_bytes(settings),
+            probe=settings.probe,
             host=settings.server.rpartition(":")[0],
             cache=None if settings.cache is None else Path(settings.cache),
         ),
-        pace=pacer, say=_say,
-    )  # fmt: skip
+        pace=pacer,
+        say=_say,
+    )
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)  # whatever prints goes to the agent's own output
         print(READY, file=out, flush=True)

@@ -117,15 +117,19 @@ class Workplace:
             settings = self._settings
             proof = settings.proof
             WorkerSettings(
-                server=settings.server, data=settings.data, name=settings.name,
+                server=settings.server,
+                data=settings.data,
+                name=settings.name,
                 key=None if proof is None else str(proof.key),
                 certificate=None if proof is None else str(proof.certificate),
                 authority=None if proof is None else str(proof.authority),
-                model=settings.model, compute=settings.compute,
-                memory_bytes=settings.memory_bytes, reserve_bytes=settings.reserve_bytes,
+                model=settings.model,
+                compute=settings.compute,
+                memory_bytes=settings.memory_bytes,
+                reserve_bytes=settings.reserve_bytes,
                 probe=dict(settings.probe),
                 cache=None if settings.cache is None else str(settings.cache),
-            ).save(self._path)  # fmt: skip
+            ).save(self._path)
             command = [sys.executable, "-m", "airtune.deploy.agent.worker", str(self._path)]
             self._worker = start_capped(command, cap_bytes=settings.memory_bytes, timeout_s=START_S)
             self._say("the worker is ready")

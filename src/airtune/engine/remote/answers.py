@@ -40,9 +40,11 @@ class Answer:
 
         judging_s = None if said.judging_s is None else _believed(said.judging_s, most_s)
         return Spent(
-            _believed(said.load_s, most_s), _believed(said.compute_s, most_s), judging_s,
+            _believed(said.load_s, most_s),
+            _believed(said.compute_s, most_s),
+            judging_s,
             _believed(said.download_s, most_s),
-        )  # fmt: skip
+        )
 
     @property
     def work_s(self) -> float:
@@ -80,8 +82,16 @@ def answer_of(task: Task, message: Message, arrival: Response | None, *, limit: 
         reply, blobs = open_reply(arrival.envelope, task, max_bytes=limit)
     except (CodecError, MismatchError) as error:
         return Answer("refused", str(error), arrival.after_s, sent, received)
-    return Answer(reply.status, reply.reason, arrival.after_s, sent, received, reply, blobs,
-                  arrival.envelope.came_s)  # fmt: skip
+    return Answer(
+        reply.status,
+        reply.reason,
+        arrival.after_s,
+        sent,
+        received,
+        reply,
+        blobs,
+        arrival.envelope.came_s,
+    )
 
 
 def qualities(answers: Mapping[int, Answer]) -> dict[int, Quality]:

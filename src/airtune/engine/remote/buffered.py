@@ -77,17 +77,25 @@ class BufferedRealEngine:
         self._begin(plan, state, begin_s)
         arrived, done = self._arrived()
         found = arrived_in(
-            self._problem, plan, state, arrived,
-            start_s=begin_s, end_s=begin_s + time.monotonic() - began, left=len(self._at_work()),
-        )  # fmt: skip
+            self._problem,
+            plan,
+            state,
+            arrived,
+            start_s=begin_s,
+            end_s=begin_s + time.monotonic() - began,
+            left=len(self._at_work()),
+        )
         told = found.results.device
         peak_bytes = peak_memory(
             self._problem.shape, self._problem.workload, (found.plan or plan).assignments
         ).total
         return replace(
-            found, setup=setup, learnt=self._inner.learnt(told), planned_peak_bytes=peak_bytes,
+            found,
+            setup=setup,
+            learnt=self._inner.learnt(told),
+            planned_peak_bytes=peak_bytes,
             validation=self._inner.validation(done),
-        )  # fmt: skip
+        )
 
     def _begin(self, plan: RoundPlan, state: GlobalState, begin_s: float) -> None:
         """Have each device of a plan begin, as a round of its own."""

@@ -14,33 +14,30 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from airtune.engine.exchange import pack_own, pack_state, read_importance, without_scores
-from airtune.engine.message import (
-    Kind,
-    Reply,
-    RunSetup,
-    SplitEndpoint,
-    Task,
-    seal_task,
-    unpack_tensors,
-)
+from airtune.engine.exchange import pack_own, pack_state, without_scores
+from airtune.engine.message import Kind, RunSetup, SplitEndpoint, Task, seal_task
 from airtune.engine.pacing import claimed
-from airtune.engine.remote.answers import Answer, answer_of, number_of, qualities
+from airtune.engine.remote.answers import Answer, answer_of, qualities
+from airtune.engine.remote.updates import (
+    SMALL_BYTES,
+    dense_scores,
+    no_outcome,
+    outcome_of,
+    scores_bytes,
+    update_bytes,
+)
 from airtune.errors import CodecError, ModelError
 from airtune.model.importance import Importance
-from airtune.model.state import GlobalState, Update
+from airtune.model.state import GlobalState
 from airtune.plan import Assignment, ModelShape, Pace
 from airtune.wire.message import Message, More, Response, Transport
 from airtune.wire.stage import Offer
 from airtune.wire.traffic_budget import TrafficBudget, does_not_hold
 from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import Quality
-from airtune.work.network import kept_by
-from airtune.work.train import Outcome
-from airtune.work.uploads import GROUPS, decode_update, returned_of
+from airtune.work.jobs import Outcome
+from airtune.work.uploads import GROUPS
 
-SMALL_BYTES = 1 << 20
-"""What an answer without tensors may hold."""
 _WORDS_BYTES = 32 << 10
 """What is set aside for the words of an answer, where a device's bytes of a month are capped."""
 _ROW_BYTES = 4 << 10
@@ -67,9 +64,16 @@ class Remote:
     """The devices of a run."""
 
     def __init__(
-        self, transport: Transport, names: Sequence[str], setup: RunSetup, *, run: int,
-        shape: ModelShape, patience_s: float, traffic_budget: TrafficBudget,
-    ) -> None:  # fmt: skip
+        self,
+        transport: Transport,
+        names: Sequence[str],
+        setup: RunSetup,
+        *,
+        run: int,
+        shape: ModelShape,
+        patience_s: float,
+        traffic_budget: TrafficBudget,
+    ) -> None:
         """Know the devices by number; nothing is sent yet.
 
         Args:
@@ -143,15 +147,15 @@ class Remote:
         answers = self._ask(
             tasks,
             {device: {"state": blob} for device in devices},
-            limit=self._scores_bytes(),
-            expected=dict.fromkeys(devices, float(self._scores_bytes() - SMALL_BYTES)),
+            limit=scores_bytes(self._shape),
+            expected=dict.fromkeys(devices, float(scores_bytes(self._shape) - SMALL_BYTES)),
             deadline_s=deadline_s,
         )
         found: dict[int, Importance] = {}
         for device, answer in answers.items():
             if answer.status == "ok":
                 try:
-                    found[device] = self._whole_importance(answer.blobs)
+                    found[device] = dense_scores(answer.blobs, self._shape)
                 except CodecError as error:
                     answers[device] = replace(answer, status="refused", fault=str(error))
         return found, answers
@@ -174,13 +178,22 @@ class Remote:
         return qualities(answers)
 
     def train(
-        self, rows: Sequence[Assignment], state: GlobalState, *, round: int,
-        learning_rate: float = 1.0, sent: Broadcast | None = None, pace: Pace | None = None,
-        deadline_s: float | None = None, upload_bps: Mapping[int, float] | None = None,
-        endpoints: Mapping[int, SplitEndpoint] | None = None, expected: Mapping[int, float] | None = None,
-        unpaced: frozenset[int] = frozenset(), judges: frozenset[int] = frozenset(),
+        self,
+        rows: Sequence[Assignment],
+        state: GlobalState,
+        *,
+        round: int,
+        learning_rate: float = 1.0,
+        sent: Broadcast | None = None,
+        pace: Pace | None = None,
+        deadline_s: float | None = None,
+        upload_bps: Mapping[int, float] | None = None,
+        endpoints: Mapping[int, SplitEndpoint] | None = None,
+        expected: Mapping[int, float] | None = None,
+        unpaced: frozenset[int] = frozenset(),
+        judges: frozenset[int] = frozenset(),
         is_wanted: Callable[[], bool] | None = None,
-    ) -> dict[int, Trained]:  # fmt: skip
+    ) -> dict[int, Trained]:
         """Have devices do a round.
 
         Args:
@@ -207,21 +220,31 @@ class Remote:
         tasks, blobs = {}, {}
         for row in rows:
             tasks[row.device] = replace(
-                self._task("train", row.device, round=round, order=order), row=row, setup=setup,
+                self._task("train", row.device, round=round, order=order),
+                row=row,
+                setup=setup,
                 blocks=row.cut,
-                pace=pace, way_s=self._ways.get(row.device, 0.0),
+                pace=pace,
+                way_s=self._ways.get(row.device, 0.0),
                 upload_bps=None if upload_bps is None else upload_bps.get(row.device),
-                is_paced=row.device not in unpaced, is_judging=row.device in judges and row.cut is None,
+                is_paced=row.device not in unpaced,
+                is_judging=row.device in judges and row.cut is None,
                 counted=self.counted.get(row.device, -1),
                 seat=None if endpoints is None else endpoints.get(row.device),
-            )  # fmt: skip
+            )
             own = pack_own(state, row.device)
             blobs[row.device] = {"state": blob} | coded | ({} if own is None else {"own": own})
         answers = self._ask(
-            tasks, blobs, limit=self._update_bytes(state), deadline_s=deadline_s, is_wanted=is_wanted,
-            expected={device: size + self._scores_bytes() - SMALL_BYTES
-                      for device, size in (expected or {}).items()},
-        )  # fmt: skip
+            tasks,
+            blobs,
+            limit=update_bytes(state, self._shape),
+            deadline_s=deadline_s,
+            is_wanted=is_wanted,
+            expected={
+                device: size + scores_bytes(self._shape) - SMALL_BYTES
+                for device, size in (expected or {}).items()
+            },
+        )
         return {row.device: self._trained(row, state, answers[row.device], pace) for row in rows}
 
     def _broadcast(
@@ -232,15 +255,30 @@ class Remote:
         return pack_state(state if slices else without_scores(state), sent, shape=self._shape)
 
     def _task(self, kind: Kind, device: int, *, round: int, order: tuple[str, ...] = ()) -> Task:
-        return Task(kind, self._run, round, device, self._names[device], secrets.token_hex(8),
-                    self._setup, base=self.offers.get(device), order=order,
-                    data=self.data.get(device, ""))  # fmt: skip
+        return Task(
+            kind,
+            self._run,
+            round,
+            device,
+            self._names[device],
+            secrets.token_hex(8),
+            self._setup,
+            base=self.offers.get(device),
+            order=order,
+            data=self.data.get(device, ""),
+        )
 
     def _ask(
-        self, tasks: Mapping[int, Task], blobs: Mapping[int, Mapping[str, bytes]], *,
-        limit: int, deadline_s: float | None = None, expected: Mapping[int, float] | None = None,
-        more: More | None = None, is_wanted: Callable[[], bool] | None = None,
-    ) -> dict[int, Answer]:  # fmt: skip
+        self,
+        tasks: Mapping[int, Task],
+        blobs: Mapping[int, Mapping[str, bytes]],
+        *,
+        limit: int,
+        deadline_s: float | None = None,
+        expected: Mapping[int, float] | None = None,
+        more: More | None = None,
+        is_wanted: Callable[[], bool] | None = None,
+    ) -> dict[int, Answer]:
         """Send tasks and return the answers; of all bytes this is the one way out and in.
 
         What may cross is set aside first. A device whose month does not hold it is sent nothing;
@@ -302,7 +340,7 @@ class Remote:
             task = self._task("train", row.device, round=state.round, order=order)
             own = pack_own(state, row.device)
             blobs = {"state": blob} | ({} if own is None else {"own": own})
-            scores = self._scores_bytes() - SMALL_BYTES
+            scores = scores_bytes(self._shape) - SMALL_BYTES
             message = seal_task(task, blobs).size_bytes + _ROW_BYTES + scores
             times = 3 if state.importance is None and (row.prune_heads or row.prune_ffn) else 2
             found[row.device] = times * (message + _WORDS_BYTES + scores) + expected[row.device]
@@ -313,83 +351,19 @@ class Remote:
     ) -> Trained:
         reply = answer.reply
         if reply is None:
-            return Trained(answer, _no_outcome(row.device, answer.fault), 0)
+            return Trained(answer, no_outcome(row.device, answer.fault), 0)
         spent_s = reply.spent.compute_s
         self._ways[row.device] = max(answer.after_s - spent_s - answer.upload_s, 0.0)
         try:
             if reply.status == "ok":
                 row = claimed(row, pace, reply.figures, computed_s=spent_s, after_s=answer.after_s)
-            update = self._update(row, state, reply, answer.blobs)
+            outcome = outcome_of(row, state, reply, answer, setup=self._setup, shape=self._shape)
         except (CodecError, ModelError) as error:
             fault = f"update refused: {error}"
             answer = replace(answer, status="refused", fault=fault)
-            return Trained(answer, _no_outcome(row.device, fault), 0)
+            return Trained(answer, no_outcome(row.device, fault), 0)
         coded = sum(len(answer.blobs[name]) for name in GROUPS if name in answer.blobs)
-        figures = {
-            name: number_of(reply.figures.get(name))
-            for name in ("loss_first", "loss_last", "importance")
-        }
-        outcome = Outcome(
-            row.device, "ok" if update is not None else "refused", update,
-            figures["loss_first"], figures["loss_last"], reply.samples, figures["importance"],
-            reply.rank_left, answer.fault,
-        )  # fmt: skip
         return Trained(answer, outcome, coded, row)
-
-    def _update(
-        self, row: Assignment, state: GlobalState, reply: Reply, blobs: Mapping[str, bytes]
-    ) -> Update | None:
-        """Return an update as the server has it; what was kept is worked out, not believed."""
-        if reply.status != "ok":
-            return None
-        if not 0 <= reply.rank_left <= row.rank:
-            raise CodecError(
-                f"the rank left must be between 0 and the {row.rank} it was told, got "
-                f"{reply.rank_left}"
-            )
-        work = self._setup.work
-        kept = kept_by(row, state, self._shape, work)
-        reference = returned_of(state, self._shape, kept, row.rank, cut=row.cut, work=work)
-        importance = self._importance(blobs) if "importance" in blobs else None
-        told = Update(row.device, reply.round, kept, row.rank, {}, {}, reply.samples, importance)
-        payloads = {name: blobs[name] for name in GROUPS if name in blobs}
-        update = decode_update(told, payloads, reference, self._setup.workload.upload_of(row))
-        order = [name for name in reference if name in update.adapters]
-        return replace(update, adapters={name: update.adapters[name] for name in order})
-
-    def _importance(self, blobs: Mapping[str, bytes]) -> Importance:
-        found = unpack_tensors(blobs.get("importance", b""))
-        named = {name.removeprefix("importance/"): tensor for name, tensor in found.items()}
-        importance = read_importance(named, self._shape)
-        if importance is None:
-            raise CodecError("the importance asked for is missing")
-        return importance
-
-    def _whole_importance(self, blobs: Mapping[str, bytes]) -> Importance:
-        """Return scores of the dense model, none of which may be missing."""
-        found = self._importance(blobs)
-        for name, scores in (("groups", found.groups), ("channels", found.channels)):
-            if not np.isfinite(scores).all():
-                raise CodecError(
-                    f"importance of {name} has {np.count_nonzero(~np.isfinite(scores))} scores "
-                    "that are not finite; it is refused"
-                )
-        return found
-
-    def _scores_bytes(self) -> int:
-        """Return the most that scores and means can take, in double precision."""
-        shape = self._shape
-        columns = shape.kv_groups + 2 * shape.ffn + shape.heads * shape.head_dim
-        return 8 * shape.blocks * columns + SMALL_BYTES
-
-    def _update_bytes(self, state: GlobalState) -> int:
-        """Return the most that an update can take; no codec makes it larger than it is by half."""
-        numbers = sum(tensor.numel() for tensor in (*state.adapters.values(), *state.head.values()))
-        return 6 * numbers + self._scores_bytes()
 
 
 _USED_UP = does_not_hold("the message and its answer")
-
-
-def _no_outcome(device: int, reason: str) -> Outcome:
-    return Outcome(device, "refused", None, math.nan, math.nan, 0, reason=reason)

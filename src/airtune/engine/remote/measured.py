@@ -108,9 +108,13 @@ def seen_of(told: Assignments, done: Mapping[int, Trained]) -> MeasuredRound:
             continue
         spent = answer.spent
         row = {
-            "finish_s": answer.after_s, "download_s": spent.download_s, "work_s": answer.work_s,
-            "upload_s": answer.upload_s, "judging_s": spent.judging_s, "loading_s": spent.load_s,
-        }  # fmt: skip
+            "finish_s": answer.after_s,
+            "download_s": spent.download_s,
+            "work_s": answer.work_s,
+            "upload_s": answer.upload_s,
+            "judging_s": spent.judging_s,
+            "loading_s": spent.load_s,
+        }
         for name, value in row.items():
             columns[name][place] = np.nan if value is None else value
     return MeasuredRound(**columns)
@@ -139,9 +143,14 @@ def as_done(plan: RoundPlan, done: Mapping[int, Trained]) -> RoundPlan:
 
 
 def results_of(
-    problem: Problem, plan: RoundPlan, trained: Sequence[Trained | None], status: NDArray[np.str_],
-    *, took_s: float, predicted_s: Floats | None = None,
-) -> Results:  # fmt: skip
+    problem: Problem,
+    plan: RoundPlan,
+    trained: Sequence[Trained | None],
+    status: NDArray[np.str_],
+    *,
+    took_s: float,
+    predicted_s: Floats | None = None,
+) -> Results:
     """Return the columns of a round.
 
     Args:
@@ -153,9 +162,19 @@ def results_of(
         predicted_s: when each was predicted to finish, (n,).
     """
     told, count = plan.assignments, len(plan.assignments)
-    columns = {name: np.full(count, np.nan) for name in (
-        "finish", "download", "judging", "compute", "upload", "first", "last",
-        "importance")}  # fmt: skip
+    columns = {
+        name: np.full(count, np.nan)
+        for name in (
+            "finish",
+            "download",
+            "judging",
+            "compute",
+            "upload",
+            "first",
+            "last",
+            "importance",
+        )
+    }
     sent, received, peak, step_up, step_down, server_s = np.zeros((6, count))
     samples, rank_left = np.zeros(count, np.int64), told.rank.copy()
     for place, item in enumerate(trained):
@@ -180,17 +199,34 @@ def results_of(
         peak[place] = 0.0 if answer.reply is None else answer.reply.peak_bytes
     compute_s, upload_s = columns["compute"], columns["upload"]
     return Results(
-        device=told.device, status=status,
-        download_s=columns["download"], compute_s=compute_s, judging_s=columns["judging"],
-        upload_s=upload_s, finish_s=np.where(status == "ok", columns["finish"], np.nan),
-        download_bytes=sent, upload_bytes=received,
-        flops=np.where(np.isnan(compute_s), 0.0,
-                       train_flops(problem.shape, problem.workload, told)),
-        loss_first=columns["first"], loss_last=columns["last"], samples=samples,
+        device=told.device,
+        status=status,
+        download_s=columns["download"],
+        compute_s=compute_s,
+        judging_s=columns["judging"],
+        upload_s=upload_s,
+        finish_s=np.where(status == "ok", columns["finish"], np.nan),
+        download_bytes=sent,
+        upload_bytes=received,
+        flops=np.where(
+            np.isnan(compute_s), 0.0, train_flops(problem.shape, problem.workload, told)
+        ),
+        loss_first=columns["first"],
+        loss_last=columns["last"],
+        samples=samples,
         peak_bytes=peak,
-        energy_j=energy_j(problem, told.device, compute_s=np.nan_to_num(compute_s),
-                          upload_s=np.nan_to_num(upload_s), round_s=took_s),
-        importance=columns["importance"], rank_left=rank_left, done=told,
-        server_s=server_s, step_up_bytes=step_up,
-        step_down_bytes=step_down, predicted_s=predicted_s,
-    )  # fmt: skip
+        energy_j=energy_j(
+            problem,
+            told.device,
+            compute_s=np.nan_to_num(compute_s),
+            upload_s=np.nan_to_num(upload_s),
+            round_s=took_s,
+        ),
+        importance=columns["importance"],
+        rank_left=rank_left,
+        done=told,
+        server_s=server_s,
+        step_up_bytes=step_up,
+        step_down_bytes=step_down,
+        predicted_s=predicted_s,
+    )

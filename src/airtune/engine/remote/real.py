@@ -162,9 +162,12 @@ class RealEngine:
         online = np.zeros(len(self._fleet), np.bool_)
         online[sorted(self._remote.online())] = True
         observation = Observation(
-            round=round, time_s=time_s, links=replace(links, available=online),
-            available=self._limits.asked(round, online), flops_per_s=self._flops_per_s(round),
-        )  # fmt: skip
+            round=round,
+            time_s=time_s,
+            links=replace(links, available=online),
+            available=self._limits.asked(round, online),
+            flops_per_s=self._flops_per_s(round),
+        )
         return mask_observation(observation, self._needs)
 
     def execute(
@@ -236,11 +239,15 @@ class RealEngine:
             told, self._declared(plan, told, begin_s), seen_of(told, done), ready.expected
         )
         return replace(
-            found, split=carried.split, expected=ready.expected, learnt=self.learnt(told.device),
-            is_coded=ready.sent is not None, plan=plan,
+            found,
+            split=carried.split,
+            expected=ready.expected,
+            learnt=self.learnt(told.device),
+            is_coded=ready.sent is not None,
+            plan=plan,
             validation=self.validation(done) if plan.is_judging else None,
             planned_peak_bytes=ready.peak_bytes,
-        )  # fmt: skip
+        )
 
     def learnt(self, device: Ints) -> Mapping[str, object]:
         """Return what a record holds of what was learnt of devices; see `Forecast.told`."""
@@ -249,9 +256,11 @@ class RealEngine:
     def _declared(self, plan: RoundPlan, told: Assignments, begin_s: float) -> Prediction:
         """Return what a plan would take at the speeds and rates that were declared."""
         return predict(
-            self._problem, told, links=self._fleet.links_at(plan.round, 0, begin_s),
+            self._problem,
+            told,
+            links=self._fleet.links_at(plan.round, 0, begin_s),
             flops_per_s=self._fleet.flops_at(plan.round),
-        )  # fmt: skip
+        )
 
     def validation(self, done: Mapping[int, Trained]) -> Mapping[str, float] | None:
         """Return how those that took part judge the model that they were given; None = nobody did."""
@@ -285,11 +294,20 @@ class RealEngine:
             }
         try:
             done = self._remote.train(
-                rows, state, round=plan.round, deadline_s=deadline_s,
-                learning_rate=plan.learning_rate, sent=ready.sent, pace=plan.pace, endpoints=endpoints,
-                upload_bps=ready.upload_bps, expected=update, unpaced=self._unpaced, is_wanted=is_wanted,
+                rows,
+                state,
+                round=plan.round,
+                deadline_s=deadline_s,
+                learning_rate=plan.learning_rate,
+                sent=ready.sent,
+                pace=plan.pace,
+                endpoints=endpoints,
+                upload_bps=ready.upload_bps,
+                expected=update,
+                unpaced=self._unpaced,
+                is_wanted=is_wanted,
                 judges=judges_of(self._problem, self._fleet) if plan.is_judging else frozenset(),
-            )  # fmt: skip
+            )
             if split is None:
                 return CarriedOut(done, None, time.monotonic() - began)
             cut = {row.device: done[row.device] for row in split.task.rows}
@@ -332,11 +350,16 @@ class RealEngine:
             raise MethodError(no_stream(len(cut)))
         deadline_s = plan.deadline_of(self._problem)
         return open_split(
-            self._workers.serve, cut, run=self._remote.run_name, round=plan.round, base=self._workers.base,
-            state=state, problem=self._problem,
+            self._workers.serve,
+            cut,
+            run=self._remote.run_name,
+            round=plan.round,
+            base=self._workers.base,
+            state=state,
+            problem=self._problem,
             settings=self._settings.train.at(plan.learning_rate),
             timing=StreamTiming(join_s=JOIN_S).within(deadline_s or 3600.0),
-        )  # fmt: skip
+        )
 
     def scored(
         self, plan: RoundPlan, state: GlobalState, start_s: float

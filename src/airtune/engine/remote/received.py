@@ -8,7 +8,7 @@ from airtune.engine.remote.devices import Remote
 from airtune.engine.uplink import Sent, Uplink
 from airtune.model.state import GlobalState
 from airtune.plan import Problem, RoundPlan
-from airtune.work.train import Outcome
+from airtune.work.jobs import Outcome
 
 
 class Received(Uplink):
@@ -23,11 +23,14 @@ class Received(Uplink):
 
     def send(self, plan: RoundPlan, state: GlobalState, outcomes: Mapping[int, Outcome]) -> Sent:
         """Return the outcomes as they came, and what they took."""
-        size_bytes = self.sizes(plan, {
-            place: self.coded_bytes[device]
-            for place, device in enumerate(plan.assignments.device.tolist())
-            if device in self.coded_bytes
-        })  # fmt: skip
+        size_bytes = self.sizes(
+            plan,
+            {
+                place: self.coded_bytes[device]
+                for place, device in enumerate(plan.assignments.device.tolist())
+                if device in self.coded_bytes
+            },
+        )
         return Sent(dict(outcomes), size_bytes, {})
 
     def settle(self, sent: Sent, state: GlobalState, came: Mapping[int, Outcome]) -> None:

@@ -22,7 +22,7 @@ from airtune.model.base import BaseModel
 from airtune.model.state import GlobalState
 from airtune.plan import Assignment, Bools, Ints, Problem, RoundPlan
 from airtune.split import DevicePart, SplitResult, join_round
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 JOIN_S = 240.0
 """How long a device may take from its task to its stream: a worker may have to start."""
@@ -60,8 +60,11 @@ class ServedSplit:
         self.opened.close()
         result = self.opened.wait()
         task = self.task
-        updates = {place: update for place, row in enumerate(task.rows)
-                   if (update := trained[row.device].outcome.update) is not None}  # fmt: skip
+        updates = {
+            place: update
+            for place, row in enumerate(task.rows)
+            if (update := trained[row.device].outcome.update) is not None
+        }
         parts = {
             place: DevicePart(update.adapters, update.head, update.samples // task.workload.batch)
             for place, update in updates.items()
@@ -96,9 +99,17 @@ class ServedSplit:
 
 
 def open_split(
-    serve: Serve, rows: Sequence[Assignment], *, run: str, round: int, base: BaseModel,
-    state: GlobalState, problem: Problem, settings: TrainSettings, timing: StreamTiming,
-) -> ServedSplit:  # fmt: skip
+    serve: Serve,
+    rows: Sequence[Assignment],
+    *,
+    run: str,
+    round: int,
+    base: BaseModel,
+    state: GlobalState,
+    problem: Problem,
+    settings: TrainSettings,
+    timing: StreamTiming,
+) -> ServedSplit:
     """Begin to serve rows that are cut.
 
     Raises:
@@ -107,11 +118,19 @@ def open_split(
     cut = tuple(rows)
     server, address = serve()
     task = SplitTask(
-        run=run, round=round, base=base, state=state, rows=cut,
+        run=run,
+        round=round,
+        base=base,
+        state=state,
+        rows=cut,
         weights=tuple(float(problem.devices.weight[row.device]) for row in cut),
-        settings=settings, work=problem.work, workload=problem.workload, seed=problem.seed,
-        timing=timing, samples=tuple(int(problem.devices.samples[row.device]) for row in cut),
-    )  # fmt: skip
+        settings=settings,
+        work=problem.work,
+        workload=problem.workload,
+        seed=problem.seed,
+        timing=timing,
+        samples=tuple(int(problem.devices.samples[row.device]) for row in cut),
+    )
     return ServedSplit(task, server.open(task), address)
 
 
@@ -119,9 +138,18 @@ class ServedSplitter(Splitter):
     """Cuts of the replayed clock: devices elsewhere do the steps, all together, and time is virtual."""
 
     def __init__(
-        self, problem: Problem, fleet: Fleet, base: BaseModel, data: FederatedData, *,
-        settings: TrainSettings, run: str, train: Train, serve: Serve | None, dropout: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        problem: Problem,
+        fleet: Fleet,
+        base: BaseModel,
+        data: FederatedData,
+        *,
+        settings: TrainSettings,
+        run: str,
+        train: Train,
+        serve: Serve | None,
+        dropout: float = 0.0,
+    ) -> None:
         """See `Splitter`.
 
         Args:
@@ -150,12 +178,18 @@ class ServedSplitter(Splitter):
             )
         rows = [plan.assignments.row(int(column)) for column in columns]
         served = open_split(
-            self._serve, rows, run=self._run, round=plan.round, base=self._base, state=state,
-            problem=self._problem, settings=self._settings.at(plan.learning_rate),
+            self._serve,
+            rows,
+            run=self._run,
+            round=plan.round,
+            base=self._base,
+            state=state,
+            problem=self._problem,
+            settings=self._settings.at(plan.learning_rate),
             timing=StreamTiming(
                 window_s=math.inf, join_s=JOIN_S, answer_s=PATIENCE_S, deadline_s=PATIENCE_S
             ),
-        )  # fmt: skip
+        )
         try:
             trained = self._train(rows, state, plan, served.endpoints)
             joined, result = served.join(trained)
@@ -163,9 +197,12 @@ class ServedSplitter(Splitter):
             served.opened.close()
         return SplitResult(
             outcomes=tuple(joined[row.device].outcome for row in rows),
-            server=result.adapters, head=result.head, ledger=result.log,
-            order=result.order, skipped=result.parts.skipped,
-        )  # fmt: skip
+            server=result.adapters,
+            head=result.head,
+            ledger=result.log,
+            order=result.order,
+            skipped=result.parts.skipped,
+        )
 
 
 def no_stream(count: int) -> str:

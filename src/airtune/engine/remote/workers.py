@@ -23,7 +23,7 @@ from airtune.model.state import GlobalState
 from airtune.plan import Assignment, Problem, RoundPlan, WorkSpec
 from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import weigh
-from airtune.work.train import Outcome
+from airtune.work.jobs import Outcome
 
 
 def judges_of(problem: Problem, fleet: Fleet) -> frozenset[int]:

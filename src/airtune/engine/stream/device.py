@@ -187,9 +187,12 @@ class _Going:
                 timer.cancel()
 
     def _put(
-        self, made: Mapping[int, StepMessage], outgoing: queue.SimpleQueue[StepMessage | None], *,
+        self,
+        made: Mapping[int, StepMessage],
+        outgoing: queue.SimpleQueue[StepMessage | None],
+        *,
         is_first: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Send what the end has made, unless it broke over it."""
         self._check_out()
         message = replace(made[self.place], run=self._run)
@@ -251,9 +254,17 @@ def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
         pause = _FIRST_PAUSE_S if going.learnt > done else min(2 * pause, _LONGEST_PAUSE_S)
     whole = time.perf_counter() - began
     return DeviceRound(
-        end.adapters()[going.place], end.heads()[going.place], going.losses, going.up, going.down, going.learnt,
-        going.compute_s, whole - going.compute_s, going.connections, going.listed_bytes,
-    )  # fmt: skip
+        end.adapters()[going.place],
+        end.heads()[going.place],
+        going.losses,
+        going.up,
+        going.down,
+        going.learnt,
+        going.compute_s,
+        whole - going.compute_s,
+        going.connections,
+        going.listed_bytes,
+    )
 
 
 def _connect(going: _Going, until: float) -> grpc.RpcError | None:

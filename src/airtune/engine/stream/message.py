@@ -49,10 +49,21 @@ def run_number(run: str) -> int:
 def parts_of(message: StepMessage, *, part_bytes: int = PART_BYTES) -> Iterator[bytes]:
     """Yield the message in the pieces in which it crosses."""
     head = _HEAD.pack(
-        MAGIC, VERSION, message.kind, message.run, message.round, message.step, message.device,
-        message.rows, message.steps, len(message.beside), len(message.payload), message.loss,
-        message.share, message.left_s,
-    )  # fmt: skip
+        MAGIC,
+        VERSION,
+        message.kind,
+        message.run,
+        message.round,
+        message.step,
+        message.device,
+        message.rows,
+        message.steps,
+        len(message.beside),
+        len(message.payload),
+        message.loss,
+        message.share,
+        message.left_s,
+    )
     checksum = zlib.crc32(message.payload, zlib.crc32(message.beside, zlib.crc32(head)))
     whole = b"".join((head, _CRC.pack(checksum), message.beside, message.payload))
     for start in range(0, len(whole), part_bytes):
@@ -91,9 +102,19 @@ def read_message(parts: Iterator[bytes], expected: Callable[[], Expected]) -> St
             "declare; send it again"
         )
     return StepMessage(
-        Kind(head.kind), head.run, head.round, head.step, head.device, head.rows, head.steps,
-        body[: head.beside], body[head.beside :], head.loss, head.share, head.left_s,
-    )  # fmt: skip
+        Kind(head.kind),
+        head.run,
+        head.round,
+        head.step,
+        head.device,
+        head.rows,
+        head.steps,
+        body[: head.beside],
+        body[head.beside :],
+        head.loss,
+        head.share,
+        head.left_s,
+    )
 
 
 @dataclass(frozen=True, slots=True)

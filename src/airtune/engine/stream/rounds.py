@@ -57,13 +57,22 @@ class SplitRound:
         self._listed_bytes, self._server_s = np.zeros((2, len(task.rows)))
         self._clock = clock
         self.table = SessionTable(
-            run_number(task.run), task.round,
-            tuple(SplitSession(row.device, place, row.local_steps, new_token(),
-                       parts=self._end.micro_batches(place))
-                  for place, row in enumerate(task.rows)),
+            run_number(task.run),
+            task.round,
+            tuple(
+                SplitSession(
+                    row.device,
+                    place,
+                    row.local_steps,
+                    new_token(),
+                    parts=self._end.micro_batches(place),
+                )
+                for place, row in enumerate(task.rows)
+            ),
             replace(task.timing, window_s=0.0) if task.work.server == "copies" else task.timing,
-            largest_body_bytes(task.base.shape, task.workload), self._listed,
-        )  # fmt: skip
+            largest_body_bytes(task.base.shape, task.workload),
+            self._listed,
+        )
         self._choice = self._chosen()
 
     @property
@@ -138,11 +147,15 @@ class SplitRound:
         }
         return ServerRound(
             mean_by_weight(dict(enumerate(parts.servers)), weights),
-            mean_by_weight(dict(enumerate(parts.heads)), weights), parts, log,
+            mean_by_weight(dict(enumerate(parts.heads)), weights),
+            parts,
+            log,
             steps=tuple(session.step for session in everyone),
             broken=tuple(session.losses for session in everyone),
-            listed_bytes=self._listed_bytes, server_s=self._server_s, order=self._order(),
-        )  # fmt: skip
+            listed_bytes=self._listed_bytes,
+            server_s=self._server_s,
+            order=self._order(),
+        )
 
     def _order(self) -> tuple[int, ...]:
         choice, places = self._choice, range(len(self.task.rows))

@@ -78,10 +78,14 @@ class StreamServer:
     """Serves split rounds, and base models to devices that lack them, on one port."""
 
     def __init__(
-        self, address: str = "127.0.0.1:0", *, credentials: grpc.ServerCredentials | None = None,
-        streams: int = 64, fetches: int = FETCHES,
+        self,
+        address: str = "127.0.0.1:0",
+        *,
+        credentials: grpc.ServerCredentials | None = None,
+        streams: int = 64,
+        fetches: int = FETCHES,
         clock: Callable[[], float] = time.perf_counter,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Bind the port and begin to serve.
 
         Args:

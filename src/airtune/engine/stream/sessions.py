@@ -273,13 +273,25 @@ class SessionTable:
         self.changed.notify_all()
 
     def _message(
-        self, session: SplitSession, kind: Kind, payload: bytes = b"", *, beside: bytes = b"",
+        self,
+        session: SplitSession,
+        kind: Kind,
+        payload: bytes = b"",
+        *,
+        beside: bytes = b"",
         loss: float = float("nan"),
-    ) -> StepMessage:  # fmt: skip
+    ) -> StepMessage:
         return StepMessage(
-            kind, self.run, self.round, session.step, session.device, steps=session.steps,
-            beside=beside, payload=payload, loss=loss,
-        )  # fmt: skip
+            kind,
+            self.run,
+            self.round,
+            session.step,
+            session.device,
+            steps=session.steps,
+            beside=beside,
+            payload=payload,
+            loss=loss,
+        )
 
     def close(self, failure: str = "") -> None:
         """End every stream: the round is over, or the server has failed."""

@@ -13,7 +13,7 @@ from airtune.plan import Assignment, Floats, Workload, WorkSpec
 from airtune.split.context import SplitContext, remembers
 from airtune.split.log import StepLog
 from airtune.split.server import ServerParts
-from airtune.work.train import TrainSettings
+from airtune.work.jobs import TrainSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,14 @@ class SplitTask:
     def context(self) -> SplitContext:
         """What both ends know of it."""
         return SplitContext.of(
-            self.base, self.state, settings=self.settings, work=self.work,
-            workload=self.workload, seed=self.seed, round=self.round,
-        )  # fmt: skip
+            self.base,
+            self.state,
+            settings=self.settings,
+            work=self.work,
+            workload=self.workload,
+            seed=self.seed,
+            round=self.round,
+        )
 
 
 @dataclass(frozen=True, slots=True)
