@@ -104,7 +104,7 @@ def test_tasks_and_answers_go_by_the_stream(there: tuple[Grid, GridNodes]) -> No
     transport = nodes.transport(lambda: dict(enumerate(nodes.connected().values())))
     task = WireMessage(b"task", (bytes(3 << 20),))
     found = transport.send({0: task, 1: task}, deadline_s=LONG_S)
-    assert [found[device].envelope.header for device in (0, 1)] == [b"ksat", b"ksat"]
+    assert [found[device].message.header for device in (0, 1)] == [b"ksat", b"ksat"]
     assert max(grid.sizes) < 2000
 
 
@@ -114,7 +114,7 @@ def test_why_a_task_was_not_done_comes_by_flower(there: tuple[Grid, GridNodes]) 
     began = time.monotonic()
     found = transport.send({0: WireMessage(b"refuse"), 1: WireMessage(b"task")}, deadline_s=LONG_S)
     assert found[0].fault == "another model"
-    assert found[1].envelope is not None
+    assert found[1].message is not None
     assert time.monotonic() - began < LONG_S / 2
 
 

@@ -401,9 +401,9 @@ def test_a_task_and_its_answer_pass_the_door(site: Site, run_1: StreamServer) ->
     assert (got.header, got.blobs) == (task.header, task.blobs)
     reply = Message(b"answer", (os.urandom(2 << 20), b""))
     send_answer(site.way("a"), ticket, reply)
-    arrival = run_1.post.arrival(ticket.token)
-    assert arrival is not None
-    assert arrival.envelope == reply
+    response = run_1.post.response(ticket.token)
+    assert response is not None
+    assert response.message == reply
 
 
 def test_an_answer_that_broke_off_may_be_sent_again(site: Site, run_1: StreamServer) -> None:
@@ -421,9 +421,9 @@ def test_an_answer_that_broke_off_may_be_sent_again(site: Site, run_1: StreamSer
         assert half_sent.wait(LONG_S)
         asked.cancel()
     send_answer(way, ticket, reply)
-    arrival = run_1.post.arrival(ticket.token)
-    assert arrival is not None
-    assert arrival.envelope == reply
+    response = run_1.post.response(ticket.token)
+    assert response is not None
+    assert response.message == reply
 
 
 def test_a_device_reads_no_task_of_another_and_answers_none(
@@ -435,7 +435,7 @@ def test_a_device_reads_no_task_of_another_and_answers_none(
         with pytest.raises(grpc.RpcError) as caught:
             called(site.way("b"), f"{SERVICE}/{name}", *body, **metadata)
         assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    assert run_1.post.arrival(token) is None
+    assert run_1.post.response(token) is None
     with pytest.raises(grpc.RpcError, match="no task waits"):
         called(site.way("a"), f"{SERVICE}/Fetch", b"", **{TOKEN_KEY: "guess"})
 
@@ -445,9 +445,9 @@ def test_an_answer_larger_than_a_task_can_have_is_refused(site: Site, run_1: Str
     first = next(parts_of(Message(bytes(101))))
     with pytest.raises(grpc.RpcError, match="at most 100 can answer"):
         called(site.way("a"), f"{SERVICE}/Answer", first, **{TOKEN_KEY: token})
-    arrival = run_1.post.arrival(token)
-    assert arrival is not None
-    assert arrival.is_refused
+    response = run_1.post.response(token)
+    assert response is not None
+    assert response.is_refused
 
 
 def test_no_call_reaches_a_run_that_is_not_there_or_a_method_beside_those(

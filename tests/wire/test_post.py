@@ -122,7 +122,7 @@ def test_who_holds_back_is_late_and_what_the_others_sent_counts(server: StreamSe
     found = Fleet(server, works, *bad, works).send(DEADLINE_S)
     assert time.monotonic() - began < DEADLINE_S + GRACE_S
     for good in (found[0], found[len(bad) + 1]):
-        assert good.envelope == REPLY
+        assert good.message == REPLY
         assert good.after_s < DEADLINE_S
     for place, behaviour in enumerate(bad, start=1):
         assert found[place].is_late, behaviour.__name__
@@ -131,8 +131,8 @@ def test_who_holds_back_is_late_and_what_the_others_sent_counts(server: StreamSe
 
 def test_nobody_waits_for_the_deadline_where_all_have_answered(server: StreamServer) -> None:
     found = Fleet(server, works, works).send()
-    assert [arrival.envelope for arrival in found.values()] == [REPLY, REPLY]
-    assert max(arrival.after_s for arrival in found.values()) < LONG_S / 2
+    assert [response.message for response in found.values()] == [REPLY, REPLY]
+    assert max(response.after_s for response in found.values()) < LONG_S / 2
 
 
 def test_an_answer_after_the_deadline_has_nowhere_to_go(server: StreamServer) -> None:
@@ -145,8 +145,8 @@ def test_an_answer_after_the_deadline_has_nowhere_to_go(server: StreamServer) ->
 
 def test_a_device_that_says_why_it_cannot_is_not_waited_for(server: StreamServer) -> None:
     fleet = Fleet(server, lambda way, ticket: server.post.fail(ticket.token, "the worker ended"))
-    [arrival] = fleet.send().values()
-    assert (arrival.envelope, arrival.fault) == (None, "the worker ended")
+    [response] = fleet.send().values()
+    assert (response.message, response.fault) == (None, "the worker ended")
 
 
 def test_a_device_whose_agent_started_anew_is_not_waited_for(
@@ -154,8 +154,8 @@ def test_a_device_whose_agent_started_anew_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr(post, "LOOK_S", 0.01)
     fleet = Fleet(server, lambda way, ticket: fleet.nodes.update({0: 17}))
-    [arrival] = fleet.send().values()
-    assert arrival.fault == "this device left while it worked"
+    [response] = fleet.send().values()
+    assert response.fault == "this device left while it worked"
 
 
 def test_who_is_gone_is_waited_for_a_while_and_may_come_back(
@@ -166,7 +166,7 @@ def test_who_is_gone_is_waited_for_a_while_and_may_come_back(
     fleet = Fleet(server, lambda way, ticket: fleet.nodes.pop(0) and None, works)
     found = fleet.send()
     assert found[0].fault == "this device left while it worked"
-    assert found[1].envelope == REPLY
+    assert found[1].message == REPLY
 
 
 def test_a_broken_answer_may_be_sent_again(server: StreamServer) -> None:
@@ -174,7 +174,7 @@ def test_a_broken_answer_may_be_sent_again(server: StreamServer) -> None:
         dies(way, ticket)
         works(way, ticket)
 
-    assert Fleet(server, tries_twice).send()[0].envelope == REPLY
+    assert Fleet(server, tries_twice).send()[0].message == REPLY
 
 
 def test_a_connection_is_used_again_until_a_call_on_it_fails(server: StreamServer) -> None:
@@ -193,9 +193,9 @@ def test_an_upload_is_timed_where_it_arrives(server: StreamServer) -> None:
     def paced(way: Way, ticket: Ticket) -> None:
         send_answer(way, ticket, REPLY, pace=lambda size: time.sleep(0.05))
 
-    [arrival] = Fleet(server, paced).send().values()
-    assert arrival.envelope is not None
-    assert arrival.envelope.came_s >= 0.9 * 0.05 * 7  # seven pieces of at most 16 KiB
+    [response] = Fleet(server, paced).send().values()
+    assert response.message is not None
+    assert response.message.came_s >= 0.9 * 0.05 * 7  # seven pieces of at most 16 KiB
 
 
 @given(st.binary(max_size=300), st.lists(st.binary(max_size=300), max_size=5), st.integers(1, 64))

@@ -60,7 +60,7 @@ class InFlight:
     """Round in which it was told."""
     arrives_s: float
     """When the server has its update, or knows that none comes; virtual time."""
-    told: Mapping[str, float]
+    row: Mapping[str, float]
     seen: Mapping[str, float | str]
     fault: str
     reason: str
@@ -101,7 +101,7 @@ class BufferedEngine:
         Raises:
             MethodError: if the plan gives out more of a link than there is.
         """
-        taken = {device: entry.told["share"] for device, entry in self._flying.items()}
+        taken = {device: entry.row["share"] for device, entry in self._flying.items()}
         plan = on_free_links(self._problem, plan, taken)
 
         def keep(links: LinkState, remaining_bytes: Floats) -> Floats:
@@ -171,31 +171,31 @@ def on_free_links(problem: Problem, plan: RoundPlan, taken: Mapping[int, float])
         plan: of the devices that begin.
         taken: the share that each device on its way has, by device.
     """
-    devices, told = problem.devices, plan.assignments
+    devices, assignments = problem.devices, plan.assignments
     held = np.zeros(int(devices.link.max()) + 1)
     for device, has in taken.items():
         held[devices.link[device]] += has
-    left = np.maximum(1.0 - held, 0.0)[devices.link[told.device]]
-    alone = np.zeros(len(told), np.bool_)
+    left = np.maximum(1.0 - held, 0.0)[devices.link[assignments.device]]
+    alone = np.zeros(len(assignments), np.bool_)
     if devices.dedicated is not None:
-        alone = devices.dedicated[told.device]
-    share = np.where(alone, told.share, told.share * left)
-    return replace(plan, assignments=replace(told, share=share))
+        alone = devices.dedicated[assignments.device]
+    share = np.where(alone, assignments.share, assignments.share * left)
+    return replace(plan, assignments=replace(assignments, share=share))
 
 
 def begun(problem: Problem, plan: RoundPlan, done: Execution) -> list[InFlight]:
     """Return the devices of a plan, with what each has changed of the state it was told."""
     updates = {update.device: update for update in done.updates}
-    results, told = done.results, (done.plan or plan).assignments
+    results, assignments = done.results, (done.plan or plan).assignments
     found = []
-    for place, device in enumerate(told.device.tolist()):
+    for place, device in enumerate(assignments.device.tolist()):
         update = updates.get(device)
         found.append(
             InFlight(
                 device,
                 plan.round,
                 done.start_s + _known_after_s(results, place, plan, problem),
-                told={name: getattr(told, name)[place].item() for name in _TOLD},
+                row={name: getattr(assignments, name)[place].item() for name in _TOLD},
                 seen={name: _item(getattr(results, name), place) for name in _SEEN},
                 fault=done.faults[place],
                 reason=plan.reasons[place],
@@ -204,7 +204,7 @@ def begun(problem: Problem, plan: RoundPlan, done: Execution) -> list[InFlight]:
                 change=None
                 if update is None
                 else _moved(update, _reference(problem, update, done.state), times=-1.0),
-                upload=told.row(place).upload,
+                upload=assignments.row(place).upload,
             )
         )
     return found
@@ -248,7 +248,7 @@ def arrived_in(
         left: how many are on their way still.
     """
     arrived = sorted(arrived, key=lambda entry: entry.device)
-    told = _told(arrived, problem)
+    assignments = _told(arrived, problem)
     updates, stale = [], {}
     for entry in arrived:
         stale[problem.devices.names[entry.device]] = plan.round - entry.began
@@ -258,7 +258,7 @@ def arrived_in(
         name: _column(name, [entry.seen[name] for entry in arrived]) for name in _SEEN
     }
     return Execution(
-        results=Results(**columns, done=told),
+        results=Results(**columns, done=assignments),
         updates=tuple(updates),
         state=state,
         start_s=start_s,
@@ -268,7 +268,7 @@ def arrived_in(
         faults=tuple(entry.fault for entry in arrived),
         plan=RoundPlan(
             plan.round,
-            told,
+            assignments,
             tuple(entry.reason for entry in arrived),
             solution=plan.solution,
             notes=plan.notes,
@@ -304,15 +304,15 @@ def _moved(update: Update, by: Mapping[str, torch.Tensor], *, times: float) -> U
 def _told(entries: Sequence[InFlight], problem: Problem) -> Assignments:
     count = len(entries)
     columns: dict[str, Any] = {
-        name: _column(name, [entry.told[name] for entry in entries]) for name in _TOLD
+        name: _column(name, [entry.row[name] for entry in entries]) for name in _TOLD
     }
-    told = Assignments(
+    assignments = Assignments(
         device=np.array([entry.device for entry in entries], np.int64),
         **columns,
         cut=np.zeros(count, np.int64),
         codec_index=np.zeros(count, np.int64),
     )
-    return told.coded_as([entry.upload for entry in entries], problem.workload.upload)
+    return assignments.coded_as([entry.upload for entry in entries], problem.workload.upload)
 
 
 def _column(name: str, values: Sequence[float | str]) -> NDArray[Any]:
@@ -363,6 +363,8 @@ def _unpacked(arrays: Mapping[str, NDArray[np.generic]]) -> list[InFlight]:
         kept = unpack_devices(under("kept/", arrays))
         found = []
         for row in json.loads(arrays["rows"].tobytes()):
+            if "told" in row:  # as it was called in older checkpoints
+                row["row"] = row.pop("told")
             change = None
             if row["change"] is not None:
                 own = under(f"{row['device']}/", arrays)

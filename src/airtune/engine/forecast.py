@@ -92,7 +92,7 @@ class Forecast:
         links = fleet.links_at(round, 0, time_s)
         return replace(links, up_factor=self.up.factor, down_factor=self.down.factor)
 
-    def told(self, device: Ints) -> dict[str, object]:
+    def learnt(self, device: Ints) -> dict[str, object]:
         """Return what a record holds of what was learnt of devices, in plain values.
 
         Of speed and rates over the declared ones, in the order of `device`: the middle, and the ends
@@ -107,16 +107,16 @@ class Forecast:
         return found
 
     def expect(
-        self, told: Assignments, priced: Prediction, *, is_judging: bool
+        self, assignments: Assignments, priced: Prediction, *, is_judging: bool
     ) -> ExpectedRound | None:
         """Return how long a round will take; None where no device can do its part.
 
         Args:
-            told: the plan, n devices.
+            assignments: the plan, n devices.
             priced: at the declared speeds and links.
             is_judging: the devices judge the model too.
         """
-        who, is_cut = told.device, told.cut > 0
+        who, is_cut = assignments.device, assignments.cut > 0
         judging_s = self._judging_s[who] * is_judging
         rest_s, rest_variance = np.where(
             np.isnan(self._rest_s[:, who]),
@@ -154,7 +154,7 @@ class Forecast:
 
     def learn(
         self,
-        told: Assignments,
+        assignments: Assignments,
         priced: Prediction,
         seen: MeasuredRound,
         expected: ExpectedRound | None = None,
@@ -162,13 +162,13 @@ class Forecast:
         """Take in a round.
 
         Args:
-            told: what was done, n devices.
+            assignments: what was done, n devices.
             priced: that, at the declared speeds and links.
             seen: what it took.
             expected: what was expected of it; None = nothing was.
         """
         self._learn_width(expected, seen.finish_s)
-        who, is_cut = told.device, told.cut > 0
+        who, is_cut = assignments.device, assignments.cut > 0
         judging_s = np.nan_to_num(seen.judging_s)
         beside_s = seen.finish_s - seen.work_s - judging_s - np.nan_to_num(seen.loading_s)
         self.speed.learn(who, priced.compute_s, seen.work_s)

@@ -82,16 +82,16 @@ class RoundLimits:
     def _energy_faults(
         self, plan: RoundPlan, *, links: LinkState, flops_per_s: Floats
     ) -> tuple[str, ...]:
-        limit, told = self._problem.joules_per_round, plan.assignments
-        if limit is None or not len(told):
-            return ("",) * len(told)
-        told_j = predict(self._problem, told, links=links, flops_per_s=flops_per_s).energy_j
+        limit, assignments = self._problem.joules_per_round, plan.assignments
+        if limit is None or not len(assignments):
+            return ("",) * len(assignments)
+        told_j = predict(self._problem, assignments, links=links, flops_per_s=flops_per_s).energy_j
         is_over = np.isfinite(told_j) & (told_j > limit)
         self._was_met |= not bool(is_over.all())
         if is_over.any():
-            alone = replace(told, share=np.ones(len(told)))
+            alone = replace(assignments, share=np.ones(len(assignments)))
             least = predict(self._problem, alone, links=links, flops_per_s=flops_per_s).energy_j
-            self._least_j[told.device[is_over]] = np.minimum(least, told_j)[is_over]
+            self._least_j[assignments.device[is_over]] = np.minimum(least, told_j)[is_over]
         return tuple(
             f"its round would take {joules:.4g} J, more than {limit:g} J (limits.joules_per_round)"
             if over

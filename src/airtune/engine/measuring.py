@@ -154,13 +154,15 @@ def scorers(problem: Problem, fleet: Fleet, plan: RoundPlan) -> Ints:
     They are not cut, hold data, and have the memory of the dense base and of one block's pass;
     first-order scores take the gradients of all weights as well.
     """
-    told, shape, workload = plan.assignments, problem.shape, problem.workload
-    dense = whole_model(told.device, rank=1, local_steps=1, share=told.share)
+    assignments, shape, workload = plan.assignments, problem.shape, problem.workload
+    dense = whole_model(assignments.device, rank=1, local_steps=1, share=assignments.share)
     needed = shape.parameters * workload.base_bits / 8.0 + pass_bytes(shape, workload, dense)
     if problem.work.importance == "first-order":
         needed = peak_memory(shape, workload, dense).total + shape.parameters * workload.dtype_bytes
-    has_data = problem.devices.samples[told.device] > 0
-    return np.flatnonzero((told.cut == 0) & has_data & (fleet.memory_bytes[told.device] >= needed))
+    has_data = problem.devices.samples[assignments.device] > 0
+    return np.flatnonzero(
+        (assignments.cut == 0) & has_data & (fleet.memory_bytes[assignments.device] >= needed)
+    )
 
 
 NOBODY_SCORES = (

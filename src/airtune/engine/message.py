@@ -31,7 +31,7 @@ from airtune.wire.stage import Offer
 from airtune.wire.versions import may_talk
 from airtune.work.jobs import TrainSettings
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_HEADER_BYTES = 4 << 20
 MAX_REPLY_BYTES = 1 << 30
 """Nothing longer is taken from a device, whatever it declares."""
@@ -114,7 +114,7 @@ class Task:
     """What the device settles for itself, in place of `row`'s steps and perhaps its arm."""
     way_s: float = 0.0
     """Seconds that the way to this device took last time, of those that the pace gives it."""
-    seat: SplitEndpoint | None = None
+    endpoint: SplitEndpoint | None = None
     base: Offer | None = None
     """Where a device that lacks the base model may fetch it; None = it must have it."""
     order: tuple[str, ...] = ()
@@ -200,23 +200,23 @@ def seal_reply(reply: Reply, blobs: Blobs | None = None) -> Message:
     return _sealed(reply, _REPLY, blobs or {})
 
 
-def open_task(envelope: Message) -> tuple[Task, dict[str, bytes]]:
+def open_task(message: Message) -> tuple[Task, dict[str, bytes]]:
     """Return a task and its blobs, checked.
 
     Raises:
         MismatchError: if it is of another schema.
         CodecError: if it is damaged or lies about what it holds.
     """
-    return _open(envelope, _TASK, "a task")
+    return _open(message, _TASK, "a task")
 
 
 def open_reply(
-    envelope: Message, task: Task, *, max_bytes: int = MAX_REPLY_BYTES
+    message: Message, task: Task, *, max_bytes: int = MAX_REPLY_BYTES
 ) -> tuple[Reply, dict[str, bytes]]:
     """Return the reply to a task and its blobs, checked.
 
     Args:
-        envelope: as received.
+        message: as received.
         task: what was asked.
         max_bytes: the most that a legal answer to it can hold.
 
@@ -224,12 +224,12 @@ def open_reply(
         MismatchError: if it is of another schema, run, round or device, or was seen before.
         CodecError: if it is damaged, too large, or lies about what it holds.
     """
-    if envelope.size_bytes > max_bytes:
+    if message.size_bytes > max_bytes:
         raise CodecError(
-            f"the reply of {task.name} has {envelope.size_bytes} bytes, at most {max_bytes} can "
+            f"the reply of {task.name} has {message.size_bytes} bytes, at most {max_bytes} can "
             "answer this task; it is refused"
         )
-    reply, blobs = _open(envelope, _REPLY, f"the reply of {task.name}")
+    reply, blobs = _open(message, _REPLY, f"the reply of {task.name}")
     for what, got, wanted in (
         ("run", reply.run, task.run),
         ("round", reply.round, task.round),
@@ -310,16 +310,16 @@ def _sealed(header: Header, adapter: TypeAdapter[Header], blobs: Blobs) -> Messa
 
 
 def _open(
-    envelope: Message, adapter: TypeAdapter[Header], what: str
+    message: Message, adapter: TypeAdapter[Header], what: str
 ) -> tuple[Header, dict[str, bytes]]:
-    header = _read(envelope.header, adapter, what)
+    header = _read(message.header, adapter, what)
     listed: Sequence[tuple[str, int, int]] = header.blobs
-    if len(listed) != len(envelope.blobs) or len(listed) > MAX_BLOBS:
+    if len(listed) != len(message.blobs) or len(listed) > MAX_BLOBS:
         raise CodecError(
-            f"{what} lists {len(listed)} parts and has {len(envelope.blobs)}; it is refused"
+            f"{what} lists {len(listed)} parts and has {len(message.blobs)}; it is refused"
         )
     found: dict[str, bytes] = {}
-    for (name, size, checksum), blob in zip(listed, envelope.blobs, strict=True):
+    for (name, size, checksum), blob in zip(listed, message.blobs, strict=True):
         if len(blob) != size:
             raise CodecError(
                 f"{what} is truncated: part {name!r} has {len(blob)} of {size} bytes; it is refused"

@@ -47,22 +47,22 @@ def let_settle(
         start_s: virtual time at which the round begins.
         download_bytes: what each receives first.
     """
-    pace, told = plan.pace, plan.assignments
-    if pace is None or not len(told):
+    pace, assignments = plan.pace, plan.assignments
+    if pace is None or not len(assignments):
         return plan
-    device, links = told.device, fleet.links_at(plan.round, 0, start_s)
-    up_bps = uplink_bps(links, told.share, device)
+    device, links = assignments.device, fleet.links_at(plan.round, 0, start_s)
+    up_bps = uplink_bps(links, assignments.share, device)
     speed = fleet.flops_at(plan.round)[device]
     step_s, send_s, allowed = [], [], []
     for arm in range(max(len(pace.arms), 1)):
-        row = with_arm(told, pace, arm)
+        row = with_arm(assignments, pace, arm)
         step_s.append(train_flops(problem.shape, problem.workload, row) / speed)
         send_s.append(transfer_s(upload_bytes(problem.shape, problem.workload, row), up_bps))
         peak_bytes = peak_memory(problem.shape, problem.workload, row).total
         allowed.append(peak_bytes <= fleet.memory_bytes[device])
     found = settle(
         pace,
-        start_s=transfer_s(np.full(len(told), download_bytes), downlink_bps(links, device)),
+        start_s=transfer_s(np.full(len(assignments), download_bytes), downlink_bps(links, device)),
         step_s=np.stack(step_s, 1),
         send_s=np.stack(send_s, 1),
         allowed=np.stack(allowed, 1),
@@ -72,19 +72,27 @@ def let_settle(
 
 def settled_plan(plan: RoundPlan, pace: Pace, found: Settled) -> RoundPlan:
     """Return a plan with what its devices settled on, and why."""
-    told = replace(plan.assignments, local_steps=found.steps)
+    assignments = replace(plan.assignments, local_steps=found.steps)
     if pace.arms:
         arms = np.array(pace.arms)[found.arm]
-        told = replace(
-            told, prune_heads=arms[:, 0], prune_ffn=arms[:, 1], rank=arms[:, 2].astype(np.int64)
+        assignments = replace(
+            assignments,
+            prune_heads=arms[:, 0],
+            prune_ffn=arms[:, 1],
+            rank=arms[:, 2].astype(np.int64),
         )
     reasons = [
         f"{reason}; {said(int(steps), int(rank), float(done_s), pace.finish_s, bool(fits))}"
         for reason, steps, rank, done_s, fits in zip(
-            plan.reasons, told.local_steps, told.rank, found.finish_s, found.fits, strict=True
+            plan.reasons,
+            assignments.local_steps,
+            assignments.rank,
+            found.finish_s,
+            found.fits,
+            strict=True,
         )
     ]
-    return replace(plan, assignments=told, reasons=tuple(reasons))
+    return replace(plan, assignments=assignments, reasons=tuple(reasons))
 
 
 def of_arm(row: Assignment, pace: Pace, arm: int, steps: int) -> Assignment:

@@ -190,7 +190,7 @@ class VirtualEngine:
             faults=faults_of(timing, outcomes),
             setup=setup,
             expected=expected,
-            learnt=self._forecast.told(plan.assignments.device) if self._learns else None,
+            learnt=self._forecast.learnt(plan.assignments.device) if self._learns else None,
             split=record,
             plan=plan,
             is_coded=sent is not None,

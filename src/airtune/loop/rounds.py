@@ -326,12 +326,14 @@ def _aggregate(run: Run, plan: RoundPlan, before: GlobalState, execution: Execut
             own = replace(own, adapters=before.adapters, head=before.head)
         return replace(own, round=own.round + 1)
     devices = [update.device for update in execution.updates]
-    weight, told = run.problem.devices.weight, plan.assignments
+    weight, assignments = run.problem.devices.weight, plan.assignments
     after = aggregate(
         run.method.aggregate,
         execution.state,
         execution.updates,
-        weight[devices] * told.times(devices) * [update.part for update in execution.updates],
+        weight[devices]
+        * assignments.times(devices)
+        * [update.part for update in execution.updates],
         shape=run.problem.shape,
         scale=run.settings.scale,
         seed=run.problem.seed,

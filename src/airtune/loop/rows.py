@@ -134,7 +134,7 @@ def device_columns(problem: Problem, done: Round) -> Mapping[str, NDArray[Any]]:
     out = _left_out_columns(problem, done.left_out)
     if done.plan is None or done.execution is None:
         return out
-    told, execution = done.plan.assignments, done.execution
+    assignments, execution = done.plan.assignments, done.execution
     results = execution.results
     shared = (
         "device",
@@ -155,27 +155,29 @@ def device_columns(problem: Problem, done: Round) -> Mapping[str, NDArray[Any]]:
     )
     columns: dict[str, NDArray[Any]] = {name: getattr(results, name) for name in shared}
     pairs = zip(execution.faults, done.plan.reasons, strict=True)
-    judging_s = _known(results.judging_s, len(told), 0.0)
+    judging_s = _known(results.judging_s, len(assignments), 0.0)
     known_s = results.download_s + judging_s + results.compute_s + results.upload_s
     columns |= {
         "judging_s": judging_s,
         **{
-            name: _known(getattr(results, name), len(told), np.nan)
+            name: _known(getattr(results, name), len(assignments), np.nan)
             for name in ("server_s", "step_up_bytes", "step_down_bytes", "predicted_s")
         },
         "wait_s": np.maximum(results.finish_s - known_s, 0.0),
-        "name": np.array([problem.devices.names[device] for device in told.device], object),
-        "prune_heads": told.prune_heads,
-        "prune_ffn": told.prune_ffn,
-        "pruned": problem.shape.pruned_fraction(told.prune_heads, told.prune_ffn),
-        "rank": told.rank,
-        "rank_left": told.rank if results.rank_left is None else results.rank_left,
-        "cut": told.cut,
-        "codec": np.array([told.codecs[index].label for index in told.codec_index], object),
-        "upload_codec": _upload_labels(problem, told),
-        "share": told.share,
+        "name": np.array([problem.devices.names[device] for device in assignments.device], object),
+        "prune_heads": assignments.prune_heads,
+        "prune_ffn": assignments.prune_ffn,
+        "pruned": problem.shape.pruned_fraction(assignments.prune_heads, assignments.prune_ffn),
+        "rank": assignments.rank,
+        "rank_left": assignments.rank if results.rank_left is None else results.rank_left,
+        "cut": assignments.cut,
+        "codec": np.array(
+            [assignments.codecs[index].label for index in assignments.codec_index], object
+        ),
+        "upload_codec": _upload_labels(problem, assignments),
+        "share": assignments.share,
         "bandwidth_hz": execution.bandwidth_hz,
-        "local_steps": told.local_steps,
+        "local_steps": assignments.local_steps,
         "memory_bytes": execution.memory_bytes,
         "reason": np.array([fault or reason for fault, reason in pairs], object),
     }
@@ -186,10 +188,10 @@ def _known(column: Floats | None, count: int, usual: float) -> Floats:
     return np.full(count, usual) if column is None else column
 
 
-def _upload_labels(problem: Problem, told: Assignments) -> NDArray[Any]:
+def _upload_labels(problem: Problem, assignments: Assignments) -> NDArray[Any]:
     """Return how each update is coded, in words."""
-    labels = np.full(len(told), "", object)
-    for spec, rows in told.upload_groups(problem.workload.upload):
+    labels = np.full(len(assignments), "", object)
+    for spec, rows in assignments.upload_groups(problem.workload.upload):
         labels[rows] = spec.label
     return labels
 

@@ -38,7 +38,7 @@ def level_plan(
     """
     steps, workload = ladder_of(problem), problem.workload
     count = seen.device.shape[0]
-    told = Assignments(
+    assignments = Assignments(
         device=seen.device,
         prune_heads=steps.prune_heads[level],
         prune_ffn=steps.prune_ffn[level],
@@ -48,13 +48,15 @@ def level_plan(
         cut=np.zeros(count, np.int64),
         codec_index=np.zeros(count, np.int64),
     )
-    expected = predict(problem, told, links=seen.links, flops_per_s=_fleet_speed(observation))
+    expected = predict(
+        problem, assignments, links=seen.links, flops_per_s=_fleet_speed(observation)
+    )
     reachable = expected.finish_s[np.isfinite(expected.finish_s)]
     round_s = float(np.max(reachable, initial=0.0))
     figures = {"mean_pruned": float(np.sum(seen.weight * steps.pruned[level])), **(notes or {})}
     return RoundPlan(
         round=observation.round,
-        assignments=told,
+        assignments=assignments,
         reasons=_reasons(seen, steps.pruned[level], share, expected, why),
         predicted_s=round_s if reachable.size else float("nan"),
         deadline_s=problem.deadline_s,

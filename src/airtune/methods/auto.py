@@ -196,9 +196,11 @@ class Auto:
             found = choose(menus, list(self._starts(menus)), held, self.hysteresis)
             index[seen.able], share = found[0].index, found[0].share
         last[seen.device] = index
-        told = lines.told(problem, seen.device, index, seen.shares(share))
-        expected = predict(problem, told, links=seen.links, flops_per_s=menus.declared_flops_per_s)
-        plan = _round_plan(menus, told, index, expected, found)
+        assignments = lines.assignments(problem, seen.device, index, seen.shares(share))
+        expected = predict(
+            problem, assignments, links=seen.links, flops_per_s=menus.declared_flops_per_s
+        )
+        plan = _round_plan(menus, assignments, index, expected, found)
         after: State = {**state, "line": last}
         if self.quantile > USUAL:
             after = expecting(after, seen.device, expected.finish_s, plan.predicted_s)
@@ -259,12 +261,12 @@ class Auto:
             )
         for name, plan in plans.items():
             try:
-                told = plan()
+                assignments = plan()
             except InfeasibleError:
                 continue
-            index = menus.lines.find(told)
+            index = menus.lines.find(assignments)
             if (index >= 0).all() and menus.allowed[np.arange(index.size), index].all():
-                yield Start(f"the plan of {name}", index, told.share)
+                yield Start(f"the plan of {name}", index, assignments.share)
 
 
 def _kept(allowed: Bools, line: Ints) -> Bools:
@@ -297,7 +299,7 @@ def _usual(lines: MixedLines, allowed: Bools, line: Ints) -> Ints:
 
 def _round_plan(
     menus: Menus,
-    told: Assignments,
+    assignments: Assignments,
     index: Ints,
     expected: Prediction,
     found: tuple[MixedChoice, MixedSolution] | None,
@@ -306,8 +308,8 @@ def _round_plan(
     reachable = finish_s[np.isfinite(finish_s)]
     return RoundPlan(
         round=menus.observation.round,
-        assignments=told,
-        reasons=mixed_reasons(menus, told, index, expected, found[0] if found else None),
+        assignments=assignments,
+        reasons=mixed_reasons(menus, assignments, index, expected, found[0] if found else None),
         predicted_s=float(np.max(reachable)) if reachable.size else float("nan"),
         deadline_s=menus.problem.deadline_s,
         solution=solution_of(*found) if found else None,
@@ -319,18 +321,18 @@ def _sampled(
     problem: Problem, plan: RoundPlan, there: Ints, probability: Floats, state: State
 ) -> RoundPlan:
     """Return a plan that says with which probability each device was asked, and why who is not."""
-    told, price = plan.assignments, np.asarray(state["price"])
+    assignments, price = plan.assignments, np.asarray(state["price"])
     reasons = tuple(
         reason
         if probability[device] == 1.0
         else f"{reason}; {rarely(probability[device], price[device])}"
-        for device, reason in zip(told.device.tolist(), plan.reasons, strict=True)
+        for device, reason in zip(assignments.device.tolist(), plan.reasons, strict=True)
     )
-    left = np.setdiff1d(there, told.device)
+    left = np.setdiff1d(there, assignments.device)
     return replace(
         plan,
         reasons=reasons,
-        assignments=replace(told, probability=probability[told.device]),
+        assignments=replace(assignments, probability=probability[assignments.device]),
         not_asked=not_asked(problem, left, probability, price),
     )
 

@@ -212,15 +212,15 @@ def sample_observation(problem: Problem, number: int) -> Observation:
 def sample_results(problem: Problem, seen: Observation, plan: RoundPlan) -> Results:
     """Return made-up results of a plan: its predicted times, the first device failing."""
     assert_links, speed = _unmasked(seen)
-    told = plan.assignments
-    cost = predict(problem, told, links=assert_links, flops_per_s=speed)
-    count = len(told)
+    assignments = plan.assignments
+    cost = predict(problem, assignments, links=assert_links, flops_per_s=speed)
+    count = len(assignments)
     status = np.full(count, "ok", dtype="<U8")
     status[:1] = "failed"
     loss = np.linspace(3.0, 2.0, count)
     late = np.where(np.isfinite(cost.finish_s), cost.finish_s, np.nan)
     return Results(
-        device=told.device,
+        device=assignments.device,
         status=status,
         download_s=cost.download_s,
         compute_s=cost.compute_s,
@@ -268,10 +268,10 @@ def _same_twice(
     """Return what a part of a method answers, asked twice; it may change nothing that it is given."""
     before = _bytes(given)
     answer = call(*given, **named)
-    told = _bytes(answer)
+    first = _bytes(answer)
     if _bytes(given) != before:
         raise MethodError(f"{part} changed the state or the arrays that it was given; copy them")
-    if _bytes(call(*given, **named)) != told:
+    if _bytes(call(*given, **named)) != first:
         raise MethodError(
             f"{part} gave two different answers to the same question; draw with "
             "airtune.keys.generator(problem.seed, name, round)"
@@ -280,29 +280,29 @@ def _same_twice(
 
 
 def _check_plan(method: Method, problem: Problem, seen: Observation, plan: RoundPlan) -> None:
-    told = plan.assignments
+    assignments = plan.assignments
     expected = np.flatnonzero(seen.available)
     if plan.round != seen.round:
         raise MethodError(f"the plan is for round {plan.round}, not {seen.round}")
     left = np.array(sorted(plan.not_asked) if method.may_sample else [], np.int64)
-    if not np.array_equal(np.sort(np.append(told.device, left)), expected):
+    if not np.array_equal(np.sort(np.append(assignments.device, left)), expected):
         raise MethodError(
-            f"the plan covers devices {told.device.tolist()}, available are {expected.tolist()}"
+            f"the plan covers devices {assignments.device.tolist()}, available are {expected.tolist()}"
         )
-    if len(plan.reasons) != len(told) or not all(plan.reasons):
+    if len(plan.reasons) != len(assignments) or not all(plan.reasons):
         raise MethodError(f"every device needs a reason, got {len(plan.reasons)}")
-    if not method.may_cut and np.any(told.cut):
+    if not method.may_cut and np.any(assignments.cut):
         raise MethodError(
             "the plan cuts the model; a method that may do so declares may_cut = True"
         )
     links, speed = _unmasked(seen)
-    _check_shares("the plan", told.share, plan, links)
-    peak = predict(problem, told, links=links, flops_per_s=speed).peak_bytes
+    _check_shares("the plan", assignments.share, plan, links)
+    peak = predict(problem, assignments, links=links, flops_per_s=speed).peak_bytes
     memory = problem.devices.memory_bytes
     if "capability" in method.decider.needs and memory is not None:
-        over = np.flatnonzero(peak > memory[told.device])
+        over = np.flatnonzero(peak > memory[assignments.device])
         if over.size:
-            device = problem.devices.names[told.device[over[0]]]
+            device = problem.devices.names[assignments.device[over[0]]]
             raise MethodError(f"{device} is told more than its memory holds")
 
 

@@ -169,21 +169,23 @@ class FedSpine:
         levels = levels_of(problem, self.target)
         after = {**state, "left": 1.0 - float(levels.prune_ffn[level])}
         arms = self._arms(problem, level)
-        told = _whole(problem, device, arms)
+        assignments = _whole(problem, device, arms)
         draws = generator(problem.seed, "fedspine", observation.round)
         if self.form == "random":
-            told = with_arms(told, arms, draws.integers(0, len(arms), len(device)))
+            assignments = with_arms(assignments, arms, draws.integers(0, len(arms), len(device)))
         pruned = float(levels.pruned[level])
         line = f"prunes {pruned:.1%} of {levels.pruned[-1]:.1%}"
         pace = None
         if len(answers_of(state)):
-            pace = self._pace(problem, state, told, arms, draws)
+            pace = self._pace(problem, state, assignments, arms, draws)
         else:
-            told = replace(told, local_steps=np.full_like(told.local_steps, FIRST_STEPS))
+            assignments = replace(
+                assignments, local_steps=np.full_like(assignments.local_steps, FIRST_STEPS)
+            )
             line += f"; nothing is known yet: {FIRST_STEPS} steps for all"
         return RoundPlan(
             observation.round,
-            told,
+            assignments,
             tuple(f"{problem.devices.names[index]}: {line}" for index in device),
             deadline_s=problem.deadline_s,
             notes=self._notes(state, pruned, pace),
@@ -286,14 +288,14 @@ class FedSpine:
         self,
         problem: Problem,
         state: State,
-        told: Assignments,
+        assignments: Assignments,
         arms: tuple[Arm, ...],
         draws: np.random.Generator,
     ) -> Pace:
         value = worth(_values(state), self._x(problem), explore=self.explore)
         if self.form == "random":  # each has one arm, and is worth what its steps are
-            return best_pace(problem, state, told, value[:1], draws=draws)
-        return best_pace(problem, state, told, value, arms=arms, draws=draws)
+            return best_pace(problem, state, assignments, value[:1], draws=draws)
+        return best_pace(problem, state, assignments, value, arms=arms, draws=draws)
 
     def _gained(
         self, problem: Problem, state: State, results: Results, came: Bools, gained: Floats

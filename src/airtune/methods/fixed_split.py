@@ -52,7 +52,7 @@ class FixedSplit(Memoryless):
         device, devices = available(observation), problem.devices
         alone = None if devices.dedicated is None else devices.dedicated[device]
         menu, _ = codec_menu(self.codec, keep=self.keep, bits=self.bits, step=self.step)
-        told = replace(
+        assignments = replace(
             whole_model(
                 device,
                 rank=problem.workload.rank,
@@ -68,7 +68,9 @@ class FixedSplit(Memoryless):
             f"{menu[0].label}, equal share{turn}"
             for index in device
         )
-        return RoundPlan(observation.round, told, reasons, deadline_s=problem.deadline_s), state
+        return RoundPlan(
+            observation.round, assignments, reasons, deadline_s=problem.deadline_s
+        ), state
 
 
 def fixed_split(work: WorkSpec) -> Callable[[str, object], Method]:

@@ -70,9 +70,13 @@ class Menus:
 
     def round_s(self, index: Ints, share: Floats) -> float:
         """Return the seconds that a choice is taken to need, shape (m,)."""
-        told = self.lines.told(self.problem, self.seen.device[self.seen.able], index, share)
+        assignments = self.lines.assignments(
+            self.problem, self.seen.device[self.seen.able], index, share
+        )
         speed = self.declared_flops_per_s
-        finish_s = predict(self.problem, told, links=self.seen.links, flops_per_s=speed).finish_s
+        finish_s = predict(
+            self.problem, assignments, links=self.seen.links, flops_per_s=speed
+        ).finish_s
         return float(np.max(finish_s * self.seen.of(self.longer)))
 
 

@@ -86,7 +86,9 @@ class MixedLines:
         for each in range(int(of.max(initial=-1)) + 1):
             yield whole[of == each]
 
-    def told(self, problem: Problem, device: Ints, index: Ints, share: Floats) -> Assignments:
+    def assignments(
+        self, problem: Problem, device: Ints, index: Ints, share: Floats
+    ) -> Assignments:
         """Return the assignments of n devices that take these lines, shape (n,)."""
         return Assignments(
             device=device,

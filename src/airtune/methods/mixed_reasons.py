@@ -14,25 +14,29 @@ _SLACK = 1e-3
 
 
 def mixed_reasons(
-    menus: Menus, told: Assignments, index: Ints, expected: Prediction, choice: MixedChoice | None
+    menus: Menus,
+    assignments: Assignments,
+    index: Ints,
+    expected: Prediction,
+    choice: MixedChoice | None,
 ) -> tuple[str, ...]:
     """Return the reasons of a plan.
 
     Args:
         menus: of this round.
-        told: the n devices of the plan.
+        assignments: the n devices of the plan.
         index: their lines, shape (n,).
         expected: what each will take.
         choice: of the able ones; None where there are none.
     """
     seen = menus.seen
     links = [spec.name for spec in seen.links.specs]
-    able = np.full(len(told), -1, np.int64)
+    able = np.full(len(assignments), -1, np.int64)
     able[seen.able] = np.arange(seen.able.size)
     other = _others(menus, choice) if choice else ()
     lines = []
     for row, name in enumerate(seen.names):
-        link = links[int(seen.links.link[told.device[row]])]
+        link = links[int(seen.links.link[assignments.device[row]])]
         said = line_label(menus.lines, int(index[row]))
         if able[row] < 0:
             lines.append(
@@ -40,7 +44,7 @@ def mixed_reasons(
             )
             continue
         lines.append(
-            f"{name}: {said}; {told.share[row]:.2%} of {link}, computes "
+            f"{name}: {said}; {assignments.share[row]:.2%} of {link}, computes "
             f"{format_seconds(float(expected.compute_s[row]))}, sends "
             f"{format_bytes(float(expected.upload_bytes[row]))}; {other[able[row]]}"
         )

@@ -88,7 +88,7 @@ class Paced:
 def best_pace(
     problem: Problem,
     state: State,
-    told: Assignments,
+    assignments: Assignments,
     value: Floats,
     *,
     draws: np.random.Generator,
@@ -99,7 +99,7 @@ def best_pace(
     Args:
         problem: shape, workload and perhaps a deadline that nothing may pass.
         state: with the fleet's answers, at least one.
-        told: the assignments; the mean of them is what a device is taken to do without arms.
+        assignments: the assignments; the mean of them is what a device is taken to do without arms.
         value: of each arm after 1, 2, ... steps, shape (arms, steps).
         draws: for the rounds that deadlines are tried on.
         arms: () = each device's own assignment.
@@ -107,13 +107,18 @@ def best_pace(
     if arms:
         flops, sent = arm_costs(problem, arms)
     else:
-        one = replace(told, local_steps=np.ones_like(told.local_steps))
+        one = replace(assignments, local_steps=np.ones_like(assignments.local_steps))
         flops = train_flops(problem.shape, problem.workload, one).mean(keepdims=True)
         sent = upload_bytes(problem.shape, problem.workload, one).mean(keepdims=True)
     table = tuple(map(tuple, value.tolist()))
     pace = Pace(1.0, table, arms)
     finish_s = best_deadline(
-        answers_of(state), pace, step_flops=flops, up_bytes=sent, asked=len(told), generator=draws
+        answers_of(state),
+        pace,
+        step_flops=flops,
+        up_bytes=sent,
+        asked=len(assignments),
+        generator=draws,
     )
     limit_s = problem.deadline_s
     return replace(pace, finish_s=finish_s if limit_s is None else min(finish_s, limit_s))
@@ -131,11 +136,11 @@ def arm_costs(problem: Problem, arms: tuple[Arm, ...]) -> tuple[Floats, Floats]:
     )
 
 
-def with_arms(told: Assignments, arms: tuple[Arm, ...], chosen: Ints) -> Assignments:
+def with_arms(assignments: Assignments, arms: tuple[Arm, ...], chosen: Ints) -> Assignments:
     """Return assignments with an arm, by its index, for each device."""
     rows = np.array(arms)[chosen]
     return replace(
-        told, prune_heads=rows[:, 0], prune_ffn=rows[:, 1], rank=rows[:, 2].astype(np.int64)
+        assignments, prune_heads=rows[:, 0], prune_ffn=rows[:, 1], rank=rows[:, 2].astype(np.int64)
     )
 
 

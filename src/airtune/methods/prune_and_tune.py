@@ -105,7 +105,7 @@ def level_round(
     levels = levels_of(problem, how.target)
     device = available(observation)
     count = device.shape[0]
-    told = equal_links(
+    assignments = equal_links(
         problem,
         device,
         prune_heads=np.full(count, levels.prune_heads[level]),
@@ -116,7 +116,7 @@ def level_round(
     line = f"prunes {pruned:.1%} of {levels.pruned[-1]:.1%}, as the schedule says; rank {rank}"
     return RoundPlan(
         observation.round,
-        told,
+        assignments,
         tuple(f"{problem.devices.names[index]}: {line}" for index in device),
         deadline_s=problem.deadline_s,
         notes={"mean_pruned": pruned},

@@ -36,6 +36,12 @@ def keep_or_divide(plan: RoundPlan, links: LinkState, remaining_bytes: Floats) -
 
     A device in an outage gets no share of a plan. Once it can send, the links are divided anew.
     """
-    told = plan.assignments
-    left_out = (told.share == 0.0) & (remaining_bytes > 0.0) & ~silent(links, told.device)
-    return divide_slot(told.device, links, remaining_bytes) if left_out.any() else told.share
+    assignments = plan.assignments
+    left_out = (
+        (assignments.share == 0.0) & (remaining_bytes > 0.0) & ~silent(links, assignments.device)
+    )
+    return (
+        divide_slot(assignments.device, links, remaining_bytes)
+        if left_out.any()
+        else assignments.share
+    )

@@ -11,15 +11,21 @@ from airtune.units import format_bytes, format_seconds
 
 
 def split_reasons(
-    blocks: int, seen: Seen, told: Assignments, expected: Prediction, cost: SplitCost, *, why: str
+    blocks: int,
+    seen: Seen,
+    assignments: Assignments,
+    expected: Prediction,
+    cost: SplitCost,
+    *,
+    why: str,
 ) -> tuple[str, ...]:
     """Return the reasons of a plan in which every device is cut somewhere before `blocks`."""
     link = [spec.name for spec in seen.links.specs]
     lines = []
     for row, name in enumerate(seen.names):
-        cut, part = int(told.cut[row]), float(told.share[row])
-        codec = told.codecs[int(told.codec_index[row])].label
-        place = link[int(seen.links.link[told.device[row]])]
+        cut, part = int(assignments.cut[row]), float(assignments.share[row])
+        codec = assignments.codecs[int(assignments.codec_index[row])].label
+        place = link[int(seen.links.link[assignments.device[row]])]
         if not np.isfinite(expected.finish_s[row]):
             lines.append(f"{name}: no rate in this slot; gets none of {place} until it has one")
             continue

@@ -61,10 +61,12 @@ class UnlikeRanks:
         ranks = ranks_between(self.min_rank, problem.workload.rank, _standing(unit_s))
         rank = np.minimum(ranks, left)[device]
         nothing = np.zeros(device.shape)
-        told = equal_links(problem, device, prune_heads=nothing, prune_ffn=nothing, rank=rank)
+        assignments = equal_links(
+            problem, device, prune_heads=nothing, prune_ffn=nothing, rank=rank
+        )
         return RoundPlan(
             observation.round,
-            told,
+            assignments,
             _reasons(devices.names, device, rank, unit_s),
             deadline_s=problem.deadline_s,
             notes={"mean_rank": float(np.mean(rank))},

@@ -28,7 +28,7 @@ class WholeEqual(Memoryless):
         devices = problem.devices
         alone = None if devices.dedicated is None else devices.dedicated[device]
         share = even_shares(devices.link[device], alone)
-        told = whole_model(
+        assignments = whole_model(
             device,
             rank=problem.workload.rank,
             local_steps=problem.workload.local_steps,
@@ -42,7 +42,7 @@ class WholeEqual(Memoryless):
         )
         return RoundPlan(
             observation.round,
-            told,
+            assignments,
             reasons,
             deadline_s=problem.deadline_s,
             notes={"mean_pruned": 0.0},

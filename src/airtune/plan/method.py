@@ -133,11 +133,11 @@ class RoundPlan:
         Args:
             weight: of all devices of the fleet, shape (devices,).
         """
-        told = self.assignments
-        if told.probability is None:
+        assignments = self.assignments
+        if assignments.probability is None:
             return 1.0
-        counted = float(weight[told.device] @ told.times(told.device.tolist()))
-        return counted / float(weight[[*told.device.tolist(), *self.not_asked]].sum())
+        counted = float(weight[assignments.device] @ assignments.times(assignments.device.tolist()))
+        return counted / float(weight[[*assignments.device.tolist(), *self.not_asked]].sum())
 
 
 class Decider(Protocol):

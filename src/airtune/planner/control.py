@@ -29,9 +29,11 @@ def there(chosen: Chosen, available: Bools) -> Bools:
     return np.ones_like(available) if is_alone else available
 
 
-def off_air(chosen: Chosen, problem: Problem, told: Assignments, cost: Prediction) -> Prediction:
+def off_the_network(
+    chosen: Chosen, problem: Problem, assignments: Assignments, cost: Prediction
+) -> Prediction:
     """Return a control's cost: what it would be in a federation, less what is not done."""
-    nothing = np.zeros(len(told))
+    nothing = np.zeros(len(assignments))
     is_alone = chosen.method.name == _ALONE
     compute_s = cost.compute_s if is_alone else nothing
     return replace(
@@ -44,7 +46,7 @@ def off_air(chosen: Chosen, problem: Problem, told: Assignments, cost: Predictio
         upload_bytes=nothing,
         flops=cost.flops if is_alone else nothing,
         peak_bytes=cost.peak_bytes if is_alone else nothing,
-        energy_j=energy_j(problem, told.device, compute_s=compute_s, upload_s=nothing),
+        energy_j=energy_j(problem, assignments.device, compute_s=compute_s, upload_s=nothing),
     )
 
 
@@ -53,10 +55,10 @@ def server_s(chosen: Chosen, problem: Problem) -> float:
     if chosen.method.name != "pooled":
         return 0.0
     steps = problem.workload.local_steps * len(problem.devices)
-    told = whole_model(
+    assignments = whole_model(
         np.zeros(1, np.int64), rank=problem.workload.rank, local_steps=steps, share=np.ones(1)
     )
-    flops = train_flops(problem.shape, problem.workload, told)
+    flops = train_flops(problem.shape, problem.workload, assignments)
     return float(flops[0]) / problem.server_flops_per_s
 
 

@@ -151,7 +151,7 @@ def _choice(
 ) -> ModelChoice:
     levels = ladder(shape, workload)
     level = int(np.argmin(np.abs(levels.pruned - pruned)))
-    told = Assignments(
+    assignments = Assignments(
         device=np.zeros(1, np.int64),
         prune_heads=levels.prune_heads[[level]],
         prune_ffn=levels.prune_ffn[[level]],
@@ -163,8 +163,10 @@ def _choice(
     )
     fleet = fleet.at_precision(_PRECISION_BY_BITS[workload.base_bits])
     problem = Problem(shape, fleet.profiles(np.ones(1, np.int64)), workload, rounds=1, seed=0)
-    cost = predict(problem, told, links=fleet.links_at(0, 0, 0.0), flops_per_s=fleet.flops_at(0))
-    memory = peak_memory(shape, workload, told)
+    cost = predict(
+        problem, assignments, links=fleet.links_at(0, 0, 0.0), flops_per_s=fleet.flops_at(0)
+    )
+    memory = peak_memory(shape, workload, assignments)
     parts = {
         name: float(np.broadcast_to(getattr(memory, name), (1,))[0])
         for name in ("weights", "activations", "logits", "total")

@@ -23,7 +23,7 @@ from airtune.plan import (
     mask_problem,
 )
 from airtune.plan.blame import blamed
-from airtune.planner.control import off_air, server_s, there
+from airtune.planner.control import off_the_network, server_s, there
 from airtune.planner.setting import PlanSetting
 
 SAMPLED_ROUNDS = 8
@@ -174,18 +174,22 @@ def sample(setting: PlanSetting, draws: Draws | None = None) -> Sampled:
             seen = mask_observation(observation, decider.needs)
             with blamed(chosen.method, "plan"):
                 plan, state = decider.plan(known, state, seen)
-            told = plan.assignments
-            peak_bytes = predict(problem, told, links=links, flops_per_s=flops_per_s).peak_bytes
-            cost = predict(typical, told, links=links, flops_per_s=flops_per_s)
+            assignments = plan.assignments
+            peak_bytes = predict(
+                problem, assignments, links=links, flops_per_s=flops_per_s
+            ).peak_bytes
+            cost = predict(typical, assignments, links=links, flops_per_s=flops_per_s)
             cost = replace(cost, peak_bytes=peak_bytes)
-            cost = off_air(chosen, typical, told, cost) if chosen.is_control else cost
-            able = _able(problem, told, cost)
-            _note(columns, row, typical, told, cost=cost, able=able)
-            cut[told.device] = told.cut
-            for one in told if told.cut.any() else ():
+            cost = (
+                off_the_network(chosen, typical, assignments, cost) if chosen.is_control else cost
+            )
+            able = _able(problem, assignments, cost)
+            _note(columns, row, typical, assignments, cost=cost, able=able)
+            cut[assignments.device] = assignments.cut
+            for one in assignments if assignments.cut.any() else ():
                 codec[one.device] = one.codec if one.cut else None
-            if told.cut.any():
-                server_bytes = max(server_bytes, split_cost(problem, told).server_peak_bytes)
+            if assignments.cut.any():
+                server_bytes = max(server_bytes, split_cost(problem, assignments).server_peak_bytes)
             finish = np.where(able, cost.finish_s, 0.0)
             alone_s = server_s(chosen, typical) if chosen.is_control else 0.0
             took_s = buffered_s(finish, buffer) if buffer else finish.max(initial=0.0)
@@ -194,7 +198,7 @@ def sample(setting: PlanSetting, draws: Draws | None = None) -> Sampled:
             if buffer:
                 arrives = min(buffer / max(int(able.sum()), 1), 1.0)
             if finish.any():
-                last.append(int(told.device[int(np.argmax(finish))]))
+                last.append(int(assignments.device[int(np.argmax(finish))]))
     return Sampled(
         columns,
         draws,
@@ -254,10 +258,10 @@ def draws_of(rounds: int, quantile: float | None) -> Draws:
     return Draws(tuple(np.linspace(0, span - 1, count).astype(int).tolist()), span)
 
 
-def _able(problem: Problem, told: Assignments, cost: Prediction) -> Bools:
+def _able(problem: Problem, assignments: Assignments, cost: Prediction) -> Bools:
     """Return which rows of a plan fit their device's memory, keep its energy, and ever finish."""
     memory, most_j = problem.devices.memory_bytes, problem.joules_per_round
-    fits = True if memory is None else cost.peak_bytes <= memory[told.device]
+    fits = True if memory is None else cost.peak_bytes <= memory[assignments.device]
     keeps = True if most_j is None else ~(cost.energy_j > most_j)
     return np.asarray(fits & keeps & np.isfinite(cost.finish_s))
 
@@ -266,24 +270,24 @@ def _note(
     columns: dict[str, Floats],
     row: int,
     typical: Problem,
-    told: Assignments,
+    assignments: Assignments,
     *,
     cost: Prediction,
     able: Bools,
 ) -> None:
     """Put down what the devices of a plan are told and what it costs them."""
-    whole = replace(told, cut=np.zeros_like(told.cut))
+    whole = replace(assignments, cut=np.zeros_like(assignments.cut))
     deadline_s = np.inf if typical.deadline_s is None else typical.deadline_s
     found = {
-        "pruned": typical.shape.pruned_fraction(told.prune_heads, told.prune_ffn),
-        "rank": told.rank,
-        "share": told.share,
+        "pruned": typical.shape.pruned_fraction(assignments.prune_heads, assignments.prune_ffn),
+        "rank": assignments.rank,
+        "share": assignments.share,
         "trained": able & (cost.finish_s <= deadline_s),
         "whole_flops": train_flops(typical.shape, typical.workload, whole),
         **{name: getattr(cost, name) for name in PRICED},
     }
     for name, values in found.items():
-        columns[name][row, told.device] = values
+        columns[name][row, assignments.device] = values
 
 
 def _median(column: Floats) -> Floats:

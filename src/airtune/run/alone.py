@@ -14,7 +14,7 @@ from airtune.engine.checks import Divide
 from airtune.model.state import GlobalState
 from airtune.plan import Assignments, Floats, Observation, Results, RoundPlan, WorkSpec
 from airtune.run.build import Pieces
-from airtune.run.off_air import OffAir
+from airtune.run.no_traffic import NoTraffic
 from airtune.work.evaluate import evaluate
 from airtune.work.jobs import Job, Outcome
 from airtune.work.network import tuned_network
@@ -22,7 +22,7 @@ from airtune.work.train import train
 
 
 @dataclass(frozen=True, slots=True)
-class AloneEngine(OffAir):
+class AloneEngine(NoTraffic):
     """Every device goes on from its own last adapters.
 
     The adapters of all devices stand in one `GlobalState`, each under `"{device}/"`, so that they
@@ -40,8 +40,8 @@ class AloneEngine(OffAir):
         self, plan: RoundPlan, state: GlobalState, divide: Divide, *, start_s: float
     ) -> Execution:
         """Train every device from its own state."""
-        problem, told = self.pieces.problem, plan.assignments
-        outcomes = [self._train(plan, state, place) for place in range(len(told))]
+        problem, assignments = self.pieces.problem, plan.assignments
+        outcomes = [self._train(plan, state, place) for place in range(len(assignments))]
         mine = {
             f"{outcome.device}/{name}": tensor
             for outcome in outcomes
@@ -52,17 +52,17 @@ class AloneEngine(OffAir):
             for outcome in outcomes
             for name, tensor in self._after(state, outcome).head.items()
         }
-        flops = train_flops(problem.shape, problem.workload, told)
-        compute_s = flops / self.pieces.assets.fleet.flops_at(plan.round)[told.device]
-        results = self._results(told, outcomes, flops=flops, compute_s=compute_s)
+        flops = train_flops(problem.shape, problem.workload, assignments)
+        compute_s = flops / self.pieces.assets.fleet.flops_at(plan.round)[assignments.device]
+        results = self._results(assignments, outcomes, flops=flops, compute_s=compute_s)
         return Execution(
             results=results,
             updates=(),
             state=replace(state, adapters=mine, head=heads),
             start_s=start_s,
             end_s=start_s + float(compute_s.max(initial=0.0)),
-            bandwidth_hz=np.full(len(told), np.nan),
-            memory_bytes=self.pieces.assets.fleet.memory_bytes[told.device],
+            bandwidth_hz=np.full(len(assignments), np.nan),
+            memory_bytes=self.pieces.assets.fleet.memory_bytes[assignments.device],
             faults=tuple(outcome.reason for outcome in outcomes),
         )
 
@@ -110,11 +110,11 @@ class AloneEngine(OffAir):
         return replace(before, adapters=outcome.update.adapters, head=outcome.update.head)
 
     def _results(
-        self, told: Assignments, outcomes: list[Outcome], *, flops: Floats, compute_s: Floats
+        self, assignments: Assignments, outcomes: list[Outcome], *, flops: Floats, compute_s: Floats
     ) -> Results:
-        problem, nothing = self.pieces.problem, np.zeros(len(told))
+        problem, nothing = self.pieces.problem, np.zeros(len(assignments))
         return Results(
-            device=told.device,
+            device=assignments.device,
             status=np.array([outcome.status for outcome in outcomes]),
             download_s=nothing,
             compute_s=compute_s,
@@ -126,9 +126,9 @@ class AloneEngine(OffAir):
             loss_first=np.array([outcome.loss_first for outcome in outcomes]),
             loss_last=np.array([outcome.loss_last for outcome in outcomes]),
             samples=np.array([outcome.samples for outcome in outcomes]),
-            peak_bytes=peak_memory(problem.shape, problem.workload, told).total,
-            energy_j=energy_j(problem, told.device, compute_s=compute_s, upload_s=nothing),
-            importance=np.full(len(told), np.nan),
+            peak_bytes=peak_memory(problem.shape, problem.workload, assignments).total,
+            energy_j=energy_j(problem, assignments.device, compute_s=compute_s, upload_s=nothing),
+            importance=np.full(len(assignments), np.nan),
         )
 
 

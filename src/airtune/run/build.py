@@ -210,7 +210,7 @@ def _first_cut_bytes(problem: Problem) -> float:
     if problem.shape.blocks < 2:
         return float("inf")
     one, zero = np.ones(1, np.int64), np.zeros(1)
-    told = Assignments(
+    assignments = Assignments(
         device=np.zeros(1, np.int64),
         prune_heads=zero,
         prune_ffn=zero,
@@ -220,7 +220,7 @@ def _first_cut_bytes(problem: Problem) -> float:
         cut=one,
         codec_index=np.zeros(1, np.int64),
     )
-    return float(peak_memory(problem.shape, problem.workload, told).total[0])
+    return float(peak_memory(problem.shape, problem.workload, assignments).total[0])
 
 
 def pinned(recipe: Recipe) -> Recipe:

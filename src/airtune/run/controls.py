@@ -21,7 +21,7 @@ from airtune.methods.memoryless import Memoryless
 from airtune.plan import Method, Need, Observation, Problem, RoundPlan, State, WorkSpec, whole_model
 from airtune.run.alone import AloneEngine
 from airtune.run.build import Pieces
-from airtune.run.off_air import OffAir
+from airtune.run.no_traffic import NoTraffic
 from airtune.work.batches import join_examples
 
 CONTROLS = ("untuned", "local-only", "pooled")
@@ -39,14 +39,14 @@ class WholeModel(Memoryless):
     ) -> tuple[RoundPlan, State]:
         """Tell every available device to train the whole model."""
         device = np.flatnonzero(observation.available)
-        told = whole_model(
+        assignments = whole_model(
             device,
             rank=problem.workload.rank,
             local_steps=problem.workload.local_steps,
             share=np.full(len(device), 1.0 / max(len(device), 1)),
         )
         return RoundPlan(
-            observation.round, told, ("control: the whole model",) * len(device)
+            observation.round, assignments, ("control: the whole model",) * len(device)
         ), state
 
 
@@ -54,7 +54,7 @@ def control(name: str, pieces: Pieces) -> tuple[Method, Problem, Engine]:
     """Return the method, problem and engine of a control."""
     method, own = Method(name, WholeModel(), work=WorkSpec()), _federated(pieces)
     if name == "untuned":
-        return method, replace(pieces.problem, rounds=1), OffAir(own, own, is_empty=True)
+        return method, replace(pieces.problem, rounds=1), NoTraffic(own, own, is_empty=True)
     if name == "local-only":
         return method, pieces.problem, AloneEngine(own, own, pieces=pieces)
     fleet = load_fleet(_server_as_fleet(pieces.assets.fleet), seed=pieces.problem.seed)
@@ -73,7 +73,7 @@ def control(name: str, pieces: Pieces) -> tuple[Method, Problem, Engine]:
         data,
         settings=replace(pieces.engine, participation=1.0, dropout=0.0),
     )
-    return method, problem, OffAir(server, own)
+    return method, problem, NoTraffic(server, own)
 
 
 def pooled(data: FederatedData) -> FederatedData:

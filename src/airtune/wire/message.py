@@ -56,7 +56,7 @@ class Message:
 class Response:
     """What became of a message to a device."""
 
-    envelope: Message | None
+    message: Message | None
     """None = nothing came back."""
     after_s: float
     """Seconds after it was sent."""
@@ -91,7 +91,7 @@ class Transport(Protocol):
 
 
 def parts_of(message: Message, *, part_bytes: int = PART_BYTES) -> Iterator[bytes]:
-    """Yield an envelope in the parts in which it crosses.
+    """Yield a message in the parts in which it crosses.
 
     >>> message = Message(b"head", (b"", b"blob"))
     >>> read_message(parts_of(message, part_bytes=3), max_bytes=8) == message
@@ -105,7 +105,7 @@ def parts_of(message: Message, *, part_bytes: int = PART_BYTES) -> Iterator[byte
 
 
 def read_message(parts: Iterator[bytes], *, max_bytes: int) -> Message:
-    """Put an envelope together.
+    """Put a message together.
 
     Args:
         parts: as they arrive; nothing in them is trusted.

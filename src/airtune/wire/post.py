@@ -74,7 +74,7 @@ class _Waiting:
     device: str | None
     """Who alone may have it; None = whoever holds the token."""
     began_s: float
-    arrival: Response | None = None
+    response: Response | None = None
     call: grpc.ServicerContext | None = None
     """Of an answer that is coming in."""
 
@@ -102,10 +102,10 @@ class Post:
         if call is not None:
             call.cancel()
 
-    def arrival(self, token: str) -> Response | None:
+    def response(self, token: str) -> Response | None:
         """Return what came of a task, None as long as nothing did."""
         with self.changed:
-            return self._waiting[token].arrival
+            return self._waiting[token].response
 
     def is_answering(self, token: str) -> bool:
         """Return whether an answer is coming in."""
@@ -117,8 +117,8 @@ class Post:
         """Note that a task will not be answered."""
         with self.changed:
             waiting = self._waiting.get(token)
-            if waiting is not None and waiting.arrival is None:
-                waiting.arrival = Response(None, time.monotonic() - waiting.began_s, why)
+            if waiting is not None and waiting.response is None:
+                waiting.response = Response(None, time.monotonic() - waiting.began_s, why)
                 self.changed.notify_all()
 
     def fetch(self, request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -130,7 +130,7 @@ class Post:
         """Take the answer to a task; the last attempt of a device is the one that counts."""
         waiting = self._admitted(context)
         with self.changed:
-            if waiting.arrival is not None:
+            if waiting.response is not None:
                 context.abort(grpc.StatusCode.ALREADY_EXISTS, "this task was answered already")
             waiting.call = context
         try:
@@ -150,7 +150,7 @@ class Post:
     def _settle(self, waiting: _Waiting, reply: Message | None, fault: str = "") -> None:
         with self.changed:
             after_s = time.monotonic() - waiting.began_s
-            waiting.arrival = Response(reply, after_s, fault, is_refused=reply is None)
+            waiting.response = Response(reply, after_s, fault, is_refused=reply is None)
             waiting.call = None
             self.changed.notify_all()
 
@@ -237,9 +237,9 @@ class PostTransport:
         while True:
             with self._post.changed:
                 for device, token in list(waiting.items()):
-                    arrival = self._post.arrival(token)
-                    if arrival is not None:
-                        found[device] = arrival
+                    response = self._post.response(token)
+                    if response is not None:
+                        found[device] = response
                         del waiting[device]
                 after_s = time.monotonic() - began_s
                 if not waiting or not _goes_on(after_s, deadline_s, more):

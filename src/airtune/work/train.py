@@ -100,10 +100,12 @@ def train(
         DataError: if a device has no example.
     """
     _check_work(work, jobs)
-    here = _TrainingRound(current_base(base, state), state, settings, work, workload, seed, round)
+    context = _TrainingRound(
+        current_base(base, state), state, settings, work, workload, seed, round
+    )
     outcomes: dict[int, Outcome] = {}
-    for stages, group in _passes(here, jobs):
-        outcomes |= {outcome.device: outcome for outcome in _train_pass(here, stages, group)}
+    for stages, group in _passes(context, jobs):
+        outcomes |= {outcome.device: outcome for outcome in _train_pass(context, stages, group)}
     return [outcomes[job.device] for job in jobs]
 
 
@@ -121,19 +123,19 @@ def _check_work(work: WorkSpec, jobs: Sequence[Job]) -> None:
 
 
 def _passes(
-    here: _TrainingRound, jobs: Sequence[Job]
+    context: _TrainingRound, jobs: Sequence[Job]
 ) -> Iterator[tuple[tuple[Kept, ...], list[Job]]]:
     """Yield groups that one pass can train, none above the cap on tokens."""
     groups: dict[tuple[bytes, int, int], tuple[tuple[Kept, ...], list[Job]]] = {}
     for job in jobs:
-        stages = stages_by(job.row, here.state, here.shape, here.work)
+        stages = stages_by(job.row, context.state, context.shape, context.work)
         key = (b"".join(kept.key() for kept in stages), job.row.rank, job.row.local_steps)
         groups.setdefault(key, (stages, []))[1].append(job)
     for stages, group in groups.values():
-        limit = here.workload.tokens
+        limit = context.workload.tokens
         longest = max(int(lengths_of(job.sequences, tokens=limit).max(initial=1)) for job in group)
-        tokens = here.workload.batch * longest
-        together = max(1, here.settings.pass_tokens // tokens)
+        tokens = context.workload.batch * longest
+        together = max(1, context.settings.pass_tokens // tokens)
         for start in range(0, len(group), together):
             yield stages, group[start : start + together]
 
@@ -148,24 +150,26 @@ class _Carried:
     importance: list[Importance | None]
 
 
-def _train_pass(here: _TrainingRound, stages: Sequence[Kept], jobs: Sequence[Job]) -> list[Outcome]:
+def _train_pass(
+    context: _TrainingRound, stages: Sequence[Kept], jobs: Sequence[Job]
+) -> list[Outcome]:
     """Train devices of one slice, rank and number of steps together."""
     steps, rank = jobs[0].row.local_steps, jobs[0].row.rank
-    drawn = [_draw(here, job, steps) for job in jobs]
-    known = [here.state.devices.get(job.device) for job in jobs]
+    drawn = [_draw(context, job, steps) for job in jobs]
+    known = [context.state.devices.get(job.device) for job in jobs]
     carried = _Carried(
-        [here.state.adapters] * len(jobs),
-        [here.state.head] * len(jobs),
+        [context.state.adapters] * len(jobs),
+        [context.state.head] * len(jobs),
         [None if one is None else one.importance for one in known],
     )
     tables, finite, totals = [], np.ones(len(jobs), np.bool_), []
-    every = here.work.prune_every if len(stages) > 1 else steps
+    every = context.work.prune_every if len(stages) > 1 else steps
     for place, kept in enumerate(stages):
-        lora = _network(here, kept, jobs, carried)
-        watch = PassWatch(lora, here.work, here.shape, kept, carried.importance)
+        lora = _network(context, kept, jobs, carried)
+        watch = PassWatch(lora, context.work, context.shape, kept, carried.importance)
         span = range(place * every, min((place + 1) * every, steps))
         table, good = _steps(
-            here, watch, jobs, [rows[span.start : span.stop] for rows in drawn], first=span.start
+            context, watch, jobs, [rows[span.start : span.stop] for rows in drawn], first=span.start
         )
         tables.append(table)
         finite &= good
@@ -173,16 +177,16 @@ def _train_pass(here: _TrainingRound, stages: Sequence[Kept], jobs: Sequence[Job
         totals.append([np.nan if reading is None else reading.total for reading in readings])
         if place + 1 < len(stages):
             carried = _Carried(
-                [scatter(one, here.shape, kept) for one in _adapters(here, watch, rank)],
+                [scatter(one, context.shape, kept) for one in _adapters(context, watch, rank)],
                 lora.heads(),
                 [None if reading is None else reading.importance for reading in readings],
             )
     total = np.mean(np.array(totals), axis=0)
-    return _outcomes(here, jobs, watch, losses=np.vstack(tables), finite=finite, total=total)
+    return _outcomes(context, jobs, watch, losses=np.vstack(tables), finite=finite, total=total)
 
 
 def _steps(
-    here: _TrainingRound,
+    context: _TrainingRound,
     watch: PassWatch,
     jobs: Sequence[Job],
     drawn: Sequence[Ints],
@@ -191,22 +195,24 @@ def _steps(
 ) -> tuple[Floats, Bools]:
     """Take local steps on one network; return losses (steps, devices) and who stayed finite."""
     lora = watch.lora
-    finite = torch.ones(len(jobs), dtype=torch.bool, device=here.base.device)
+    finite = torch.ones(len(jobs), dtype=torch.bool, device=context.base.device)
     losses = []
     optimiser = torch.optim.AdamW(
-        lora.parameters(), lr=here.settings.learning_rate, weight_decay=here.settings.weight_decay
+        lora.parameters(),
+        lr=context.settings.learning_rate,
+        weight_decay=context.settings.weight_decay,
     )
     for step in range(len(drawn[0])):
         lora.set_step(first + step)
         batch = _batch(
-            here, [(job.sequences, rows[step]) for job, rows in zip(jobs, drawn, strict=True)]
+            context, [(job.sequences, rows[step]) for job, rows in zip(jobs, drawn, strict=True)]
         )
         optimiser.zero_grad(set_to_none=True)
         watch.before(batch)
-        loss = _losses(here, watch, batch)
+        loss = _losses(context, watch, batch)
         torch.autograd.backward(loss.sum())
         watch.after(loss.detach())
-        norms = clip_(lora.parameters(), limit=here.settings.max_grad_norm)
+        norms = clip_(lora.parameters(), limit=context.settings.max_grad_norm)
         finite &= torch.isfinite(loss.detach()) & torch.isfinite(norms)
         losses.append(torch.where(_any_scored(batch, len(jobs)), loss.detach(), torch.nan))
         optimiser.step()
@@ -214,58 +220,58 @@ def _steps(
 
 
 def _network(
-    here: _TrainingRound, kept: Kept, jobs: Sequence[Job], carried: _Carried
+    context: _TrainingRound, kept: Kept, jobs: Sequence[Job], carried: _Carried
 ) -> LoraNetwork:
     rank = jobs[0].row.rank
-    mending = mending_of(here.base, here.state, here.work)
-    sliced = slice_network(here.base, kept, mending=mending)
+    mending = mending_of(context.base, context.state, context.work)
+    sliced = slice_network(context.base, kept, mending=mending)
     lora = attach(
         sliced,
-        here.base.family,
-        _slices(here, kept, rank, carried.adapters),
-        scale=here.gain(rank) * here.settings.scale,
-        dropout=here.settings.dropout,
-        heads=carried.heads if here.state.head else (),
-        seeds=[derive_seed(here.seed, "train", here.round, job.device) for job in jobs],
+        context.base.family,
+        _slices(context, kept, rank, carried.adapters),
+        scale=context.gain(rank) * context.settings.scale,
+        dropout=context.settings.dropout,
+        heads=carried.heads if context.state.head else (),
+        seeds=[derive_seed(context.seed, "train", context.round, job.device) for job in jobs],
     )
-    if here.workload.checkpointing:
+    if context.workload.checkpointing:
         checkpoint_(lora.network)
     return lora.train()
 
 
-def _adapters(here: _TrainingRound, watch: PassWatch, rank: int) -> list[Adapters]:
+def _adapters(context: _TrainingRound, watch: PassWatch, rank: int) -> list[Adapters]:
     """Return what every device has trained, in the scale that all share."""
-    return [rescaled(one, here.gain(rank)) for one in watch.lora.adapters()]
+    return [rescaled(one, context.gain(rank)) for one in watch.lora.adapters()]
 
 
 def _slices(
-    here: _TrainingRound, kept: Kept, rank: int, full: Sequence[Adapters]
+    context: _TrainingRound, kept: Kept, rank: int, full: Sequence[Adapters]
 ) -> list[Adapters]:
     """Cut every device's slice out of its adapters, in its scale; once where all start alike."""
     is_shared = all(one is full[0] for one in full)
     slices = [
-        rescaled(take(one, here.shape, kept, rank), 1.0 / here.gain(rank))
+        rescaled(take(one, context.shape, kept, rank), 1.0 / context.gain(rank))
         for one in (full[:1] if is_shared else full)
     ]
     return slices * len(full) if is_shared else slices
 
 
-def _draw(here: _TrainingRound, job: Job, steps: int) -> Ints:
+def _draw(context: _TrainingRound, job: Job, steps: int) -> Ints:
     return round_batches(
         len(job.sequences),
         steps=steps,
-        batch=here.workload.batch,
-        seed=here.seed,
-        round=here.round,
+        batch=context.workload.batch,
+        seed=context.seed,
+        round=context.round,
         device=job.device,
     )
 
 
-def _batch(here: _TrainingRound, parts: Sequence[tuple[Examples, Ints]]) -> Batch:
+def _batch(context: _TrainingRound, parts: Sequence[tuple[Examples, Ints]]) -> Batch:
     """Return one padded batch of all devices, one after the other."""
     joined = join_examples(parts)
     return collate_examples(
-        joined, range(len(joined)), tokens=here.workload.tokens, device=here.base.device
+        joined, range(len(joined)), tokens=context.workload.tokens, device=context.base.device
     )
 
 
@@ -276,7 +282,7 @@ def _any_scored(batch: Batch, devices: int) -> torch.Tensor:
     return scored(batch).reshape(devices, -1).any(1)
 
 
-def _losses(here: _TrainingRound, watch: PassWatch, batch: Batch) -> torch.Tensor:
+def _losses(context: _TrainingRound, watch: PassWatch, batch: Batch) -> torch.Tensor:
     """Return the mean loss of each device, (devices,); zero where nothing is scored.
 
     A batch may hold only prompts that fill the whole length; there is nothing to learn from it,
@@ -287,14 +293,14 @@ def _losses(here: _TrainingRound, watch: PassWatch, batch: Batch) -> torch.Tenso
         lora.network,
         batch,
         devices=lora.devices,
-        chunk=here.workload.loss_chunk,
-        teacher=here.teacher(watch.kept),
+        chunk=context.workload.loss_chunk,
+        teacher=context.teacher(watch.kept),
     )
     return torch.where(_any_scored(batch, lora.devices), losses, 0.0)
 
 
 def _outcomes(
-    here: _TrainingRound,
+    context: _TrainingRound,
     jobs: Sequence[Job],
     watch: PassWatch,
     *,
@@ -304,7 +310,7 @@ def _outcomes(
 ) -> list[Outcome]:
     rows = zip(
         jobs,
-        _adapters(here, watch, jobs[0].row.rank),
+        _adapters(context, watch, jobs[0].row.rank),
         watch.lora.heads(),
         watch.readings(),
         watch.ranks_left(jobs[0].row.rank),
@@ -315,10 +321,10 @@ def _outcomes(
         tensors = {name: tensor.cpu() for name, tensor in adapters.items()}
         head = {name: tensor.cpu() for name, tensor in heads.items()}
         whole = all(bool(tensor.isfinite().all()) for tensor in (*tensors.values(), *head.values()))
-        samples = here.workload.batch * len(losses)
+        samples = context.workload.batch * len(losses)
         update = Update(
             device=job.device,
-            round=here.round,
+            round=context.round,
             kept=watch.kept,
             rank=job.row.rank,
             adapters=tensors,

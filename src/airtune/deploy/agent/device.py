@@ -91,11 +91,11 @@ class Device:
         self._sent = SentUpdates()
         self._way: Way | None = None
 
-    def handle(self, envelope: Message, way: Way | None = None) -> Message:
+    def handle(self, message: Message, way: Way | None = None) -> Message:
         """Do a task.
 
         Args:
-            envelope: the task.
+            message: the task.
             way: by which it came, where a split round and a base model are found too.
 
         Raises:
@@ -103,13 +103,13 @@ class Device:
             CodecError: if it is damaged.
         """
         try:
-            task, blobs = open_task(envelope)
+            task, blobs = open_task(message)
         except AirtuneError as error:
             self._say(str(error))
             raise
         try:
             self._way = way
-            return self._do(task, blobs, download_s=envelope.came_s)
+            return self._do(task, blobs, download_s=message.came_s)
         except AirtuneError as error:
             return self._failed(task, str(error))
         except (MemoryError, OSError, RuntimeError) as error:
@@ -127,17 +127,17 @@ class Device:
     def _do(self, task: Task, blobs: Mapping[str, bytes], *, download_s: float) -> Message:
         began = time.perf_counter()
         self._peak.begin()
-        here = self._loads.of(task, self._way)
-        self._refuse_too_large(task, here)
+        loaded = self._loads.of(task, self._way)
+        self._refuse_too_large(task, loaded)
         base = None if task.blocks == 0 else self._holding.base(task, self._way)
         if task.setup.threads:
             torch.set_num_threads(task.setup.threads)
         load_s = time.perf_counter() - began
         judging_s, judgement = None, dict[str, float | None]()
         if task.is_judging and base is not None:
-            judgement = self._judgement(task, here, base, blobs)
+            judgement = self._judgement(task, loaded, base, blobs)
             judging_s = time.perf_counter() - began - load_s
-        reply, sent = self._answered(task, here, base, blobs)
+        reply, sent = self._answered(task, loaded, base, blobs)
         compute_s = time.perf_counter() - began - load_s - (judging_s or 0.0)
         reply = replace(
             reply,
@@ -149,25 +149,25 @@ class Device:
         return replace(message, rate_bps=task.upload_bps if task.is_paced else None)
 
     def _answered(
-        self, task: Task, here: Loaded, base: BaseModel | None, blobs: Mapping[str, bytes]
+        self, task: Task, loaded: Loaded, base: BaseModel | None, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
         if task.kind == "join":
-            return self._join(task, here, base), {}
+            return self._join(task, loaded, base), {}
         if base is None:
             raise MismatchError(
                 f"task {task.kind} needs the base, and names no block; it is refused"
             )
         answer = {"measure": self._measure, "train": self._train, "evaluate": self._evaluate}
-        return answer[task.kind](task, here, base, blobs)
+        return answer[task.kind](task, loaded, base, blobs)
 
-    def _refuse_too_large(self, task: Task, here: Loaded) -> None:
+    def _refuse_too_large(self, task: Task, loaded: Loaded) -> None:
         """Refuse what the memory does not hold, before anything of it is loaded.
 
         Raises:
             InfeasibleError: with what it takes.
         """
         has = self._settings.memory_bytes
-        needed = needed_bytes(task, here.shape)
+        needed = needed_bytes(task, loaded.shape)
         if has is not None and needed > has:
             raise InfeasibleError(
                 f"out of memory: needs {format_bytes(needed)}, this device has {format_bytes(has)}"
@@ -183,30 +183,30 @@ class Device:
             "were set aside for it (limits.device_bytes_per_month)",
         )
 
-    def _join(self, task: Task, here: Loaded, base: BaseModel | None) -> Reply:
-        held = here.data.train
+    def _join(self, task: Task, loaded: Loaded, base: BaseModel | None) -> Reply:
+        held = loaded.data.train
         lengths = [len(row) for row in getattr(held, "tokens", ())]
         joined = Joined(
             rows=len(held),
-            held_out=len(here.data.validation),
+            held_out=len(loaded.data.validation),
             tokens=sum(lengths),
             truncated=int(getattr(held, "truncated", 0)),
             longest=max(lengths, default=0),
             fingerprint="" if base is None else base.fingerprint,
-            tokenizer=here.tokenizer,
-            data=here.data_in(task.run),
+            tokenizer=loaded.tokenizer,
+            data=loaded.data_in(task.run),
             memory_bytes=self._settings.memory_bytes,
             probe=self._settings.probe,
         )
         return replace(reply_to(task), joined=joined)
 
     def _measure(
-        self, task: Task, here: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
+        self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
         state = _state(task, blobs)
         report = measure_importance(
             current_base(base, state),
-            here.data.train,
+            loaded.data.train,
             criterion=task.setup.work.importance,
             batch=task.setup.workload.batch,
             seed=task.setup.seed,
@@ -215,21 +215,21 @@ class Device:
         return reply_to(task), {"importance": pack_tensors(importance_tensors(report))}
 
     def _evaluate(
-        self, task: Task, here: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
+        self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
-        return replace(reply_to(task), figures=self._judgement(task, here, base, blobs)), {}
+        return replace(reply_to(task), figures=self._judgement(task, loaded, base, blobs)), {}
 
     def _judgement(
-        self, task: Task, here: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
+        self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> dict[str, float | None]:
         """Return the quality of the model that came, on what this device holds out."""
         setup, state = task.setup, _state(task, blobs, base)
         lora = tuned_network(base, state, scale=setup.train.scale, work=setup.work)
-        if not len(here.data.validation):
+        if not len(loaded.data.validation):
             return {"count": 0.0}
         found = evaluate(
             lora.network,
-            here.data.validation,
+            loaded.data.validation,
             chunk=setup.workload.loss_chunk,
             pass_tokens=setup.workload.batch * setup.workload.tokens,
         )
@@ -240,16 +240,16 @@ class Device:
         }
 
     def _train(
-        self, task: Task, here: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
+        self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
         setup, state = task.setup, _state(task, blobs, base)
         if task.row is None:
             raise MismatchError(f"round {task.round} came without an assignment; it is refused")
         if task.row.cut is not None:
-            return self._train_split(task, task.row, here, base, state)
+            return self._train_split(task, task.row, loaded, base, state)
 
         def work(row: Assignment) -> Outcome:
-            job = Job(task.device, row, here.data.train, 1.0)
+            job = Job(task.device, row, loaded.data.train, 1.0)
             began = time.perf_counter()
             [outcome] = train(
                 base,
@@ -261,12 +261,12 @@ class Device:
                 seed=setup.seed,
                 round=task.round,
             )
-            here.speed.learn(row, time.perf_counter() - began)
+            loaded.speed.learn(row, time.perf_counter() - began)
             return outcome
 
         row, settled = task.row, {}
         if task.pace is not None:
-            row, arm = here.speed.settle(
+            row, arm = loaded.speed.settle(
                 row,
                 task.pace,
                 way_s=task.way_s,
@@ -286,31 +286,31 @@ class Device:
         )
         if outcome.update is None:
             return reply, {}
-        return reply, self._sent.coded(task, here.shape, state, outcome.update)
+        return reply, self._sent.coded(task, loaded.shape, state, outcome.update)
 
     def _train_split(
-        self, task: Task, row: Assignment, here: Loaded, base: BaseModel, state: GlobalState
+        self, task: Task, row: Assignment, loaded: Loaded, base: BaseModel, state: GlobalState
     ) -> tuple[Reply, dict[str, bytes]]:
         """Train this device's half; its steps go over the stream."""
         # grpc is needed for split rounds alone
         from airtune.deploy.agent.split_session import run_session
 
         setup = task.setup
-        address = "" if task.seat is None else task.seat.address
+        address = "" if task.endpoint is None else task.endpoint.address
         part = run_session(
             task,
             row,
             base=base,
             state=state,
-            data=here.data.train,
+            data=loaded.data.train,
             way=self._way or self._holding.way_to(address),
             pace=self._pace,
-            memory=here.memory,
+            memory=loaded.memory,
         )
         update = Update(
             task.device,
             task.round,
-            keep_all(here.shape),
+            keep_all(loaded.shape),
             row.rank,
             part.adapters,
             part.head,
@@ -323,7 +323,7 @@ class Device:
             "connections": float(part.connections),
         }
         reply = replace(reply_to(task), samples=update.samples, rank_left=row.rank, figures=figures)
-        return reply, self._sent.coded(task, here.shape, state, update)
+        return reply, self._sent.coded(task, loaded.shape, state, update)
 
 
 def _state(task: Task, blobs: Mapping[str, bytes], base: BaseModel | None = None) -> GlobalState:

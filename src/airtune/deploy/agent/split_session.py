@@ -32,7 +32,7 @@ def run_session(
         MismatchError: if the task names no stream.
         TrainingError: if the server refuses it or cannot be reached.
     """
-    endpoint, setup = task.seat, task.setup
+    endpoint, setup = task.endpoint, task.setup
     if endpoint is None:
         raise MismatchError(
             f"round {task.round} splits the model, but the task names no stream; it is refused"

@@ -60,37 +60,37 @@ def _believed(seconds: float, most_s: float) -> float:
     return max(seconds, 0.0) if seconds <= most_s else most_s
 
 
-def answer_of(task: Task, message: Message, arrival: Response | None, *, limit: int) -> Answer:
+def answer_of(task: Task, message: Message, response: Response | None, *, limit: int) -> Answer:
     """Return what came of a task.
 
     Args:
         task: as it was given.
         message: that held it.
-        arrival: what the way back brought; None = nothing.
+        response: what the way back brought; None = nothing.
         limit: the most bytes that can answer it.
     """
     sent = message.size_bytes
-    if arrival is None or arrival.envelope is None:
-        after_s = math.nan if arrival is None else arrival.after_s
-        fault = "nothing came back" if arrival is None else arrival.fault
+    if response is None or response.message is None:
+        after_s = math.nan if response is None else response.after_s
+        fault = "nothing came back" if response is None else response.fault
         status: Status = "absent"
-        if arrival is not None and (arrival.is_late or arrival.is_refused):
-            status = "late" if arrival.is_late else "refused"
+        if response is not None and (response.is_late or response.is_refused):
+            status = "late" if response.is_late else "refused"
         return Answer(status, fault, after_s, sent, 0)
-    received = arrival.envelope.size_bytes
+    received = response.message.size_bytes
     try:
-        reply, blobs = open_reply(arrival.envelope, task, max_bytes=limit)
+        reply, blobs = open_reply(response.message, task, max_bytes=limit)
     except (CodecError, MismatchError) as error:
-        return Answer("refused", str(error), arrival.after_s, sent, received)
+        return Answer("refused", str(error), response.after_s, sent, received)
     return Answer(
         reply.status,
         reply.reason,
-        arrival.after_s,
+        response.after_s,
         sent,
         received,
         reply,
         blobs,
-        arrival.envelope.came_s,
+        response.message.came_s,
     )
 
 

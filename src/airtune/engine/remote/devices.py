@@ -230,7 +230,7 @@ class Remote:
                 is_paced=row.device not in unpaced,
                 is_judging=row.device in judges and row.cut is None,
                 counted=self.counted.get(row.device, -1),
-                seat=None if endpoints is None else endpoints.get(row.device),
+                endpoint=None if endpoints is None else endpoints.get(row.device),
             )
             own = pack_own(state, row.device)
             blobs[row.device] = {"state": blob} | coded | ({} if own is None else {"own": own})
@@ -292,17 +292,17 @@ class Remote:
                 if self.traffic_budget.cap_bytes is not None:
                     task = replace(task, most_bytes=int(reply_bytes))
                 message = replace(seal_task(task, blobs.get(device)), answer_bytes=limit)
-                steps_bytes = 0.0 if task.seat is None else task.seat.most_bytes or 0.0
+                steps_bytes = 0.0 if task.endpoint is None else task.endpoint.most_bytes or 0.0
                 if self.traffic_budget.take(device, message.size_bytes + reply_bytes + steps_bytes):
                     messages[device], aside[device] = message, message.size_bytes + reply_bytes
         waits_s = self._patience_s if deadline_s is None else deadline_s
         if is_wanted is not None:
             waits_s, more = 0.0, More(waits_s, is_wanted)
-        arrivals: Mapping[int, Response] = {}
+        responses: Mapping[int, Response] = {}
         if messages:
             self._busy.update(messages)
             try:
-                arrivals = self._transport.send(messages, deadline_s=waits_s, more=more)
+                responses = self._transport.send(messages, deadline_s=waits_s, more=more)
             finally:
                 self._busy.difference_update(messages)
         answers: dict[int, Answer] = {}
@@ -311,7 +311,7 @@ class Remote:
                 if device not in messages:
                     answers[device] = Answer("absent", _USED_UP, math.nan, 0, 0)
                     continue
-                answer = answer_of(task, messages[device], arrivals.get(device), limit=limit)
+                answer = answer_of(task, messages[device], responses.get(device), limit=limit)
                 if answer.received_bytes:
                     self._settle(device, answer.sent_bytes + answer.received_bytes - aside[device])
                 answers[device] = answer

@@ -65,8 +65,8 @@ def execution_of(
         plan: as it was done.
         carried: what came.
     """
-    told, begin_s = plan.assignments, ready.begin_s
-    trained = [carried.done.get(device) for device in told.device.tolist()]
+    assignments, begin_s = plan.assignments, ready.begin_s
+    trained = [carried.done.get(device) for device in assignments.device.tolist()]
     status = np.array([status_of(item) for item in trained])
     return Execution(
         results=results_of(
@@ -81,7 +81,7 @@ def execution_of(
         start_s=begin_s,
         end_s=begin_s + carried.took_s,
         bandwidth_hz=bandwidth_hz(fleet.links_at(plan.round, 0, begin_s), plan),
-        memory_bytes=fleet.memory_bytes[told.device],
+        memory_bytes=fleet.memory_bytes[assignments.device],
         faults=tuple(
             fault if item is None else item.answer.fault
             for fault, item in zip(ready.faults, trained, strict=True)
@@ -96,13 +96,13 @@ def status_of(item: Trained | None) -> str:
     return item.answer.status if item.outcome.update is None else "ok"
 
 
-def seen_of(told: Assignments, done: Mapping[int, Trained]) -> MeasuredRound:
+def seen_of(assignments: Assignments, done: Mapping[int, Trained]) -> MeasuredRound:
     """Return what was measured of a round's devices, in columns; NaN where nothing was, (n,)."""
     columns = {
-        name: np.full(len(told), np.nan)
+        name: np.full(len(assignments), np.nan)
         for name in ("finish_s", "download_s", "work_s", "upload_s", "judging_s", "loading_s")
     }
-    for place, device in enumerate(told.device.tolist()):
+    for place, device in enumerate(assignments.device.tolist()):
         answer = done[device].answer if device in done else None
         if answer is None or answer.status != "ok" or answer.spent is None:
             continue
@@ -122,18 +122,18 @@ def seen_of(told: Assignments, done: Mapping[int, Trained]) -> MeasuredRound:
 
 def as_done(plan: RoundPlan, done: Mapping[int, Trained]) -> RoundPlan:
     """Return a plan with what devices say they did, where it left them something to settle or ran out."""
-    told = plan.assignments
-    rows = [done[row.device].row or row if row.device in done else row for row in told]
-    if plan.pace is None and all(one == row for one, row in zip(rows, told, strict=True)):
+    assignments = plan.assignments
+    rows = [done[row.device].row or row if row.device in done else row for row in assignments]
+    if plan.pace is None and all(one == row for one, row in zip(rows, assignments, strict=True)):
         return plan
     reasons = [
         reason
         if plan.pace is None and row == was
         else f"{reason}; did {row.local_steps} steps at rank {row.rank}"
-        for reason, row, was in zip(plan.reasons, rows, told, strict=True)
+        for reason, row, was in zip(plan.reasons, rows, assignments, strict=True)
     ]
     did = replace(
-        told,
+        assignments,
         prune_heads=np.array([row.prune_heads for row in rows]),
         prune_ffn=np.array([row.prune_ffn for row in rows]),
         rank=np.array([row.rank for row in rows]),
@@ -161,7 +161,7 @@ def results_of(
         took_s: seconds of the round, for the energy of waiting.
         predicted_s: when each was predicted to finish, (n,).
     """
-    told, count = plan.assignments, len(plan.assignments)
+    assignments, count = plan.assignments, len(plan.assignments)
     columns = {
         name: np.full(count, np.nan)
         for name in (
@@ -176,7 +176,7 @@ def results_of(
         )
     }
     sent, received, peak, step_up, step_down, server_s = np.zeros((6, count))
-    samples, rank_left = np.zeros(count, np.int64), told.rank.copy()
+    samples, rank_left = np.zeros(count, np.int64), assignments.rank.copy()
     for place, item in enumerate(trained):
         if item is None:
             continue
@@ -199,7 +199,7 @@ def results_of(
         peak[place] = 0.0 if answer.reply is None else answer.reply.peak_bytes
     compute_s, upload_s = columns["compute"], columns["upload"]
     return Results(
-        device=told.device,
+        device=assignments.device,
         status=status,
         download_s=columns["download"],
         compute_s=compute_s,
@@ -209,7 +209,7 @@ def results_of(
         download_bytes=sent,
         upload_bytes=received,
         flops=np.where(
-            np.isnan(compute_s), 0.0, train_flops(problem.shape, problem.workload, told)
+            np.isnan(compute_s), 0.0, train_flops(problem.shape, problem.workload, assignments)
         ),
         loss_first=columns["first"],
         loss_last=columns["last"],
@@ -217,14 +217,14 @@ def results_of(
         peak_bytes=peak,
         energy_j=energy_j(
             problem,
-            told.device,
+            assignments.device,
             compute_s=np.nan_to_num(compute_s),
             upload_s=np.nan_to_num(upload_s),
             round_s=took_s,
         ),
         importance=columns["importance"],
         rank_left=rank_left,
-        done=told,
+        done=assignments,
         server_s=server_s,
         step_up_bytes=step_up,
         step_down_bytes=step_down,

@@ -115,12 +115,12 @@ class RealEngine:
 
     def over_cap(self, plan: RoundPlan, state: GlobalState) -> tuple[str, ...]:
         """Return why a row's device is over a limit; empty where it is within all."""
-        most, told = None, plan.assignments
+        most, assignments = None, plan.assignments
         if self._limits.traffic_budget.cap_bytes is not None:
-            update, steps = self._most(told)
+            update, steps = self._most(assignments)
             both = {device: size + steps.get(device, 0.0) for device, size in update.items()}
-            found = self._remote.most_bytes(list(told), state, both)
-            most = np.array([found[int(device)] for device in told.device], np.float64)
+            found = self._remote.most_bytes(list(assignments), state, both)
+            most = np.array([found[int(device)] for device in assignments.device], np.float64)
         links = self._fleet.links_at(plan.round, 0, self._limits.traffic_budget.now_s)
         speeds = self._flops_per_s(plan.round)
         return self._limits.faults(plan, most, links=links, flops_per_s=speeds)
@@ -144,12 +144,14 @@ class RealEngine:
         self._limits.check_energy()
         return time_s + idle_s
 
-    def _most(self, told: Assignments) -> tuple[dict[int, float], dict[int, float]]:
+    def _most(self, assignments: Assignments) -> tuple[dict[int, float], dict[int, float]]:
         """Return the most that updates take, and that the steps of cut devices do, by device."""
-        steps = stream_bytes(self._problem, told)
-        updates = most_upload_bytes(self._problem, replace(told, cut=np.zeros_like(told.cut)))
-        spare = steps * (told.local_steps + 2) / told.local_steps
-        numbers = told.device.tolist()
+        steps = stream_bytes(self._problem, assignments)
+        updates = most_upload_bytes(
+            self._problem, replace(assignments, cut=np.zeros_like(assignments.cut))
+        )
+        spare = steps * (assignments.local_steps + 2) / assignments.local_steps
+        numbers = assignments.device.tolist()
         return (
             dict(zip(numbers, updates.tolist(), strict=True)),
             {device: size for device, size in zip(numbers, spare.tolist(), strict=True) if size},
@@ -200,29 +202,31 @@ class RealEngine:
         links = self._links(plan.round, begin_s)
         share = check_shares(plan.assignments.share, plan.assignments, links)
         rates = uplink_bps(links, share, plan.assignments.device)
-        problem, told = self._problem, plan.assignments
-        peak_bytes = peak_memory(problem.shape, problem.workload, told).total
-        if np.any(told.cut > 0):
-            parts = split_cost(problem, told)
-            peak_bytes = np.where(told.cut > 0, parts.device_peak_bytes, peak_bytes)
+        problem, assignments = self._problem, plan.assignments
+        peak_bytes = peak_memory(problem.shape, problem.workload, assignments).total
+        if np.any(assignments.cut > 0):
+            parts = split_cost(problem, assignments)
+            peak_bytes = np.where(assignments.cut > 0, parts.device_peak_bytes, peak_bytes)
         faults = refusals(problem, self._fleet, plan, peak_bytes)
-        known = predict(problem, told, links=links, flops_per_s=self._flops_per_s(plan.round))
+        known = predict(
+            problem, assignments, links=links, flops_per_s=self._flops_per_s(plan.round)
+        )
         return ReadyRound(
             plan,
             state if sent is None else sent.state,
             sent,
             begin_s,
             faults=tuple(faults),
-            rows=tuple(told.row(place) for place, fault in enumerate(faults) if not fault),
+            rows=tuple(assignments.row(place) for place, fault in enumerate(faults) if not fault),
             upload_bps={
                 int(device): float(rate)
-                for device, rate in zip(told.device, rates, strict=True)
+                for device, rate in zip(assignments.device, rates, strict=True)
                 if np.isfinite(rate) and rate > 0
             },
             peak_bytes=np.asarray(peak_bytes, np.float64),
             predicted_s=known.finish_s,
             expected=self._forecast.expect(
-                told, self._declared(plan, told, begin_s), is_judging=plan.is_judging
+                assignments, self._declared(plan, assignments, begin_s), is_judging=plan.is_judging
             ),
         )
 
@@ -230,19 +234,22 @@ class RealEngine:
         """Return a round that was carried out, and learn from it."""
         begin_s, done = ready.begin_s, carried.done
         plan = as_done(ready.plan, done)
-        told = plan.assignments
+        assignments = plan.assignments
         for item in done.values():
             if item.outcome.update is not None:
                 self._remote.counted[item.outcome.device] = plan.round
         found = execution_of(self._problem, self._fleet, ready, plan, carried)
         self._forecast.learn(
-            told, self._declared(plan, told, begin_s), seen_of(told, done), ready.expected
+            assignments,
+            self._declared(plan, assignments, begin_s),
+            seen_of(assignments, done),
+            ready.expected,
         )
         return replace(
             found,
             split=carried.split,
             expected=ready.expected,
-            learnt=self.learnt(told.device),
+            learnt=self.learnt(assignments.device),
             is_coded=ready.sent is not None,
             plan=plan,
             validation=self.validation(done) if plan.is_judging else None,
@@ -250,14 +257,14 @@ class RealEngine:
         )
 
     def learnt(self, device: Ints) -> Mapping[str, object]:
-        """Return what a record holds of what was learnt of devices; see `Forecast.told`."""
-        return self._forecast.told(device)
+        """Return what a record holds of what was learnt of devices; see `Forecast.learnt`."""
+        return self._forecast.learnt(device)
 
-    def _declared(self, plan: RoundPlan, told: Assignments, begin_s: float) -> Prediction:
+    def _declared(self, plan: RoundPlan, assignments: Assignments, begin_s: float) -> Prediction:
         """Return what a plan would take at the speeds and rates that were declared."""
         return predict(
             self._problem,
-            told,
+            assignments,
             links=self._fleet.links_at(plan.round, 0, begin_s),
             flops_per_s=self._fleet.flops_at(plan.round),
         )

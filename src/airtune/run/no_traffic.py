@@ -15,7 +15,7 @@ from airtune.plan import Observation, RoundPlan
 
 
 @dataclass(frozen=True, slots=True)
-class OffAir:
+class NoTraffic:
     """Trains on one engine and is judged on another, as the fleet is; nothing crosses the air."""
 
     trains: Engine
