@@ -160,11 +160,18 @@ def test_files_and_functions_stay_small():
     long = []
     for path in modules():
         text = path.read_text(encoding="utf-8")
-        if text.count("\n") > 450:
+        if text.count("\n") > 400:
             long.append(f"{path.relative_to(PACKAGE)}: {text.count(chr(10))} lines")
         long += [
-            f"{path.relative_to(PACKAGE)}:{node.name} {node.end_lineno - node.lineno} lines"
+            f"{path.relative_to(PACKAGE)}:{node.name} {steps_of(node)} lines"
             for node in nodes_of(path)
-            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno > 90
+            if isinstance(node, ast.FunctionDef) and steps_of(node) > 70
         ]
     assert not long, "\n".join(long)
+
+
+def steps_of(function: ast.FunctionDef) -> int:
+    """Lines of a function behind its signature and docstring."""
+    documented = ast.get_docstring(function) is not None and len(function.body) > 1
+    first = function.body[1] if documented else function.body[0]
+    return function.end_lineno - first.lineno + 1

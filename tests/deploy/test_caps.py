@@ -111,7 +111,7 @@ def test_a_device_that_would_send_too_much_does_not(
     import airtune.engine.remote.real as engines
 
     monkeypatch.setattr(engines, "most_upload_bytes", lambda problem, told: np.zeros(len(told)))
-    monkeypatch.setattr("airtune.engine.remote.devices.Remote._scores_bytes", lambda self: 1 << 20)
+    monkeypatch.setattr("airtune.engine.remote.devices.scores_bytes", lambda shape: 1 << 20)
     limited = recipe(**QUICK | {"limits.device_bytes_per_month": 1e9, "train.rounds": 1})
     record = read_run(_run(limited, nodes(["a"]), tmp_path))
     assert list(record.devices["status"]) == ["failed"]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airtune.engine.message import (
+    SCHEMA,
     VERSION,
     Reply,
     RunSetup,
@@ -61,8 +62,8 @@ def test_an_answer_to_something_else_is_refused(changed: dict[str, object], word
 
 
 def test_another_schema_names_both_versions() -> None:
-    with pytest.raises(MismatchError, match=r"schema 2.*schema 1; install the same version"):
-        open_task(seal_task(replace(TASK, schema=2)))
+    with pytest.raises(MismatchError, match=r"schema 3.*schema 2; install the same version"):
+        open_task(seal_task(replace(TASK, schema=3)))
 
 
 def test_messages_of_one_series_of_versions_are_read_and_no_others() -> None:
@@ -100,7 +101,7 @@ def test_an_oversize_answer_is_refused_before_it_is_read() -> None:
 
 def test_a_header_without_its_fields_is_refused() -> None:
     with pytest.raises(CodecError, match="malformed"):
-        open_reply(Message(f'{{"schema": 1, "version": "{VERSION}"}}'.encode()), TASK)
+        open_reply(Message(f'{{"schema": {SCHEMA}, "version": "{VERSION}"}}'.encode()), TASK)
 
 
 @settings(max_examples=200, deadline=None)

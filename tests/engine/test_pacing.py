@@ -11,7 +11,7 @@ from airtune.errors import CodecError
 from airtune.fleet import load_fleet
 from airtune.plan import Assignment, CodecSpec, Pace
 
-ROW = Assignment(0, 0.0, 0.0, 8, None, 1.0, 2, CodecSpec())
+ROW = Assignment(0, 0.0, 0.0, 8, 0, 1.0, 2, CodecSpec())
 PACE = Pace(5.0, ((1.0, 2.0, 3.0), (0.5, 1.0, 1.5)), ((0.0, 0.0, 8), (0.0, 0.5, 4)))
 
 

@@ -96,7 +96,7 @@ def job_of(sequences_of) -> Callable[..., Job]:
     def make(
         base: BaseModel, device: int, *, prune: float = 0.0, rank: int = 4, steps: int = 3
     ) -> Job:
-        row = Assignment(device, prune, prune, rank, None, 1.0, steps, CodecSpec())
+        row = Assignment(device, prune, prune, rank, 0, 1.0, steps, CodecSpec())
         return Job(device, row, sequences_of(base, seed=device), 1.0)
 
     return make

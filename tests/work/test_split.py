@@ -106,7 +106,7 @@ def test_one_device_split_without_compression_trains_as_the_whole_model(
     (job,) = jobs_of(base, 1, steps=3)
     found = go(base, [job], work=WorkSpec(server=server, labels=labels)).outcomes[0]
     (wanted,) = train(
-        base, state_of(base), [Job(0, replace(job.row, cut=None), job.data, 1.0)],
+        base, state_of(base), [Job(0, replace(job.row, cut=0), job.data, 1.0)],
         settings=SETTINGS, work=WorkSpec(), workload=workload_of(base), seed=0, round=0,
     )  # fmt: skip
     assert found.status == wanted.status == "ok"
@@ -383,7 +383,7 @@ def test_what_split_training_cannot_do_is_refused(go, base, jobs_of):
     with pytest.raises(MethodError, match="at least one device, got none"):
         go(base, [])
     for change, message in [
-        ({"cut": None}, "device 0 has no cut; train it with the whole model"),
+        ({"cut": 0}, "device 0 has no cut; train it with the whole model"),
         ({"rank": 5}, "ranks from 1 to 4; device 0 is told to prune 0 and 0 at rank 5"),
         ({"prune_ffn": 0.5}, "told to prune 0 and 0.5 at rank 4"),
     ]:

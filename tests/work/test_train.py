@@ -262,7 +262,7 @@ def test_a_batch_with_nothing_to_score_teaches_nothing_and_refuses_nobody(
 @pytest.mark.parametrize(
     ("work", "cut", "message"),
     [
-        (WorkSpec(penalty="ridge"), None, "penalty 'ridge' is not available"),
+        (WorkSpec(penalty="ridge"), 0, "penalty 'ridge' is not available"),
         (WorkSpec(), 1, "told to cut at block 1"),
     ],
 )

@@ -51,7 +51,7 @@ def half(shape):
     )
 
 
-def reference_of(state, shape, kept, rank, cut=None):
+def reference_of(state, shape, kept, rank, cut=0):
     return returned_of(state, shape, kept, rank, cut=cut, work=WorkSpec())
 
 

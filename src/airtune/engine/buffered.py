@@ -212,7 +212,7 @@ def begun(problem: Problem, plan: RoundPlan, done: Execution) -> list[InFlight]:
 
 def _reference(problem: Problem, update: Update, state: GlobalState) -> Mapping[str, torch.Tensor]:
     """Return the tensors of a state that an update would give back unchanged."""
-    return returned_of(state, problem.shape, update.kept, update.rank, cut=None, work=problem.work)
+    return returned_of(state, problem.shape, update.kept, update.rank, cut=0, work=problem.work)
 
 
 def _known_after_s(results: Results, place: int, plan: RoundPlan, problem: Problem) -> float:

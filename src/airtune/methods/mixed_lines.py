@@ -278,7 +278,7 @@ def _cut(
         lost = np.array(
             [
                 (measured.cut or 0.0)
-                + measured.codec_rounds(row.cut or 0, row.codec)
+                + measured.codec_rounds(row.cut, row.codec)
                 + lower.get(row.rank, 0.0)
                 for row in rows
             ]

@@ -69,8 +69,8 @@ class Update:
     importance: Importance | None = None
     part: float = 1.0
     """Of what it was told, which it did before the deadline, in (0, 1]; its weight is as much less."""
-    cut: int | None = None
-    """Blocks of its own; None = all."""
+    cut: int = 0
+    """Blocks of its own, where the model was cut; 0 = all."""
 
 
 def initial_state(base: BaseModel, workload: Workload, seed: int) -> GlobalState:

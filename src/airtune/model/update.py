@@ -85,7 +85,7 @@ def _wanted_shapes(
             len(update.kept.groups[int(block)]),
             len(update.kept.channels[int(block)]),
         )
-        is_own = update.cut is None or int(block) < update.cut
+        is_own = not update.cut or int(block) < update.cut
         rank = update.rank if is_own else full
         wanted |= {f"{name}.A": (rank, int(columns)), f"{name}.B": (int(rows), rank)}
     return wanted

@@ -51,7 +51,8 @@ class Assignment:
     prune_heads: float
     prune_ffn: float
     rank: int
-    cut: int | None
+    cut: int
+    """Blocks on the device, where the model is cut; 0 = it trains the whole model."""
     share: float
     local_steps: int
     codec: CodecSpec
@@ -122,13 +123,12 @@ class Assignments:
 
     def row(self, index: int) -> Assignment:
         """Return what the device at this position is told."""
-        cut = int(self.cut[index])
         return Assignment(
             device=int(self.device[index]),
             prune_heads=float(self.prune_heads[index]),
             prune_ffn=float(self.prune_ffn[index]),
             rank=int(self.rank[index]),
-            cut=cut or None,
+            cut=int(self.cut[index]),
             share=float(self.share[index]),
             local_steps=int(self.local_steps[index]),
             codec=self.codecs[int(self.codec_index[index])],

@@ -79,7 +79,7 @@ class SplitContext:
 
     def own_adapters(self, row: Assignment) -> Adapters:
         """Return the adapters of a device's own blocks, at its rank, as the round starts."""
-        held = held_by_device(self.state.adapters, row.cut or 0)
+        held = held_by_device(self.state.adapters, row.cut)
         return take(held, self.shape, keep_all(self.shape), row.rank)
 
     def remembers(self, codec: CodecSpec) -> bool:

@@ -59,7 +59,7 @@ class DeviceEnd:
         self.refused = {} if refused is None else refused
         self._memory = {place: {} for place in jobs} if memory is None else memory
         first = next(iter(jobs.values()))
-        self.cut, self.steps = first.row.cut or 0, first.row.local_steps
+        self.cut, self.steps = first.row.cut, first.row.local_steps
         state, work, seed, round = context.state, context.work, context.seed, context.round
         heads = [state.head] * len(jobs) if state.head else []
         self._half = DeviceHalf(

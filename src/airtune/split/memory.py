@@ -75,7 +75,7 @@ def agree(samples: Samples, listed: bytes) -> None:
 
 def made_with(context: SplitContext, row: Assignment) -> str:
     """Return what a remembered activation depends on: the cut, and what is frozen below it, at the rank."""
-    cut = row.cut or 0
+    cut = row.cut
     if not context.work.device_frozen:
         return str(cut)
     digest = 0

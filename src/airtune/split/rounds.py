@@ -199,7 +199,7 @@ class _Round:
         """Serve one device after the other, in an order drawn anew every round; returns it."""
         context = self.context
         order = generator(context.seed, "split order", context.round).permutation(len(self.jobs))
-        start, first = context.state, min(job.row.cut or 0 for job in self.jobs)
+        start, first = context.state, min(job.row.cut for job in self.jobs)
         for place in map(int, order):
             self._steps([self._end(replace(context, state=start), [place])])
             if context.work.hand_over and place not in self.server.log.refused:
@@ -270,7 +270,7 @@ def _check(state: GlobalState, jobs: Sequence[SplitJob], work: WorkSpec) -> None
     rank = next((item.shape[0] for name, item in state.adapters.items() if name[-1] == "A"), 0)
     for job in jobs:
         row = job.row
-        if row.cut is None:
+        if row.cut == 0:
             raise MethodError(f"device {job.device} has no cut; train it with the whole model")
         if row.prune_heads or row.prune_ffn or not 1 <= row.rank <= rank:
             raise MethodError(
@@ -288,5 +288,5 @@ def _check(state: GlobalState, jobs: Sequence[SplitJob], work: WorkSpec) -> None
     if work.hand_over and (work.server != "sequential" or len({j.row.cut for j in jobs}) > 1):
         raise MethodError(
             "the device part can be handed over with a sequential server and one cut for all; "
-            f"got a {work.server} server and cuts {sorted({j.row.cut or 0 for j in jobs})}"
+            f"got a {work.server} server and cuts {sorted({j.row.cut for j in jobs})}"
         )

@@ -104,7 +104,7 @@ class ServerEnd:
         self.context, self._rows, self._weights = context, tuple(rows), tuple(weights)
         self._memory, self._examples = memory, tuple(examples)
         self.log = StepLog.empty(max(row.local_steps for row in rows), len(rows))
-        cuts = [row.cut or 0 for row in rows]
+        cuts = [row.cut for row in rows]
         self._trains_from = max(cuts) if context.work.device_frozen else 0
         self._firsts = cuts if context.work.server == "copies" else [min(cuts)] * len(cuts)
         self._halves: dict[int, TrainedHalf] = {}
@@ -265,7 +265,7 @@ class ServerEnd:
             self._went_up(place, message, bound_bytes(values.size, spec))
         return Arrived(
             place,
-            row.cut or 0,
+            row.cut,
             activation,
             mask.to(activation.device),
             None if labels is None else labels.to(activation.device),

@@ -115,7 +115,7 @@ def _check_work(work: WorkSpec, jobs: Sequence[Job]) -> None:
             f"penalty {work.penalty!r} is not available in local work; use none, proximal or tail"
         )
     for job in jobs:
-        if job.row.cut is not None:
+        if job.row.cut:
             raise MethodError(
                 f"device {job.device} is told to cut at block {job.row.cut}, but split training "
                 "is not available in local work; leave the model whole"

@@ -59,7 +59,7 @@ class CodedUpdate:
 
 
 def returned_of(
-    state: GlobalState, shape: ModelShape, kept: Kept, rank: int, *, cut: int | None, work: WorkSpec
+    state: GlobalState, shape: ModelShape, kept: Kept, rank: int, *, cut: int, work: WorkSpec
 ) -> dict[str, torch.Tensor]:
     """Return what a device was sent of all that it sends back in a method's local work.
 
@@ -70,11 +70,11 @@ def returned_of(
         shape: the unpruned model.
         kept: the device's slice.
         rank: the device's.
-        cut: blocks that the device holds; None = all.
+        cut: blocks that the device holds; 0 = all.
         work: the method's local work.
     """
     held, head = state.adapters, dict(state.head)
-    if cut is not None:
+    if cut:
         held = held_by_device(held, 0 if work.device_frozen else cut)
         head = head if work.labels == "stay" else {}
     return take(held, shape, kept, rank) | head

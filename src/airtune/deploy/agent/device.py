@@ -245,7 +245,7 @@ class Device:
         setup, state = task.setup, _state(task, blobs, base)
         if task.row is None:
             raise MismatchError(f"round {task.round} came without an assignment; it is refused")
-        if task.row.cut is not None:
+        if task.row.cut:
             return self._train_split(task, task.row, loaded, base, state)
 
         def work(row: Assignment) -> Outcome:

@@ -35,7 +35,7 @@ class SentUpdates:
         """
         setup = task.setup
         self._settle(task, shape)
-        cut = None if task.row is None else task.row.cut
+        cut = 0 if task.row is None else task.row.cut
         spec = setup.workload.upload if task.row is None else setup.workload.upload_of(task.row)
         reference = returned_of(state, shape, update.kept, update.rank, cut=cut, work=setup.work)
         owed = None

@@ -84,6 +84,6 @@ def rows_of(rows: list[Assignment]) -> Assignments:
         rank=np.array([row.rank for row in rows]),
         share=np.ones(count),
         local_steps=np.array([row.local_steps for row in rows]),
-        cut=np.array([row.cut or 0 for row in rows], np.int64),
+        cut=np.array([row.cut for row in rows], np.int64),
         codec_index=np.zeros(count, np.int64),
     )

@@ -350,7 +350,7 @@ class RealEngine:
         Raises:
             MethodError: if nothing serves such rounds here.
         """
-        cut = [row for row in rows if row.cut is not None]
+        cut = [row for row in rows if row.cut]
         if not cut:
             return None
         if self._workers.serve is None:

@@ -134,7 +134,7 @@ class SplitRound:
         self._end.serve(taken, link, part=part, more=more)
         took_s = self._clock() - link.waited_s - began_s
         places, blocks = list(taken), self.task.base.shape.blocks
-        left = np.array([blocks - (self.task.rows[place].cut or 0) for place in places])
+        left = np.array([blocks - (self.task.rows[place].cut) for place in places])
         self._server_s[places] += took_s * left / max(left.sum(), 1)
 
     def _result(self) -> ServerRound:

@@ -99,7 +99,7 @@ def check_task(task: SplitTask) -> None:
                 and any(remembers(work, row.codec) for row in task.rows),
                 "samples that are remembered, where it is not said how many each device has",
             ),
-            (any(row.cut is None for row in task.rows), "a device without a cut"),
+            (any(row.cut == 0 for row in task.rows), "a device without a cut"),
             (not task.rows, "no device"),
         )
         if is_wrong
