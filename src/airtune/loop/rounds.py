@@ -326,14 +326,12 @@ def _aggregate(run: Run, plan: RoundPlan, before: GlobalState, execution: Execut
             own = replace(own, adapters=before.adapters, head=before.head)
         return replace(own, round=own.round + 1)
     devices = [update.device for update in execution.updates]
-    weight, assignments = run.problem.devices.weight, plan.assignments
+    weight, parts = run.problem.devices.weight, [update.part for update in execution.updates]
     after = aggregate(
         run.method.aggregate,
         execution.state,
         execution.updates,
-        weight[devices]
-        * assignments.times(devices)
-        * [update.part for update in execution.updates],
+        weight[devices] * plan.assignments.times(devices) * parts,
         shape=run.problem.shape,
         scale=run.settings.scale,
         seed=run.problem.seed,
