@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -43,7 +44,10 @@ def compare(
     *,
     methods: Annotated[
         str | None,
-        typer.Option(help="Names with commas; untuned, local-only and pooled are controls."),
+        typer.Option(
+            help="Labels of the recipe's compare.methods, or names of methods, with commas; a label "
+            "with a comma in it stands in double quotes. untuned, local-only and pooled are controls."
+        ),
     ] = None,
     seeds: Seeds = None,
     protocol: Annotated[
@@ -73,7 +77,7 @@ def compare(
 
     source, changes = split_words(words, settings)
     asked: dict[str, Any] = {
-        "methods": [part.strip() for part in methods.split(",") if part.strip()] if methods else [],
+        "methods": read_rows(methods) if methods else [],
         "seeds": read_seeds(seeds) if seeds else [],
     }
     if resume is not None:
@@ -155,6 +159,17 @@ def read_seeds(text: str) -> list[int]:
     if not seeds or len(set(seeds)) != len(seeds):
         raise RecipeError(f"--seeds must name each seed once, got {text!r}")
     return seeds
+
+
+def read_rows(text: str) -> list[str]:
+    """Read names and labels with commas; one with a comma in it stands in double quotes.
+
+    >>> read_rows('sft, "sft, coded",fedavg-lora')
+    ['sft', 'sft, coded', 'fedavg-lora']
+    """
+    return [
+        part.strip() for part in next(csv.reader([text], skipinitialspace=True)) if part.strip()
+    ]
 
 
 def _print(done: Comparison) -> None:

@@ -10,7 +10,7 @@ run that cannot be is left out and named, and so is one that fails; the others g
 given more methods, values, seeds or rounds afterwards.
 """
 
-from airtune.compare.entries import Entry, baseline_of, entries_of, swept
+from airtune.compare.entries import Entry, baseline_of, entries_of, rows_of, swept
 from airtune.compare.protocol import Protocol, protocol_of
 from airtune.compare.study import (
     CompareWatch,
@@ -32,6 +32,7 @@ __all__ = [
     "entries_of",
     "protocol_of",
     "resume_comparison",
+    "rows_of",
     "sweep_recipe",
     "swept",
 ]

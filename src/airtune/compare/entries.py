@@ -6,13 +6,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import product
 from typing import Any
 
 from airtune.errors import RecipeError
+from airtune.methods import list_methods
+from airtune.methods.plugins import is_path
 from airtune.recipe import Recipe, check_recipe, override, parse_yaml
 
 _PLAIN_BASELINE = "fedavg-lora"
+
+CompareRow = str | Mapping[str, Any]
+"""A method of a comparison: its name, or its name with settings and perhaps a label."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,39 @@ class Entry:
         return check_recipe(values, name=self.label)
 
 
-def entries_of(recipe: Recipe, methods: Sequence[str | Mapping[str, Any]]) -> list[Entry]:
+def rows_of(recipe: Recipe, methods: Sequence[CompareRow]) -> list[CompareRow]:
+    """Return the rows that were asked for: of the recipe's `compare.methods` by label, others by name.
+
+    Args:
+        recipe: its rows can be asked for; a label goes before a method of the same name.
+        methods: labels of rows, names of methods, or rows of their own.
+
+    Raises:
+        RecipeError: if a text is neither the label of a row nor a method; all are listed.
+    """
+    own = {_labelled(row)[0]: row for row in recipe.compare.methods}
+    known = list_methods()
+    faults = [
+        _unknown(text, list(own), list(known))
+        for text in methods
+        if isinstance(text, str) and text not in own and text not in known and not is_path(text)
+    ]
+    if faults:
+        raise RecipeError("\n".join(faults))
+    return [own.get(row, row) if isinstance(row, str) else row for row in methods]
+
+
+def _unknown(text: str, labels: Sequence[str], names: Sequence[str]) -> str:
+    near = get_close_matches(text, [*labels, *names], n=1)
+    hint = f"; did you mean {near[0]}?" if near else "."
+    return (
+        f"--methods: {text!r} is neither a row of the recipe nor a method{hint} The rows "
+        f"(compare.methods) are {'; '.join(labels)}. The methods are {', '.join(names)}. A file is "
+        "given as ./mine.py:Mine"
+    )
+
+
+def entries_of(recipe: Recipe, methods: Sequence[CompareRow]) -> list[Entry]:
     """Return the methods of a comparison, each with a label of its own.
 
     Raises:
@@ -48,10 +86,7 @@ def entries_of(recipe: Recipe, methods: Sequence[str | Mapping[str, Any]]) -> li
     own = {"name": recipe.method.name, **recipe.method.settings}
     entries = []
     for method in methods:
-        values: dict[str, Any] = {"name": method} if isinstance(method, str) else dict(method)
-        if not isinstance(values.get("name"), str):
-            raise RecipeError(f"compare.methods: every entry needs a name, got {method!r}")
-        label = str(values.pop("label", "")) or _label(values)
+        label, values = _labelled(method)
         upload = values.pop("upload", None)
         others = values.pop("set", {})
         if not isinstance(others, dict):
@@ -128,6 +163,18 @@ def baseline_of(recipe: Recipe, entries: Sequence[Entry], *, is_narrowed: bool =
             f"{asked!r}"
         )
     return asked
+
+
+def _labelled(row: CompareRow) -> tuple[str, dict[str, Any]]:
+    """Return the label of a row, given or made, and what else it says.
+
+    Raises:
+        RecipeError: if it has no name.
+    """
+    values: dict[str, Any] = {"name": row} if isinstance(row, str) else dict(row)
+    if not isinstance(values.get("name"), str):
+        raise RecipeError(f"compare.methods: every entry needs a name, got {row!r}")
+    return str(values.pop("label", "")) or _label(values), values
 
 
 def _label(values: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from airtune.compare.entries import Entry, baseline_of, entries_of, swept
+from airtune.compare.entries import CompareRow, Entry, baseline_of, entries_of, rows_of, swept
 from airtune.compare.jobs import JobProcesses, run_one
 from airtune.compare.protocol import Protocol, read_protocol
 from airtune.errors import (
@@ -101,7 +101,7 @@ class _Plan:
 def compare_methods(
     recipe: Recipe,
     *,
-    methods: Sequence[str | Mapping[str, Any]] = (),
+    methods: Sequence[CompareRow] = (),
     seeds: Sequence[int] = (),
     folder: Path | None = None,
     jobs: int = 1,
@@ -112,8 +112,8 @@ def compare_methods(
 
     Args:
         recipe: checked; its own method section gives the settings of that method.
-        methods: names, or mappings of name, settings and perhaps a label; empty = the recipe's
-            `compare.methods`.
+        methods: labels of rows of `compare.methods`, names of methods, or mappings of name,
+            settings and perhaps a label; empty = all rows of `compare.methods`.
         seeds: empty = the recipe's `compare.seeds`.
         folder: where to; None = `<output>/<time>-compare-<name>`.
         jobs: runs at once, each in a process of its own; 1 = one after the other in this one.
@@ -125,7 +125,7 @@ def compare_methods(
         RunExistsError: if the folder holds something else than this comparison.
         RunInterruptedError: on Ctrl-C; the message says how to go on.
     """
-    entries = entries_of(recipe, methods or recipe.compare.methods)
+    entries = entries_of(recipe, rows_of(recipe, methods) or recipe.compare.methods)
     baseline = baseline_of(recipe, entries, is_narrowed=bool(methods))
     entries = entries if protocol is None else protocol.crossed(entries)
     plan = _Plan(
@@ -167,7 +167,7 @@ def sweep_recipe(
 def resume_comparison(
     folder: Path,
     *,
-    methods: Sequence[str | Mapping[str, Any]] = (),
+    methods: Sequence[CompareRow] = (),
     over: Sequence[str] = (),
     seeds: Sequence[int] = (),
     rounds: int | None = None,
@@ -192,7 +192,11 @@ def resume_comparison(
         RunInterruptedError: on Ctrl-C.
     """
     plan = _read_plan(folder)
-    more, own = swept(plan.recipe, over) if over else (entries_of(plan.recipe, methods), [])
+    more, own = (
+        swept(plan.recipe, over)
+        if over
+        else (entries_of(plan.recipe, rows_of(plan.recipe, methods)), [])
+    )
     more = more if plan.protocol is None else plan.protocol.crossed(more)
     if rounds is not None:
         if rounds <= plan.recipe.train.rounds:
