@@ -86,7 +86,7 @@ def test_a_limit_of_energy_that_nothing_meets_names_the_least_and_its_device(
     with pytest.raises(InfeasibleError, match=r"keeps 1e-09 J a round .* the least is (\S+) J, of (\S+) with") as refused:  # fmt: skip
         engine.idle_until_s(0.0, 60.0)
     least, name = re.search(r"the least is (\S+) J, of (\S+) with", str(refused.value)).groups()
-    enough = engine_of(problem={"joules_per_round": 1.01 * float(least)})
+    enough = engine_of(problem={"joules_per_round": 1.001 * float(least)})
     alone = replace(plan, assignments=replace(plan.assignments, share=np.ones(6)))
     within = [not fault for fault in enough.over_cap(alone, state)]
     names = enough._problem.devices.names
@@ -94,6 +94,33 @@ def test_a_limit_of_energy_that_nothing_meets_names_the_least_and_its_device(
     # one that some device met before is a matter of waiting
     enough.observe(0, 0.0)
     assert enough.idle_until_s(0.0, 60.0) == 60.0
+
+
+def test_a_device_is_not_left_out_for_waiting_for_one_that_is(engine_of, cell, plan_of, state):
+    """The slow device takes more than the limit by itself, the others only by waiting for it."""
+    cell["devices"][0]["gflops_per_s"] = 0.05
+    cell["devices"][0]["count"] = 5
+    cell["devices"].append(
+        {**cell["devices"][0], "name": "slow", "count": 1, "gflops_per_s": 0.001}
+    )
+    plan = plan_of()
+    used = execute(
+        engine_of(), plan, state, lambda plan: lambda links, left: plan.assignments.share
+    )
+    limit = 0.9 * float(used.results.energy_j[:5].min())
+    faults = engine_of(problem={"joules_per_round": limit}).over_cap(plan, state)
+    assert [bool(fault) for fault in faults] == [False] * 5 + [True]
+
+
+def test_where_all_are_over_together_half_of_them_are_asked_again(engine_of, plan_of, state):
+    plan, alone = plan_of(), engine_of(problem={"joules_per_round": 1e-9})
+    assert all(alone.over_cap(plan, state))
+    limit = 1.001 * float(np.max(alone._limits._least_j))
+    tight = replace(plan.assignments, share=np.full(6, 1e-3))
+    faults = engine_of(problem={"joules_per_round": limit}).over_cap(
+        replace(plan, assignments=tight), state
+    )
+    assert sum(bool(fault) for fault in faults) == 3
 
 
 def test_absent_devices_are_not_asked(engine_of, cell):

@@ -6,6 +6,7 @@ from airtune.cost.energy import energy_j
 from airtune.cost.flops import forward_flops, train_flops
 from airtune.cost.grams import GRAM_RANK, direction_flops, gram_bytes, gram_flops, gram_peak_bytes
 from airtune.cost.holding import blocks_held, cut_peaks, cut_rows, cut_weights, dense_pass_bytes
+from airtune.cost.least import alone_j, least_j
 from airtune.cost.levels import Ladder, ladder
 from airtune.cost.memory import Memory, peak_memory, saved_bytes
 from airtune.cost.most import most_bytes, most_upload_bytes, stream_bytes
@@ -37,6 +38,7 @@ __all__ = [
     "SplitTimes",
     "TimedModel",
     "achieved_flops_per_s",
+    "alone_j",
     "base_bytes",
     "bert_like",
     "blocks_held",
@@ -58,6 +60,7 @@ __all__ = [
     "gram_peak_bytes",
     "known_shapes",
     "ladder",
+    "least_j",
     "line_cost",
     "llama_like",
     "lora_parameters",

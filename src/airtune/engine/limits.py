@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
-from airtune.cost import predict
+from airtune.cost import alone_j, predict
 from airtune.errors import InfeasibleError
 from airtune.keys import generator
-from airtune.plan import Bools, Floats, LinkState, Problem, RoundPlan
+from airtune.plan import Bools, Floats, Ints, LinkState, Problem, RoundPlan
 from airtune.wire.traffic_budget import TrafficBudget
 
 
@@ -68,16 +67,8 @@ class RoundLimits:
         Raises:
             InfeasibleError: with the least energy that a device could do with, and the device.
         """
-        least = np.where(self._there, self._least_j, np.nan)
-        if self._was_met or not self._there.any() or np.isnan(least[self._there]).any():
-            return
-        device = int(np.nanargmin(least))
-        raise InfeasibleError(
-            f"no device keeps {self._problem.joules_per_round:g} J a round "
-            f"(limits.joules_per_round): the least is {least[device]:.4g} J, of "
-            f"{self._problem.devices.names[device]} with its link to itself; raise the limit above "
-            "that, or lower train.local_steps"
-        )
+        if not self._was_met:
+            refuse_energy(self._problem, self._least_j, np.flatnonzero(self._there))
 
     def _energy_faults(
         self, plan: RoundPlan, *, links: LinkState, flops_per_s: Floats
@@ -86,18 +77,52 @@ class RoundLimits:
         if limit is None or not len(assignments):
             return ("",) * len(assignments)
         told_j = predict(self._problem, assignments, links=links, flops_per_s=flops_per_s).energy_j
-        is_over = np.isfinite(told_j) & (told_j > limit)
+        least_j = alone_j(self._problem, assignments, links=links, flops_per_s=flops_per_s)
+        is_over = np.isfinite(least_j) & (least_j > limit)
+        self._least_j[assignments.device[is_over]] = least_j[is_over]
+        if not is_over.any():
+            is_over = _over_together(told_j, limit)
         self._was_met |= not bool(is_over.all())
-        if is_over.any():
-            alone = replace(assignments, share=np.ones(len(assignments)))
-            least = predict(self._problem, alone, links=links, flops_per_s=flops_per_s).energy_j
-            self._least_j[assignments.device[is_over]] = np.minimum(least, told_j)[is_over]
         return tuple(
             f"its round would take {joules:.4g} J, more than {limit:g} J (limits.joules_per_round)"
             if over
             else ""
             for joules, over in zip(told_j.tolist(), is_over, strict=True)
         )
+
+
+def refuse_energy(problem: Problem, least_j: Floats, device: Ints) -> None:
+    """Refuse the limit of energy where some devices are known to take more, each of them.
+
+    Args:
+        problem: has the limit and the names.
+        least_j: least joules of every device of the fleet; not finite where that is not known.
+        device: those that could take part, (n,); nobody = nothing is refused.
+
+    Raises:
+        InfeasibleError: with the least of them, and the device.
+    """
+    limit, least = problem.joules_per_round, least_j[device]
+    if limit is None or not device.size or not np.all(np.isfinite(least) & (least > limit)):
+        return
+    first = int(np.argmin(least))
+    raise InfeasibleError(
+        f"no device keeps {limit:g} J a round (limits.joules_per_round): the least is "
+        f"{least[first]:.4g} J, of {problem.devices.names[device[first]]} with its link to itself; "
+        "raise the limit above that, or lower train.local_steps"
+    )
+
+
+def _over_together(told_j: Floats, limit_j: float) -> Bools:
+    """Return who is left out where each could take part, but not all together; shape (n,).
+
+    Fewer devices share the link and wait for each other less, so where all are above the limit
+    those that take least, half of them, are asked again.
+    """
+    is_over = np.isfinite(told_j) & (told_j > limit_j)
+    if is_over.all():
+        is_over[np.argsort(told_j, kind="stable")[: len(told_j) // 2]] = False
+    return np.asarray(is_over, np.bool_)
 
 
 def with_data(available: Bools, weight: Floats) -> Bools:

@@ -25,6 +25,7 @@ from airtune.report import write_report
 from airtune.run import controls
 from airtune.run.build import Pieces, build_pieces, pinned
 from airtune.run.by_class import by_class_of
+from airtune.run.energy import check_energy
 from airtune.run.header import header, identity
 from airtune.run.leakage import leakage_of
 from airtune.run.load import Assets
@@ -116,6 +117,7 @@ def calibrate_recipe(
 
     Raises:
         RecipeError: if the method wants none and none is named.
+        InfeasibleError: if no device can keep the limit of energy.
         RunInterruptedError: on Ctrl-C; the same again goes on from there.
     """
     watch = watch or Watch()
@@ -123,7 +125,9 @@ def calibrate_recipe(
     watch.on_stage("loading model and data")
     try:
         chosen = choose_method(resolved(recipe))
-        pieces = with_sensitivity(build_pieces(resolved(recipe)), chosen, watch.on_stage)
+        pieces = build_pieces(resolved(recipe))
+        check_energy(pieces, chosen)
+        pieces = with_sensitivity(pieces, chosen, watch.on_stage)
         found = measure(pieces, chosen, watch.on_stage, watch.on_calibration, tables=tables)
     except KeyboardInterrupt as error:
         raise RunInterruptedError("interrupted; the same command goes on from there") from error
@@ -199,6 +203,7 @@ def _begin(
         watch.on_stage("loading model and data")
         pieces = build_pieces(recipe, assets)
         chosen = choose_method(recipe, label=label)
+        check_energy(pieces, chosen)
         pieces = with_sensitivity(pieces, chosen, watch.on_stage)
         measured = measure(pieces, chosen, watch.on_stage, watch.on_calibration)
     except (KeyboardInterrupt, RunInterruptedError) as error:

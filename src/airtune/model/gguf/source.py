@@ -302,7 +302,11 @@ def _check_tensors(gguf: ModuleType, reader: Any, config: Config, path: Path) ->
     }
     found = {tensor.name: int(tensor.n_elements) for tensor in reader.tensors}
     if missing := sorted(wanted.keys() - found.keys()):
-        raise ModelError(_of_tensors(path, "lacks", missing, config))
+        raise ModelError(
+            _of_tensors(path, "lacks", missing, config)
+            + "; it is cut short or one part of several: "
+            "get the whole file, or give the folder of the model it was made from"
+        )
     if extra := sorted(found.keys() - wanted.keys()):
         raise ModelError(
             _of_tensors(path, "holds", extra, config) + ": they would be dropped (rope_freqs is a "
