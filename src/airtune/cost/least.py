@@ -45,13 +45,19 @@ def alone_j(
 
 
 def least_j(
-    problem: Problem, codecs: Sequence[CodecSpec], *, links: LinkState, flops_per_s: Floats
+    problem: Problem,
+    codecs: Sequence[CodecSpec],
+    *,
+    prunes: bool,
+    links: LinkState,
+    flops_per_s: Floats,
 ) -> Floats:
     """Return the least joules of each device, whatever is pruned or cut, at rank 1.
 
     Args:
         problem: its workload says how many local steps a round has.
         codecs: of what crosses a cut; none = nothing is cut.
+        prunes: the model may be pruned, as far as can be.
         links: of the whole fleet when the round begins.
         flops_per_s: speeds of the whole fleet, shape (devices,).
 
@@ -63,14 +69,13 @@ def least_j(
         everybody, rank=1, local_steps=problem.workload.local_steps, share=np.ones(len(everybody))
     )
     levels = ladder(problem.shape, problem.workload, problem.sensitivity)
-    tried = [
-        replace(
-            whole,
-            prune_heads=np.full(len(everybody), levels.prune_heads[-1]),
-            prune_ffn=np.full(len(everybody), levels.prune_ffn[-1]),
-        )
-    ]
-    tried += [
+    level = -1 if prunes else 0
+    pruned = replace(
+        whole,
+        prune_heads=np.full(len(everybody), levels.prune_heads[level]),
+        prune_ffn=np.full(len(everybody), levels.prune_ffn[level]),
+    )
+    tried = [pruned] + [
         replace(whole, cut=np.full(len(everybody), cut), codecs=(codec,))
         for cut in range(1, problem.shape.blocks)
         for codec in codecs

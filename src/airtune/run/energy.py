@@ -31,6 +31,7 @@ def check_energy(pieces: Pieces, chosen: Chosen) -> None:
     least = least_j(
         replace(problem, work=method.work),
         menu if method.may_cut else (),
+        prunes=not method.may_cut or bool({"pruning", "sensitivity"} & method.wants),
         links=fleet.links_at(0, 0, 0.0),
         flops_per_s=fleet.flops_at(0),
     )
