@@ -32,6 +32,15 @@ def format_bytes(size_bytes: float) -> str:
     return f"{size_bytes:.0f} B"
 
 
+def format_number(value: float) -> str:
+    """Write a number for people: three digits, and no fewer than those before the point.
+
+    >>> format_number(0.03125), format_number(20.0), format_number(1280.0)
+    ('0.0312', '20', '1,280')
+    """
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
 def parse_bytes(text: str) -> float:
     """Return the bytes of a text such as 700MB, 1.5GiB or 2048; raises ValueError for another.
 

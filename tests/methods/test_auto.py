@@ -1,5 +1,6 @@
 """What auto decides: whole and cut devices in one round, never slower than the plans it starts from."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from airtune.methods.contract import sample_observation
 from airtune.methods.mixed_lines import mixed_lines
 from airtune.methods.mixed_pricing import pruning_curve
 from airtune.plan import CodecSpec, StepRounds, UploadRounds
+from airtune.units import parse_bytes
 
 
 @pytest.fixture
@@ -130,8 +132,31 @@ def test_a_device_that_nothing_fits_is_named_with_what_it_lacks(decided):
     memory[3] = 1000.0
     with pytest.raises(
         InfeasibleError, match=r"sample-3 has 1000 B.*less than the lightest choice"
-    ):
+    ) as told:
         decided(devices=replace(devices, memory_bytes=memory))
+    assert "too small too" not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["auto", "jcpba", "sft"])
+def test_all_devices_that_nothing_fits_are_named(decided, name):
+    devices = sample_problem().devices
+    memory = np.where(np.isin(np.arange(9), [3, 5, 6]), 1000.0, devices.memory_bytes)
+    with pytest.raises(
+        InfeasibleError, match=r"sample-3 has .* too small too of sample-5, sample-6;"
+    ):
+        decided(name=name, devices=replace(devices, memory_bytes=memory))
+
+
+def test_a_server_too_small_is_told_what_would_serve(decided):
+    knobs = {"knobs": ["cut"]}
+    with pytest.raises(InfeasibleError, match=r"that takes .* at least") as told:
+        decided(knobs, number=1, server_memory_bytes=1000.0)
+    said = re.search(r"takes ([\d.]+ \wi?B) at least", str(told.value))
+    assert said is not None
+    enough = 1.05 * parse_bytes(said[1])
+    assert decided(knobs, number=1, server_memory_bytes=enough)[0].assignments.cut.any()
+    with pytest.raises(InfeasibleError):
+        decided(knobs, number=1, server_memory_bytes=0.9 * parse_bytes(said[1]))
 
 
 def test_lines_are_kept_while_others_save_little(decided):

@@ -63,6 +63,11 @@ def test_a_method_with_a_budget_has_it_as_a_knob():
     assert {one.knobs["rank"] for one in points} == {"1"}
 
 
+def test_a_limit_on_rounds_is_no_knob_while_nothing_says_what_rounds_are_needed():
+    points = plan_front(setting_of(recipe("method.name=auto", "lora.r=1")), AXES).points
+    assert {knob for one in points for knob in one.knobs} == {"upload", "rank"}
+
+
 def test_a_long_front_is_thinned_on_the_screen_and_keeps_its_ends(front):
     words = front_rows(front, most=3)
     assert [row[0] for row in words.rows[1:]][::2] == [
@@ -98,9 +103,11 @@ def test_one_command_and_one_page_answer_a_planner(tmp_path, monkeypatch, capsys
     assert said["pareto"]["points"]
     assert said["prices"]
     assert said["round_quantile_s"] >= said["round_s"]
+    assert said["pareto"]["quantile"] == 0.95
     page = (tmp_path / "plan.html").read_text(encoding="utf-8")
     for part in ("What more would save", "Plans to choose among", 'data-figure="front"', "EUR",
-                 "95% of the rounds within"):  # fmt: skip
+                 "95% of the rounds within", "joules, in rounds next to the 95% quantile",
+                 "stay. Each knob from", "prices are of rounds next to the 95% quantile"):  # fmt: skip
         assert part in page
 
 
@@ -109,7 +116,10 @@ def test_one_command_and_one_page_answer_a_planner(tmp_path, monkeypatch, capsys
     [
         (["--within", "6"], "--within: a duration must be like 6h"),
         (["--vary", "rounds"], "--vary rounds needs a time to meet; add --within 6h"),
-        (["--quantile", "30"], "--quantile must be a percentage from 50 to 99, got 30"),
+        (
+            ["--quantile", "30"],
+            "--quantile must be a percentage from 50 to 99, for instance 95, got 30",
+        ),
     ],
 )
 def test_what_is_asked_wrongly_is_refused(words, said, capsys):

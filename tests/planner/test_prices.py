@@ -8,6 +8,7 @@ import pytest
 from airtune.errors import RecipeError
 from airtune.fleet.change import with_bandwidth, with_memory
 from airtune.planner import (
+    Price,
     groups_of,
     plan_of,
     plan_recipe,
@@ -45,6 +46,21 @@ def test_memory_has_a_price_where_it_binds():
     assert price_lines(prices_of(small))
 
 
+def test_more_that_costs_time_says_why():
+    dearer = Price("1 GiB more", -0.1, 11.0, trains_more=True)
+    assert price_lines((dearer,)) == [
+        "1 GiB more costs 10 %, as more devices take part or less is pruned"
+    ]
+    assert "no more devices take part" in price_lines((replace(dearer, trains_more=False),))[0]
+    setting = setting_of(recipe("method.name=fedavg-lora"))
+    small = with_memory(setting.fleet, factor=0.02)
+    alike = replace(setting.fleet, memory_bytes=small.memory_bytes)
+    alike.memory_bytes[0] = setting.fleet.memory_bytes[0]
+    prices = {price.change: price for price in prices_of(setting.on(alike))}
+    assert prices["1 GiB more on each board"].trains_more
+    assert not prices["10 % more uplink"].trains_more
+
+
 def test_a_quantile_is_that_of_the_drawn_rounds():
     setting = setting_of(recipe())
     plan = plan_of(setting, quantile=0.95)
@@ -77,6 +93,8 @@ def test_groups_count_every_device_and_hold_all_values():
     assert [(one.kind, one.devices, one.fits) for one in groups] == [
         ("board", 3, 3), ("board", 1, 1), ("other", 1, 0),
     ]  # fmt: skip
+    told = [replace(row, feasible=f"choice {at}", memory_bytes=at) for at, row in enumerate(rows)]
+    assert groups_of(told[::-1])[0].feasible == ("choice 0", "choice 3")
     low, high = groups[0].ranges["finish_s"]
     assert low == min(row.finish_s for row in rows[:3])
     assert high == max(row.finish_s for row in rows[:3])

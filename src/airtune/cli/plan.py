@@ -129,7 +129,7 @@ def plan(
         if limit is None
         else plan_within(setting, limit, vary=asked, quantile=level, sampled=sampled),
         _prices(setting, few, asked=prices, is_quick=is_quick),
-        None if axes is None else plan_front(setting, axes, few),
+        None if axes is None else plan_front(setting, axes, few, quantile=level),
         _simulation_s(setting, found),
     )
     if page is not None:
@@ -175,7 +175,7 @@ class _Answers:
             print_front(self.front)
         if self.prices is None:
             print_note("prices are left out, as they take a while here; --prices shows them")
-        for line in price_lines(self.prices or ()):
+        for line in price_lines(self.prices or (), self.plan.quantile):
             print_line(f"price: {line}")
         print_line(
             f"simulating this run would train for about {format_seconds(self.simulation_s)} on this "
@@ -214,7 +214,9 @@ def _setting(source: str | None, changes: list[str]) -> PlanSetting:
 
 def _read_quantile(percent: float | None) -> float | None:
     if percent is not None and not 50.0 <= percent <= 99.0:
-        raise RecipeError(f"--quantile must be a percentage from 50 to 99, got {percent:g}")
+        raise RecipeError(
+            f"--quantile must be a percentage from 50 to 99, for instance 95, got {percent:g}"
+        )
     return None if percent is None else percent / 100.0
 
 

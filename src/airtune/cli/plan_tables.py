@@ -109,6 +109,7 @@ def print_assumptions(lines: Sequence[str]) -> None:
 
 def _times(plan: Plan) -> str:
     from airtune.planner.rows import seconds
+    from airtune.report.wording import format_joules
 
     beside = (
         ""
@@ -119,7 +120,7 @@ def _times(plan: Plan) -> str:
     return (
         f"a round takes {seconds(plan.round_s)}{beside}; {plan.rounds} rounds take "
         f"{seconds(plan.total_s)}, {format_bytes(plan.total_upload_bytes)} up, "
-        f"{format_bytes(plan.total_download_bytes)} down, {plan.total_energy_j:,.0f} J"
+        f"{format_bytes(plan.total_download_bytes)} down, {format_joules(plan.total_energy_j)}"
     )
 
 

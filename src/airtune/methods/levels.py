@@ -42,13 +42,13 @@ def allowed_levels(problem: Problem, seen: Seen, max_prune: Budget) -> Bools:
     none = np.asarray(~allowed.any(axis=1), np.bool_)
     if none.any():
         limit = max(limit, UNMEASURED_MOST) if max_prune == "auto" else limit
-        row = int(np.flatnonzero(none)[0])
+        row, others = seen.short_of_memory(none)
         reach = np.flatnonzero(steps.pruned <= limit + _SLACK)
         least = float(steps.peak_bytes[reach[-1]])
         raise InfeasibleError(
             f"device {seen.names[row]} has {format_bytes(seen.memory_bytes[row])} of memory, but "
             f"training needs {format_bytes(least)} even with {steps.pruned[reach[-1]]:.0%} pruned "
-            f"(max_prune {limit:g}); shorten the sequences, lower the batch, turn on gradient "
+            f"(max_prune {limit:g}){others}; shorten the sequences, lower the batch, turn on gradient "
             "checkpointing or leave the device out"
         )
     return allowed

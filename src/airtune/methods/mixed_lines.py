@@ -180,14 +180,15 @@ def fitting_lines(problem: Problem, seen: Seen, lines: MixedLines, max_prune: Bu
         fits = fitting_levels(steps, seen.memory_bytes, limit, forced=max_prune == "auto")
         level = np.searchsorted(steps.pruned, lines.pruned[rows] - 1e-12)
         allowed[:, rows] &= fits[:, level]
-    none = np.flatnonzero(~allowed.any(axis=1))
-    if none.size:
-        row, least = int(none[0]), int(np.argmin(lines.peak_bytes))
+    none = np.asarray(~allowed.any(axis=1), np.bool_)
+    if none.any():
+        row, others = seen.short_of_memory(none)
+        least = int(np.argmin(lines.peak_bytes))
         raise InfeasibleError(
             f"device {seen.names[row]} has {format_bytes(seen.memory_bytes[row])} of memory, "
             f"{format_bytes(float(lines.peak_bytes[least] - seen.memory_bytes[row]))} less than the "
             f"lightest choice needs ({line_label(lines, least)}: "
-            f"{format_bytes(float(lines.peak_bytes[least]))}); lower the batch, shorten the "
+            f"{format_bytes(float(lines.peak_bytes[least]))}){others}; lower the batch, shorten the "
             "sequences, turn on gradient checkpointing or leave the device out"
         )
     return allowed

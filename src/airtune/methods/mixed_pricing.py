@@ -87,16 +87,19 @@ def _earliest_cut(
     Raises:
         InfeasibleError: if a device must be cut and the server's memory holds no cut.
     """
-    must = allowed[~(allowed & lines.whole).any(axis=1)]
+    must, least = allowed[~(allowed & lines.whole).any(axis=1)], np.inf
     for cut in np.unique(lines.cut[allowed.any(axis=0) & ~lines.whole]).tolist():
         held = server_model_bytes(problem, int(cut), devices=allowed.shape[0])
         asked = np.where(must & (lines.cut >= cut), lines.server_bytes, np.inf).min(axis=1)
-        if held + float(np.sum(asked)) <= room_bytes:
+        needed = held + float(np.sum(asked))
+        if needed <= room_bytes:
             return int(cut), held
+        least = min(least, needed)
     if len(must):
         raise InfeasibleError(
             f"the server has {format_bytes(problem.server_memory_bytes)} of memory, too little for "
-            f"the {len(must)} devices that cannot hold the model and must leave blocks to it; give "
+            f"the {len(must)} devices that cannot hold the model and must leave blocks to it: that "
+            f"takes {format_bytes(least + problem.server_memory_bytes - room_bytes)} at least; give "
             "it more memory, lower the batch or leave them out"
         )
     return problem.shape.blocks, 0.0

@@ -12,6 +12,9 @@ from airtune.fleet.rates import downlink_bps
 from airtune.plan import Bools, Floats, Ints, LinkState, Observation, Problem, Profiles, whole_model
 from airtune.solve import Curves, curves_of, silent
 
+_NAMED = 6
+"""Devices that a message names beside the first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seen:
@@ -42,6 +45,19 @@ class Seen:
         share = np.zeros(self.device.shape)
         share[self.able] = np.minimum(of_able, 1.0)
         return share
+
+    def short_of_memory(self, is_short: Bools) -> tuple[int, str]:
+        """Return the first of the devices that lack memory, and the names of the others in words.
+
+        Args:
+            is_short: which devices do, shape (n,), one at least.
+        """
+        first, *others = np.flatnonzero(is_short).tolist()
+        if not others:
+            return first, ""
+        named = ", ".join(self.names[row] for row in others[:_NAMED])
+        rest = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        return first, f"; memory is too small too of {named}{rest}"
 
     @property
     def able_names(self) -> tuple[str, ...]:

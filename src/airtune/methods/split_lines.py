@@ -92,14 +92,14 @@ def price(problem: Problem, seen: Seen, lines: Lines) -> Priced:
     cost = line_cost(problem, rows, np.repeat(problem.devices.samples[seen.device], k))
     peak = cost.device_peak_bytes.reshape(n, k)
     allowed = peak <= seen.memory_bytes[:, None]
-    none = ~allowed.any(axis=1)
+    none = np.asarray(~allowed.any(axis=1), np.bool_)
     if none.any():
-        row = int(np.flatnonzero(none)[0])
+        row, others = seen.short_of_memory(none)
         least = int(np.argmin(peak[row]))
         raise InfeasibleError(
             f"device {seen.names[row]} has {format_bytes(seen.memory_bytes[row])} of memory, but "
             f"its part of a cut after block {lines.cut[least]} needs "
-            f"{format_bytes(peak[row, least])}; cut earlier, shorten the sequences, lower the "
+            f"{format_bytes(peak[row, least])}{others}; cut earlier, shorten the sequences, lower the "
             "batch, freeze the device part or leave the device out"
         )
     return Priced(cost, allowed, peak)

@@ -72,6 +72,8 @@ class ParetoFront:
     """The plan as the recipe has it."""
     points: tuple[FrontPoint, ...]
     tried: int
+    quantile: float | None = None
+    """Of the rounds' times: plans are compared in rounds that end next to it; None = the median."""
 
     def as_document(self) -> dict[str, Any]:
         """Return plain values."""
@@ -95,7 +97,11 @@ def read_axes(text: str) -> tuple[Axis, ...]:
 
 
 def plan_front(
-    setting: PlanSetting, axes: Sequence[Axis], draws: Draws | None = None
+    setting: PlanSetting,
+    axes: Sequence[Axis],
+    draws: Draws | None = None,
+    *,
+    quantile: float | None = None,
 ) -> ParetoFront:
     """Return the plans worth choosing among.
 
@@ -103,6 +109,7 @@ def plan_front(
         setting: the recipe's own.
         axes: the costs that count.
         draws: of links and speeds, by which plans are compared; None = some of the run.
+        quantile: of the rounds' times, next to which the rounds of these draws end; None = the median.
 
     Raises:
         InfeasibleError: if the recipe itself has no plan.
@@ -114,7 +121,7 @@ def plan_front(
     tried = [point for point in _points(setting, draws) if point is not None]
     kept = [one for one in tried if not any(_beats(other, one, axes) for other in tried)]
     ranked = sorted(kept, key=lambda point: [point.cost(axis) for axis in axes])
-    return ParetoFront(tuple(axes), own, tuple(ranked), len(tried))
+    return ParetoFront(tuple(axes), own, tuple(ranked), len(tried), quantile)
 
 
 def _points(setting: PlanSetting, draws: Draws | None) -> Iterator[FrontPoint | None]:
@@ -142,8 +149,9 @@ def _own_knob(setting: PlanSetting) -> dict[str, dict[str, tuple[str, ...]]]:
     """Return the method's own budget of quality, if it has one."""
     method = setting.recipe.method
     measured = setting.problem.measurements
+    is_measured = measured is not None and bool(measured.measured)
     for name, values in _OWN.items():
-        if name == "quality_budget" and (measured is None or not measured.measured):
+        if name != "budget" and not is_measured:
             continue  # nothing says yet what it allows
         if not settings_faults(
             method.name, {**method.settings, name: parse_yaml(values[1], where=name)}

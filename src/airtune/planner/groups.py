@@ -23,7 +23,7 @@ class Group:
     fits: int
     """How many have the memory for what they are told."""
     feasible: tuple[str, ...]
-    """Which choices their memories leave."""
+    """Which choices the least and the largest of their memories leave; once where they are alike."""
     ranges: dict[str, Range]
     """Field of `DevicePlan` -> least and largest value; NaN where nobody took part."""
 
@@ -38,7 +38,7 @@ def groups_of(devices: Sequence[DevicePlan]) -> tuple[Group, ...]:
             kind=kind,
             devices=len(rows),
             fits=sum(row.fits for row in rows),
-            feasible=tuple(dict.fromkeys(row.feasible for row in rows)),
+            feasible=tuple(dict.fromkeys(end(rows, key=_memory).feasible for end in (min, max))),
             ranges={name: _range([float(getattr(row, name)) for row in rows]) for name in RANGED},
         )
         for (kind, _), rows in members.items()
@@ -53,6 +53,10 @@ def span(values: Range, form: Callable[[float], str]) -> str:
     """
     low, high = form(values[0]), form(values[1])
     return low if low == high else f"{low}-{high}"
+
+
+def _memory(row: DevicePlan) -> float:
+    return row.memory_bytes
 
 
 def _range(values: list[float]) -> Range:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from airtune.plan import ModelShape, Problem, Workload
 from airtune.recipe import Recipe
 from airtune.run import longest_input, workload_of
-from airtune.run.inspect import Inspection
+from airtune.run.inspect import Inspection, is_here
 from airtune.run.load import is_vision
 
 
@@ -38,9 +38,10 @@ def length_line(recipe: Recipe, found: Inspection | None) -> str:
     if is_vision(recipe):
         return f"an image is {longest_input(recipe)} tokens to the model"
     if found is None:
+        missing = "the model's tokenizer is" if is_here(recipe.data) else "the data are"
         return (
-            f"every sequence is {recipe.data.max_length} tokens long (data.max_length): data or "
-            "tokenizer are not on this machine"
+            f"every sequence is {recipe.data.max_length} tokens long (data.max_length): {missing} "
+            "not on this machine"
         )
     return (
         f"a sequence has {found.lengths.most} tokens; of the texts: {found.lengths}; memory, and "

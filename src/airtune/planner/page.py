@@ -43,7 +43,7 @@ def page_of(
         cards=tuple(_cards(plan)),
         warnings=plan.warnings,
         sheets=tuple(_sheet(title, words) for title, words in tables),
-        prices=tuple(price_lines(prices or ())),
+        prices=tuple(price_lines(prices or (), plan.quantile)),
         assumptions=(plan.rounds_source, *plan.assumptions),
         recipe=dump_recipe(recipe),
         front=_dots(front) if front and front.points else None,
@@ -90,8 +90,9 @@ def _cards(plan: Plan) -> list[Card]:
 
 
 def _sheet(title: str, words: WordTable) -> Sheet:
-    note = ". ".join(part for part in (words.title, words.note) if part)
-    return Sheet(title, words.heads, words.rows, f"{note[:1].upper()}{note[1:]}.")
+    parts = [part for part in (words.title, words.note) if part]
+    note = " ".join(f"{part[:1].upper()}{part[1:]}." for part in parts)
+    return Sheet(title, words.heads, words.rows, note)
 
 
 def _dots(front: ParetoFront) -> Dots:

@@ -16,6 +16,7 @@ from airtune.cost import ladder
 from airtune.errors import InfeasibleError
 from airtune.fleet import Fleet
 from airtune.fleet.change import with_bandwidth, with_memory, with_server, with_speed
+from airtune.planner.changed import seen_plan
 from airtune.planner.sample import Draws, Sampled, sample
 from airtune.planner.setting import PlanSetting
 from airtune.units import GIB
@@ -25,6 +26,8 @@ PRICED_DEVICES = 100
 _MOST_KINDS = 6
 _FELT = 0.005
 """Part of the time under which a change counts as none."""
+_SAME = 1e-9
+"""Mean pruned fractions that differ by less are alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +36,11 @@ class Price:
 
     change: str
     saves: float
-    """Part of the time; negative = the run takes longer, because more devices take part."""
+    """Part of the time; negative = the run takes longer."""
     total_s: float
     """Of the changed plan."""
+    trains_more: bool = False
+    """More devices take part than in the plan as it is, or less is pruned."""
 
 
 def prices_of(setting: PlanSetting, draws: Draws | None = None) -> tuple[Price, ...]:
@@ -49,22 +54,28 @@ def prices_of(setting: PlanSetting, draws: Draws | None = None) -> tuple[Price, 
         InfeasibleError: if the setting itself has no plan.
     """
     sampled = sample(setting, draws)
-    rounds = setting.problem.rounds
-    now_s = sampled.totals(rounds).total_s
-    if not now_s > 0.0:
+    now = seen_plan(setting, sampled)
+    if not 0.0 < now.total_s < math.inf:
         return ()
     found = []
     for change, fleet in _changes(setting, sampled):
         try:
-            then_s = sample(setting.on(fleet), draws).totals(rounds).total_s
+            changed = setting.on(fleet)
+            then = seen_plan(changed, sample(changed, draws))
         except InfeasibleError:
             continue
-        found.append(Price(change, 1.0 - then_s / now_s, then_s))
+        more = then.able > now.able or then.pruned < now.pruned - _SAME
+        found.append(Price(change, 1.0 - then.total_s / now.total_s, then.total_s, more))
     return tuple(sorted(found, key=lambda price: -price.saves))
 
 
-def price_lines(prices: tuple[Price, ...]) -> list[str]:
+def price_lines(prices: tuple[Price, ...], quantile: float | None = None) -> list[str]:
     """Return the prices in words; those without effect share a line.
+
+    Args:
+        prices: the best first.
+        quantile: of the rounds' times, next to which the rounds that were compared end; None = the
+            median, which is not said.
 
     >>> price_lines((Price("10 % more uplink", 0.06, 9.4), Price("10 % more downlink", 0.0, 10.0)))
     ['10 % more uplink saves 6.0 %', 'saves nothing: 10 % more downlink']
@@ -74,10 +85,15 @@ def price_lines(prices: tuple[Price, ...]) -> list[str]:
     return [
         *(
             f"{price.change} {'saves' if price.saves > 0 else 'costs'} {_percent(price.saves)}"
-            f"{'' if price.saves > 0 else ', as more devices take part or less is pruned'}"
+            f"{'' if price.saves > 0 else _why(price)}"
             for price in felt
         ),
         *([f"saves nothing: {', '.join(idle)}"] if idle else []),
+        *(
+            [f"all prices are of rounds next to the {quantile:.0%} quantile of their times"]
+            if prices and quantile is not None
+            else []
+        ),
     ]
 
 
@@ -108,6 +124,16 @@ def _short_of_memory(setting: PlanSetting) -> list[str]:
     }
     short = [kind for kind, memory in least.items() if memory < dense]
     return sorted(short, key=lambda kind: least[kind])[:_MOST_KINDS]
+
+
+def _why(price: Price) -> str:
+    """Say why more of something makes the run longer."""
+    if price.trains_more:
+        return ", as more devices take part or less is pruned"
+    return (
+        ", though no more devices take part and no less is pruned: the method counts more than seconds, "
+        "or its search found a better plan before"
+    )
 
 
 def _percent(part: float) -> str:

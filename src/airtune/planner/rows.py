@@ -34,7 +34,7 @@ def device_rows(plan: Plan, *, every_device: bool = False) -> WordTable:
         "memory",
         "fits",
         "choices",
-        "cut" if is_split else "pruned",
+        "cut, or pruned" if is_split else "pruned",
         "download",
         "compute",
         "upload",
@@ -82,7 +82,7 @@ def front_rows(front: ParetoFront, *, most: int | None = None) -> WordTable:
     places = dict.fromkeys(round(place * step) for place in range(min(count, most or count)))
     own = ("as the recipe has it", *(FORMS[axis](front.own.cost(axis)) for axis in front.axes))
     return WordTable(
-        f"plans by {', '.join(front.axes)}: {count} of {front.tried} stay",
+        f"plans by {', '.join(front.axes)}{_next_to(front.quantile)}: {count} of {front.tried} stay",
         ("plan", *front.axes),
         (
             own,
@@ -100,6 +100,14 @@ def front_rows(front: ParetoFront, *, most: int | None = None) -> WordTable:
         "each knob from what gives up least: no coding, the full rank, the least pruned; what a plan "
         "costs in quality only a run tells"
         + (f"; {len(places)} are shown, --json and --page have all" if len(places) < count else ""),
+    )
+
+
+def _next_to(quantile: float | None) -> str:
+    return (
+        ""
+        if quantile is None
+        else f", in rounds next to the {quantile:.0%} quantile of their times"
     )
 
 
@@ -152,7 +160,7 @@ def _group(group: Group) -> tuple[str, ...]:
         str(group.devices),
         f"{told('peak_bytes', sizes)} of {told('memory_bytes', sizes)}",
         fits if group.fits else "NO",
-        "; ".join(group.feasible),
+        " to ".join(group.feasible),
         told("cut", lambda cut: f"{cut:.0f}") if is_cut else told("pruned", percent),
         *(told(f"{part}_s", seconds) for part in ("download", "compute", "upload", "finish")),
         told("upload_bytes", sizes),

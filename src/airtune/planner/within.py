@@ -20,7 +20,7 @@ from airtune.fleet.change import with_bandwidth, with_memory, with_server, witho
 from airtune.planner.changed import Question, SeenPlan, closed_in, dearest, seen_plan
 from airtune.planner.sample import Sampled, draws_of, sample
 from airtune.planner.setting import PlanSetting
-from airtune.units import format_bytes, format_seconds
+from airtune.units import format_bytes, format_number, format_seconds
 
 Vary = Literal["bandwidth", "memory", "server", "devices", "rounds"]
 VARIED: tuple[Vary, ...] = get_args(Vary)
@@ -146,7 +146,9 @@ def _bandwidth(question: Question) -> Requirement:
         lambda factor: question.setting.on(with_bandwidth(fleet, up=factor, down=factor)),
     )
     wide = {spec.name: spec.up_bandwidth_hz for spec in fleet.specs if spec.up_bandwidth_hz}
-    shown = ", ".join(f"{name} {hz * answer.amount / 1e6:.3g} MHz up" for name, hz in wide.items())
+    shown = ", ".join(
+        f"{name} {format_number(hz * answer.amount / 1e6)} MHz up" for name, hz in wide.items()
+    )
     return _worded(answer, f" ({shown})" if 0 < len(wide) <= _NAMED_LINKS else " on every link")
 
 
@@ -170,7 +172,9 @@ def _server(question: Question) -> Requirement:
     answer = _by_factor(
         question, "server", lambda factor: question.setting.on(with_server(fleet, factor))
     )
-    return _worded(answer, f" ({fleet.server.flops_per_s * answer.amount / 1e12:.3g} TFLOP/s)")
+    return _worded(
+        answer, f" ({format_number(fleet.server.flops_per_s * answer.amount / 1e12)} TFLOP/s)"
+    )
 
 
 def _by_factor(
