@@ -51,13 +51,12 @@ def test_the_steps_that_fit_are_the_most_that_end_in_time(cell, problem_of, plan
     size = float(
         predict(problem, plan.assignments, links=links, flops_per_s=speed).download_bytes[0]
     )
-    found = let_settle(
-        problem, fleet, replace(plan, pace=pace), start_s=0.0, download_bytes=size
-    )  # fmt: skip
+    known = {"links": links, "flops_per_s": speed, "memory_bytes": fleet.memory_bytes}
+    found = let_settle(problem, replace(plan, pace=pace), download_bytes=size, **known)
     table = np.stack([finish_s(steps) for steps in range(1, 9)])
     most = np.maximum((table <= pace.finish_s * (1 + 1e-9)).sum(axis=0), 1)
     assert found.assignments.local_steps.tolist() == most.tolist()
     assert len(set(most.tolist())) > 1
     fits = table[0] <= pace.finish_s
     assert [("fits" in reason) for reason in found.reasons] == fits.tolist()
-    assert let_settle(problem, fleet, plan, start_s=0.0, download_bytes=size) is plan
+    assert let_settle(problem, plan, download_bytes=size, **known) is plan

@@ -29,12 +29,12 @@ from airtune.errors import CheckpointError
 from airtune.fleet.fleet import Fleet
 from airtune.plan import Assignments, Bools, Floats, Ints, LinkState, Results
 
-LINK = {"start": 0.7, "drift": 0.04, "noise": 0.1}
-"""Of a link's ratio, beside computing's."""
+LINK = {"start": 0.7, "drift": 0.1, "noise": 0.1}
+"""Of a link's ratio, beside computing's: rates on the move change from round to round."""
 FIRST_REST_S, LEAST_SPREAD = 0.3, 0.02
 """A first guess, and the least that the logarithm of a round's seconds is taken to scatter."""
 LOW, HIGH = 0.1, 0.9
-FIRST_WIDTH, MOST_OFF = 1.5, 3.0
+FIRST_WIDTH, MOST_OFF = 2.0, 3.0
 """First guess of how far rounds are off, in units of what was expected, and the most that one counts."""
 _NEWEST = 0.2
 """Weight of the newest round in what the rest takes, and in how far rounds are off."""

@@ -24,6 +24,8 @@ from airtune.plan import Floats, Ints
 
 START, DRIFT, NOISE, ODD = 0.4, 0.02, 0.05, 3.0
 """Of computing; a link starts, drifts and scatters more."""
+LEAST_NOISE = 0.02
+"""Least that reports are taken to scatter."""
 MOST = 1e4
 NEWEST = 0.15
 """Weight of the newest report in how far reports scatter."""
@@ -91,7 +93,7 @@ class LearntRatio:
         is_known = before < self._start / 2
         seen = np.minimum(innovation**2, ODD**2 * foreseen) - before
         found = scatter + np.where(is_known, NEWEST * (seen - scatter), 0.0)
-        self._noise[who] = np.maximum(found, self._drift)
+        self._noise[who] = np.maximum(found, LEAST_NOISE**2)
 
     def snapshot(self) -> dict[str, NDArray[np.generic]]:
         """Return what was learnt, as arrays."""

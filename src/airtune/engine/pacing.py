@@ -13,9 +13,8 @@ import numpy as np
 
 from airtune.cost import peak_memory, train_flops, transfer_s, upload_bytes
 from airtune.errors import CodecError
-from airtune.fleet.fleet import Fleet
 from airtune.fleet.rates import downlink_bps, uplink_bps
-from airtune.plan import Assignment, Assignments, Problem, RoundPlan
+from airtune.plan import Assignment, Assignments, Floats, LinkState, Problem, RoundPlan
 from airtune.plan.pace import Pace, Settled, settle
 from airtune.units import format_seconds
 
@@ -36,30 +35,37 @@ def with_arm(assignments: Assignments, pace: Pace, arm: int) -> Assignments:
 
 
 def let_settle(
-    problem: Problem, fleet: Fleet, plan: RoundPlan, *, start_s: float, download_bytes: float
+    problem: Problem,
+    plan: RoundPlan,
+    *,
+    links: LinkState,
+    flops_per_s: Floats,
+    memory_bytes: Floats,
+    download_bytes: float,
 ) -> RoundPlan:
     """Return a plan with what its devices settle on; itself where nothing is left to them.
 
     Args:
         problem: unmasked.
-        fleet: devices and links.
         plan: what they are told.
-        start_s: virtual time at which the round begins.
+        links: of the fleet, as the round begins.
+        flops_per_s: of all devices, shape (devices,).
+        memory_bytes: of all devices, shape (devices,).
         download_bytes: what each receives first.
     """
     pace, assignments = plan.pace, plan.assignments
     if pace is None or not len(assignments):
         return plan
-    device, links = assignments.device, fleet.links_at(plan.round, 0, start_s)
+    device = assignments.device
     up_bps = uplink_bps(links, assignments.share, device)
-    speed = fleet.flops_at(plan.round)[device]
+    speed = flops_per_s[device]
     step_s, send_s, allowed = [], [], []
     for arm in range(max(len(pace.arms), 1)):
         row = with_arm(assignments, pace, arm)
         step_s.append(train_flops(problem.shape, problem.workload, row) / speed)
         send_s.append(transfer_s(upload_bytes(problem.shape, problem.workload, row), up_bps))
         peak_bytes = peak_memory(problem.shape, problem.workload, row).total
-        allowed.append(peak_bytes <= fleet.memory_bytes[device])
+        allowed.append(peak_bytes <= memory_bytes[device])
     found = settle(
         pace,
         start_s=transfer_s(np.full(len(assignments), download_bytes), downlink_bps(links, device)),

@@ -140,7 +140,12 @@ class VirtualEngine:
                 self._problem.shape, self._problem.workload, plan.assignments
             )
             plan = let_settle(
-                self._problem, self._true, plan, start_s=begin_s, download_bytes=size_bytes
+                self._problem,
+                plan,
+                links=self._true.links_at(plan.round, 0, begin_s),
+                flops_per_s=self._true.flops_at(plan.round),
+                memory_bytes=self._true.memory_bytes,
+                download_bytes=size_bytes,
             )
         predicted = predict(
             self._problem,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from airtune.cost import (
     Prediction,
+    broadcast_bytes,
     most_upload_bytes,
     peak_memory,
     predict,
@@ -31,6 +32,7 @@ from airtune.engine.checks import Divide, check_shares
 from airtune.engine.forecast import Forecast
 from airtune.engine.limits import RoundLimits
 from airtune.engine.measuring import lacks_scores, measured
+from airtune.engine.pacing import let_settle
 from airtune.engine.remote.answers import qualities
 from airtune.engine.remote.devices import Trained
 from airtune.engine.remote.measured import CarriedOut, ReadyRound, as_done, execution_of, seen_of
@@ -208,9 +210,8 @@ class RealEngine:
             parts = split_cost(problem, assignments)
             peak_bytes = np.where(assignments.cut > 0, parts.device_peak_bytes, peak_bytes)
         faults = refusals(problem, self._fleet, plan, peak_bytes)
-        known = predict(
-            problem, assignments, links=links, flops_per_s=self._flops_per_s(plan.round)
-        )
+        foreseen = self._foreseen(plan, links)
+        known = predict(problem, foreseen, links=links, flops_per_s=self._flops_per_s(plan.round))
         return ReadyRound(
             plan,
             state if sent is None else sent.state,
@@ -226,9 +227,21 @@ class RealEngine:
             peak_bytes=np.asarray(peak_bytes, np.float64),
             predicted_s=known.finish_s,
             expected=self._forecast.expect(
-                assignments, self._declared(plan, assignments, begin_s), is_judging=plan.is_judging
+                foreseen, self._declared(plan, foreseen, begin_s), is_judging=plan.is_judging
             ),
         )
+
+    def _foreseen(self, plan: RoundPlan, links: LinkState) -> Assignments:
+        """Return a plan's assignments, with what devices will settle on for themselves."""
+        problem = self._problem
+        return let_settle(
+            problem,
+            plan,
+            links=links,
+            flops_per_s=self._flops_per_s(plan.round),
+            memory_bytes=self._fleet.memory_bytes,
+            download_bytes=broadcast_bytes(problem.shape, problem.workload, plan.assignments),
+        ).assignments
 
     def settle(self, ready: ReadyRound, carried: CarriedOut) -> Execution:
         """Return a round that was carried out, and learn from it."""
