@@ -1,15 +1,20 @@
 """What devices say of their own steps is checked; what the simulator's settle on is what fits."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from airtune.cost import predict
+from airtune.engine.base import EngineSettings
 from airtune.engine.pacing import claimed, let_settle
+from airtune.engine.remote.real import RealEngine
 from airtune.errors import CodecError
 from airtune.fleet import load_fleet
+from airtune.model.state import initial_state
 from airtune.plan import Assignment, CodecSpec, Pace
+from airtune.wire.traffic_budget import TrafficBudget
 
 ROW = Assignment(0, 0.0, 0.0, 8, 0, 1.0, 2, CodecSpec())
 PACE = Pace(5.0, ((1.0, 2.0, 3.0), (0.5, 1.0, 1.5)), ((0.0, 0.0, 8), (0.0, 0.5, 4)))
@@ -60,3 +65,21 @@ def test_the_steps_that_fit_are_the_most_that_end_in_time(cell, problem_of, plan
     fits = table[0] <= pace.finish_s
     assert [("fits" in reason) for reason in found.reasons] == fits.tolist()
     assert let_settle(problem, plan, download_bytes=size, **known) is plan
+
+
+def test_a_round_of_real_devices_is_foreseen_with_the_steps_that_fit(
+    cell, base, problem_of, plan_of
+):
+    fleet = load_fleet(cell, seed=1)
+    problem, plan = problem_of(fleet), plan_of()
+    remote = SimpleNamespace(traffic_budget=TrafficBudget(None, len(fleet)))
+    workers = SimpleNamespace(problem=problem, remote=remote)
+    engine = RealEngine(fleet, workers, settings=EngineSettings())
+    state = initial_state(base, problem.workload, 0)
+    usual_s = engine.prepare(plan, state, 0.0).predicted_s
+    pace = Pace(float(np.median(usual_s)), (tuple(range(1, 99)),))
+    ready = engine.prepare(replace(plan, pace=pace), state, 0.0)
+    fits = usual_s <= pace.finish_s
+    assert np.all(ready.predicted_s[fits] <= pace.finish_s)
+    assert np.all(ready.predicted_s[fits] >= usual_s[fits])
+    assert ready.expected.middle_s > 0

@@ -135,18 +135,7 @@ class VirtualEngine:
             state = sent.state
         size_bytes = None if sent is None else float(sent.size_bytes)
         if plan.pace is not None:
-            # what is sent comes before what is chosen, so it holds the largest arm
-            size_bytes = size_bytes or broadcast_bytes(
-                self._problem.shape, self._problem.workload, plan.assignments
-            )
-            plan = let_settle(
-                self._problem,
-                plan,
-                links=self._true.links_at(plan.round, 0, begin_s),
-                flops_per_s=self._true.flops_at(plan.round),
-                memory_bytes=self._true.memory_bytes,
-                download_bytes=size_bytes,
-            )
+            plan, size_bytes = self._settled(plan, size_bytes, begin_s)
         predicted = predict(
             self._problem,
             plan.assignments,
@@ -200,6 +189,27 @@ class VirtualEngine:
             plan=plan,
             is_coded=sent is not None,
         )
+
+    def _settled(
+        self, plan: RoundPlan, size_bytes: float | None, begin_s: float
+    ) -> tuple[RoundPlan, float]:
+        """Return a plan with what its devices settle on, and the bytes that each receives first.
+
+        What is sent comes before what is chosen, so it holds the largest arm.
+        """
+        problem = self._problem
+        size_bytes = size_bytes or broadcast_bytes(
+            problem.shape, problem.workload, plan.assignments
+        )
+        settled = let_settle(
+            problem,
+            plan,
+            links=self._true.links_at(plan.round, 0, begin_s),
+            flops_per_s=self._true.flops_at(plan.round),
+            memory_bytes=self._true.memory_bytes,
+            download_bytes=size_bytes,
+        )
+        return settled, size_bytes
 
     def _learnt(self, plan: RoundPlan, results: Results, begin_s: float) -> ExpectedRound | None:
         """Learn from what a round took; returns what was expected of it."""
