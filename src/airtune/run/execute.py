@@ -25,7 +25,7 @@ from airtune.report import write_report
 from airtune.run import controls
 from airtune.run.build import Pieces, build_pieces, pinned
 from airtune.run.by_class import by_class_of
-from airtune.run.energy import check_energy
+from airtune.run.checks import check_begin
 from airtune.run.header import header, identity
 from airtune.run.leakage import leakage_of
 from airtune.run.load import Assets
@@ -126,7 +126,7 @@ def calibrate_recipe(
     try:
         chosen = choose_method(resolved(recipe))
         pieces = build_pieces(resolved(recipe))
-        check_energy(pieces, chosen)
+        check_begin(pieces, chosen)
         pieces = with_sensitivity(pieces, chosen, watch.on_stage)
         found = measure(pieces, chosen, watch.on_stage, watch.on_calibration, tables=tables)
     except KeyboardInterrupt as error:
@@ -203,7 +203,7 @@ def _begin(
         watch.on_stage("loading model and data")
         pieces = build_pieces(recipe, assets)
         chosen = choose_method(recipe, label=label)
-        check_energy(pieces, chosen)
+        check_begin(pieces, chosen)
         pieces = with_sensitivity(pieces, chosen, watch.on_stage)
         measured = measure(pieces, chosen, watch.on_stage, watch.on_calibration)
     except (KeyboardInterrupt, RunInterruptedError) as error:

@@ -1,4 +1,4 @@
-"""Whether a fleet can keep a limit of energy at all, before anything is measured."""
+"""What a run is refused for, once model, fleet and method are known and before anything is measured."""
 
 from __future__ import annotations
 
@@ -8,9 +8,38 @@ import numpy as np
 
 from airtune.cost import least_j
 from airtune.engine.limits import refuse_energy
+from airtune.errors import RecipeError
 from airtune.plan import CodecSpec
 from airtune.run.build import Pieces
 from airtune.run.method import Chosen
+from airtune.work.network import wants_means
+
+
+def check_begin(pieces: Pieces, chosen: Chosen) -> None:
+    """Refuse what is sure not to go well.
+
+    Raises:
+        RecipeError: if the recipe asks for a mending that the model has no place for.
+        InfeasibleError: if no device can keep the limit of energy.
+    """
+    if not chosen.is_control:
+        check_mend(pieces, chosen)
+        check_energy(pieces, chosen)
+
+
+def check_mend(pieces: Pieces, chosen: Chosen) -> None:
+    """Refuse means as biases where the recipe asks for them and the saved model could hold none.
+
+    Raises:
+        RecipeError: with what would do.
+    """
+    base, work = pieces.assets.base, chosen.method.work
+    if pieces.recipe.train.mend == "mean" and not wants_means(base, work):
+        raise RecipeError(
+            f"train.mend: mean adds constants as biases, and a saved {base.network.config.model_type} "
+            f"has no place for them, so it would do nothing in {chosen.method.name}; take "
+            "least-squares, which changes the weights that stay, or none"
+        )
 
 
 def check_energy(pieces: Pieces, chosen: Chosen) -> None:
@@ -23,7 +52,7 @@ def check_energy(pieces: Pieces, chosen: Chosen) -> None:
         InfeasibleError: with the least energy that a device could do with, and the device.
     """
     problem, fleet, method = pieces.problem, pieces.assets.fleet, chosen.method
-    if problem.joules_per_round is None or chosen.is_control:
+    if problem.joules_per_round is None:
         return
     if method.paces or "steps" in method.wants:
         problem = replace(problem, workload=replace(problem.workload, local_steps=1))
