@@ -9,7 +9,9 @@ import numpy as np
 from airtune.cost import least_j
 from airtune.engine.limits import refuse_energy
 from airtune.errors import RecipeError
-from airtune.plan import CodecSpec
+from airtune.model.base import BaseModel
+from airtune.plan import CodecSpec, Method
+from airtune.recipe import Recipe
 from airtune.run.build import Pieces
 from airtune.run.method import Chosen
 from airtune.work.network import wants_means
@@ -23,21 +25,20 @@ def check_begin(pieces: Pieces, chosen: Chosen) -> None:
         InfeasibleError: if no device can keep the limit of energy.
     """
     if not chosen.is_control:
-        check_mend(pieces, chosen)
+        check_mend(pieces.recipe, pieces.assets.base, chosen.method)
         check_energy(pieces, chosen)
 
 
-def check_mend(pieces: Pieces, chosen: Chosen) -> None:
+def check_mend(recipe: Recipe, base: BaseModel, method: Method) -> None:
     """Refuse means as biases where the recipe asks for them and the saved model could hold none.
 
     Raises:
         RecipeError: with what would do.
     """
-    base, work = pieces.assets.base, chosen.method.work
-    if pieces.recipe.train.mend == "mean" and not wants_means(base, work):
+    if recipe.train.mend == "mean" and not wants_means(base, method.work):
         raise RecipeError(
             f"train.mend: mean adds constants as biases, and a saved {base.network.config.model_type} "
-            f"has no place for them, so it would do nothing in {chosen.method.name}; take "
+            f"has no place for them, so it would do nothing in {method.name}; take "
             "least-squares, which changes the weights that stay, or none"
         )
 

@@ -63,6 +63,7 @@ from airtune.run import (
 )
 from airtune.run.build import bare_problem, engine_settings, pinned
 from airtune.run.by_class import by_class_of
+from airtune.run.checks import check_mend
 from airtune.run.execute import loop_settings, reopen
 from airtune.run.header import header, identity
 from airtune.run.load import is_vision, load_model
@@ -93,6 +94,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
     tell(stage="loading the model", folder=str(place.folder))
     known = load_known(recipe)
     base = load_model(recipe, classes=known.labels)
+    check_mend(recipe, base, chosen.method)
     laps.lap("loading_s")
     names = wait_for(order, place, nodes, recipe, tell)
     laps.lap("waiting_s")
