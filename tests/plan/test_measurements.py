@@ -1,8 +1,11 @@
 """What was measured is read as it was written, and refused where it makes no sense."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from airtune.errors import CheckpointError, MismatchError, RecipeError
 from airtune.plan import (
@@ -23,7 +26,7 @@ WHOLE = Measurements(
     ranks=(RankRounds(2, 0.3), RankRounds(4, 0.1), RankRounds(8, 0.0)),
     codecs=(CodecRounds(1, COARSE, 0.2), CodecRounds(3, COARSE, 0.1)), cut=-0.2, most_pruned=0.6,
     uploads=(UploadRounds(CodecSpec(), 0.0), UploadRounds(COARSE, 0.2, 0.1, 0.9)),
-    steps=(StepRounds(2, 0.4), StepRounds(4, 0.0), StepRounds(8, -0.3)),
+    steps=(StepRounds(2, 0.4), StepRounds(4, 0.0), StepRounds(8, -0.3)), codecs_at=2.5,
 )  # fmt: skip
 
 
@@ -105,3 +108,26 @@ def test_between_cuts_a_codec_costs_what_lies_between():
     assert WHOLE.codec_rounds(2, COARSE) == pytest.approx(0.15)
     assert WHOLE.codec_rounds(2, predictive) == pytest.approx(0.15)
     assert WHOLE.codec_rounds(2, CodecSpec()) == 0.0
+
+
+@given(
+    slow=st.floats(0.02, 0.5),
+    slower=st.floats(0.01, 1.0),
+    at=st.integers(1, 10),
+    more=st.integers(0, 200),
+)
+def test_what_a_codec_adds_is_carried_on_as_losses_fall_with_a_power_of_the_rounds(
+    slow, slower, at, more
+):
+    def added(round):
+        with_codec, without = (1.0 + round) ** -(slow * slower), (1.0 + round) ** -slow
+        return with_codec / without - 1.0
+
+    codec = CodecSpec("fp16")
+    found = Measurements(
+        "f", "an example", codecs_at=at, codecs=(CodecRounds(1, codec, 0.0, added(at)),)
+    )
+    assert found.codec_loss(1, codec, rounds=at + more) == pytest.approx(added(at + more))
+    assert found.codec_loss(1, codec, rounds=at - 1) == pytest.approx(added(at))
+    unknown = replace(found, codecs_at=0.0)
+    assert unknown.codec_loss(1, codec, rounds=at + more) == pytest.approx(added(at))

@@ -69,9 +69,21 @@ def later_loss(reference: Curve, curve: Curve) -> float:
     >>> round(later_loss((4.0, 2.0, 1.0), (4.0, 2.2, 1.1)), 6)
     0.1
     """
-    half = 1 + (len(curve) - 1) // 2
-    table = np.array((curve, reference), np.float64)[:, half:].mean(axis=1)
+    table = np.array((curve, reference), np.float64)[:, _half(curve) :].mean(axis=1)
     return float(np.maximum(table[0] / table[1] - 1.0, 0.0))
+
+
+def later_round(curve: Curve) -> float:
+    """Return the mean round of that later half.
+
+    >>> later_round((4.0, 2.0, 1.0)), later_round((4.0, 3.0, 2.0, 1.0, 0.5))
+    (2.0, 3.5)
+    """
+    return float(np.mean(range(_half(curve), len(curve))))
+
+
+def _half(curve: Curve) -> int:
+    return 1 + (len(curve) - 1) // 2
 
 
 def runs_away(reference: Curve, curve: Curve) -> bool:

@@ -36,6 +36,7 @@ from airtune.calibrate.curves import (
     Curve,
     end_loss,
     later_loss,
+    later_round,
     log_rounds,
     rounds_needed,
     runs_away,
@@ -240,6 +241,7 @@ def measure_codecs(
         setting.base.fingerprint,
         _source(what, setting, [reference, *runs]),
         codecs=by_distortion(places, costs, distortion, *bits),
+        codecs_at=later_round(reference.curve),
         filled=_filled(setting.data, setting.problem.workload.tokens),
         coded_scale=mean_scale([run.coded for run in (reference, *runs)]),
     )

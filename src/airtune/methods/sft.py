@@ -78,7 +78,8 @@ class Sft:
     step: Size = "auto"
     """Step of deadzone in standard deviations; auto = chosen among those calibrated."""
     quality_budget: float = 0.01
-    """Relative loss increase that compression may cost, by the calibration; 0.01 for 1 %."""
+    """Relative loss increase that compression may cost at the end of the run, estimated from the
+    calibration; 0.01 for 1 %."""
     labels: Literal["travel", "stay"] = "travel"
     predict: bool = False
     """Code the difference to the last reconstruction of the same sample."""
@@ -196,7 +197,7 @@ class Sft:
         # below the largest cut nothing is trained where device parts are frozen: all cut first
         widest = 1 if self.device_frozen else last
         cuts = range(1, widest + 1) if self.cut == "auto" else [self.cut]
-        lines = Lines.of(cuts, codecs, known)
+        lines = Lines.of(cuts, codecs, known, rounds=problem.rounds)
         return (lines if self.weighs_codecs else replace(lines, loss=np.zeros(len(lines)))), why
 
     def _within(self, task: SplitProblem, lines: Lines, cut: Ints) -> list[SplitProblem]:

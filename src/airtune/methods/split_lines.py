@@ -39,12 +39,17 @@ class Lines:
 
     @classmethod
     def of(
-        cls, cuts: Sequence[int], codecs: tuple[CodecSpec, ...], measured: Measurements | None
+        cls,
+        cuts: Sequence[int],
+        codecs: tuple[CodecSpec, ...],
+        measured: Measurements | None,
+        *,
+        rounds: int,
     ) -> Lines:
-        """Cross cuts with codecs; without a measurement nothing is charged for a codec."""
+        """Cross cuts with codecs, each at what it costs after so many rounds; 0 without a measurement."""
         cut, codec = (grid.ravel() for grid in np.meshgrid(cuts, range(len(codecs)), indexing="ij"))
         loss = [
-            0.0 if measured is None else measured.codec_loss(int(c), codecs[k])
+            0.0 if measured is None else measured.codec_loss(int(c), codecs[k], rounds=rounds)
             for c, k in zip(cut, codec, strict=True)
         ]
         return cls(cut.astype(np.int64), codec.astype(np.int64), codecs, np.array(loss))

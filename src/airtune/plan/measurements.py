@@ -69,6 +69,8 @@ class Measurements:
     """Rising ranks, up to the full one at ln K = 0; a larger rank costs no more."""
     codecs: tuple[CodecRounds, ...] = ()
     """At least 0: compression never helps."""
+    codecs_at: float = 0.0
+    """Round of the short runs whose loss stands in `codecs`, a mean; 0 = not known."""
     cut: float | None = None
     """Of being cut without compression; below 0 where one shared server model learns faster than
     averaged copies."""
@@ -192,9 +194,28 @@ class Measurements:
             )
         return known[codec]
 
-    def codec_loss(self, cut: int, codec: CodecSpec) -> float:
-        """Return the relative increase of the loss by a codec at a cut; 0 if it was not measured."""
-        return _between(cut, [(row.cut, row.loss) for row in self._rows_of(codec)])
+    def codec_loss(self, cut: int, codec: CodecSpec, *, rounds: float = 0.0) -> float:
+        """Return the relative increase of the loss by a codec at a cut; 0 if it was not measured.
+
+        Losses are taken to fall with a power of 1 + rounds, with a codec by another power than
+        without. So the logarithm of their ratio grows with that of the rounds. An estimate: in one
+        case it was measured at .9 % after 3.5 rounds and 2.3 % after 12.5, and this says 1.5 %.
+
+        Args:
+            cut: blocks on the device.
+            codec: of what crosses.
+            rounds: of the run; no more than the short runs had = what these measured.
+
+        >>> found = Measurements("f", "an example", codecs_at=1.0, codecs=(
+        ...     CodecRounds(1, CodecSpec("fp16"), 0.0, 0.1),))
+        >>> [round(found.codec_loss(1, CodecSpec("fp16"), rounds=rounds), 6) for rounds in (1, 3)]
+        [0.1, 0.21]
+        """
+        measured = _between(cut, [(row.cut, row.loss) for row in self._rows_of(codec)])
+        if not self.codecs_at or rounds <= self.codecs_at:
+            return measured
+        growth = math.log1p(rounds) / math.log1p(self.codecs_at)
+        return math.expm1(growth * math.log1p(measured))
 
     def codec_bits(self, cut: int, codec: CodecSpec) -> tuple[float, float] | None:
         """Return bits an entry of activation and gradient at a cut; None if they were not measured."""
@@ -242,6 +263,7 @@ def joined(parts: Sequence[Measurements]) -> Measurements:
         most_pruned=having("pruning").most_pruned,
         ranks=having("ranks").ranks,
         codecs=having("codecs").codecs,
+        codecs_at=having("codecs").codecs_at,
         cut=having("cut").cut,
         uploads=having("uploads").uploads,
         steps=having("steps").steps,
@@ -281,6 +303,7 @@ def measurements_from(document: Mapping[str, Any]) -> Measurements:
                 StepRounds(int(at), *map(float, k)) for at, *k in document.get("steps", ())
             ),
             most_pruned=float(document["most_pruned"]),
+            codecs_at=float(document.get("codecs_at", 0.0)),
             filled=float(document.get("filled", 1.0)),
             coded_scale=_scale_from(document.get("coded_scale", {})),
         )
@@ -324,5 +347,7 @@ def _check_finite(found: Measurements) -> None:
             f"filled must be in (0, 1] and scales of coded adapters positive, got {found.filled:g}, "
             f"{scale.up:g} and {scale.down:g}"
         )
+    if not 0.0 <= found.codecs_at < np.inf:
+        raise CheckpointError(f"codecs_at must be a round from 0 on, got {found.codecs_at:g}")
     if not 0.0 <= found.most_pruned <= 1.0:
         raise CheckpointError(f"most_pruned must be in [0, 1], got {found.most_pruned:g}")
