@@ -17,10 +17,12 @@ import pytest
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
 
 from airtune.deploy import renew  # noqa: E402
+from airtune.deploy.agent.agent import Agent  # noqa: E402
 from airtune.deploy.agent.attend import Attending, Ended  # noqa: E402
+from airtune.deploy.agent.settings import AgentSettings  # noqa: E402
 from airtune.deploy.caller import Proof, ServerClient  # noqa: E402
 from airtune.deploy.codes import EnrolmentCode  # noqa: E402
-from airtune.deploy.renew import enrol_self, finish_renewal, follow  # noqa: E402
+from airtune.deploy.renew import await_enrolling, enrol_self, finish_renewal, follow  # noqa: E402
 from airtune.deploy.server import register  # noqa: E402
 from airtune.deploy.server.authority import (  # noqa: E402
     ensure_certificates,
@@ -127,7 +129,7 @@ def test_a_code_enrols_as_many_as_it_says_and_the_port_closes_behind_them(
         enrol_self(site.address, code, device_in(tmp_path / "three"), name="three")
     enrol_self(site.address, other, device_in(tmp_path / "four"), name="four")
     until(lambda: not site.front._enrolment.port)
-    with pytest.raises(ConnectionFailedError, match="only while a code is valid"):
+    with pytest.raises(DeploymentError, match="only while a code is valid"):
         enrol_self(site.address, code, device_in(tmp_path / "five"), name="five")
     assert "three" not in Register(site.state).devices
 
@@ -141,6 +143,54 @@ def test_a_code_ends_with_its_time_or_when_it_is_cancelled(site: Site, tmp_path:
     Register(site.state).cancel_code(Register(site.state).codes[-1].name)
     with pytest.raises(KeyRefusedError, match="used up"):
         enrol_self(site.address, ended, device_in(tmp_path / "ended"), name="ended")
+
+
+def test_a_server_that_is_down_is_tried_again_until_it_enrols(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody, said = free_port(), list[str]()
+    code, mine = site.code(), device_in(tmp_path / "mine")
+    away = str(replace(EnrolmentCode.read(code), port=nobody))
+    with pytest.raises(ConnectionFailedError, match="no server answers"):
+        enrol_self(f"127.0.0.1:{nobody}", away, mine, name="gate-1")
+    answers = iter([ConnectionFailedError("no server answers"), True])
+
+    def enrol(*words: Any, **more: Any) -> bool:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("airtune.deploy.agent.agent.enrol_self", enrol)
+    monkeypatch.setattr("airtune.deploy.agent.agent._ENROL_PAUSE_S", 0.0)
+    Agent(AgentSettings(site.address, "recipe", mine, code=code), say=said.append)._enrol()
+    assert said[0] == "no server answers; trying again"
+    assert "enrolled as" in said[1]
+
+
+def test_a_code_for_a_port_that_another_program_has_is_no_use_and_said_once(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", site.enrol_port)):
+        made, _ = make_code(
+            site.state, port=site.enrol_port, count=1, valid=timedelta(hours=1), labels={}
+        )
+        until(lambda: "another program has it" in caplog.text)
+        with pytest.raises(DeploymentError, match="nobody enrols devices at"):
+            await_enrolling(site.address, made, wait_s=0.2)
+        assert caplog.text.count("another program has it") == 1
+    await_enrolling(site.address, made)  # it is opened once the port is free
+
+
+def test_a_device_whose_certificate_has_ended_says_so(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = Agent(AgentSettings(site.address, "recipe", site.proof("a")), say=lambda said: None)
+    dropped = Ended(False, "recvmsg: Connection reset by peer", grpc.StatusCode.UNAVAILABLE)
+    agent._judge(dropped, 0.0, is_new=True)
+    monkeypatch.setattr("airtune.deploy.agent.agent.days_left", lambda path: -3.0)
+    with pytest.raises(DeploymentError, match=r"device\.crt ended 3 days ago .* set the clock"):
+        agent._judge(dropped, 0.0, is_new=True)
 
 
 def test_an_answer_that_was_lost_is_given_again_and_counts_once(site: Site, tmp_path: Path) -> None:

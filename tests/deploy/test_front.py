@@ -27,7 +27,7 @@ from airtune.deploy.server.front import Front  # noqa: E402
 from airtune.deploy.server.register import Register  # noqa: E402
 from airtune.deploy.server.site import ServerSettings  # noqa: E402
 from airtune.engine.stream import StreamServer  # noqa: E402
-from airtune.errors import DeploymentError, KeyRefusedError  # noqa: E402
+from airtune.errors import DeploymentError, KeyRefusedError, StorageError  # noqa: E402
 from airtune.recipe import load_recipe  # noqa: E402
 from airtune.wire.channel import (  # noqa: E402
     CONTROL,
@@ -203,6 +203,27 @@ def test_what_can_run_code_at_the_server_takes_an_administrator(
 def test_a_run_to_go_on_with_is_no_path(site: Site) -> None:
     with pytest.raises(DeploymentError, match=r"named by its folder in runs/, got '\.\./x'"):
         site.link("run").call("Submit", recipe=load_recipe(None).model_dump_json(), resume="../x")
+
+
+def test_a_run_to_go_on_with_that_is_not_there_is_refused_with_those_that_are(site: Site) -> None:
+    folder = site.state / "runs" / "2026-gates"
+    folder.mkdir(parents=True)
+    (folder / "roster.json").write_text("{}")
+    recipe = load_recipe(None).model_dump_json()
+    for role in ("run", "admin"):
+        with pytest.raises(DeploymentError, match=r"no run latest .* go on are: 2026-gates$"):
+            site.link(role).call("Submit", recipe=recipe, resume="latest")
+
+
+def test_what_the_servers_machine_refuses_is_said_as_it_is(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(order: Any, **words: Any) -> int:
+        raise StorageError("the disk is full, run-1.json was not written")
+
+    monkeypatch.setattr(site.front.runs, "submit", full)
+    with pytest.raises(DeploymentError, match=r"refused: the disk is full, run-1\.json"):
+        site.link("run").call("Submit", recipe=load_recipe(None).model_dump_json())
 
 
 def test_devices_that_cannot_be_had_are_refused_with_the_labels_that_there_are(site: Site) -> None:

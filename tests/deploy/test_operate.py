@@ -14,17 +14,19 @@ from typing import Any
 
 import pytest
 
+from airtune.cli.remote import find_proof
 from airtune.deploy.agent.settings import AgentSettings
-from airtune.deploy.caller import Proof
+from airtune.deploy.caller import Proof, ServerClient, address_of
 from airtune.deploy.preflight import check_agent, check_site
 from airtune.deploy.server.authority import ensure_certificates
 from airtune.deploy.server.backup import back_up, restore
 from airtune.deploy.server.enroll import enroll
 from airtune.deploy.server.metrics import metrics, metrics_server
-from airtune.deploy.server.process import stop
+from airtune.deploy.server.process import start, stop
 from airtune.deploy.server.register import Register
 from airtune.deploy.server.site import ServerSettings, holder_of, holding
-from airtune.errors import ConnectionFailedError, DeploymentError, RunExistsError
+from airtune.deploy.submit import follow
+from airtune.errors import AirtuneError, ConnectionFailedError, DeploymentError, RunExistsError
 from airtune.wire.versions import why_refused
 
 
@@ -221,6 +223,55 @@ def test_a_check_of_an_agent_finds_what_would_go_wrong(
     assert found["modes"] == found["ca.crt"] == found["device.crt"] == "ok"
     (home / "device.key").chmod(0o640)
     assert verdicts(check_agent(settings))["modes"] == "fault"
+
+
+@pytest.mark.parametrize(("option", "place"), [("--port", 0), ("--enrol-port", 1)])
+def test_a_server_does_not_start_at_a_port_that_is_taken(
+    option: str, place: int, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:  # fmt: skip
+        ports = [free.getsockname()[1]] * 2
+        ports[place] = taken.getsockname()[1]
+        free.close()
+        settings = ServerSettings(tmp_path, "127.0.0.1", ports[0], enrol_port=ports[1])
+        with pytest.raises(DeploymentError, match=f"{ports[place]} .* choose another {option}$"):
+            start(settings, say=print)
+
+
+class Told(ServerClient):
+    """A server that tells a follower these events, and is gone after them."""
+
+    def ask(self, call: str, **words: Any) -> Iterator[bytes]:
+        yield from (json.dumps(event).encode() + b"\n" for event in self.name)
+        raise ConnectionFailedError("no server answers at edge:9443")
+
+
+BEGUN = {"stage": "running", "folder": "/state/runs/2026-gates"}
+
+
+@pytest.mark.parametrize(
+    ("events", "why"),
+    [
+        ([BEGUN], r"was lost while run 7 .*--server edge:9443 --resume 2026-gates$"),
+        ([], r"was lost while run 7 .*it has not begun, submit it again"),
+        ([BEGUN, {"ended": "finished:stopped"}], r"--resume 2026-gates; .*logs --run 7"),
+        ([{"error": {"kind": "ConnectionFailedError", "message": "1 of 2 are there"}}], "^1 of 2"),
+    ],
+)
+def test_who_follows_a_run_is_told_how_it_goes_on(events: list[Any], why: str) -> None:
+    with pytest.raises(AirtuneError, match=why):
+        list(follow(Told("edge:9443", None, name=events), 7))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["", "edge:port", "http://edge", "::1", "edge:1:2", "a b:1"])
+def test_what_is_no_address_is_refused(text: str) -> None:
+    with pytest.raises(DeploymentError, match=r"HOST or HOST:PORT"):
+        address_of(text)
+
+
+def test_a_ca_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DeploymentError, match=r"there is no file .*ca\.crt; --ca names"):
+        find_proof(tmp_path / "ca.crt", None)
 
 
 def test_who_holds_a_folder_is_known_from_the_first_moment_to_the_last(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from airtune.deploy.labels import read_labels
 from airtune.deploy.server.queue import QUEUED, RUNNING, RunRow, blockers, holder
 from airtune.deploy.server.runs import Runs
-from airtune.errors import DeploymentError
+from airtune.errors import DeploymentError, StorageError
 
 FLEET = {
     "n1": {"site": "north", "kind": "orin"},
@@ -149,9 +149,44 @@ def test_who_follows_a_queued_run_hears_of_its_end(runs: Runs) -> None:
     reader.start()
     until(lambda: bool(lines))
     assert json.loads(lines[0]) == {"stage": "queued: waits for the devices of run 1"}
+    assert json.loads((runs._state / "logs" / "run-1.jsonl").read_bytes().split(b"\n")[0]) == {
+        "stage": "starting"
+    }
     runs.stop(2)
     reader.join(LONG_S)
     assert json.loads(lines[-1]) == {"ended": "finished:stopped"}
+
+
+def test_a_folder_that_cannot_be_written_ends_no_run_and_takes_no_new_one(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    submit(runs, NORTH)
+    until(lambda: bool(told(runs, 1)))
+    monkeypatch.setattr("airtune.deploy.server.runs.write_atomically", refuse)
+    with pytest.raises(StorageError, match="is full"):
+        submit(runs, SOUTH)
+    (runs._state / "logs" / "run-1.jsonl").unlink()
+    (runs._state / "logs" / "run-1.jsonl").mkdir()  # nothing can be noted there
+    assert runs.evict(1, "n2")
+    until(lambda: "is not kept" in caplog.text)
+    assert status(runs) == {1: RUNNING}
+    assert runs.stop(1)  # it is still listened to
+    assert status(runs) == {1: "finished:stopped"}
+    assert "list of runs is not written: the disk is full" in caplog.text
+    monkeypatch.undo()
+    assert submit(runs, SOUTH) == 2
+
+
+def test_a_queued_run_whose_order_cannot_be_read_fails_alone(runs: Runs) -> None:
+    for _ in range(3):
+        submit(runs, {})
+    (runs._state / "queue" / "run-2.json").write_text("{")
+    runs.stop(1)
+    until(lambda: status(runs) == {1: "finished:stopped", 2: "finished:failed", 3: RUNNING})
+
+
+def refuse(path: Path, content: str) -> None:
+    raise StorageError(f"the disk is full, {path} was not written")
 
 
 def test_a_queued_run_outlives_the_server(runs: Runs) -> None:

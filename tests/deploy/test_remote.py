@@ -227,6 +227,19 @@ def test_a_run_goes_on_where_it_was_killed(
     ]
 
 
+def test_what_fails_before_it_has_begun_leaves_no_folder_and_what_has_begun_gets_more_rounds(
+    quick: Any, nodes: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ConnectionFailedError, match="0 of 2 devices"):
+        _run(quick, nodes([]), tmp_path / "nobody", devices=2, join_s=0.0)
+    assert not list((tmp_path / "nobody").iterdir())
+    record, _ = _run(quick, nodes(["a"]), tmp_path)
+    longer, _ = _run(quick, nodes(["a"]), tmp_path, resume=record.folder, rounds=2)
+    assert [row["round"] for row in longer.rounds] == [0, 1]
+    with pytest.raises(RecipeError, match="takes more rounds than the 2"):
+        _run(quick, nodes(["a"]), tmp_path, resume=record.folder, rounds=2)
+
+
 def test_what_is_no_run_is_not_resumed(quick: Any, nodes: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run of a federation"):
         _run(quick, nodes(["a"]), tmp_path, resume=tmp_path)

@@ -197,7 +197,7 @@ def test_a_run_goes_on_after_the_server_was_killed(site: Any, done: Any) -> None
     [folder] = runs.glob("*killed")
     before = len(read_run(folder).rounds)
     _await_answer(site.address)
-    ran = site.airtune("run", "slow.yaml", "--server", site.address, "--devices", "2", "--resume",
+    ran = site.airtune("run", "--server", site.address, "--devices", "2", "--resume",
                        folder.name, "--json")  # fmt: skip
     assert ran.returncode == 0, ran.stdout + ran.stderr + site.said()
     assert len(read_run(folder).rounds) == 4

@@ -24,7 +24,7 @@ def agent(
         ),
     ] = "",
     *,
-    server: Annotated[str, typer.Option(help="HOST:PORT of the server.")],
+    server: Annotated[str, typer.Option(help="HOST[:PORT] of the server.")],
     data: Annotated[
         str,
         typer.Option(
@@ -99,10 +99,10 @@ def agent(
     """
     from airtune.deploy.agent.agent import Agent
     from airtune.deploy.agent.settings import AgentSettings, read_hours
-    from airtune.deploy.caller import Proof
+    from airtune.deploy.caller import Proof, address_of
 
     settings = AgentSettings(
-        server=server,
+        server=address_of(server),
         data=data,
         name=name or socket.gethostname(),
         code=enroll,

@@ -154,6 +154,7 @@ def code(
     from datetime import timedelta
 
     from airtune.deploy.labels import read_labels
+    from airtune.deploy.renew import await_enrolling
     from airtune.deploy.server.enroll import make_code
     from airtune.deploy.server.site import running
 
@@ -167,6 +168,7 @@ def code(
     made, row = make_code(
         state, port=settings.enrol_port, count=count, valid=span, labels=read_labels(label or ())
     )
+    await_enrolling(settings.address, made)
     if as_json:
         print_json(
             {

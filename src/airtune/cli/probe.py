@@ -22,7 +22,7 @@ def probe(
     *,
     name: Annotated[str | None, typer.Option(help="Of the device; none = its host name.")] = None,
     server: Annotated[
-        str | None, typer.Option(help="HOST:PORT of the server, to measure the link.")
+        str | None, typer.Option(help="HOST[:PORT] of the server, to measure the link.")
     ] = None,
     key: Annotated[Path, typer.Option(help="This device's private key.")] = Path("device.key"),
     cert: Annotated[
@@ -109,11 +109,11 @@ def _server_of(
     if server is None:
         return None
     from airtune.deploy.agent.probe import device_name
-    from airtune.deploy.caller import Proof, ServerClient
+    from airtune.deploy.caller import Proof, ServerClient, address_of
     from airtune.wire.channel import SERVER
 
     proof = None if files is None else Proof(*files)
-    return ServerClient(server, proof, SERVER, name or device_name())
+    return ServerClient(address_of(server), proof, SERVER, name or device_name())
 
 
 def _link_speeds(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from airtune.cli.console import print_json, print_line, print_note, print_quality
-from airtune.deploy import DEFAULT_PORT, DEFAULT_STATE
-from airtune.deploy.caller import Proof, ServerClient, check_server
+from airtune.deploy import DEFAULT_STATE
+from airtune.deploy.caller import Proof, ServerClient, address_of, check_server
 from airtune.deploy.labels import read_labels
 from airtune.deploy.server.site import local_link, running
 from airtune.deploy.submit import follow, submit
@@ -30,6 +30,8 @@ class RemoteTarget:
     replay: bool = False
     devices: int = 0
     resume: str | None = None
+    rounds: int | None = None
+    """With `resume`: more rounds than it had."""
     where: tuple[str, ...] = ()
     """Labels of the devices, KEY=VALUE."""
 
@@ -39,8 +41,8 @@ class RemoteTarget:
         Raises:
             DeploymentError: if certificate or key are not found.
         """
-        address = self.server if ":" in self.server else f"{self.server}:{DEFAULT_PORT}"
-        return ServerClient(address, None if self.insecure else find_proof(self.ca, self.key))
+        proof = None if self.insecure else find_proof(self.ca, self.key)
+        return ServerClient(address_of(self.server), proof)
 
 
 def link_to(state: Path, server: str | None, ca: Path | None, key: Path | None) -> ServerClient:
@@ -63,6 +65,11 @@ def find_proof(ca: Path | None, key: Path | None) -> Proof:
     authority = ca or next((path for path in usual if path.is_file()), None)
     if authority is None:
         raise DeploymentError("name the server's ca.crt with --ca; it is in its folder tls/")
+    if not authority.is_file():
+        raise DeploymentError(
+            f"there is no file {authority}; --ca names the server's ca.crt, which is in the folder "
+            "that airtune operator add has made (in the server's own folder leave --ca out)"
+        )
     beside = [authority.with_name(f"{name}.key") for name in _KEYS]
     found = key or next((path for path in beside if path.is_file()), None)
     if found is None:
@@ -83,12 +90,14 @@ def run_remotely(
     Raises:
         RunInterruptedError: on Ctrl-C; the run goes on at the server.
     """
-    recipe, link = load_recipe(source, overrides=changes), wanted.link()
+    recipe = load_recipe(source, overrides=[] if wanted.resume else changes)
+    link = wanted.link()
     check_server(link.address, None if link.proof is None else link.proof.authority)
     run = submit(
         link,
         recipe,
         resume=wanted.resume or "",
+        rounds=wanted.rounds or 0,
         devices=wanted.devices,
         clock="replay" if wanted.replay else "real",
         where=read_labels(wanted.where),

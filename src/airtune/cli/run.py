@@ -81,6 +81,9 @@ def run(
         },
         local={"--folder": folder, "--track": track},
     )
+    rounds = None if resume is None else read_more(changes, source or name or folder)
+    if resume is None and name:
+        changes += [f"name={name}"]
     if server is not None:
         from airtune.cli.remote import RemoteTarget, run_remotely
 
@@ -92,15 +95,12 @@ def run(
             replay=replay,
             devices=devices,
             resume=resume,
+            rounds=rounds,
             where=tuple(where or ()),
         )
-        run_remotely(wanted, source, changes + ([f"name={name}"] if name else []), as_json=as_json)
+        run_remotely(wanted, source, changes, as_json=as_json)
         return
-    rounds = None if resume is None else read_more(changes, source or name or folder)
-    recipe = None
-    if resume is None:
-        changes += [f"name={name}"] if name else []
-        recipe = load_recipe(source, overrides=changes)
+    recipe = load_recipe(source, overrides=changes) if resume is None else None
     place = None if resume is None else find_run(resume, marks=("run.json", "recipe.yaml"))
     # Torch is loaded once the recipe is known to be right.
     from airtune.cli.progress import progress, watch_run

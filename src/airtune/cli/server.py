@@ -271,6 +271,7 @@ def check(
     host: Annotated[str, typer.Option(help="As for start.")] = "0.0.0.0",
     port: Annotated[int, typer.Option(help="As for start.")] = DEFAULT_PORT,
     name: Annotated[list[str] | None, typer.Option(help="As for start.")] = None,
+    enrol_port: Annotated[int | None, typer.Option(help="As for start.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Look for what would go wrong: ports, modes, certificates, names, disk, memory, TLS."""
@@ -278,7 +279,9 @@ def check(
     from airtune.deploy.preflight import check_site
     from airtune.deploy.server.site import ServerSettings
 
-    settings = ServerSettings(state, host, port, tuple(name or ()), enrol_port=port + 1)
+    settings = ServerSettings(
+        state, host, port, tuple(name or ()), enrol_port=enrol_port or port + 1
+    )
     show(check_site(settings), as_json=as_json)
 
 

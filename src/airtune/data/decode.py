@@ -43,7 +43,9 @@ def read_bytes(path: Path) -> bytes:
         if packed is not None and not data.startswith(_POINTER):
             data = packed(data)
     except FileNotFoundError as error:
-        raise DataError(f"no such file: {path}; check `data.source` and `data.test`") from error
+        raise DataError(
+            f"no such file: {path.absolute()}; check `data.source` and `data.test`"
+        ) from error
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read: {reason}") from error

@@ -87,7 +87,7 @@ def _read(source: str, spec: DataSpec, frame: ImageFormat) -> tuple[Pictures, Pi
             return _cifar(path, frame), None
         return _from_table(read_file(path), spec, frame), None
     if path.suffix or path.is_absolute():
-        raise DataError(f"no such file: {path}; check `data.source` and `data.test`")
+        raise DataError(f"no such file: {path.absolute()}; check `data.source` and `data.test`")
     return _read_splits(path, source, spec, frame)
 
 

@@ -47,7 +47,7 @@ def check_places(spec: DataSpec) -> None:
         path = Path(value).expanduser()
         # a source that is no path is a hub id; a test set never is
         if not path.exists() and (key == "data.test" or _looks_like_path(path)):
-            raise DataError(f"no such file: {path}; check `{key}`")
+            raise DataError(f"no such file: {path.absolute()}; check `{key}`")
 
 
 def _read_source(spec: DataSpec) -> tuple[Table, Table | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import grpc
 
+from airtune.deploy import DEFAULT_PORT
 from airtune.deploy.keys import read_private_key
 from airtune.errors import AirtuneError, ConnectionFailedError, DeploymentError, KeyRefusedError
 from airtune.wire.channel import CONTROL, DEVICE_KEY, SERVER, Way, channel_credentials
@@ -127,6 +129,23 @@ class ServerClient:
             f"the server at {self.address} does not take the key {self.proof.key}, or ended the "
             f"call ({details}); airtune {self._who} list there says which keys are valid"
         )
+
+
+def address_of(server: str) -> str:
+    """Return where a server is called, HOST:PORT, at its usual port unless another is named.
+
+    Raises:
+        DeploymentError: if it is no address.
+
+    >>> address_of("edge.example.org"), address_of("10.0.0.5:9000"), address_of("[::1]")
+    ('edge.example.org:9443', '10.0.0.5:9000', '[::1]:9443')
+    """
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+)(?::(\d{1,5}))?", server)
+    if found is None:
+        raise DeploymentError(
+            f"--server must be HOST or HOST:PORT, an IPv6 address in brackets, got {server!r}"
+        )
+    return f"{found[1]}:{found[2] or DEFAULT_PORT}"
 
 
 _TIMEOUT_S = 30.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from airtune.deploy import NEEDS_EXTRA
@@ -21,6 +22,19 @@ try:
     from cryptography.hazmat.primitives.asymmetric import ec
 except ImportError as error:
     raise MissingExtraError(NEEDS_EXTRA) from error
+
+
+def days_left(certificate: Path) -> float:
+    """Return in how many days the first certificate of a file ends.
+
+    Raises:
+        DeploymentError: if it holds none.
+    """
+    try:
+        found = x509.load_pem_x509_certificate(certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DeploymentError(f"{certificate} is no certificate ({error})") from error
+    return (found.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
 
 
 def public_in(certificate: bytes) -> str:

@@ -13,8 +13,9 @@ from typing import Literal
 
 from airtune.deploy.agent.settings import AgentSettings, check_settings
 from airtune.deploy.caller import ServerClient, check_server
+from airtune.deploy.keys import days_left
 from airtune.deploy.memory import available_bytes, floor_bytes
-from airtune.deploy.server.authority import days_left
+from airtune.deploy.server.process import why_not_free
 from airtune.deploy.server.site import ServerSettings, is_held, running
 from airtune.errors import AirtuneError
 from airtune.units import format_bytes
@@ -104,13 +105,10 @@ def _port(host: str, port: int, *, is_running: bool) -> Finding:
     what = f"port {port}"
     if is_running:
         return Finding(what, "ok", "the server that runs has it, or takes it when a code is made")
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return Finding(what, "fault", f"cannot be listened at: {error.strerror or error}")
-    return Finding(what, "ok", "free")
+    why = why_not_free(host, port)
+    return Finding(
+        what, "fault" if why else "ok", f"cannot be listened at: {why}" if why else "free"
+    )
 
 
 def _modes(path: Path) -> Finding:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import json
 import ssl
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from airtune.deploy.caller import Proof, ServerClient
+from airtune.deploy.caller import Proof, ServerClient, check_server
 from airtune.deploy.codes import EnrolmentCode, pin_of
 from airtune.deploy.keys import make_device_key, public_in, public_of, signing_request
 from airtune.errors import ConnectionFailedError, DeploymentError, KeyRefusedError
@@ -41,14 +42,13 @@ def enrol_self(server: str, code: str, proof: Proof, *, name: str) -> bool:
     Raises:
         DeploymentError: if the code is none, or is another server's.
         KeyRefusedError: if the code is unknown, used up or expired, or the name is taken.
-        ConnectionFailedError: if no server answers.
+        ConnectionFailedError: if no server answers; that may pass.
         StorageError: if the files cannot be written.
     """
     if proof.key.is_file() and proof.certificate.is_file():
         return False
     said = EnrolmentCode.read(code)
-    address = f"{server.rpartition(':')[0]}:{said.port}"
-    leaf = _server_of(address, said)
+    leaf, address = enrolling(server, said), f"{server.rpartition(':')[0]}:{said.port}"
     if not proof.key.is_file():
         make_device_key(proof.key)
     request = {"code": code.strip(), "name": name, "request": signing_request(proof.key).decode()}
@@ -70,15 +70,22 @@ def enrol_self(server: str, code: str, proof: Proof, *, name: str) -> bool:
     return True
 
 
-def _server_of(address: str, code: EnrolmentCode) -> bytes:
-    """Return the certificate of a server that a code is of."""
-    host, _, port = address.rpartition(":")
+def enrolling(server: str, code: EnrolmentCode) -> bytes:
+    """Return the certificate of the server that a code is of, as it shows it where devices enrol.
+
+    Raises:
+        DeploymentError: if it enrols nobody at present, or another server answers.
+        ConnectionFailedError: if no server answers at all; that may pass.
+    """
+    host, address = server.rpartition(":")[0], f"{server.rpartition(':')[0]}:{code.port}"
     try:
-        leaf = ssl.get_server_certificate((host.strip("[]"), int(port)), timeout=_TIMEOUT_S)
+        leaf = ssl.get_server_certificate((host.strip("[]"), code.port), timeout=_TIMEOUT_S)
     except OSError as error:
-        raise ConnectionFailedError(
-            f"nobody enrols devices at {address} ({error.strerror or error}): the port is open only "
-            "while a code is valid; check address and firewall, or ask for a new code"
+        check_server(server, None)
+        raise DeploymentError(
+            f"the server answers at {server}, but nobody enrols devices at {address} "
+            f"({error.strerror or error}): that port is open only while a code is valid (airtune "
+            "device codes there), or a firewall keeps it shut"
         ) from error
     if pin_of(leaf.encode()) != code.pin:
         raise DeploymentError(
@@ -86,6 +93,24 @@ def _server_of(address: str, code: EnrolmentCode) -> bytes:
             "certificate since; ask for a new code"
         )
     return leaf.encode()
+
+
+def await_enrolling(server: str, code: EnrolmentCode, *, wait_s: float = 15.0) -> None:
+    """Wait until the server has opened the port where devices enrol.
+
+    Raises:
+        DeploymentError: if it does not, or another server answers there.
+        ConnectionFailedError: if no server answers at all.
+    """
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            enrolling(server, code)
+            return
+        except DeploymentError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.2)
 
 
 def follow(link: ServerClient, said: Mapping[str, Any]) -> str:

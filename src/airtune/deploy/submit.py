@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from airtune import errors
@@ -19,7 +20,7 @@ def submit(link: ServerClient, recipe: Recipe, **order: str | int | float | Labe
     Args:
         link: to the server.
         recipe: checked.
-        order: `resume`, `clock`, `devices`, `join-s`, `silent-s`, `where`; dashes written as
+        order: `resume`, `rounds`, `clock`, `devices`, `join-s`, `silent-s`, `where`; dashes written as
             underscores.
 
     Raises:
@@ -37,15 +38,23 @@ def follow(link: ServerClient, run: int) -> Iterator[Mapping[str, Any]]:
         TrainingError: if it was stopped, or ended without a word.
         ConnectionFailedError: if the server is lost.
     """
-    is_finished = False
-    for line in _told(link, run):
-        event = json.loads(line)
+    is_finished, folder = False, ""
+    lines = _lines(link.ask("Follow", run=run))
+    while True:
+        try:
+            event = json.loads(next(lines, b'{"ended": "the server is gone"}'))
+        except (ConnectionFailedError, KeyRefusedError) as error:
+            raise ConnectionFailedError(
+                f"the server was lost while run {run} went on: {error}; once it is back, "
+                f"{go_on(link.address, folder)}"
+            ) from error
+        folder = Path(str(event.get("folder") or folder)).name
         if "error" in event:
             raise _error_of(event["error"])
         if "ended" in event and not is_finished:
             raise TrainingError(
-                f"run {run} ended without a result ({event['ended']}); go on from its last "
-                "checkpoint with airtune run --resume, and see airtune server logs"
+                f"run {run} ended without a result ({event['ended']}); "
+                f"{go_on(link.address, folder)}; airtune server logs --run {run} there says more"
             )
         if "ended" in event:
             return
@@ -53,14 +62,15 @@ def follow(link: ServerClient, run: int) -> Iterator[Mapping[str, Any]]:
         yield event
 
 
-def _told(link: ServerClient, run: int) -> Iterator[bytes]:
-    try:
-        yield from _lines(link.ask("Follow", run=run))
-    except (ConnectionFailedError, KeyRefusedError) as error:
-        raise ConnectionFailedError(
-            f"the server was lost while run {run} went on: {error}; go on from its last checkpoint "
-            "with airtune run --resume once it is back"
-        ) from error
+def go_on(address: str, folder: str) -> str:
+    """Return what to type to go on with a run from its last checkpoint.
+
+    >>> go_on("edge:9443", "2026-11-28_gates")
+    'go on from its last checkpoint with airtune run --server edge:9443 --resume 2026-11-28_gates'
+    """
+    if not folder:
+        return "it has not begun, submit it again"
+    return f"go on from its last checkpoint with airtune run --server {address} --resume {folder}"
 
 
 def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:

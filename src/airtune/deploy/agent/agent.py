@@ -26,12 +26,13 @@ from airtune.deploy.agent.attend import Attending, Ended
 from airtune.deploy.agent.settings import AgentSettings, check_settings, is_open
 from airtune.deploy.agent.workplace import Workplace
 from airtune.deploy.caller import ServerClient, check_server
+from airtune.deploy.keys import days_left
 from airtune.deploy.renew import enrol_self, finish_renewal, follow
 from airtune.errors import AirtuneError, ConnectionFailedError, DeploymentError, KeyRefusedError
 from airtune.wire.channel import SERVER
 
 _PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
-_LOOK_S = 0.5
+_LOOK_S, _ENROL_PAUSE_S = 0.5, 5.0
 
 
 class Agent:
@@ -78,10 +79,21 @@ class Agent:
         if settings.proof is None:
             return
         finish_renewal(settings.proof)
-        if settings.code and enrol_self(
-            settings.server, settings.code, settings.proof, name=settings.name
-        ):
-            self._say(f"enrolled as {settings.name}; the key stays here, in {settings.proof.key}")
+        began, is_told = time.monotonic(), False
+        while settings.code:
+            try:
+                if enrol_self(settings.server, settings.code, settings.proof, name=settings.name):
+                    self._say(
+                        f"enrolled as {settings.name}; the key stays here, in {settings.proof.key}"
+                    )
+                return
+            except ConnectionFailedError as error:
+                if time.monotonic() - began > settings.give_up_s:
+                    raise
+                if not is_told:
+                    self._say(f"{error}; trying again")
+                is_told = True
+            time.sleep(_ENROL_PAUSE_S)
 
     def _supervise(self, place: Workplace) -> None:
         """Attend at the server, again and again."""
@@ -162,6 +174,7 @@ class Agent:
                 return
             if authority is None:
                 return
+            self._check_own()
         now = time.monotonic()
         if self._refused_since_s is None:
             self._refused_since_s = now
@@ -169,7 +182,21 @@ class Agent:
         if now - self._refused_since_s >= self._settings.refused_s:
             raise KeyRefusedError(
                 f"the server at {self._settings.server} does not know the key of this device, or "
-                f"it was revoked; ask for airtune device add there (it says: {ended.why})"
+                f"it was revoked, or its clock is wrong; ask for airtune device list and airtune "
+                f"airtune server status there (it says: {ended.why})"
+            )
+
+    def _check_own(self) -> None:
+        """Say it where the server drops this device because its certificate has ended.
+
+        Raises:
+            DeploymentError: if it has, by this machine's clock.
+        """
+        proof = self._settings.proof
+        if proof is not None and (left := days_left(proof.certificate)) <= 0:
+            raise DeploymentError(
+                f"{proof.certificate} ended {-left:.0f} days ago by this machine's clock; set the "
+                "clock, or have this device revoked and enrolled anew"
             )
 
     def _say_connected(self) -> None:

@@ -81,12 +81,9 @@ def check_settings(settings: AgentSettings) -> None:
     """Refuse what cannot work before anything is started.
 
     Raises:
-        DeploymentError: if key, certificate, address or memory cap cannot work.
+        DeploymentError: if key, certificate or memory cap cannot work.
         DataError: if there are no data.
     """
-    host, _, port = settings.server.rpartition(":")
-    if not host or not port.isdecimal():
-        raise DeploymentError(f"--server must be HOST:PORT, got {settings.server!r}")
     if settings.data != "recipe" and not Path(settings.data).expanduser().exists():
         raise DataError(f"there are no data at {settings.data}; give --data a file or folder")
     if settings.proof is not None:

@@ -24,6 +24,8 @@ class Order:
     root: Path
     """Where run folders are made."""
     resume: Path | None = None
+    rounds: int | None = None
+    """With `resume`: more rounds than the run was started with; None = those."""
     clock: Literal["real", "replay"] = "real"
     devices: int = 0
     """How many to wait for; 0 = one, or as many as the recipe's fleet on the replayed clock."""
@@ -74,8 +76,8 @@ def order_of(said: Mapping[str, Any], *, serve: Serve) -> Order:
     """Return the order that was given in plain values.
 
     Args:
-        said: `recipe` as JSON or the path `recipe-file`; perhaps `resume`, `clock`, `devices`,
-            `join-s`, `silent-s`; `state`, the folder of the server, where it has one.
+        said: `recipe` as JSON or the path `recipe-file`; perhaps `resume`, `rounds`, `clock`,
+            `devices`, `join-s`, `silent-s`; `state`, the folder of the server, where it has one.
         serve: returns what serves the devices.
 
     Raises:
@@ -89,6 +91,7 @@ def order_of(said: Mapping[str, Any], *, serve: Serve) -> Order:
         recipe=recipe,
         root=Path(recipe.output) if state is None else Path(str(state)) / "runs",
         resume=Path(resume) if resume else None,
+        rounds=int(said["rounds"]) if said.get("rounds") else None,
         clock="replay" if said.get("clock") == "replay" else "real",
         devices=int(said.get("devices") or 0),
         join_s=float(said.get("join-s") or 600.0),

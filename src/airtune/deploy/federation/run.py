@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ from airtune.model.base import BaseModel
 from airtune.model.images import image_tokens
 from airtune.model.part import part_fingerprints
 from airtune.plan import Measurements, Method
-from airtune.recipe import Recipe, dump_recipe, load_recipe
+from airtune.recipe import Recipe, dump_recipe
 from airtune.records import RunWriter, read_run, storage, write_atomically
 from airtune.report import write_report
 from airtune.run import (
@@ -67,7 +68,7 @@ from airtune.run.checks import check_mend
 from airtune.run.execute import loop_settings, reopen
 from airtune.run.header import header, identity
 from airtune.run.load import is_vision, load_model
-from airtune.run.places import RECIPE_FILE
+from airtune.run.places import RECIPE_FILE, extend, saved_recipe
 from airtune.wire.traffic_budget import TRAFFIC_FILE, TrafficBudget
 
 
@@ -85,9 +86,18 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
         MismatchError: if none of them fits the run.
         AirtuneError: one of its kinds, as for a local run.
     """
-    laps = laps or Laps()
     place = place_of(order)
-    recipe = order.recipe if place.is_new else load_recipe(place.folder / RECIPE_FILE)
+    try:
+        return _run_in(place, order, nodes, tell, laps or Laps())
+    finally:
+        with suppress(OSError):  # what failed before it had begun leaves no folder
+            place.folder.rmdir()
+
+
+def _run_in(place: Place, order: Order, nodes: Connected, tell: Tell, laps: Laps) -> Path:
+    recipe = order.recipe if place.is_new else saved_recipe(place.folder)
+    if order.rounds is not None and not place.is_new:
+        recipe = extend(place.folder, recipe, order.rounds)
     recipe = pinned(recipe)
     chosen = choose_method(recipe)
     _check_federates(chosen, recipe, order)

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from airtune.deploy.federation.orders import as_plain, order_of, told_errors
 from airtune.deploy.federation.run import run_federation
 from airtune.engine.stream import StreamServer
+from airtune.errors import AirtuneError
 from airtune.loop import Laps
 from airtune.wire.post import PostTransport, Ticket
 
@@ -88,10 +89,15 @@ def main() -> None:
     # this process has read torch since it was asked for, which takes seconds
     laps = Laps(time.monotonic() - max(time.time() - said["asked_at"], 0.0))
     laps.lap("start_s")
-    with told_errors(tell):
-        order = order_of(said, serve=lambda: (server, ""))
-        run_federation(order, nodes, tell=tell, laps=laps)
-    server.close()
+    try:
+        with told_errors(tell):
+            order = order_of(said, serve=lambda: (server, ""))
+            run_federation(order, nodes, tell=tell, laps=laps)
+    except AirtuneError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    finally:
+        server.close()
 
 
 if __name__ == "__main__":

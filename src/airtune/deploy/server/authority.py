@@ -253,19 +253,6 @@ def ensure_local_operator(files: ServerFiles) -> str:
     return public_in(files.local_certificate.read_bytes())
 
 
-def days_left(certificate: Path) -> float:
-    """Return in how many days the first certificate of a file ends.
-
-    Raises:
-        DeploymentError: if it holds none.
-    """
-    try:
-        found = x509.load_pem_x509_certificate(certificate.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DeploymentError(f"{certificate} is no certificate ({error})") from error
-    return (found.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
-
-
 @contextmanager
 def _changing(files: ServerFiles) -> Iterator[None]:
     """Hold the folder: the server and commands both write it."""

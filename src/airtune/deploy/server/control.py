@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from airtune.deploy import ROSTER
 from airtune.deploy.labels import format_labels, matches
 from airtune.deploy.server.audit import Audit
 from airtune.deploy.server.enrolment import Renewal
@@ -22,7 +23,7 @@ from airtune.methods.plugins import is_path
 from airtune.recipe import sent_recipe
 from airtune.wire.channel import read_json
 
-ORDER = frozenset({"recipe", "resume", "clock", "devices", "join-s", "silent-s", "where"})
+ORDER = frozenset({"recipe", "resume", "rounds", "clock", "devices", "join-s", "silent-s", "where"})
 """What an order may hold; nothing in it is code."""
 
 
@@ -70,7 +71,7 @@ class Control:
         if why:
             self._note(who, "submit", refused=why)
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, why)
-        name = sent_recipe(order["recipe"]).label
+        name = str(order.get("resume") or "") or sent_recipe(order["recipe"]).label
         number = self._runs.submit(
             order, name=name, operator=who.name, where=order.get("where") or {}
         )
@@ -90,8 +91,9 @@ class Control:
             recipe = sent_recipe(order["recipe"])
         except MismatchError as error:
             return str(error)
+        resume = str(order.get("resume") or "")
         if who.role == "admin":
-            return ""
+            return self._why_not_resume(resume)
         for is_code, what in (
             (
                 is_path(recipe.method.name),
@@ -101,10 +103,20 @@ class Control:
         ):
             if is_code:
                 return f"{what}: that takes the role admin, and {who.name} has {who.role}"
-        resume = str(order.get("resume") or "")
         if Path(resume).name != resume:
             return f"a run to go on with is named by its folder in runs/, got {resume!r}"
-        return ""
+        return self._why_not_resume(resume)
+
+    def _why_not_resume(self, resume: str) -> str:
+        """Return why a run cannot go on, "" if it can or none is named."""
+        runs = self._settings.state / "runs"
+        if not resume or (runs / resume / ROSTER).is_file():
+            return ""
+        there = sorted(path.parent.name for path in runs.glob(f"*/{ROSTER}"))[-_NAMED:]
+        return (
+            f"there is no run {resume} here whose devices had joined; the newest that can go on "
+            f"are: {', '.join(there) or 'none'}"
+        )
 
     def _why_not_where(self, order: Mapping[str, Any]) -> str:
         """Return why the devices that an order asks for cannot be had, "" if they can."""
@@ -194,7 +206,7 @@ class Control:
         self._audit.note(call, of=who.name, peer=who.peer, role=who.role, **what)
 
 
-_PIECE_BYTES = 512 << 10
+_PIECE_BYTES, _NAMED = 512 << 10, 5
 
 
 def _number(asked: Mapping[str, Any]) -> int:

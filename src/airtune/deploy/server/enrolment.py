@@ -92,6 +92,7 @@ class Enrolment:
         """
         self._settings, self._audit, self._tls = settings, audit, tls
         self._server: grpc.Server | None = None
+        self._is_told = False
         self.port = 0
         """Where it listens; 0 = it does not."""
 
@@ -126,8 +127,11 @@ class Enrolment:
         try:
             self.port = int(server.add_secure_port(address, self._tls.enrol_credentials()))
         except RuntimeError as error:
-            log.error("devices cannot enrol at %s: %s", address, error)
+            if not self._is_told:  # it is tried again and again
+                log.error("devices cannot enrol at %s, another program has it: %s", address, error)
+            self._is_told = True
             return
+        self._is_told = False
         server.start()
         self._server = server
         log.info("devices enrol at port %d", self.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,11 +24,12 @@ from airtune.deploy.server.register import (
     check_name,
 )
 from airtune.deploy.server.site import ServerSettings
-from airtune.errors import DeploymentError
+from airtune.errors import AirtuneError, DeploymentError
 from airtune.wire.channel import DEVICE_KEY, Metadata, value_of
 
 LOCAL = "local"
 """What the operator is called that commands on the server's own machine are."""
+log = logging.getLogger("airtune.server")
 Requests = Iterator[bytes]
 Call = Callable[["Caller", Requests, grpc.ServicerContext], Iterator[bytes]]
 
@@ -116,10 +118,12 @@ class Gate:
         def handler(requests: Requests, context: grpc.ServicerContext) -> Iterator[bytes]:
             try:
                 who = self._caller(context, role)
+                yield from call(who, requests, context)
             except RefusedError as error:
                 context.abort(error.code, error.why)
-                return
-            yield from call(who, requests, context)
+            except AirtuneError as error:  # of this machine: a full disk, a damaged file
+                log.error("%s", error)
+                context.abort(grpc.StatusCode.INTERNAL, str(error))
 
         return grpc.stream_stream_rpc_method_handler(handler)
 

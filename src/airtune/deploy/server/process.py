@@ -54,7 +54,9 @@ def start(settings: ServerSettings, *, say: Callable[[str], None]) -> None:
     with holding(settings.state):
         settings.document.unlink(missing_ok=True)
         (settings.state / DRAINING).unlink(missing_ok=True)
-        _check_port(settings)
+        _check_port(settings.host, settings.port, "--port")
+        if not settings.insecure:
+            _check_port(settings.host, settings.enrol_port, "--enrol-port")
         if settings.insecure:
             say("INSECURE: no TLS and no keys; whoever reaches this port can join, read and submit")
         else:
@@ -170,16 +172,21 @@ def _names(settings: ServerSettings) -> Sequence[str]:
     return list(dict.fromkeys([*own, *settings.names]))
 
 
-def _check_port(settings: ServerSettings) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as probe:
+def _check_port(host: str, port: int, option: str) -> None:
+    why = why_not_free(host, port)
+    if why:
+        raise DeploymentError(f"cannot listen at {host}:{port} ({why}); choose another {option}")
+
+
+def why_not_free(host: str, port: int) -> str:
+    """Return why a port cannot be listened at, "" if it can."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise DeploymentError(
-                f"cannot listen at {settings.host}:{settings.port} "
-                f"({(error.strerror or str(error)).lower()}); choose another --port"
-            ) from error
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            return (getattr(error, "strerror", None) or str(error)).lower()
+    return ""
 
 
 def last_line(path: Path) -> str:

@@ -15,6 +15,7 @@ stands. A queued one waits for the next start of the server.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -42,11 +43,12 @@ from airtune.deploy.server.queue import (
     holder,
 )
 from airtune.deploy.server.site import DRAINING
-from airtune.errors import CheckpointError
-from airtune.records import write_atomically
+from airtune.errors import CheckpointError, StorageError
+from airtune.records import storage, write_atomically
 
 RUNNER = ("-m", "airtune.deploy.federation.runner")
 _GRACE_S, _LOOK_S = 20.0, 1.0
+log = logging.getLogger("airtune.server")
 
 
 @dataclass(slots=True)
@@ -108,11 +110,14 @@ class Runs:
         return None if going is None else going.port
 
     def submit(self, order: Mapping[str, Any], *, name: str, operator: str, where: Labels) -> int:
-        """Queue a run, and start it if its devices are free; returns its number."""
+        """Queue a run, and start it if its devices are free; returns its number.
+
+        Raises:
+            StorageError: if it cannot be written down; there is no such run then.
+        """
         with self._changed:
             number = max(self._rows, default=0) + 1
-            write_atomically(self._order_path(number), json.dumps(order))
-            self._rows[number] = RunRow(
+            row = RunRow(
                 number,
                 name,
                 operator,
@@ -121,7 +126,9 @@ class Runs:
                 where=dict(where),
                 devices=_devices_of(self._state, str(order.get("resume") or "")),
             )
-            self._save()
+            write_atomically(self._order_path(number), json.dumps(order))
+            self._save({**self._rows, number: row})
+            self._rows[number] = row
         self.start_free()
         row = self._rows[number]
         if waits := self.waits_for(row):
@@ -136,24 +143,30 @@ class Runs:
                 return
             for row in reversed(self.rows):
                 if row.status == QUEUED and not self.waits_for(row):
-                    self._start(row)
+                    try:
+                        self._start(row)
+                    except (OSError, ValueError) as error:
+                        log.error("run %d cannot be started: %s", row.number, error)
+                        self._settle(replace(row, status=FAILED, ended=_now()))
 
     def _start(self, row: RunRow) -> None:
         number, path = row.number, self._order_path(row.number)
         order = json.loads(path.read_text(encoding="utf-8"))
-        with (self._state / "logs" / f"run-{number}.log").open("ab") as log:
+        with (self._state / "logs" / f"run-{number}.log").open("ab") as written:
             child = subprocess.Popen(
                 [sys.executable, *RUNNER],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=written,
                 start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
         listener = threading.Thread(target=self._listen, args=(number,), name=f"run {number}")
         self._going[number] = _Process(child, listener)
         self._settle(replace(row, status=RUNNING))
-        path.unlink()
+        self._note(number, {"stage": "starting"})
+        with suppress(OSError):  # it is overwritten by the next of this number
+            path.unlink()
         self._tell(
             number,
             {
@@ -169,10 +182,15 @@ class Runs:
         listener.start()
 
     def _settle(self, row: RunRow) -> None:
-        """Remember what has become known of a run."""
+        """Remember what has become known of a run, also where the disk is full."""
         with self._changed:
-            self._rows[row.number] = row
-            self._save()
+            before, self._rows[row.number] = self._rows[row.number], row
+            if row.status != before.status:
+                log.info("run %d (%s) of %s: %s", row.number, row.name, row.operator, row.status)
+            try:
+                self._save(self._rows)
+            except StorageError as error:
+                log.error("the list of runs is not written: %s", error)
             self._changed.notify_all()
 
     def _known(self) -> dict[str, Labels]:
@@ -248,7 +266,8 @@ class Runs:
             is_wanted: asked again and again whether anybody still follows.
         """
         path = self._state / "logs" / f"run-{number}.jsonl"
-        path.touch()
+        with storage(path):
+            path.touch()
         with path.open("rb") as file:
             while is_wanted():
                 is_over = self._rows[number].status not in (QUEUED, RUNNING)
@@ -289,8 +308,12 @@ class Runs:
             self.tell_present()
 
     def _note(self, number: int, event: Mapping[str, Any]) -> None:
-        with self._changed, (self._state / "logs" / f"run-{number}.jsonl").open("ab") as told:
-            told.write(json.dumps(event).encode() + b"\n")
+        with self._changed:
+            try:
+                with (self._state / "logs" / f"run-{number}.jsonl").open("ab") as told:
+                    told.write(json.dumps(event).encode() + b"\n")
+            except OSError as error:
+                log.error("what run %d tells is not kept (%s): %s", number, error, event)
             self._changed.notify_all()
 
     def _tell(self, number: int, message: Mapping[str, Any]) -> None:
@@ -301,9 +324,9 @@ class Runs:
             going.child.stdin.write(json.dumps(message).encode() + b"\n")
             going.child.stdin.flush()
 
-    def _save(self) -> None:
-        rows = [asdict(row) for row in self._rows.values()]
-        write_atomically(self._state / "runs.json", json.dumps(rows, indent=1))
+    def _save(self, rows: Mapping[int, RunRow]) -> None:
+        said = [asdict(row) for row in rows.values()]
+        write_atomically(self._state / "runs.json", json.dumps(said, indent=1))
 
 
 def _read(path: Path) -> list[RunRow]:
@@ -324,9 +347,11 @@ def _names(value: list[str] | None) -> tuple[str, ...] | None:
 
 def _devices_of(state: Path, folder: str) -> tuple[str, ...] | None:
     """Return the devices of a run that is to go on, None where it is new or cannot be read."""
+    if not folder:
+        return None
     try:
         found = (state / "runs" / folder / ROSTER).read_text(encoding="utf-8")
-        return tuple(json.loads(found)["names"]) if folder else None
+        return tuple(json.loads(found)["names"])
     except (OSError, ValueError, KeyError):
         return None  # the run itself says what is wrong
 
