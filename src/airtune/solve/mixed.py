@@ -26,12 +26,12 @@ from airtune.solve.mixed_menu import MixedMenu
 from airtune.solve.mixed_problem import MixedProblem
 from airtune.solve.mixed_times import RoundTimes, round_times
 
-_SMALL = 0.1
+_SMALL = 0.05
 """Longest side of a box, in ln T, up to which tangents are tried too."""
 _NUMBERS = 2e5
 """Costs of lines that are worked on together."""
 _MOST_TOGETHER = 16
-_STEPS = 5
+_STEPS = 4
 _PROBES = 6
 _PRICE_STEPS = 25
 _ROUGH = 1e-4
