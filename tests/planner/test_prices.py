@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from airtune.cli.main import invoke
 from airtune.errors import RecipeError
 from airtune.fleet.change import with_bandwidth, with_memory
 from airtune.planner import (
@@ -84,6 +85,19 @@ def test_a_tariff_changes_no_run():
     assert recipe("tariff.per_kwh=0.5").digest() == recipe().digest()
     with pytest.raises(RecipeError, match=r"tariff\.per_kwh"):
         recipe("tariff.per_kwh=-1")
+
+
+def test_prices_that_are_not_wanted_are_not_mentioned(capsys):
+    words = ["plan", "--no-prices", "--set", *FEW, "method.name=fedavg-lora"]
+    assert invoke(words) == 0
+    assert "price" not in "".join(capsys.readouterr())
+
+
+def test_numbers_in_another_unit_are_said_first():
+    setting = setting_of(recipe())
+    loud = replace(setting.fleet, power_w=setting.fleet.power_w * 1e6)
+    (said,) = plan_of(setting.on(loud)).warnings
+    assert said.startswith("power_w of board-1 and 3 more is ")
 
 
 def test_groups_count_every_device_and_hold_all_values():

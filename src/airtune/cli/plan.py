@@ -147,7 +147,7 @@ class _Answers:
     plan: Plan
     within: Within | None
     prices: tuple[Price, ...] | None
-    """None = not asked for, and they take a while."""
+    """None = nobody said whether they are wanted, and they take a while."""
     front: ParetoFront | None
     simulation_s: float
 
@@ -234,12 +234,13 @@ def _read_within(within: str | None, vary: str | None) -> float | None:
 def _prices(
     setting: PlanSetting, draws: Draws, *, asked: bool | None, is_quick: bool
 ) -> tuple[Price, ...] | None:
-    """Return the prices; None where they were not asked for and take long."""
+    """Return the prices; none where they are not wanted, None where they take long to find."""
+    if asked is False:
+        return ()
     from airtune.planner import PRICED_DEVICES, prices_of
 
     is_small = len(setting.fleet) <= PRICED_DEVICES
-    wanted = is_small and is_quick if asked is None else asked
-    return prices_of(setting, draws) if wanted else None
+    return prices_of(setting, draws) if asked or (is_small and is_quick) else None
 
 
 def _simulation_s(setting: PlanSetting, found: Plan) -> float:

@@ -128,7 +128,7 @@ def sizes(value: float) -> str:
 
 def joules(value: float) -> str:
     """Write the energy of a round; - where it is not known."""
-    return "-" if math.isnan(value) else f"{value:.1f} J"
+    return "-" if math.isnan(value) else format_joules(value)
 
 
 FORMS: dict[Axis, Callable[[float], str]] = {

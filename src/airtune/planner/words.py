@@ -8,6 +8,7 @@ import numpy as np
 
 from airtune.cost import Ladder
 from airtune.fleet import Fleet
+from airtune.fleet.plausible import implausible
 from airtune.plan import Floats, Problem, PrunedRounds
 from airtune.planner.control import control_lines
 from airtune.planner.extra import cap_lines, held_blocks, holding_lines, staging_lines
@@ -92,8 +93,8 @@ def assumptions(
 
 
 def warnings(setting: PlanSetting, sampled: Sampled) -> list[str]:
-    """Return what keeps a run from going as planned."""
-    said = []
+    """Return what keeps a run from going as planned, and numbers that look wrong."""
+    said = implausible(setting.fleet)
     has = setting.problem.server_memory_bytes
     if sampled.server_peak_bytes > has:
         said.append(
