@@ -127,7 +127,12 @@ def test_what_is_asked_wrongly_is_refused(words, said, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_a_time_that_nothing_meets_ends_with_its_own_code(capsys):
+def test_a_time_that_nothing_meets_ends_with_its_own_code_after_all_else(capsys, tmp_path):
     words = ["--set", *FEW, "method.name=fedavg-lora"]
-    assert invoke(["plan", "--within", "0.001s", "--vary", "rounds", *words]) == 7
-    assert "The least possible is" in capsys.readouterr().err
+    page = tmp_path / "plan.html"
+    asked = ["--within", "0.001s", "--vary", "rounds", "--no-prices", "--page", str(page)]
+    assert invoke(["plan", *asked, *words]) == 7
+    said = capsys.readouterr()
+    assert "The least possible is" in said.err
+    assert "straggler" in said.out
+    assert "nothing alone would do" in page.read_text(encoding="utf-8")

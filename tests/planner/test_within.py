@@ -1,11 +1,12 @@
 """Plans asked backwards: the answer meets, a little less does not, and what nothing meets says why."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from airtune.errors import InfeasibleError, RecipeError
+from airtune.errors import RecipeError
 from airtune.fleet.change import with_bandwidth, with_memory, without
 from airtune.planner import plan_of, plan_within, read_vary, setting_of
 from airtune.recipe import load_recipe
@@ -80,8 +81,9 @@ def test_memory_is_not_spared_at_the_price_of_a_device_or_of_pruning(method):
 
 def test_a_server_that_serves_nobody_changes_nothing(shared):
     now = plan_of(shared).total_s
-    with pytest.raises(InfeasibleError, match=r"least possible is .*, by server; what binds then"):
-        plan_within(shared, 0.9 * now, vary=["server"])
+    found = plan_within(shared, 0.9 * now, vary=["server"])
+    assert re.search(r"least possible is .*, by server; what binds then", found.shortfall)
+    assert plan_within(shared, 1.1 * now, vary=["server"]).shortfall == ""
 
 
 def test_a_server_fast_enough_for_cut_devices_is_found():
@@ -94,10 +96,10 @@ def test_a_server_fast_enough_for_cut_devices_is_found():
 
 
 def test_nothing_that_meets_names_every_quantity_tried(shared):
-    with pytest.raises(InfeasibleError, match=r"within 1\.0 ms") as told:
-        plan_within(shared, 1e-3)
+    said = plan_within(shared, 1e-3).shortfall
+    assert "within 1.0 ms" in said
     for name in ("bandwidth: not even 64 times", "1 round", "1 device", "memory", "server"):
-        assert name in str(told.value)
+        assert name in said
 
 
 def test_quantities_are_checked():

@@ -18,7 +18,7 @@ from airtune.cli.plan_tables import (
     print_plan,
     print_within,
 )
-from airtune.errors import RecipeError
+from airtune.errors import InfeasibleError, RecipeError
 from airtune.units import format_seconds, parse_seconds
 
 if TYPE_CHECKING:
@@ -138,6 +138,8 @@ def plan(
         print_json(answers.as_document())
     else:
         answers.print(every_device=every_device)
+    if answers.within is not None and answers.within.shortfall:
+        raise InfeasibleError(answers.within.shortfall)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,9 +58,9 @@ def within_rows(within: Within) -> WordTable:
     left_out = [
         f"devices left out: {', '.join(one.left_out)}" for one in within.answers if one.left_out
     ]
+    said = "what could be spared" if within.meets else "what would do"
     return WordTable(
-        f"{within.verdict}; "
-        f"{'what could be spared' if within.meets else 'what would do'}, each alone",
+        f"{within.verdict}; {'nothing alone would do' if within.shortfall else f'{said}, each alone'}",
         ("quantity", "in time", "needed", "the run takes", "what binds then"),
         tuple(
             (one.vary, "yes" if one.meets else "NO", one.needs, seconds(one.total_s), one.binds)

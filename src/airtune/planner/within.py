@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from airtune.errors import InfeasibleError, RecipeError
+from airtune.errors import RecipeError
 from airtune.fleet.change import with_bandwidth, with_memory, with_server, without
 from airtune.planner.changed import Question, SeenPlan, closed_in, dearest, seen_plan
 from airtune.planner.sample import Sampled, draws_of, sample
@@ -84,9 +84,31 @@ class Within:
         """The plan as it is ends in time."""
         return self.total_s <= self.within_s
 
+    @property
+    def shortfall(self) -> str:
+        """The least possible and what binds, where no quantity alone makes the run end in time; else ""."""
+        if any(answer.meets for answer in self.answers):
+            return ""
+        best = min(self.answers, key=lambda answer: answer.total_s)
+        tried = "; ".join(
+            f"{answer.vary}: {answer.needs}, which {_takes(answer.total_s, none='has no plan')}"
+            for answer in self.answers
+        )
+        least = format_seconds(best.total_s) if math.isfinite(best.total_s) else "not known"
+        return (
+            f"nothing that may vary makes the run end within {format_seconds(self.within_s)}; as it "
+            f"is, it {_takes(self.total_s, none='takes for ever')}. The least possible is {least}, by "
+            f"{best.vary}; what binds then is {best.binds}. Tried: {tried}. Allow more time, vary "
+            "another quantity (--vary), or lower train.local_steps"
+        )
+
     def as_document(self) -> dict[str, Any]:
         """Return plain values."""
         return {**asdict(self), "meets": self.meets}
+
+
+def _takes(total_s: float, *, none: str) -> str:
+    return f"takes {format_seconds(total_s)}" if math.isfinite(total_s) else none
 
 
 def read_vary(text: str | None) -> tuple[Vary, ...]:
@@ -122,8 +144,11 @@ def plan_within(
         quantile: of the rounds' times that every round is taken to have; None = their median.
         sampled: the setting's rounds at the draws of this quantile; None = plan them.
 
+    Returns:
+        An answer for each quantity, whether it meets or not; `shortfall` says so where none does.
+
     Raises:
-        InfeasibleError: if none of them meets; the message says the least possible and what binds.
+        InfeasibleError: if the setting itself has no plan.
     """
     rounds = setting.problem.rounds
     if sampled is None:
@@ -133,8 +158,6 @@ def plan_within(
     now = replace(seen_plan(setting, few), total_s=sampled.totals(rounds, quantile).total_s)
     question = Question(setting, within_s, draws, now, few)
     answers = tuple(_SEARCH[name](question) for name in vary)
-    if not any(answer.meets for answer in answers):
-        raise InfeasibleError(_nothing(question, answers))
     return Within(within_s, question.now.total_s, answers, quantile)
 
 
@@ -296,22 +319,3 @@ _SEARCH: dict[Vary, Callable[[Question], Requirement]] = {
     "bandwidth": _bandwidth, "memory": _memory, "server": _server, "devices": _devices,
     "rounds": _rounds,
 }  # fmt: skip
-
-
-def _nothing(question: Question, answers: Sequence[Requirement]) -> str:
-    """Say that nothing meets, what the least possible is, and what binds."""
-    best = min(answers, key=lambda answer: answer.total_s)
-    tried = "; ".join(
-        f"{answer.vary}: {answer.needs}, which takes {format_seconds(answer.total_s)}"
-        if math.isfinite(answer.total_s)
-        else f"{answer.vary}: {answer.needs}, which has no plan"
-        for answer in answers
-    )
-    now = question.now.total_s
-    least = format_seconds(best.total_s) if math.isfinite(best.total_s) else "not known"
-    return (
-        f"nothing that may vary makes the run end within {format_seconds(question.within_s)}; as it "
-        f"is, it takes {format_seconds(now) if math.isfinite(now) else 'for ever'}. The least "
-        f"possible is {least}, by {best.vary}; what binds then is {best.binds}. Tried: {tried}. Allow more time, "
-        "vary another quantity (--vary), or lower train.local_steps"
-    )
