@@ -183,4 +183,4 @@ def test_a_plan_prices_the_texts_and_says_what_would_be_left_out(place, airtune)
     document = json.loads(airtune("plan", "tiny.yaml", "data.source=a.jsonl", "--json")[1])
     long = json.loads(airtune("plan", "tiny.yaml", "data.source=gone/here", "--json")[1])
     assert document["round_s"] < long["round_s"]
-    assert any("data or tokenizer are not on this machine" in line for line in long["assumptions"])
+    assert any("the data are not on this machine" in line for line in long["assumptions"])
