@@ -1,5 +1,6 @@
 """Prices are plans made anew; quantiles, money and groups are those of the plan."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from airtune.fleet.change import with_bandwidth, with_memory
 from airtune.planner import (
     Price,
     groups_of,
+    plan_front,
     plan_of,
     plan_recipe,
     price_lines,
@@ -18,6 +20,7 @@ from airtune.planner import (
     setting_of,
     span,
 )
+from airtune.planner.rows import front_rows
 from airtune.planner.sample import draws_of, sample
 from airtune.recipe import load_recipe
 
@@ -79,6 +82,21 @@ def test_money_is_energy_and_bytes_at_the_tariff():
     assert plan.money.data == pytest.approx(2.0 * sent / 1e9)
     assert plan.money.total == plan.money.electricity + plan.money.data
     assert plan_recipe(recipe()).money is None
+
+
+def test_plans_to_choose_among_cost_what_their_own_plans_cost():
+    tariff = "tariff={per_kwh: 0.5, per_gb: 2e6, currency: EUR}"
+    front = plan_front(setting_of(recipe(tariff, "lora.r=1")), ("time", "bytes"))
+    coded = next(one for one in front.points if one.knobs["upload"] == "fp16")
+    assert coded.money == plan_recipe(recipe(tariff, "lora.r=1", "upload.kind=fp16")).money
+    table = front_rows(front)
+    assert table.heads[-1] == "cost"
+    assert re.fullmatch(r"[\d,]+ EUR", table.rows[0][-1])
+    assert re.fullmatch(r"[\d,]+ EUR \([-+]\d+%\)", table.rows[1][-1])
+    assert (
+        "cost"
+        not in front_rows(plan_front(setting_of(recipe("lora.r=1")), ("time", "bytes"))).heads
+    )
 
 
 def test_a_tariff_changes_no_run():

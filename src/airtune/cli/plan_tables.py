@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from airtune.cli.console import print_line, print_note, print_table
-from airtune.units import format_bytes, format_seconds
+from airtune.units import format_bytes, format_number, format_seconds
 
 if TYPE_CHECKING:
     from airtune.planner import ModelPlan, ParetoFront, Plan, Within
@@ -125,13 +125,13 @@ def _times(plan: Plan) -> str:
 
 
 def _totals(plan: Plan) -> str:
-    energy = f"energy of the devices: {plan.total_energy_j / _JOULES_PER_KWH:.3g} kWh"
+    energy = f"energy of the devices: {format_number(plan.total_energy_j / _JOULES_PER_KWH)} kWh"
     if plan.money is None:
         return energy
     unit = f" {plan.money.currency}" if plan.money.currency else ""
     return (
-        f"{energy}; cost: {plan.money.electricity:.3g}{unit} of electricity, "
-        f"{plan.money.data:.3g}{unit} of data, {plan.money.total:.3g}{unit} in all"
+        f"{energy}; cost: {format_number(plan.money.electricity)}{unit} of electricity, "
+        f"{format_number(plan.money.data)}{unit} of data, {format_number(plan.money.total)}{unit} in all"
     )
 
 

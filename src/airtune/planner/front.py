@@ -15,7 +15,9 @@ from typing import Any, Literal, get_args
 
 from airtune.errors import InfeasibleError, RecipeError
 from airtune.methods import settings_faults
-from airtune.planner.sample import Draws, Totals, sample
+from airtune.planner.result import Money
+from airtune.planner.run import money_of, staged_by
+from airtune.planner.sample import Draws, sample
 from airtune.planner.setting import PlanSetting, setting_of
 from airtune.recipe import check_recipe, override, parse_yaml
 
@@ -50,6 +52,8 @@ class FrontPoint:
     """Up and down."""
     total_energy_j: float
     """Of the devices."""
+    money: Money | None = None
+    """At the recipe's tariff; None = it states none."""
 
     @property
     def label(self) -> str:
@@ -117,7 +121,7 @@ def plan_front(
     """
     if setting.chosen.is_control:
         raise RecipeError(f"--pareto needs a method with knobs, got {setting.chosen.label}")
-    own = _point({}, (), sample(setting, draws).totals(setting.problem.rounds))
+    own = _point({}, (), setting, draws)
     tried = [point for point in _points(setting, draws) if point is not None]
     kept = [one for one in tried if not any(_beats(other, one, axes) for other in tried)]
     ranked = sorted(kept, key=lambda point: [point.cost(axis) for axis in axes])
@@ -138,11 +142,9 @@ def _points(setting: PlanSetting, draws: Draws | None) -> Iterator[FrontPoint | 
         words = {knob: word for knob, (_, (word, _)) in zip(knobs, chosen, strict=True)}
         try:
             other = setting_of(check_recipe(override(recipe.plain(), changes)), setting.found)
-            totals = sample(other, draws).totals(other.problem.rounds)
+            yield _point(words, tuple(place for place, _ in chosen), other, draws)
         except (InfeasibleError, RecipeError):
             yield None
-        else:
-            yield _point(words, tuple(place for place, _ in chosen), totals)
 
 
 def _own_knob(setting: PlanSetting) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -160,13 +162,18 @@ def _own_knob(setting: PlanSetting) -> dict[str, dict[str, tuple[str, ...]]]:
     return {}
 
 
-def _point(words: dict[str, str], given_up: tuple[int, ...], totals: Totals) -> FrontPoint:
+def _point(
+    words: dict[str, str], given_up: tuple[int, ...], setting: PlanSetting, draws: Draws | None
+) -> FrontPoint:
+    """Return the plan of a setting in these draws."""
+    totals = sample(setting, draws).totals(setting.problem.rounds)
     return FrontPoint(
         words,
         given_up,
         totals.total_s,
         totals.upload_bytes + totals.download_bytes,
         totals.energy_j,
+        money_of(setting.recipe, totals, float(staged_by(setting).sum())),
     )
 
 

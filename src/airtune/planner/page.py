@@ -11,6 +11,7 @@ from airtune.recipe import Recipe, dump_recipe
 from airtune.report.cards import Card
 from airtune.report.plan_page import Dots, PlanPage, Sheet
 from airtune.report.wording import bytes_scale, format_joules, seconds_scale
+from airtune.units import format_number
 
 
 def page_of(
@@ -71,7 +72,7 @@ def _cards(plan: Plan) -> list[Card]:
         ),
         Card(
             "Energy",
-            f"{plan.total_energy_j / 3.6e6:.3g} kWh",
+            f"{format_number(plan.total_energy_j / 3.6e6)} kWh",
             format_joules(plan.total_energy_j),
             "of the devices",
         ),
@@ -81,8 +82,8 @@ def _cards(plan: Plan) -> list[Card]:
         cards.append(
             Card(
                 "Cost",
-                f"{plan.money.total:.3g}{unit}",
-                f"electricity {plan.money.electricity:.3g}, data {plan.money.data:.3g}",
+                f"{format_number(plan.money.total)}{unit}",
+                f"electricity {format_number(plan.money.electricity)}, data {format_number(plan.money.data)}",
                 "",
             )
         )

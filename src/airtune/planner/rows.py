@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from airtune.planner.front import Axis, ParetoFront
+from airtune.planner.front import Axis, FrontPoint, ParetoFront
 from airtune.planner.groups import Group, groups_of, span
 from airtune.planner.result import DevicePlan, Plan
 from airtune.planner.within import Within
 from airtune.report.wording import format_joules
-from airtune.units import format_bytes, format_seconds
+from airtune.units import format_bytes, format_number, format_seconds
 
 MOST_ROWS = 12
 """Larger fleets are shown by kind, unless all devices are asked for."""
@@ -80,26 +80,32 @@ def front_rows(front: ParetoFront, *, most: int | None = None) -> WordTable:
     count = len(front.points)
     step = 1.0 if most is None or count <= most else (count - 1) / (most - 1)
     places = dict.fromkeys(round(place * step) for place in range(min(count, most or count)))
-    own = ("as the recipe has it", *(FORMS[axis](front.own.cost(axis)) for axis in front.axes))
+    shown = [(front.points[place].label, front.points[place]) for place in places]
     return WordTable(
         f"plans by {', '.join(front.axes)}{_next_to(front.quantile)}: {count} of {front.tried} stay",
-        ("plan", *front.axes),
-        (
-            own,
-            *(
-                (
-                    point.label,
-                    *(
-                        f"{FORMS[axis](point.cost(axis))} ({_change(point.cost(axis), front.own.cost(axis))})"
-                        for axis in front.axes
-                    ),
-                )
-                for point in (front.points[place] for place in places)
-            ),
+        ("plan", *front.axes, *(["cost"] if front.own.money else [])),
+        tuple(
+            (label, *_costs(point, front))
+            for label, point in [("as the recipe has it", front.own), *shown]
         ),
         "each knob from what gives up least: no coding, the full rank, the least pruned; what a plan "
         "costs in quality only a run tells"
         + (f"; {len(places)} are shown, --json and --page have all" if len(places) < count else ""),
+    )
+
+
+def _costs(point: FrontPoint, front: ParetoFront) -> tuple[str, ...]:
+    """Return what a plan takes, against the recipe's own, and its money where there is a tariff."""
+    own = front.own
+    costs = [
+        (FORMS[axis](point.cost(axis)), point.cost(axis), own.cost(axis)) for axis in front.axes
+    ]
+    if point.money is not None and own.money is not None:
+        said = f"{format_number(point.money.total)} {point.money.currency}".rstrip()
+        costs.append((said, point.money.total, own.money.total))
+    return tuple(
+        said if point is own else f"{said} ({_change(value, before)})"
+        for said, value, before in costs
     )
 
 

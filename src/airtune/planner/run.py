@@ -57,8 +57,7 @@ def plan_of(
     if sampled is None:
         sampled = sample(setting, draws_of(problem.rounds, quantile))
     totals = sampled.totals(problem.rounds)
-    held = held_blocks(problem, fleet, chosen)
-    staged = staging_bytes(recipe, problem, held) * (not chosen.is_control)
+    staged = staged_by(setting)
     stage_s = staging_s(fleet, staged, rounds=len(sampled.columns["pruned"]))
     is_short = problem.rounds < recipe.train.rounds
     return Plan(
@@ -89,6 +88,13 @@ def plan_of(
         if quantile is None
         else sampled.totals(problem.rounds, quantile).round_s,
     )
+
+
+def staged_by(setting: PlanSetting) -> Floats:
+    """Return what each device fetches of the base model once, in bytes, shape (devices,)."""
+    held = held_blocks(setting.problem, setting.fleet, setting.chosen)
+    staged = staging_bytes(setting.recipe, setting.problem, held)
+    return staged * (not setting.chosen.is_control)
 
 
 def money_of(recipe: Recipe, totals: Totals, staged_bytes: float) -> Money | None:
