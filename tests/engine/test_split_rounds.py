@@ -193,6 +193,17 @@ def test_no_gradient_comes_down_before_the_broadcast_is_over(
     np.testing.assert_allclose(at["download_s"], over_s + np.sum(8 * one_step / rate), rtol=0.05)
 
 
+@pytest.mark.parametrize("cuts", [(1, 2, 3), (1, 0, 2), (0, 2, 0)])
+def test_on_links_that_stand_still_a_round_of_any_devices_takes_what_was_predicted(
+    engine_of, state, keep, cut_plan, cell, cuts
+):
+    link = cell["links"]["cell"]
+    del link["slot_s"], link["radio"]["fading"]
+    found = execute(engine_of(), cut_plan(*cuts), state, keep).results
+    # rows shorter than the longest send fewer bytes than a plan counts
+    np.testing.assert_allclose(found.finish_s, found.predicted_s, rtol=0.05)
+
+
 def test_steps_adapters_and_the_servers_seconds_are_told_apart(engine_of, state, keep, cut_plan):
     engine = engine_of()
     done = execute(engine, cut_plan(1, 0, 2), state, keep)
