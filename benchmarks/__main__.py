@@ -18,6 +18,7 @@ BENCHMARKS = {
     "stream": "a split step over gRPC on shaped links against its floor",
     "auto": "plans of auto against the other methods, by rounds times seconds; its solver",
     "federation": "rounds of real processes on links of their own: predicted against measured",
+    "crowd": "200 light devices at one server, and what a waiting agent takes",
     "sft": "split gradients, bytes and their cost in loss, delay and memory of split training",
     "jcpba": "the JCPBA tables, reduced",
     "real": "a real language model: what coding its cuts and pruning cost it, as saved",

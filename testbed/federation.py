@@ -36,6 +36,8 @@ class Federation:
     """What belongs on each device, by its name."""
     agents: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     server: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    """What the start of the server took."""
 
     @property
     def state(self) -> Path:
@@ -45,11 +47,13 @@ class Federation:
     def start_server(self) -> None:
         """Start the server and wait until it is ready."""
         self.server = self._begin(None, "server", "start", "--state", str(self.state), "--port", str(PORT), "--name", SERVER_ADDRESS, log="server")  # fmt: skip
-        until = time.monotonic() + 120
+        began = time.monotonic()
+        until = began + 120
         while not (self.state / "server.json").is_file():
             if self.server.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"the server did not start; see {self.folder / 'server.log'}")
             time.sleep(0.2)
+        self.started_s = time.monotonic() - began
 
     def enroll(self) -> None:
         """Give every device a key and measure it, where it will run."""

@@ -26,6 +26,8 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 SPEC = Spec(f"chaos{WORKER}", tuple(DeviceSpec(name, 40, 40) for name in ("one", "two")))
 CULPRIT, OTHER = 0, 1
 PATIENCE_S = 600
+DEADLINE_S, OVER_S = 25, 2.0
+"""Of a round, and by how much it may end later; a busy machine takes ten seconds for what takes one alone."""
 RUNS_BYTES = 256 << 20
 """Of the small disk on which the server's runs are."""
 SETTINGS = (
@@ -107,6 +109,12 @@ class Going:
     def reasons(self, name):
         return " ".join(row["reason"] for row in self.devices() if row["name"] == name)
 
+    def lost_after_s(self, struck):
+        """Wait until the command has ended with an error; return seconds since a moment, and the error."""
+        with pytest.raises(RuntimeError) as caught:
+            self.end()
+        return time.monotonic() - struck, str(caught.value)
+
     def end(self):
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive(), "the run did not end"
@@ -115,18 +123,32 @@ class Going:
         return self.rows()
 
 
-def kill(pattern, under):
-    """Kill -9 what runs under a process and matches; return how many there were."""
+def below(pattern, under):
+    """Return the processes that run under one, itself too, and match."""
     found = subprocess.run(
         ["ps", "-ww", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
     )
     rows = [line.split(None, 2) for line in found.stdout.splitlines()[1:]]
-    below, grown = {str(under)}, True
+    found, grown = {str(under)}, True
     while grown:
-        more = {pid for pid, parent, _ in rows if parent in below} - below
-        below |= more
+        more = {pid for pid, parent, _ in rows if parent in found} - found
+        found |= more
         grown = bool(more)
-    doomed = [int(pid) for pid, _, args in rows if pid in below and pattern in args]
+    return [int(pid) for pid, _, args in rows if pid in found and pattern in args]
+
+
+def is_running(pid):
+    """Return whether a process lives; one that only waits to be buried does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def kill(pattern, under):
+    """Kill -9 what runs under a process and matches; return how many there were."""
+    doomed = below(pattern, under)
     for pid in doomed:
         with suppress(ProcessLookupError):  # it has ended with its parent
             os.kill(pid, signal.SIGKILL)

@@ -30,6 +30,9 @@ class Mute:
     def take(self, ticket, failed):
         threading.Thread(target=self._do, args=(ticket,), daemon=True).start()
 
+    def prepare(self):
+        pass
+
     def _do(self, ticket):
         way = replace(self._way, metadata=((RUN_KEY, ticket.run),))
         message = fetch_task(way, ticket)

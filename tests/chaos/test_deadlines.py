@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from chaos_bed import CULPRIT, OTHER, ROOT, SPEC, kill, sent_bytes
+from chaos_bed import CULPRIT, DEADLINE_S, OTHER, OVER_S, ROOT, SPEC, kill, sent_bytes
 from testbed.federation import PORT
 from testbed.network import (
     CGROUP,
@@ -26,8 +26,8 @@ from testbed.network import (
 )
 
 pytestmark = pytest.mark.slow
-DEADLINE_S, OVER_S = 25, 2.0
-"""A machine with other work on it takes ten seconds for what takes one alone."""
+DOWN_S = 5.0
+"""How long a link is down, and at most how long the system then waits before it sends again."""
 LOST = {"absent", "late", "failed"}
 
 
@@ -146,15 +146,20 @@ def test_a_link_that_goes_down_and_up_within_a_round_costs_nothing(bed, going):
     run = going("deadline_s=120", "train.local_steps=40")
     run.await_round(1)
     set_link(SPEC, OTHER, is_up=False)
-    time.sleep(5)
+    time.sleep(DOWN_S)
     set_link(SPEC, OTHER, is_up=True)
     rows = run.end()
     assert len(rows) == 3
     assert set(run.statuses().values()) == {"ok"}
+    struck, *others = sorted((row["round_s"] for row in rows), reverse=True)
+    assert struck <= max(others) + 2 * DOWN_S + OVER_S
 
 
 def test_a_device_that_dies_in_a_split_round_stops_nobody(bed, going):
-    run = going("method.name=sft", "train.rounds=2", "train.local_steps=40", "deadline_s=240")
+    deadline_s = 60
+    run = going(
+        "method.name=sft", "train.rounds=2", "train.local_steps=40", f"deadline_s={deadline_s}"
+    )
     sent = sent_bytes(CULPRIT)
     run.await_that(lambda: sent_bytes(CULPRIT) > sent + 500_000, "some of its forty steps")
     assert kill("airtune.deploy.agent.worker", bed.agents[CULPRIT].pid)
@@ -162,3 +167,24 @@ def test_a_device_that_dies_in_a_split_round_stops_nobody(bed, going):
     assert {found[number, "two"] for number in range(2)} == {"ok"}
     assert found[0, "one"] != "ok"
     assert rows[0]["split"]["device_steps"][1] == 40
+    assert all(row["round_s"] <= deadline_s + OVER_S for row in rows)
+
+
+def test_a_device_that_dies_in_an_asynchronous_round_holds_nobody_up(bed, going):
+    """Its task is given up by its own deadline; rounds of the other device go on meanwhile."""
+    run = going(
+        f"deadline_s={DEADLINE_S}", "train.rounds=8", "train.async_buffer=1", "train.local_steps=8"
+    )
+    run.await_round(1)
+    try:
+        kill("", bed.agents[CULPRIT].pid)
+        bed.agents[CULPRIT].wait(60)
+        rows = run.end()
+    finally:
+        mend(bed)
+    assert len(rows) == 8
+    assert all(row["round_s"] <= DEADLINE_S + OVER_S for row in rows)
+    found = run.statuses()
+    assert {status for (_, name), status in found.items() if name == "two"} == {"ok"}
+    assert sum(name == "two" for _, name in found) >= 5
+    assert all(count["ok"] for count in (row["counts"] for row in rows))

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from chaos_bed import CULPRIT, ROOT, SPEC, kill
+from chaos_bed import CULPRIT, DEADLINE_S, OVER_S, ROOT, SPEC, kill
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow
@@ -60,7 +60,9 @@ CHANGES = {
 def test_a_device_that_comes_back_with_another_is_told_and_reported(home, going, tmp_path, what):
     change, says = CHANGES[what]
     words, environment = change(tmp_path)
-    run = going("train.rounds=40", "train.local_steps=8", "deadline_s=25", "evaluation.every=40")
+    run = going(
+        "train.rounds=40", "train.local_steps=8", f"deadline_s={DEADLINE_S}", "evaluation.every=40"
+    )
     run.await_round(1)
     told = len(home.log(CULPRIT))
     come_back(home, *words, environment=environment)
@@ -69,7 +71,7 @@ def test_a_device_that_comes_back_with_another_is_told_and_reported(home, going,
         run.await_that(lambda: says in run.reasons("one"), "a word in the record")
     rows = run.end()
     assert {row["status"] for row in run.devices() if row["name"] == "two"} == {"ok"}
-    assert all(row["round_s"] <= 25 + 2 for row in rows)
+    assert all(row["round_s"] <= DEADLINE_S + OVER_S for row in rows)
     assert run.devices()[-1]["status"] != "ok" or run.devices()[-1]["name"] == "two"
 
 
@@ -87,10 +89,11 @@ def clock(tmp_path):
 @pytest.mark.parametrize("off_s", [-12 * 3600, 5 * 86400])
 def test_a_clock_that_is_wrong_changes_nothing(home, going, clock, off_s):
     come_back(home, environment=clock(off_s))
-    run = going("deadline_s=60")
+    run = going(f"deadline_s={DEADLINE_S}")
     rows = run.end()
     assert set(run.statuses().values()) == {"ok"}
-    assert all(0 <= float(row["finish_s"]) <= 60 for row in run.devices())
+    assert all(0 <= float(row["finish_s"]) <= DEADLINE_S for row in run.devices())
+    assert all(row["round_s"] <= DEADLINE_S + OVER_S for row in rows)
     assert len(rows) == 3
 
 

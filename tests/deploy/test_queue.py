@@ -99,8 +99,11 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
         "    print(json.dumps({'event': {'stage': 'told', 'present': names}}), flush=True)\n"
     )
     monkeypatch.setattr("airtune.deploy.server.runs.RUNNER", (str(script),))
+    woken: list[list[str]] = []
     made = Runs(tmp_path, present=lambda: {name: n for n, name in enumerate(FLEET)},
-                labels=lambda: FLEET, hand=lambda node, run, ticket: None)  # fmt: skip
+                labels=lambda: FLEET, hand=lambda node, run, ticket: None,
+                wake=lambda names: woken.append(sorted(names)))  # fmt: skip
+    made.woken = woken
     yield made
     made.close()
 
@@ -137,6 +140,7 @@ def test_runs_queue_share_nothing_and_go_ahead_when_devices_are_free(runs: Runs)
     runs.start_free()
     assert status(runs) == {1: RUNNING, 2: "finished:stopped", 3: RUNNING}
     until(lambda: told(runs, 3) == [["s1"]])
+    assert runs.woken == [["n1", "n2"], ["s1"]]
     assert runs.stop(1)
     assert not runs.stop(9)
 
@@ -193,7 +197,8 @@ def test_a_queued_run_outlives_the_server(runs: Runs) -> None:
     submit(runs, {})
     submit(runs, {})
     runs.close()
-    again = Runs(runs._state, present=dict, labels=dict, hand=lambda node, run, ticket: None)
+    again = Runs(runs._state, present=dict, labels=dict, hand=lambda node, run, ticket: None,
+                 wake=lambda names: None)  # fmt: skip
     assert status(again) == {1: "finished:stopped", 2: QUEUED}
     again.start_free()
     until(lambda: status(again)[2] == RUNNING)

@@ -34,6 +34,10 @@ class TakesTickets(Protocol):
         """Have a task done; `failed` is told where that is not possible."""
         ...
 
+    def prepare(self) -> None:
+        """Be ready for a task that will come soon."""
+        ...
+
 
 Hear = Callable[[Mapping[str, Any]], None]
 """Told what the server says beside tickets."""
@@ -118,6 +122,9 @@ class Attending:
         """Take a ticket, or what is said of keys; anything else is no business of a device."""
         try:
             said = read_json(answer)
+            if "soon" in said:
+                self._place.prepare()
+                return
             if "ticket" not in said:
                 self._hear(said)
                 return

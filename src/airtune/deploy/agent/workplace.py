@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from airtune.deploy.agent.settings import AgentSettings
@@ -21,7 +22,8 @@ START_S = 600.0
 IDLE_S = 900.0
 """A worker that had no task for this long is ended; torch alone takes 200 MB."""
 _REMEMBERED = 256
-_Task = tuple[Ticket, Callable[[str], None]]
+_Task = tuple[Ticket, Callable[[str], None]] | None
+"""A ticket and who is told that it cannot be done; None = only have a worker ready."""
 
 
 class Workplace:
@@ -57,6 +59,10 @@ class Workplace:
             self._seen.append(ticket.token)
             self._tickets.put((ticket, failed))
 
+    def prepare(self) -> None:
+        """Start the worker where none runs: a task will come soon."""
+        self._tickets.put(None)
+
     def end(self) -> None:
         """End the worker, whatever it does."""
         with self._lock:
@@ -74,13 +80,15 @@ class Workplace:
     def _work(self) -> None:
         while True:
             try:
-                ticket, failed = self._tickets.get(timeout=self._idle_s)
+                task = self._tickets.get(timeout=self._idle_s)
             except queue.Empty:
                 self.end()
                 continue
-            why = self._done(ticket)
-            if why:
-                failed(why)
+            if task is None:
+                with suppress(AirtuneError):  # a task will be told of it
+                    self._ready()
+            elif why := self._done(task[0]):
+                task[1](why)
 
     def _done(self, ticket: Ticket) -> str:
         """Have the worker do a task; return why it could not, or ""."""

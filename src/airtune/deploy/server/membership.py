@@ -8,7 +8,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +77,9 @@ class Membership:
         """By name; one that calls again from the same process is the same node."""
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
-        self.runs = Runs(settings.state, present=self.present, labels=gate.labels, hand=self.hand)
+        self.runs = Runs(
+            settings.state, present=self.present, labels=gate.labels, hand=self.hand, wake=self.wake
+        )
 
     def present(self) -> dict[str, int]:
         """Return the node of every device that is connected, by name."""
@@ -133,6 +135,13 @@ class Membership:
         for token in tokens:
             self.runs.tell_failed(number, token, "an operator took this device out of the run")
         return True
+
+    def wake(self, names: Iterable[str]) -> None:
+        """Tell devices that a task will come soon."""
+        with self._lock:
+            for name in names:
+                if name in self._attending:
+                    self._attending[name].outbox.put({"soon": True})
 
     def hand(self, node: int, run: int, ticket: Any) -> None:
         """Hand a ticket to a device; one whose line broke gets it when it calls again."""

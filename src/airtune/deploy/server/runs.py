@@ -22,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -73,6 +73,7 @@ class Runs:
         present: Callable[[], Mapping[str, int]],
         labels: Callable[[], Mapping[str, Labels]],
         hand: Callable[[int, int, Mapping[str, Any]], None],
+        wake: Callable[[Iterable[str]], None],
     ) -> None:
         """Read what ran before; runs that a server took along have failed.
 
@@ -81,9 +82,10 @@ class Runs:
             present: returns the node of every device that is connected.
             labels: returns the labels of every device that may call.
             hand: gives a node, for a run, a ticket.
+            wake: tells devices, by name, that a task of theirs will come soon.
         """
         self._state, self._present, self._hand = state, present, hand
-        self._labels = labels
+        self._labels, self._wake = labels, wake
         self._rows = {row.number: row for row in _read(state / "runs.json")}
         self._going: dict[int, _Process] = {}
         self._changed = threading.Condition()
@@ -178,8 +180,10 @@ class Runs:
                 }
             },
         )
-        self._tell(number, {"present": self._share_of(number)})
+        share = self._share_of(number)
+        self._tell(number, {"present": share})
         listener.start()
+        self._wake(share)  # they read torch while the run's process does
 
     def _settle(self, row: RunRow) -> None:
         """Remember what has become known of a run, also where the disk is full."""
