@@ -9,7 +9,16 @@ from airtune.cost import cut_peaks, ladder
 from airtune.errors import InfeasibleError, ModelError, RecipeError
 from airtune.fleet import load_fleet
 from airtune.methods import sample_problem
-from airtune.planner import feasible, find_shape, plan_model, plan_recipe, shape_of
+from airtune.planner import (
+    feasible,
+    find_shape,
+    plan_model,
+    plan_of,
+    plan_recipe,
+    sample,
+    setting_of,
+    shape_of,
+)
 from airtune.planner.sample import turns
 from airtune.recipe import load_recipe
 from airtune.run import check_memory, workload_of
@@ -225,6 +234,23 @@ def test_a_round_that_asks_a_part_of_the_fleet_costs_that_part():
     assert len(part.devices) == 80
     assert all(np.isfinite(device.finish_s) for device in part.devices)
     assert any("fleet.participation" in line for line in part.assumptions)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method.name=fedavg-lora", "fleet.availability=0.5"],
+        ["method={name: auto, knobs: [share], sampling_rate: 0.3}"],
+    ],
+)
+def test_a_run_counts_what_devices_send_in_the_rounds_that_they_take_part_in(words):
+    setting = setting_of(load_recipe(overrides=["output=none", *words]))
+    rounds = sample(setting)
+    sent = rounds.columns["upload_bytes"]  # of a device the same in each round
+    assert np.isnan(sent).any()
+    plan = plan_of(setting, sampled=rounds)
+    assert plan.total_upload_bytes == pytest.approx(np.nansum(sent) / len(sent) * plan.rounds)
+    assert any("each round asks" in line for line in plan.assumptions) == ("auto" in words[0])
 
 
 def test_a_plan_prices_the_scores_that_a_method_measures():

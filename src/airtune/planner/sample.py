@@ -95,6 +95,12 @@ class Sampled:
         return len(self.columns["pruned"]) / max(len(self.round_s), 1)
 
     @property
+    def takes_part(self) -> Floats:
+        """The part of the rounds in which each device takes part, shape (devices,)."""
+        there = ~np.isnan(self.columns["pruned"])
+        return np.asarray(there.sum(axis=0) / max(len(self.round_s), 1), np.float64)
+
+    @property
     def middle(self) -> dict[str, Floats]:
         """Medians over the rounds, shape (devices,); NaN where a device never took part."""
         return {name: _median(column) for name, column in self.columns.items()}
@@ -124,7 +130,7 @@ class Sampled:
         round_s = float(np.quantile(self.round_s, level)) if self.round_s.size else math.nan
         middle = self.middle
         sums = {
-            name: float(np.nansum(middle[name])) * rounds * self.part * self.arrives
+            name: float(np.nansum(middle[name] * self.takes_part)) * rounds * self.arrives
             for name in ("upload_bytes", "download_bytes", "energy_j", "whole_flops")
         }
         flops = sums.pop("whole_flops")

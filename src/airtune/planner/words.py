@@ -50,6 +50,15 @@ def assumptions(
         ),
         *(
             [
+                f"each round asks {sampled.takes_part.mean():.0%} of the devices, those on whom others "
+                "wait more rarely; a device's figures are of a round that asks it, and no more rounds "
+                "are counted for it"
+            ]
+            if setting.chosen.method.may_sample
+            else []
+        ),
+        *(
+            [
                 f"a round ends with {setting.recipe.train.async_buffer} updates (train.async_buffer): its "
                 "time is the mean over devices that begin anew when they are done, with the shares of "
                 "the link that all have at once"
