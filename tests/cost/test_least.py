@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airtune.cost import alone_j, energy_j, known_shapes, least_j, predict
@@ -60,6 +60,7 @@ def each(low, high):
     return st.lists(st.integers(low, high), min_size=COUNT, max_size=COUNT).map(np.array)
 
 
+@settings(max_examples=25)
 @given(
     cut=each(0, SHAPE.blocks - 1),
     codec=each(0, 1),
