@@ -118,6 +118,17 @@ def test_a_device_enrols_itself_and_its_key_never_leaves_it(site: Site, tmp_path
     assert not enrol_self(site.address, "used again, as by a unit that restarts", mine, name="x")
 
 
+def test_a_server_that_is_started_anew_enrols_from_its_first_answer(
+    site: Site, tmp_path: Path
+) -> None:
+    code = site.code()
+    site.front.close()
+    again = Front(ServerSettings(site.state, "127.0.0.1", 0, enrol_port=site.enrol_port))
+    port = again.serve()
+    assert enrol_self(f"127.0.0.1:{port}", code, device_in(tmp_path / "mine"), name="gate-1")
+    again.close()
+
+
 def test_a_code_enrols_as_many_as_it_says_and_the_port_closes_behind_them(
     site: Site, tmp_path: Path
 ) -> None:

@@ -230,8 +230,11 @@ def test_a_run_goes_on_where_it_was_killed(
 def test_what_fails_before_it_has_begun_leaves_no_folder_and_what_has_begun_gets_more_rounds(
     quick: Any, nodes: Any, tmp_path: Path
 ) -> None:
+    told: list[dict[str, Any]] = []
+    nobody = Order(quick, tmp_path / "nobody", devices=2, join_s=0.0)
     with pytest.raises(ConnectionFailedError, match="0 of 2 devices"):
-        _run(quick, nodes([]), tmp_path / "nobody", devices=2, join_s=0.0)
+        run_federation(nobody, nodes([]), tell=lambda **event: told.append(event))
+    assert told[-1] == {"stage": "0 of 2 devices are there"}
     assert not list((tmp_path / "nobody").iterdir())
     record, _ = _run(quick, nodes(["a"]), tmp_path)
     longer, _ = _run(quick, nodes(["a"]), tmp_path, resume=record.folder, rounds=2)

@@ -91,11 +91,14 @@ def wait_for(
         fleet = fleet_of(recipe)
         wanted = len(fleet)
     until = time.monotonic() + order.join_s
-    tell(stage=f"waiting for {wanted} devices")
+    known = None
     while True:
         there = sorted(nodes.connected())
         if place.roster is not None:
             there = [name for name in there if name in place.roster.names]
+        if len(there) != known:
+            known = len(there)
+            tell(stage=f"{known} of {wanted} devices are there")
         if len(there) >= wanted:
             break
         if time.monotonic() > until:

@@ -116,6 +116,8 @@ class Front:
             )
         )
         port = self._bind(server)
+        if self._enrolment is not None:  # who finds the server up can enrol
+            self._enrolment.refresh(self._gate.register)
         server.start()
         self.runs.start_free()
         threading.Thread(
