@@ -132,10 +132,9 @@ def test_a_server_that_is_started_anew_enrols_from_its_first_answer(
 def test_a_code_enrols_as_many_as_it_says_and_the_port_closes_behind_them(
     site: Site, tmp_path: Path
 ) -> None:
-    code = site.code(count=2)
+    code, other = site.code(count=2), site.code()
     for name in ("one", "two"):
         enrol_self(site.address, code, device_in(tmp_path / name), name=name)
-    other = site.code()
     with pytest.raises(KeyRefusedError, match="has been used up"):
         enrol_self(site.address, code, device_in(tmp_path / "three"), name="three")
     enrol_self(site.address, other, device_in(tmp_path / "four"), name="four")
@@ -364,6 +363,9 @@ def test_a_device_that_is_asked_makes_itself_a_new_key_and_stays_connected(site:
     assert device.proof.key.read_bytes() != before
     assert not device.ended
     assert not Register(site.state).devices["a"].is_to_renew
+    replace_authority(site.front._settings.tls)  # the certificate that comes is of the new key
+    until(lambda: len(device.did) == 2)
+    assert device.did[1] == "this device has a new certificate and ca.crt"
     device.leave()
 
 

@@ -263,7 +263,9 @@ def test_who_follows_a_run_is_told_how_it_goes_on(events: list[Any], why: str) -
         list(follow(Told("edge:9443", None, name=events), 7))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "edge:port", "http://edge", "::1", "edge:1:2", "a b:1"])
+@pytest.mark.parametrize(
+    "text", ["", "edge:99999", "edge:port", "http://edge", "::1", "edge:1:2", "a b:1"]
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(DeploymentError, match=r"HOST or HOST:PORT"):
         address_of(text)

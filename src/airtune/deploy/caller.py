@@ -131,6 +131,9 @@ class ServerClient:
         )
 
 
+_LAST_PORT = 65535
+
+
 def address_of(server: str) -> str:
     """Return where a server is called, HOST:PORT, at its usual port unless another is named.
 
@@ -141,9 +144,10 @@ def address_of(server: str) -> str:
     ('edge.example.org:9443', '10.0.0.5:9000', '[::1]:9443')
     """
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+)(?::(\d{1,5}))?", server)
-    if found is None:
+    if found is None or int(found[2] or DEFAULT_PORT) > _LAST_PORT:
         raise DeploymentError(
-            f"--server must be HOST or HOST:PORT, an IPv6 address in brackets, got {server!r}"
+            "--server must be HOST or HOST:PORT, a port up to 65535 and an IPv6 address in "
+            f"brackets, got {server!r}"
         )
     return f"{found[1]}:{found[2] or DEFAULT_PORT}"
 

@@ -36,8 +36,6 @@ class _Attending:
     node: int
     since: str
     version: str
-    public: str
-    """Its key; empty at a server without keys."""
     is_asked: bool = False
     """It has been asked for a new key."""
     outbox: queue.SimpleQueue[dict[str, Any] | tuple[grpc.StatusCode, str]] = field(
@@ -222,10 +220,12 @@ class Membership:
         before, self._authority = self._authority, authority
         if before in (b"", authority):
             return
+        known = self._gate.register.devices
         with self._lock:
-            attending = list(self._attending.values())
-        for one in attending:
-            one.outbox.put({"proof": proof_for(self._settings, one.name, one.public)})
+            attending = [one for name, one in self._attending.items() if name in known]
+        for one in attending:  # some have taken a new key since they called
+            public = known[one.name].public
+            one.outbox.put({"proof": proof_for(self._settings, one.name, public)})
 
     def _joined(self, who: Caller, session: str, version: str) -> tuple[_Attending, _Agent]:
         """Make a device's line the one that it has; an earlier one is ended."""
@@ -242,7 +242,7 @@ class Membership:
             agent = self._agents.get(name)
             if agent is None or agent.session != session:
                 agent = self._agents[name] = _Agent(session, next(self._numbers))
-            mine = self._attending[name] = _Attending(name, agent.node, _now(), version, who.public)
+            mine = self._attending[name] = _Attending(name, agent.node, _now(), version)
             for token in agent.tickets.keys() - agent.taken:
                 mine.outbox.put({"ticket": agent.tickets[token][1]})
         return mine, agent
