@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from airtune.deploy.server.authority import (  # noqa: E402
 )
 from airtune.deploy.server.enroll import enroll, make_code  # noqa: E402
 from airtune.deploy.server.front import Front  # noqa: E402
+from airtune.deploy.server.process import start  # noqa: E402
 from airtune.deploy.server.register import Register  # noqa: E402
 from airtune.deploy.server.site import ServerSettings  # noqa: E402
 from airtune.errors import AirtuneError, ConnectionFailedError, DeploymentError, KeyRefusedError  # noqa: E402
@@ -192,15 +193,38 @@ def test_a_code_for_a_port_that_another_program_has_is_no_use_and_said_once(
     await_enrolling(site.address, made)  # it is opened once the port is free
 
 
-def test_a_device_whose_certificate_has_ended_says_so(
+class Later(datetime):
+    """A clock that is eleven years fast."""
+
+    @classmethod
+    def now(cls, zone: Any = None) -> datetime:
+        return datetime.now(zone) + timedelta(days=4000)
+
+
+def test_a_certificate_that_does_not_hold_at_this_machines_time_is_named(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = Agent(AgentSettings(site.address, "recipe", site.proof("a")), say=lambda said: None)
     dropped = Ended(False, "recvmsg: Connection reset by peer", grpc.StatusCode.UNAVAILABLE)
     agent._judge(dropped, 0.0, is_new=True)
-    monkeypatch.setattr("airtune.deploy.agent.agent.days_left", lambda path: -3.0)
-    with pytest.raises(DeploymentError, match=r"device\.crt ended 3 days ago .* set the clock"):
+    monkeypatch.setattr("airtune.deploy.keys.datetime", Later)
+    with pytest.raises(DeploymentError, match=r"device\.crt holds from .*: set the clock"):
         agent._judge(dropped, 0.0, is_new=True)
+    ports = iter((free_port(), free_port()))
+    later = ServerSettings(site.state, "127.0.0.1", next(ports), enrol_port=next(ports))
+    with pytest.raises(
+        DeploymentError, match=r"ca\.crt holds from .* clock says 20.*set the clock"
+    ):
+        start(later, say=print)
+
+
+def test_a_revoked_device_is_told_that_its_code_was_not_used(site: Site) -> None:
+    settings = AgentSettings(site.address, "recipe", site.proof("a"), code="x", refused_s=0.0)
+    refused = Ended(False, "its key was revoked", grpc.StatusCode.UNAUTHENTICATED)
+    with pytest.raises(
+        KeyRefusedError, match=r"was revoked\); the code was not used, as .*remove it"
+    ):
+        Agent(settings, say=lambda said: None)._judge(refused, 0.0, is_new=True)
 
 
 def test_an_answer_that_was_lost_is_given_again_and_counts_once(site: Site, tmp_path: Path) -> None:

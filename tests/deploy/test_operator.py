@@ -36,7 +36,7 @@ class Grounds(Site):
                  "recipe", *words],
                 cwd=home, stdout=log, stderr=subprocess.STDOUT, env=_environment(),
             )  # fmt: skip
-        self.agents.append(started)
+        self.agents[name] = started
         return started
 
     def listed(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def test_the_page_from_the_first_start_to_a_restore(grounds: Grounds) -> None:
     assert grounds.runs()[3] == "queued"
     refused = grounds.airtune("run", "recipe.yaml", *server, cwd=eve)
     assert refused.returncode == 17, refused.stderr
-    seen = json.loads(grounds.run_at(eve, "server", "runs", *server, "--json"))["runs"]
+    seen = json.loads(grounds.run_at(eve, "server", "status", *server, "--json"))["runs"]
     assert {row["operator"] for row in seen} == {"ada"}
     backed_up = here / "while-it-runs.tar.gz"
     grounds.run_at(here, "server", "backup", str(backed_up))
@@ -125,13 +125,13 @@ def test_the_page_from_the_first_start_to_a_restore(grounds: Grounds) -> None:
     grounds.run_at(here, "device", "revoke", "n3")
     grounds.until(lambda: (here / "s1" / "device.key").read_bytes() != before)
     grounds.until(lambda: "n3" not in grounds.status())
-    assert grounds.agents[2].wait(LONG_S) == 17
+    assert grounds.agents["n3"].wait(LONG_S) == 17
 
     # an upgrade: a device is drained, started anew, and serves again; then the server
     grounds.run_at(here, "device", "drain", "n1")
     assert grounds.status()["n1"] == "draining"
-    grounds.agents[0].terminate()
-    grounds.agents[0].wait(LONG_S)
+    grounds.agents["n1"].terminate()
+    grounds.agents["n1"].wait(LONG_S)
     grounds.agent("n1")
     grounds.until(lambda: grounds.status()["n1"] == "online")
     grounds.run_at(here, "server", "drain")

@@ -73,41 +73,7 @@ def start(
 
 
 @app.command()
-def status(*, state: State = DEFAULT_STATE, as_json: AsJson = False) -> None:
-    """Show whether the server runs, its devices and its runs."""
-    from airtune.deploy.labels import format_labels
-    from airtune.deploy.server.site import local_link, running
-
-    settings = running(state)
-    said = local_link(settings).call("List")
-    if as_json:
-        print_json({"address": settings.address, "insecure": settings.insecure, **said})
-        return
-    kind = "without TLS" if settings.insecure else "TLS and keys"
-    print_line(f"server at {settings.host}:{settings.port}, {kind}, state in {state}")
-    print_table(
-        "",
-        ["device", "status", "since", "version", "run", "labels"],
-        [
-            [
-                row["name"],
-                row["status"],
-                row["since"],
-                row["version"],
-                _number(row["run"]),
-                format_labels(row["labels"]),
-            ]
-            for row in said["devices"]
-        ],
-    )
-    _print_runs(said["runs"])
-    for one in said["refused"]:
-        times = f" ({one['count']} times since the start)" if one["count"] > 1 else ""
-        print_line(one["reason"] + times)
-
-
-@app.command()
-def runs(
+def status(
     *,
     state: State = DEFAULT_STATE,
     server: Server = None,
@@ -115,14 +81,33 @@ def runs(
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the runs of a server, those that are queued too, newest first."""
+    """Show a server's devices and runs, those that are queued too, and who was refused."""
     from airtune.cli.remote import link_to
 
-    found = link_to(state, server, ca, key).call("List")["runs"]
+    link = link_to(state, server, ca, key)
+    said = link.call("List")
     if as_json:
-        print_json({"runs": found})
+        print_json({"address": link.address, "insecure": link.proof is None, **said})
         return
-    _print_runs(found)
+    where = f", state in {state}" if server is None else ""
+    kind = "without TLS" if link.proof is None else "TLS and keys"
+    print_line(f"server at {link.address}, {kind}{where}")
+    _print_devices(said["devices"])
+    _print_runs(said["runs"])
+    for one in said["refused"]:
+        times = f" ({one['count']} times since the start)" if one["count"] > 1 else ""
+        print_line(one["reason"] + times)
+
+
+def _print_devices(found: Sequence[Mapping[str, Any]]) -> None:
+    from airtune.deploy.labels import format_labels
+
+    names = ("name", "status", "since", "version")
+    rows = [
+        [*(row[name] for name in names), _number(row["run"]), format_labels(row["labels"])]
+        for row in found
+    ]
+    print_table("", ["device", "status", "since", "version", "run", "labels"], rows)
 
 
 def _print_runs(found: Sequence[Mapping[str, Any]]) -> None:

@@ -28,13 +28,20 @@ def days_left(certificate: Path) -> float:
     """Return in how many days the first certificate of a file ends.
 
     Raises:
-        DeploymentError: if it holds none.
+        DeploymentError: if it holds none, or does not hold at this machine's time.
     """
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError) as error:
         raise DeploymentError(f"{certificate} is no certificate ({error})") from error
-    return (found.not_valid_after_utc - datetime.now(UTC)) / timedelta(days=1)
+    now, begins, ends = datetime.now(UTC), found.not_valid_before_utc, found.not_valid_after_utc
+    if not begins <= now < ends:
+        raise DeploymentError(
+            f"{certificate} holds from {begins:%Y-%m-%d} to {ends:%Y-%m-%d}, and this machine's "
+            f"clock says {now:%Y-%m-%d}: set the clock; if it is right, the certificate and its "
+            "key must be replaced"
+        )
+    return (ends - now) / timedelta(days=1)
 
 
 def public_in(certificate: bytes) -> str:

@@ -128,7 +128,7 @@ def _certificate(path: Path) -> Finding:
         left = days_left(path)
     except AirtuneError as error:
         return Finding(path.name, "fault", str(error))
-    verdict: Verdict = "fault" if left <= 0 else "warning" if left < ENDS_SOON_DAYS else "ok"
+    verdict: Verdict = "warning" if left < ENDS_SOON_DAYS else "ok"
     return Finding(path.name, verdict, f"ends in {left:.0f} days")
 
 

@@ -154,27 +154,15 @@ class Agent:
 
         Raises:
             KeyRefusedError: if the key has been refused for too long.
-            DeploymentError: if the server is another.
+            DeploymentError: if the server is another, or this device's certificate has ended.
             ConnectionFailedError: if nobody has answered for too long.
         """
-        # who is no holder of a certificate of the authority is dropped without a word
-        authority = None if self._settings.proof is None else self._settings.proof.authority
         if ended.code is grpc.StatusCode.FAILED_PRECONDITION:  # one of the two will be updated
             if is_new:
                 self._say(f"{ended.why}; trying again")
             return
-        if not ended.is_refused:
-            try:
-                check_server(self._settings.server, authority)
-            except ConnectionFailedError as error:
-                if lost_s > self._settings.give_up_s:
-                    raise
-                if is_new:
-                    self._say(f"{error}; trying again")
-                return
-            if authority is None:
-                return
-            self._check_own()
+        if not (ended.is_refused or self._is_dropped(lost_s, is_new=is_new)):
+            return
         now = time.monotonic()
         if self._refused_since_s is None:
             self._refused_since_s = now
@@ -182,22 +170,30 @@ class Agent:
         if now - self._refused_since_s >= self._settings.refused_s:
             raise KeyRefusedError(
                 f"the server at {self._settings.server} does not know the key of this device, or "
-                f"it was revoked, or its clock is wrong; ask for airtune device list and airtune "
-                f"airtune server status there (it says: {ended.why})"
+                "it was revoked, or the server's clock is wrong; ask for airtune device list and "
+                f"airtune server status there (it says: {ended.why}){self._unused_code()}"
             )
 
-    def _check_own(self) -> None:
-        """Say it where the server drops this device because its certificate has ended.
-
-        Raises:
-            DeploymentError: if it has, by this machine's clock.
-        """
+    def _is_dropped(self, lost_s: float, *, is_new: bool) -> bool:
+        """Return whether the server is there: it drops who has no valid certificate without a word."""
         proof = self._settings.proof
-        if proof is not None and (left := days_left(proof.certificate)) <= 0:
-            raise DeploymentError(
-                f"{proof.certificate} ended {-left:.0f} days ago by this machine's clock; set the "
-                "clock, or have this device revoked and enrolled anew"
-            )
+        try:
+            check_server(self._settings.server, None if proof is None else proof.authority)
+        except ConnectionFailedError as error:
+            if lost_s > self._settings.give_up_s:
+                raise
+            if is_new:
+                self._say(f"{error}; trying again")
+            return False
+        if proof is not None:
+            days_left(proof.certificate)  # refuses one that has ended
+        return proof is not None
+
+    def _unused_code(self) -> str:
+        proof = self._settings.proof
+        if not self._settings.code or proof is None:
+            return ""
+        return f"; the code was not used, as {proof.key} is here: remove it to enrol with a new key"
 
     def _say_connected(self) -> None:
         self._refused_since_s = None

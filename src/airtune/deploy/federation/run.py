@@ -31,7 +31,7 @@ from airtune.deploy.federation.members import (
 )
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.roster import Roster, joined_fleet
-from airtune.deploy.federation.server_data import ON_DEVICE, Known, load_known
+from airtune.deploy.federation.server_data import Known, load_known
 from airtune.deploy.reading import describe_reader
 from airtune.engine.base import Engine, with_work
 from airtune.engine.buffered import BufferedEngine
@@ -41,7 +41,7 @@ from airtune.engine.remote.devices import Remote
 from airtune.engine.remote.real import RealEngine
 from airtune.engine.remote.workers import LEAST_SQUARES, RemoteWorkers, judges_of
 from airtune.engine.virtual import VirtualEngine
-from airtune.errors import DataError, MismatchError, RecipeError
+from airtune.errors import MismatchError, RecipeError
 from airtune.loop import Laps, Run, run_to_end
 from airtune.model.base import BaseModel
 from airtune.model.images import image_tokens
@@ -320,6 +320,3 @@ def _run(order: Order, pieces: Pieces, chosen: Chosen, engine: Engine, writer: R
 def _number(folder: Path) -> int:
     """Return the number of a run, the same when it is resumed."""
     return int.from_bytes(hashlib.sha256(folder.name.encode()).digest()[:7], "big")
-
-
-__all__ = ["ON_DEVICE", "DataError", "Order", "Roster", "run_federation"]

@@ -30,6 +30,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+from airtune.deploy.keys import days_left
 from airtune.deploy.server.authority import ensure_certificates
 from airtune.deploy.server.site import DRAINING, READY, ServerSettings, holder_of, holding, is_held
 from airtune.errors import ConnectionFailedError, DeploymentError
@@ -49,7 +50,8 @@ def start(settings: ServerSettings, *, say: Callable[[str], None]) -> None:
         say: told what happens, a sentence each.
 
     Raises:
-        DeploymentError: if it is running already, the port is taken, or it cannot start.
+        DeploymentError: if it is running already, a port is taken, the clock is wrong, or it cannot
+            start.
     """
     with holding(settings.state):
         settings.document.unlink(missing_ok=True)
@@ -60,7 +62,9 @@ def start(settings: ServerSettings, *, say: Callable[[str], None]) -> None:
         if settings.insecure:
             say("INSECURE: no TLS and no keys; whoever reaches this port can join, read and submit")
         else:
-            ensure_certificates(settings.tls.folder, _names(settings))
+            files = ensure_certificates(settings.tls.folder, _names(settings))
+            for path in (files.authority, files.certificate):
+                days_left(path)  # refuses one that does not hold at this machine's time
         _Supervisor(settings, say).run()
 
 
