@@ -64,7 +64,7 @@ class Auto:
         RecipeError: if a setting is outside its range.
     """
 
-    knobs: Sequence[Knob] = ("prune", "rank", "upload", "cut", "codec", "share")
+    knobs: Sequence[Knob] = ("prune", "rank", "upload", "cut", "codec", "share", "steps")
     """What is chosen for each device; what is left out stays dense, whole, at full rank, uncoded
     (updates: coded as the recipe's `upload` says), and links are divided equally."""
     quality: Quality = "auto"
