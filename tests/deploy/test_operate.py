@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from airtune.cli.remote import find_proof
+from airtune.cli.server import _print_runs
 from airtune.deploy.agent.settings import AgentSettings
 from airtune.deploy.caller import Proof, ServerClient, address_of
 from airtune.deploy.preflight import check_agent, check_site
@@ -269,6 +270,18 @@ def test_who_follows_a_run_is_told_how_it_goes_on(events: list[Any], why: str) -
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(DeploymentError, match=r"HOST or HOST:PORT"):
         address_of(text)
+
+
+def test_of_many_runs_the_newest_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"number": number, "name": "gates", "status": "queued", "operator": "ada", "began": "now",
+         "devices": None, "where": {}, "waits_for": [1]}
+        for number in range(99, 0, -1)
+    ]  # fmt: skip
+    _print_runs(rows)
+    said = capsys.readouterr().out
+    assert said.count("gates") == 20
+    assert "and 79 earlier runs" in said
 
 
 def test_a_ca_that_is_not_there_is_named(tmp_path: Path) -> None:

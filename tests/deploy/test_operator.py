@@ -86,7 +86,7 @@ def test_the_page_from_the_first_start_to_a_restore(grounds: Grounds) -> None:
         code = json.loads(grounds.run_at(here, "device", "code", "--count", str(len(names)), "--label",
                                          f"site={site}", "--json"))["code"]  # fmt: skip
         for name in names:
-            grounds.agent(name, "--enroll", code, "--name", name)
+            grounds.agent(name, "--enroll", code, "--name", name, "--patience", "10")
     grounds.until(lambda: grounds.status() == dict.fromkeys((*NORTH, *SOUTH), "online"))
     looked = json.loads(grounds.run_at(here / "n1", "agent", "check", "--server", grounds.address,
                                        "--data", "recipe", "--json"))  # fmt: skip

@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 
 State = Annotated[Path, typer.Option(help="Folder with keys, runs and state of the server.")]
-_START_S = 90.0
+_START_S, _SHOWN = 90.0, 20
 
 
 @app.command()
@@ -133,9 +133,11 @@ def _print_runs(found: Sequence[Mapping[str, Any]]) -> None:
                 _number(None if row["devices"] is None else len(row["devices"])),
                 format_labels(row["where"]),
             ]
-            for row in found
+            for row in found[:_SHOWN]
         ],
     )
+    if len(found) > _SHOWN:
+        print_line(f"and {len(found) - _SHOWN} earlier runs, all of them with --json")
 
 
 def _number(value: int | None) -> str:
