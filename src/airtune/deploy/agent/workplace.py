@@ -61,7 +61,8 @@ class Workplace:
 
     def prepare(self) -> None:
         """Start the worker where none runs: a task will come soon."""
-        self._tickets.put(None)
+        if self._tickets.empty():
+            self._tickets.put(None)
 
     def end(self) -> None:
         """End the worker, whatever it does."""
