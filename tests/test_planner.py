@@ -19,6 +19,7 @@ from airtune.planner import (
     setting_of,
     shape_of,
 )
+from airtune.planner.rows import device_rows
 from airtune.planner.sample import turns
 from airtune.recipe import load_recipe
 from airtune.run import check_memory, workload_of
@@ -31,6 +32,8 @@ def test_a_plan_has_a_row_a_device_that_adds_up():
         assert row.fits
         assert row.pruned == 0.0
         assert row.finish_s >= max(row.download_s, row.compute_s, row.upload_s)
+        assert row.local_steps == 5
+    assert device_rows(plan).rows[0][5] == "8, 5"
     assert plan.total_s == pytest.approx(plan.round_s * plan.rounds)
     sent = sum(row.upload_bytes for row in plan.devices) * plan.rounds
     assert plan.total_upload_bytes == pytest.approx(sent)

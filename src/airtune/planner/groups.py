@@ -10,7 +10,7 @@ import numpy as np
 from airtune.planner.result import DevicePlan
 
 Range = tuple[float, float]
-RANGED = ("memory_bytes", "peak_bytes", "pruned", "cut", "rank", "download_s", "compute_s", "upload_s",
+RANGED = ("memory_bytes", "peak_bytes", "pruned", "cut", "rank", "local_steps", "download_s", "compute_s", "upload_s",
           "finish_s", "upload_bytes", "download_bytes", "energy_j")  # fmt: skip
 
 

@@ -48,6 +48,8 @@ class DevicePlan:
     upload_bytes: float
     download_bytes: float
     energy_j: float
+    local_steps: float = float("nan")
+    """NaN where it took no part."""
     stage_bytes: float = 0.0
     """Of the base model, fetched from the server once; 0 where it hands none out."""
     stage_s: float = 0.0

@@ -35,6 +35,7 @@ def device_rows(plan: Plan, *, every_device: bool = False) -> WordTable:
         "fits",
         "choices",
         "cut, or pruned" if is_split else "pruned",
+        "rank, steps",
         "download",
         "compute",
         "upload",
@@ -122,6 +123,11 @@ def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.0%}"
 
 
+def counts(value: float) -> str:
+    """Write a whole number; - where it is not known."""
+    return "-" if math.isnan(value) else f"{value:.0f}"
+
+
 def seconds(value: float) -> str:
     """Write a time; - where there is none."""
     return "-" if not math.isfinite(value) else format_seconds(value)
@@ -149,6 +155,7 @@ def _device(row: DevicePlan) -> tuple[str, ...]:
         "yes" if row.fits else "NO",
         row.feasible,
         f"{row.cut}, {row.codec}" if row.cut else percent(row.pruned),
+        f"{row.rank}, {counts(row.local_steps)}" if row.rank else "-",
         *(seconds(value) for value in (row.download_s, row.compute_s, row.upload_s, row.finish_s)),
         sizes(row.upload_bytes),
         joules(row.energy_j),
@@ -168,6 +175,7 @@ def _group(group: Group) -> tuple[str, ...]:
         fits if group.fits else "NO",
         " to ".join(group.feasible),
         told("cut", lambda cut: f"{cut:.0f}") if is_cut else told("pruned", percent),
+        f"{told('rank', counts)}, {told('local_steps', counts)}",
         *(told(f"{part}_s", seconds) for part in ("download", "compute", "upload", "finish")),
         told("upload_bytes", sizes),
         told("energy_j", joules),

@@ -156,6 +156,7 @@ def _device(fleet: Fleet, index: int, middle: dict[str, Floats], levels: Ladder)
             name: float(middle[name][index])
             for name in (
                 "share",
+                "local_steps",
                 "download_s",
                 "compute_s",
                 "upload_s",

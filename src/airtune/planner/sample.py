@@ -35,7 +35,7 @@ _BEYOND = 3.2
 """Draws that lie beyond a quantile, on average."""
 PRICED = ("peak_bytes", "download_s", "compute_s", "upload_s", "finish_s", "upload_bytes",
           "download_bytes", "energy_j")  # fmt: skip
-_TOLD = ("pruned", "rank", "share", "trained", "whole_flops")
+_TOLD = ("pruned", "rank", "local_steps", "share", "trained", "whole_flops")
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +287,7 @@ def _note(
     found = {
         "pruned": typical.shape.pruned_fraction(assignments.prune_heads, assignments.prune_ffn),
         "rank": assignments.rank,
+        "local_steps": assignments.local_steps,
         "share": assignments.share,
         "trained": able & (cost.finish_s <= deadline_s),
         "whole_flops": train_flops(typical.shape, typical.workload, whole),
