@@ -116,7 +116,7 @@ class _Dense:
         ]
         # the first batch of each device before the second of any
         longest = max(map(len, parts))
-        turns = [part[place] for place in range(longest) for part in parts if place < len(part)]
+        turns = [part[index] for index in range(longest) for part in parts if index < len(part)]
         self._batches = turns[:BATCHES]
         self._hidden = [self._states(probe.base.network, batch) for batch in self._batches]
 

@@ -73,7 +73,7 @@ def chosen_devices(data: FederatedData, devices: int) -> FederatedData:
     """Return the data of at most so many devices, evenly chosen among those that have some."""
     held = [device for device in data.devices if len(device.train)]
     chosen = np.unique(np.linspace(0, len(held) - 1, min(devices, len(held))).round())
-    return replace(data, devices=tuple(held[int(place)] for place in chosen))
+    return replace(data, devices=tuple(held[int(index)] for index in chosen))
 
 
 @dataclass(frozen=True, slots=True)

@@ -268,12 +268,12 @@ def by_distortion(
     """
     rows, nothing = [], np.zeros_like(distortion)
     up, down = (nothing if bits is None else bits for bits in (up_bits, down_bits))
-    for place, (codec, (rounds, loss)) in enumerate(costs.items()):
-        column = distortion[:, place]
+    for index, (codec, (rounds, loss)) in enumerate(costs.items()):
+        column = distortion[:, index]
         mean = float(np.mean(column))
         for number, (cut, here) in enumerate(zip(cuts, column, strict=True)):
             scale = float(here) / mean if mean > 0.0 else 1.0
-            bits = float(up[number, place]), float(down[number, place])
+            bits = float(up[number, index]), float(down[number, index])
             rows.append(CodecRounds(int(cut), codec, rounds * scale, loss * scale, *bits))
     return tuple(rows)
 
@@ -285,7 +285,7 @@ def spread_cuts(blocks: int) -> tuple[int, ...]:
     ((1, 4, 8, 11), (1, 2))
     """
     count = min(_MOST_CUTS, blocks - 1)
-    return tuple(int(place) for place in np.linspace(1, blocks - 1, count).round())
+    return tuple(int(index) for index in np.linspace(1, blocks - 1, count).round())
 
 
 def _places(setting: CalibrationSetting, cuts: Sequence[int]) -> tuple[int, ...]:

@@ -42,7 +42,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """
     console = Console(highlight=False)
     width = console.width
-    listed = [_Column.of(place, name, rows) for place, name in enumerate(columns)]
+    listed = [_Column.of(index, name, rows) for index, name in enumerate(columns)]
     for number, sheet in enumerate(_sheets(listed, width)):
         table = Table(
             title=(title or None) if number == 0 else None,

@@ -58,7 +58,7 @@ def export(
     folder = find_run(run, marks=("run.json",))
     from airtune.run import export_run
 
-    place = export_run(
+    written = export_run(
         folder,
         format,
         output=output,
@@ -69,6 +69,6 @@ def export(
         accept_worse=force,
     )
     if as_json:
-        print_json({"format": format, "folder": str(place)})
+        print_json({"format": format, "folder": str(written)})
     else:
-        print_line(f"wrote {place}")
+        print_line(f"wrote {written}")

@@ -101,7 +101,7 @@ def run(
         run_remotely(wanted, source, changes, as_json=as_json)
         return
     recipe = load_recipe(source, overrides=changes) if resume is None else None
-    place = None if resume is None else find_run(resume, marks=("run.json", "recipe.yaml"))
+    begun = None if resume is None else find_run(resume, marks=("run.json", "recipe.yaml"))
     # Torch is loaded once the recipe is known to be right.
     from airtune.cli.progress import progress, watch_run
     from airtune.cli.track import tracked
@@ -111,8 +111,8 @@ def run(
         watch = tracked(watch_run(display, "", _announce(as_json)), track)
         if recipe is not None:
             result = run_recipe(recipe, folder=folder, watch=watch)
-        elif place is not None:
-            result = resume_run(place, rounds=rounds, watch=watch)
+        elif begun is not None:
+            result = resume_run(begun, rounds=rounds, watch=watch)
     if as_json:
         print_json(as_document(result))
     else:

@@ -136,7 +136,7 @@ def _from_contexts(envelope: Envelope, channels: int) -> NDArray[np.int16]:
             f"streams of {sizes[2]} and {sizes[3]} bytes cannot hold {frame.elements} numbers; ask for it again"
         )
     head = envelope.open_stream(1, contexts.head_bytes(rows, channels))
-    coded, over = (envelope.open_stream(place, sizes[place]) for place in (2, 3))
+    coded, over = (envelope.open_stream(index, sizes[index]) for index in (2, 3))
     return contexts.from_streams(head, coded, over, rows, channels)
 
 

@@ -125,15 +125,15 @@ def _parse(body: bytes, max_elements: int) -> Envelope:
         raise CodecError(
             f"a tensor has at most {MAX_DIMENSIONS} dimensions, the payload declares {dimensions}"
         )
-    place = _START.size
-    shape = struct.unpack_from(f"<{dimensions}I", body, place)
-    place += 4 * dimensions
+    position = _START.size
+    shape = struct.unpack_from(f"<{dimensions}I", body, position)
+    position += 4 * dimensions
     if math.prod(shape) > max_elements:
         raise CodecError(
             f"the payload declares {math.prod(shape)} elements, {max_elements} are allowed; raise the cap or refuse the sender"
         )
-    count, levels, low, step, streams = _NUMBERS.unpack_from(body, place)
-    place += _NUMBERS.size
+    count, levels, low, step, streams = _NUMBERS.unpack_from(body, position)
+    position += _NUMBERS.size
     if streams > MAX_STREAMS:
         raise CodecError(
             f"a payload has at most {MAX_STREAMS} streams, this one declares {streams}"
@@ -142,9 +142,9 @@ def _parse(body: bytes, max_elements: int) -> Envelope:
         raise CodecError(
             f"the payload declares {count} of {math.prod(shape)} entries, low {low:g} and step {step:g}; these cannot be, ask for it again"
         )
-    heads = [_STREAM.unpack_from(body, place + index * _STREAM.size) for index in range(streams)]
-    place += streams * _STREAM.size
-    bodies = _split(body[place:], [head[2] for head in heads])
+    heads = [_STREAM.unpack_from(body, position + index * _STREAM.size) for index in range(streams)]
+    position += streams * _STREAM.size
+    bodies = _split(body[position:], [head[2] for head in heads])
     frame = Frame(kind, shape, count, levels, low, step, bodies, flags)
     return Envelope(frame, tuple(head[0] for head in heads), tuple(head[1] for head in heads))
 
@@ -154,8 +154,8 @@ def _split(rest: bytes, lengths: Sequence[int]) -> tuple[bytes, ...]:
         raise CodecError(
             f"the streams declare {sum(lengths)} bytes and {len(rest)} came; ask for it again"
         )
-    pieces, place = [], 0
+    pieces, position = [], 0
     for length in lengths:
-        pieces.append(rest[place : place + length])
-        place += length
+        pieces.append(rest[position : position + length])
+        position += length
     return tuple(pieces)

@@ -103,7 +103,7 @@ def open_rows(envelope: Envelope) -> ApartRows:
             f"{count} are marked; ask for it again"
         )
     exponent = int.from_bytes(packed[-1:], "little", signed=True)
-    planes = [envelope.open_stream(first + place, count * channels) for place in (1, 2)]
+    planes = [envelope.open_stream(first + index, count * channels) for index in (1, 2)]
     with np.errstate(over="ignore", invalid="ignore"):
         values = np.ldexp(joined_planes(planes).astype(np.float32), exponent)
     if not np.all(np.isfinite(values)):

@@ -59,4 +59,4 @@ def _joined(envelope: Envelope, dtype: type[np.floating]) -> NDArray[np.floating
     size = np.dtype(dtype).itemsize
     if size != 2:
         return np.frombuffer(envelope.open_stream(0, count * size), dtype)
-    return joined_planes([envelope.open_stream(place, count) for place in range(2)])
+    return joined_planes([envelope.open_stream(index, count) for index in range(2)])

@@ -250,15 +250,15 @@ def _start(
     """Take the folder, unless it holds something else, and run all."""
     if jobs < 1:
         raise RecipeError(f"--jobs must be at least 1, got {jobs}")
-    place = folder or new_folder(plan.recipe, f"{plan.verb}-{name}")
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+    taken = folder or new_folder(plan.recipe, f"{plan.verb}-{name}")
+    if taken.exists() and (not taken.is_dir() or any(taken.iterdir())):
         raise RunExistsError(
-            f"the folder {place} is already there; choose another name, or continue with "
-            f"airtune {plan.verb} --resume {place}"
+            f"the folder {taken} is already there; choose another name, or continue with "
+            f"airtune {plan.verb} --resume {taken}"
         )
-    write_atomically(place / COMPARE_FILE, json.dumps(plan.document(), indent=1))
-    with held(place):
-        return _run_all(plan, place, jobs, watch or CompareWatch())
+    write_atomically(taken / COMPARE_FILE, json.dumps(plan.document(), indent=1))
+    with held(taken):
+        return _run_all(plan, taken, jobs, watch or CompareWatch())
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,36 +270,36 @@ class _Cell:
     number: int
     total: int
 
-    def folder(self, place: Path) -> Path:
+    def folder(self, runs_folder: Path) -> Path:
         """Return where it stands."""
-        return place / "runs" / f"{self.entry.folder_name}-s{self.seed}"
+        return runs_folder / "runs" / f"{self.entry.folder_name}-s{self.seed}"
 
 
-def _run_all(plan: _Plan, place: Path, jobs: int, watch: CompareWatch) -> Comparison:
-    watch.on_folder(place)
+def _run_all(plan: _Plan, folder: Path, jobs: int, watch: CompareWatch) -> Comparison:
+    watch.on_folder(folder)
     pairs = [(entry, seed) for seed in plan.seeds for entry in plan.entries]
     cells = [_Cell(entry, seed, number, len(pairs)) for number, (entry, seed) in enumerate(pairs)]
     results: list[RunResult] = []
     errors: list[tuple[_Cell, AirtuneError]] = []
     run = _in_turn if jobs == 1 else _at_once
     try:
-        for cell, outcome in run(plan, cells, place, jobs, watch):
+        for cell, outcome in run(plan, cells, folder, jobs, watch):
             if isinstance(outcome, RunResult):
                 results.append(outcome)
                 continue
             errors.append((cell, outcome))
-            _drop_empty(cell.folder(place))
+            _drop_empty(cell.folder(folder))
             watch.on_left_out(_left_out(cell, outcome))
     except (KeyboardInterrupt, RunInterruptedError) as error:
         raise RunInterruptedError(
             f"interrupted with {len(results)} of {len(cells)} runs finished; go on with: "
-            f"airtune {plan.verb} --resume {place}"
+            f"airtune {plan.verb} --resume {folder}"
         ) from error
     if not results:
         raise errors[0][1]
-    page, study = write_report([place], place), load_study([place])
+    page, study = write_report([folder], folder), load_study([folder])
     return Comparison(
-        place,
+        folder,
         page,
         study,
         summarise(study),

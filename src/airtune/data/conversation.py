@@ -150,13 +150,13 @@ def _text(content: object) -> str | None:
 
 def _answered(messages: list[Message]) -> list[Message]:
     """Return the messages up to the last answer to a user."""
-    asked = [place for place, message in enumerate(messages) if message["role"] == "user"]
+    asked = [index for index, message in enumerate(messages) if message["role"] == "user"]
     last = [
-        place
-        for place, message in enumerate(messages)
+        index
+        for index, message in enumerate(messages)
         if message["role"] == ANSWERS
         and message["content"].strip()
-        and place > min(asked, default=place)
+        and index > min(asked, default=index)
     ]
     return messages[: last[-1] + 1] if last else []
 

@@ -109,11 +109,11 @@ class Exchange:
         answers = _answers(messages)
         whole = _apply(self.tokenizer, self.template, messages, opens=False)
         spans = []
-        for place in answers:
-            is_last = place == answers[-1]
-            until = messages[: place + 1]
+        for index in answers:
+            is_last = index == answers[-1]
+            until = messages[: index + 1]
             text = whole if is_last else _apply(self.tokenizer, self.template, until, opens=False)
-            sent = self.sent(messages[:place])
+            sent = self.sent(messages[:index])
             end = text.rfind(self.mark) + len(self.mark) if self.mark else len(text)
             # an earlier answer that the template writes otherwise later on is not what is asked for
             if text.startswith(sent) and whole[:end] == text[:end]:
@@ -195,11 +195,11 @@ def chosen_template(asked: str | None, chat: Any) -> tuple[Origin, Any]:
 def _answers(messages: Sequence[Message]) -> list[int]:
     """Return which messages are answers: the assistant's that follow something and have text."""
     return [
-        place
-        for place, message in enumerate(messages)
+        index
+        for index, message in enumerate(messages)
         if message["role"] == ANSWERS
         and message["content"].strip()
-        and any(before["role"] == "user" for before in messages[:place])
+        and any(before["role"] == "user" for before in messages[:index])
     ]
 
 

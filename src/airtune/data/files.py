@@ -66,18 +66,18 @@ def _read_jsonl(text: str, path: Path) -> Table:
     return table_from_rows(rows, source=str(path), lines=[number for number, _ in numbered])
 
 
-def _parse_object(text: str, place: str) -> Mapping[str, object]:
+def _parse_object(text: str, where: str) -> Mapping[str, object]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{place}: not valid JSON ({error.msg} at character {error.pos + 1}); each line must "
+            f"{where}: not valid JSON ({error.msg} at character {error.pos + 1}); each line must "
             "be one object"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{place}: JSON that cannot be read ({error})") from error
+        raise DataError(f"{where}: JSON that cannot be read ({error})") from error
     if not isinstance(value, dict):
-        raise DataError(f"{place}: each line must be one object, got {type(value).__name__}")
+        raise DataError(f"{where}: each line must be one object, got {type(value).__name__}")
     return value
 
 
@@ -157,7 +157,7 @@ def _read_parquet(data: bytes, path: Path) -> Table:
     except pyarrow.ArrowException as error:
         raise DataError(f"{path} is not a valid parquet file: {error}") from error
     names = [str(name) for name in held.column_names]
-    columns = {name: held.column(place).to_pylist() for place, name in enumerate(names)}
+    columns = {name: held.column(index).to_pylist() for index, name in enumerate(names)}
     table = table_from_rows([{}] * held.num_rows, source=str(path))
     named = name_labels(columns, _class_names(held.schema.metadata or {}))
     return Table(named, table.source, table.file, table.line, table.files)

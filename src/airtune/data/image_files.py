@@ -250,14 +250,14 @@ def _from_table(table: Table, spec: DataSpec, frame: ImageFormat) -> Pictures:
     return Pictures(np.stack(pixels), tuple(map(str, labels)), table.source)
 
 
-def _picture(value: object, place: str) -> Pixels:
+def _picture(value: object, where: str) -> Pixels:
     if isinstance(value, Mapping):
         value = value.get("bytes")
     if isinstance(value, bytes):
-        return _decode(value, place)
+        return _decode(value, where)
     if hasattr(value, "getexif"):  # a picture that `datasets` has opened
         return upright_pixels(cast("Image", value))
-    raise DataError(f"{place}: an image must be encoded bytes, got {type(value).__name__}")
+    raise DataError(f"{where}: an image must be encoded bytes, got {type(value).__name__}")
 
 
 def fit(image: Pixels, frame: ImageFormat) -> Pixels:

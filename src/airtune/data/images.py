@@ -103,7 +103,7 @@ def _generated(spec: DataSpec, frame: ImageFormat, seed: int) -> tuple[Pictures,
     for part, count in zip(("train", "test"), counts, strict=True):
         pixels, classes = draw(count, generator(seed, "shapes", part))
         fitted = np.stack([fit(image.transpose(1, 2, 0), frame) for image in pixels])
-        labels = tuple(names[place] for place in classes.tolist())
+        labels = tuple(names[index] for index in classes.tolist())
         sets.append(Pictures(fitted, labels, SHAPES if part == "train" else f"{SHAPES} (test)"))
     return sets[0], sets[1]
 

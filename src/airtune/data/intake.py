@@ -102,7 +102,7 @@ def _groups(table: Table, label: str | None, classes: Mapping[str, str]) -> Ints
     """Return what the test share is drawn by: the class, one for rows without; shape (rows,)."""
     if label is None:
         return np.zeros(len(table), np.int64)
-    places = {key: place for place, key in enumerate(classes)}
+    places = {key: index for index, key in enumerate(classes)}
     return np.array([places.get(key or "", -1) for key in label_keys(table, label)], np.int64)
 
 

@@ -57,7 +57,7 @@ def label_map(
         )
     labels_found = list(found)
     order = order_like([names[key] for key in labels_found], known) or range(len(found))
-    return {labels_found[place]: names[labels_found[place]] for place in order}
+    return {labels_found[index]: names[labels_found[index]] for index in order}
 
 
 def label_keys(table: Table, column: str) -> list[str | None]:
@@ -114,7 +114,7 @@ def class_ids(table: Table, column: str, classes: Mapping[str, str]) -> Ints:
     Raises:
         DataError: if a label is not in the map, as a test set may have it.
     """
-    ids = {key: place for place, key in enumerate(classes)}
+    ids = {key: index for index, key in enumerate(classes)}
     keys = label_keys(table, column)
     table.refuse(
         column,

@@ -118,7 +118,7 @@ def cluster_by_length(lengths: Ints, count: int = 10) -> tuple[Ints, tuple[str, 
     """Return the tenth, by length in tokens, that every row falls into, and the tenths' names."""
     edges = np.unique(np.quantile(lengths, np.arange(1, count) / count))
     groups = np.searchsorted(edges, lengths, side="right")
-    return groups, tuple(f"length {place}" for place in range(len(edges) + 1))
+    return groups, tuple(f"length {index}" for index in range(len(edges) + 1))
 
 
 def cluster_by_first_word(texts: list[str], count: int = 10) -> tuple[Ints, tuple[str, ...]]:

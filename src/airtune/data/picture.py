@@ -22,12 +22,12 @@ _WIDE = 257
 """65535 over 255: what a level of 8 bits is in 16."""
 
 
-def decode_picture(data: bytes, place: str) -> Pixels:
+def decode_picture(data: bytes, where: str) -> Pixels:
     """Return an encoded picture as uint8 of (height, width, 3), the first frame of several.
 
     Args:
         data: the file's bytes.
-        place: named in errors.
+        where: named in errors.
 
     Raises:
         DataError: if it is no picture, is cut short, or claims too many pixels.
@@ -43,12 +43,12 @@ def decode_picture(data: bytes, place: str) -> Pixels:
         with Image.open(io.BytesIO(data)) as picture:
             if picture.width * picture.height > LARGEST_PIXELS:
                 raise DataError(
-                    f"{place} claims {picture.width} x {picture.height} pixels, at most "
+                    f"{where} claims {picture.width} x {picture.height} pixels, at most "
                     f"{LARGEST_PIXELS} are read"
                 )
             return upright_pixels(picture)
     except UnidentifiedImageError as error:
-        raise DataError(f"{place} is no picture that can be read; mend or remove it") from error
+        raise DataError(f"{where} is no picture that can be read; mend or remove it") from error
     except (
         OSError,
         SyntaxError,
@@ -59,7 +59,7 @@ def decode_picture(data: bytes, place: str) -> Pixels:
     ) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{place} is no picture that can be read: {error}") from error
+        raise DataError(f"{where} is no picture that can be read: {error}") from error
 
 
 def upright_pixels(picture: Image) -> Pixels:

@@ -68,7 +68,7 @@ class TextRows:
         """Return the chosen rows."""
 
         def chosen(column: tuple[Value, ...]) -> tuple[Value, ...]:
-            return tuple(column[place] for place in places) if column else ()
+            return tuple(column[index] for index in places) if column else ()
 
         return TextRows(
             chosen(self.texts),
@@ -83,7 +83,7 @@ class TextRows:
 
 def spread(rows: int) -> list[int]:
     """Return which rows are kept: at most MOST of them, evenly over the set."""
-    return [int(place) for place in np.linspace(0, rows - 1, min(rows, MOST))]
+    return [int(index) for index in np.linspace(0, rows - 1, min(rows, MOST))]
 
 
 def write_samples(folder: Path, samples: TextRows) -> None:

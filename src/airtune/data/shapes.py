@@ -112,7 +112,7 @@ def draw(
     """
     names = tuple(figures)
     classes = random.integers(0, len(names), count)
-    images = [_image(names[place], figures[names[place]], random) for place in classes.tolist()]
+    images = [_image(names[index], figures[names[index]], random) for index in classes.tolist()]
     pixels = np.stack(images) if images else np.zeros((0, 3, SIZE, SIZE), np.uint8)
     return pixels, classes
 

@@ -91,7 +91,7 @@ def _parsed(text: str, path: Path, sign: str) -> list[tuple[int, list[str]]]:
     raise DataError(f"{faults[0]}; a quote inside a quoted value is written twice")
 
 
-def _names(head: Sequence[str], place: str) -> list[str]:
+def _names(head: Sequence[str], where: str) -> list[str]:
     """Return the names of the columns, without blank ones at the end; none may stand twice."""
     names = [name.strip() for name in head]
     while names and not names[-1]:
@@ -99,17 +99,17 @@ def _names(head: Sequence[str], place: str) -> list[str]:
     twice = next((name for name in names if name and names.count(name) > 1), None)
     if twice is not None:
         raise DataError(
-            f"{place}: the head names {twice!r} in the columns "
+            f"{where}: the head names {twice!r} in the columns "
             f"{', '.join(str(at) for at, name in enumerate(names, 1) if name == twice)}; give "
             "each a name of its own"
         )
     return [name or f"column {at}" for at, name in enumerate(names, 1)]
 
 
-def _fitted(row: list[str], width: int, place: str) -> list[str]:
+def _fitted(row: list[str], width: int, where: str) -> list[str]:
     """Return a row without blank values beyond the head."""
     while len(row) > width and not row[-1].strip():
         row.pop()
     if len(row) != width:
-        raise DataError(f"{place}: a row must have {width} values as the head has, got {len(row)}")
+        raise DataError(f"{where}: a row must have {width} values as the head has, got {len(row)}")
     return row

@@ -69,7 +69,7 @@ def tokenise_causal(
     prompt = np.zeros(len(rendered.texts), np.int64)
     for row, (text, start) in enumerate(zip(rendered.texts, rendered.starts, strict=True)):
         spans = rendered.earlier[row] if rendered.earlier else ()
-        cuts = [*(place for span in spans for place in span), start]
+        cuts = [*(index for span in spans for index in span), start]
         ids = encoded["input_ids"][row]
         places = [_first_scored(encoded, row, cut, len(text)) for cut in cuts]
         if not rendered.special and _straddles(encoded, row, start, places[-1]):
@@ -98,8 +98,8 @@ def _first_scored(encoded: BatchEncoding, row: int, start: int, length: int) -> 
     """Return the first token that covers a character from `start` on; blanks may be in none."""
     if start == 0:
         return 0
-    for place in range(start, length):
-        token = encoded.char_to_token(row, place)
+    for index in range(start, length):
+        token = encoded.char_to_token(row, index)
         if token is not None:
             return int(token)
     return len(encoded["input_ids"][row])

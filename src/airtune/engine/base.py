@@ -185,9 +185,9 @@ def refuse_malformed(execution: Execution, shape: ModelShape) -> Execution:
     if not faults:
         return execution
     status, reasons = execution.results.status.copy(), list(execution.faults)
-    for place, device in enumerate(execution.results.device.tolist()):
+    for index, device in enumerate(execution.results.device.tolist()):
         if device in faults:
-            status[place], reasons[place] = "refused", faults[device]
+            status[index], reasons[index] = "refused", faults[device]
     return replace(
         execution,
         results=replace(execution.results, status=np.asarray(status)),

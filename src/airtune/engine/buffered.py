@@ -188,23 +188,23 @@ def begun(problem: Problem, plan: RoundPlan, done: Execution) -> list[InFlight]:
     updates = {update.device: update for update in done.updates}
     results, assignments = done.results, (done.plan or plan).assignments
     found = []
-    for place, device in enumerate(assignments.device.tolist()):
+    for index, device in enumerate(assignments.device.tolist()):
         update = updates.get(device)
         found.append(
             InFlight(
                 device,
                 plan.round,
-                done.start_s + _known_after_s(results, place, plan, problem),
-                row={name: getattr(assignments, name)[place].item() for name in _TOLD},
-                seen={name: _item(getattr(results, name), place) for name in _SEEN},
-                fault=done.faults[place],
-                reason=plan.reasons[place],
-                bandwidth_hz=float(done.bandwidth_hz[place]),
-                memory_bytes=float(done.memory_bytes[place]),
+                done.start_s + _known_after_s(results, index, plan, problem),
+                row={name: getattr(assignments, name)[index].item() for name in _TOLD},
+                seen={name: _item(getattr(results, name), index) for name in _SEEN},
+                fault=done.faults[index],
+                reason=plan.reasons[index],
+                bandwidth_hz=float(done.bandwidth_hz[index]),
+                memory_bytes=float(done.memory_bytes[index]),
                 change=None
                 if update is None
                 else _moved(update, _reference(problem, update, done.state), times=-1.0),
-                upload=assignments.row(place).upload,
+                upload=assignments.row(index).upload,
             )
         )
     return found

@@ -43,11 +43,11 @@ def unpack_devices(arrays: Arrays) -> dict[int, DeviceState]:
         return {}
     states = {}
     measured = np.flatnonzero(arrays["measured"]).tolist()
-    for place, number in enumerate(arrays["number"].tolist()):
-        kept = Kept(_rows(arrays["has_groups"][place]), _rows(arrays["has_channels"][place]))
+    for index, number in enumerate(arrays["number"].tolist()):
+        kept = Kept(_rows(arrays["has_groups"][index]), _rows(arrays["has_channels"][index]))
         own = None
-        if place in measured:
-            row = measured.index(place)
+        if index in measured:
+            row = measured.index(index)
             own = Importance(
                 np.asarray(arrays["groups"][row], np.float64),
                 np.asarray(arrays["channels"][row], np.float64),
@@ -60,9 +60,9 @@ def _masks(devices: Sequence[tuple[Ints, ...]]) -> Bools:
     """Return which indices are there, (devices, blocks, largest index + 1)."""
     size = 1 + max(int(row[-1]) for rows in devices for row in rows)
     masks = np.zeros((len(devices), len(devices[0]), size), np.bool_)
-    for place, rows in enumerate(devices):
+    for index, rows in enumerate(devices):
         for block, row in enumerate(rows):
-            masks[place, block, row] = True
+            masks[index, block, row] = True
     return masks
 
 

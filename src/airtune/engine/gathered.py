@@ -16,7 +16,7 @@ from airtune.work.jobs import Outcome
 
 def in_time(timing: Timing) -> list[int]:
     """Return the rows of the plan whose update counts as far as time tells."""
-    return [int(place) for place in np.flatnonzero(timing.status == "ok")]
+    return [int(index) for index in np.flatnonzero(timing.status == "ok")]
 
 
 def under(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
@@ -47,10 +47,10 @@ def results_of(
     first, last = np.full(count, np.nan), np.full(count, np.nan)
     importance, samples = np.full(count, np.nan), np.zeros(count, np.int64)
     rank_left = plan.assignments.rank.copy()
-    for place, outcome in outcomes.items():
-        first[place], last[place] = outcome.loss_first, outcome.loss_last
-        samples[place], importance[place] = outcome.samples, outcome.importance
-        rank_left[place] = outcome.rank_left or rank_left[place]
+    for index, outcome in outcomes.items():
+        first[index], last[index] = outcome.loss_first, outcome.loss_last
+        samples[index], importance[index] = outcome.samples, outcome.importance
+        rank_left[index] = outcome.rank_left or rank_left[index]
     energy = energy_j(
         problem,
         plan.assignments.device,
@@ -79,7 +79,7 @@ def results_of(
 
 def updates_of(outcomes: Mapping[int, Outcome]) -> tuple[Update, ...]:
     """Return the updates that count, in the order of the plan."""
-    updates = (outcomes[place].update for place in sorted(outcomes))
+    updates = (outcomes[index].update for index in sorted(outcomes))
     return tuple(update for update in updates if update is not None)
 
 
@@ -87,5 +87,5 @@ def faults_of(timing: Timing, outcomes: Mapping[int, Outcome]) -> tuple[str, ...
     """Return why each device's update does not count, empty where it does."""
     faults: Sequence[str] = timing.faults
     return tuple(
-        outcomes[place].reason if place in outcomes else fault for place, fault in enumerate(faults)
+        outcomes[index].reason if index in outcomes else fault for index, fault in enumerate(faults)
     )

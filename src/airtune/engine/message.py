@@ -350,5 +350,5 @@ def _read(content: bytes, adapter: TypeAdapter[Header], what: str) -> Header:
         return adapter.validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise CodecError(f"{what} is malformed: {place}: {first['msg']}; it is refused") from error
+        at = ".".join(map(str, first["loc"]))
+        raise CodecError(f"{what} is malformed: {at}: {first['msg']}; it is refused") from error

@@ -301,34 +301,34 @@ def _in_turn(clock: _Clock) -> Process[tuple[Floats, Floats]]:
     steps, count = crossed.up_bytes.shape
     step_s, server_s, served = np.zeros(steps), np.zeros(steps), np.zeros(steps)
     now_s = 0.0
-    for place in crossed.order[crossed.last_step[crossed.order] >= 0]:
-        mine = np.arange(count) == place
+    for index in crossed.order[crossed.last_step[crossed.order] >= 0]:
+        mine = np.arange(count) == index
         here_s = yield from clock.fetched(np.where(mine, now_s, np.inf))
-        for step in range(int(crossed.last_step[place]) + 1):
+        for step in range(int(crossed.last_step[index]) + 1):
             arrived_s = yield from clock.uploaded(alone, step, here_s)
-            if not np.isfinite(arrived_s[place]):
+            if not np.isfinite(arrived_s[index]):
                 clock.gives_up(step, mine)
                 here_s = arrived_s
                 break
-            done_s = clock.served(step, float(arrived_s[place]), mine)
+            done_s = clock.served(step, float(arrived_s[index]), mine)
             goes_on = mine & clock.goes_on(step)
             learnt_s = yield from clock.learnt(
                 clock.air.broadcast, step, np.where(goes_on, done_s, np.inf)
             )
-            end_s = float(learnt_s[place]) if goes_on[place] else done_s
+            end_s = float(learnt_s[index]) if goes_on[index] else done_s
             if np.isfinite(end_s):
-                step_s[step] += end_s - here_s[place]
-                server_s[step] += done_s - arrived_s[place]
+                step_s[step] += end_s - here_s[index]
+                server_s[step] += done_s - arrived_s[index]
                 served[step] += 1
                 now_s = end_s
-            is_last = np.isfinite(end_s) and clock.stops(step, end_s, end_s - here_s[place])[place]
+            is_last = np.isfinite(end_s) and clock.stops(step, end_s, end_s - here_s[index])[index]
             here_s = learnt_s
             if is_last:
                 break
-        back_s = (yield from clock.sent(alone, here_s))[place]
-        if not np.isfinite(back_s) and clock.goes_on(crossed.last_step[place])[place]:
-            clock.gives_up(crossed.last_step[place], mine)
-        clock.finish_s[place] = back_s
+        back_s = (yield from clock.sent(alone, here_s))[index]
+        if not np.isfinite(back_s) and clock.goes_on(crossed.last_step[index])[index]:
+            clock.gives_up(crossed.last_step[index], mine)
+        clock.finish_s[index] = back_s
         now_s = float(back_s) if np.isfinite(back_s) else now_s
         clock.stepped_s = now_s
     return step_s / np.maximum(served, 1), server_s / np.maximum(served, 1)

@@ -142,9 +142,9 @@ class Splitter:
         self._memory = self._before
         again = self.train(plan, state, dropped)
         outcomes = dict(again.outcomes)
-        for place, part in zip(again.places.tolist(), (steps / told).tolist(), strict=True):
-            if place in outcomes and (update := outcomes[place].update) is not None:
-                outcomes[place] = replace(outcomes[place], update=replace(update, part=part))
+        for index, part in zip(again.places.tolist(), (steps / told).tolist(), strict=True):
+            if index in outcomes and (update := outcomes[index].update) is not None:
+                outcomes[index] = replace(outcomes[index], update=replace(update, part=part))
         return replace(again, outcomes=outcomes, is_short=True), plan
 
     def time(self, done: CutRound, air: Air, sent: Sent) -> Process[SplitTiming]:
@@ -160,8 +160,8 @@ class Splitter:
         nothing = np.zeros((steps, len(done.places)))
         refused = able & np.array(
             [
-                place in done.outcomes and done.outcomes[place].update is None
-                for place in done.places.tolist()
+                index in done.outcomes and done.outcomes[index].update is None
+                for index in done.places.tolist()
             ]
         )
         crossed = Crossings(
@@ -234,7 +234,7 @@ def rows_of(plan: RoundPlan, places: Ints) -> RoundPlan:
     """Return a plan of some of its rows."""
     return replace(
         plan,
-        reasons=tuple(plan.reasons[place] for place in places),
+        reasons=tuple(plan.reasons[index] for index in places),
         assignments=plan.assignments.take(places),
     )
 
@@ -242,9 +242,9 @@ def rows_of(plan: RoundPlan, places: Ints) -> RoundPlan:
 def with_steps(plan: RoundPlan, places: Ints, steps: Ints) -> RoundPlan:
     """Return a plan in which some rows take other numbers of steps, and their reasons say so."""
     told, reasons = plan.assignments.local_steps.copy(), list(plan.reasons)
-    for place, count in zip(places.tolist(), steps.tolist(), strict=True):
-        if count != told[place]:
-            reasons[place] += f"; did {count} of {told[place]} steps by the deadline"
+    for index, count in zip(places.tolist(), steps.tolist(), strict=True):
+        if count != told[index]:
+            reasons[index] += f"; did {count} of {told[index]} steps by the deadline"
     told[places] = steps
     return replace(
         plan, reasons=tuple(reasons), assignments=replace(plan.assignments, local_steps=told)

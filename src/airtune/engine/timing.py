@@ -301,8 +301,8 @@ def joined(count: int, parts: Sequence[tuple[Ints, Timing]]) -> Timing:
     }
     faults = [""] * count
     for places, timing in parts:
-        for place, fault in zip(places.tolist(), timing.faults, strict=True):
-            faults[place] = fault
+        for index, fault in zip(places.tolist(), timing.faults, strict=True):
+            faults[index] = fault
     end_s = max(timing.end_s for _, timing in parts)
     return Timing(faults=tuple(faults), end_s=end_s, **columns)
 
@@ -325,11 +325,11 @@ def refusals(problem: Problem, fleet: Fleet, plan: RoundPlan, peak_bytes: Floats
     """Return why a device of the plan does not even begin; empty where it does."""
     device = plan.assignments.device
     faults = [""] * len(device)
-    for place in np.flatnonzero(peak_bytes > fleet.memory_bytes[device]):
-        faults[place] = (
-            f"out of memory: needs {format_bytes(peak_bytes[place])}, "
-            f"has {format_bytes(fleet.memory_bytes[device[place]])}"
+    for index in np.flatnonzero(peak_bytes > fleet.memory_bytes[device]):
+        faults[index] = (
+            f"out of memory: needs {format_bytes(peak_bytes[index])}, "
+            f"has {format_bytes(fleet.memory_bytes[device[index]])}"
         )
-    for place in np.flatnonzero(problem.devices.samples[device] == 0):
-        faults[place] = "holds no training data"
+    for index in np.flatnonzero(problem.devices.samples[device] == 0):
+        faults[index] = "holds no training data"
     return faults

@@ -59,17 +59,17 @@ class Uplink:
             outcomes: by row of the plan, with the updates as trained.
         """
         arrived, coded = dict(outcomes), {}
-        for place, outcome in outcomes.items() if self.is_coded(plan) else ():
+        for index, outcome in outcomes.items() if self.is_coded(plan) else ():
             if outcome.update is None:
                 continue
-            row = plan.assignments.row(place)
+            row = plan.assignments.row(index)
             try:
-                arrived[place], coded[place] = self._cross(outcome, outcome.update, state, row)
+                arrived[index], coded[index] = self._cross(outcome, outcome.update, state, row)
             except CodecError as error:
-                arrived[place] = replace(
+                arrived[index] = replace(
                     outcome, status="refused", update=None, reason=f"update refused: {error}"
                 )
-        taken = {place: item.size_bytes for place, item in coded.items()}
+        taken = {index: item.size_bytes for index, item in coded.items()}
         return Sent(arrived, self.sizes(plan, taken), coded)
 
     def sizes(self, plan: RoundPlan, coded_bytes: Mapping[int, int]) -> Floats:
@@ -88,19 +88,19 @@ class Uplink:
             parts = split_cost(self._problem, plan.assignments)
             size_bytes = np.where(is_cut, parts.adapter_up_bytes, size_bytes)
             beside = np.where(is_cut, 0.0, beside)
-        for place, size in coded_bytes.items():
-            if workload.upload_of(plan.assignments.row(place)).kind != "identity":
-                size_bytes[place] = size + beside[place]
+        for index, size in coded_bytes.items():
+            if workload.upload_of(plan.assignments.row(index)).kind != "identity":
+                size_bytes[index] = size + beside[index]
         return size_bytes
 
     def settle(self, sent: Sent, state: GlobalState, came: Mapping[int, Outcome]) -> None:
         """Remember what coding lost of the updates that came in time; the others stand as before."""
         if not self._problem.workload.upload_feedback:
             return
-        for place, outcome in came.items():
-            if outcome.update is not None and place in sent.coded:
+        for index, outcome in came.items():
+            if outcome.update is not None and index in sent.coded:
                 self._residuals.keep(
-                    outcome.update, state, self._problem.shape, sent.coded[place].lost
+                    outcome.update, state, self._problem.shape, sent.coded[index].lost
                 )
 
     def snapshot(self) -> dict[str, NDArray[np.generic]]:

@@ -163,8 +163,8 @@ class VirtualEngine:
             )
             outcomes = self._workers.train(plan, state, in_time(timing))
         status = timing.status.copy()
-        for place, outcome in outcomes.items():
-            status[place] = outcome.status
+        for index, outcome in outcomes.items():
+            status[index] = outcome.status
         results = results_of(
             self._problem, plan, timing, status, outcomes, predicted_s=predicted.finish_s
         )
@@ -272,7 +272,7 @@ class VirtualEngine:
             upload_bytes=sent.size_bytes,
             download_bytes=download_bytes,
         )
-        came = {place: sent.outcomes[place] for place in in_time(timing)}
+        came = {index: sent.outcomes[index] for index in in_time(timing)}
         self._workers.uplink.settle(sent, state, came)
         return timing, came
 
@@ -330,7 +330,7 @@ class VirtualEngine:
         if timed.stopped_after.any():
             done, plan = splitter.shortened(done, timed.stopped_after, plan, state, dropped)
             timing, timed, sent, air = passed(plan, done)
-        came = {place: sent.outcomes[place] for place in in_time(timing) if place in sent.outcomes}
+        came = {index: sent.outcomes[index] for index in in_time(timing) if index in sent.outcomes}
         self._workers.uplink.settle(sent, state, came)
         steps = int(done.plan.assignments.local_steps.max())
         return plan, timing, came, split_record(done, timed, air, sent, steps=steps)
@@ -341,7 +341,7 @@ class VirtualEngine:
             self._problem.shape, self._problem.workload, plan.assignments
         ).total
         faults = refusals(self._problem, self._fleet, plan, peak_bytes)
-        return [place for place, fault in enumerate(faults) if not fault and not dropped[place]]
+        return [index for index, fault in enumerate(faults) if not fault and not dropped[index]]
 
 
 def local_engine(

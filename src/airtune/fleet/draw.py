@@ -112,7 +112,7 @@ def _truth(classes: Sequence[Counted]) -> Truth | None:
 
 def _deal_links(settings: FleetSettings, classes: Sequence[Counted]) -> Ints:
     """Return each device's index into the links; a class on several links takes them in turn."""
-    number = {plan.spec.name: place for place, plan in enumerate(settings.links)}
+    number = {plan.spec.name: index for index, plan in enumerate(settings.links)}
     dealt = [np.arange(count) % len(entry.links) for entry, count in classes]
     rows = [
         np.array([number[name] for name in entry.links])[hand]
@@ -139,8 +139,8 @@ def _repeat(values: Sequence[int], classes: Sequence[Counted]) -> Ints:
 
 def _place(settings: FleetSettings, members: Members, link: Ints, seed: int) -> tuple[Channel, ...]:
     channels = []
-    for place, plan in enumerate(settings.links):
-        here = np.flatnonzero(link == place)
+    for index, plan in enumerate(settings.links):
+        here = np.flatnonzero(link == index)
         there = Members(here, members.transmit_power_w[here], members.distance_m[here])
         channels.append(plan.medium.place(plan.spec.name, there, seed))
     return tuple(channels)

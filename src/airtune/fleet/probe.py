@@ -147,10 +147,10 @@ def fleet_from_probes(
     """
     rows = _rescale_probes(name, probes, devices)
     links = list(dict.fromkeys(probe.link for probe in rows))
-    number = {link: place for place, link in enumerate(links)}
+    number = {link: index for index, link in enumerate(links)}
     link_of = np.array([number[probe.link] for probe in rows], np.int64)
     up, down = np.array([[probe.up_bps, probe.down_bps] for probe in rows]).T
-    places = [np.flatnonzero(link_of == place) for place in range(len(links))]
+    places = [np.flatnonzero(link_of == index) for index in range(len(links))]
     return Fleet(
         name=name,
         names=tuple(probe.name for probe in rows),
@@ -164,8 +164,8 @@ def fleet_from_probes(
         modes=tabulate_modes([NO_MODES], np.zeros(len(rows), np.int64)),
         specs=tuple(_spec(link) for link in links),
         channels=tuple(
-            CapacityChannel(link, place, up[place], down[place])
-            for link, place in zip(links, places, strict=True)
+            CapacityChannel(link, index, up[index], down[index])
+            for link, index in zip(links, places, strict=True)
         ),
         server=ServerSpec(),
         assumptions=_assumptions(name, len(probes), len(rows)),

@@ -94,8 +94,8 @@ class SettingsSection:
             self.fault(key, f"must be a list with at least one entry, got {_show(value)}")
             return []
         return [
-            SettingsSection(data, f"{self.path(key)}[{place}]", self.faults)
-            for place, data in enumerate(value)
+            SettingsSection(data, f"{self.path(key)}[{index}]", self.faults)
+            for index, data in enumerate(value)
         ]
 
     def number(

@@ -65,7 +65,7 @@ class TraceTable:
 def tabulate(traces: Sequence[Trace]) -> TraceTable:
     """Lay traces end to end."""
     stride = float(np.ceil(max(trace.period_s for trace in traces))) + 1.0
-    starts = [trace.time_s + place * stride for place, trace in enumerate(traces)]
+    starts = [trace.time_s + index * stride for index, trace in enumerate(traces)]
     ups = [np.zeros_like(t.down_bps) if t.up_bps is None else t.up_bps for t in traces]
     return TraceTable(
         start_s=np.concatenate(starts),

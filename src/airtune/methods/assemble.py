@@ -97,10 +97,10 @@ def _reasons(
         strict=True,
     )
     lines = []
-    for name, removed, part, place, compute_s, upload_s, finish_s in columns:
+    for name, removed, part, index, compute_s, upload_s, finish_s in columns:
         if not np.isfinite(finish_s):
             lines.append(
-                f"{name}: no rate in this slot; gets none of {link[place]} until it has one"
+                f"{name}: no rate in this slot; gets none of {link[index]} until it has one"
             )
             continue
         early_s = slowest - finish_s
@@ -110,7 +110,7 @@ def _reasons(
             else f"finishes {format_seconds(early_s)} before the slowest"
         )
         lines.append(
-            f"{name}: prunes {removed:.1%}, gets {part:.2%} of {link[place]} ({why}); computes "
+            f"{name}: prunes {removed:.1%}, gets {part:.2%} of {link[index]} ({why}); computes "
             f"{format_seconds(compute_s)}, sends {format_seconds(upload_s)}, {end}"
         )
     return tuple(lines)

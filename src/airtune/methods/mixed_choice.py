@@ -204,7 +204,7 @@ def _solved(
         may = menus.allowed[:, columns] & (lines.rank[columns] <= rank)
         if not may.any(axis=1).all():
             continue
-        usable = [place for place, most in zip(places, ranks, strict=True) if most == rank]
+        usable = [index for index, most in zip(places, ranks, strict=True) if most == rank]
         cost = best.log_cost if best else np.inf
         try:
             found = solve_mixed(

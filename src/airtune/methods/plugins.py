@@ -48,12 +48,12 @@ def load_path(name: str) -> Callable[..., object]:
     Raises:
         MethodError: if the file or the name is not there, or the file cannot be run.
     """
-    place, colon, attribute = name.rpartition(":")
+    file_name, colon, attribute = name.rpartition(":")
     if not colon:
         raise MethodError(f"{name} names no class; write {name}:Mine")
-    path = Path(place).expanduser()
+    path = Path(file_name).expanduser()
     if not path.is_file():
-        raise MethodError(f"there is no file {place}; a method is given as ./mine.py:Mine")
+        raise MethodError(f"there is no file {file_name}; a method is given as ./mine.py:Mine")
     return _maker(_module(path.resolve()), attribute, name)
 
 
@@ -92,8 +92,8 @@ def call_maker(maker: Callable[..., object], settings: Mapping[str, object]) -> 
         if maker.__module__.startswith("airtune."):
             raise
         file = str(getattr(sys.modules.get(maker.__module__), "__file__", None) or maker.__module__)
-        place = f"{file}:{line_of(error.__traceback__, file) or '?'}"
-        raise MethodError(f"{place}: {type(error).__name__}: {error}") from error
+        where = f"{file}:{line_of(error.__traceback__, file) or '?'}"
+        raise MethodError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def as_method(name: str, made: object) -> Method:

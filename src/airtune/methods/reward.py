@@ -59,8 +59,8 @@ def _placed(drop: Floats) -> Floats:
     if not known.any():
         return np.full(drop.shape, 0.5)
     mean, spread = float(np.mean(drop[known])), float(np.std(drop[known]))
-    place = 0.5 + (np.where(known, drop, mean) - mean) / (4.0 * max(spread, 1e-12))
-    return np.clip(place, 0.0, 1.0)
+    level = 0.5 + (np.where(known, drop, mean) - mean) / (4.0 * max(spread, 1e-12))
+    return np.clip(level, 0.0, 1.0)
 
 
 def _relative(importance: Floats) -> Floats:

@@ -224,12 +224,12 @@ class Sft:
             InfeasibleError: if it holds none.
         """
         found = index.copy()
-        for place, task in enumerate(tasks):
+        for position, task in enumerate(tasks):
             used, notes = self._choose(task)
             found[seen.able] = used.index
             peak = _server_peak(problem, seen, lines, found)
             if peak <= problem.server_memory_bytes:
-                return used, place, notes
+                return used, position, notes
         raise InfeasibleError(
             f"the server has {format_bytes(problem.server_memory_bytes)} of memory, but serving "
             f"{len(found)} devices needs {format_bytes(peak)} even through the latest cuts that "

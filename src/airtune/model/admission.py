@@ -53,7 +53,7 @@ def settle_tokenizer_(
     if classifies:
         _keep_(tokenizer, "padding_side", "right")
     if tokenizer.eos_token_id is None and family.causal:
-        ends = [place for place in _ids(config.eos_token_id) if _has(tokenizer, config, place)]
+        ends = [index for index in _ids(config.eos_token_id) if _has(tokenizer, config, index)]
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0]) if ends else None
     pad = _pad(tokenizer, config, family, classifies=classifies)
     if pad is None and classifies:
@@ -83,8 +83,8 @@ def agree_(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None
 
 def surplus_tokens(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[str]:
     """Return the tokens that a model's embedding of `vocabulary` rows lacks, by id."""
-    found = sorted((place, token) for token, place in tokenizer.get_vocab().items())
-    return [token for place, token in found if place >= vocabulary]
+    found = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    return [token for index, token in found if index >= vocabulary]
 
 
 def told_surplus(tokens: list[str], vocabulary: int) -> str:
@@ -159,7 +159,7 @@ def _pad(
     order = own if family.causal else own[::-1]
     last = tokenizer("a")["input_ids"][-1:] if classifies and family.causal else []
     candidates = [*order, tokenizer.unk_token_id, tokenizer.eos_token_id]
-    fit = (place for place in candidates if _has(tokenizer, config, place) and place not in last)
+    fit = (index for index in candidates if _has(tokenizer, config, index) and index not in last)
     return next(fit, None)
 
 

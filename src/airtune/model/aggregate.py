@@ -141,7 +141,7 @@ def _protected(  # noqa: PLR0917 - what came back, and what it is judged by
         updates = [clip_update(update, state, shape, spec.clip_norm) for update in updates]
     places = rule.choose(updates, spec)
     if len(places) < len(updates):
-        updates, weights = [updates[place] for place in places], weights[places]
+        updates, weights = [updates[index] for index in places], weights[places]
         weights /= weights.sum()
     if spec.noise:  # a weight says how many examples a device has, and moves the mean by more
         weights = np.full(len(updates), 1.0 / len(updates))

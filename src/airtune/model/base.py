@@ -106,7 +106,7 @@ def load_base(
         raise ModelError(
             f"{source} is a GGUF file, which is not held in 4 bits anew; leave out model.load_in_4bit"
         )
-    place = place_of(device)
+    torch_device = place_of(device)
     config = load_config(source, revision)
     shape_from_config(config, labels=labels)  # refuses what cannot be loaded before the weights are
     if not allow_pickle:
@@ -121,7 +121,7 @@ def load_base(
         config.num_labels = labels or config.num_labels
         choices = {"config": config}
     if quantisation is not None:
-        choices |= {"quantization_config": quantisation, "device_map": {"": place}}
+        choices |= {"quantization_config": quantisation, "device_map": {"": torch_device}}
     with reading(source), loading():
         network, report = loader.from_pretrained(
             **loader_arguments(source),
@@ -139,7 +139,7 @@ def load_base(
     if classes:
         name_classes_(network, classes)
     if quantisation is None:
-        network = network.to(place)
+        network = network.to(torch_device)
     base = base_of(network, tokenizer=tokenizer, source=str(source))
     return replace(base, drawn=drawn_modules(report, base.family))
 

@@ -91,6 +91,6 @@ def collate(
 def _padded(rows: Sequence[Ints], length: int, fill: int) -> Ints:
     """Return rows cut or filled on the right to one length, (rows, length)."""
     whole = np.full((len(rows), length), fill, np.int64)
-    for place, row in enumerate(rows):
-        whole[place, : len(row)] = row[:length]
+    for index, row in enumerate(rows):
+        whole[index, : len(row)] = row[:length]
     return whole

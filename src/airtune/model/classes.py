@@ -40,7 +40,7 @@ def order_like(names: Sequence[str], known: Sequence[str]) -> list[int] | None:
     >>> order_like(["very bad", "good"], ["Good", "VERY_BAD"])
     [1, 0]
     """
-    places = {_plain(name): place for place, name in enumerate(names)}
+    places = {_plain(name): index for index, name in enumerate(names)}
     wanted = [_plain(name) for name in known]
     is_clear = len(places) == len(names) == len(wanted) == len(set(wanted))
     return [places[name] for name in wanted] if is_clear and set(wanted) == set(places) else None
@@ -60,7 +60,7 @@ def name_classes_(network: PreTrainedModel, names: Sequence[str]) -> None:
     if order is not None:
         _reorder_(network.get_submodule(family_of(config).head), order)
     config.id2label = dict(enumerate(names))
-    config.label2id = {name: place for place, name in enumerate(names)}
+    config.label2id = {name: index for index, name in enumerate(names)}
     config.problem_type = SINGLE_LABEL
 
 

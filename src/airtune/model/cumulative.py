@@ -137,16 +137,16 @@ def _chosen(
     worth = [np.nan_to_num(scores[block][row], nan=-1.0) for block, row in enumerate(kept)]
     order = [np.argsort(-row, kind="stable") for row in worth]
     if over == "layers":
-        return tuple(np.sort(row[place[:wanted]]) for row, place in zip(kept, order, strict=True))
+        return tuple(np.sort(row[index[:wanted]]) for row, index in zip(kept, order, strict=True))
     counts = _counts(worth, order, wanted)
     return tuple(
-        np.sort(row[place[:size]]) for row, place, size in zip(kept, order, counts, strict=True)
+        np.sort(row[index[:size]]) for row, index, size in zip(kept, order, counts, strict=True)
     )
 
 
 def _counts(worth: Sequence[Floats], order: Sequence[Ints], wanted: int) -> list[int]:
     """Return how many each block keeps when all compete: the best of each, then the best of all."""
-    rest = np.concatenate([row[place[1:]] for row, place in zip(worth, order, strict=True)])
+    rest = np.concatenate([row[index[1:]] for row, index in zip(worth, order, strict=True)])
     block = np.repeat(np.arange(len(worth)), [len(row) - 1 for row in worth])
     best = np.argsort(-rest, kind="stable")[: wanted - len(worth)]
     return [int(count) + 1 for count in np.bincount(block[best], minlength=len(worth))]

@@ -249,7 +249,7 @@ class ServerHalf:
             ModelError: if what arrived does not fit the model or one another.
         """
         order, batch, leaves = self._join(arrived)
-        parts = [arrived[place] for place in order]
+        parts = [arrived[index] for index in order]
         rows = [len(part.activation) for part in parts]
         losses = device_losses(self.lora.network, batch, rows, chunk=chunk)
         has_loss = scored_devices(batch, rows)
@@ -262,7 +262,7 @@ class ServerHalf:
         torch.autograd.backward((losses.nan_to_num(nan=0.0) * weights * shares).sum())
         gradients = _unweighted(leaves, weights)
         back = sorted(range(len(order)), key=order.__getitem__)
-        return ServerStep(tuple(gradients[place] for place in back), losses.detach()[back])
+        return ServerStep(tuple(gradients[index] for index in back), losses.detach()[back])
 
     def forward(self, arrived: Sequence[Arrived]) -> list[torch.Tensor]:
         """Return each device's last hidden state (batch, tokens, width), where labels stay.
@@ -273,10 +273,10 @@ class ServerHalf:
         order, batch, leaves = self._join(arrived)
         output = self._body(**batch.inputs, use_cache=False)
         hidden = torch.as_tensor(output.last_hidden_state)
-        self._waiting = (hidden, leaves, [arrived[place] for place in order])
+        self._waiting = (hidden, leaves, [arrived[index] for index in order])
         pieces = hidden.detach().split_with_sizes([len(leaf) for leaf in leaves])
         back = sorted(range(len(order)), key=order.__getitem__)
-        return [pieces[place][:, : leaves[place].shape[1]] for place in back]
+        return [pieces[index][:, : leaves[index].shape[1]] for index in back]
 
     def backward(self, gradients: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Add to the gradients of the adapters; return those of the activations.
@@ -340,15 +340,15 @@ class ServerHalf:
         self, arrived: Sequence[Arrived], bad: set[int], chunk: int, total_weight: float | None
     ) -> ServerStep:
         """Run the step again without the refused devices."""
-        good = [place for place in range(len(arrived)) if place not in bad]
+        good = [index for index in range(len(arrived)) if index not in bad]
         losses = torch.full((len(arrived),), torch.inf)
         gradients: list[torch.Tensor | None] = [None] * len(arrived)
         if good:
-            kept = [arrived[place] for place in good]
+            kept = [arrived[index] for index in good]
             rest = self.step(kept, chunk=chunk, total_weight=total_weight)
             losses[good] = rest.losses.to(losses)
-            for place, gradient in zip(good, rest.gradients, strict=True):
-                gradients[place] = gradient
+            for index, gradient in zip(good, rest.gradients, strict=True):
+                gradients[index] = gradient
         return ServerStep(tuple(gradients), losses)
 
 

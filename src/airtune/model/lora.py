@@ -69,10 +69,10 @@ class LoraNetwork:
 
     def set_step(self, step: int) -> None:
         """Draw new dropout masks from now on; they depend on the device's seed and this number."""
-        for place, layer in enumerate(self._layers.values()):
+        for index, layer in enumerate(self._layers.values()):
             if layer.dropout > 0.0:
                 layer.seeds = tuple(
-                    derive_seed(seed, "dropout", step, place) for seed in self._seeds
+                    derive_seed(seed, "dropout", step, index) for seed in self._seeds
                 )
 
     def adapters(self) -> list[Adapters]:
@@ -93,8 +93,8 @@ class LoraNetwork:
 
     def _unstacked(self, stacks: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         return [
-            {name: stack[place].detach().clone() for name, stack in stacks.items()}
-            for place in range(self.devices)
+            {name: stack[index].detach().clone() for name, stack in stacks.items()}
+            for index in range(self.devices)
         ]
 
 

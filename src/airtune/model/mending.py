@@ -54,12 +54,12 @@ class Grams:
 def gram_tensors(grams: Grams) -> dict[str, torch.Tensor]:
     """Return what `grams_of` makes the same again of."""
     return {
-        f"{place}/{name}": tensor
-        for place in _PLACES
+        f"{index}/{name}": tensor
+        for index in _PLACES
         for name, tensor in (
-            ("factor", getattr(grams, place).factor),
-            ("variance", getattr(grams, place).variance),
-            ("mean", torch.from_numpy(getattr(grams.means, place))),
+            ("factor", getattr(grams, index).factor),
+            ("variance", getattr(grams, index).variance),
+            ("mean", torch.from_numpy(getattr(grams.means, index))),
         )
     }
 
@@ -73,9 +73,9 @@ def grams_of(tensors: Mapping[str, torch.Tensor]) -> Grams | None:
     if not tensors:
         return None
     attention, ffn = (
-        Covariances(tensors[f"{place}/factor"], tensors[f"{place}/variance"]) for place in _PLACES
+        Covariances(tensors[f"{index}/factor"], tensors[f"{index}/variance"]) for index in _PLACES
     )
-    return Grams(attention, ffn, Means(*(tensors[f"{place}/mean"].numpy() for place in _PLACES)))
+    return Grams(attention, ffn, Means(*(tensors[f"{index}/mean"].numpy() for index in _PLACES)))
 
 
 def pooled_grams(reports: Sequence[Grams], weights: Sequence[float]) -> Grams:
@@ -84,21 +84,21 @@ def pooled_grams(reports: Sequence[Grams], weights: Sequence[float]) -> Grams:
         as_sent(
             pooled_covariances(
                 [
-                    (weight, getattr(one, place), torch.from_numpy(getattr(one.means, place)))
+                    (weight, getattr(one, index), torch.from_numpy(getattr(one.means, index)))
                     for weight, one in zip(weights, reports, strict=True)
                 ],
                 rank=GRAM_RANK,
             )
         )
-        for place in _PLACES
+        for index in _PLACES
     )
     return Grams(
         attention,
         ffn,
         Means(
             *(
-                np.average([getattr(one.means, place) for one in reports], axis=0, weights=weights)
-                for place in _PLACES
+                np.average([getattr(one.means, index) for one in reports], axis=0, weights=weights)
+                for index in _PLACES
             )
         ),
     )
@@ -147,8 +147,8 @@ def measure_grams(network: nn.Module, shape: ModelShape, batches: Iterable[Batch
     """
     family = family_of(network.config)
     watched = {
-        place: [(family.linear(network, block, name), _Second()) for block in range(shape.blocks)]
-        for place, name in zip(_PLACES, (family.attention_output, family.ffn_output), strict=True)
+        index: [(family.linear(network, block, name), _Second()) for block in range(shape.blocks)]
+        for index, name in zip(_PLACES, (family.attention_output, family.ffn_output), strict=True)
     }
     both = [pair for pairs in watched.values() for pair in pairs]
     handles = [module.register_forward_pre_hook(second) for module, second in both]
@@ -163,7 +163,7 @@ def measure_grams(network: nn.Module, shape: ModelShape, batches: Iterable[Batch
             handle.remove()
     if not both[0][1].count:
         raise ModelError("a Gram matrix is measured on data and got no batch; give at least one")
-    attention, ffn = ([second for _, second in watched[place]] for place in _PLACES)
+    attention, ffn = ([second for _, second in watched[index]] for index in _PLACES)
     if not all(bool(second.total.isfinite().all()) for second in (*attention, *ffn)):
         raise ModelError(
             "a Gram matrix is not finite: the model overflows on these data; check the model, or "

@@ -79,10 +79,10 @@ def save_adapter(
     whole = dict(head or {}) | _drawn(base)
     tensors |= {f"base_model.model.{name}": value for name, value in whole.items()}
     config = _adapter_config(base, adapters, scale, has_head=bool(head))
-    with whole_folder(Path(folder), overwrite=overwrite) as place:
-        config.save_pretrained(str(place))
-        save_file(tensors, place / "adapter_model.safetensors", metadata={"format": "pt"})
-        _save_reader(base, place)
+    with whole_folder(Path(folder), overwrite=overwrite) as stage:
+        config.save_pretrained(str(stage))
+        save_file(tensors, stage / "adapter_model.safetensors", metadata={"format": "pt"})
+        _save_reader(base, stage)
 
 
 def _drawn(base: BaseModel) -> Head:
@@ -129,9 +129,9 @@ def save_pruned(
     network = _plain_network(
         merged(sliced, base.family, adapters, scale=scale, head=head), config, base.shape
     )
-    with whole_folder(Path(folder), overwrite=overwrite) as place, off_screen():
-        network.save_pretrained(str(place))
-        _save_reader(base, place)
+    with whole_folder(Path(folder), overwrite=overwrite) as stage, off_screen():
+        network.save_pretrained(str(stage))
+        _save_reader(base, stage)
 
 
 def plain_config(base: BaseModel, kept: Kept, *, constants: frozenset[str] = frozenset()) -> Config:
@@ -311,12 +311,12 @@ def _split(name: str) -> tuple[int, str]:
     return int(block), linear
 
 
-def _save_reader(base: BaseModel, place: Path) -> None:
+def _save_reader(base: BaseModel, folder: Path) -> None:
     """Write what turns texts or images into what the model reads."""
     if base.tokenizer is not None:
-        base.tokenizer.save_pretrained(str(place))
+        base.tokenizer.save_pretrained(str(folder))
     if base.frame is not None:
-        (place / PREPROCESSOR).write_text(base.frame.as_preprocessor(), encoding="utf-8")
+        (folder / PREPROCESSOR).write_text(base.frame.as_preprocessor(), encoding="utf-8")
 
 
 @contextmanager

@@ -140,12 +140,12 @@ class _Smoothed:
         return [
             Reading(
                 Importance(
-                    _full(self.groups, self.kept.groups, self.shape.kv_groups, place),
-                    _full(self.channels, self.kept.channels, self.shape.ffn, place),
+                    _full(self.groups, self.kept.groups, self.shape.kv_groups, index),
+                    _full(self.channels, self.kept.channels, self.shape.ffn, index),
                 ),
                 total,
             )
-            for place, total in enumerate(totals)
+            for index, total in enumerate(totals)
         ]
 
 
@@ -227,11 +227,11 @@ class SalienceTracker:
         """Multiply what was read by how the loss pulls at it."""
         parts: dict[bool, list[torch.Tensor]] = {False: [], True: []}
         kept = self._smoothed.kept
-        for place in sorted(self._read):
-            block, is_ffn = place
+        for index in sorted(self._read):
+            block, is_ffn = index
             structures = len((kept.channels if is_ffn else kept.groups)[block])
-            strength, tails = self._read[place]
-            worth = (strength * self._pulled[place]).reshape(self._devices, structures, -1).sum(2)
+            strength, tails = self._read[index]
+            worth = (strength * self._pulled[index]).reshape(self._devices, structures, -1).sum(2)
             tail = tails.reshape(self._devices, structures, -1).mean(2)
             # both parts in units of their own mean, so that neither drowns the other
             scale = worth.mean(1, keepdim=True)

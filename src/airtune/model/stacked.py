@@ -134,9 +134,9 @@ class StackedLora(nn.Module):
         checkpointing) gets the same mask.
         """
         mask = torch.empty_like(rows)
-        for place, seed in enumerate(self.seeds):
+        for index, seed in enumerate(self.seeds):
             stream = torch.Generator(rows.device).manual_seed(seed)
-            mask[place].bernoulli_(1.0 - self.dropout, generator=stream)
+            mask[index].bernoulli_(1.0 - self.dropout, generator=stream)
         return mask.div_(1.0 - self.dropout)
 
 

@@ -159,7 +159,7 @@ class Assignments:
         if self.upload_index is None:
             return ((usual, np.ones(len(self), np.bool_)),)
         index = self.upload_index
-        return tuple((spec, index == place) for place, spec in enumerate(self.uploads))
+        return tuple((spec, index == position) for position, spec in enumerate(self.uploads))
 
     def coded_as(self, specs: Sequence[CodecSpec | None], usual: CodecSpec) -> Assignments:
         """Return the plan with these codecs of its updates, one a row.

@@ -142,7 +142,7 @@ def _points(setting: PlanSetting, draws: Draws | None) -> Iterator[FrontPoint | 
         words = {knob: word for knob, (_, (word, _)) in zip(knobs, chosen, strict=True)}
         try:
             other = setting_of(check_recipe(override(recipe.plain(), changes)), setting.found)
-            yield _point(words, tuple(place for place, _ in chosen), other, draws)
+            yield _point(words, tuple(index for index, _ in chosen), other, draws)
         except (InfeasibleError, RecipeError):
             yield None
 

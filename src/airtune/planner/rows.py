@@ -80,8 +80,8 @@ def front_rows(front: ParetoFront, *, most: int | None = None) -> WordTable:
     """
     count = len(front.points)
     step = 1.0 if most is None or count <= most else (count - 1) / (most - 1)
-    places = dict.fromkeys(round(place * step) for place in range(min(count, most or count)))
-    shown = [(front.points[place].label, front.points[place]) for place in places]
+    places = dict.fromkeys(round(index * step) for index in range(min(count, most or count)))
+    shown = [(front.points[index].label, front.points[index]) for index in places]
     return WordTable(
         f"plans by {', '.join(front.axes)}{_next_to(front.quantile)}: {count} of {front.tried} stay",
         ("plan", *front.axes, *(["cost"] if front.own.money else [])),

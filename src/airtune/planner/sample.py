@@ -114,8 +114,8 @@ class Sampled:
         """Return the few draws whose rounds end next to the median, or to a quantile of all."""
         latest = np.zeros(len(self.draws.numbers))
         np.maximum.at(latest, self.draw, self.round_s)
-        place = (0.5 if quantile is None else quantile) * (latest.size - 1)
-        beside = np.abs(np.argsort(np.argsort(latest, kind="stable")) - place)
+        position = (0.5 if quantile is None else quantile) * (latest.size - 1)
+        beside = np.abs(np.argsort(np.argsort(latest, kind="stable")) - position)
         kept = np.sort(np.argsort(beside, kind="stable")[:_TYPICAL])
         return Draws(tuple(self.draws.numbers[row] for row in kept.tolist()), self.draws.span)
 

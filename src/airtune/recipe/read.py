@@ -28,9 +28,9 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                line = node.value[place][0].start_mark.line + 1
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                line = node.value[index][0].start_mark.line + 1
                 raise RecipeError(f"key {key!r} stands twice, the second time in line {line}")
         return super().construct_mapping(node, deep=deep)
 
@@ -110,9 +110,9 @@ def sent_recipe(
         return Recipe.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, first["loc"]))
         raise MismatchError(
-            f"{where}: {place}: {first['msg']}; install the same version of airtune {install}"
+            f"{where}: {key}: {first['msg']}; install the same version of airtune {install}"
         ) from error
 
 
@@ -159,9 +159,9 @@ def parse_yaml(text: str, *, where: str, wanted: Any = Recipe) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
+        at = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "unreadable text"
-        raise RecipeError(f"{where}: not readable as YAML{place}: {problem}") from error
+        raise RecipeError(f"{where}: not readable as YAML{at}: {problem}") from error
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from error
 

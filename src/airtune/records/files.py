@@ -76,25 +76,25 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise CheckpointError(f"{folder} is no folder that can be read") from error
     try:
-        if _is_held(place):
+        if _is_held(descriptor):
             raise RunExistsError(
                 f"another process is at work in {folder}; wait until it has ended, or stop it"
             )
         yield
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
-def _is_held(place: int) -> bool:
+def _is_held(descriptor: int) -> bool:
     """Take the lock of an open folder; returns whether another has it."""
     import fcntl  # only where there is one; see `held`
 
     try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:  # of a file system without such locks

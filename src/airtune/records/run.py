@@ -303,17 +303,17 @@ def _read_lines(folder: Path) -> list[bytes]:
 
 
 def _parse_line(folder: Path, number: int, line: bytes) -> tuple[Json, dict[str, int]]:
-    place = f"{folder / 'rounds.jsonl'}, line {number},"
+    where = f"{folder / 'rounds.jsonl'}, line {number},"
     try:
         record = json.loads(line)
         stated = record.pop("crc32")
         found = _checksum(record)
         block: dict[str, int] = record.pop("devices")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{place} is damaged: it is not a round's record") from error
+        raise CheckpointError(f"{where} is damaged: it is not a round's record") from error
     if stated != found:
         raise CheckpointError(
-            f"{place} is damaged: its checksum is {stated}, its content gives {found}"
+            f"{where} is damaged: its checksum is {stated}, its content gives {found}"
         )
     return record, block
 

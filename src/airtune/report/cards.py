@@ -115,7 +115,7 @@ def cards(study: Study, summary: Summary) -> list[Card]:
 def table(study: Study, summary: Summary) -> list[MethodLine]:
     """Return a line a method, in the order of the study."""
     keys = {
-        name: palette_place(colour_index(study, place)) for place, name in enumerate(study.methods)
+        name: palette_place(colour_index(study, index)) for index, name in enumerate(study.methods)
     }
     return [
         MethodLine(

@@ -53,10 +53,10 @@ def quality_chart(study: Study, summary: Summary, kind: Kind) -> Chart:
     most = max((run.total(_spent(run, kind)) for run in study.runs), default=1.0)
     scale, unit = seconds_scale(most) if kind == "time" else bytes_scale(most)
     curves = []
-    for place, method in enumerate(study.methods):
+    for index, method in enumerate(study.methods):
         runs = [run for run in study.of(method) if run.quality.size]
         if runs:
-            colour = colour_index(study, place)
+            colour = colour_index(study, index)
             curves.append(_curve(runs, summary.rows[method], (kind, scale, most / scale), colour))
     titles = {"time": "virtual wall-clock", "bytes": "bytes up and down"}
     return Chart(

@@ -19,9 +19,9 @@ def learnt_figures(run: RunSeries, shown: Ints) -> dict[str, tuple[Figure, str]]
     last: dict[int, dict[str, list[float]]] = {}
     for row in run.record.rounds:
         found: dict[str, Any] = row.get("learnt") or {"device": []}
-        for place, device in enumerate(found["device"]):
+        for index, device in enumerate(found["device"]):
             last[device] = {
-                name: [found[name][end][place] for end in ("low", "middle", "high")]
+                name: [found[name][end][index] for end in ("low", "middle", "high")]
                 for name in _WHAT
             }
     places = [int(device) for device in shown if int(device) in last]
@@ -30,13 +30,13 @@ def learnt_figures(run: RunSeries, shown: Ints) -> dict[str, tuple[Figure, str]]
     names = device_names(run, shown)
     data = []
     for number, (name, title) in enumerate(_WHAT.items()):
-        low, middle, high = np.array([last[place][name] for place in places]).T
+        low, middle, high = np.array([last[index][name] for index in places]).T
         data.append(
             {
                 "type": "scatter",
                 "mode": "markers",
                 "name": title,
-                "x": [label(names[place]) for place in places],
+                "x": [label(names[index]) for index in places],
                 "y": middle.tolist(),
                 "error_y": {
                     "type": "data",

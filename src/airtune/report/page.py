@@ -225,7 +225,7 @@ def _data(run: RunSeries) -> dict[str, Any]:
         "total": len(run.record.rounds),
         "cuts": bool(run.record.devices["cut"].any()),
         "devices": [[index, name] for index, name in names.items()],
-        "rounds": [rounds.round_data(run, place, shown) for place in places],
+        "rounds": [rounds.round_data(run, position, shown) for position in places],
     }
 
 

@@ -183,11 +183,11 @@ def _robustness(study: Study, summary: Summary) -> ProtocolTable:
     by = {(str(method), str(fault)): label for label, (method, fault) in faults.items()}
     methods = dict.fromkeys(method for method, _ in by)
     lines, values = [], {}
-    for place, method in enumerate(methods):
+    for index, method in enumerate(methods):
         rows = {fault: summary.rows.get(by.get((method, fault), "")) for fault in kinds}
         clean = rows.get(CLEAN)
         cells = [_fault_cell(study, row, None if row is clean else clean) for row in rows.values()]
-        lines.append(MethodLine(method, palette_place(place), is_baseline=False, cells=cells))
+        lines.append(MethodLine(method, palette_place(index), is_baseline=False, cells=cells))
         values[method] = {
             fault: math.nan if row is None else mean_of(row.final) for fault, row in rows.items()
         }
@@ -213,7 +213,7 @@ def _fault_cell(study: Study, row: Row | None, clean: Row | None) -> Cell:
     gap = difference(row.final[mine], clean.final[other])
     costs = {
         kind: relative_change(
-            [row.cost(kind)[place] for place in mine], [clean.cost(kind)[place] for place in other]
+            [row.cost(kind)[index] for index in mine], [clean.cost(kind)[index] for index in other]
         )
         if study.target is not None
         else _in_all(row, clean, kind, mine, other)
@@ -230,8 +230,8 @@ def _fault_cell(study: Study, row: Row | None, clean: Row | None) -> Cell:
 
 def _in_all(row: Row, clean: Row, kind: Cost, mine: Sequence[int], other: Sequence[int]) -> Change:
     """Return the change of what whole runs spent, where no target was set."""
-    ours = np.array([row.cost(kind)[place].value for place in mine])
-    theirs = np.array([clean.cost(kind)[place].value for place in other])
+    ours = np.array([row.cost(kind)[index].value for index in mine])
+    theirs = np.array([clean.cost(kind)[index].value for index in other])
     if not (ours.size and np.all(ours > 0.0) and np.all(theirs > 0.0)):
         return Change(math.nan, math.nan, math.nan, ours.size, "unknown")
     logs = np.log(ours / theirs)

@@ -110,13 +110,13 @@ def deployed(study: Study) -> list[MethodLine]:
         CheckpointError: if a manifest is damaged.
     """
     lines = []
-    for place, name in enumerate(study.methods):
+    for index, name in enumerate(study.methods):
         for run in study.of(name):
             for path in sorted(run.record.folder.glob("export-*/airtune.json")):
                 manifest = _manifest(path)
                 if "self_check" in manifest:
                     label = f"{name}, seed {run.seed}" if len(study.seeds) > 1 else name
-                    key = palette_place(colour_index(study, place))
+                    key = palette_place(colour_index(study, index))
                     lines.append(
                         MethodLine(label, key, is_baseline=False, cells=_deployed(manifest))
                     )

@@ -113,8 +113,8 @@ def step_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> SectionF
     names = device_names(run, shown)
     lanes = [label(names[int(index)]) for index in device[places]]
     data = [
-        _bars(name, lanes, edges[place], edges[place + 1], (colour, unit))
-        for place, (name, colour) in enumerate(_PHASES)
+        _bars(name, lanes, edges[position], edges[position + 1], (colour, unit))
+        for position, (name, colour) in enumerate(_PHASES)
     ]
     served = [_SERVER] * starts.size
     data.append(_bars(_SERVER, served, starts / scale, stops / scale, ("var(--c3)", unit)))
@@ -197,7 +197,7 @@ def cut_figure(run: RunSeries, number: int, shown: Ints) -> SectionFigure | None
     codecs = [str(value) for value in devices["codec"][rows]]
     kinds = list(dict.fromkeys(codecs))
     data = []
-    for place, kind in enumerate(kinds):
+    for position, kind in enumerate(kinds):
         mine = rows[[codec == kind for codec in codecs]]
         data.append(
             {
@@ -206,7 +206,7 @@ def cut_figure(run: RunSeries, number: int, shown: Ints) -> SectionFigure | None
                 "name": label(kind),
                 "y": [label(names[int(index)]) for index in devices["device"][mine]],
                 "x": devices["cut"][mine].tolist(),
-                "marker": {"color": colour_of(place + 1)},
+                "marker": {"color": colour_of(position + 1)},
                 "hovertemplate": f"%{{y}}: %{{x}} blocks, {label(kind)}<extra></extra>",
             }
         )
@@ -293,7 +293,7 @@ def leakage_figure(found: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
     is_text = all(one.get("token_recovery") is not None for one in found)
     key = "token_recovery" if is_text else "explained"
     data: list[Figure] = []
-    for place, codec in enumerate(dict.fromkeys(str(one["codec"]) for one in found)):
+    for index, codec in enumerate(dict.fromkeys(str(one["codec"]) for one in found)):
         mine = [one for one in found if str(one["codec"]) == codec]
         data.append(
             {
@@ -302,7 +302,7 @@ def leakage_figure(found: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
                 "name": label(codec),
                 "x": [one["cut"] for one in mine],
                 "y": [one[key] for one in mine],
-                "line": {"color": colour_of(place + 1), "width": 2},
+                "line": {"color": colour_of(index + 1), "width": 2},
                 "hovertemplate": f"cut %{{x}}: %{{y:.1%}}<extra>{label(codec)}</extra>",
             }
         )

@@ -106,14 +106,14 @@ def ticks(low: float, high: float) -> list[float]:
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(place * step, 12) for place in range(first, last + 1)]
+    return [round(index * step, 12) for index in range(first, last + 1)]
 
 
 def _style() -> str:
     def rules(ink: str, soft: str, paper: str, grid: str, colours: Sequence[str]) -> str:
         lines = "".join(
-            f".c{place}{{stroke:{colour}}}.f{place}{{fill:{colour}}}"
-            for place, colour in enumerate(colours)
+            f".c{index}{{stroke:{colour}}}.f{index}{{fill:{colour}}}"
+            for index, colour in enumerate(colours)
         )
         return (
             f".paper{{fill:{paper}}}.ink{{fill:{ink}}}.soft{{fill:{soft}}}"
@@ -128,12 +128,11 @@ def _style() -> str:
 def _grid(scale: _Scale, chart: Chart) -> Iterator[str]:
     base = _HEIGHT - _BOTTOM
     for value in ticks(scale.low, scale.high):
-        place = scale.y(value)
-        yield f'<path class="grid" d="M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"/>'
+        y = scale.y(value)
+        yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>'
         text = f"{100 * value:g} %" if chart.metric.is_share else f"{value:g}"
         yield (
-            f'<text class="soft" x="{_LEFT - 8}" y="{place + 4:.1f}" '
-            f'text-anchor="end">{text}</text>'
+            f'<text class="soft" x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
         )
     for value in ticks(0.0, scale.right):
         yield (
@@ -170,12 +169,10 @@ def _line(curve: Curve, scale: _Scale) -> str:
 def _target(chart: Chart, scale: _Scale) -> Iterator[str]:
     if chart.target is None:
         return
-    place = scale.y(chart.target)
+    y = scale.y(chart.target)
+    yield (f'<path class="rule" stroke-dasharray="2 4" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
     yield (
-        f'<path class="rule" stroke-dasharray="2 4" d="M{_LEFT} {place:.1f}H{_WIDTH - _RIGHT}"/>'
-    )
-    yield (
-        f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{place - 6:.1f}" text-anchor="end">'
+        f'<text class="soft" x="{_WIDTH - _RIGHT}" y="{y - 6:.1f}" text-anchor="end">'
         f"target {chart.metric.write(chart.target)}</text>"
     )
 
@@ -213,8 +210,8 @@ def _note(note: str) -> Iterator[str]:
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     shown = lines[:2] if len(lines) <= 2 else [lines[0], f"{lines[1]} …"]
-    for place, line in enumerate(shown):
+    for index, line in enumerate(shown):
         yield (
             f'<text class="soft" font-size="11" x="{_LEFT}" '
-            f'y="{_HEIGHT - 20 + 14 * place}">{html.escape(line)}</text>'
+            f'y="{_HEIGHT - 20 + 14 * index}">{html.escape(line)}</text>'
         )

@@ -106,10 +106,10 @@ def _lines(study: Study, summary: Summary, keys: Sequence[str]) -> Iterator[list
     is_set = study.target is not None
     for row in summary.rows.values():
         runs = study.of(row.method)
-        for place, seed in enumerate(row.seeds):
-            costs = [row.cost(kind)[place] for kind in ("time", "bytes", "energy", "rounds")]
-            quality = [getattr(row, name)[place] for name in _QUALITIES.values()]
-            run = runs[place]
+        for index, seed in enumerate(row.seeds):
+            costs = [row.cost(kind)[index] for kind in ("time", "bytes", "energy", "rounds")]
+            quality = [getattr(row, name)[index] for name in _QUALITIES.values()]
+            run = runs[index]
             yield [
                 row.method,
                 *_set(study, row.method, keys),
@@ -126,15 +126,15 @@ def _lines(study: Study, summary: Summary, keys: Sequence[str]) -> Iterator[list
 
 def _curves(study: Study, keys: Sequence[str]) -> Iterator[list[Any]]:
     for run in study.runs:
-        for place, value, worst in zip(run.evaluated, run.quality, run.worst_tenth, strict=True):
+        for index, value, worst in zip(run.evaluated, run.quality, run.worst_tenth, strict=True):
             yield [
                 run.method,
                 *_set(study, run.method, keys),
                 run.seed,
-                place + 1,
-                float(run.end_s[place]),
-                float(run.traffic_bytes[place]),
-                float(run.energy_j[place]),
+                index + 1,
+                float(run.end_s[index]),
+                float(run.traffic_bytes[index]),
+                float(run.energy_j[index]),
                 study.metric.name,
                 float(value),
                 None if math.isnan(worst) else float(worst),

@@ -10,10 +10,10 @@ from airtune.run.execute import (
     run_recipe,
 )
 from airtune.run.export import export_run
+from airtune.run.folders import new_folder, saved_recipe
 from airtune.run.load import Assets, load_assets, longest_input
 from airtune.run.measurement import stored_measurements, tables_of
 from airtune.run.method import Chosen, choose_method
-from airtune.run.places import new_folder, saved_recipe
 from airtune.run.sensitivity import known_sensitivity, remembered_sensitivity, stored_sensitivity
 
 __all__ = [

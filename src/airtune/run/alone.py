@@ -41,7 +41,7 @@ class AloneEngine(NoTraffic):
     ) -> Execution:
         """Train every device from its own state."""
         problem, assignments = self.pieces.problem, plan.assignments
-        outcomes = [self._train(plan, state, place) for place in range(len(assignments))]
+        outcomes = [self._train(plan, state, index) for index in range(len(assignments))]
         mine = {
             f"{outcome.device}/{name}": tensor
             for outcome in outcomes

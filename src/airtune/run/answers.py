@@ -31,22 +31,22 @@ class GradedAnswer:
 
 
 def sample_answers(
-    saved: nn.Module, place: Path, base: BaseModel, samples: TextRows, *, max_length: int
+    saved: nn.Module, folder: Path, base: BaseModel, samples: TextRows, *, max_length: int
 ) -> tuple[GradedAnswer, ...]:
     """Ask a saved model test rows, evenly over those that were kept.
 
     Args:
-        saved: loaded from `place`.
-        place: the folder; its tokenizer is used.
+        saved: loaded from `folder`.
+        folder: the folder; its tokenizer is used.
         base: what it was tuned from.
         samples: test rows; of images there are none.
         max_length: tokens at which the run cuts a text.
     """
     if not samples:
         return ()
-    tokenizer = AutoTokenizer.from_pretrained(str(place))
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
     count = min(SHOWN, len(samples))
-    rows = [samples.take([place * len(samples) // count]) for place in range(count)]
+    rows = [samples.take([index * len(samples) // count]) for index in range(count)]
     if not base.shape.labels:
         return tuple(_written(saved, tokenizer, row, max_length) for row in rows)
     names = class_names(base.network.config)

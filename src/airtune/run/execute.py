@@ -26,13 +26,13 @@ from airtune.run import controls
 from airtune.run.build import Pieces, build_pieces, pinned
 from airtune.run.by_class import by_class_of
 from airtune.run.checks import check_begin
+from airtune.run.folders import RECIPE_FILE, claimed, extend, places_of, resolved, saved_recipe
 from airtune.run.header import header, identity
 from airtune.run.leakage import leakage_of
 from airtune.run.load import Assets
 from airtune.run.measurement import measure
 from airtune.run.method import Chosen, choose_method
 from airtune.run.notes import notes_of
-from airtune.run.places import RECIPE_FILE, claimed, extend, places_of, resolved, saved_recipe
 from airtune.run.sensitivity import known_sensitivity, remembered_sensitivity, with_sensitivity
 
 _WINDOW = 3
@@ -98,10 +98,10 @@ def run_recipe(
     """
     watch, recipe = watch or Watch(), pinned(recipe)
     with ExitStack() as until_the_end:
-        with claimed(recipe, folder) as place:
-            until_the_end.enter_context(held(place))
-            watch.on_folder(place)
-            ready = _begin(place, recipe, label, assets, watch)
+        with claimed(recipe, folder) as taken:
+            until_the_end.enter_context(held(taken))
+            watch.on_folder(taken)
+            ready = _begin(taken, recipe, label, assets, watch)
         return _finish(*ready, watch=watch, reports=reports)
 
 
@@ -194,7 +194,7 @@ def _resume(
 
 
 def _begin(
-    place: Path, typed: Recipe, label: str | None, assets: Assets | None, watch: Watch
+    folder: Path, typed: Recipe, label: str | None, assets: Assets | None, watch: Watch
 ) -> tuple[Pieces, Chosen, RunWriter, Measurements | None]:
     """Load, measure and write the header: all that stands before the first round."""
     recipe = resolved(typed)
@@ -208,13 +208,13 @@ def _begin(
         measured = measure(pieces, chosen, watch.on_stage, watch.on_calibration)
     except (KeyboardInterrupt, RunInterruptedError) as error:
         raise RunInterruptedError(
-            f"interrupted before the first round; go on with: airtune run --resume {place}"
+            f"interrupted before the first round; go on with: airtune run --resume {folder}"
         ) from error
     document = header(pieces, chosen, measured)
     document["places"] = places_of(typed)
     document["model"]["source"], document["data"]["source"] = typed.model.source, typed.data.source
-    write_samples(place, pieces.assets.data.samples)
-    return pieces, chosen, RunWriter.create(place, document), measured
+    write_samples(folder, pieces.assets.data.samples)
+    return pieces, chosen, RunWriter.create(folder, document), measured
 
 
 def _go_on(

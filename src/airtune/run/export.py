@@ -89,20 +89,20 @@ def export_run(
     """
     _check_asked(format, prune, round)
     check_quantise(format, quantise)
-    place = output or folder / f"export-{format}"
+    target = output or folder / f"export-{format}"
     if overwrite:
-        _check_place(place)
+        _check_place(target)
     trained = replace(_trained(folder, round), quantise=quantise)
     kept = _kept(trained, format, prune)
     if prune is not None:
         trained = replace(trained, quality=unmeasured(trained.quality, prune))
     if not accept_worse:
         check_better(folder, trained.quality, prune)
-    with whole_folder(place, overwrite=overwrite) as stage:
+    with whole_folder(target, overwrite=overwrite) as stage:
         checked = _WRITERS[format](stage, trained, kept)
         about = manifest_of(trained.recipe, trained.base, format, trained.quality)
         _describe(stage, trained, about | checked, is_tested=trained.is_last and prune is None)
-    return place
+    return target
 
 
 def _describe(stage: Path, trained: _Trained, about: dict[str, Any], *, is_tested: bool) -> None:
@@ -291,8 +291,8 @@ def _trained(folder: Path, round: Round = "last") -> _Trained:
 
 def _checkpoint(folder: Path, identity: str, round: Round) -> Checkpoint:
     """Return the last checkpoint, or the best one, which the last names."""
-    place = folder / "checkpoint"
-    last = load_checkpoint(place, identity=identity)
+    saved_in = folder / "checkpoint"
+    last = load_checkpoint(saved_in, identity=identity)
     if last is None:
         raise CheckpointError(f"{folder} has no finished round to export; let the run get on first")
     if round == "last":
@@ -303,10 +303,10 @@ def _checkpoint(folder: Path, identity: str, round: Round) -> Checkpoint:
             f"{folder} validated no round, so none is known to be the best; export --round last, or "
             "run it with data.held_out above 0"
         )
-    best = load_checkpoint(place, identity=identity, rounds=named["round"] + 1)
+    best = load_checkpoint(saved_in, identity=identity, rounds=named["round"] + 1)
     if best is None:
         raise CheckpointError(
-            f"{place} no longer holds round {named['round'] + 1}, the best of {folder}; export "
+            f"{saved_in} no longer holds round {named['round'] + 1}, the best of {folder}; export "
             "--round last"
         )
     return best
@@ -321,17 +321,17 @@ def _check_base(folder: Path, base: BaseModel, trained_on: str, recipe: Recipe) 
         )
 
 
-def _check_place(place: Path) -> None:
+def _check_place(target: Path) -> None:
     """Refuse to replace what is no export.
 
     Raises:
         RunExistsError: naming the folder.
     """
-    if place.is_file() or (
-        place.is_dir() and any(place.iterdir()) and not (place / MANIFEST).is_file()
+    if target.is_file() or (
+        target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file()
     ):
         raise RunExistsError(
-            f"{place} is there and no export of airtune, so not even --force replaces it; choose "
+            f"{target} is there and no export of airtune, so not even --force replaces it; choose "
             "another folder"
         )
 

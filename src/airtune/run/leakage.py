@@ -62,16 +62,16 @@ def _halves(test: Examples) -> tuple[Examples, Examples]:
 
 def _cuts(pieces: Pieces, used: Ints) -> list[int]:
     """Return the cuts of the run and, up to four in all, others spread over the model."""
-    chosen = [int(used[place]) for place in _spread(used.size, _CUTS)]
+    chosen = [int(used[index]) for index in _spread(used.size, _CUTS)]
     every = range(1, pieces.problem.shape.blocks)
-    others = [every[place] for place in _spread(len(every), _CUTS) if every[place] not in chosen]
+    others = [every[index] for index in _spread(len(every), _CUTS) if every[index] not in chosen]
     return sorted([*chosen, *others][:_CUTS])
 
 
 def _codecs(pieces: Pieces) -> list[CodecSpec]:
     menu = [section.spec() for section in pieces.recipe.split.codecs]
     return list(
-        dict.fromkeys([CodecSpec(), *(menu[place] for place in _spread(len(menu), _CODECS))])
+        dict.fromkeys([CodecSpec(), *(menu[index] for index in _spread(len(menu), _CODECS))])
     )
 
 

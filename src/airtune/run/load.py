@@ -88,7 +88,7 @@ def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = N
         ModelError: if it cannot be loaded or does not fit the task.
     """
     section = recipe.model
-    place = section.device if device is None else device
+    torch_device = section.device if device is None else device
     packed = section.load_in_4bit and device is None
     if not is_vision(recipe):
         base = load_base(
@@ -96,7 +96,7 @@ def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = N
             labels=len(classes),
             classes=classes,
             dtype=section.dtype,
-            device=place,
+            device=torch_device,
             load_in_4bit=packed,
             revision=section.revision,
             allow_pickle=section.allow_pickle,
@@ -107,7 +107,7 @@ def load_model(recipe: Recipe, *, classes: Sequence[str], device: str | None = N
         labels=len(classes),
         classes=classes,
         dtype=section.dtype,
-        device=place,
+        device=torch_device,
         revision=section.revision,
         allow_pickle=section.allow_pickle,
     )
@@ -177,10 +177,10 @@ def model_source(recipe: Recipe) -> str:
     source = recipe.model.source
     if source == EMBEDDED:
         return str(EMBEDDED_VISION if is_vision(recipe) else EMBEDDED_MODEL)
-    place = Path(source).expanduser()
-    if is_gguf(source) and not place.is_file():
+    path = Path(source).expanduser()
+    if is_gguf(source) and not path.is_file():
         raise ModelError(f"there is no file {source!r}; set model.source to a GGUF file")
-    if source.startswith((".", "/", "~")) and not (place.is_dir() or is_gguf(source)):
+    if source.startswith((".", "/", "~")) and not (path.is_dir() or is_gguf(source)):
         raise ModelError(
             f"there is no folder {source!r}; set model.source to a folder, a GGUF file or a hub id"
         )

@@ -114,6 +114,6 @@ def _commit(recipe: Recipe) -> str | None:
     """Return the commit of a base from the hub, which its cache names folders after."""
     if is_gguf(recipe.model.source):
         return None
-    place = base_folder(recipe)
-    is_commit = place.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", place.name)
-    return place.name if is_commit else None
+    folder = base_folder(recipe)
+    is_commit = folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name)
+    return folder.name if is_commit else None

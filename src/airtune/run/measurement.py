@@ -36,8 +36,8 @@ from airtune.recipe import Recipe
 from airtune.recipe.schema import CodecSection
 from airtune.records import storage
 from airtune.run.build import Pieces
+from airtune.run.folders import resolved
 from airtune.run.method import Chosen
-from airtune.run.places import resolved
 
 _Told = Callable[[int, int], None]
 

@@ -71,7 +71,7 @@ class _Questions:
 
 def replay(
     saved: nn.Module,
-    place: Path,
+    folder: Path,
     tuned: nn.Module,
     base: BaseModel,
     samples: TextRows,
@@ -81,8 +81,8 @@ def replay(
     """Compare a saved model with the one in memory.
 
     Args:
-        saved: loaded plainly from `place`.
-        place: the folder; its tokenizer is used.
+        saved: loaded plainly from `folder`.
+        folder: the folder; its tokenizer is used.
         tuned: the model that the run evaluated.
         base: what it was tuned from.
         samples: test rows; none = random tokens or images.
@@ -93,7 +93,7 @@ def replay(
             otherwise than rounding explains.
     """
     _check_classes(saved, base)
-    asked = _questions(place, base, samples, max_length)
+    asked = _questions(folder, base, samples, max_length)
     is_classifier = base.shape.labels > 0
     here = _own(tuned, asked.own, is_classifier=is_classifier)
     alone, together = _plain(saved, asked)
@@ -145,13 +145,13 @@ def _check_classes(saved: nn.Module, base: BaseModel) -> None:
         )
 
 
-def _questions(place: Path, base: BaseModel, samples: TextRows, max_length: int) -> _Questions:
+def _questions(folder: Path, base: BaseModel, samples: TextRows, max_length: int) -> _Questions:
     if base.frame is not None or base.tokenizer is None or not samples:
         return _random(base)
     is_classifier = base.shape.labels > 0
     if not is_classifier:
         samples, max_length = samples.take(range(min(ROWS, len(samples)))), min(max_length, TOKENS)
-    tokenizer = AutoTokenizer.from_pretrained(str(place))
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
     examples = samples.tokenised(base.tokenizer, max_length=max_length).sequences(
         np.arange(len(samples))
     )

@@ -19,8 +19,8 @@ from airtune.plan import Sensitivity
 from airtune.recipe import Recipe
 from airtune.records import write_atomically
 from airtune.run.build import Pieces
+from airtune.run.folders import resolved
 from airtune.run.method import Chosen
-from airtune.run.places import resolved
 
 DEVICES = 4
 """Devices whose data it is measured on."""
@@ -88,7 +88,7 @@ def stored_sensitivity(
     return None if is_other else _read(document, str(path))
 
 
-def _read(document: Mapping[str, Any], place: str) -> Sensitivity:
+def _read(document: Mapping[str, Any], where: str) -> Sensitivity:
     try:
         curves = {
             name: tuple(map(float, document[name]))
@@ -96,12 +96,12 @@ def _read(document: Mapping[str, Any], place: str) -> Sensitivity:
         }
         return Sensitivity(**curves, source=str(document["source"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(place, error) from error
+        raise _damaged(where, error) from error
 
 
-def _damaged(place: str, error: Exception) -> CheckpointError:
+def _damaged(where: str, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"the stored sensitivity in {place} is damaged: {error}; remove it, it is measured again"
+        f"the stored sensitivity in {where} is damaged: {error}; remove it, it is measured again"
     )
 
 

@@ -147,8 +147,8 @@ def _repair(cost: Floats, load: Floats, limits: tuple[Floats, Ints, float], inde
 def _prefix(extra: Floats, group: Ints, left: Floats) -> Bools:
     """Return which of the ordered moves come before their group is full; the first always does."""
     total, first = np.zeros(extra.shape[0]), np.zeros(extra.shape[0])
-    for place in np.unique(group):
-        members = np.flatnonzero(group == place)
+    for index in np.unique(group):
+        members = np.flatnonzero(group == index)
         total[members] = np.cumsum(extra[members])
         first[members[0]] = 1.0
     return np.asarray((total <= left[group]) | (first > 0.0))

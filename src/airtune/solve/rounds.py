@@ -151,8 +151,8 @@ def _least_between(points: list[float], total: Callable[[float], float]) -> floa
 
     for _ in range(_REFINE):
         best = min(points, key=at)
-        place = points.index(best)
-        beside = points[max(place - 1, 0) : place + 2]
+        index = points.index(best)
+        beside = points[max(index - 1, 0) : index + 2]
         halves = [0.5 * (one + other) for one, other in pairwise(beside)]
         points = sorted([*beside, *halves], reverse=points[0] > points[-1])
     return min(points, key=at)

@@ -62,7 +62,7 @@ class SplitMenu:
         group = np.where(curves.dedicated, links, curves.link)
         used, group = np.unique(group, return_inverse=True)
         after = by_need(after)
-        members = tuple(np.flatnonzero(group == place) for place in range(used.size))
+        members = tuple(np.flatnonzero(group == index) for index in range(used.size))
         return cls(
             problem=problem,
             order=order,
@@ -109,7 +109,7 @@ class SplitMenu:
     def best(self, cost: Floats, prices: Prices) -> tuple[float, Floats]:
         """Return the least of `sum cost + sum rho B` over lines within B, and each group's B."""
         total, limit = 0.0, np.empty(self.groups)
-        for place, rows in enumerate(self.members):
+        for index, rows in enumerate(self.members):
             lowest = np.minimum.accumulate(cost[rows], axis=1)
             after = self.after_s[rows]
             has = np.isfinite(lowest)
@@ -120,10 +120,10 @@ class SplitMenu:
             floor = float(np.max(after[ends, first]))
             # before its first possible line a device counts as if it had that one already
             lowest = np.where(has, lowest, lowest[ends, first][:, None])
-            gain = (lowest[:, :-1] - lowest[:, 1:]).ravel()[self.events[place]]
-            need = np.maximum(after[:, 1:].ravel()[self.events[place]], floor)
+            gain = (lowest[:, :-1] - lowest[:, 1:]).ravel()[self.events[index]]
+            need = np.maximum(after[:, 1:].ravel()[self.events[index]], floor)
             useful = np.isfinite(need)
-            weight = prices.group[place]
+            weight = prices.group[index]
             spent = float(np.sum(lowest[:, 0]))
             values = spent - np.cumsum(gain[useful]) + weight * need[useful]
             values = np.append(values, spent + weight * floor if not useful.any() else np.inf)
@@ -133,9 +133,9 @@ class SplitMenu:
             values[:below] = np.inf
             at = int(np.argmin(values))
             if start <= values[at]:
-                total, limit[place] = total + start, floor
+                total, limit[index] = total + start, floor
             else:
-                total, limit[place] = total + float(values[at]), float(need[useful][at])
+                total, limit[index] = total + float(values[at]), float(need[useful][at])
         return total, limit
 
     def pick(self, cost: Floats, limit: Floats) -> Ints:

@@ -57,7 +57,7 @@ class DeviceEnd:
         """
         self.context, self.jobs = context, dict(jobs)
         self.refused = {} if refused is None else refused
-        self._memory = {place: {} for place in jobs} if memory is None else memory
+        self._memory = {index: {} for index in jobs} if memory is None else memory
         first = next(iter(jobs.values()))
         self.cut, self.steps = first.row.cut, first.row.local_steps
         state, work, seed, round = context.state, context.work, context.seed, context.round
@@ -78,7 +78,7 @@ class DeviceEnd:
         self._parameters = self._half.lora.parameters()
         self._optimiser = optimiser_of(self._parameters, context.settings)
         self._drawn = {
-            place: round_batches(
+            index: round_batches(
                 len(job.data),
                 steps=self.steps,
                 batch=context.workload.batch,
@@ -86,7 +86,7 @@ class DeviceEnd:
                 round=round,
                 device=job.device,
             )
-            for place, job in jobs.items()
+            for index, job in jobs.items()
         }
         self._step = -1
         self._batch: Batch
@@ -102,7 +102,7 @@ class DeviceEnd:
 
     def active(self) -> list[int]:
         """Return the columns of the devices that are still in the round."""
-        return [place for place in self.jobs if place not in self.refused]
+        return [index for index in self.jobs if index not in self.refused]
 
     def agree(self, listed: bytes) -> None:
         """Forget the samples that the server, by its list, does not have as this end has them.
@@ -133,8 +133,8 @@ class DeviceEnd:
         self._part, size = part, self.context.workload.batch // parts
         self._half.lora.set_step(step)
         mine = slice(part * size, (part + 1) * size)
-        drawn = {place: rows[step][mine] for place, rows in self._drawn.items()}
-        sent = {place: self._sent(place, numbers) for place, numbers in drawn.items()}
+        drawn = {index: rows[step][mine] for index, rows in self._drawn.items()}
+        sent = {index: self._sent(index, numbers) for index, numbers in drawn.items()}
         self._batch = self._collated(drawn)
         self._masks.append(self._batch.attention_mask)
         batch, rows_of = self._passing(drawn, sent)
@@ -143,21 +143,21 @@ class DeviceEnd:
             with torch.set_grad_enabled(not self.context.work.device_frozen):
                 activation = self._half.forward(batch)
         found = {}
-        for place in self.active():
+        for index in self.active():
             try:
-                rows = torch.from_numpy(rows_of[place]).to(activation.device)
+                rows = torch.from_numpy(rows_of[index]).to(activation.device)
                 beside, payload = self._coded(
-                    place, drawn[place], sent[place], _taken(batch, rows), activation[rows]
+                    index, drawn[index], sent[index], _taken(batch, rows), activation[rows]
                 )
             except CodecError as error:
-                self._refuse(place, f"activation refused: {error}")
+                self._refuse(index, f"activation refused: {error}")
                 continue
-            found[place] = self._message(Kind.ACTIVATION, place, payload, beside=beside)
+            found[index] = self._message(Kind.ACTIVATION, index, payload, beside=beside)
         if parts == 1:
             return found
-        whole = self._collated({place: rows[step] for place, rows in self._drawn.items()})
+        whole = self._collated({index: rows[step] for index, rows in self._drawn.items()})
         share = _scored(self._batch) / max(_scored(whole), 1)
-        return {place: replace(message, rows=size, share=share) for place, message in found.items()}
+        return {index: replace(message, rows=size, share=share) for index, message in found.items()}
 
     def finish(self, hidden: Mapping[int, bytes]) -> dict[int, StepMessage]:
         """Where labels stay: compute the losses of the last hidden states that came.
@@ -171,18 +171,18 @@ class DeviceEnd:
             whole, self._batch, chunk=self.context.workload.loss_chunk
         )
         found = {}
-        for number, place in enumerate(self.jobs):
-            if place not in came:
+        for number, index in enumerate(self.jobs):
+            if index not in came:
                 continue
-            rows, stream = self._rows(place), self._stream(place, "hidden gradient")
-            spec = self.context.codec(self.jobs[place].row.codec, "hidden gradient")
+            rows, stream = self._rows(index), self._stream(index, "hidden gradient")
+            spec = self.context.codec(self.jobs[index].row.codec, "hidden gradient")
             try:
                 payload = put(gradient[rows], reads[rows], spec, stream)
             except CodecError as error:
-                self._refuse(place, f"gradient refused: {error}")
+                self._refuse(index, f"gradient refused: {error}")
                 continue
-            found[place] = self._message(
-                Kind.HIDDEN_GRADIENT, place, payload, loss=float(losses[number])
+            found[index] = self._message(
+                Kind.HIDDEN_GRADIENT, index, payload, loss=float(losses[number])
             )
         return found
 
@@ -201,10 +201,10 @@ class DeviceEnd:
         if self._optimiser is None or part < parts - 1:
             return
         norms = clip_(self._parameters, limit=self.context.settings.max_grad_norm)
-        for place, is_finite in zip(self.jobs, torch.isfinite(norms).tolist(), strict=True):
+        for index, is_finite in zip(self.jobs, torch.isfinite(norms).tolist(), strict=True):
             if not is_finite:
                 self._refuse(
-                    place,
+                    index,
                     f"a gradient was not finite in step {self._step}; lower the learning rate if "
                     "it happens again",
                 )
@@ -287,19 +287,19 @@ class DeviceEnd:
         like = self.context.like
         whole = like.new_zeros((*mask.shape, len(like)))
         came = set()
-        for place, payload in payloads.items():
-            if place not in self.jobs or place in self.refused:
+        for index, payload in payloads.items():
+            if index not in self.jobs or index in self.refused:
                 continue
-            rows = self._rows(place)
-            spec = self.context.codec(self.jobs[place].row.codec, direction)
+            rows = self._rows(index)
+            spec = self.context.codec(self.jobs[index].row.codec, direction)
             is_masked = direction == "gradient" and spec.kind == "topk"
-            kept = self._kept.get((self._part, place)) if is_masked else None
+            kept = self._kept.get((self._part, index)) if is_masked else None
             try:
                 whole[rows], _ = get(payload, mask[rows], like, kept=kept)
             except CodecError as error:
-                self._refuse(place, f"{direction} refused: {error}")
+                self._refuse(index, f"{direction} refused: {error}")
                 continue
-            came.add(place)
+            came.add(index)
         return whole, came
 
     def _rows(self, place: int) -> slice:
@@ -309,7 +309,7 @@ class DeviceEnd:
 
     def _collated(self, drawn: Mapping[int, Ints]) -> Batch:
         """Return one batch of all devices, one after the other."""
-        joined = join_examples((self.jobs[place].data, rows) for place, rows in drawn.items())
+        joined = join_examples((self.jobs[index].data, rows) for index, rows in drawn.items())
         tokens, device = self.context.workload.tokens, self.context.base.device
         return collate_examples(joined, range(len(joined)), tokens=tokens, device=device)
 

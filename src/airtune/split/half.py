@@ -66,8 +66,8 @@ class TrainedHalf:
             self._learn()
         places = [part.device for part in arrived]
         gradients = {
-            place: gradient
-            for place, gradient in zip(places, result.gradients, strict=True)
+            index: gradient
+            for index, gradient in zip(places, result.gradients, strict=True)
             if gradient is not None
         }
         return gradients, dict(zip(places, map(float, result.losses), strict=True))

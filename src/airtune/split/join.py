@@ -50,17 +50,17 @@ def join_round(
         parts: By column.
     """
     outcomes = []
-    for place, row in enumerate(rows):
-        part, update = parts.get(place), None
-        taken = int((log.up_bytes[:, place] > 0).sum())
+    for index, row in enumerate(rows):
+        part, update = parts.get(index), None
+        taken = int((log.up_bytes[:, index] > 0).sum())
         if part is None or not part.steps:
-            log.refuse(place, f"it returned nothing; the server saw {taken} of its steps")
-        elif place not in log.refused:
-            update = _update(context, row, server, place, part)
+            log.refuse(index, f"it returned nothing; the server saw {taken} of its steps")
+        elif index not in log.refused:
+            update = _update(context, row, server, index, part)
             if not all(bool(t.isfinite().all()) for t in (update.adapters | update.head).values()):
-                log.refuse(place, "a tensor of the update was not finite")
+                log.refuse(index, "a tensor of the update was not finite")
                 update = None
-        losses, reason = log.losses[:, place], log.refused.get(place, "")
+        losses, reason = log.losses[:, index], log.refused.get(index, "")
         samples = context.workload.batch * (part.steps if part else 0)
         outcomes.append(
             Outcome(

@@ -113,8 +113,8 @@ class CutMemory:
             By column, of those whose samples are remembered.
         """
         return {
-            place: self.of(row.device, made_with(context, row))
-            for place, row in enumerate(rows)
+            index: self.of(row.device, made_with(context, row))
+            for index, row in enumerate(rows)
             if context.remembers(row.codec)
         }
 

@@ -119,8 +119,8 @@ def split_round(
         examples=[len(job.data) for job in jobs],
     )
     gone = {
-        place: drops[job.device]
-        for place, job in enumerate(jobs)
+        index: drops[job.device]
+        for index, job in enumerate(jobs)
         if drops is not None and job.device in drops
     }
     return _Round(context, jobs, end, {p: dict(s) for p, s in held.items()}, gone).run()
@@ -140,7 +140,7 @@ class _Queue:
     def begin(self, step: int, ends: Sequence[DeviceEnd]) -> dict[int, StepMessage]:
         """Have devices begin a step; returns what they send."""
         self._step, self._ends, self.waiting = step, ends, {}
-        return {place: sent for end in ends for place, sent in end.send(step).items()}
+        return {index: sent for end in ends for index, sent in end.send(step).items()}
 
     def send(self, place: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
         """Put a message where its device finds it; one that vanishes in this step is gone."""
@@ -152,7 +152,7 @@ class _Queue:
     def receive(self, places: Iterable[int]) -> dict[int, StepMessage]:
         """Have the devices work on their hidden states; returns what they answer."""
         hidden, self.waiting = self.waiting, {}
-        return {place: sent for end in self._ends for place, sent in end.finish(hidden).items()}
+        return {index: sent for end in self._ends for index, sent in end.finish(hidden).items()}
 
     def refuse(self, place: int, reason: str) -> None:
         """Put a device out of the round."""
@@ -161,10 +161,10 @@ class _Queue:
 
     def end(self, sent: Iterable[int]) -> None:
         """Have the devices learn what they were sent; who vanished in this step is out."""
-        for place in sent:
-            if self._gone.get(place) == self._step and place not in self._log.refused:
-                self._log.lost_in[place] = self._step
-                self._log.refuse(place, f"lost between forward and backward in step {self._step}")
+        for index in sent:
+            if self._gone.get(index) == self._step and index not in self._log.refused:
+                self._log.lost_in[index] = self._step
+                self._log.refuse(index, f"lost between forward and backward in step {self._step}")
         for end in self._ends:
             end.learn(self.waiting)
 
@@ -189,7 +189,7 @@ class _Round:
         if kind == "sequential":
             order = self._in_turn()
         else:
-            for places in [[place] for place in order] if kind == "copies" else [order]:
+            for places in [[index] for index in order] if kind == "copies" else [order]:
                 self._steps([self._end(self.context, group) for group in self._alike(places)])
                 if kind == "copies":
                     self.server.parts(places[0])
@@ -200,10 +200,10 @@ class _Round:
         context = self.context
         order = generator(context.seed, "split order", context.round).permutation(len(self.jobs))
         start, first = context.state, min(job.row.cut for job in self.jobs)
-        for place in map(int, order):
-            self._steps([self._end(replace(context, state=start), [place])])
-            if context.work.hand_over and place not in self.server.log.refused:
-                part = self.parts[place]
+        for index in map(int, order):
+            self._steps([self._end(replace(context, state=start), [index])])
+            if context.work.hand_over and index not in self.server.log.refused:
+                part = self.parts[index]
                 start = replace(
                     start,
                     adapters={**start.adapters, **part.adapters},
@@ -212,23 +212,23 @@ class _Round:
         if context.work.hand_over:
             held = held_by_device(start.adapters, first)
             self.parts = {
-                place: replace(part, adapters=held, head=start.head)
-                for place, part in self.parts.items()
+                index: replace(part, adapters=held, head=start.head)
+                for index, part in self.parts.items()
             }
         return tuple(map(int, order))
 
     def _alike(self, places: Sequence[int]) -> Iterator[list[int]]:
         """Yield the devices that cut alike, at one rank, and take equally many steps."""
         groups: dict[tuple[int | None, int, int], list[int]] = {}
-        for place in places:
-            row = self.jobs[place].row
-            groups.setdefault((row.cut, row.local_steps, row.rank), []).append(place)
+        for index in places:
+            row = self.jobs[index].row
+            groups.setdefault((row.cut, row.local_steps, row.rank), []).append(index)
         yield from groups.values()
 
     def _end(self, context: SplitContext, places: Sequence[int]) -> DeviceEnd:
         return DeviceEnd(
             context,
-            {place: self.jobs[place] for place in places},
+            {index: self.jobs[index] for index in places},
             memory=self.memory,
             refused=self.server.log.refused,
         )
@@ -244,15 +244,15 @@ class _Round:
                 queue.end(sent)
         for end in ends:
             adapters, heads = end.adapters(), end.heads()
-            for place in end.jobs:
-                self.parts[place] = DevicePart(adapters[place], heads[place], end.steps)
+            for index in end.jobs:
+                self.parts[index] = DevicePart(adapters[index], heads[index], end.steps)
 
     def _result(self, order: tuple[int, ...]) -> SplitResult:
         log, held = self.server.log, self.server.parts()
         rows = [job.row for job in self.jobs]
         outcomes = join_round(self.context, rows, held, log, self.parts)
         weights = {
-            place: job.weight for place, job in enumerate(self.jobs) if place not in log.refused
+            index: job.weight for index, job in enumerate(self.jobs) if index not in log.refused
         }
         return SplitResult(
             outcomes=outcomes,

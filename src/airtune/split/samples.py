@@ -75,18 +75,18 @@ def put_samples(
     check = _check_of(memory, numbers[known])
     payloads, found = [], {}
     for is_known in (False, True):
-        places = [place for place in rows if known[place] == is_known]
-        bases = [memory[int(numbers[place])].rows if is_known else None for place in places]
+        places = [index for index in rows if known[index] == is_known]
+        bases = [memory[int(numbers[index])].rows if is_known else None for index in places]
         pieces = [
-            rows[place] if base is None else rows[place] - base
-            for place, base in zip(places, bases, strict=True)
+            rows[index] if base is None else rows[index] - base
+            for index, base in zip(places, bases, strict=True)
         ]
         payloads.append(encode(np.concatenate(pieces), spec, stream) if pieces else b"")
         if again and pieces:
             come = _apart(decode(payloads[-1], max_elements=sum(map(np.size, pieces))), pieces)
             pieces = _onto(bases, come)
-        for place, piece in zip(places, pieces, strict=True):
-            found[int(numbers[place])] = Held(stamp, piece if again else _NOTHING, _NONE)
+        for index, piece in zip(places, pieces, strict=True):
+            found[int(numbers[index])] = Held(stamp, piece if again else _NOTHING, _NONE)
     memory.update(found)
     told = np.where(known, -1 - numbers, numbers).astype("<i4").tobytes()
     return _HEAD.pack(stamp, check, len(payloads[0])) + told, b"".join(payloads)
@@ -118,7 +118,7 @@ def take_samples(
     """
     stamp, check, first, numbers, known, rest = _opened(message, examples, workload)
     keys = list(map(int, numbers))
-    if not all(keys[place] in memory for place in np.flatnonzero(known)) or (
+    if not all(keys[index] in memory for index in np.flatnonzero(known)) or (
         check != _check_of(memory, numbers[known])
     ):
         raise CodecError(
@@ -144,12 +144,12 @@ def take_samples(
     ]
     for places, payload in zip(groups, payloads, strict=True):
         pieces = _read(payload, lengths[places], shape.width)
-        bases = [rows[place] if known[place] else None for place in places]
-        for place, piece in zip(places, _onto(bases, pieces), strict=True):
-            rows[place] = piece
+        bases = [rows[index] if known[index] else None for index in places]
+        for index, piece in zip(places, _onto(bases, pieces), strict=True):
+            rows[index] = piece
     labels = _labels(keys, sent, flat, memory, came, per_token=shape.labels == 0)
-    for place in np.flatnonzero(sent):
-        memory[keys[place]] = Held(stamp, rows[place], _NONE if again else labels[place])
+    for index in np.flatnonzero(sent):
+        memory[keys[index]] = Held(stamp, rows[index], _NONE if again else labels[index])
     sizes = tuple(int(lengths[places].sum()) * shape.width for places in groups if len(places))
     return Taken(rows, np.concatenate(labels), sizes, float(sent.mean()))
 
@@ -224,5 +224,5 @@ def _labels(
         pieces = np.split(flat, np.cumsum(came if per_token else np.ones_like(came))[:-1])
     fresh = dict(zip(places.tolist(), pieces, strict=True))
     return [
-        fresh[place] if place in fresh else memory[key].labels for place, key in enumerate(keys)
+        fresh[index] if index in fresh else memory[key].labels for index, key in enumerate(keys)
     ]

@@ -370,13 +370,13 @@ def mean_by_weight(servers: Mapping[int, Adapters], weights: Mapping[int, float]
         servers: By column.
         weights: By column, of those that count; {} = all count alike.
     """
-    chosen = {place: servers[place] for place in weights} or dict(servers)
+    chosen = {index: servers[index] for index in weights} or dict(servers)
     if len({id(tensors) for tensors in chosen.values()}) == 1:
         return next(iter(chosen.values()))
     mean: Adapters = {}
     for name in dict.fromkeys(name for tensors in chosen.values() for name in tensors):
-        holders = {place: item[name] for place, item in chosen.items() if name in item}
-        total = sum(weights.get(place, 1.0) for place in holders)
-        parts = [item * (weights.get(place, 1.0) / total) for place, item in holders.items()]
+        holders = {index: item[name] for index, item in chosen.items() if name in item}
+        total = sum(weights.get(index, 1.0) for index in holders)
+        parts = [item * (weights.get(index, 1.0) / total) for index, item in holders.items()]
         mean[name] = torch.stack(parts).sum(0)
     return mean

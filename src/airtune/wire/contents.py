@@ -57,8 +57,8 @@ class Content:
         Raises:
             OSError: if a file cannot be read, or has become shorter.
         """
-        for place in range(offset, len(self.head), CHUNK_BYTES):
-            yield self.head[place : place + CHUNK_BYTES]
+        for index in range(offset, len(self.head), CHUNK_BYTES):
+            yield self.head[index : index + CHUNK_BYTES]
         skip = max(offset - len(self.head), 0)
         for span in self.spans:
             if skip < span.size_bytes:
@@ -154,8 +154,8 @@ def _weights(tensors: Mapping[str, _Tensor], group_of: Callable[[str], str]) -> 
         return [_file(WHOLE, order[0], groups[order[0]])]
     count = len(order)
     files = [
-        _file(f"model-{place:05d}-of-{count:05d}.safetensors", group, groups[group])
-        for place, group in enumerate(order, 1)
+        _file(f"model-{index:05d}-of-{count:05d}.safetensors", group, groups[group])
+        for index, group in enumerate(order, 1)
     ]
     places = {name: file.name for file in files for name in groups[file.group]}
     total = sum(tensor.span.size_bytes for tensor in tensors.values())

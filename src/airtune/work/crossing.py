@@ -59,22 +59,22 @@ def measure_crossing(
     up, down = np.zeros(shape), np.zeros(shape)
     # neighbours in a file are often alike, and batches are drawn
     order = generator(seed, "crossing").permutation(len(examples))
-    for place, cut in enumerate(cuts):
+    for index, cut in enumerate(cuts):
         rows = 0
         for start, sent, gradient in _tensors(base, examples, workload, cut, order):
             rows += len(sent)
-            energy[place] += np.square(sent, dtype=np.float64).sum()
+            energy[index] += np.square(sent, dtype=np.float64).sum()
             for number, codec in enumerate(codecs):
                 there = cross(sent, codec, generator(seed, "distortion", cut, start, number))
-                lost[place, number] += np.square(sent - there.values, dtype=np.float64).sum()
-                up[place, number] += there.payload_bytes
+                lost[index, number] += np.square(sent - there.values, dtype=np.float64).sum()
+                up[index, number] += there.payload_bytes
                 back = cross(
                     gradient,
                     work.gradient or codec,
                     generator(seed, "returned", cut, start, number),
                     kept=there.kept if work.reuse_mask else None,
                 )
-                down[place, number] += back.payload_bytes
+                down[index, number] += back.payload_bytes
     each = BITS_PER_BYTE / (rows * base.shape.width)
     return lost / energy, each * up, each * down
 

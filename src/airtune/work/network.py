@@ -78,9 +78,9 @@ def stages_by(
     own = None if device is None else device.importance
     scores = blended(own, state.importance, work.own_importance)
     stages = []
-    for place in range(1, prunings):
+    for index in range(1, prunings):
         groups, channels = (
-            _between(before, after, place / prunings, whole=work.over == "layers")
+            _between(before, after, index / prunings, whole=work.over == "layers")
             for before, after in ((left.groups, final.groups), (left.channels, final.channels))
         )
         stages.append(narrowed(left, scores, groups=groups, channels=channels, over=work.over))

@@ -164,10 +164,10 @@ def _train_pass(
     )
     tables, finite, totals = [], np.ones(len(jobs), np.bool_), []
     every = context.work.prune_every if len(stages) > 1 else steps
-    for place, kept in enumerate(stages):
+    for index, kept in enumerate(stages):
         lora = _network(context, kept, jobs, carried)
         watch = PassWatch(lora, context.work, context.shape, kept, carried.importance)
-        span = range(place * every, min((place + 1) * every, steps))
+        span = range(index * every, min((index + 1) * every, steps))
         table, good = _steps(
             context, watch, jobs, [rows[span.start : span.stop] for rows in drawn], first=span.start
         )
@@ -175,7 +175,7 @@ def _train_pass(
         finite &= good
         readings = watch.readings()
         totals.append([np.nan if reading is None else reading.total for reading in readings])
-        if place + 1 < len(stages):
+        if index + 1 < len(stages):
             carried = _Carried(
                 [scatter(one, context.shape, kept) for one in _adapters(context, watch, rank)],
                 lora.heads(),
@@ -317,7 +317,7 @@ def _outcomes(
         strict=True,
     )
     outcomes = []
-    for place, (job, adapters, heads, reading, rank_left) in enumerate(rows):
+    for index, (job, adapters, heads, reading, rank_left) in enumerate(rows):
         tensors = {name: tensor.cpu() for name, tensor in adapters.items()}
         head = {name: tensor.cpu() for name, tensor in heads.items()}
         whole = all(bool(tensor.isfinite().all()) for tensor in (*tensors.values(), *head.values()))
@@ -332,18 +332,18 @@ def _outcomes(
             samples=samples,
             importance=None if reading is None else reading.importance,
         )
-        good = bool(finite[place]) and whole
+        good = bool(finite[index]) and whole
         outcomes.append(
             Outcome(
                 device=job.device,
                 status="ok" if good else "refused",
                 update=update if good else None,
-                loss_first=float(losses[0, place]),
-                loss_last=float(losses[-1, place]),
+                loss_first=float(losses[0, index]),
+                loss_last=float(losses[-1, index]),
                 samples=samples,
-                importance=float(total[place]) if good else float("nan"),
+                importance=float(total[index]) if good else float("nan"),
                 rank_left=rank_left if good else 0,
-                reason="" if good else _refusal(losses[:, place]),
+                reason="" if good else _refusal(losses[:, index]),
             )
         )
     return outcomes

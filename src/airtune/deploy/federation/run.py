@@ -66,9 +66,9 @@ from airtune.run.build import bare_problem, engine_settings, pinned
 from airtune.run.by_class import by_class_of
 from airtune.run.checks import check_mend
 from airtune.run.execute import loop_settings, reopen
+from airtune.run.folders import RECIPE_FILE, extend, saved_recipe
 from airtune.run.header import header, identity
 from airtune.run.load import is_vision, load_model
-from airtune.run.places import RECIPE_FILE, extend, saved_recipe
 from airtune.wire.traffic_budget import TRAFFIC_FILE, TrafficBudget
 
 

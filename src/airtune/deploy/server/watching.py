@@ -52,20 +52,20 @@ def _devices(record: RunRecord) -> list[dict[str, Any]]:
     columns = record.devices
     if not len(columns.get("round", ())):
         return []
-    last = {str(name): place for place, name in enumerate(columns["name"])}
-    finish = {name: float(columns["finish_s"][place]) for name, place in last.items()}
+    last = {str(name): index for index, name in enumerate(columns["name"])}
+    finish = {name: float(columns["finish_s"][index]) for name, index in last.items()}
     slowest = max(finish, key=lambda name: np.nan_to_num(finish[name], nan=-1.0))
     rows = []
-    for name, place in sorted(last.items()):
+    for name, index in sorted(last.items()):
         row: dict[str, Any] = {
-            key: _plain(columns[key][place])
+            key: _plain(columns[key][index])
             for key in ("finish_s", "compute_s", "upload_s", "upload_bytes", "peak_bytes", "round")
         }
         row |= {
             "name": name,
-            "status": str(columns["status"][place]),
+            "status": str(columns["status"][index]),
             "slowest": name == slowest,
-            "why": _why(columns, place),
+            "why": _why(columns, index),
         }
         rows.append(row)
     return rows

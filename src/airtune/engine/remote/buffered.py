@@ -104,8 +104,8 @@ class BufferedRealEngine:
             for ready in self._at_work().values()
         }
         plan = on_free_links(self._problem, plan, taken)
-        for place in range(len(plan.assignments)):
-            ready = self._inner.prepare(rows_of(plan, np.array([place])), state, begin_s)
+        for index in range(len(plan.assignments)):
+            ready = self._inner.prepare(rows_of(plan, np.array([index])), state, begin_s)
             going = self._pool.submit(
                 self._inner.carry_out, ready, is_wanted=lambda: not self._closing.is_set()
             )

@@ -102,7 +102,7 @@ def seen_of(assignments: Assignments, done: Mapping[int, Trained]) -> MeasuredRo
         name: np.full(len(assignments), np.nan)
         for name in ("finish_s", "download_s", "work_s", "upload_s", "judging_s", "loading_s")
     }
-    for place, device in enumerate(assignments.device.tolist()):
+    for index, device in enumerate(assignments.device.tolist()):
         answer = done[device].answer if device in done else None
         if answer is None or answer.status != "ok" or answer.spent is None:
             continue
@@ -116,7 +116,7 @@ def seen_of(assignments: Assignments, done: Mapping[int, Trained]) -> MeasuredRo
             "loading_s": spent.load_s,
         }
         for name, value in row.items():
-            columns[name][place] = np.nan if value is None else value
+            columns[name][index] = np.nan if value is None else value
     return MeasuredRound(**columns)
 
 
@@ -177,26 +177,26 @@ def results_of(
     }
     sent, received, peak, step_up, step_down, server_s = np.zeros((6, count))
     samples, rank_left = np.zeros(count, np.int64), assignments.rank.copy()
-    for place, item in enumerate(trained):
+    for index, item in enumerate(trained):
         if item is None:
             continue
         answer, outcome = item.answer, item.outcome
-        sent[place], received[place] = answer.sent_bytes, answer.received_bytes
-        step_up[place], step_down[place] = item.step_bytes
-        server_s[place] = item.server_s
-        columns["finish"][place] = answer.after_s
+        sent[index], received[index] = answer.sent_bytes, answer.received_bytes
+        step_up[index], step_down[index] = item.step_bytes
+        server_s[index] = item.server_s
+        columns["finish"][index] = answer.after_s
         if (spent := answer.spent) is not None:
-            columns["download"][place], columns["compute"][place] = (
+            columns["download"][index], columns["compute"][index] = (
                 spent.download_s,
                 spent.compute_s,
             )
-            columns["judging"][place] = spent.judging_s or 0.0
-            columns["upload"][place] = answer.upload_s
-        columns["first"][place], columns["last"][place] = outcome.loss_first, outcome.loss_last
-        columns["importance"][place] = outcome.importance
-        samples[place] = outcome.samples
-        rank_left[place] = outcome.rank_left or rank_left[place]
-        peak[place] = 0.0 if answer.reply is None else answer.reply.peak_bytes
+            columns["judging"][index] = spent.judging_s or 0.0
+            columns["upload"][index] = answer.upload_s
+        columns["first"][index], columns["last"][index] = outcome.loss_first, outcome.loss_last
+        columns["importance"][index] = outcome.importance
+        samples[index] = outcome.samples
+        rank_left[index] = outcome.rank_left or rank_left[index]
+        peak[index] = 0.0 if answer.reply is None else answer.reply.peak_bytes
     compute_s, upload_s = columns["compute"], columns["upload"]
     return Results(
         device=assignments.device,

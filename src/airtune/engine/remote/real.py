@@ -218,7 +218,7 @@ class RealEngine:
             sent,
             begin_s,
             faults=tuple(faults),
-            rows=tuple(assignments.row(place) for place, fault in enumerate(faults) if not fault),
+            rows=tuple(assignments.row(index) for index, fault in enumerate(faults) if not fault),
             upload_bps={
                 int(device): float(rate)
                 for device, rate in zip(assignments.device, rates, strict=True)

@@ -26,8 +26,8 @@ class Received(Uplink):
         size_bytes = self.sizes(
             plan,
             {
-                place: self.coded_bytes[device]
-                for place, device in enumerate(plan.assignments.device.tolist())
+                index: self.coded_bytes[device]
+                for index, device in enumerate(plan.assignments.device.tolist())
                 if device in self.coded_bytes
             },
         )

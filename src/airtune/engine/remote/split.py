@@ -61,20 +61,20 @@ class ServedSplit:
         result = self.opened.wait()
         task = self.task
         updates = {
-            place: update
-            for place, row in enumerate(task.rows)
+            index: update
+            for index, row in enumerate(task.rows)
             if (update := trained[row.device].outcome.update) is not None
         }
         parts = {
-            place: DevicePart(update.adapters, update.head, update.samples // task.workload.batch)
-            for place, update in updates.items()
+            index: DevicePart(update.adapters, update.head, update.samples // task.workload.batch)
+            for index, update in updates.items()
         }
         joined = join_round(task.context, task.rows, result.parts, result.log, parts)
         up = result.log.up_bytes.sum(0)
         down = result.log.down_bytes.sum(0) + result.listed_bytes
         found = {}
-        for place, outcome in enumerate(joined):
-            item, crossed = trained[outcome.device], (int(up[place]), int(down[place]))
+        for index, outcome in enumerate(joined):
+            item, crossed = trained[outcome.device], (int(up[index]), int(down[index]))
             answer = replace(
                 item.answer,
                 received_bytes=item.answer.received_bytes + crossed[0],
@@ -93,7 +93,7 @@ class ServedSplit:
                 outcome=outcome,
                 row=row,
                 step_bytes=crossed,
-                server_s=float(result.server_s[place]),
+                server_s=float(result.server_s[index]),
             )
         return found, result
 
@@ -233,7 +233,7 @@ def served_record(
         "device_steps": list(result.steps),
         "server_steps": result.batches,
         "skipped_steps": result.parts.skipped,
-        "refused": {str(task.rows[place].device): why for place, why in result.log.refused.items()},
+        "refused": {str(task.rows[index].device): why for index, why in result.log.refused.items()},
         "broken": list(result.broken),
         "activation_up_bytes": float(result.log.up_bytes.sum()),
         "gradient_down_bytes": float(result.log.down_bytes.sum()),

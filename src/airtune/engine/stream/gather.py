@@ -98,7 +98,7 @@ class Turns:
 
 def turns_of(sessions: Sequence[SplitSession], order: Sequence[int]) -> Turns:
     """Return the turns of a round, `order` being places of its sessions."""
-    return Turns([sessions[place] for place in order])
+    return Turns([sessions[index] for index in order])
 
 
 def _late_at(

@@ -62,12 +62,12 @@ class SplitRound:
             tuple(
                 SplitSession(
                     row.device,
-                    place,
+                    index,
                     row.local_steps,
                     new_token(),
-                    parts=self._end.micro_batches(place),
+                    parts=self._end.micro_batches(index),
                 )
-                for place, row in enumerate(task.rows)
+                for index, row in enumerate(task.rows)
             ),
             replace(task.timing, window_s=0.0) if task.work.server == "copies" else task.timing,
             largest_body_bytes(task.base.shape, task.workload),
@@ -115,7 +115,7 @@ class SplitRound:
         taken = {
             session.place: message for session in sessions if (message := self.table.take(session))
         }
-        went = [self.table.sessions[place] for place in taken]
+        went = [self.table.sessions[index] for index in taken]
         parts = max((session.parts for session in went), default=0)
         for part in range(parts):
             link = StreamLink(self.table, part, self._clock)
@@ -134,16 +134,16 @@ class SplitRound:
         self._end.serve(taken, link, part=part, more=more)
         took_s = self._clock() - link.waited_s - began_s
         places, blocks = list(taken), self.task.base.shape.blocks
-        left = np.array([blocks - (self.task.rows[place].cut) for place in places])
+        left = np.array([blocks - (self.task.rows[index].cut) for index in places])
         self._server_s[places] += took_s * left / max(left.sum(), 1)
 
     def _result(self) -> ServerRound:
         everyone, parts, log = self.table.sessions, self._end.parts(), self._end.log
         log.refused |= {session.place: session.refused for session in everyone if session.refused}
         weights = {
-            place: weight
-            for place, weight in enumerate(self.task.weights)
-            if place not in log.refused
+            index: weight
+            for index, weight in enumerate(self.task.weights)
+            if index not in log.refused
         }
         return ServerRound(
             mean_by_weight(dict(enumerate(parts.servers)), weights),
@@ -160,7 +160,7 @@ class SplitRound:
     def _order(self) -> tuple[int, ...]:
         choice, places = self._choice, range(len(self.task.rows))
         began = choice.served if isinstance(choice, Turns) else []
-        return (*began, *(place for place in places if place not in began))
+        return (*began, *(index for index in places if index not in began))
 
 
 class StreamLink:
@@ -185,7 +185,7 @@ class StreamLink:
 
     def receive(self, places: Iterable[int]) -> dict[int, StepMessage]:
         """Wait for the gradients of hidden states, or micro-batches; who takes too long is let go."""
-        table, sessions = self._table, [self._table.sessions[place] for place in places]
+        table, sessions = self._table, [self._table.sessions[index] for index in places]
         until, began_s = time.monotonic() + table.timing.answer_s, self._clock()
         with table.changed:
             while any(session.slot is None and session.outbox is not None for session in sessions):
@@ -202,4 +202,4 @@ class StreamLink:
             )
         self.waited_s += self._clock() - began_s
         found = {session.place: table.take(session) for session in sessions}
-        return {place: message for place, message in found.items() if message is not None}
+        return {index: message for index, message in found.items() if message is not None}

@@ -99,7 +99,7 @@ def gguf_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     added = [token for token in content["added_tokens"] if token["id"] < size]
     content["added_tokens"] = added
     vocabulary = content["model"]["vocab"]
-    content["model"]["vocab"] = {name: place for name, place in vocabulary.items() if place < size}
+    content["model"]["vocab"] = {name: index for name, index in vocabulary.items() if index < size}
     if _pre_of(source) in _DIGITS:
         content["pre_tokenizer"] = {
             "type": "Sequence",

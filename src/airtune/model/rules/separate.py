@@ -66,11 +66,11 @@ def _nested_mean(previous: torch.Tensor, pieces: _Pieces) -> torch.Tensor:
 def _by_norm(updates: Sequence[Update], data_weights: Floats) -> Floats:
     """Return HETLoRA's weights; the data's where every product is still zero."""
     squares = np.zeros(len(updates))
-    for place, update in enumerate(updates):
+    for index, update in enumerate(updates):
         for name in layer_names(update.adapters):
             a, b = update.adapters[f"{name}.A"].double(), update.adapters[f"{name}.B"].double()
             # |B A|_F^2 = <B'B, AA'>, which needs no (out, in) matrix.
-            squares[place] += max(float(((b.T @ b) * (a @ a.T)).sum()), 0.0)
+            squares[index] += max(float(((b.T @ b) * (a @ a.T)).sum()), 0.0)
     norms = np.sqrt(squares)
     return np.asarray(norms / norms.sum()) if norms.sum() > 0 else data_weights
 

@@ -32,15 +32,15 @@ def new_folder(recipe: Recipe, suffix: str | None = None, *, root: Path | None =
     parent, name = root or Path(recipe.output), f"{stamp}-{suffix or recipe.label}"
     number = 1
     while True:
-        place = parent / (name if number == 1 else f"{name}-{number}")
-        with storage(place):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        with storage(folder):
             parent.mkdir(parents=True, exist_ok=True)
             try:
-                place.mkdir()
+                folder.mkdir()
             except FileExistsError:
                 number += 1
             else:
-                return place
+                return folder
 
 
 @contextmanager
@@ -55,17 +55,17 @@ def claimed(recipe: Recipe, folder: Path | None) -> Iterator[Path]:
     """
     root = Path(recipe.output) if folder is None else folder.parent
     is_new = not root.exists()
-    place = _taken(folder) if folder is not None else new_folder(recipe)
-    saved = place / RECIPE_FILE
+    taken = _taken(folder) if folder is not None else new_folder(recipe)
+    saved = taken / RECIPE_FILE
     if not _written_first(saved, dump_recipe(resolved(recipe))):
-        raise _is_there(place)
+        raise _is_there(taken)
     try:
-        yield place
+        yield taken
     except RunInterruptedError:
         raise
     except Exception:
         saved.unlink(missing_ok=True)
-        for made in (place, root) if is_new else (place,):
+        for made in (taken, root) if is_new else (taken,):
             if not any(made.iterdir()):
                 made.rmdir()
         raise
@@ -74,12 +74,12 @@ def claimed(recipe: Recipe, folder: Path | None) -> Iterator[Path]:
 def resolved(recipe: Recipe) -> Recipe:
     """Return the recipe with the full path of every file and folder that it names here."""
     values = recipe.plain()
-    for path, place in places_of(recipe).items():
+    for path, index in places_of(recipe).items():
         section = values
         *parents, last = path.split(".")
         for part in parents:
             section = section[part]
-        section[last] = place
+        section[last] = index
     values["output"] = str(Path(recipe.output).expanduser().resolve())
     return check_recipe(values)
 
@@ -96,7 +96,7 @@ def places_of(recipe: Recipe) -> dict[str, str]:
         else _full(recipe.fleet.source),
         "method.name": f"{_full(method)}:{attribute}" if method and _full(method) else None,
     }
-    return {key: place for key, place in found.items() if place is not None}
+    return {key: index for key, index in found.items() if index is not None}
 
 
 def saved_recipe(folder: Path) -> Recipe:

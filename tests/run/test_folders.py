@@ -8,7 +8,7 @@ from tests.run.conftest import recipe, rounds_of
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
 from airtune.records import held, read_run
 from airtune.run import new_folder, resume_run, run_recipe
-from airtune.run.places import claimed, places_of, resolved
+from airtune.run.folders import claimed, places_of, resolved
 
 
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
