@@ -206,7 +206,8 @@ def _read(source: Path, folder: Path) -> dict[str, Any]:
                     f"{source} is no backup of a server that this version ({VERSION}) reads: it is "
                     f"of schema {said.get('schema')}, {_SCHEMA} is read"
                 )
-            tar.extractall(folder, members=tar, filter=_allowed)
+            for member in tar:
+                _unpack(tar, member, folder)
     except (OSError, EOFError, tarfile.TarError, ValueError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -216,18 +217,23 @@ def _read(source: Path, folder: Path) -> dict[str, Any]:
     return dict(said)
 
 
-def _allowed(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
-    """Let plain files and folders inside the folder pass, with the modes that they had.
+def _unpack(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Write a plain file or a folder that is inside the folder, with the mode that it had.
+
+    Written out, as the filters of tarfile are not in every Python 3.11.
 
     Raises:
-        tarfile.FilterError: for anything else.
+        tarfile.ExtractError: for anything else.
     """
-    if not (member.isreg() or member.isdir()):
-        raise tarfile.SpecialFileError(member)
-    if member.name.startswith(("/", os.sep)):
-        raise tarfile.AbsolutePathError(member)
-    checked = tarfile.data_filter(member, folder)
-    # the filter leaves a folder's mode to the system; keys lie in folders of mode 700
-    return checked.replace(
-        mode=member.mode & 0o755 | (0o700 if member.isdir() else 0o600), deep=False
-    )
+    target = (folder / member.name).resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise tarfile.ExtractError(f"{member.name!r} would be written outside the folder")
+    content = tar.extractfile(member) if member.isreg() else None
+    if content is None and not member.isdir():
+        raise tarfile.ExtractError(f"{member.name!r} is neither a file nor a folder")
+    made = target if content is None else target.parent
+    made.mkdir(parents=True, exist_ok=True)
+    if content is not None:
+        with target.open("wb") as file:
+            shutil.copyfileobj(content, file)
+    target.chmod(member.mode & 0o755 | (0o700 if content is None else 0o600))
