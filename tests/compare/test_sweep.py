@@ -40,6 +40,7 @@ def test_a_sweep_over_nothing_that_exists_is_refused_before_it_runs(over, said):
         swept(recipe(), [over])
 
 
+@pytest.mark.slow
 def test_a_wrong_value_is_left_out_and_more_can_be_added(tmp_path):
     asked = recipe(f"output={tmp_path}")
     done = sweep_recipe(asked, ["lora.r=4,-1"], seeds=[0], folder=tmp_path / "s")

@@ -91,6 +91,7 @@ def test_without_a_cap_nothing_is_written(recipe: Any, nodes: Any, tmp_path: Pat
     assert not (folder / TRAFFIC_FILE).exists()
 
 
+@pytest.mark.slow
 def test_the_next_month_goes_on(recipe: Any, nodes: Any, tmp_path: Path) -> None:
     limited = recipe(**QUICK | {"limits.device_bytes_per_month": CAP})
     fleet = nodes(["a"])

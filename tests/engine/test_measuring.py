@@ -13,7 +13,7 @@ from airtune.fleet import load_fleet
 from airtune.model.importance import measure, pool
 from airtune.model.state import initial_state
 from airtune.plan import WorkSpec
-from airtune.work.importance import measure_device_grams, measure_importance
+from airtune.work.importance import measure_device_grams, measure_importance, measured_batches
 
 WORK = WorkSpec(mend="least-squares")
 
@@ -56,7 +56,10 @@ def test_only_devices_that_hold_the_dense_model_measure(
     weight = problem_of(fleet).devices.weight
     done = execute(engine_of(engine={"work": WORK}), plan_of(prune=0.5), state, keep)
     held = [(one, data.devices[one].train, float(weight[one])) for one in range(1, 6)]
-    expected = measure_device_grams(base, held, batch=problem_of(fleet).workload.batch, seed=3)
+    batch = problem_of(fleet).workload.batch
+    batches = measured_batches(WORK, batch)
+    assert batches * batch >= 32
+    expected = measure_device_grams(base, held, batch=batch, batches=batches, seed=3)
     torch.testing.assert_close(done.state.grams.ffn.factor, expected.ffn.factor)
     for device in cell["devices"]:
         device["memory_gib"] = 5e-5

@@ -26,7 +26,12 @@ from airtune.model.importance import pool
 from airtune.model.slicing import choose_kept, slice_network
 from airtune.model.state import GlobalState
 from airtune.plan import Ints, Sensitivity, WorkSpec
-from airtune.work.importance import calibration_batches, measure_device_grams, measure_importance
+from airtune.work.importance import (
+    calibration_batches,
+    measure_device_grams,
+    measure_importance,
+    measured_batches,
+)
 from airtune.work.network import mending_of
 
 GROUP_POINTS, CHANNEL_POINTS = 4, 8
@@ -80,6 +85,7 @@ def _counts(count: int, points: int) -> Ints:
 
 def _scored(probe: SensitivityProbe) -> GlobalState:
     """Return a state that holds what slices are made by: scores, means, second moments."""
+    batches = measured_batches(probe.work, probe.batch)
     held = [(device, part.train, 1.0) for device, part in enumerate(probe.data.devices)]
     reports = [
         measure_importance(
@@ -87,6 +93,7 @@ def _scored(probe: SensitivityProbe) -> GlobalState:
             train,
             criterion=probe.work.importance,
             batch=probe.batch,
+            batches=batches,
             seed=probe.seed,
             device=device,
         )
@@ -94,7 +101,9 @@ def _scored(probe: SensitivityProbe) -> GlobalState:
     ]
     grams = None
     if probe.work.mend == "least-squares":
-        grams = measure_device_grams(probe.base, held, batch=probe.batch, seed=probe.seed)
+        grams = measure_device_grams(
+            probe.base, held, batch=probe.batch, batches=batches, seed=probe.seed
+        )
     pooled = pool(reports, [weight for _, _, weight in held])
     return GlobalState(0, {}, {}, importance=pooled, grams=grams)
 

@@ -29,7 +29,7 @@ from airtune.model.importance import measure, pool
 from airtune.model.state import GlobalState
 from airtune.plan import Assignments, Floats, Ints, Problem, RoundPlan, WorkSpec, whole_model
 from airtune.units import BITS_PER_BYTE, format_bytes
-from airtune.work.importance import MEASURED_BATCHES, importance_bytes, report_bytes
+from airtune.work.importance import importance_bytes, measured_batches, report_bytes
 from airtune.work.network import current_base, wants_means
 
 
@@ -106,7 +106,7 @@ def most_measuring_bytes(workers: Workers, fleet: Fleet, plan: RoundPlan) -> Flo
 def price_measuring(
     problem: Problem, fleet: Fleet, plan: RoundPlan, *, report_bytes: float, start_s: float
 ) -> Setup:
-    """Price four forward passes, and the report over the plan's share of the link.
+    """Price forward passes, and the report over the plan's share of the link.
 
     First-order scores take a backward pass with gradients of all weights as well; least squares,
     second moments, which are sent with the scores and come back pooled on the broadcast.
@@ -120,12 +120,13 @@ def price_measuring(
     """
     device, slot_s, work = plan.assignments.device, fleet.slot_s, problem.work
     has_grams = work.mend == "least-squares"
-    dense = whole_model(device, rank=1, local_steps=MEASURED_BATCHES, share=plan.assignments.share)
+    batches = measured_batches(work, problem.workload.batch)
+    dense = whole_model(device, rank=1, local_steps=batches, share=plan.assignments.share)
     passes = 3 if work.importance == "first-order" else 1
     flops = passes * forward_flops(problem.shape, problem.workload, dense)
     flops = flops + (gram_flops(problem.shape, problem.workload) if has_grams else 0.0)
     once = direction_flops(problem.shape) if has_grams else 0.0
-    compute_s = (MEASURED_BATCHES * flops + once) / fleet.flops_at(plan.round)[device]
+    compute_s = (batches * flops + once) / fleet.flops_at(plan.round)[device]
     shared_bytes = gram_bytes(problem.shape) if has_grams else 0.0
 
     def rates(slot: int, remaining: Floats) -> Floats:

@@ -29,7 +29,7 @@ from airtune.model.state import GlobalState
 from airtune.plan import Problem, RoundPlan, WorkSpec
 from airtune.work.downloads import Broadcast, code_broadcast
 from airtune.work.evaluate import evaluate, evaluate_devices, exact_match
-from airtune.work.importance import measure_device_grams, measure_importance
+from airtune.work.importance import measure_device_grams, measure_importance, measured_batches
 from airtune.work.jobs import Job, Outcome
 from airtune.work.network import current_base, tuned_network
 from airtune.work.train import train
@@ -161,6 +161,7 @@ class LocalWorkers:
                 self._data.devices[device].train,
                 criterion=self.problem.work.importance,
                 batch=self.problem.workload.batch,
+                batches=measured_batches(self.problem.work, self.problem.workload.batch),
                 seed=self.problem.seed,
                 device=device,
             )
@@ -176,6 +177,7 @@ class LocalWorkers:
             current_base(self.base, state),
             held,
             batch=self.problem.workload.batch,
+            batches=measured_batches(self.problem.work, self.problem.workload.batch),
             seed=self.problem.seed,
         )
 

@@ -30,7 +30,7 @@ from airtune.plan import Assignment
 from airtune.units import format_bytes
 from airtune.wire.message import Message
 from airtune.work.evaluate import evaluate
-from airtune.work.importance import measure_importance
+from airtune.work.importance import measure_importance, measured_batches
 from airtune.work.jobs import Job, Outcome
 from airtune.work.network import current_base, tuned_network
 from airtune.work.train import train
@@ -209,6 +209,7 @@ class Device:
             loaded.data.train,
             criterion=task.setup.work.importance,
             batch=task.setup.workload.batch,
+            batches=measured_batches(task.setup.work, task.setup.workload.batch),
             seed=task.setup.seed,
             device=task.device,
         )
