@@ -165,9 +165,9 @@ def test_a_device_that_dies_at_work_costs_the_others_nothing(
     is_given_up, withdraw = threading.Event(), streamed._server.post.withdraw
 
     def withdrawn(token: str) -> None:
-        arrival = streamed._server.post.arrival(token)
+        response = streamed._server.post.response(token)
         withdraw(token)
-        if arrival is not None and arrival.fault:
+        if response is not None and response.fault:
             is_given_up.set()
 
     def holds(device: int, round: int) -> None:
