@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from airtune.cost import peak_memory, train_flops, transfer_s, upload_bytes
+from airtune.cost import broadcast_bytes, peak_memory, train_flops, transfer_s, upload_bytes
 from airtune.errors import CodecError
 from airtune.fleet.rates import downlink_bps, uplink_bps
 from airtune.plan import Assignment, Assignments, Floats, LinkState, Problem, RoundPlan
@@ -41,7 +41,7 @@ def let_settle(
     links: LinkState,
     flops_per_s: Floats,
     memory_bytes: Floats,
-    download_bytes: float,
+    download_bytes: float | None = None,
 ) -> RoundPlan:
     """Return a plan with what its devices settle on; itself where nothing is left to them.
 
@@ -51,12 +51,14 @@ def let_settle(
         links: of the fleet, as the round begins.
         flops_per_s: of all devices, shape (devices,).
         memory_bytes: of all devices, shape (devices,).
-        download_bytes: what each receives first.
+        download_bytes: what each receives first; None = the broadcast as it is.
     """
     pace, assignments = plan.pace, plan.assignments
     if pace is None or not len(assignments):
         return plan
     device = assignments.device
+    if download_bytes is None:
+        download_bytes = broadcast_bytes(problem.shape, problem.workload, assignments)
     up_bps = uplink_bps(links, assignments.share, device)
     speed = flops_per_s[device]
     step_s, send_s, allowed = [], [], []

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from airtune.cost import (
     Prediction,
-    broadcast_bytes,
     most_upload_bytes,
     peak_memory,
     predict,
@@ -233,14 +232,12 @@ class RealEngine:
 
     def _foreseen(self, plan: RoundPlan, links: LinkState) -> Assignments:
         """Return a plan's assignments, with what devices will settle on for themselves."""
-        problem = self._problem
         return let_settle(
-            problem,
+            self._problem,
             plan,
             links=links,
             flops_per_s=self._flops_per_s(plan.round),
             memory_bytes=self._fleet.memory_bytes,
-            download_bytes=broadcast_bytes(problem.shape, problem.workload, plan.assignments),
         ).assignments
 
     def settle(self, ready: ReadyRound, carried: CarriedOut) -> Execution:
