@@ -19,6 +19,7 @@ from airtune.fleet.change import with_bandwidth, with_memory, with_server, with_
 from airtune.planner.changed import seen_plan
 from airtune.planner.sample import Draws, Sampled, sample
 from airtune.planner.setting import PlanSetting
+from airtune.planner.words import next_to
 from airtune.units import GIB
 
 PRICED_DEVICES = 100
@@ -81,6 +82,7 @@ def price_lines(prices: tuple[Price, ...], quantile: float | None = None) -> lis
     ['10 % more uplink saves 6.0 %', 'saves nothing: 10 % more downlink']
     """
     felt = [price for price in prices if abs(price.saves) >= _FELT]
+    compared = next_to(quantile)
     idle = [price.change for price in prices if abs(price.saves) < _FELT]
     return [
         *(
@@ -89,11 +91,7 @@ def price_lines(prices: tuple[Price, ...], quantile: float | None = None) -> lis
             for price in felt
         ),
         *([f"saves nothing: {', '.join(idle)}"] if idle else []),
-        *(
-            [f"all prices are of rounds next to the {quantile:.0%} quantile of their times"]
-            if prices and quantile is not None
-            else []
-        ),
+        *([f"all prices are of {compared}"] if prices and compared else []),
     ]
 
 

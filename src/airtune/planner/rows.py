@@ -10,6 +10,7 @@ from airtune.planner.front import Axis, FrontPoint, ParetoFront
 from airtune.planner.groups import Group, groups_of, span
 from airtune.planner.result import DevicePlan, Plan
 from airtune.planner.within import Within
+from airtune.planner.words import next_to
 from airtune.report.wording import format_joules
 from airtune.units import format_bytes, format_number, format_seconds
 
@@ -82,8 +83,9 @@ def front_rows(front: ParetoFront, *, most: int | None = None) -> WordTable:
     step = 1.0 if most is None or count <= most else (count - 1) / (most - 1)
     places = dict.fromkeys(round(index * step) for index in range(min(count, most or count)))
     shown = [(front.points[index].label, front.points[index]) for index in places]
+    compared = next_to(front.quantile)
     return WordTable(
-        f"plans by {', '.join(front.axes)}{_next_to(front.quantile)}: {count} of {front.tried} stay",
+        f"plans by {', '.join(front.axes)}{compared and f', in {compared}'}: {count} of {front.tried} stay",
         ("plan", *front.axes, *(["cost"] if front.own.money else [])),
         tuple(
             (label, *_costs(point, front))
@@ -107,14 +109,6 @@ def _costs(point: FrontPoint, front: ParetoFront) -> tuple[str, ...]:
     return tuple(
         said if point is own else f"{said} ({_change(value, before)})"
         for said, value, before in costs
-    )
-
-
-def _next_to(quantile: float | None) -> str:
-    return (
-        ""
-        if quantile is None
-        else f", in rounds next to the {quantile:.0%} quantile of their times"
     )
 
 

@@ -217,3 +217,12 @@ def _unmeasured(problem: Problem, chosen: Chosen) -> list[str]:
         "measures it"
         for what, so in missing
     ]
+
+
+def next_to(quantile: float | None) -> str:
+    """Return of which rounds a comparison is; empty for the median, which is not said.
+
+    >>> next_to(0.95)
+    'rounds next to the 95% quantile of their times'
+    """
+    return "" if quantile is None else f"rounds next to the {quantile:.0%} quantile of their times"
