@@ -69,12 +69,14 @@ def assumed(rank: int) -> Measurements:
     ranks = [(rank // 8, 0.3), (rank // 4, 0.15), (rank // 2, 0.05), (rank, 0.0)]
     pruning = zip(PRUNED, PRUNED_ROUNDS, strict=True)
     return Measurements(
-        "assumed", "assumed, not measured",
+        "assumed",
+        "assumed, not measured",
         pruning=tuple(PrunedRounds(at, k, k / 5.0) for at, k in pruning),
         ranks=tuple(RankRounds(at, k, k / 5.0) for at, k in ranks),
-        codecs=tuple(CodecRounds(1, codec, k, k / 5.0) for codec, k in CODECS.items()), cut=0.0,
+        codecs=tuple(CodecRounds(1, codec, k, k / 5.0) for codec, k in CODECS.items()),
+        cut=0.0,
         most_pruned=0.7,
-    )  # fmt: skip
+    )
 
 
 def problem_of(model: str, fleet: Fleet, workload: Workload) -> Problem:
@@ -83,10 +85,15 @@ def problem_of(model: str, fleet: Fleet, workload: Workload) -> Problem:
     names = tuple(linear.name for linear in shape.linears)
     targets = tuple(each for each in names if each in workload.lora_targets) or names[:1]
     return Problem(
-        shape, fleet.profiles(np.full(len(fleet), 200)), replace(workload, lora_targets=targets),
-        rounds=100, seed=0, server_flops_per_s=fleet.server.flops_per_s,
-        server_memory_bytes=fleet.server.memory_bytes, measurements=assumed(workload.rank),
-    )  # fmt: skip
+        shape,
+        fleet.profiles(np.full(len(fleet), 200)),
+        replace(workload, lora_targets=targets),
+        rounds=100,
+        seed=0,
+        server_flops_per_s=fleet.server.flops_per_s,
+        server_memory_bytes=fleet.server.memory_bytes,
+        measurements=assumed(workload.rank),
+    )
 
 
 def run() -> Iterator[Figure]:
@@ -147,8 +154,11 @@ def table(model: str, fleet: Fleet, workload: Workload) -> dict[str, tuple[float
         "auto": rated(problem, seen, planned("auto", problem, seen).assignments),
         "fedavg-lora": fixed(problem, seen, holds, 0, workload.rank),
     }
-    arms = [fixed(problem, seen, holds, level, rank)
-            for level in np.flatnonzero(least)[::4] for rank in (8, 4, 2)]  # fmt: skip
+    arms = [
+        fixed(problem, seen, holds, level, rank)
+        for level in np.flatnonzero(least)[::4]
+        for rank in (8, 4, 2)
+    ]
     most = max(count for _, count in arms)
     found["fixed arm"] = min(arm for arm in arms if arm[1] == most)
     able = replace(seen, available=seen.available & holds[:, least].any(axis=1))
@@ -184,11 +194,15 @@ def fixed(
         return np.inf, 0
     alone = None if devices.dedicated is None else devices.dedicated[device]
     told = replace(
-        whole_model(device, rank=rank, local_steps=problem.workload.local_steps,
-                    share=even_shares(devices.link[device], alone)),
+        whole_model(
+            device,
+            rank=rank,
+            local_steps=problem.workload.local_steps,
+            share=even_shares(devices.link[device], alone),
+        ),
         prune_heads=np.full(device.size, steps.prune_heads[level]),
         prune_ffn=np.full(device.size, steps.prune_ffn[level]),
-    )  # fmt: skip
+    )
     return rated(problem, seen, told)
 
 

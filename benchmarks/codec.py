@@ -60,16 +60,26 @@ def against_bound() -> Iterator[Figure]:
     normal = _normal()
     kept = [(keep, bits) for keep in (0.05, 0.1, 0.2) for bits in (3, 4, 6, 8)]
     worst = max(_excess(normal, CodecSpec("topk", keep=keep, bits=bits)) for keep, bits in kept)
-    yield at_most("codec.excess_over_bound_iid", worst, 0.05,
-                  f"the entropy bound, {ELEMENTS} normal entries, k .05-.2, 3-8 bits, worst")  # fmt: skip
     yield at_most(
-        "codec.excess_over_bound_iid_2_bits", _excess(normal, CodecSpec("topk", keep=0.05, bits=2)),
-        0.065, "the entropy bound, k .05, 2 bits",
-    )  # fmt: skip
+        "codec.excess_over_bound_iid",
+        worst,
+        0.05,
+        f"the entropy bound, {ELEMENTS} normal entries, k .05-.2, 3-8 bits, worst",
+    )
+    yield at_most(
+        "codec.excess_over_bound_iid_2_bits",
+        _excess(normal, CodecSpec("topk", keep=0.05, bits=2)),
+        0.065,
+        "the entropy bound, k .05, 2 bits",
+    )
     for name, tensor in _real().items():
         found = [_excess(tensor, CodecSpec("topk", keep=keep, bits=4)) for keep in (0.05, 0.1, 0.2)]
-        yield at_most(f"codec.excess_over_bound_{name}", max(found), -0.05,
-                      f"the bound of independent entries; {_where()}, k .05-.2, 4 bits, worst")  # fmt: skip
+        yield at_most(
+            f"codec.excess_over_bound_{name}",
+            max(found),
+            -0.05,
+            f"the bound of independent entries; {_where()}, k .05-.2, 4 bits, worst",
+        )
 
 
 def speed() -> Iterator[Figure]:
@@ -79,20 +89,30 @@ def speed() -> Iterator[Figure]:
     payload = encode(normal, spec, random)
     size = normal.nbytes / 1e6
     setting = f"fp32 input of {size:.1f} MB, k .1, 4 bits, one thread, processor time"
-    yield at_least("codec.encode_mb_per_s", size / _seconds(lambda: encode(normal, spec, random)),
-                   200.0, setting)  # fmt: skip
     yield at_least(
-        "codec.decode_mb_per_s", size / _seconds(lambda: decode(payload, max_elements=ELEMENTS)),
-        500.0, setting,
-    )  # fmt: skip
+        "codec.encode_mb_per_s",
+        size / _seconds(lambda: encode(normal, spec, random)),
+        200.0,
+        setting,
+    )
+    yield at_least(
+        "codec.decode_mb_per_s",
+        size / _seconds(lambda: decode(payload, max_elements=ELEMENTS)),
+        500.0,
+        setting,
+    )
     magnitude = np.abs(normal.reshape(-1))
     tensor, count = torch.from_numpy(magnitude), ELEMENTS // 10
     ratios = [
         _once(lambda: torch.topk(tensor, count)) / _once(lambda: topk_mask(magnitude, count))
         for _ in range(REPEATS)
     ]
-    yield at_least("codec.topk_speed_ratio", statistics.median(ratios), 3.0,
-                   f"torch.topk of {count} of {ELEMENTS}")  # fmt: skip
+    yield at_least(
+        "codec.topk_speed_ratio",
+        statistics.median(ratios),
+        3.0,
+        f"torch.topk of {count} of {ELEMENTS}",
+    )
 
 
 def dead_zone() -> Iterator[Figure]:
@@ -102,13 +122,14 @@ def dead_zone() -> Iterator[Figure]:
     size, arrived = _ours(activation, DEAD_ZONE)
     yield at_most("codec.deadzone_bits_per_element", 8 * size / activation.size, 2.4, _where())
     yield at_most("codec.deadzone_relative_mse", _error(activation, arrived), 0.05, _where())
-    losses = {name: _trained(spec) for name, spec in
-              (("plain", CodecSpec()), ("coded", DEAD_ZONE))}  # fmt: skip
+    losses = {name: _trained(spec) for name, spec in (("plain", CodecSpec()), ("coded", DEAD_ZONE))}
     yield at_most(
-        "codec.deadzone_loss_increase", losses["coded"] - losses["plain"], 0.03,
+        "codec.deadzone_loss_increase",
+        losses["coded"] - losses["plain"],
+        0.03,
         f"test loss {losses['plain']:.4g} uncompressed, {DEVICES} devices, {STEPS} steps of 8, "
         "both directions coded",
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +296,11 @@ def _real() -> dict[str, Tensor]:
     activations, gradients = [], []
     for start in range(0, 96, 8):
         batch = collate_examples(
-            data.devices[0].train, range(start, start + 8), tokens=workload.tokens,
+            data.devices[0].train,
+            range(start, start + 8),
+            tokens=workload.tokens,
             device=base.device,
-        )  # fmt: skip
+        )
         activation = half.forward(batch)
         came = Arrived(0, CUT, activation, batch.attention_mask, batch.labels)
         gradient = server.step([came]).gradients[0]
@@ -295,14 +318,25 @@ def _after(spec: CodecSpec, *, rounds: int) -> tuple[GlobalState, float]:
     state, memory, settings = initial_state(base, workload, 0), CutMemory(), TrainSettings(3e-3)
     for number in range(rounds):
         jobs = [
-            SplitJob(device, Assignment(device, 0.0, 0.0, 8, CUT, 1.0, workload.local_steps, spec),
-                     data.devices[device].train, 1.0)
+            SplitJob(
+                device,
+                Assignment(device, 0.0, 0.0, 8, CUT, 1.0, workload.local_steps, spec),
+                data.devices[device].train,
+                1.0,
+            )
             for device in range(DEVICES)
-        ]  # fmt: skip
+        ]
         result = split_round(
-            base, state, jobs, settings=settings, work=WorkSpec(), workload=workload, seed=0,
-            round=number, memory=memory,
-        )  # fmt: skip
+            base,
+            state,
+            jobs,
+            settings=settings,
+            work=WorkSpec(),
+            workload=workload,
+            seed=0,
+            round=number,
+            memory=memory,
+        )
         updates = [item.update for item in result.outcomes if item.update is not None]
         state = aggregate(AggregateSpec(), state, updates, [1.0] * DEVICES, shape=base.shape)
     network = tuned_network(base, state, scale=settings.scale).network

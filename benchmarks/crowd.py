@@ -93,10 +93,23 @@ def _waiting(front: int, agent: int) -> Iterator[Figure]:
 def _working(folder: Path, front: int) -> Iterator[Figure]:
     spent_s = _processor_s(front)
     done = subprocess.run(
-        [*_AIRTUNE, "run", "crowd.yaml", "--server", local_link(running(folder / "state")).address,
-         "--ca", "state/tls/ca.crt", "--devices", str(DEVICES), "--json"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            *_AIRTUNE,
+            "run",
+            "crowd.yaml",
+            "--server",
+            local_link(running(folder / "state")).address,
+            "--ca",
+            "state/tls/ca.crt",
+            "--devices",
+            str(DEVICES),
+            "--json",
+        ],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"the run failed: {done.stderr[-2000:]}")
     spent_s = _processor_s(front) - spent_s
@@ -104,7 +117,13 @@ def _working(folder: Path, front: int) -> Iterator[Figure]:
     counted = sum(int(row["counts"]["ok"]) for row in record.rounds)
     yield at_least("crowd.counted", counted, DEVICES * ROUNDS, f"updates of {ROUNDS} rounds")
     tasks = DEVICES * (ROUNDS + 2)  # they join first and judge last
-    yield Figure("crowd.front_ms", 1e3 * spent_s / tasks, "none", True, "of a processor, a task and its answer")  # fmt: skip
+    yield Figure(
+        "crowd.front_ms",
+        1e3 * spent_s / tasks,
+        "none",
+        True,
+        "of a processor, a task and its answer",
+    )
     parts = record.rounds[-1]["measured"]
     own_s = float(parts["wall_s"]) - float(parts["tasks_s"]) - float(parts["validation_s"])
     said = ", ".join(f"{name} {float(value):.2f}" for name, value in parts.items())
@@ -184,8 +203,10 @@ def _server(folder: Path) -> Iterator[int]:
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [*_AIRTUNE, "server", "start", "--host", "127.0.0.1", *words],
-            cwd=folder, stdout=log, stderr=log,
-        )  # fmt: skip
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
     try:
         _until(lambda: read_document(folder / "state") is not None)
         yield ports[0]
@@ -198,9 +219,18 @@ def _server(folder: Path) -> Iterator[int]:
 def _agent(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / "agent.log").open("wb") as log:
         process = subprocess.Popen(
-            [*_AIRTUNE, "agent", "--server", f"127.0.0.1:{port}", "--data", str(folder / "rows.jsonl")],
-            cwd=_proof(folder, REAL).key.parent, stdout=log, stderr=log,
-        )  # fmt: skip
+            [
+                *_AIRTUNE,
+                "agent",
+                "--server",
+                f"127.0.0.1:{port}",
+                "--data",
+                str(folder / "rows.jsonl"),
+            ],
+            cwd=_proof(folder, REAL).key.parent,
+            stdout=log,
+            stderr=log,
+        )
     try:
         yield process
     finally:

@@ -81,8 +81,10 @@ def wrong_declarations(problem: Problem, fleet: Fleet, name: str) -> Iterator[Fi
         knows.play(problem, truth, truth)
         for player in (believes, learns, holds):
             player.play(problem, declared, truth)
-    lost = {label: float(np.expm1(np.mean(np.subtract(player.log_cost, knows.log_cost))))
-            for label, player in (("believed", believes), ("learnt", learns))}  # fmt: skip
+    lost = {
+        label: float(np.expm1(np.mean(np.subtract(player.log_cost, knows.log_cost))))
+        for label, player in (("believed", believes), ("learnt", learns))
+    }
     told = f"rounds times seconds over those of plans that knew, mean of {_ROUNDS} rounds"
     yield Figure(f"auto.lost_believed[{name}]", lost["believed"], "none", True, told)
     yield at_most(f"auto.lost_learnt[{name}]", lost["learnt"], 0.05, told)
@@ -96,9 +98,10 @@ def scaled(seen: Observation, speed: Floats, rate: Floats) -> Observation:
     """Return an observation with speeds and capacities times these, shape (devices,)."""
     links, flops_per_s = parts(seen)
     links = replace(
-        links, up_capacity_bps=links.up_capacity_bps * rate,
+        links,
+        up_capacity_bps=links.up_capacity_bps * rate,
         down_capacity_bps=links.down_capacity_bps * rate,
-    )  # fmt: skip
+    )
     return replace(seen, links=links, flops_per_s=flops_per_s * speed)
 
 
@@ -111,5 +114,12 @@ def parts(seen: Observation) -> tuple[LinkState, Floats]:
 
 def _player(problem: Problem, settings: dict[str, float], *, learns: bool) -> _Player:
     decider, count = build_method("auto", settings).decider, len(problem.devices)
-    return _Player(decider, decider.init(problem), learns, LearntRatio(count),
-                   LearntRatio(count, **LINK), [], [])  # fmt: skip
+    return _Player(
+        decider,
+        decider.init(problem),
+        learns,
+        LearntRatio(count),
+        LearntRatio(count, **LINK),
+        [],
+        [],
+    )

@@ -82,17 +82,35 @@ def _of_bed(name: str, spec: Spec, folder: Path) -> Iterator[Figure]:
             unrecorded.append(wall_s - recorded_s)
             first_s.append(before_s + wall_s - recorded_s)
     text = f"{len(rounds)} rounds, {', '.join(METHODS)}"
-    yield at_most(f"federation.error[{name}]", statistics.median(row.error for row in rounds), ERROR, text)  # fmt: skip
+    yield at_most(
+        f"federation.error[{name}]", statistics.median(row.error for row in rounds), ERROR, text
+    )
     inside = sum(row.is_inside for row in rounds) / len(rounds)
     yield at_least(f"federation.inside[{name}]", inside, INSIDE, text)
     rest_s = statistics.median(row.wait_s for row in rounds)
-    yield at_most(f"federation.rest_s[{name}]", rest_s, REST_S, "of the last device: all but work and links")  # fmt: skip
-    yield at_most(f"federation.first_round_s[{name}]", statistics.median(first_s), FIRST_S, "airtune run to the first round; its own start and end included")  # fmt: skip
-    yield Figure(f"federation.unrecorded_s[{name}]", statistics.median(unrecorded), "none", True, "of airtune run: its start, the report, its end")  # fmt: skip
+    yield at_most(
+        f"federation.rest_s[{name}]", rest_s, REST_S, "of the last device: all but work and links"
+    )
+    yield at_most(
+        f"federation.first_round_s[{name}]",
+        statistics.median(first_s),
+        FIRST_S,
+        "airtune run to the first round; its own start and end included",
+    )
+    yield Figure(
+        f"federation.unrecorded_s[{name}]",
+        statistics.median(unrecorded),
+        "none",
+        True,
+        "of airtune run: its start, the report, its end",
+    )
 
 
 def _said(rows: list[Compared]) -> str:
-    return " ".join(f"{row.predicted_s:.2f}({row.low_s:.2f}-{row.high_s:.2f})/{row.measured_s:.2f}" for row in rows)  # fmt: skip
+    return " ".join(
+        f"{row.predicted_s:.2f}({row.low_s:.2f}-{row.high_s:.2f})/{row.measured_s:.2f}"
+        for row in rows
+    )
 
 
 def _recorded(folder: Path) -> tuple[float, float]:

@@ -49,8 +49,14 @@ RUN_ROUNDS = 30
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "fedspine-gsm8k.yaml"
 DATA = ROOT.parent / "shared" / "data"
-SHORT = ["train.rounds=8", "data.max_length=128", "data.limit=1600", "data.test_limit=60",
-         "evaluation.every=1", "threads=1"]  # fmt: skip
+SHORT = [
+    "train.rounds=8",
+    "data.max_length=128",
+    "data.limit=1600",
+    "data.test_limit=60",
+    "evaluation.every=1",
+    "threads=1",
+]
 FREE = ["fleet.source=jetson-80", "fleet.participation=0.1", "train.learning_rate=0.003"]
 """Where the evaluation data are not beside the checkout: the shipped model and data."""
 RIVALS: list[dict[str, object]] = [
@@ -62,8 +68,16 @@ RIVALS: list[dict[str, object]] = [
 ]  # fmt: skip
 
 
-LOOP = ["train.server_average=0.9", "train.decay=0.2", "upload.kind=topk", "upload.keep=1.0",
-        "upload.bits=8", "download.kind=topk", "download.keep=1.0", "download.bits=8"]  # fmt: skip
+LOOP = [
+    "train.server_average=0.9",
+    "train.decay=0.2",
+    "upload.kind=topk",
+    "upload.keep=1.0",
+    "upload.bits=8",
+    "download.kind=topk",
+    "download.keep=1.0",
+    "download.bits=8",
+]
 EQUALS: list[dict[str, object]] = [
     {"name": "fedspine", "sparsity": 0.3, "label": "fedspine"},
     {"name": "fedspine", "sparsity": 0.3, "form": "published", "label": "published"},
@@ -97,13 +111,17 @@ def regret() -> Iterator[Figure]:
     setting = f"{DEVICES} devices of 3 kinds, {ROUNDS} rounds, worst of {len(SEEDS)} seeds"
     yield at_least("fedspine.gain_on_random", min(gains["random"]), 0.05, f"random arms, {setting}")
     yield at_least(
-        "fedspine.gain_on_best_fixed_arm", min(gains["fixed"]), 0.01,
+        "fedspine.gain_on_best_fixed_arm",
+        min(gains["fixed"]),
+        0.01,
         f"the fixed arm that is best in hindsight, {setting}",
-    )  # fmt: skip
+    )
     yield at_least(
-        "fedspine.gain_on_private_bandits", min(gains["private"]), 0.0,
+        "fedspine.gain_on_private_bandits",
+        min(gains["private"]),
+        0.0,
         f"one bandit a device, {setting}",
-    )  # fmt: skip
+    )
 
 
 def memory() -> Iterator[Figure]:
@@ -124,15 +142,22 @@ def memory() -> Iterator[Figure]:
     yield at_most("fedspine.training_memory_ratio", first / dense, 1.0, against)
     yield at_most("fedspine.training_memory_ratio_at_50_percent", last / dense, 1.0, against)
     unpruned = _peak(base, method, prune=0.0)
-    yield Figure("fedspine.training_memory_ratio_in_a_warm_up", unpruned / dense, "none", True,
-                 f"{against}; a round that prunes nothing yet, which the default has none of")  # fmt: skip
+    yield Figure(
+        "fedspine.training_memory_ratio_in_a_warm_up",
+        unpruned / dense,
+        "none",
+        True,
+        f"{against}; a round that prunes nothing yet, which the default has none of",
+    )
 
 
 def inference() -> Iterator[Figure]:
     """Forward time at half of the weights against dense, beside the ratio of FLOPs."""
     for name, width, blocks, batch in (
-        ("base", 768, 4, BATCH), ("minilm", 384, 6, BATCH), ("minilm_batch", 384, 6, 4 * BATCH),
-    ):  # fmt: skip
+        ("base", 768, 4, BATCH),
+        ("minilm", 384, 6, BATCH),
+        ("minilm_batch", 384, 6, 4 * BATCH),
+    ):
         base = _encoder(width, blocks)
         levels = levels_of_shape(base.shape, None, PruningTarget(0.5, "auto"))
         channels = int(base.shape.kept_channels(levels.prune_ffn[-1]))
@@ -144,11 +169,20 @@ def inference() -> Iterator[Figure]:
         part = float(flops[1] / flops[0])
         against = f"the dense encoder, width {width}, {blocks} blocks, {batch} x {TOKENS} tokens"
         if name != "minilm":
-            yield at_most(f"fedspine.inference_time_ratio_{name}", ratio, round(part + 0.05, 3),
-                          f"{against}; FLOP ratio + .05")  # fmt: skip
+            yield at_most(
+                f"fedspine.inference_time_ratio_{name}",
+                ratio,
+                round(part + 0.05, 3),
+                f"{against}; FLOP ratio + .05",
+            )
         else:  # narrow products of few rows lose more speed than FLOPs
-            yield Figure(f"fedspine.inference_time_ratio_{name}", ratio, "none", True,
-                         f"{against}; FLOP ratio {part:.3f}")  # fmt: skip
+            yield Figure(
+                f"fedspine.inference_time_ratio_{name}",
+                ratio,
+                "none",
+                True,
+                f"{against}; FLOP ratio {part:.3f}",
+            )
 
 
 def table() -> Iterator[Figure]:
@@ -166,20 +200,38 @@ def table() -> Iterator[Figure]:
         ratio = ours.time[0].value / rows[name].time[0].value
         missed = [one.method for one in (ours, rows[name]) if not one.time[0].hit]
         told = f"{name}, {where}" + (f"; missed by {', '.join(missed)}" if missed else "")
-        yield Figure(f"fedspine.time_to_target_against_{name.replace(' ', '_')}", ratio, "<= 1",
-                     ours.time[0].hit and ratio <= 1.0, told)  # fmt: skip
+        yield Figure(
+            f"fedspine.time_to_target_against_{name.replace(' ', '_')}",
+            ratio,
+            "<= 1",
+            ours.time[0].hit and ratio <= 1.0,
+            told,
+        )
     ahead = float(ours.test[0] - rows["loraprune"].test[0])
-    yield Figure("fedspine.test_loss_less_loraprune", ahead, "<= 0", ahead <= 0.0,
-                 f"loraprune at the same sparsity, {where}")  # fmt: skip
+    yield Figure(
+        "fedspine.test_loss_less_loraprune",
+        ahead,
+        "<= 0",
+        ahead <= 0.0,
+        f"loraprune at the same sparsity, {where}",
+    )
 
 
 def order(seconds: float = 90.0) -> Iterator[Figure]:
     """Train rivals for equal seconds of the fleet's clock, all with the same learning loop."""
     real = DATA.is_dir()
-    recipe = load_recipe(str(RECIPE) if real else None, overrides=[
-        *SHORT, *(() if real else FREE), *LOOP, f"train.seconds={seconds:g}", "train.rounds=200",
-        "evaluation.every=200", "target=null",
-    ])  # fmt: skip
+    recipe = load_recipe(
+        str(RECIPE) if real else None,
+        overrides=[
+            *SHORT,
+            *(() if real else FREE),
+            *LOOP,
+            f"train.seconds={seconds:g}",
+            "train.rounds=200",
+            "evaluation.every=200",
+            "target=null",
+        ],
+    )
     with tempfile.TemporaryDirectory() as folder:
         done = compare_methods(recipe, methods=EQUALS, seeds=[0], folder=Path(folder) / "order")
     rows = done.summary.rows
@@ -188,8 +240,13 @@ def order(seconds: float = 90.0) -> Iterator[Figure]:
     )
     for name in (str(entry["label"]) for entry in EQUALS[1:]):
         ahead = float(rows["fedspine"].test[0] - rows[name].test[0])
-        yield Figure(f"fedspine.test_loss_less_{name.replace(' ', '_')}", ahead, "<= 0",
-                     ahead <= 0.0, f"{name} after as many seconds with the same loop, {where}")  # fmt: skip
+        yield Figure(
+            f"fedspine.test_loss_less_{name.replace(' ', '_')}",
+            ahead,
+            "<= 0",
+            ahead <= 0.0,
+            f"{name} after as many seconds with the same loop, {where}",
+        )
 
 
 def _pays(point: Floats, kind: np.ndarray) -> Floats:
@@ -229,17 +286,26 @@ def _encoder(width: int = 384, blocks: int = 6) -> BaseModel:
     """Return an encoder of random weights, MiniLM-L6's size by default."""
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=4000, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=blocks,
-        num_attention_heads=12, max_position_embeddings=128, num_labels=2,
-    )  # fmt: skip
+        vocab_size=4000,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=blocks,
+        num_attention_heads=12,
+        max_position_embeddings=128,
+        num_labels=2,
+    )
     return base_of(BertForSequenceClassification(config))
 
 
 def _workload(base: BaseModel) -> Workload:
     return Workload(
-        BATCH, TOKENS, local_steps=3, rank=RANK, trains_head=True,
+        BATCH,
+        TOKENS,
+        local_steps=3,
+        rank=RANK,
+        trains_head=True,
         lora_targets=tuple(linear.name for linear in base.shape.linears),
-    )  # fmt: skip
+    )
 
 
 def _peak(base: BaseModel, method: Method, *, prune: float) -> int:
@@ -262,9 +328,15 @@ def _peak(base: BaseModel, method: Method, *, prune: float) -> int:
     )
     with TensorPeak(own) as peak:
         train(
-            base, state, [Job(0, row, data, 1.0)], settings=TrainSettings(), work=method.work,
-            workload=workload, seed=0, round=0,
-        )  # fmt: skip
+            base,
+            state,
+            [Job(0, row, data, 1.0)],
+            settings=TrainSettings(),
+            work=method.work,
+            workload=workload,
+            seed=0,
+            round=0,
+        )
     return shared + peak.most_bytes
 
 
@@ -303,10 +375,15 @@ class TensorPeak(TorchDispatchMode):
 def _row_plan(prune: Floats) -> Assignments:
     count = len(prune)
     return Assignments(
-        device=np.arange(count), prune_heads=np.zeros(count), prune_ffn=prune,
-        rank=np.ones(count, np.int64), share=np.ones(count), local_steps=np.ones(count, np.int64),
-        cut=np.zeros(count, np.int64), codec_index=np.zeros(count, np.int64),
-    )  # fmt: skip
+        device=np.arange(count),
+        prune_heads=np.zeros(count),
+        prune_ffn=prune,
+        rank=np.ones(count, np.int64),
+        share=np.ones(count),
+        local_steps=np.ones(count, np.int64),
+        cut=np.zeros(count, np.int64),
+        codec_index=np.zeros(count, np.int64),
+    )
 
 
 @torch.no_grad()

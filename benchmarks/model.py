@@ -63,9 +63,11 @@ def sliced_steps() -> Iterator[Figure]:
         place = f"{fraction:.0%}_pruned"
         yield at_most(f"model.step_ratio_{place}", ratio, step_goal, f"the dense step ({size})")
         yield at_most(
-            f"model.held_bytes_ratio_{place}", held, memory_goal,
+            f"model.held_bytes_ratio_{place}",
+            held,
+            memory_goal,
             f"the dense model's parameters and saved activations ({size})",
-        )  # fmt: skip
+        )
 
 
 def saved_models() -> Iterator[Figure]:
@@ -84,9 +86,11 @@ def saved_models() -> Iterator[Figure]:
             difference = plain(batch.input_ids).logits - lora.network(batch.input_ids).logits
         worst = max(worst, float(difference.abs().max()))
     yield at_most(
-        "model.saved_logit_difference", worst, 1e-5,
+        "model.saved_logit_difference",
+        worst,
+        1e-5,
         "the network in memory; Llama with 2, 3, 5 and 7 of 8 heads, loaded by transformers",
-    )  # fmt: skip
+    )
 
 
 def many_devices(devices: int = 20) -> Iterator[Figure]:
@@ -105,14 +109,25 @@ def many_devices(devices: int = 20) -> Iterator[Figure]:
         yield at_least(f"model.batched_lora_speedup_{place}", speed, goal, against)
         yield at_most(
             f"model.batched_lora_gradient_difference_{place}",
-            _difference(ours(), theirs()), 1e-5, against,
-        )  # fmt: skip
+            _difference(ours(), theirs()),
+            1e-5,
+            against,
+        )
 
 
 def aggregation(devices: int = 20, width: int = 2048) -> Iterator[Figure]:
     """Factored aggregation of unlike ranks and slices against the dense SVD."""
-    shape = llama_like("llama", blocks=1, width=width, heads=16, kv_groups=16, head_dim=128,
-                       ffn=width, vocab=8, tied=True)  # fmt: skip
+    shape = llama_like(
+        "llama",
+        blocks=1,
+        width=width,
+        heads=16,
+        kv_groups=16,
+        head_dim=128,
+        ffn=width,
+        vocab=8,
+        tied=True,
+    )
     workload = _workload(("up_proj",), rank=16)
     state = GlobalState(0, init_adapters(shape, workload, 0), {})
     updates = [_update(device, state, shape) for device in range(devices)]
@@ -257,10 +272,16 @@ def _all(network: nn.Module) -> list[torch.Tensor]:
 def _llama(*, blocks: int, width: int, heads: int, ffn: int, vocab: int) -> BaseModel:
     torch.manual_seed(0)
     config = LlamaConfig(
-        num_hidden_layers=blocks, hidden_size=width, num_attention_heads=heads,
-        intermediate_size=ffn, vocab_size=vocab, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None,
-    )  # fmt: skip
+        num_hidden_layers=blocks,
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=ffn,
+        vocab_size=vocab,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     return base_of(LlamaForCausalLM(config))
 
 

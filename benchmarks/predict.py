@@ -61,8 +61,11 @@ def train(name: str) -> Seen:
     """Train a case in a fresh process and return what it measured."""
     process = subprocess.run(
         [sys.executable, "-m", "benchmarks.training", name],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return Seen(**json.loads(process.stdout.splitlines()[-1]))
 
 

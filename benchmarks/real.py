@@ -64,8 +64,11 @@ class Subject:
 
 def run() -> Iterator[Figure]:
     """Measure every row of the goals for a real model, or say why not."""
-    missing = [name for name in (MODEL, DATA) if not Path(os.environ.get(name, "")).is_dir()
-               or not os.environ.get(name)]  # fmt: skip
+    missing = [
+        name
+        for name in (MODEL, DATA)
+        if not Path(os.environ.get(name, "")).is_dir() or not os.environ.get(name)
+    ]
     if missing:
         reason = f"skipped: {' and '.join(missing)} must name a folder"
         yield skipped("real.pruned_loss", f"<= {WORST_LOSS:g}", reason)
@@ -87,8 +90,10 @@ def pruning(subject: Subject) -> Iterator[Figure]:
     yield Figure("real.dense_loss", dense, "none", True, "the model as it is")
     scored = _scored(subject)
     kept, pruned = _slice(subject, scored)
-    size = (f"{len(kept.groups[0])} groups, {len(kept.channels[0])} channels, {pruned:.3f} of the "
-            f"blocks' weights gone, untuned; dense {dense:.3f}")  # fmt: skip
+    size = (
+        f"{len(kept.groups[0])} groups, {len(kept.channels[0])} channels, {pruned:.3f} of the "
+        f"blocks' weights gone, untuned; dense {dense:.3f}"
+    )
     yield at_most("real.channels_beyond_32", len(kept.channels[0]) % 32, 0, size)
     mends: tuple[Mend, ...] = ("mean", "least-squares")
     for mend in mends:
@@ -119,9 +124,13 @@ def quantised(subject: Subject) -> Iterator[Figure]:
 def _subject() -> Subject:
     model, data = os.environ[MODEL], Path(os.environ[DATA])
     spec = DataSpec(
-        source=str(data / "gsm8k_train.jsonl"), test=str(data / "gsm8k_test.jsonl"),
-        max_length=TOKENS, limit=TRAIN_ROWS, test_limit=TEST_ROWS, held_out=0.0,
-    )  # fmt: skip
+        source=str(data / "gsm8k_train.jsonl"),
+        test=str(data / "gsm8k_test.jsonl"),
+        max_length=TOKENS,
+        limit=TRAIN_ROWS,
+        test_limit=TEST_ROWS,
+        held_out=0.0,
+    )
     tokenizer = AutoTokenizer.from_pretrained(model)
     return Subject(
         load_base(model, device="cpu"), load_federated(spec, tokenizer=tokenizer, devices=1, seed=0)
@@ -130,9 +139,12 @@ def _subject() -> Subject:
 
 def _first_texts(base: BaseModel, name: str) -> FederatedData:
     spec = DataSpec(
-        source=str(Path(os.environ[DATA]) / name), max_length=CUT_TOKENS, limit=2 * TEXTS,
-        test_limit=1, held_out=0.0,
-    )  # fmt: skip
+        source=str(Path(os.environ[DATA]) / name),
+        max_length=CUT_TOKENS,
+        limit=2 * TEXTS,
+        test_limit=1,
+        held_out=0.0,
+    )
     return load_federated(spec, tokenizer=base.tokenizer, devices=1, seed=0)
 
 

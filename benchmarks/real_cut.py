@@ -60,7 +60,9 @@ def coded_cuts(base: BaseModel, sources: Mapping[str, FederatedData]) -> Iterato
                 for name, batch in batches.items()
             }
             slug = f"cut_{cut}_{spec.label.replace(' ', '_')}"
-            each = ", ".join(f"{name} {one.added:+.4f} at {one.bits:.2f} bits" for name, one in found.items())  # fmt: skip
+            each = ", ".join(
+                f"{name} {one.added:+.4f} at {one.bits:.2f} bits" for name, one in found.items()
+            )
             worst = max(one.added for one in found.values())
             name = f"real.loss_added_{slug}"
             if spec in MENU:

@@ -100,16 +100,22 @@ def gradients() -> Iterator[Figure]:
     for name in SETTINGS:
         here = _setting(name)
         batch = collate_examples(
-            here.data.devices[0].train, range(BATCH), tokens=here.workload.tokens,
+            here.data.devices[0].train,
+            range(BATCH),
+            tokens=here.workload.tokens,
             device=here.base.device,
-        )  # fmt: skip
+        )
         adapters = {
             key: value + 0.02 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
             for key, value in init_adapters(here.base.shape, here.workload, 0).items()
         }
         worst = max(_difference(here, adapters, batch, cut) for cut in CUTS)
-        yield at_most(f"sft.gradient_difference_{name}", worst, 1e-5,
-                      f"the unsplit model's gradients, cuts {CUTS[0]} and {CUTS[1]}, codec off")  # fmt: skip
+        yield at_most(
+            f"sft.gradient_difference_{name}",
+            worst,
+            1e-5,
+            f"the unsplit model's gradients, cuts {CUTS[0]} and {CUTS[1]}, codec off",
+        )
 
 
 def one_pass() -> Iterator[Figure]:
@@ -120,8 +126,13 @@ def one_pass() -> Iterator[Figure]:
         plain = _train(here, CodecSpec(), WorkSpec(), rounds)
         choices = [(_zone(up), WorkSpec(gradient=_zone(down))) for up, down in _STEPS]
         best = _least(here, rounds, plain.loss, choices)
-        yield _saved(f"sft.bytes_left_one_pass_{name}", best, 1 - 0.936, plain,
-                     f"{rounds} rounds of {STEPS} steps")  # fmt: skip
+        yield _saved(
+            f"sft.bytes_left_one_pass_{name}",
+            best,
+            1 - 0.936,
+            plain,
+            f"{rounds} rounds of {STEPS} steps",
+        )
 
 
 def several_epochs() -> Iterator[Figure]:
@@ -136,16 +147,25 @@ def several_epochs() -> Iterator[Figure]:
             (_zone(1.5, predict=True), WorkSpec(gradient=_zone(3.0))),
         ]
         best = _least(here, rounds, plain.loss, choices)
-        yield _saved(f"sft.bytes_left_several_epochs_{name}", best, 1 - 0.98, plain,
-                     f"{rounds} rounds, {EPOCHS} epochs")  # fmt: skip
+        yield _saved(
+            f"sft.bytes_left_several_epochs_{name}",
+            best,
+            1 - 0.98,
+            plain,
+            f"{rounds} rounds, {EPOCHS} epochs",
+        )
 
 
 def timescales() -> Iterator[Figure]:
     """Seconds a step with the cut kept for ten rounds against deciding everything every round."""
     for fleet in ("cell-10", "phones", "orin-6-sites"):
         kept, anew = (_mean_step_s(fleet, every) for every in (10, 1))
-        yield at_most(f"sft.kept_cut_step_{fleet}", kept / anew, 1.03,
-                      "mean step of 30 rounds, cut and codec chosen every round")  # fmt: skip
+        yield at_most(
+            f"sft.kept_cut_step_{fleet}",
+            kept / anew,
+            1.03,
+            "mean step of 30 rounds, cut and codec chosen every round",
+        )
 
 
 def _mean_step_s(name: str, large_every: int) -> float:
@@ -154,10 +174,15 @@ def _mean_step_s(name: str, large_every: int) -> float:
     targets = tuple(linear.name for linear in shape.linears)
     workload = Workload(batch=2, tokens=96, local_steps=4, rank=8, lora_targets=targets)
     problem = Problem(
-        shape=shape, devices=fleet.profiles(np.ones(len(fleet))), workload=workload, rounds=30,
-        seed=0, server_flops_per_s=fleet.server.flops_per_s, measurements=_priced(shape.blocks),
+        shape=shape,
+        devices=fleet.profiles(np.ones(len(fleet))),
+        workload=workload,
+        rounds=30,
+        seed=0,
+        server_flops_per_s=fleet.server.flops_per_s,
+        measurements=_priced(shape.blocks),
         server_memory_bytes=fleet.server.memory_bytes,
-    )  # fmt: skip
+    )
     decider = build_method("sft", {"large_every": large_every}).decider
     state, steps = decider.init(problem), []
     for number in range(problem.rounds):
@@ -191,12 +216,17 @@ def delay() -> Iterator[Figure]:
         recipe = load_recipe(path, overrides=["train.rounds=4", "data.limit=400"])
         with tempfile.TemporaryDirectory() as folder:
             compare_methods(recipe, methods=asked, seeds=[0], folder=Path(folder) / "c")
-            runs = {method: read_run(Path(folder) / "c" / "runs" / f"{method}-s0")
-                    for method in asked}  # fmt: skip
+            runs = {
+                method: read_run(Path(folder) / "c" / "runs" / f"{method}-s0") for method in asked
+            }
         took = {method: float(run.rounds[-1]["end_s"]) for method, run in runs.items()}
         for baseline in asked[1:]:
-            yield at_most(f"sft.delay_left_{name}_{baseline}", took["sft"] / took[baseline],
-                          1 - 0.802, f"{baseline}, seconds of 4 rounds of {path.name}")  # fmt: skip
+            yield at_most(
+                f"sft.delay_left_{name}_{baseline}",
+                took["sft"] / took[baseline],
+                1 - 0.802,
+                f"{baseline}, seconds of 4 rounds of {path.name}",
+            )
         devices = runs["sft"].devices
         load = float(np.nanmax(devices["peak_bytes"] / devices["memory_bytes"]))
         yield at_most(f"sft.memory_over_limit_{name}", load, 1.0, "the tightest device's limit")
@@ -257,14 +287,25 @@ def _train(here: Setting, codec: CodecSpec, work: WorkSpec, rounds: int) -> Trai
     sent = 0.0
     for number in range(rounds):
         jobs = [
-            SplitJob(device, Assignment(device, 0.0, 0.0, RANK, cut, 1.0, STEPS, codec),
-                     here.data.devices[device].train, 1.0)
+            SplitJob(
+                device,
+                Assignment(device, 0.0, 0.0, RANK, cut, 1.0, STEPS, codec),
+                here.data.devices[device].train,
+                1.0,
+            )
             for device, cut in enumerate(CUTS)
-        ]  # fmt: skip
+        ]
         result = split_round(
-            base, state, jobs, settings=settings, work=work, workload=here.workload, seed=0,
-            round=number, memory=memory,
-        )  # fmt: skip
+            base,
+            state,
+            jobs,
+            settings=settings,
+            work=work,
+            workload=here.workload,
+            seed=0,
+            round=number,
+            memory=memory,
+        )
         exchanged = 0 if work.device_frozen else 2 * 4 * _held(state.adapters, CUTS)
         sent += float(result.up_bytes.sum() + result.down_bytes.sum()) + exchanged
         updates = [item.update for item in result.outcomes if item.update is not None]
@@ -296,7 +337,9 @@ def _saved(name: str, best: Trained | None, goal: float, plain: Trained, how: st
     if best is None:
         return at_most(name, 1.0, goal, f"no setting tried stays within 1 % of {plain.loss:.4g}")
     return at_most(
-        name, best.sent_bytes / plain.sent_bytes, goal,
+        name,
+        best.sent_bytes / plain.sent_bytes,
+        goal,
         f"no compression, both ways and adapters, {how}; test loss {best.loss:.4g} against "
         f"{plain.loss:.4g} uncompressed",
-    )  # fmt: skip
+    )

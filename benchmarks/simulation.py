@@ -32,9 +32,16 @@ WORKLOAD = Workload(batch=4, tokens=64, local_steps=4, rank=8, lora_targets=TARG
 def shape() -> ModelShape:
     """Return the base's shape."""
     return llama_like(
-        "llama", blocks=BLOCKS, width=WIDTH, heads=HEADS, kv_groups=GROUPS,
-        head_dim=WIDTH // HEADS, ffn=FFN, vocab=VOCAB, tied=True,
-    )  # fmt: skip
+        "llama",
+        blocks=BLOCKS,
+        width=WIDTH,
+        heads=HEADS,
+        kv_groups=GROUPS,
+        head_dim=WIDTH // HEADS,
+        ffn=FFN,
+        vocab=VOCAB,
+        tied=True,
+    )
 
 
 def tokens_of(client: int) -> tuple[np.ndarray, ...]:
@@ -53,9 +60,14 @@ def make(folder: Path) -> None:
 
     torch.manual_seed(SEED)
     config = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=FFN, num_hidden_layers=BLOCKS, vocab_size=VOCAB,
-        num_attention_heads=HEADS, num_key_value_heads=GROUPS, tie_word_embeddings=True,
-    )  # fmt: skip
+        hidden_size=WIDTH,
+        intermediate_size=FFN,
+        num_hidden_layers=BLOCKS,
+        vocab_size=VOCAB,
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
+        tie_word_embeddings=True,
+    )
     LlamaForCausalLM(config).save_pretrained(folder / "base")
 
 
@@ -92,9 +104,8 @@ def run_airtune(folder: Path) -> list[float]:
         threads=2,
     )
     engine = local_engine(
-        fleet, problem, base, data,
-        needs=method.decider.needs, work=method.work, settings=settings,
-    )  # fmt: skip
+        fleet, problem, base, data, needs=method.decider.needs, work=method.work, settings=settings
+    )
     losses: list[float] = []
     writer = RunWriter.create(folder / "run", {"name": "federation"})
     run = Run(method, problem, engine, writer, "federation", LoopSettings(evaluate_every=0))
@@ -135,8 +146,14 @@ def _train_with_peft(folder: str, round: int, client: int, arrays: dict[str, np.
     rows = np.stack(tokens_of(client))
     optimiser = torch.optim.AdamW(factors.values(), lr=LEARNING_RATE, weight_decay=0.0)
     loss = torch.zeros(())
-    for drawn in round_batches(EXAMPLES, steps=WORKLOAD.local_steps, batch=WORKLOAD.batch,
-                               seed=SEED, round=round, device=client):  # fmt: skip
+    for drawn in round_batches(
+        EXAMPLES,
+        steps=WORKLOAD.local_steps,
+        batch=WORKLOAD.batch,
+        seed=SEED,
+        round=round,
+        device=client,
+    ):
         ids = torch.from_numpy(rows[drawn])
         loss = model(input_ids=ids, labels=ids).loss
         optimiser.zero_grad()
@@ -176,14 +193,17 @@ def run_flower(folder: Path) -> list[float]:
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         strategy = FedAvg(
-            fraction_train=1.0, fraction_evaluate=0.0,
-            min_train_nodes=CLIENTS, min_available_nodes=CLIENTS,
-        )  # fmt: skip
+            fraction_train=1.0,
+            fraction_evaluate=0.0,
+            min_train_nodes=CLIENTS,
+            min_available_nodes=CLIENTS,
+        )
         done = strategy.start(grid=grid, initial_arrays=ArrayRecord(first), num_rounds=ROUNDS)
         losses.extend(float(row["loss"]) for row in done.train_metrics_clientapp.values())
 
-    run_simulation(server_app, client_app, CLIENTS,
-                   backend_config={"client_resources": {"num_cpus": 1}})  # fmt: skip
+    run_simulation(
+        server_app, client_app, CLIENTS, backend_config={"client_resources": {"num_cpus": 1}}
+    )
     return losses
 
 

@@ -44,10 +44,15 @@ def cell(n: int, seed: int) -> JointProblem:
     nothing, one = np.zeros(n), np.ones(n)
     return JointProblem(
         curves=Curves(np.zeros(n, np.int64), one < 0, signal, one * hertz, one * np.inf, one[:1]),
-        fixed_s=nothing, compute_s=30.0 / 10 ** draws.uniform(-0.5, 1.0, n), fixed_bits=nothing,
-        bits=one * 4e7, weight=draws.dirichlet(one * 3.0), least_kept=one * 0.3, most_kept=one,
+        fixed_s=nothing,
+        compute_s=30.0 / 10 ** draws.uniform(-0.5, 1.0, n),
+        fixed_bits=nothing,
+        bits=one * 4e7,
+        weight=draws.dirichlet(one * 3.0),
+        least_kept=one * 0.3,
+        most_kept=one,
         prune_budget=0.3,
-    )  # fmt: skip
+    )
 
 
 def run() -> Iterator[Figure]:
@@ -114,9 +119,12 @@ def descents() -> Iterator[Figure]:
         worst, least = max(distance), min(distance)
         told = f"exact solver, 20 cells of 20 devices, median; worst {worst:.3f}"
         yield Figure(
-            f"solvers.bcd.gap[{start}]", float(np.median(distance)), ">= 0 everywhere",
-            least >= -1e-9, told,
-        )  # fmt: skip
+            f"solvers.bcd.gap[{start}]",
+            float(np.median(distance)),
+            ">= 0 everywhere",
+            least >= -1e-9,
+            told,
+        )
 
 
 def scale() -> Iterator[Figure]:
@@ -167,16 +175,22 @@ def slsqp_round_s(problem: JointProblem) -> float:
     budget = np.concatenate([np.zeros(n), -np.ones(n) / n, [0.0]])
     prune = np.concatenate([problem.weight, np.zeros(n), [0.0]])
     answer = minimize(
-        lambda v: v[-1], np.concatenate([kept, share * n, [1.0]]), jac=lambda v: last,
-        method="SLSQP", bounds=[(0.3, 1.0)] * n + [(1e-4, n)] * n + [(0.0, None)],
+        lambda v: v[-1],
+        np.concatenate([kept, share * n, [1.0]]),
+        jac=lambda v: last,
+        method="SLSQP",
+        bounds=[(0.3, 1.0)] * n + [(1e-4, n)] * n + [(0.0, None)],
         constraints=[
             {"type": "ineq", "fun": lambda v: v[-1] - finish(v), "jac": slopes},
             {"type": "ineq", "fun": lambda v: 1.0 + budget @ v, "jac": lambda v: budget},
-            {"type": "ineq", "fun": lambda v: prune @ v - problem.least_value,
-             "jac": lambda v: prune},
+            {
+                "type": "ineq",
+                "fun": lambda v: prune @ v - problem.least_value,
+                "jac": lambda v: prune,
+            },
         ],
         options={"maxiter": 200, "ftol": 1e-8},
-    )  # fmt: skip
+    )
     return float(answer.x[-1]) * unit_s
 
 
@@ -185,7 +199,9 @@ def divisions() -> Iterator[Figure]:
     found = []
     for seed in range(REPEATS * 4):
         problem = cell(1000, seed)
-        found.append(timed(partial(divide_min_max, problem.curves, problem.compute_s, problem.bits)))  # fmt: skip
+        found.append(
+            timed(partial(divide_min_max, problem.curves, problem.compute_s, problem.bits))
+        )
     yield guide("solvers.division.ms[1000]", median_ms(found), 2.0)
     gap = max(division.gap for _, division in found)
     yield at_most("solvers.division.gap[1000]", gap, 1e-8, "its own tangent bound")
@@ -197,15 +213,18 @@ def plans() -> Iterator[Figure]:
     observation = sample_observation(problem, 0)
     for name in ("jcpba", "fedavg-lora"):
         decider = build_method(name).decider
-        found = [timed(partial(decider.plan, problem, {}, observation))
-                 for _ in range(REPEATS)]  # fmt: skip
+        found = [timed(partial(decider.plan, problem, {}, observation)) for _ in range(REPEATS)]
         median = float(np.median([seconds for seconds, _ in found]))
         told = "processor time of one round, 10,000 devices on three links"
         yield at_most(f"solvers.plan_s[{name}]", median, 1.0, told)
         solution = found[0][1][0].solution
         if solution is not None:
-            yield at_most(f"solvers.gap_rounded[{name}]", solution.gap_rounded, 1e-2,
-                          f"bound of the discrete problem; {solution.gap:.1e} before")  # fmt: skip
+            yield at_most(
+                f"solvers.gap_rounded[{name}]",
+                solution.gap_rounded,
+                1e-2,
+                f"bound of the discrete problem; {solution.gap:.1e} before",
+            )
 
 
 def timed(call: Callable[[], Result]) -> tuple[float, Result]:

@@ -59,21 +59,28 @@ def menus(n: int, seed: int, *, cuts: int = 11, codecs: int = 8, links: int = 1)
     """Return one drawn cell of n devices with its menus."""
     drawn = cell(n, seed).curves
     curves = replace(
-        drawn, link=np.arange(n) % links, signal=drawn.signal * links, scale=drawn.scale / links,
+        drawn,
+        link=np.arange(n) % links,
+        signal=drawn.signal * links,
+        scale=drawn.scale / links,
         budget=np.ones(links),
-    )  # fmt: skip
+    )
     draws = np.random.default_rng(1000 + seed)
     speed = 10.0 ** draws.uniform(11.5, 13.0, (n, 1))
     cut, codec = (grid.ravel() for grid in np.mgrid[1 : cuts + 1, 0:codecs])
     bits = np.ones((n, 1)) * KEPT[codec] * 8 * 197 * 768
     downlink = curves.scale * np.log2(1.0 + 40.0 * curves.signal)
     return SplitProblem(
-        curves=curves, forward_s=cut * BLOCK_FLOPS / speed, bits=bits,
-        down_s=bits / downlink[:, None], backward_s=2.0 * cut * BLOCK_FLOPS / speed,
+        curves=curves,
+        forward_s=cut * BLOCK_FLOPS / speed,
+        bits=bits,
+        down_s=bits / downlink[:, None],
+        backward_s=2.0 * cut * BLOCK_FLOPS / speed,
         server_s=np.ones((n, 1)) * (cuts + 1 - cut) * BLOCK_FLOPS * 3 / SERVER * 20 / n,
         loss=draws.dirichlet(np.full(n, 3.0))[:, None] * (LOSS[codec] * (1.0 + 0.1 * cut)),
-        allowed=cut <= draws.uniform(2, cuts + 2, (n, 1)), loss_budget=0.015,
-    )  # fmt: skip
+        allowed=cut <= draws.uniform(2, cuts + 2, (n, 1)),
+        loss_budget=0.015,
+    )
 
 
 def run() -> Iterator[Figure]:
@@ -115,9 +122,12 @@ def published() -> Iterator[Figure]:
         ]
         told = f"certified bound, 3 cells of {n}, median; worst {max(apart):.3f}"
         yield Figure(
-            f"splits.lagrangian_gap[{n}]", float(np.median(apart)), ">= 0 everywhere",
-            min(apart) >= -1e-9, told,
-        )  # fmt: skip
+            f"splits.lagrangian_gap[{n}]",
+            float(np.median(apart)),
+            ">= 0 everywhere",
+            min(apart) >= -1e-9,
+            told,
+        )
 
 
 def spectrum() -> Iterator[Figure]:
@@ -133,8 +143,10 @@ def spectrum() -> Iterator[Figure]:
     ms = median_ms(exact)
     told = "processor time in ms; up to twice the goal counts as holding"
     yield Figure("splits.spectrum.ms[1000]", ms, "<= 2", ms <= 4.0, told)
-    apart = [other.round_s / one.bound_s - 1.0
-             for (_, one), (_, other) in zip(exact, stepped, strict=True)]  # fmt: skip
+    apart = [
+        other.round_s / one.bound_s - 1.0
+        for (_, one), (_, other) in zip(exact, stepped, strict=True)
+    ]
     told = f"the exact division's bound, worst of 5; {median_ms(stepped) / ms:.0f} times its time"
     yield Figure("splits.spectrum.sqp_gap[1000]", max(apart), "none", True, told)
 
@@ -142,15 +154,20 @@ def spectrum() -> Iterator[Figure]:
 def planned() -> Iterator[Figure]:
     """Plan rounds of a vision transformer and of a 7B model on ten devices of a cell."""
     for name, workload in PLANNED.items():
-        figures = {label: _round_of(known_shapes()[name], workload, *choice)
-                   for label, choice in SPLITS.items()}  # fmt: skip
+        figures = {
+            label: _round_of(known_shapes()[name], workload, *choice)
+            for label, choice in SPLITS.items()
+        }
         base_s, base_bytes = figures["sequential"]
         for label, (round_s, sent) in figures.items():
-            told = f"{label}: {round_s:.1f} s and {sent / 1e6:.1f} MB a round; sequential split learning"  # fmt: skip
+            told = f"{label}: {round_s:.1f} s and {sent / 1e6:.1f} MB a round; sequential split learning"
             yield Figure(
-                f"splits.plan.delay[{name}, {label}]", round_s / base_s, "none", True,
+                f"splits.plan.delay[{name}, {label}]",
+                round_s / base_s,
+                "none",
+                True,
                 f"{told}; bytes {sent / base_bytes:.3f}",
-            )  # fmt: skip
+            )
 
 
 def _round_of(
@@ -160,9 +177,15 @@ def _round_of(
     fleet, method = load_fleet("cell-10"), build_method(name, settings)
     samples = np.full(len(fleet), 5 * workload.batch * workload.local_steps)
     problem = Problem(
-        shape, fleet.profiles(samples), workload, rounds=50, seed=0, work=method.work,
-        server_flops_per_s=fleet.server.flops_per_s, server_memory_bytes=fleet.server.memory_bytes,
-    )  # fmt: skip
+        shape,
+        fleet.profiles(samples),
+        workload,
+        rounds=50,
+        seed=0,
+        work=method.work,
+        server_flops_per_s=fleet.server.flops_per_s,
+        server_memory_bytes=fleet.server.memory_bytes,
+    )
     rounds, sent = [], []
     for number in range(8):
         links, speed = fleet.links_at(number, 0, 0.0), fleet.flops_at(number)
@@ -204,9 +227,10 @@ def _programme(problem: SplitProblem, sent_s: float) -> NDArray[np.int64] | None
     low = np.concatenate([np.ones(n), np.full(n + 2, -np.inf)])
     high = np.concatenate([np.ones(n), [1.0, problem.loss_budget], np.zeros(n)])
     answer = milp(
-        np.append(problem.server_s.ravel(), 1.0), integrality=np.append(np.ones(n * k), 0),
+        np.append(problem.server_s.ravel(), 1.0),
+        integrality=np.append(np.ones(n * k), 0),
         constraints=LinearConstraint(csr_array(np.array(rows)), low, high),
         bounds=Bounds(0, np.append(able.ravel().astype(np.float64), np.inf)),
         options={"mip_rel_gap": 1e-4, "time_limit": 3.0},
-    )  # fmt: skip
+    )
     return None if answer.x is None else np.argmax(answer.x[:-1].reshape(n, k), axis=1)

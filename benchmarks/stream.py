@@ -59,9 +59,16 @@ def _measured(name: str, spec: Spec, link: DeviceSpec, parts: int) -> Iterator[F
     ) as server:
         told = json.loads(server.stdout.readline())
         done = subprocess.run(
-            inside(spec, 0, [*me, "device", str(parts), f"{SERVER_ADDRESS}:{told['port']}", told["token"]]),
-            stdout=subprocess.PIPE, text=True, check=True, cwd=root,
-        )  # fmt: skip
+            inside(
+                spec,
+                0,
+                [*me, "device", str(parts), f"{SERVER_ADDRESS}:{told['port']}", told["token"]],
+            ),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+            cwd=root,
+        )
         compute_s = json.loads(server.stdout.readline())["server_s"]
     seen = json.loads(done.stdout.splitlines()[-1])
     air_s = 8e-6 * (seen["up_bytes"] / link.up_mbps + seen["down_bytes"] / link.down_mbps)
@@ -72,9 +79,16 @@ def _measured(name: str, spec: Spec, link: DeviceSpec, parts: int) -> Iterator[F
     )
     step_s = seen["step_s"]
     label = f"{name}, {parts} micro-batches" if parts > 1 else name
-    yield at_most(f"stream.step_over_floor[{label}]", step_s / max(compute_s, air_s), GOALS[parts], text)  # fmt: skip
+    yield at_most(
+        f"stream.step_over_floor[{label}]", step_s / max(compute_s, air_s), GOALS[parts], text
+    )
     if parts == 1:  # it computes, sends and waits in turn
-        yield at_most(f"stream.step_over_turns[{label}]", step_s / (compute_s + air_s), TURNS_GOAL, "compute + air")  # fmt: skip
+        yield at_most(
+            f"stream.step_over_turns[{label}]",
+            step_s / (compute_s + air_s),
+            TURNS_GOAL,
+            "compute + air",
+        )
 
 
 def _world(parts: int) -> tuple:
@@ -99,7 +113,12 @@ def _world(parts: int) -> tuple:
         micro_batches=parts,
     )
     row = Assignment(0, 0.0, 0.0, 8, 1, 1.0, STEPS, CodecSpec())
-    return base, initial_state(base, workload, 0), workload, SplitJob(0, row, data.devices[0].train, 1.0)  # fmt: skip
+    return (
+        base,
+        initial_state(base, workload, 0),
+        workload,
+        SplitJob(0, row, data.devices[0].train, 1.0),
+    )
 
 
 def serve(parts: int) -> None:
@@ -122,8 +141,10 @@ def serve(parts: int) -> None:
     ServerHalf.step = timed
     server = StreamServer("0.0.0.0:0")
     opened = server.open(
-        SplitTask("bench", 0, base, state, (job.row,), (1.0,), TrainSettings(), WorkSpec(), workload, 0)
-    )  # fmt: skip
+        SplitTask(
+            "bench", 0, base, state, (job.row,), (1.0,), TrainSettings(), WorkSpec(), workload, 0
+        )
+    )
     print(json.dumps({"port": server.port, "token": opened.tokens[0]}), flush=True)
     opened.wait()
     print(json.dumps({"server_s": parts * sorted(took)[len(took) // 2]}), flush=True)
@@ -158,15 +179,22 @@ def take_part(parts: int, target: str, token: str) -> None:
             if part["part"] == parts - 1:
                 ends.append(time.perf_counter())
 
-    context = SplitContext.of(base, state, settings=TrainSettings(), work=WorkSpec(),
-                              workload=workload, seed=0, round=0)  # fmt: skip
+    context = SplitContext.of(
+        base, state, settings=TrainSettings(), work=WorkSpec(), workload=workload, seed=0, round=0
+    )
     end = Timed(context, {0: job})
     part = run_device(end, Connection(Way(target), token, "bench"))
     # the first step finds a cold connection; bytes differ from batch to batch, so means of all
-    print(json.dumps({
-        "step_s": float(np.diff(ends).mean()), "compute_s": float(np.median(own)),
-        "up_bytes": float(part.up_bytes[1:].mean()), "down_bytes": float(part.down_bytes[1:].mean()),
-    }))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "step_s": float(np.diff(ends).mean()),
+                "compute_s": float(np.median(own)),
+                "up_bytes": float(part.up_bytes[1:].mean()),
+                "down_bytes": float(part.down_bytes[1:].mean()),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

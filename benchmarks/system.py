@@ -55,8 +55,16 @@ def _planning() -> Iterator[Figure]:
     """Observe, plan and time rounds of 10,000 devices, as the loop does, without training."""
     fleet = load_fleet("cell-10", devices=DEVICES, seed=0)
     shape = known_shapes()["qwen2.5-0.5b"]
-    workload = Workload(8, 256, 10, 8, tuple(linear.name for linear in shape.linears),
-                        dtype_bytes=2, checkpointing=True, loss_chunk=256)  # fmt: skip
+    workload = Workload(
+        8,
+        256,
+        10,
+        8,
+        tuple(linear.name for linear in shape.linears),
+        dtype_bytes=2,
+        checkpointing=True,
+        loss_chunk=256,
+    )
     problem = Problem(shape, fleet.profiles(np.full(DEVICES, 100)), workload, 10, 0)
     for name, settings in (("fedavg-lora", {}), ("jcpba", {"budget": 0.2})):
         method = build_method(name, settings)
@@ -69,12 +77,20 @@ def _planning() -> Iterator[Figure]:
             plan, state = method.decider.plan(problem, state, seen)
             share = plan.assignments.share
             time_round(
-                problem, fleet, plan, lambda links, remaining, share=share: share,
-                start_s=0.0, dropped=np.zeros(len(plan.assignments), np.bool_),
-            )  # fmt: skip
+                problem,
+                fleet,
+                plan,
+                lambda links, remaining, share=share: share,
+                start_s=0.0,
+                dropped=np.zeros(len(plan.assignments), np.bool_),
+            )
             rates.append(1.0 / (time.perf_counter() - began))
-        yield at_least(f"system.rounds_per_s.{name}", statistics.median(rates[1:]), 1.0,
-                       f"{DEVICES} devices of cell-10, observed, planned and timed")  # fmt: skip
+        yield at_least(
+            f"system.rounds_per_s.{name}",
+            statistics.median(rates[1:]),
+            1.0,
+            f"{DEVICES} devices of cell-10, observed, planned and timed",
+        )
 
 
 def _simulation() -> Iterator[Figure]:

@@ -48,16 +48,22 @@ class Seen:
     """The same of the probes, whose steps took turns with these."""
 
 
-def _case(shape: ModelShape, batch: int, tokens: int, *, chunk: int = 0,
-          checkpointing: bool = False) -> Case:  # fmt: skip
+def _case(
+    shape: ModelShape, batch: int, tokens: int, *, chunk: int = 0, checkpointing: bool = False
+) -> Case:
     return Case(
         shape,
         Workload(
-            batch, tokens, local_steps=1, rank=8,
-            lora_targets=tuple(linear.name for linear in shape.linears), loss_chunk=chunk,
-            checkpointing=checkpointing, trains_head=bool(shape.labels),
+            batch,
+            tokens,
+            local_steps=1,
+            rank=8,
+            lora_targets=tuple(linear.name for linear in shape.linears),
+            loss_chunk=chunk,
+            checkpointing=checkpointing,
+            trains_head=bool(shape.labels),
         ),
-    )  # fmt: skip
+    )
 
 
 PROBES = (
@@ -158,9 +164,13 @@ def _trainer(case: Case) -> Callable[[], None]:
     base = base_of(network_of(shape))
     heads = [head_of(base.network, base.family)] if workload.trains_head else []
     lora = attach(
-        base.network, base.family, [init_adapters(shape, workload, seed=0)], scale=2.0, heads=heads,
+        base.network,
+        base.family,
+        [init_adapters(shape, workload, seed=0)],
+        scale=2.0,
+        heads=heads,
         checkpointing=workload.checkpointing,
-    ).train()  # fmt: skip
+    ).train()
     ids = torch.randint(2, shape.vocab, (workload.batch, workload.tokens))
     mask = torch.ones_like(ids)
     mask[0, -2:] = 0
@@ -183,12 +193,21 @@ def network_of(shape: ModelShape) -> PreTrainedModel:
 
     sizes = {"vocab_size": shape.vocab, "num_labels": shape.labels or 2}
     if shape.family == "gpt2":
-        names = {"n_embd": shape.width, "n_layer": shape.blocks, "n_head": shape.heads,
-                 "n_inner": shape.ffn, "n_positions": 256}  # fmt: skip
+        names = {
+            "n_embd": shape.width,
+            "n_layer": shape.blocks,
+            "n_head": shape.heads,
+            "n_inner": shape.ffn,
+            "n_positions": 256,
+        }
     else:
-        names = {"hidden_size": shape.width, "intermediate_size": shape.ffn,
-                 "num_hidden_layers": shape.blocks, "num_attention_heads": shape.heads,
-                 "max_position_embeddings": 256}  # fmt: skip
+        names = {
+            "hidden_size": shape.width,
+            "intermediate_size": shape.ffn,
+            "num_hidden_layers": shape.blocks,
+            "num_attention_heads": shape.heads,
+            "max_position_embeddings": 256,
+        }
     if shape.gated:
         names |= {"num_key_value_heads": shape.kv_groups, "head_dim": shape.head_dim}
         sizes["tie_word_embeddings"] = shape.tied

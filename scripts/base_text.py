@@ -22,26 +22,76 @@ BEASTS = ("cows", "goats", "sheep", "hens", "ducks", "geese", "foxes", "owls")
 MOODS = ("happy", "sad", "tired", "proud", "brave", "shy", "calm", "cross")
 SIZES = ("small", "big", "old", "young", "clever", "quiet", "lazy", "kind")
 SPOTS = ("by the river", "in the wood", "on a hill", "in a small town", "near the sea", "on a farm")
-GOODS = ("apples", "stones", "eggs", "books", "candles", "cards", "cups", "roses", "beans", "kites",
-         "bottles", "pens", "coins", "trees", "cakes", "lamps", "boxes", "pages", "bags", "maps")  # fmt: skip
-WISHES = ("find a friend", "see the sea", "learn to read", "build a boat", "bake a cake",
-          "cross the river", "catch the moon", "win the race", "count the stars")  # fmt: skip
-TROUBLES = ("the rain would not stop", "the way was too long", "nobody came to help",
-            "the bridge was broken", "the night was dark", "the wind took it away")  # fmt: skip
-CURES = ("an old neighbour showed how it is done", "they worked together until it was done",
-         "a friend shared all there was", "they waited until Monday and then on Tuesday it was easy",
-         "after two hours it was done")  # fmt: skip
-MORALS = ("Friends are worth more than coins.", "What is shared is never lost.",
-          "The whole way begins with one step.", "Each of them slept well that night.",
-          "Then they went home and there was bread for all.")  # fmt: skip
+GOODS = (
+    "apples",
+    "stones",
+    "eggs",
+    "books",
+    "candles",
+    "cards",
+    "cups",
+    "roses",
+    "beans",
+    "kites",
+    "bottles",
+    "pens",
+    "coins",
+    "trees",
+    "cakes",
+    "lamps",
+    "boxes",
+    "pages",
+    "bags",
+    "maps",
+)
+WISHES = (
+    "find a friend",
+    "see the sea",
+    "learn to read",
+    "build a boat",
+    "bake a cake",
+    "cross the river",
+    "catch the moon",
+    "win the race",
+    "count the stars",
+)
+TROUBLES = (
+    "the rain would not stop",
+    "the way was too long",
+    "nobody came to help",
+    "the bridge was broken",
+    "the night was dark",
+    "the wind took it away",
+)
+CURES = (
+    "an old neighbour showed how it is done",
+    "they worked together until it was done",
+    "a friend shared all there was",
+    "they waited until Monday and then on Tuesday it was easy",
+    "after two hours it was done",
+)
+MORALS = (
+    "Friends are worth more than coins.",
+    "What is shared is never lost.",
+    "The whole way begins with one step.",
+    "Each of them slept well that night.",
+    "Then they went home and there was bread for all.",
+)
 DAYS = ("Monday", "Tuesday", "Friday", "Sunday")
 
 
 def document(random: np.random.Generator) -> str:
     """Return one document without its end mark."""
     kinds: tuple[Callable[[np.random.Generator], str], ...] = (
-        story, daily, daily, trade, sums, sums, chat, chat,
-    )  # fmt: skip
+        story,
+        daily,
+        daily,
+        trade,
+        sums,
+        sums,
+        chat,
+        chat,
+    )
     return kinds[int(random.integers(len(kinds)))](random)
 
 

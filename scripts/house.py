@@ -18,8 +18,15 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "airtune"
-SMALL = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
-         "train.rounds=1", "train.local_steps=1", "threads=1"]  # fmt: skip
+SMALL = [
+    "data.limit=60",
+    "data.test_limit=10",
+    "data.max_length=40",
+    "fleet.devices=3",
+    "train.rounds=1",
+    "train.local_steps=1",
+    "threads=1",
+]
 
 
 def main() -> None:

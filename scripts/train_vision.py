@@ -25,10 +25,18 @@ def make_config() -> ViTConfig:
     """Return the shape: 8 blocks of width 64, 4 heads, 192 channels, 36 patches of 4 x 4."""
     names = tuple(OTHER_FIGURES)
     return ViTConfig(
-        hidden_size=64, intermediate_size=192, num_hidden_layers=8, num_attention_heads=4,
-        initializer_range=0.08, image_size=SIZE, patch_size=4, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)},
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        initializer_range=0.08,
+        image_size=SIZE,
+        patch_size=4,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+    )
 
 
 def train(network: ViTForImageClassification, images: Images, options: argparse.Namespace) -> None:

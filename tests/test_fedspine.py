@@ -45,8 +45,14 @@ DENSE = ("hetlora", "flexlora", "flora")
 
 
 def base_model(family):
-    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "max_position_embeddings": 64}  # fmt: skip
+    sizes = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if family == "bert":
@@ -68,16 +74,24 @@ def make_run(folder, name, settings, *, family="llama", rounds=ROUNDS, resume=No
     )
     fleet = load_fleet(FLEET, seed=1)
     workload = Workload(
-        batch=2, tokens=10, local_steps=2, rank=4,
+        batch=2,
+        tokens=10,
+        local_steps=2,
+        rank=4,
         lora_targets=tuple(linear.name for linear in base.shape.linears),
         trains_head=base.shape.labels > 0,
-    )  # fmt: skip
+    )
     problem = Problem(base.shape, fleet.profiles(np.full(DEVICES, 5)), workload, rounds, seed=3)
     method = build_method(name, settings)
     engine = local_engine(
-        fleet, problem, base, data, needs=method.decider.needs, work=method.work,
+        fleet,
+        problem,
+        base,
+        data,
+        needs=method.decider.needs,
+        work=method.work,
         settings=EngineSettings(train=TrainSettings(learning_rate=0.01), participation=0.8),
-    )  # fmt: skip
+    )
     writer = (
         RunWriter.create(folder, {"name": "test"})
         if resume is None
@@ -165,13 +179,26 @@ def results_of(record, round):
     """Return what the method saw of a round, from the records alone."""
     rows = record.devices["round"] == round
     column = {name: values[rows] for name, values in record.devices.items()}
-    names = ("device", "download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
-             "upload_bytes", "flops", "loss_first", "loss_last", "samples", "peak_bytes",
-             "energy_j")  # fmt: skip
+    names = (
+        "device",
+        "download_s",
+        "compute_s",
+        "upload_s",
+        "finish_s",
+        "download_bytes",
+        "upload_bytes",
+        "flops",
+        "loss_first",
+        "loss_last",
+        "samples",
+        "peak_bytes",
+        "energy_j",
+    )
     return Results(
-        **{name: column[name] for name in names}, status=column["status"].astype(str),
+        **{name: column[name] for name in names},
+        status=column["status"].astype(str),
         importance=np.asarray(column["importance"], np.float64),
-    )  # fmt: skip
+    )
 
 
 def test_the_bandit_replays_from_the_records(whole):

@@ -39,16 +39,25 @@ FLEET = {
     "devices": [{"name": "dev", "count": DEVICES, "gflops_per_s": [0.01, 0.05], "memory_gib": 1,
                  "power_w": 5, "availability": 0.9}],
 }  # fmt: skip
-CODECS = (CodecSpec(), CodecSpec("fp16"), CodecSpec("topk", keep=0.1, bits=4),
-          CodecSpec("deadzone", step=0.75))  # fmt: skip
+CODECS = (
+    CodecSpec(),
+    CodecSpec("fp16"),
+    CodecSpec("topk", keep=0.1, bits=4),
+    CodecSpec("deadzone", step=0.75),
+)
 
 
 @pytest.fixture(scope="module")
 def base():
     config = LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return base_of(LlamaForCausalLM(config))
@@ -66,19 +75,33 @@ def data():
 def make_run(folder, base, data, name, cap, *, upload=CODECS[0], participation=1.0, resume=None):
     fleet = load_fleet(FLEET, seed=1)
     workload = Workload(
-        batch=2, tokens=12, local_steps=1, rank=4,
-        lora_targets=tuple(linear.name for linear in base.shape.linears), upload=upload,
-    )  # fmt: skip
+        batch=2,
+        tokens=12,
+        local_steps=1,
+        rank=4,
+        lora_targets=tuple(linear.name for linear in base.shape.linears),
+        upload=upload,
+    )
     method = build_method(name)
     problem = Problem(
-        base.shape, fleet.profiles(np.full(DEVICES, 5)), workload, ROUNDS, seed=3,
-        work=method.work, device_bytes_per_month=cap,
+        base.shape,
+        fleet.profiles(np.full(DEVICES, 5)),
+        workload,
+        ROUNDS,
+        seed=3,
+        work=method.work,
+        device_bytes_per_month=cap,
         server_flops_per_s=fleet.server.flops_per_s,
-    )  # fmt: skip
+    )
     engine = local_engine(
-        fleet, problem, base, data, needs=method.decider.needs, work=method.work,
+        fleet,
+        problem,
+        base,
+        data,
+        needs=method.decider.needs,
+        work=method.work,
         settings=EngineSettings(train=TrainSettings(), participation=participation),
-    )  # fmt: skip
+    )
     if resume is None:
         writer = RunWriter.create(folder, {"name": "test"})
     else:
@@ -103,23 +126,34 @@ def used(record, month_s, *, edge):
         rows = record.devices["round"] == row["round"]
         setup = row.get("setup", {}).get("each_bytes", 0.0)
         for device, down, up, steps in zip(
-            *(record.devices[name][rows] for name in
-              ("device", "download_bytes", "upload_bytes", "local_steps")), strict=True,
-        ):  # fmt: skip
+            *(
+                record.devices[name][rows]
+                for name in ("device", "download_bytes", "upload_bytes", "local_steps")
+            ),
+            strict=True,
+        ):
             key = int(row[edge] // month_s), int(device)
             months[key] = months.get(key, 0.0) + down + up + (setup if steps else 0.0)
     return max(months.values(), default=0.0)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
-                                  for name in METHODS])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in METHODS],
+)
 def test_no_method_exceeds_the_cap(name, base, data, tmp_path_factory, monkeypatch) -> None:
-    @settings(max_examples=3, deadline=None, derandomize=True,
-              suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+    @settings(
+        max_examples=3,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.function_scoped_fixture],
+    )
     @given(
-        cap=st.floats(1e4, 2e5), month_s=st.floats(0.2, 30.0), upload=st.sampled_from(CODECS),
+        cap=st.floats(1e4, 2e5),
+        month_s=st.floats(0.2, 30.0),
+        upload=st.sampled_from(CODECS),
         participation=st.sampled_from((0.5, 1.0)),
-    )  # fmt: skip
+    )
     def check(cap, month_s, upload, participation):
         monkeypatch.setattr(month, "MONTH_S", month_s)
         folder = tmp_path_factory.mktemp("run") / "run"
@@ -195,10 +229,18 @@ def test_who_was_told_too_much_is_asked_again_and_takes_no_place(base, data, tmp
 
 
 @given(
-    elements=st.integers(1, 5000), seed=st.integers(0, 99), scale=st.floats(1e-3, 1e3),
-    spec=st.sampled_from((*CODECS, CodecSpec("topk", keep=0.01, bits=8),
-                          CodecSpec("topk", keep=1.0, bits=2), CodecSpec("deadzone", step=0.01))),
-)  # fmt: skip
+    elements=st.integers(1, 5000),
+    seed=st.integers(0, 99),
+    scale=st.floats(1e-3, 1e3),
+    spec=st.sampled_from(
+        (
+            *CODECS,
+            CodecSpec("topk", keep=0.01, bits=8),
+            CodecSpec("topk", keep=1.0, bits=2),
+            CodecSpec("deadzone", step=0.01),
+        )
+    ),
+)
 @settings(max_examples=150, deadline=None)
 def test_no_payload_exceeds_what_was_promised(elements, seed, scale, spec) -> None:
     draw = np.random.default_rng(seed)

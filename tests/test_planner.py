@@ -80,8 +80,10 @@ def test_ten_thousand_devices_are_planned():
 
 
 def test_a_fleet_without_the_memory_is_refused():
-    fleet = ("fleet.source={base: pocket, devices: [{name: b, count: 3, link: cell, "
-             "gflops_per_s: 1, memory_gib: 0.001, power_w: 1}]}")  # fmt: skip
+    fleet = (
+        "fleet.source={base: pocket, devices: [{name: b, count: 3, link: cell, "
+        "gflops_per_s: 1, memory_gib: 0.001, power_w: 1}]}"
+    )
     with pytest.raises(
         InfeasibleError, match=r"heaviest pruning still needs .* b-\d, which has most"
     ):
@@ -208,8 +210,10 @@ def test_a_control_takes_the_time_of_those_who_train():
     slowest = max(row.compute_s for row in by["fedavg-lora"].devices)
     assert by["local-only"].round_s == pytest.approx(slowest)
     assert by["untuned"].total_s == by["untuned"].total_energy_j == 0.0
-    flops = [row.compute_s * speed for row, speed in
-             zip(by["fedavg-lora"].devices, fleet.flops_at(0), strict=True)]  # fmt: skip
+    flops = [
+        row.compute_s * speed
+        for row, speed in zip(by["fedavg-lora"].devices, fleet.flops_at(0), strict=True)
+    ]
     assert by["pooled"].round_s == pytest.approx(sum(flops) / fleet.server.flops_per_s)
     assert by["pooled"].straggler == "no device trains"
 

@@ -45,8 +45,11 @@ def test_what_is_not_staged_is_not_counted(base) -> None:
 def test_a_cap_says_how_many_rounds_a_month_holds() -> None:
     free = planned()
     each = max(row.upload_bytes + row.download_bytes for row in free.devices)
-    [line] = [text for text in planned(f"limits.device_bytes_per_month={2.5 * each}").assumptions
-              if "hold" in text and "limits" in text]  # fmt: skip
+    [line] = [
+        text
+        for text in planned(f"limits.device_bytes_per_month={2.5 * each}").assumptions
+        if "hold" in text and "limits" in text
+    ]
     assert "hold 2 of 4 rounds" in line
     wide = planned(f"limits.device_bytes_per_month={5 * each}")
     assert not any("limits" in text for text in wide.assumptions)

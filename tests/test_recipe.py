@@ -31,11 +31,17 @@ def test_the_default_needs_nothing():
 
 
 def test_all_faults_are_reported_together():
-    text = message({
-        "nmae": "x", "seed": -1, "train": {"rounds": 0, "learning_rat": 1e-3},
-        "lora": {"r": "8"}, "data": {"sorce": "a"}, "method": {"name": "jcpba", "budgt": 1},
-        "model": 5,
-    })  # fmt: skip
+    text = message(
+        {
+            "nmae": "x",
+            "seed": -1,
+            "train": {"rounds": 0, "learning_rat": 1e-3},
+            "lora": {"r": "8"},
+            "data": {"sorce": "a"},
+            "method": {"name": "jcpba", "budgt": 1},
+            "model": 5,
+        }
+    )
     assert "has 8 faults" in text
     for line in (
         "nmae: unknown key, did you mean name?",
@@ -55,7 +61,10 @@ def test_all_faults_are_reported_together():
     [
         (["train.local_steps=2.5"], "train.local_steps: must be a whole number, got 2.5"),
         (["train.weight_decay=.inf"], "train.weight_decay: must be a finite number, got inf"),
-        (["lora.target_modules=3"], "lora.target_modules: must be all-linear or a list, [a, b], got 3"),
+        (
+            ["lora.target_modules=3"],
+            "lora.target_modules: must be all-linear or a list, [a, b], got 3",
+        ),
         (["model.device=gpu"], "model.device: must be auto, cpu, cuda or cuda:1, got 'gpu'"),
         (["model.dtype=int8"], "model.dtype: must be float32, bfloat16 or float16, got 'int8'"),
         (["model.load_in_4bit=1"], "model.load_in_4bit: must be true or false, got 1"),
@@ -69,12 +78,14 @@ def test_all_faults_are_reported_together():
         (["fleet.source=5"], "fleet.source: must be text or a mapping, {key: value}, got 5"),
         (["fleet.participation=0"], "fleet.participation: must be above 0, got 0"),
         (["target={metric: loss}"], "target.value: is missing"),
-        (["target={metric: accuracy, value: 0.5}"],
-         "target.metric of causal-lm must be loss or perplexity, got 'accuracy'"),
+        (
+            ["target={metric: accuracy, value: 0.5}"],
+            "target.metric of causal-lm must be loss or perplexity, got 'accuracy'",
+        ),
         (["method.name=jcbpa"], "method.name: there is no method 'jcbpa'; did you mean jcpba?"),
         (["method.max_prune=1.5"], "method.max_prune: must be auto or in [0, 1), got 1.5"),
     ],
-)  # fmt: skip
+)
 def test_a_fault_names_key_allowed_and_value(overrides, expected):
     assert expected in message(overrides=overrides)
 
@@ -144,8 +155,14 @@ def test_files_that_are_no_recipe(tmp_path):
 
 
 def test_a_saved_recipe_reads_back_the_same(tmp_path):
-    recipe = load_recipe(overrides=["fleet.devices=3", "method.solver=bcd", "data.labels=[x]",
-                                    "target={metric: loss, value: 2}"])  # fmt: skip
+    recipe = load_recipe(
+        overrides=[
+            "fleet.devices=3",
+            "method.solver=bcd",
+            "data.labels=[x]",
+            "target={metric: loss, value: 2}",
+        ]
+    )
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     assert load_recipe(path) == recipe
@@ -162,8 +179,9 @@ def test_the_digest_follows_what_decides_the_numbers():
 @pytest.mark.parametrize("model", [None, "Qwen/Qwen2.5-0.5B"])
 @pytest.mark.parametrize("task", ["causal-lm", "classification", "image-classification"])
 def test_the_commented_recipe_is_a_recipe(model, task):
-    text = commented_recipe(file="r.yaml", model=model, data="./my data: x.jsonl", task=task,
-                            method="jcpba", fleet=None)  # fmt: skip
+    text = commented_recipe(
+        file="r.yaml", model=model, data="./my data: x.jsonl", task=task, method="jcpba", fleet=None
+    )
     recipe = check_recipe(parse_yaml(text, where="r.yaml"))
     assert recipe.data.source == "./my data: x.jsonl"
     assert recipe.data.task == task
@@ -171,20 +189,30 @@ def test_the_commented_recipe_is_a_recipe(model, task):
 
 
 def test_the_commented_recipe_names_every_key():
-    text = commented_recipe(file="r.yaml", model=None, data="d", task="causal-lm", method="jcpba",
-                            fleet=None)  # fmt: skip
+    text = commented_recipe(
+        file="r.yaml", model=None, data="d", task="causal-lm", method="jcpba", fleet=None
+    )
     sections = [field.annotation for field in Recipe.model_fields.values()]
     names = set(Recipe.model_fields) | set(DataSpec.__dataclass_fields__)
     names |= {key for section in sections for key in getattr(section, "model_fields", {})}
-    missing = {key for key in names if f"{key}:" not in text and f"{key} likewise" not in text
-               and f", {key}" not in text}  # fmt: skip
+    missing = {
+        key
+        for key in names
+        if f"{key}:" not in text and f"{key} likewise" not in text and f", {key}" not in text
+    }
     assert not missing
 
 
 def test_commented_defaults_are_the_defaults():
     """A new recipe has the learning loop on; every other line says what is the default."""
-    text = commented_recipe(file="r.yaml", model=None, data="embedded:arithmetic",
-                            task="causal-lm", method="jcpba", fleet=None)  # fmt: skip
+    text = commented_recipe(
+        file="r.yaml",
+        model=None,
+        data="embedded:arithmetic",
+        task="causal-lm",
+        method="jcpba",
+        fleet=None,
+    )
     shown = check_recipe(yaml.safe_load(text))
     default = load_recipe()
     loop = {"decay": 0.2, "server_average": 0.9}
@@ -204,7 +232,21 @@ def test_an_upload_has_only_what_its_kind_reads():
     assert "split: cuts must rise, got 3, 1" in message(overrides=["split.cuts=[3, 1]"])
 
 
-WORDS = ["no", "yes", "on", "Off", "true", "null", "1e3", "007", "1.0", "0x1F", "12:30", "2024-01-01", "1_000"]  # fmt: skip
+WORDS = [
+    "no",
+    "yes",
+    "on",
+    "Off",
+    "true",
+    "null",
+    "1e3",
+    "007",
+    "1.0",
+    "0x1F",
+    "12:30",
+    "2024-01-01",
+    "1_000",
+]
 
 
 def test_words_stay_as_written_where_words_are_wanted():

@@ -80,8 +80,9 @@ def test_a_text_never_breaks_its_row(tmp_path):
 def test_wrong_columns_are_refused(tmp_path):
     writer = RunWriter.create(tmp_path / "run", HEADER)
     with pytest.raises(ValueError, match="missing or unknown: energy, energy_j"):
-        writer.append({"round": 0}, {"energy" if k == "energy_j" else k: v
-                                     for k, v in columns().items()})  # fmt: skip
+        writer.append(
+            {"round": 0}, {"energy" if k == "energy_j" else k: v for k, v in columns().items()}
+        )
     with pytest.raises(ValueError, match=r"column share must have shape \(3,\), got \(2,\)"):
         writer.append({"round": 0}, columns(share=np.ones(2)))
     assert read_run(tmp_path / "run").rounds == []
@@ -181,10 +182,14 @@ def test_a_header_that_cannot_be_read_says_why(tmp_path, content, message):
 
 def test_an_older_schema_is_upgraded_step_by_step(run, monkeypatch):
     monkeypatch.setattr(run_records, "SCHEMA", 3)
-    monkeypatch.setattr(run_records, "_UPGRADES", {
-        1: lambda header: {**header, "schema": 2, "fleet": {}},
-        2: lambda header: {**header, "schema": 3, "kind": "local"},
-    })  # fmt: skip
+    monkeypatch.setattr(
+        run_records,
+        "_UPGRADES",
+        {
+            1: lambda header: {**header, "schema": 2, "fleet": {}},
+            2: lambda header: {**header, "schema": 3, "kind": "local"},
+        },
+    )
     assert read_run(run).header == {**HEADER, "schema": 3, "fleet": {}, "kind": "local"}
 
 

@@ -13,9 +13,18 @@ from airtune.recipe import load_recipe
 from airtune.records import read_run
 from airtune.run import build_pieces, run_recipe
 
-TINY = ["data.limit=80", "data.test_limit=10", "data.max_length=64", "fleet.devices=3",
-        "data.partition=iid", "train.rounds=3", "train.local_steps=3",
-        "train.per_device_train_batch_size=4", "threads=1", "upload.kind=deadzone"]  # fmt: skip
+TINY = [
+    "data.limit=80",
+    "data.test_limit=10",
+    "data.max_length=64",
+    "fleet.devices=3",
+    "data.partition=iid",
+    "train.rounds=3",
+    "train.local_steps=3",
+    "train.per_device_train_batch_size=4",
+    "threads=1",
+    "upload.kind=deadzone",
+]
 
 
 def planned(recipe):
@@ -27,17 +36,25 @@ def planned(recipe):
 
 @pytest.mark.slow
 def test_a_split_round_sends_within_a_tenth_of_what_was_planned(tmp_path):
-    recipe = load_recipe(None, overrides=[
-        *TINY, f"output={tmp_path}", "method.name=sft",
-        "split.rounds=2", "split.devices=2", "method.quality_budget=0.9",
-        "split.codecs=[{kind: deadzone, step: 0.75}]",
-    ])  # fmt: skip
+    recipe = load_recipe(
+        None,
+        overrides=[
+            *TINY,
+            f"output={tmp_path}",
+            "method.name=sft",
+            "split.rounds=2",
+            "split.devices=2",
+            "method.quality_budget=0.9",
+            "split.codecs=[{kind: deadzone, step: 0.75}]",
+        ],
+    )
     problem, record = planned(recipe)
     columns = record.devices
     told = dataclasses.replace(
         whole_model(np.arange(3), rank=problem.workload.rank, local_steps=3, share=np.ones(3)),
-        cut=columns["cut"][:3].astype(int), codecs=(CodecSpec("deadzone", step=0.75),),
-    )  # fmt: skip
+        cut=columns["cut"][:3].astype(int),
+        codecs=(CodecSpec("deadzone", step=0.75),),
+    )
     cost = split_cost(problem, told)
     real = {
         name: [row["split"][name] for row in record.rounds] for name in record.rounds[0]["split"]
@@ -51,15 +68,23 @@ def test_a_split_round_sends_within_a_tenth_of_what_was_planned(tmp_path):
 
 @pytest.mark.slow
 def test_a_pruned_round_sends_within_a_tenth_of_what_was_planned(tmp_path):
-    recipe = load_recipe(None, overrides=[
-        *TINY, f"output={tmp_path}", "method.name=jcpba", "calibration.rounds=2",
-        "calibration.devices=2", "calibration.budgets=[0.1]",
-    ])  # fmt: skip
+    recipe = load_recipe(
+        None,
+        overrides=[
+            *TINY,
+            f"output={tmp_path}",
+            "method.name=jcpba",
+            "calibration.rounds=2",
+            "calibration.devices=2",
+            "calibration.budgets=[0.1]",
+        ],
+    )
     problem, record = planned(recipe)
     columns = record.devices
     told = dataclasses.replace(
         whole_model(np.arange(3), rank=problem.workload.rank, local_steps=3, share=np.ones(3)),
-        prune_heads=columns["prune_heads"][:3], prune_ffn=columns["prune_ffn"][:3],
-    )  # fmt: skip
+        prune_heads=columns["prune_heads"][:3],
+        prune_ffn=columns["prune_ffn"][:3],
+    )
     sent = upload_bytes(problem.shape, problem.workload, told).sum()
     assert sent == pytest.approx(columns["upload_bytes"].reshape(3, 3).sum(1).mean(), rel=0.1)

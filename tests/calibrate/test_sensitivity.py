@@ -20,8 +20,15 @@ from airtune.work.importance import calibration_batches, measure_importance
 
 @pytest.fixture(scope="module")
 def probe():
-    sizes = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
-             "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 64}  # fmt: skip
+    sizes = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 64,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = base_of(LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=0.2)))

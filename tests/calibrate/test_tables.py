@@ -28,8 +28,15 @@ from airtune.recipe import load_recipe
 from airtune.records import read_run
 from airtune.run import build_pieces, run_recipe
 
-TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
-        "train.local_steps=1", "train.per_device_train_batch_size=2", "threads=1"]  # fmt: skip
+TINY = [
+    "data.limit=60",
+    "data.test_limit=10",
+    "data.max_length=40",
+    "fleet.devices=3",
+    "train.local_steps=1",
+    "train.per_device_train_batch_size=2",
+    "threads=1",
+]
 FINE, COARSE = CodecSpec("fp16"), CodecSpec("topk", keep=0.02, bits=2)
 
 
@@ -37,9 +44,15 @@ FINE, COARSE = CodecSpec("fp16"), CodecSpec("topk", keep=0.02, bits=2)
 def setting(tmp_path_factory):
     pieces = build_pieces(load_recipe(overrides=TINY))
     return CalibrationSetting(
-        base=pieces.assets.base, data=pieces.assets.data, problem=pieces.problem, work=WorkSpec(),
-        engine=pieces.engine, rounds=2, devices=2, folder=tmp_path_factory.mktemp("short"),
-    )  # fmt: skip
+        base=pieces.assets.base,
+        data=pieces.assets.data,
+        problem=pieces.problem,
+        work=WorkSpec(),
+        engine=pieces.engine,
+        rounds=2,
+        devices=2,
+        folder=tmp_path_factory.mktemp("short"),
+    )
 
 
 @given(st.floats(0.05, 0.45), st.integers(2, 12), st.integers(0, 50))
@@ -153,15 +166,30 @@ def test_damage_is_named(tmp_path, content):
 def test_headers_of_the_first_version_are_read():
     curves = [[4.0, 3.0, 2.0, 1.0], [4.0, 3.5, 3.0, 2.5]]
     same = {"schema": 1, "source": "earlier", "fingerprint": "f", "curves": curves}
-    pruned = from_header({"calibration": same | {
-        "budget": [0.0, 0.3], "rounds_ratio": [1.0, 2.0], "quality_loss": [0.0, 1.5], "most": 0.6,
-    }})  # fmt: skip
+    pruned = from_header(
+        {
+            "calibration": same
+            | {
+                "budget": [0.0, 0.3],
+                "rounds_ratio": [1.0, 2.0],
+                "quality_loss": [0.0, 1.5],
+                "most": 0.6,
+            }
+        }
+    )
     assert pruned.pruning[1] == (0.3, np.log(2.0), 1.5)
     assert pruned.most_pruned == 0.6
-    coded = from_header({"split_calibration": same | {
-        "codecs": [{"kind": "fp16"}], "cuts": [1, 3], "distortion": [[0.1], [0.3]],
-        "quality_loss": [0.2],
-    }})  # fmt: skip
+    coded = from_header(
+        {
+            "split_calibration": same
+            | {
+                "codecs": [{"kind": "fp16"}],
+                "cuts": [1, 3],
+                "distortion": [[0.1], [0.3]],
+                "quality_loss": [0.2],
+            }
+        }
+    )
     assert coded.codec_loss(2, FINE) == pytest.approx(0.2)
     assert coded.codec_rounds(2, FINE) == pytest.approx(np.log(2.0))
     assert from_header({}) is None
@@ -171,9 +199,16 @@ def test_headers_of_the_first_version_are_read():
 
 @pytest.mark.slow
 def test_a_run_measures_once_and_chooses_by_it(tmp_path):
-    changes = [*TINY, f"output={tmp_path}", "method.name=sft", "method.quality_budget=0.5",
-               "train.rounds=1", "split.rounds=1", "split.devices=2",
-               "split.codecs=[{kind: fp16}, {kind: deadzone, step: 2.0}]"]  # fmt: skip
+    changes = [
+        *TINY,
+        f"output={tmp_path}",
+        "method.name=sft",
+        "method.quality_budget=0.5",
+        "train.rounds=1",
+        "split.rounds=1",
+        "split.devices=2",
+        "split.codecs=[{kind: fp16}, {kind: deadzone, step: 2.0}]",
+    ]
     recipe = load_recipe(None, overrides=changes)
     run_recipe(recipe, folder=tmp_path / "a", reports=False)
     run_recipe(recipe, folder=tmp_path / "b", reports=False)

@@ -31,8 +31,12 @@ DEADLINE_S, OVER_S = 25, 2.0
 RUNS_BYTES = 256 << 20
 """Of the small disk on which the server's runs are."""
 SETTINGS = (
-    "train.rounds=3", "data.limit=120", "data.test_limit=20", "method.name=fedavg-lora", "threads=1",
-)  # fmt: skip
+    "train.rounds=3",
+    "data.limit=120",
+    "data.test_limit=20",
+    "method.name=fedavg-lora",
+    "threads=1",
+)
 
 
 @contextmanager
@@ -44,8 +48,14 @@ def laid_out(folder):
     down(SPEC)
     up(SPEC)
     for device in SPEC.devices:  # what a device can do is not the question here
-        known = {"schema": 1, "name": device.name, "flops_per_s": 2e10, "memory_bytes": 4e9,
-                 "up_mbps": device.up_mbps, "down_mbps": device.down_mbps}  # fmt: skip
+        known = {
+            "schema": 1,
+            "name": device.name,
+            "flops_per_s": 2e10,
+            "memory_bytes": 4e9,
+            "up_mbps": device.up_mbps,
+            "down_mbps": device.down_mbps,
+        }
         (folder / f"{device.name}.json").write_text(json.dumps(known))
     runs = folder / "server" / "runs"
     runs.mkdir(parents=True)
@@ -159,8 +169,10 @@ def sent_bytes(device):
     """Bytes that a device has sent so far."""
     told = subprocess.run(
         ["ip", "netns", "exec", device_space(SPEC, device), "cat", "/proc/net/dev"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     return next(
         int(line.split()[9]) for line in told.splitlines() if line.strip().startswith("air:")
     )

@@ -124,8 +124,13 @@ def test_an_announced_answer_that_never_comes_is_late_at_the_deadline(bed, going
     kill("", bed.agents[CULPRIT].pid)
     bed.agents[CULPRIT].wait(60)
     keys = bed.keys[SPEC.devices[CULPRIT].name]
-    words = [sys.executable, str(Path(__file__).with_name("mute.py")),
-             f"{SERVER_ADDRESS}:{PORT}", str(keys), "1"]  # fmt: skip
+    words = [
+        sys.executable,
+        str(Path(__file__).with_name("mute.py")),
+        f"{SERVER_ADDRESS}:{PORT}",
+        str(keys),
+        "1",
+    ]
     with (bed.folder / "mute.log").open("wb") as log:
         mute = subprocess.Popen(
             inside(SPEC, CULPRIT, words), stdout=log, stderr=log, start_new_session=True, cwd=ROOT

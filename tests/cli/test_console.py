@@ -4,8 +4,15 @@ import pytest
 
 from airtune.cli.console import print_table
 
-ROWS = [[f"runs/2026-01-0{day}_10-00-00-größer", "1.5 MiB of 2.5 MiB", "a sentence of words " * 5,
-         *(f"{day}00.5 ms",) * 6] for day in range(1, 4)]  # fmt: skip
+ROWS = [
+    [
+        f"runs/2026-01-0{day}_10-00-00-größer",
+        "1.5 MiB of 2.5 MiB",
+        "a sentence of words " * 5,
+        *(f"{day}00.5 ms",) * 6,
+    ]
+    for day in range(1, 4)
+]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120, 400])

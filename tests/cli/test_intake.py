@@ -21,8 +21,14 @@ from airtune.recipe import load_recipe
 
 TOPICS = ("World", "Sports", "Business", "Sci/Tech")
 CUES = ("talks", "match", "shares", "rocket")
-SHORT = ["train.rounds=3", "train.local_steps=6", "train.learning_rate=0.01", "threads=1",
-         "evaluation.every=3", "fleet.devices=2"]  # fmt: skip
+SHORT = [
+    "train.rounds=3",
+    "train.local_steps=6",
+    "train.learning_rate=0.01",
+    "threads=1",
+    "evaluation.every=3",
+    "fleet.devices=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +38,14 @@ def encoder(tmp_path_factory):
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -12,7 +12,8 @@ def test_stages_are_said_once_each_without_a_terminal(capsys, is_quiet):
         for stage in ("loading", "loading", "calibrating [1]", "running"):
             watch.on_stage(stage)
     said = capsys.readouterr().err.splitlines()
-    assert said == ([] if is_quiet else [
-        "1/2 jcpba: loading", "1/2 jcpba: calibrating [1]",
-        "1/2 jcpba: running",
-    ])  # fmt: skip
+    assert said == (
+        []
+        if is_quiet
+        else ["1/2 jcpba: loading", "1/2 jcpba: calibrating [1]", "1/2 jcpba: running"]
+    )

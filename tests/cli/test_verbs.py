@@ -14,8 +14,16 @@ from airtune.records import read_run
 
 def test_run_leaves_records_and_report(finished):
     names = {path.name for path in finished.iterdir()}
-    assert {"run.json", "rounds.jsonl", "devices.csv", "rounds.csv", "result.json", "recipe.yaml",
-            "report.html", "checkpoint"} <= names  # fmt: skip
+    assert {
+        "run.json",
+        "rounds.jsonl",
+        "devices.csv",
+        "rounds.csv",
+        "result.json",
+        "recipe.yaml",
+        "report.html",
+        "checkpoint",
+    } <= names
     record = read_run(finished)
     assert len(record.rounds) == 2
     assert record.header["data"]["truncated"] > 0
@@ -151,8 +159,9 @@ def test_list(place, airtune, kind, name):
 def test_list_runs(place, airtune, finished):
     shutil.copytree(finished, place / "runs" / "one")
     rows = json.loads(airtune("list", "runs", "--json")[1])["runs"]
-    assert rows == [{"folder": "runs/one", "methods": "fedavg-lora", "rounds": "2",
-                     "finished": "1 of 1"}]  # fmt: skip
+    assert rows == [
+        {"folder": "runs/one", "methods": "fedavg-lora", "rounds": "2", "finished": "1 of 1"}
+    ]
     (place / "runs" / "one" / "run.json").write_text("{")
     assert "damaged" in airtune("list", "runs")[1]
 
@@ -165,8 +174,16 @@ def test_report_of_two_runs_stands_where_asked(place, airtune, finished):
 
 
 def test_compare_with_controls_can_be_resumed(place, airtune):
-    words = ["compare", "tiny.yaml", "--methods", "fedavg-lora,untuned,local-only,pooled",
-             "--seeds", "0", "train.rounds=1", "--json"]  # fmt: skip
+    words = [
+        "compare",
+        "tiny.yaml",
+        "--methods",
+        "fedavg-lora,untuned,local-only,pooled",
+        "--seeds",
+        "0",
+        "train.rounds=1",
+        "--json",
+    ]
     code, out, _ = airtune(*words)
     done = json.loads(out)
     assert code == 0
@@ -181,9 +198,10 @@ def test_compare_with_controls_can_be_resumed(place, airtune):
     assert json.loads(out)["methods"] == done["methods"]
 
 
-@pytest.mark.parametrize(("settings", "ends"), [
-    ("name: sft, cut: 9, codec: none", 0), ("name: fedspine, min_rank: 512", 19),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "ends"),
+    [("name: sft, cut: 9, codec: none", 0), ("name: fedspine, min_rank: 512", 19)],
+)
 def test_a_method_without_an_answer_is_left_out_of_a_comparison(place, airtune, settings, ends):
     methods = f"[fedavg-lora, {{{settings}, label: deep}}]"
     words = ["compare", "tiny.yaml", f"compare.methods={methods}", "train.rounds=1", "--json"]
@@ -221,8 +239,11 @@ def test_the_version_is_that_of_the_package(place, airtune):
     assert (code, out.strip()) == (0, version("airtune"))
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")),
-                         ids=lambda path: path.stem)  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")),
+    ids=lambda path: path.stem,
+)
 def test_every_shipped_recipe_is_right(path):
     from airtune.recipe import load_recipe
 

@@ -32,8 +32,13 @@ def like_texts(rows=600, channels=64, tokens=40, noise=0.5, seed=0):
     return found.astype(np.float32)
 
 
-@given(arrays(np.int16, array_shapes(min_dims=2, max_dims=2, max_side=30),
-              elements=st.integers(-32767, 32767) | st.integers(-2, 2)))  # fmt: skip
+@given(
+    arrays(
+        np.int16,
+        array_shapes(min_dims=2, max_dims=2, max_side=30),
+        elements=st.integers(-32767, 32767) | st.integers(-2, 2),
+    )
+)
 @settings(max_examples=60)
 def test_any_integers_come_back(levels):
     np.testing.assert_array_equal(there_and_back(levels), levels)
@@ -88,9 +93,12 @@ def changed(stream, place, value):
         (lambda head, words, over: (head, words + b"ab", over), "are damaged"),
         (lambda head, words, over: (head, words[:1], over), "do not hold"),
         (lambda head, words, over: (head, words, over + b"ab"), "do not tell"),
-        (lambda head, words, over: (head[: -64 * 33] + bytes(64 * 33), words, over), "has no table"),
+        (
+            lambda head, words, over: (head[: -64 * 33] + bytes(64 * 33), words, over),
+            "has no table",
+        ),
     ],
-)  # fmt: skip
+)
 def test_streams_that_cannot_be_are_refused(change, message):
     levels = np.random.default_rng(0).integers(-3, 4, size=(20, 16)).astype(np.int16)
     with pytest.raises(CodecError, match=message):

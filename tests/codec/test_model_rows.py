@@ -28,10 +28,16 @@ def activation(*, first, channel):
         channel: what is added to one channel of all rows.
     """
     torch.manual_seed(0)
-    network = LlamaForCausalLM(LlamaConfig(
-        vocab_size=64, hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=1,
-        num_attention_heads=4, num_key_value_heads=2,
-    )).eval()  # fmt: skip
+    network = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=WIDTH,
+            intermediate_size=96,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+        )
+    ).eval()
     table = network.model.embed_tokens.weight
     table.mul_(50.0)
     table[:, CHANNEL] += channel

@@ -64,9 +64,11 @@ def test_equal_rows_that_stand_out_cost_little_more_than_one(spec):
 
 @EACH_SPEC
 @given(
-    rows=st.integers(1, 64), channels=st.integers(1, 40), seed=st.integers(0, 99),
+    rows=st.integers(1, 64),
+    channels=st.integers(1, 40),
+    seed=st.integers(0, 99),
     wide=st.floats(0.0, 4.0),
-)  # fmt: skip
+)
 @settings(max_examples=60, deadline=None)
 def test_no_payload_exceeds_what_was_promised_whatever_its_rows(spec, rows, channels, seed, wide):
     draw = np.random.default_rng(seed)

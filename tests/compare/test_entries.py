@@ -16,11 +16,14 @@ def test_an_entry_sets_other_keys_of_the_recipe_for_itself_alone():
     assert (plain.train.steps, plain.lora.r) == (recipe.train.steps, recipe.lora.r)
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"train.stepz": "deadline"}, "train.stepz: unknown key"),
-    ("deadline", "set must map keys of the recipe to values"),
-    ({"train.steps": "late"}, "train.steps"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"train.stepz": "deadline"}, "train.stepz: unknown key"),
+        ("deadline", "set must map keys of the recipe to values"),
+        ({"train.steps": "late"}, "train.steps"),
+    ],
+)
 def test_a_key_or_value_that_cannot_be_is_refused_before_anything_runs(changes, said):
     with pytest.raises(RecipeError, match=said):
         entries_of(load_recipe(), [{"name": "jcpba", "set": changes, "label": "mine"}])

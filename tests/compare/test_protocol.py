@@ -10,9 +10,17 @@ from airtune.compare.protocol import FAULTS, Protocol, protocol_of, read_budget,
 from airtune.errors import RecipeError
 from airtune.recipe import fleet_of, load_recipe
 
-TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
-        "train.rounds=1", "train.local_steps=1", "train.per_device_train_batch_size=2",
-        "threads=1", "method.name=fedavg-lora"]  # fmt: skip
+TINY = [
+    "data.limit=60",
+    "data.test_limit=10",
+    "data.max_length=40",
+    "fleet.devices=3",
+    "train.rounds=1",
+    "train.local_steps=1",
+    "train.per_device_train_batch_size=2",
+    "threads=1",
+    "method.name=fedavg-lora",
+]
 
 
 def recipe(*overrides):
@@ -47,19 +55,28 @@ def test_a_protocol_is_read_back_from_its_document():
 
 def test_budgets_are_of_time_bytes_and_joules():
     assert read_budget("time=1h, bytes=2MB, joules=0.5kWh") == {
-        "time": 3600.0, "bytes": 2e6, "energy": 1.8e6,
-    }  # fmt: skip
+        "time": 3600.0,
+        "bytes": 2e6,
+        "energy": 1.8e6,
+    }
 
 
-@pytest.mark.parametrize(("name", "budget", "said"), [
-    ("speed", None, "--protocol must be one of quality-under-budget, cost-to-target, robustness"),
-    ("cost-to-target", None, "needs a target that is fixed before the runs"),
-    (None, "time=1h", "needs --protocol quality-under-budget"),
-    ("robustness", "time=1h", "belongs to --protocol quality-under-budget"),
-    ("quality-under-budget", "time=soon", "a duration must be like 6h"),
-    ("quality-under-budget", "money=3", "a budget is of time, bytes or joules"),
-    ("quality-under-budget", "joules=0", "a budget must be above 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "budget", "said"),
+    [
+        (
+            "speed",
+            None,
+            "--protocol must be one of quality-under-budget, cost-to-target, robustness",
+        ),
+        ("cost-to-target", None, "needs a target that is fixed before the runs"),
+        (None, "time=1h", "needs --protocol quality-under-budget"),
+        ("robustness", "time=1h", "belongs to --protocol quality-under-budget"),
+        ("quality-under-budget", "time=soon", "a duration must be like 6h"),
+        ("quality-under-budget", "money=3", "a budget is of time, bytes or joules"),
+        ("quality-under-budget", "joules=0", "a budget must be above 0"),
+    ],
+)
 def test_what_is_asked_wrongly_is_refused(name, budget, said):
     with pytest.raises(RecipeError, match=said):
         protocol_of(recipe(), name, budget)
@@ -92,8 +109,18 @@ def test_a_study_by_protocol_is_resumed_with_more_methods(tmp_path):
 @pytest.mark.slow
 def test_the_command_prints_the_protocols_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["compare", "--protocol", "quality-under-budget", "--budget", "time=1d", "--methods",
-             "fedavg-lora,best-bandwidth", "--json", "--set", *TINY]  # fmt: skip
+    words = [
+        "compare",
+        "--protocol",
+        "quality-under-budget",
+        "--budget",
+        "time=1d",
+        "--methods",
+        "fedavg-lora,best-bandwidth",
+        "--json",
+        "--set",
+        *TINY,
+    ]
     assert invoke(words) == 0
     said = json.loads(capsys.readouterr().out)
     assert set(said["protocol"]["values"]) == {"fedavg-lora", "best-bandwidth"}

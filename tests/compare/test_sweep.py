@@ -10,9 +10,17 @@ from airtune.errors import DataError, RecipeError, TrainingError
 from airtune.recipe import load_recipe
 from airtune.records import read_run
 
-TINY = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3",
-        "train.rounds=1", "train.local_steps=1", "train.per_device_train_batch_size=2",
-        "threads=1", "method.name=fedavg-lora"]  # fmt: skip
+TINY = [
+    "data.limit=60",
+    "data.test_limit=10",
+    "data.max_length=40",
+    "fleet.devices=3",
+    "train.rounds=1",
+    "train.local_steps=1",
+    "train.per_device_train_batch_size=2",
+    "threads=1",
+    "method.name=fedavg-lora",
+]
 
 
 def recipe(*overrides):
@@ -20,21 +28,32 @@ def recipe(*overrides):
 
 
 def test_every_combination_has_a_label_of_the_keys_that_vary():
-    entries, seeds = swept(recipe(), ["lora.r=4,8", "method.name=hetlora,./a/mine.py:Mine",
-                                      "train.rounds=2", "seed=0,3"])  # fmt: skip
+    entries, seeds = swept(
+        recipe(),
+        ["lora.r=4,8", "method.name=hetlora,./a/mine.py:Mine", "train.rounds=2", "seed=0,3"],
+    )
     assert [entry.label for entry in entries] == [
-        "r=4, hetlora", "r=4, Mine", "r=8, hetlora", "r=8, Mine",
-    ]  # fmt: skip
+        "r=4, hetlora",
+        "r=4, Mine",
+        "r=8, hetlora",
+        "r=8, Mine",
+    ]
     assert seeds == [0, 3]
     assert entries[0].recipe(recipe(), 3).lora.r == 4
     assert entries[0].recipe(recipe(), 3).train.rounds == 2
 
 
-@pytest.mark.parametrize(("over", "said"), [
-    ("lora.rank=4,8", "lora.rank: unknown key"), ("lora.r", "must read key=value,value"),
-    ("lora.r=", "must read key=value,value"), ("lora.r=4,4", "stands twice"),
-    ("seed=a", "must be whole numbers"), ("lora.r=[4", "not readable as YAML"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        ("lora.rank=4,8", "lora.rank: unknown key"),
+        ("lora.r", "must read key=value,value"),
+        ("lora.r=", "must read key=value,value"),
+        ("lora.r=4,4", "stands twice"),
+        ("seed=a", "must be whole numbers"),
+        ("lora.r=[4", "not readable as YAML"),
+    ],
+)
 def test_a_sweep_over_nothing_that_exists_is_refused_before_it_runs(over, said):
     with pytest.raises(RecipeError, match=said):
         swept(recipe(), [over])
@@ -50,8 +69,9 @@ def test_a_wrong_value_is_left_out_and_more_can_be_added(tmp_path):
     kept = (done.folder / "runs" / "r-4-s0" / "rounds.jsonl").stat().st_mtime_ns
     more = resume_comparison(done.folder, over=["lora.r=4,2"], seeds=[1])
     assert {(row.method, row.seeds) for row in more.summary.rows.values()} == {
-        ("r=4", (0, 1)), ("r=2", (0, 1)),
-    }  # fmt: skip
+        ("r=4", (0, 1)),
+        ("r=2", (0, 1)),
+    }
     assert (done.folder / "runs" / "r-4-s0" / "rounds.jsonl").stat().st_mtime_ns == kept
     longer = resume_comparison(done.folder, rounds=2)
     assert {len(run.record.rounds) for run in longer.study.runs} == {2}
@@ -60,8 +80,11 @@ def test_a_wrong_value_is_left_out_and_more_can_be_added(tmp_path):
     with (done.folder / "comparison.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert {(line["lora.r"], line["seed"]) for line in lines} == {
-        ("4", "0"), ("4", "1"), ("2", "0"), ("2", "1"),
-    }  # fmt: skip
+        ("4", "0"),
+        ("4", "1"),
+        ("2", "0"),
+        ("2", "1"),
+    }
     assert r"\begin{tabular}" in (done.folder / "comparison.tex").read_text()
 
 

@@ -77,9 +77,18 @@ class Sample:
 
 def _llama(family: str, *, head_dim: int = 8, tied: bool = False, labels: int = 0, **other: bool):
     return llama_like(
-        family, blocks=3, width=48, heads=6, kv_groups=2, head_dim=head_dim, ffn=80, vocab=100,
-        tied=tied, labels=labels, **other,
-    )  # fmt: skip
+        family,
+        blocks=3,
+        width=48,
+        heads=6,
+        kv_groups=2,
+        head_dim=head_dim,
+        ffn=80,
+        vocab=100,
+        tied=tied,
+        labels=labels,
+        **other,
+    )
 
 
 def _gpt2(*, tied: bool = True, labels: int = 0) -> ModelShape:
@@ -90,9 +99,16 @@ def _gpt2(*, tied: bool = True, labels: int = 0) -> ModelShape:
 
 def _bert(family: str, types: int) -> ModelShape:
     return bert_like(
-        family, blocks=3, width=48, heads=6, ffn=80, vocab=100, positions=70, types=types,
+        family,
+        blocks=3,
+        width=48,
+        heads=6,
+        ffn=80,
+        vocab=100,
+        positions=70,
+        types=types,
         labels=LABELS,
-    )  # fmt: skip
+    )
 
 
 def _modernbert(**biases: bool) -> ModelShape:
@@ -122,27 +138,33 @@ def samples() -> dict[str, Sample]:
             _llama("llama", labels=LABELS),
         ),
         "mistral": Sample(
-            MistralForCausalLM, MistralConfig(**DECODER, head_dim=16, **untied),
+            MistralForCausalLM,
+            MistralConfig(**DECODER, head_dim=16, **untied),
             _llama("mistral", head_dim=16),
         ),
         "mistral classes": Sample(
-            MistralForSequenceClassification, MistralConfig(**DECODER, **classes),
+            MistralForSequenceClassification,
+            MistralConfig(**DECODER, **classes),
             _llama("mistral", labels=LABELS),
         ),
         "qwen2": Sample(
-            Qwen2ForCausalLM, Qwen2Config(**DECODER, **tied),
+            Qwen2ForCausalLM,
+            Qwen2Config(**DECODER, **tied),
             _llama("qwen2", tied=True, qkv_bias=True),
         ),
         "qwen2 classes": Sample(
-            Qwen2ForSequenceClassification, Qwen2Config(**DECODER, **classes),
+            Qwen2ForSequenceClassification,
+            Qwen2Config(**DECODER, **classes),
             _llama("qwen2", labels=LABELS, qkv_bias=True),
         ),
         "qwen3": Sample(
-            Qwen3ForCausalLM, Qwen3Config(**qwen3, **tied),
+            Qwen3ForCausalLM,
+            Qwen3Config(**qwen3, **tied),
             _llama("qwen3", head_dim=16, tied=True, qk_norm=True),
         ),
         "qwen3 classes": Sample(
-            Qwen3ForSequenceClassification, Qwen3Config(**qwen3, **classes),
+            Qwen3ForSequenceClassification,
+            Qwen3Config(**qwen3, **classes),
             _llama("qwen3", head_dim=16, labels=LABELS, qk_norm=True),
         ),
         "gpt2": Sample(GPT2LMHeadModel, GPT2Config(**gpt2), _gpt2()),
@@ -151,29 +173,38 @@ def samples() -> dict[str, Sample]:
             GPT2ForSequenceClassification, GPT2Config(**gpt2, **classes), _gpt2(labels=LABELS)
         ),
         "gemma3": Sample(
-            Gemma3ForCausalLM, Gemma3TextConfig(**gemma, tie_word_embeddings=True),
+            Gemma3ForCausalLM,
+            Gemma3TextConfig(**gemma, tie_word_embeddings=True),
             _llama("gemma3_text", head_dim=16, tied=True, qk_norm=True),
         ),
         "gemma3 classes": Sample(
-            Gemma3TextForSequenceClassification, Gemma3TextConfig(**gemma, num_labels=LABELS),
+            Gemma3TextForSequenceClassification,
+            Gemma3TextConfig(**gemma, num_labels=LABELS),
             _llama("gemma3_text", head_dim=16, labels=LABELS, qk_norm=True),
         ),
         "smollm3": Sample(
-            SmolLM3ForCausalLM, SmolLM3Config(**DECODER, **tied, **biases, pad_token_id=0),
+            SmolLM3ForCausalLM,
+            SmolLM3Config(**DECODER, **tied, **biases, pad_token_id=0),
             _llama("smollm3", tied=True, **all_biases),
         ),
         "phi3": Sample(
             Phi3ForCausalLM, Phi3Config(**DECODER, **untied, pad_token_id=0), _llama("phi3")
         ),
         "phi3 classes": Sample(
-            Phi3ForSequenceClassification, Phi3Config(**DECODER, **classes),
+            Phi3ForSequenceClassification,
+            Phi3Config(**DECODER, **classes),
             _llama("phi3", labels=LABELS),
         ),
         "distilbert": Sample(
             DistilBertForSequenceClassification,
             DistilBertConfig(
-                dim=48, hidden_dim=80, n_layers=3, n_heads=6, vocab_size=100,
-                max_position_embeddings=70, num_labels=LABELS,
+                dim=48,
+                hidden_dim=80,
+                n_layers=3,
+                n_heads=6,
+                vocab_size=100,
+                max_position_embeddings=70,
+                num_labels=LABELS,
             ),
             _bert("distilbert", 0),
         ),
@@ -185,13 +216,18 @@ def samples() -> dict[str, Sample]:
         "modernbert biases": Sample(
             ModernBertForSequenceClassification,
             ModernBertConfig(
-                **ENCODER, **biases, pad_token_id=0, num_labels=LABELS, norm_bias=True,
+                **ENCODER,
+                **biases,
+                pad_token_id=0,
+                num_labels=LABELS,
+                norm_bias=True,
                 classifier_bias=True,
             ),
             _modernbert(attention_bias=True, mlp_bias=True, norm_bias=True, head_bias=True),
         ),
         "bert": Sample(
-            BertForSequenceClassification, BertConfig(**ENCODER, num_labels=LABELS),
+            BertForSequenceClassification,
+            BertConfig(**ENCODER, num_labels=LABELS),
             _bert("bert", 2),
         ),
         "roberta": Sample(
@@ -199,7 +235,7 @@ def samples() -> dict[str, Sample]:
             RobertaConfig(**ENCODER, type_vocab_size=1, num_labels=LABELS),
             _bert("roberta", 1),
         ),
-    }  # fmt: skip
+    }
 
 
 SAMPLES = samples()
@@ -219,9 +255,12 @@ def sample_of() -> Callable[[str], Sample]:
 
 def _workload(shape: ModelShape, **changes: object) -> Workload:
     plain = Workload(
-        batch=2, tokens=16, local_steps=1, rank=4,
+        batch=2,
+        tokens=16,
+        local_steps=1,
+        rank=4,
         lora_targets=tuple(linear.name for linear in shape.linears),
-    )  # fmt: skip
+    )
     return replace(plain, **changes)
 
 
@@ -233,9 +272,15 @@ def workload_of() -> Callable[..., Workload]:
 
 def _plan(count: int = 1, **columns: object) -> Assignments:
     plain = {
-        "device": np.arange(count), "prune_heads": 0.0, "prune_ffn": 0.0, "rank": 4, "share": 1.0,
-        "local_steps": 1, "cut": 0, "codec_index": 0,
-    }  # fmt: skip
+        "device": np.arange(count),
+        "prune_heads": 0.0,
+        "prune_ffn": 0.0,
+        "rank": 4,
+        "share": 1.0,
+        "local_steps": 1,
+        "cut": 0,
+        "codec_index": 0,
+    }
     arrays = {name: np.broadcast_to(value, count) for name, value in {**plain, **columns}.items()}
     return Assignments(**arrays)
 

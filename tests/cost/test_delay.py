@@ -34,10 +34,15 @@ LINK = np.array([0, 0, 1, 0])
 def problem():
     work = Workload(4, 32, local_steps=3, rank=8, lora_targets=("query", "value"), trains_head=True)
     devices = Profiles(
-        names=("a", "b", "c", "d"), weight=np.full(4, 0.25), samples=np.full(4, 100), link=LINK,
-        flops_per_s=SPEED, memory_bytes=np.full(4, 1e9), power_w=np.full(4, 5.0),
+        names=("a", "b", "c", "d"),
+        weight=np.full(4, 0.25),
+        samples=np.full(4, 100),
+        link=LINK,
+        flops_per_s=SPEED,
+        memory_bytes=np.full(4, 1e9),
+        power_w=np.full(4, 5.0),
         transmit_power_w=np.full(4, 0.2),
-    )  # fmt: skip
+    )
     return Problem(known_shapes()["minilm-l6"], devices, work, 3, 0, server_flops_per_s=1e11)
 
 
@@ -47,20 +52,29 @@ def links():
     site = LinkSpec("site", "dedicated", 0.0, 0.0, RateModel(), None)
     nan = np.nan
     return LinkState(
-        specs=(radio, site), link=LINK, up_signal_hz=np.array([1e6, 3e6, nan, 5e5]),
+        specs=(radio, site),
+        link=LINK,
+        up_signal_hz=np.array([1e6, 3e6, nan, 5e5]),
         down_signal_hz=np.array([2e6, 6e6, nan, 1e6]),
         up_capacity_bps=np.array([nan, nan, 8e5, nan]),
-        down_capacity_bps=np.array([nan, nan, 8e6, nan]), available=np.ones(4, bool),
-    )  # fmt: skip
+        down_capacity_bps=np.array([nan, nan, 8e6, nan]),
+        available=np.ones(4, bool),
+    )
 
 
 def plan(steps=(3, 3, 3, 3), cut=(1, 2, 3, 1)):
     zeros = np.zeros(4)
     return Assignments(
-        device=np.arange(4), prune_heads=zeros, prune_ffn=zeros, rank=np.full(4, 8),
-        share=np.array([0.5, 0.2, 1.0, 0.3]), local_steps=np.array(steps), cut=np.array(cut),
-        codec_index=np.zeros(4, np.int64), codecs=(CodecSpec("topk", keep=0.1, bits=4),),
-    )  # fmt: skip
+        device=np.arange(4),
+        prune_heads=zeros,
+        prune_ffn=zeros,
+        rank=np.full(4, 8),
+        share=np.array([0.5, 0.2, 1.0, 0.3]),
+        local_steps=np.array(steps),
+        cut=np.array(cut),
+        codec_index=np.zeros(4, np.int64),
+        codecs=(CodecSpec("topk", keep=0.1, bits=4),),
+    )
 
 
 def played(problem, told, links):
@@ -75,10 +89,11 @@ def played(problem, told, links):
     for step in range(max(told.local_steps)):
         going = [i for i in range(4) if step < told.local_steps[i] and not whole[i]]
         arrived = max(
-            ready[i] + cost.forward_flops[i] / SPEED[i]
+            ready[i]
+            + cost.forward_flops[i] / SPEED[i]
             + 8 * (cost.activation_bytes[i] + cost.beside_bytes[i]) / up[i]
             for i in going
-        )  # fmt: skip
+        )
         served = arrived + sum(cost.server_flops[i] for i in going) / problem.server_flops_per_s
         air = {i: 8 * cost.gradient_bytes[i] / down[i] for i in going}
         shared = sum(seconds for i, seconds in air.items() if LINK[i] == 0)

@@ -138,14 +138,25 @@ def test_more_pruning_never_computes_more(ratios, steps):
     low, high = np.sort(np.array(ratios), axis=0)
     plan = whole_model(np.arange(2), rank=8, local_steps=steps, share=np.ones(2))
     pruned = type(plan)(
-        plan.device, np.array([low[0], high[0]]), np.array([low[1], high[1]]), plan.rank,
-        plan.share, plan.local_steps, plan.cut, plan.codec_index,
-    )  # fmt: skip
+        plan.device,
+        np.array([low[0], high[0]]),
+        np.array([low[1], high[1]]),
+        plan.rank,
+        plan.share,
+        plan.local_steps,
+        plan.cut,
+        plan.codec_index,
+    )
     workload = Workload(4, 128, local_steps=1, rank=8, lora_targets=("q_proj", "v_proj"))
     cost = train_flops(shape, workload, pruned)
     assert cost[1] <= cost[0]
-    assert cost[0] <= steps * train_flops(shape, workload, whole_model(
-        np.arange(1), rank=8, local_steps=1, share=np.ones(1)))[0]  # fmt: skip
+    assert (
+        cost[0]
+        <= steps
+        * train_flops(
+            shape, workload, whole_model(np.arange(1), rank=8, local_steps=1, share=np.ones(1))
+        )[0]
+    )
 
 
 def test_a_slice_that_learns_from_the_dense_base_runs_it_forwards(sample_of, workload_of, plan_of):

@@ -45,9 +45,12 @@ def trained(sample, workload):
     base = base_of(sample.build("sdpa"))
     heads = [head_of(base.network, base.family)] if workload.trains_head else []
     lora = attach(
-        base.network, base.family, [init_adapters(sample.shape, workload, seed=0)], scale=2.0,
+        base.network,
+        base.family,
+        [init_adapters(sample.shape, workload, seed=0)],
+        scale=2.0,
         heads=heads,
-    )  # fmt: skip
+    )
     if workload.checkpointing:
         checkpoint_(lora.network)
     return lora.train().network

@@ -11,8 +11,9 @@ from airtune.cost import known_shapes, llama_like, most_pruned, pruning_path
 from airtune.cost.path import TILE, TILED_FROM, typical
 from airtune.plan import Sensitivity
 
-FEW = llama_like("llama", blocks=2, width=64, heads=6, kv_groups=3, head_dim=8, ffn=12, vocab=60,
-                 tied=True)  # fmt: skip
+FEW = llama_like(
+    "llama", blocks=2, width=64, heads=6, kv_groups=3, head_dim=8, ffn=12, vocab=60, tied=True
+)
 
 
 def curve(steps):
@@ -55,8 +56,17 @@ def test_a_path_only_ever_removes_whole_structures(name, order):
 
 
 def test_with_few_groups_none_goes_early():
-    small = llama_like("llama", blocks=30, width=576, heads=9, kv_groups=3, head_dim=64, ffn=1536,
-                       vocab=49152, tied=True)  # fmt: skip
+    small = llama_like(
+        "llama",
+        blocks=30,
+        width=576,
+        heads=9,
+        kv_groups=3,
+        head_dim=64,
+        ffn=1536,
+        vocab=49152,
+        tied=True,
+    )
     path = pruning_path(small)
     first = int(np.flatnonzero(path.groups < 3)[0])
     assert path.pruned[first] > 0.35

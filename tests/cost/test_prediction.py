@@ -25,10 +25,15 @@ SPEED = np.array([1e10, 2e10, 4e10, 5e9])
 def problem(powers=True):
     power = np.array([5.0, 10.0, 20.0, 2.0]) if powers else None
     devices = Profiles(
-        names=("a", "b", "c", "d"), weight=np.full(4, 0.25), samples=np.full(4, 100),
-        link=np.array([0, 0, 1, 1]), flops_per_s=SPEED, memory_bytes=np.full(4, 1e9),
-        power_w=power, transmit_power_w=power,
-    )  # fmt: skip
+        names=("a", "b", "c", "d"),
+        weight=np.full(4, 0.25),
+        samples=np.full(4, 100),
+        link=np.array([0, 0, 1, 1]),
+        flops_per_s=SPEED,
+        memory_bytes=np.full(4, 1e9),
+        power_w=power,
+        transmit_power_w=power,
+    )
     return Problem(SHAPE, devices, WORK, rounds=3, seed=0)
 
 
@@ -37,12 +42,14 @@ def links():
     site = LinkSpec("site", "dedicated", 0.0, 0.0, RateModel(), None)
     nan = np.nan
     return LinkState(
-        specs=(radio, site), link=np.array([0, 0, 1, 1]),
+        specs=(radio, site),
+        link=np.array([0, 0, 1, 1]),
         up_signal_hz=np.array([1e6, 3e6, nan, nan]),
         down_signal_hz=np.array([2e6, 6e6, nan, nan]),
         up_capacity_bps=np.array([nan, nan, 8e5, 0.0]),
-        down_capacity_bps=np.array([nan, nan, 8e6, 8e6]), available=np.ones(4, bool),
-    )  # fmt: skip
+        down_capacity_bps=np.array([nan, nan, 8e6, 8e6]),
+        available=np.ones(4, bool),
+    )
 
 
 def plan(device, share):
@@ -97,9 +104,11 @@ def test_energy_is_what_board_amplifier_and_receiver_draw_until_the_round_ends()
     antenna_w = known.devices.transmit_power_w[[0, 2]]
     waiting_s = seen.finish_s.max() - seen.compute_s
     expected = (
-        board_w * seen.compute_s + 0.15 * board_w * waiting_s
-        + (antenna_w / 0.35 + 0.0828) * seen.upload_s + 0.1058 * seen.download_s
-    )  # fmt: skip
+        board_w * seen.compute_s
+        + 0.15 * board_w * waiting_s
+        + (antenna_w / 0.35 + 0.0828) * seen.upload_s
+        + 0.1058 * seen.download_s
+    )
     assert seen.energy_j == pytest.approx(expected, rel=1e-12)
 
 

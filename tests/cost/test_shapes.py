@@ -77,23 +77,27 @@ def test_real_configurations_match_on_the_meta_device(name):
 
 def test_heads_that_form_no_whole_groups_are_refused():
     with pytest.raises(ModelError, match="got 6 heads and 4 groups"):
-        llama_like("llama", blocks=1, width=8, heads=6, kv_groups=4, head_dim=4, ffn=8, vocab=9,
-                   tied=True)  # fmt: skip
+        llama_like(
+            "llama", blocks=1, width=8, heads=6, kv_groups=4, head_dim=4, ffn=8, vocab=9, tied=True
+        )
 
 
 def test_encoder_without_classes_is_refused():
     with pytest.raises(ModelError, match="at least 1 class, got labels=0"):
-        bert_like("bert", blocks=1, width=8, heads=2, ffn=8, vocab=9, positions=4, types=2,
-                  labels=0)  # fmt: skip
+        bert_like(
+            "bert", blocks=1, width=8, heads=2, ffn=8, vocab=9, positions=4, types=2, labels=0
+        )
 
 
 def test_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(ModelError, match="got 9 and 2"):
-        bert_like("bert", blocks=1, width=9, heads=2, ffn=8, vocab=9, positions=4, types=2,
-                  labels=2)  # fmt: skip
+        bert_like(
+            "bert", blocks=1, width=9, heads=2, ffn=8, vocab=9, positions=4, types=2, labels=2
+        )
 
 
 def test_empty_size_is_refused():
     with pytest.raises(ModelError, match="ffn of a model must be at least 1, got 0"):
-        llama_like("llama", blocks=1, width=8, heads=2, kv_groups=2, head_dim=4, ffn=0, vocab=9,
-                   tied=True)  # fmt: skip
+        llama_like(
+            "llama", blocks=1, width=8, heads=2, kv_groups=2, head_dim=4, ffn=0, vocab=9, tied=True
+        )

@@ -48,9 +48,15 @@ def problem_of(workload_of):
     def make(shape, *, devices=1, samples=10, rounds=4, work=None, **changes):
         count = np.full(devices, samples)
         profiles = Profiles(
-            tuple(map(str, range(devices))), count / count.sum(), count,
-            np.zeros(devices, np.int64), None, None, None, None,
-        )  # fmt: skip
+            tuple(map(str, range(devices))),
+            count / count.sum(),
+            count,
+            np.zeros(devices, np.int64),
+            None,
+            None,
+            None,
+            None,
+        )
         workload = workload_of(shape, trains_head=bool(shape.labels), **changes)
         return Problem(shape, profiles, workload, rounds, 0, work=work or WorkSpec())
 
@@ -137,14 +143,20 @@ def test_a_frozen_device_part_sends_each_sample_once_and_gets_nothing_back(
 ):
     shape = sample_of("bert").shape
     open_, frozen = (
-        split_cost(problem_of(shape, work=WorkSpec(device_frozen=value), local_steps=5), plan_of(cut=1))
+        split_cost(
+            problem_of(shape, work=WorkSpec(device_frozen=value), local_steps=5), plan_of(cut=1)
+        )
         for value in (False, True)
-    )  # fmt: skip
+    )
     # 10 samples, 4 rounds of 5 steps of 2: all are seen after the first of four rounds
     assert frozen.activation_bytes[0] == pytest.approx(open_.activation_bytes[0] / 4)
     assert frozen.fresh[0] == pytest.approx(1 / 4)
-    zero = (frozen.gradient_bytes, frozen.backward_flops, frozen.adapter_up_bytes,
-            frozen.adapter_down_bytes)  # fmt: skip
+    zero = (
+        frozen.gradient_bytes,
+        frozen.backward_flops,
+        frozen.adapter_up_bytes,
+        frozen.adapter_down_bytes,
+    )
     assert not np.any(zero)
     assert frozen.device_peak_bytes[0] < open_.device_peak_bytes[0]
     assert frozen.server_peak_bytes - open_.server_peak_bytes == 10 * TOKENS * shape.width * 4

@@ -40,8 +40,10 @@ def write(tmp_path):
 @pytest.fixture
 def questions():
     """Thirty question and answer rows."""
-    return [{"question": f"What is {n} + 1?", "answer": f"It is {n + 1}\n#### {n + 1}"}
-            for n in range(30)]  # fmt: skip
+    return [
+        {"question": f"What is {n} + 1?", "answer": f"It is {n + 1}\n#### {n + 1}"}
+        for n in range(30)
+    ]
 
 
 @pytest.fixture

@@ -7,16 +7,23 @@ from airtune.errors import DataError
 
 
 def resolve(row, **settings):
-    return resolve_columns(DataSpec(source="rows.jsonl", **settings),
-                           table_from_rows([row], source="rows.jsonl"))  # fmt: skip
+    return resolve_columns(
+        DataSpec(source="rows.jsonl", **settings), table_from_rows([row], source="rows.jsonl")
+    )
 
 
 def test_usual_names_are_found():
     assert resolve({"instruction": "", "input": "", "output": ""}) == {
-        "prompt": "instruction", "completion": "output", "context": "input"}  # fmt: skip
+        "prompt": "instruction",
+        "completion": "output",
+        "context": "input",
+    }
     assert resolve({"text": "", "label": 0}) == {"text": "text"}
     assert resolve({"sentence1": "", "sentence2": "", "label": 0}, task="classification") == {
-        "text": "sentence1", "text_pair": "sentence2", "label": "label"}  # fmt: skip
+        "text": "sentence1",
+        "text_pair": "sentence2",
+        "label": "label",
+    }
 
 
 def test_mapping_wins_and_brings_nothing_unasked():
@@ -27,15 +34,20 @@ def test_mapping_wins_and_brings_nothing_unasked():
 
 @pytest.mark.parametrize("name", ["Message", " message ", "MESSAGE"])
 def test_a_mapped_column_is_found_in_another_case(name):
-    roles = resolve({"message": "a", "Team": "b"}, task="classification",
-                    columns={"text": name, "label": "team"})  # fmt: skip
+    roles = resolve(
+        {"message": "a", "Team": "b"},
+        task="classification",
+        columns={"text": name, "label": "team"},
+    )
     assert roles == {"text": "message", "label": "Team"}
 
 
 def test_a_mapped_column_stands_for_nothing_else():
     row = {"label": "a text", "topic": "b"}
     assert resolve(row, task="classification", columns={"text": "label"}) == {
-        "text": "label", "label": "topic"}  # fmt: skip
+        "text": "label",
+        "label": "topic",
+    }
     swapped = {"text": "label", "label": "text"}
     assert resolve({"text": 0, "label": ""}, task="classification", columns=swapped) == swapped
 

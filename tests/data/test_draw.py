@@ -30,8 +30,11 @@ def test_rows_of_one_class_are_drawn_as_a_permutation_says():
 
 @pytest.mark.parametrize(
     ("classes", "share", "message"),
-    [(np.zeros(30, int), 0.01, "0.01 of its 30 rows is 0"), (np.arange(30), 0.5, "one row of every class")],
-)  # fmt: skip
+    [
+        (np.zeros(30, int), 0.01, "0.01 of its 30 rows is 0"),
+        (np.arange(30), 0.5, "one row of every class"),
+    ],
+)
 def test_a_share_that_leaves_a_part_empty_is_refused(classes, share, message):
     with pytest.raises(DataError, match=message):
         set_aside(classes, share, np.random.default_rng(0), source="rows")

@@ -32,14 +32,18 @@ def test_tokenizer_pads_ends_and_never_joins_digits(tokenizer):
 
 def test_base_knows_its_own_text_and_not_yet_word_problems(tokenizer):
     network = AutoModelForCausalLM.from_pretrained(EMBEDDED_MODEL)
-    known = tokenizer("Once there lived a kind child called Dan on a farm.<|end|>",
-                      return_tensors="pt")["input_ids"]  # fmt: skip
+    known = tokenizer(
+        "Once there lived a kind child called Dan on a farm.<|end|>", return_tensors="pt"
+    )["input_ids"]
     spec = DataSpec(limit=10, test_limit=20)
     data = load_federated(spec, tokenizer=tokenizer, devices=1, seed=0)
     batch = collate(data.test, range(20))
     with torch.no_grad():
         told = float(network(input_ids=known, labels=known).loss)
-        asked = float(network(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                              labels=batch.labels).loss)  # fmt: skip
+        asked = float(
+            network(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels
+            ).loss
+        )
     assert told < 2.0
     assert asked > 3.0

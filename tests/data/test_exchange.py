@@ -17,22 +17,43 @@ from airtune.model.batch import IGNORED, collate
 
 EACH = "{% for m in messages %}"
 OPENS = "{% if add_generation_prompt %}"
-CHATML = (EACH + "{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'}}{% endfor %}"
-          + OPENS + "{{'<|im_start|>assistant\n'}}{% endif %}")  # fmt: skip
-OPEN = (EACH + "{% if m['role'] == 'user' %}{{'User: ' + m['content'] + '\n'}}{% else %}"
-        "{{'Bot: ' + m['content'] + '\n'}}{% endif %}{% endfor %}" + OPENS + "Bot: {% endif %}")  # fmt: skip
-INST = ("{{ bos_token }}" + EACH + "{% if m['role'] == 'user' %}{{'[INST] ' + m['content'] + ' [/INST]'}}"
-        "{% else %}{{' ' + m['content'] + eos_token}}{% endif %}{% endfor %}")  # fmt: skip
-PHI = (EACH + "{{'<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n'}}{% endfor %}"
-       + OPENS + "{{'<|assistant|>\n'}}{% else %}{{ eos_token }}{% endif %}")  # fmt: skip
-THINKS = (EACH + "{{'<|im_start|>' + m['role'] + '\n'}}{% if m['role'] == 'assistant' and loop.last %}"
-          "{{'<think>\n\n</think>\n\n'}}{% endif %}{{m['content'] + '<|im_end|>\n'}}{% endfor %}"
-          + OPENS + "{{'<|im_start|>assistant\n'}}{% endif %}")  # fmt: skip
+CHATML = (
+    EACH
+    + "{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'}}{% endfor %}"
+    + OPENS
+    + "{{'<|im_start|>assistant\n'}}{% endif %}"
+)
+OPEN = (
+    EACH + "{% if m['role'] == 'user' %}{{'User: ' + m['content'] + '\n'}}{% else %}"
+    "{{'Bot: ' + m['content'] + '\n'}}{% endif %}{% endfor %}" + OPENS + "Bot: {% endif %}"
+)
+INST = (
+    "{{ bos_token }}"
+    + EACH
+    + "{% if m['role'] == 'user' %}{{'[INST] ' + m['content'] + ' [/INST]'}}"
+    "{% else %}{{' ' + m['content'] + eos_token}}{% endif %}{% endfor %}"
+)
+PHI = (
+    EACH
+    + "{{'<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n'}}{% endfor %}"
+    + OPENS
+    + "{{'<|assistant|>\n'}}{% else %}{{ eos_token }}{% endif %}"
+)
+THINKS = (
+    EACH + "{{'<|im_start|>' + m['role'] + '\n'}}{% if m['role'] == 'assistant' and loop.last %}"
+    "{{'<think>\n\n</think>\n\n'}}{% endif %}{{m['content'] + '<|im_end|>\n'}}{% endfor %}"
+    + OPENS
+    + "{{'<|im_start|>assistant\n'}}{% endif %}"
+)
 OPENS_THINKING = CHATML.replace("assistant\n'}}{% endif", "assistant\n<think>\n'}}{% endif")
-STRICT = ("{% if messages[0]['role'] != 'system' %}{{ raise_exception('say who you are') }}{% endif %}"
-          + CHATML)  # fmt: skip
-ALTERNATES = (EACH + "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-              "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + CHATML)  # fmt: skip
+STRICT = (
+    "{% if messages[0]['role'] != 'system' %}{{ raise_exception('say who you are') }}{% endif %}"
+    + CHATML
+)
+ALTERNATES = (
+    EACH + "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + CHATML
+)
 
 
 @pytest.fixture
@@ -44,8 +65,10 @@ def tokenizer_of(tokenizer):
             tokenizer_object=type(tokenizer.backend_tokenizer).from_str(
                 tokenizer.backend_tokenizer.to_str()
             ),
-            eos_token="<|eot|>", bos_token="<s>", pad_token="<|pad|>",
-        )  # fmt: skip
+            eos_token="<|eot|>",
+            bos_token="<s>",
+            pad_token="<|pad|>",
+        )
         made.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
         made.chat_template = template
         return made
@@ -186,10 +209,14 @@ def test_conversations_are_read_as_people_store_them(value, expected):
     assert not (read.unanswered | read.unsupported).any()
 
 
-@pytest.mark.parametrize("turn", [
-    {"role": "tool", "content": "7"}, {"role": "assistant", "content": None, "tool_calls": [{}]},
-    {"role": "user", "content": [{"type": "image"}]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "tool", "content": "7"},
+        {"role": "assistant", "content": None, "tool_calls": [{}]},
+        {"role": "user", "content": [{"type": "image"}]},
+    ],
+)
 def test_turns_that_are_no_text_are_counted_as_unsupported(turn):
     read = read_conversations(table_from_rows([{"chat": [USER, turn, GPT]}], source="x"), "chat")
     assert (read.unsupported.tolist(), read.messages) == ([True], [[]])
@@ -203,8 +230,11 @@ def test_what_is_no_conversation_is_refused_by_line():
 
 def test_rows_without_an_answer_are_left_out_and_counted(write):
     good = [{"messages": pair(f"{n}?", "b"), "label": "x"} for n in range(20)]
-    bad = [{"messages": pair("a", "b")[:1]}, {"messages": [USER, {"role": "tool", "content": "1"}, GPT]},
-           {"messages": []}]  # fmt: skip
+    bad = [
+        {"messages": pair("a", "b")[:1]},
+        {"messages": [USER, {"role": "tool", "content": "1"}, GPT]},
+        {"messages": []},
+    ]
     path = write("chat.jsonl", good + bad)
     found = take_in(DataSpec(source=str(path)), seed=0)
     total = found.ledger.train + found.ledger.test
@@ -216,8 +246,11 @@ def test_rows_without_an_answer_are_left_out_and_counted(write):
 def test_prompts_and_completions_that_are_messages_are_one_conversation(write):
     ask, say = pair("a", "b")
     rows = [{"prompt": [ask], "completion": [say]} for _ in range(17)]
-    rows += [{"prompt": [ask], "completion": "b"}, {"prompt": "a", "completion": [say]},
-             {"prompt": [ask], "completion": None}]  # fmt: skip
+    rows += [
+        {"prompt": [ask], "completion": "b"},
+        {"prompt": "a", "completion": [say]},
+        {"prompt": [ask], "completion": None},
+    ]
     found = take_in(DataSpec(source=str(write("trl.jsonl", rows)), test_share=0.1), seed=0)
     total = found.ledger.train + found.ledger.test
     assert found.columns == {"messages": "prompt"}

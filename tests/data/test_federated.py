@@ -10,8 +10,12 @@ QUICK = {"limit": 120, "test_limit": 20}
 
 def tokens_of(data):
     """All tokens of all devices, as a list of lists in the order they lie."""
-    return [row.tolist() for held in data.devices
-            for part in (held.train, held.validation) for row in part.tokens]  # fmt: skip
+    return [
+        row.tolist()
+        for held in data.devices
+        for part in (held.train, held.validation)
+        for row in part.tokens
+    ]
 
 
 def test_embedded_words_problems_reach_every_device(tokenizer):
@@ -66,8 +70,12 @@ def test_no_test_set_means_a_share_of_the_rows(write, questions, plain_tokenizer
 
 
 def test_test_file_is_used_and_limited(write, questions, plain_tokenizer):
-    spec = DataSpec(source=str(write("a.jsonl", questions)), limit=12, test_limit=4,
-                    test=str(write("b.jsonl", questions)))  # fmt: skip
+    spec = DataSpec(
+        source=str(write("a.jsonl", questions)),
+        limit=12,
+        test_limit=4,
+        test=str(write("b.jsonl", questions)),
+    )
     data = load_federated(spec, tokenizer=plain_tokenizer, devices=2, seed=0)
     assert (data.counts["rows"], data.counts["test_rows"]) == (12, 4)
 
@@ -84,8 +92,9 @@ def test_folder_brings_its_test_file(write, tmp_path, questions, plain_tokenizer
 def test_blank_rows_and_rows_without_room_are_left_out_and_counted(write, plain_tokenizer):
     rows = [{"prompt": "Why?", "completion": "So."}] * 20
     rows += [{"prompt": "Why?", "completion": " "}, {"prompt": "why " * 90, "completion": "So."}]
-    spec = DataSpec(source=str(write("a.jsonl", rows)), test=str(write("b.jsonl", rows[:2])),
-                    max_length=32)  # fmt: skip
+    spec = DataSpec(
+        source=str(write("a.jsonl", rows)), test=str(write("b.jsonl", rows[:2])), max_length=32
+    )
     data = load_federated(spec, tokenizer=plain_tokenizer, devices=2, seed=0)
     counts = (data.counts["rows"], data.counts["blank"], data.counts["dropped"])
     assert counts == (20, 1, 1)
@@ -108,11 +117,14 @@ def test_packing_shortens_training_and_leaves_validation(tokenizer):
 
 
 def test_context_follows_the_prompt_where_there_is_one(write, plain_tokenizer):
-    rows = [{"instruction": "Sum", "input": "1, 2", "output": "3"},
-            {"instruction": "Sum", "input": "", "output": "0"}] * 5  # fmt: skip
+    rows = [
+        {"instruction": "Sum", "input": "1, 2", "output": "3"},
+        {"instruction": "Sum", "input": "", "output": "0"},
+    ] * 5
     path = str(write("a.jsonl", rows))
-    data = load_federated(DataSpec(source=path, test=path), tokenizer=plain_tokenizer,
-                          devices=1, seed=0)  # fmt: skip
+    data = load_federated(
+        DataSpec(source=path, test=path), tokenizer=plain_tokenizer, devices=1, seed=0
+    )
     assert plain_tokenizer.decode(data.test.tokens[0]) == "Sum\n\n1, 2\n3<|end|>"
     assert plain_tokenizer.decode(data.test.tokens[1]) == "Sum\n0<|end|>"
 
@@ -135,14 +147,16 @@ def test_unlabelled_text_is_partitioned_by_cluster(write, plain_tokenizer, clust
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": 3}] * 5,
-         r"'completion' must be text: .*a.jsonl:2 has int, .*a.jsonl:4 has int"),
+        (
+            [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": 3}] * 5,
+            r"'completion' must be text: .*a.jsonl:2 has int, .*a.jsonl:4 has int",
+        ),
         ([{"prompt": "a", "completion": 3}] * 9, r"a.jsonl:1 has int.*and 4 more"),
         ([{"prompt": "a", "completion": ""}] * 5, "is blank in prompt or completion"),
         ([{"prompt": "a", "completion": "b"}] * 5, "empty partition: 5 rows"),
         ([{"prompt": "a " * 99, "completion": "b"}] * 5, "raise `data.max_length`"),
     ],
-)  # fmt: skip
+)
 def test_bad_rows_are_named(write, plain_tokenizer, rows, message):
     path = str(write("a.jsonl", rows))
     spec = DataSpec(source=path, test=path, max_length=40)

@@ -80,8 +80,9 @@ def test_other_encoding_is_named_and_read_where_it_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
-@pytest.mark.parametrize(("name", "content"), [("a.jsonl", '{"a": "é"}\n'), ("a.csv", "a,b\né,1\n"),
-                                               ("a.txt", "é\n")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.jsonl", '{"a": "é"}\n'), ("a.csv", "a,b\né,1\n"), ("a.txt", "é\n")]
+)
 def test_a_byte_order_mark_says_the_encoding(tmp_path, encoding, name, content):
     (tmp_path / name).write_bytes(content.encode(encoding))
     assert next(iter(read_file(tmp_path / name).columns.values()))[0] == "é"
@@ -96,8 +97,14 @@ def test_an_encoding_is_proposed_where_the_default_does_not_read(encoding):
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 @pytest.mark.parametrize("sign", list(",;\t|"))
-@given(rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["C"]), min_size=1)] * 2)
-                     .filter(lambda row: any(map(str.strip, row))), min_size=1))  # fmt: skip
+@given(
+    rows=st.lists(
+        st.tuples(*[st.text(st.characters(exclude_categories=["C"]), min_size=1)] * 2).filter(
+            lambda row: any(map(str.strip, row))
+        ),
+        min_size=1,
+    )
+)
 def test_values_come_back_whatever_separates_them(name, sign, rows):
     file = io.StringIO()
     writer = csv.writer(file, delimiter=sign, quoting=csv.QUOTE_ALL)
@@ -125,14 +132,20 @@ def test_a_value_may_be_long(write):
 
 def test_tab_separated_values_may_hold_stray_quotes(write):
     assert read_file(write("a.tsv", 'a\tb\n"Good" film\t1\n"x\t0\n')).columns == {
-        "a": ['"Good" film', '"x'], "b": ["1", "0"]}  # fmt: skip
+        "a": ['"Good" film', '"x'],
+        "b": ["1", "0"],
+    }
 
 
 def test_json_is_a_list_or_holds_one_or_is_lines(write):
     rows = '[{"a": 1}, {"a": 2}]'
-    for name, content in (("a.json", rows), ("b.json", f'{{"version": 1, "data": {rows}}}'),
-                          ("c.jsonl", rows), ("d.json", '{"a": 1}\n{"a": 2}\n'),
-                          ("e.jsonl", '{"a": 1}\r\n{"a": 2}')):  # fmt: skip
+    for name, content in (
+        ("a.json", rows),
+        ("b.json", f'{{"version": 1, "data": {rows}}}'),
+        ("c.jsonl", rows),
+        ("d.json", '{"a": 1}\n{"a": 2}\n'),
+        ("e.jsonl", '{"a": 1}\r\n{"a": 2}'),
+    ):
         assert read_file(write(name, content)).columns == {"a": [1, 2]}
 
 
@@ -155,8 +168,12 @@ def test_packed_files_are_unpacked(tmp_path):
     zst = pyarrow.BufferOutputStream()
     with pyarrow.CompressedOutputStream(zst, "zstd") as stream:
         stream.write(row)
-    held = {"gz": gzip.compress(row), "bz2": bz2.compress(row), "xz": lzma.compress(row),
-            "zst": zst.getvalue().to_pybytes()}  # fmt: skip
+    held = {
+        "gz": gzip.compress(row),
+        "bz2": bz2.compress(row),
+        "xz": lzma.compress(row),
+        "zst": zst.getvalue().to_pybytes(),
+    }
     for kind, data in held.items():
         path = tmp_path / f"a.jsonl.{kind}"
         path.write_bytes(data)
@@ -182,4 +199,7 @@ def test_class_names_of_a_hub_file_are_kept(tmp_path):
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, -1]}, features=features)
     rows.to_parquet(tmp_path / "train.parquet")
     assert read_file(tmp_path / "train.parquet").columns == {
-        "text": ["a", "b"], "label": [1, None], "label_name": ["yes", None]}  # fmt: skip
+        "text": ["a", "b"],
+        "label": [1, None],
+        "label_name": ["yes", None],
+    }

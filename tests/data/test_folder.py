@@ -37,20 +37,37 @@ def test_training_files_are_joined_and_test_and_validation_are_known(tree):
 @pytest.mark.parametrize(
     ("names", "train", "test"),
     [
-        (["data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl",
-          "data/validation-00000-of-00001.jsonl", "dataset_infos.json", "vocab.txt"],
-         ["data/train-00000-of-00001.jsonl"], ["data/test-00000-of-00001.jsonl"]),
-        (["data/train/0000.jsonl", "data/test/0000.jsonl"],
-         ["data/train/0000.jsonl"], ["data/test/0000.jsonl"]),
+        (
+            [
+                "data/train-00000-of-00001.jsonl",
+                "data/test-00000-of-00001.jsonl",
+                "data/validation-00000-of-00001.jsonl",
+                "dataset_infos.json",
+                "vocab.txt",
+            ],
+            ["data/train-00000-of-00001.jsonl"],
+            ["data/test-00000-of-00001.jsonl"],
+        ),
+        (
+            ["data/train/0000.jsonl", "data/test/0000.jsonl"],
+            ["data/train/0000.jsonl"],
+            ["data/test/0000.jsonl"],
+        ),
         (["train/a.log", "test/b.log", "README.txt"], ["train/a.log"], ["test/b.log"]),
-        (["north/app.log", "north/app.log.1", "south/app.log"],
-         ["north/app.log", "north/app.log.1", "south/app.log"], None),
+        (
+            ["north/app.log", "north/app.log.1", "south/app.log"],
+            ["north/app.log", "north/app.log.1", "south/app.log"],
+            None,
+        ),
         (["part-0.jsonl", "notes.txt", "more/part-1.jsonl"], ["part-0.jsonl"], None),
-        ([".git/train.jsonl", "__MACOSX/train.jsonl", "._a.jsonl", ".cache/x.jsonl", "a.jsonl"],
-         ["a.jsonl"], None),
+        (
+            [".git/train.jsonl", "__MACOSX/train.jsonl", "._a.jsonl", ".cache/x.jsonl", "a.jsonl"],
+            ["a.jsonl"],
+            None,
+        ),
         (["test.jsonl", "sub/train.jsonl"], ["sub/train.jsonl"], ["test.jsonl"]),
     ],
-)  # fmt: skip
+)
 def test_the_layout_of_a_folder_is_known(tree, names, train, test):
     assert read(tree(*names)) == (train, test)
 
@@ -71,7 +88,9 @@ def test_the_test_split_of_a_folder_can_be_its_validation_files(tree):
 
 def test_a_folder_named_as_test_set_is_read_whatever_its_files_are_called(tree):
     assert read_test_folder(tree("test-0.jsonl", "test-1.jsonl")).columns["text"] == [
-        "test-0.jsonl", "test-1.jsonl"]  # fmt: skip
+        "test-0.jsonl",
+        "test-1.jsonl",
+    ]
 
 
 def test_one_file_in_two_formats_is_refused(tree):

@@ -19,8 +19,12 @@ def test_every_step_of_every_problem_is_right():
         answer = word_problem(random)["answer"]
         steps = STEP.findall(answer)
         for left, sign, right, result in steps:
-            value = {"+": int(left) + int(right), "-": int(left) - int(right),
-                     "*": int(left) * int(right), "/": int(left) / int(right)}[sign]  # fmt: skip
+            value = {
+                "+": int(left) + int(right),
+                "-": int(left) - int(right),
+                "*": int(left) * int(right),
+                "/": int(left) / int(right),
+            }[sign]
             assert value == int(result)
         assert answer_of(answer) == steps[-1][3]
         assert int(steps[-1][3]) >= 0
@@ -33,10 +37,13 @@ def test_same_seed_gives_the_same_rows_and_another_seed_others():
     assert first.columns == again.columns != other.columns
 
 
-@pytest.mark.parametrize(("source", "key", "kind", "kinds"), [
-    ("embedded:arithmetic", "question", "topic", set(PROBLEM_KINDS)),
-    ("embedded:topics", "text", "label", set(LEXICONS)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("source", "key", "kind", "kinds"),
+    [
+        ("embedded:arithmetic", "question", "topic", set(PROBLEM_KINDS)),
+        ("embedded:topics", "text", "label", set(LEXICONS)),
+    ],
+)
 def test_rows_differ_and_cover_every_kind(source, key, kind, kinds):
     train, test = generate(source, train=2000, test=400, seed=0)
     assert len(set(train.texts(key)) | set(test.texts(key))) == 2400

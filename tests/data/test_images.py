@@ -84,8 +84,13 @@ def test_a_folder_of_classes_is_read_with_its_test_set(classes):
 def test_arrays_and_cifar_files_are_read(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
     labels = np.arange(12) % 3
-    np.savez(tmp_path / "a.npz", x_train=pixels, y_train=labels[:, None], x_test=pixels[:3],
-             y_test=labels[:3])  # fmt: skip
+    np.savez(
+        tmp_path / "a.npz",
+        x_train=pixels,
+        y_train=labels[:, None],
+        x_test=pixels[:3],
+        y_test=labels[:3],
+    )
     planes = pixels.transpose(0, 3, 1, 2).reshape(12, -1)
     rows = np.concatenate([labels[:, None].astype(np.uint8), planes], axis=1)
     (tmp_path / "cifar").mkdir()
@@ -101,8 +106,10 @@ def test_arrays_and_cifar_files_are_read(tmp_path):
 
 def test_parquet_as_datasets_writes_it_is_read(tmp_path):
     datasets = pytest.importorskip("datasets")
-    rows = {"img": [{"bytes": picture(level), "path": None} for level in (10, 90)],
-            "fine_label": [7, 4]}  # fmt: skip
+    rows = {
+        "img": [{"bytes": picture(level), "path": None} for level in (10, 90)],
+        "fine_label": [7, 4],
+    }
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
     train, test = read_pictures(spec(source=str(tmp_path / "a.parquet")), FRAME)
     assert train.labels == ("7", "4")

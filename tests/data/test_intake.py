@@ -29,8 +29,14 @@ def test_few_embedded_rows_have_all_their_classes_in_either_part():
 
 def test_rows_without_text_or_label_are_left_out_and_counted(write):
     rows = [{"text": f"text {n}", "label": n % 2} for n in range(20)]
-    rows += [{"text": None, "label": 1}, {"text": " ", "label": 1}, {"label": 0},
-             {"text": "a", "label": None}, {"text": "b", "label": ""}, {"text": None}]  # fmt: skip
+    rows += [
+        {"text": None, "label": 1},
+        {"text": " ", "label": 1},
+        {"label": 0},
+        {"text": "a", "label": None},
+        {"text": "b", "label": ""},
+        {"text": None},
+    ]
     path = write("a.jsonl", rows)
     found = take_in(classified(path, test=str(path)), seed=0)
     counts = found.ledger.train

@@ -19,8 +19,11 @@ def mapped(rows, **options):
 
 
 def test_map_does_not_depend_on_the_order_of_rows():
-    assert mapped(table("b", "a", "c")) == mapped(table("c", "b", "a")) == {
-        "a": "a", "b": "b", "c": "c"}  # fmt: skip
+    assert (
+        mapped(table("b", "a", "c"))
+        == mapped(table("c", "b", "a"))
+        == {"a": "a", "b": "b", "c": "c"}
+    )
 
 
 def test_numbers_sort_by_size_whatever_they_are_written_as():
@@ -61,11 +64,15 @@ def test_spellings_are_counted_and_named_but_not_merged():
         (table("a", None, ""), {}, r"at least 2 labels, rows.jsonl has a in"),
         (table("a", 0.5), {}, r"no measure: rows.jsonl:2 has 0.5"),
         (table("a", "a"), {}, "at least 2 labels, rows.jsonl has a in"),
-        (table("a", "b"), {"labels": ("a",)}, r"label 'b', which `data.labels` does not list \(a\)"),
+        (
+            table("a", "b"),
+            {"labels": ("a",)},
+            r"label 'b', which `data.labels` does not list \(a\)",
+        ),
         (table(1, 0), {"labels": ("1", "1.0", "0")}, "names one label twice: 1, 1.0, 0"),
         (table(1, 1, names=["x", "y"]), {"name_column": "name"}, "'y' here and 'x' elsewhere"),
     ],
-)  # fmt: skip
+)
 def test_bad_labels_are_named(rows, options, message):
     with pytest.raises(DataError, match=message):
         mapped(rows, **options)

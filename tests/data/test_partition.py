@@ -21,9 +21,13 @@ def skew(parts, groups):
 
 
 @given(
-    st.sampled_from(["iid", "dirichlet", "shards"]), st.integers(1, 12), st.integers(0, 200),
-    st.integers(1, 6), st.floats(0.02, 50.0), st.integers(0, 99),
-)  # fmt: skip
+    st.sampled_from(["iid", "dirichlet", "shards"]),
+    st.integers(1, 12),
+    st.integers(0, 200),
+    st.integers(1, 6),
+    st.floats(0.02, 50.0),
+    st.integers(0, 99),
+)
 def test_every_row_is_on_one_device_and_none_is_short(kind, devices, more, kinds, alpha, seed):
     groups = np.random.default_rng(seed).integers(0, kinds, 3 * devices + more)
     parts = deal(kind, groups, devices, seed, alpha=alpha, min_rows=3)
@@ -39,8 +43,9 @@ def test_iid_sizes_differ_by_at_most_one():
 
 def test_smaller_alpha_makes_devices_less_alike():
     groups = np.random.default_rng(0).integers(0, 8, 4000)
-    skews = [skew(deal("dirichlet", groups, 10, alpha=alpha), groups)
-             for alpha in (100.0, 1.0, 0.05)]  # fmt: skip
+    skews = [
+        skew(deal("dirichlet", groups, 10, alpha=alpha), groups) for alpha in (100.0, 1.0, 0.05)
+    ]
     assert skews[0] < 0.1 < skews[1] < skews[2]
     assert skews[2] > 0.6
 
@@ -48,8 +53,10 @@ def test_smaller_alpha_makes_devices_less_alike():
 def test_dirichlet_shares_have_the_variance_of_the_law():
     groups = np.zeros(100_000, np.int64)
     alpha, devices = 2.0, 5
-    sizes = [[len(rows) for rows in deal("dirichlet", groups, devices, seed, alpha=alpha).rows]
-             for seed in range(60)]  # fmt: skip
+    sizes = [
+        [len(rows) for rows in deal("dirichlet", groups, devices, seed, alpha=alpha).rows]
+        for seed in range(60)
+    ]
     shares = np.array(sizes) / len(groups)
     wanted = (1 / devices) * (1 - 1 / devices) / (devices * alpha + 1)
     assert shares.var() == pytest.approx(wanted, rel=0.35)

@@ -11,8 +11,13 @@ from airtune.errors import RecipeError
 def test_all_faults_are_told_together():
     with pytest.raises(RecipeError) as caught:
         DataSpec(alpha=0.0, held_out=1.0, max_length=1, partition="even", template="no place")
-    for part in ("alpha must be above 0, got 0", "held_out must be in [0, 1), got 1",
-                 "max_length must be at least 2, got 1", "got 'even'", "{prompt}"):  # fmt: skip
+    for part in (
+        "alpha must be above 0, got 0",
+        "held_out must be in [0, 1), got 1",
+        "max_length must be at least 2, got 1",
+        "got 'even'",
+        "{prompt}",
+    ):
         assert part in str(caught.value)
 
 
@@ -25,7 +30,10 @@ def test_misspelt_role_names_the_nearest():
     ("settings", "message"),
     [
         ({"source": "embedded:poems"}, "embedded:topics, embedded:shapes, got 'embedded:poems'"),
-        ({"source": "a.csv", "task": "classification", "packing": True}, "packing is for causal-lm"),
+        (
+            {"source": "a.csv", "task": "classification", "packing": True},
+            "packing is for causal-lm",
+        ),
         ({"min_rows": 1}, "min_rows must be at least 2 where rows are held out, got 1"),
         ({"source": "a", "test": "b", "test_split": "c"}, "exclude each other"),
         ({"source": "a", "labels": ("x", "x")}, "labels must differ"),
@@ -33,11 +41,17 @@ def test_misspelt_role_names_the_nearest():
         ({"task": "classification"}, "embedded:arithmetic is for causal-lm"),
         ({"test": "test.jsonl"}, "makes its own test rows"),
         ({"source": "a", "columns": {"text": "t", "prompt": "p"}}, "both text and prompt"),
-        ({"source": "a", "task": "classification", "columns": {"text": "t", "label": "t", "group": "t"}},
-         "columns name 't' twice"),
+        (
+            {
+                "source": "a",
+                "task": "classification",
+                "columns": {"text": "t", "label": "t", "group": "t"},
+            },
+            "columns name 't' twice",
+        ),
         ({"alpha": float("nan")}, "alpha must be above 0, got nan"),
     ],
-)  # fmt: skip
+)
 def test_contradiction_is_refused(settings, message):
     with pytest.raises(RecipeError, match=re.escape(message)):
         DataSpec(**settings)

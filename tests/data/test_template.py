@@ -18,7 +18,9 @@ def test_template_of_the_recipe_wins_over_the_chat_template(tokenizer):
 def test_chat_template_is_scored_from_the_completion_to_the_end(tokenizer):
     done = render(["1 + 1?", "m"], ["2", "|>"], tokenizer=tokenizer, template=None)
     assert [text[start:] for text, start in zip(done.texts, done.starts, strict=True)] == [
-        "2<|end|>", "|><|end|>"]  # fmt: skip
+        "2<|end|>",
+        "|><|end|>",
+    ]
     assert done.texts[0].startswith("<|user|>1 + 1?<|end|><|assistant|>")
 
 

@@ -89,8 +89,9 @@ class Nodes:
     def transport(self, locate: Callable[[], Mapping[int, int]]) -> Mail:
         settings = DeviceSettings(data=self._data, compute="cpu")
         fresh = {number: Device(settings) for number in locate()}
-        self.mail.devices |= {number: made for number, made in fresh.items()
-                              if number not in self.mail.devices}  # fmt: skip
+        self.mail.devices |= {
+            number: made for number, made in fresh.items() if number not in self.mail.devices
+        }
         return self.mail
 
 
@@ -108,10 +109,16 @@ def mail() -> Callable[..., Mail]:
 def recipe() -> Callable[..., Recipe]:
     def make(**changes: Any) -> Recipe:
         base = {
-            "train.rounds": 2, "train.local_steps": 2, "train.per_device_train_batch_size": 2,
-            "data.limit": 60, "data.test_limit": 10, "fleet.devices": 3, "threads": 1,
-            "method.name": "fedavg-lora", "data.max_length": 48,
-        }  # fmt: skip
+            "train.rounds": 2,
+            "train.local_steps": 2,
+            "train.per_device_train_batch_size": 2,
+            "data.limit": 60,
+            "data.test_limit": 10,
+            "fleet.devices": 3,
+            "threads": 1,
+            "method.name": "fedavg-lora",
+            "data.max_length": 48,
+        }
         words = [f"{key}={value}" for key, value in (base | changes).items()]
         return load_recipe(None, overrides=words)
 
@@ -128,11 +135,24 @@ def alone() -> Callable[[Recipe, Path], RunRecord]:
         settings = replace(pieces.engine, train=replace(pieces.engine.train, pass_tokens=1))
         measured = stored_measurements(recipe, chosen, fingerprint=assets.base.fingerprint)
         problem = problem_of(pieces, method, measured)
-        engine = local_engine(assets.fleet, problem, assets.base, assets.data, work=method.work,
-                             needs=method.decider.needs, settings=settings)  # fmt: skip
+        engine = local_engine(
+            assets.fleet,
+            problem,
+            assets.base,
+            assets.data,
+            work=method.work,
+            needs=method.decider.needs,
+            settings=settings,
+        )
         header = {"schema": 1, "name": "alone", "rounds": problem.rounds}
-        going = Run(method, problem, engine, RunWriter.create(folder, header), identity(pieces),
-                    loop_settings(pieces))  # fmt: skip
+        going = Run(
+            method,
+            problem,
+            engine,
+            RunWriter.create(folder, header),
+            identity(pieces),
+            loop_settings(pieces),
+        )
         run_to_end(going, assets.base)
         return read_run(folder)
 
@@ -194,19 +214,26 @@ def mixed(recipe: Callable[..., Recipe]) -> Callable[..., Recipe]:
 
     def make(output: Path, *, cut: float, **changes: Any) -> Recipe:
         knobs = "[prune, rank, upload, cut, codec, share, steps]"
-        asked = {"method.name": "auto", "method.knobs": knobs, "method.max_prune": 0.3,
-                 "fleet.source": json.dumps(MIXED), "output": str(output)}  # fmt: skip
+        asked = {
+            "method.name": "auto",
+            "method.knobs": knobs,
+            "method.max_prune": 0.3,
+            "fleet.source": json.dumps(MIXED),
+            "output": str(output),
+        }
         made = recipe(**(asked | changes))
         chosen, base = choose_method(made), build_pieces(made).assets.base
         coded, cuts = CodecSpec("topk", keep=0.1, bits=4), range(1, base.shape.blocks)
         costs = Measurements(
-            base.fingerprint, "assumed", cut=cut,
+            base.fingerprint,
+            "assumed",
+            cut=cut,
             pruning=(PrunedRounds(0.0, 0.0), PrunedRounds(0.15, 0.02), PrunedRounds(0.3, 0.5)),
             ranks=(RankRounds(2, 0.6), RankRounds(4, 0.05), RankRounds(8, 0.0)),
             codecs=tuple(CodecRounds(cut, CodecSpec("deadzone"), 0.02) for cut in cuts),
             uploads=(UploadRounds(CodecSpec(), 0.0), UploadRounds(coded, 0.4)),
             steps=(StepRounds(1, 0.3), StepRounds(2, 0.0), StepRounds(4, -0.5)),
-        )  # fmt: skip
+        )
         for table in tables_of(chosen):
             store(table_path(made, chosen, table), costs)
         return made
@@ -239,19 +266,34 @@ class Site:
 
     def begin(self, *words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "airtune.cli", *words], cwd=cwd or self.folder, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(),
-        )  # fmt: skip
+            [sys.executable, "-m", "airtune.cli", *words],
+            cwd=cwd or self.folder,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=_environment(),
+        )
 
     def start_agent(self, name: str) -> None:
         home = self.state / "bundles" / name
         with (home / "agent.log").open("ab") as log:
             self.agents[name] = subprocess.Popen(
-                [sys.executable, "-m", "airtune.cli", "agent", "--server", self.address, "--data",
-                 "recipe"],
-                cwd=home, stdout=log, stderr=subprocess.STDOUT, env=_environment(),
+                [
+                    sys.executable,
+                    "-m",
+                    "airtune.cli",
+                    "agent",
+                    "--server",
+                    self.address,
+                    "--data",
+                    "recipe",
+                ],
+                cwd=home,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
                 start_new_session=True,
-            )  # fmt: skip
+            )
 
     def said(self) -> str:
         logs = self.state.rglob("*.log")

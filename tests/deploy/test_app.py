@@ -23,9 +23,14 @@ class Message:
     """Flower's, without its checks of a message that no server has sent."""
 
     def __init__(
-        self, content: RecordDict, *, dst_node_id: int = 0, message_type: str = "query",
-        reply_to: "Message | None" = None, name: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        content: RecordDict,
+        *,
+        dst_node_id: int = 0,
+        message_type: str = "query",
+        reply_to: "Message | None" = None,
+        name: str = "",
+    ) -> None:
         self.content = content
         known = {"dst_node_id": dst_node_id, "reply_to_message_id": name}
         self.metadata = type("Metadata", (), known)

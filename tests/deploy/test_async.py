@@ -89,9 +89,13 @@ def streamed() -> Iterator[Streamed]:
 
 
 def run_over(
-    devices: Streamed, recipe: Any, root: Path, *, on_round: Callable[[dict[str, Any]], None] | None = None,
+    devices: Streamed,
+    recipe: Any,
+    root: Path,
+    *,
+    on_round: Callable[[dict[str, Any]], None] | None = None,
     **more: Any,
-) -> RunRecord:  # fmt: skip
+) -> RunRecord:
     def tell(**event: Any) -> None:
         if on_round is not None and "round" in event:
             on_round(event["round"])

@@ -38,10 +38,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(EMBEDDED_MODEL, folder, dirs_exist_ok=True)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=AutoConfig.from_pretrained(EMBEDDED_MODEL).vocab_size, hidden_size=1024,
-        intermediate_size=2816, num_hidden_layers=BLOCKS, num_attention_heads=16,
-        tie_word_embeddings=True, max_position_embeddings=128,
-    )  # fmt: skip
+        vocab_size=AutoConfig.from_pretrained(EMBEDDED_MODEL).vocab_size,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=16,
+        tie_word_embeddings=True,
+        max_position_embeddings=128,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
 
@@ -54,28 +58,65 @@ class Site:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.folder = folder
-        self.airtune("server", "start", "--insecure", "--host", "127.0.0.1", "--port",
-                     str(self.port), "--state", str(folder / "state"), "--detach")  # fmt: skip
+        self.airtune(
+            "server",
+            "start",
+            "--insecure",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--state",
+            str(folder / "state"),
+            "--detach",
+        )
         self.log = (folder / "agent.log").open("wb")
-        words = ["agent", "--insecure", "--name", "small", "--server", f"127.0.0.1:{self.port}",
-                 "--data", "recipe", "--memory", f"{int(cap_bytes)}", "--compute", "cpu"]  # fmt: skip
+        words = [
+            "agent",
+            "--insecure",
+            "--name",
+            "small",
+            "--server",
+            f"127.0.0.1:{self.port}",
+            "--data",
+            "recipe",
+            "--memory",
+            f"{int(cap_bytes)}",
+            "--compute",
+            "cpu",
+        ]
         self.agent = subprocess.Popen(
-            [sys.executable, "-m", "airtune.cli", *words], cwd=folder, stdout=self.log,
-            stderr=subprocess.STDOUT, env=_environment(),
-        )  # fmt: skip
+            [sys.executable, "-m", "airtune.cli", *words],
+            cwd=folder,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+        )
 
     def airtune(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "airtune.cli", *words], cwd=self.folder, text=True,
-            capture_output=True, check=False, timeout=LONG_S, env=_environment(),
-        )  # fmt: skip
+            [sys.executable, "-m", "airtune.cli", *words],
+            cwd=self.folder,
+            text=True,
+            capture_output=True,
+            check=False,
+            timeout=LONG_S,
+            env=_environment(),
+        )
         assert not check or done.returncode == 0, done.stdout + done.stderr + self.said()
         return done
 
     def run(self, model: Path, method: str) -> subprocess.CompletedProcess[str]:
         (self.folder / "recipe.yaml").write_text(RECIPE.format(model=model, method=method))
-        return self.airtune("run", "recipe.yaml", "--server", f"127.0.0.1:{self.port}",
-                            "--insecure", "--json", check=False)  # fmt: skip
+        return self.airtune(
+            "run",
+            "recipe.yaml",
+            "--server",
+            f"127.0.0.1:{self.port}",
+            "--insecure",
+            "--json",
+            check=False,
+        )
 
     def said(self) -> str:
         return (self.folder / "agent.log").read_text(errors="replace")[-3000:]

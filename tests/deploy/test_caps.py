@@ -52,9 +52,10 @@ def _run(recipe: Any, nodes: Any, root: Path, server: Any = None, **order: Any) 
     for number in range(len(nodes.names)):
         nodes.mail.devices.setdefault(number, Device(settings))
     return run_federation(
-        Order(recipe, root / "runs", devices=len(nodes.names), serve=serve, **order), nodes,
+        Order(recipe, root / "runs", devices=len(nodes.names), serve=serve, **order),
+        nodes,
         tell=lambda **event: None,
-    )  # fmt: skip
+    )
 
 
 def _used(folder: Path) -> list[float]:
@@ -119,10 +120,18 @@ def test_a_device_that_would_send_too_much_does_not(
     assert "were set aside for it" in record.devices["reason"][0]
 
 
-@pytest.mark.parametrize("method", [
-    {"method.name": "splitlora", "train.rounds": 1},
-    {"method.name": "sft", "method.codec": "none", "method.device_frozen": True, "train.rounds": 2},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"method.name": "splitlora", "train.rounds": 1},
+        {
+            "method.name": "sft",
+            "method.codec": "none",
+            "method.device_frozen": True,
+            "train.rounds": 2,
+        },
+    ],
+)
 def test_steps_of_a_split_round_count(
     recipe: Any, nodes: Any, server: Any, tmp_path: Path, method: dict[str, Any]
 ) -> None:
@@ -140,8 +149,13 @@ def test_steps_of_a_split_round_count(
         assert all(steps["adapter_up_bytes"] < 10_000 for steps in rounds)
     over = sum(_used(folder)) - sum(weighed.of(device) for device in (0, 1))
     assert crossed <= over <= crossed + 2 * 64 * 5 * len(rounds)
-    tight = split.model_copy(update={"limits": split.limits.model_copy(
-        update={"device_bytes_per_month": max(_used(folder)) * 0.9})})  # fmt: skip
+    tight = split.model_copy(
+        update={
+            "limits": split.limits.model_copy(
+                update={"device_bytes_per_month": max(_used(folder)) * 0.9}
+            )
+        }
+    )
     with pytest.raises(InfeasibleError):
         _run(tight, fleet, tmp_path / "tight", server)
 
@@ -162,9 +176,11 @@ def test_the_base_counts_and_is_not_served_beyond_the_cap(
     assert _used(folder)[0] - weighed.of(0) == pytest.approx(size, rel=0.01)
     with pytest.raises(MismatchError, match="do not hold the base model"):
         _run(
-            recipe(**staged, **{"limits.device_bytes_per_month": "1MB"}), nodes(["a"]),
-            tmp_path / "2", server,
-        )  # fmt: skip
+            recipe(**staged, **{"limits.device_bytes_per_month": "1MB"}),
+            nodes(["a"]),
+            tmp_path / "2",
+            server,
+        )
     [tight] = (tmp_path / "2" / "runs").rglob(TRAFFIC_FILE)
     assert json.loads(tight.read_text())["used"][0] <= 1e6
 

@@ -268,9 +268,12 @@ def test_the_second_port_serves_one_small_call_and_no_guess(site: Site) -> None:
             (f"{SERVER}/Attend", b"{}", codes.UNIMPLEMENTED),
             (f"{ENROL}/Sign", bytes(100_000), codes.RESOURCE_EXHAUSTED),
             (f"{ENROL}/Sign", b"[" * 9000, codes.PERMISSION_DENIED),
-            (f"{ENROL}/Sign", json.dumps({"name": "x", "code": guess, "request": "x"}).encode(),
-             codes.PERMISSION_DENIED),
-        ):  # fmt: skip
+            (
+                f"{ENROL}/Sign",
+                json.dumps({"name": "x", "code": guess, "request": "x"}).encode(),
+                codes.PERMISSION_DENIED,
+            ),
+        ):
             with pytest.raises(grpc.RpcError) as caught:
                 channel.unary_unary(f"/{path}")(content, timeout=LONG_S)
             assert caught.value.code() is refused, (path, content[:20])
@@ -290,8 +293,11 @@ def test_codes_without_bounds_are_refused(site: Site, count: int, hours: int) ->
 
 def copy_of(proof: Proof, folder: Path) -> Proof:
     copied = device_in(folder)
-    for old, new in zip((proof.authority, proof.key, proof.certificate),
-                        (copied.authority, copied.key, copied.certificate), strict=True):  # fmt: skip
+    for old, new in zip(
+        (proof.authority, proof.key, proof.certificate),
+        (copied.authority, copied.key, copied.certificate),
+        strict=True,
+    ):
         new.write_bytes(old.read_bytes())
     return copied
 
@@ -304,8 +310,11 @@ def test_a_new_key_takes_over_when_it_is_used_and_the_old_one_ends_an_hour_later
     renew.renew(ServerClient(site.address, mine, SERVER))
     assert mine.key.read_bytes() != old.key.read_bytes()
     assert {path.name for path in mine.key.parent.iterdir()} == {
-        "ca.crt", "device.crt", "device.key", "device.pub"
-    }  # fmt: skip
+        "ca.crt",
+        "device.crt",
+        "device.key",
+        "device.pub",
+    }
     assert site.hello(mine)["name"] == site.hello(old)["name"] == "a"
     assert [row["call"] for row in site.audit()[-2:]] == ["new key", "renew"]
     later = register._in(timedelta(hours=1, seconds=1))

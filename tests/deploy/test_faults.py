@@ -167,8 +167,11 @@ def test_an_update_lost_on_its_way_costs_that_device_its_round_alone(nodes, reci
     found = statuses(run)
     assert found.pop((ROUND, CULPRIT)) == "absent"
     assert set(found.values()) == {"ok"}
-    lost = [device for device, status in zip(run.devices["reason"], run.devices["status"], strict=True)
-            if status == "absent"]  # fmt: skip
+    lost = [
+        device
+        for device, status in zip(run.devices["reason"], run.devices["status"], strict=True)
+        if status == "absent"
+    ]
     assert lost == ["this device left while it worked"]
     assert run.results["test"]["loss"] > 0
 
@@ -177,20 +180,32 @@ def fleet_of(*gflops_per_s):
     return {
         "name": "uneven",
         "links": {"line": {"kind": "dedicated", "capacity": {"up_mbps": 50, "down_mbps": 50}}},
-        "devices": [{"name": f"d{place}", "link": "line", "gflops_per_s": speed, "memory_gib": 4,
-                     "power_w": 5}
-                    for place, speed in enumerate(gflops_per_s)],
-    }  # fmt: skip
+        "devices": [
+            {
+                "name": f"d{place}",
+                "link": "line",
+                "gflops_per_s": speed,
+                "memory_gib": 4,
+                "power_w": 5,
+            }
+            for place, speed in enumerate(gflops_per_s)
+        ],
+    }
 
 
 def test_a_device_20_times_slower_misses_the_deadline_and_the_run_goes_on(nodes, recipe, tmp_path):
     found = {}
     for slowdown in (1, 20):
         uneven = fleet_of(0.2, 0.2 / slowdown, 0.2)
-        run = read_run(go(
-            nodes(NAMES), recipe, tmp_path / f"{slowdown}", deadline_s=15.0,
-            **{"fleet.source": json.dumps(uneven)},
-        ))  # fmt: skip
+        run = read_run(
+            go(
+                nodes(NAMES),
+                recipe,
+                tmp_path / f"{slowdown}",
+                deadline_s=15.0,
+                **{"fleet.source": json.dumps(uneven)},
+            )
+        )
         found[slowdown] = statuses(run)
         assert len(run.rounds) == 2
         assert run.results["test"]["loss"] > 0
@@ -332,10 +347,15 @@ def test_false_seconds_are_believed_as_far_as_the_server_waited(nodes, mixed, tm
         if said["kind"] != "train" or device not in claims_s:
             return reply
         claimed_s = claims_s[device]
-        return forged(reply, header={
-            "spent": said["spent"] | {"compute_s": claimed_s},
-            "figures": said["figures"] | {"stepping_s": claimed_s} if device == 1 else said["figures"],
-        })  # fmt: skip
+        return forged(
+            reply,
+            header={
+                "spent": said["spent"] | {"compute_s": claimed_s},
+                "figures": said["figures"] | {"stepping_s": claimed_s}
+                if device == 1
+                else said["figures"],
+            },
+        )
 
     there.mail.bend = lie
     told = mixed(tmp_path / "costs", cut=9.0, **{"train.rounds": 4})

@@ -117,13 +117,24 @@ def stranger(site: Site, tmp_path: Path) -> dict[str, Way]:
     public = read_public_key(make_device_key(tmp_path / "own.key"))
     own = issue_certificate(tmp_path / "own", "a", public)
     forged = channel_credentials(authority, read_private_key(tmp_path / "own.key"), own)
-    return {"bare": Way(site.target, channel_credentials(authority)),
-            "forged": Way(site.target, forged), "clear": Way(site.target)}  # fmt: skip
+    return {
+        "bare": Way(site.target, channel_credentials(authority)),
+        "forged": Way(site.target, forged),
+        "clear": Way(site.target),
+    }
 
 
-CALLS = (f"{CONTROL}/Submit", f"{CONTROL}/List", f"{CONTROL}/Stop", f"{CONTROL}/Follow",
-         f"{SERVER}/Attend", f"{SERVICE}/Measure", f"{SERVICE}/Fetch",
-         "flwr.proto.Control/StartRun", "flwr.proto.Fleet/UnregisterNode")  # fmt: skip
+CALLS = (
+    f"{CONTROL}/Submit",
+    f"{CONTROL}/List",
+    f"{CONTROL}/Stop",
+    f"{CONTROL}/Follow",
+    f"{SERVER}/Attend",
+    f"{SERVICE}/Measure",
+    f"{SERVICE}/Fetch",
+    "flwr.proto.Control/StartRun",
+    "flwr.proto.Fleet/UnregisterNode",
+)
 
 
 def test_a_stranger_gets_nowhere_and_leaves_nothing(site: Site, tmp_path: Path) -> None:
@@ -260,10 +271,17 @@ def test_a_device_that_is_taken_out_of_a_run_has_no_task_of_it(
 
 @pytest.mark.parametrize(
     ("role", "call", "may"),
-    [("view", "List", True), ("view", "Submit", False), ("view", "Stop", False),
-     ("run", "List", True), ("run", "Stop", True), ("admin", "Stop", True),
-     ("view", "Evict", False), ("run", "Evict", True)],
-)  # fmt: skip
+    [
+        ("view", "List", True),
+        ("view", "Submit", False),
+        ("view", "Stop", False),
+        ("run", "List", True),
+        ("run", "Stop", True),
+        ("admin", "Stop", True),
+        ("view", "Evict", False),
+        ("run", "Evict", True),
+    ],
+)
 def test_what_an_operator_may_is_its_role(site: Site, role: str, call: str, may: bool) -> None:
     if call == "List":
         assert site.link(role).call(call)["runs"] == []

@@ -55,12 +55,17 @@ def _devices(small_bytes: float, *, cache: Path | None = None) -> dict[int, Devi
     """Return one device whose memory holds the whole model, and one whose does not."""
     memory = {0: 4e9, 1: small_bytes}
     return {
-        number: Device(DeviceSettings(
-            data="recipe", compute="cpu", host="127.0.0.1", memory_bytes=size,
-            cache=None if cache is None else cache / str(number),
-        ))
+        number: Device(
+            DeviceSettings(
+                data="recipe",
+                compute="cpu",
+                host="127.0.0.1",
+                memory_bytes=size,
+                cache=None if cache is None else cache / str(number),
+            )
+        )
         for number, size in memory.items()
-    }  # fmt: skip
+    }
 
 
 def _asked(nodes: Any, kind: str) -> set[int]:
@@ -101,18 +106,24 @@ def test_where_nobody_holds_the_whole_the_run_is_judged_by_the_server_alone(
 
 
 def test_a_part_is_fetched_alone(
-    recipe: Callable[..., Any], nodes: Any, server: StreamServer, tmp_path: Path,
-    small_bytes: float, monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    recipe: Callable[..., Any],
+    nodes: Any,
+    server: StreamServer,
+    tmp_path: Path,
+    small_bytes: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(fetch, "is_here", lambda recipe: False)
     told = recipe(**SPLIT, **{"model.source": str(EMBEDDED_MODEL), "model.stage": "server"})
     devices = _devices(small_bytes, cache=tmp_path / "cache")
     record, events = _run(told, nodes(["big", "small"]), server, tmp_path / "runs", devices)
     assert record.devices["status"].tolist() == ["ok", "ok"]
     sizes = {
-        number: sum(path.stat().st_size for path in (tmp_path / "cache" / number).rglob("*.safetensors"))
+        number: sum(
+            path.stat().st_size for path in (tmp_path / "cache" / number).rglob("*.safetensors")
+        )
         for number in ("0", "1")
-    }  # fmt: skip
+    }
     problem = build_pieces(told).problem
     block = problem.shape.block_parameters(problem.shape.kv_groups, problem.shape.ffn) * 4
     assert sizes["0"] - sizes["1"] == pytest.approx(block * (problem.shape.blocks - 1), rel=0.01)
@@ -120,9 +131,13 @@ def test_a_part_is_fetched_alone(
 
 
 def test_other_weights_in_the_part_are_refused(
-    split: Any, nodes: Any, server: StreamServer, tmp_path: Path, small_bytes: float,
+    split: Any,
+    nodes: Any,
+    server: StreamServer,
+    tmp_path: Path,
+    small_bytes: float,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     from airtune.deploy.agent import holding
 
     monkeypatch.setattr(holding, "part_fingerprints", lambda network: {"front": "0" * 64})
@@ -139,9 +154,18 @@ def test_a_device_refuses_what_its_memory_does_not_hold(
     devices = _devices(1e6)
     # what it says to the server is another figure
     devices[1]._settings = DeviceSettings(
-        data="recipe", compute="cpu", memory_bytes=1e6, probe={"memory_bytes": 4e9, "name": "b",
-        "schema": 1, "flops_per_s": 2e10, "up_mbps": 20.0, "down_mbps": 50.0},
-    )  # fmt: skip
+        data="recipe",
+        compute="cpu",
+        memory_bytes=1e6,
+        probe={
+            "memory_bytes": 4e9,
+            "name": "b",
+            "schema": 1,
+            "flops_per_s": 2e10,
+            "up_mbps": 20.0,
+            "down_mbps": 50.0,
+        },
+    )
     record, _ = _run(whole, nodes(["a", "b"]), server, tmp_path, devices)
     assert record.devices["status"].tolist() == ["ok", "failed"]
     assert "out of memory: needs" in record.devices["reason"][1]

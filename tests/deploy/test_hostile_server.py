@@ -39,10 +39,7 @@ def mark(tmp_path: Path) -> Path:
 
 def joined(recipe: dict[str, Any], device: Device) -> Any:
     """Return what a device answers when a server asks it to join a run of a recipe."""
-    setup = RunSetup(
-        json.dumps(recipe), "", "", WORKLOAD, WorkSpec(),
-        TrainSettings(), 0, 1,
-    )  # fmt: skip
+    setup = RunSetup(json.dumps(recipe), "", "", WORKLOAD, WorkSpec(), TrainSettings(), 0, 1)
     task = Task("join", 1, 0, 0, "a", "ticket", setup)
     return open_reply(device.handle(seal_task(task)), task)[0]
 
@@ -106,12 +103,19 @@ def test_there_is_no_task_that_asks_for_files_or_code(
     tmp_path: Path, change: dict[str, str], recipe: Callable[..., Recipe]
 ) -> None:
     device = Device(DeviceSettings(data="recipe", compute="cpu"))
-    setup = RunSetup(recipe().model_dump_json(), "", "", WORKLOAD, WorkSpec(), TrainSettings(), 0, 1)  # fmt: skip
+    setup = RunSetup(
+        recipe().model_dump_json(), "", "", WORKLOAD, WorkSpec(), TrainSettings(), 0, 1
+    )
     message = seal_task(Task("join", 1, 0, 0, "a", "ticket", setup))
     said = json.loads(message.header) | change
     if change["kind"] == "join":  # what is not asked for is not looked at
-        assert open_reply(device.handle(replace(message, header=json.dumps(said).encode())),
-                          Task("join", 1, 0, 0, "a", "ticket", setup))[0].status == "ok"  # fmt: skip
+        assert (
+            open_reply(
+                device.handle(replace(message, header=json.dumps(said).encode())),
+                Task("join", 1, 0, 0, "a", "ticket", setup),
+            )[0].status
+            == "ok"
+        )
         return
     with pytest.raises(CodecError, match="malformed"):
         device.handle(Message(json.dumps(said).encode()))
@@ -126,8 +130,14 @@ def test_what_a_server_sends_beside_tickets_is_left(monkeypatch: pytest.MonkeyPa
 
     heard: list[Mapping[str, Any]] = []
     attending = Attending("127.0.0.1:1", None, name="a", place=Place(), hear=heard.append)
-    for answer in (b"", b"import os", b'{"run": "rm -rf"}', b'{"ticket": {"path": "/etc"}}', b"[" * 9999,
-                   b'{"ticket": {"token": "t", "run": "1", "lasts_s": 1.0, "address": ""}}'):  # fmt: skip
+    for answer in (
+        b"",
+        b"import os",
+        b'{"run": "rm -rf"}',
+        b'{"ticket": {"path": "/etc"}}',
+        b"[" * 9999,
+        b'{"ticket": {"token": "t", "run": "1", "lasts_s": 1.0, "address": ""}}',
+    ):
         attending._take(answer)
     assert taken == [Ticket("t", "1", 1.0)]
     assert not any(follow(ServerClient("127.0.0.1:1", None), said) for said in heard)
@@ -177,7 +187,10 @@ def test_a_base_that_brings_code_is_refused_unrun(tmp_path: Path, mark: Path) ->
     shutil.copytree(EMBEDDED_MODEL, base)
     (base / "evil.py").write_text(f"open({str(mark)!r}, 'w')")
     config = json.loads((base / "config.json").read_text())
-    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}  # fmt: skip
+    config |= {
+        "model_type": "evil",
+        "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"},
+    }
     (base / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError):
         load_base(base)

@@ -16,8 +16,9 @@ def go(nodes, recipe, folder, clock, **changes):
     there = nodes(NAMES)
     order = Order(recipe(**{"fleet.devices": 2, **changes}), folder, clock=clock, devices=2)
     run = read_run(run_federation(order, there, tell=lambda **event: None))
-    kinds = [json.loads(message.header)["kind"] for sent in there.mail.sent
-             for message in sent.values()]  # fmt: skip
+    kinds = [
+        json.loads(message.header)["kind"] for sent in there.mail.sent for message in sent.values()
+    ]
     return run, kinds
 
 
@@ -43,9 +44,13 @@ def test_a_round_that_is_not_judged_has_no_judgement(nodes, recipe, tmp_path):
 
 @pytest.mark.slow
 def test_a_target_is_noticed_with_the_next_tasks(nodes, recipe, tmp_path):
-    run, kinds = go(nodes, recipe, tmp_path, "real", **{
-        "train.rounds": 5, "target.metric": "loss", "target.value": 1e3, "target.stop": True,
-    })  # fmt: skip
+    run, kinds = go(
+        nodes,
+        recipe,
+        tmp_path,
+        "real",
+        **{"train.rounds": 5, "target.metric": "loss", "target.value": 1e3, "target.stop": True},
+    )
     assert run.results["target_reached"]["round"] == 2  # the mean of three
     assert len(run.rounds) == 4
     assert kinds.count("evaluate") == len(NAMES)

@@ -95,8 +95,11 @@ def test_a_device_that_dies_in_a_mixed_round_costs_its_own_round_and_comes_back(
     _until(lambda: last("strong") == "ok", run, site)
     hurt("strong")
     hurt("small")
-    [going] = [row for row in json.loads(site.airtune("server", "status", "--json").stdout)["runs"]
-               if row["status"] == "running"]  # fmt: skip
+    [going] = [
+        row
+        for row in json.loads(site.airtune("server", "status", "--json").stdout)["runs"]
+        if row["status"] == "running"
+    ]
     stopped = site.airtune("server", "stop", "--run", str(going["number"]))
     assert stopped.returncode == 0, stopped.stderr
     run.communicate(timeout=LONG_S)

@@ -48,9 +48,13 @@ def state(tmp_path: Path) -> Path:
 
 
 def tree(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {str(path.relative_to(folder)): (stat.S_IMODE(path.stat().st_mode),
-                                            path.read_bytes() if path.is_file() else b"")
-            for path in folder.rglob("*")}  # fmt: skip
+    return {
+        str(path.relative_to(folder)): (
+            stat.S_IMODE(path.stat().st_mode),
+            path.read_bytes() if path.is_file() else b"",
+        )
+        for path in folder.rglob("*")
+    }
 
 
 def test_what_is_restored_is_what_was_backed_up_with_its_modes(state: Path, tmp_path: Path) -> None:
@@ -105,9 +109,14 @@ def test_nothing_is_overwritten_and_a_failed_restore_leaves_nothing(
 
 @pytest.mark.parametrize(
     "bad",
-    [{"name": "../out"}, {"name": "/out"}, {"name": "x", "type": tarfile.SYMTYPE, "linkname": "/etc"},
-     {"name": "x", "type": tarfile.FIFOTYPE}, {"name": "x", "type": tarfile.LNKTYPE, "linkname": "y"}],
-)  # fmt: skip
+    [
+        {"name": "../out"},
+        {"name": "/out"},
+        {"name": "x", "type": tarfile.SYMTYPE, "linkname": "/etc"},
+        {"name": "x", "type": tarfile.FIFOTYPE},
+        {"name": "x", "type": tarfile.LNKTYPE, "linkname": "y"},
+    ],
+)
 def test_a_backup_that_would_write_elsewhere_is_refused(
     bad: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -161,9 +170,15 @@ def test_metrics_are_of_all_runs_and_of_valid_devices(
 ) -> None:
     def summary(folder: Path) -> dict[str, Any]:
         row = {"status": "ok", "finish_s": 2.5}
-        return {"done": 3, "rounds": 4, "finished": False, "upload_bytes": 12345678901.0,
-                "download_bytes": 0.0, "last_rounds": [],
-                "devices": [row | {"name": "a"}, row | {"name": "b"}]}  # fmt: skip
+        return {
+            "done": 3,
+            "rounds": 4,
+            "finished": False,
+            "upload_bytes": 12345678901.0,
+            "download_bytes": 0.0,
+            "last_rounds": [],
+            "devices": [row | {"name": "a"}, row | {"name": "b"}],
+        }
 
     monkeypatch.setattr("airtune.deploy.server.metrics.summary", summary)
     (state / "runs" / 'two "x"').mkdir()
@@ -230,7 +245,10 @@ def test_a_check_of_an_agent_finds_what_would_go_wrong(
 def test_a_server_does_not_start_at_a_port_that_is_taken(
     option: str, place: int, tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as free:  # fmt: skip
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        socket.create_server(("127.0.0.1", 0)) as free,
+    ):
         ports = [free.getsockname()[1]] * 2
         ports[place] = taken.getsockname()[1]
         free.close()
@@ -274,10 +292,18 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 def test_of_many_runs_the_newest_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        {"number": number, "name": "gates", "status": "queued", "operator": "ada", "began": "now",
-         "devices": None, "where": {}, "waits_for": [1]}
+        {
+            "number": number,
+            "name": "gates",
+            "status": "queued",
+            "operator": "ada",
+            "began": "now",
+            "devices": None,
+            "where": {},
+            "waits_for": [1],
+        }
         for number in range(99, 0, -1)
-    ]  # fmt: skip
+    ]
     _print_runs(rows)
     said = capsys.readouterr().out
     assert said.count("gates") == 20
@@ -305,12 +331,18 @@ def test_who_holds_a_folder_is_known_from_the_first_moment_to_the_last(tmp_path:
 
 @pytest.mark.parametrize(
     ("server", "device", "why"),
-    [("0.1.0", "0.1.9", ""), ("0.1.0", "0.1.0rc2", ""), ("1.0", "1.0.5", ""),
-     ("0.2.0", "0.1.9", "too old: install a version 0.2 on gate-1"),
-     ("0.2.0", "0.10.0", "too new: update the server first"),
-     ("1.0.0", "0.9.9", "too old"), ("0.1.0", "", "install the same version"),
-     ("0.1.0", "None", "install the same version"), ("0.1.0", "0.1x", "install the same version")],
-)  # fmt: skip
+    [
+        ("0.1.0", "0.1.9", ""),
+        ("0.1.0", "0.1.0rc2", ""),
+        ("1.0", "1.0.5", ""),
+        ("0.2.0", "0.1.9", "too old: install a version 0.2 on gate-1"),
+        ("0.2.0", "0.10.0", "too new: update the server first"),
+        ("1.0.0", "0.9.9", "too old"),
+        ("0.1.0", "", "install the same version"),
+        ("0.1.0", "None", "install the same version"),
+        ("0.1.0", "0.1x", "install the same version"),
+    ],
+)
 def test_versions_of_one_series_may_talk(server: str, device: str, why: str) -> None:
     assert why in why_refused(server, device, name="gate-1")
     assert bool(why) == bool(why_refused(server, device, name="gate-1"))

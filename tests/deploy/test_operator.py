@@ -32,10 +32,22 @@ class Grounds(Site):
         home.mkdir(exist_ok=True)
         with (home / "agent.log").open("ab") as log:
             started = subprocess.Popen(
-                [sys.executable, "-m", "airtune.cli", "agent", "--server", self.address, "--data",
-                 "recipe", *words],
-                cwd=home, stdout=log, stderr=subprocess.STDOUT, env=_environment(),
-            )  # fmt: skip
+                [
+                    sys.executable,
+                    "-m",
+                    "airtune.cli",
+                    "agent",
+                    "--server",
+                    self.address,
+                    "--data",
+                    "recipe",
+                    *words,
+                ],
+                cwd=home,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=_environment(),
+            )
         self.agents[name] = started
         return started
 
@@ -75,7 +87,10 @@ def operator(grounds: Grounds, name: str, role: str) -> Path:
 
 
 def test_the_page_from_the_first_start_to_a_restore(grounds: Grounds) -> None:
-    here, server = grounds.folder, ("--server", grounds.address, "--ca", "ca.crt", "--key", "operator.key")  # fmt: skip
+    here, server = (
+        grounds.folder,
+        ("--server", grounds.address, "--ca", "ca.crt", "--key", "operator.key"),
+    )
     port = str(grounds.port)
     grounds.run_at(here, "server", "check", "--port", port)
     grounds.run_at(here, "server", "start", "--port", port, "--detach")
@@ -83,13 +98,26 @@ def test_the_page_from_the_first_start_to_a_restore(grounds: Grounds) -> None:
 
     # five devices enrol by two codes
     for site, names in (("north", NORTH), ("south", SOUTH)):
-        code = json.loads(grounds.run_at(here, "device", "code", "--count", str(len(names)), "--label",
-                                         f"site={site}", "--json"))["code"]  # fmt: skip
+        code = json.loads(
+            grounds.run_at(
+                here,
+                "device",
+                "code",
+                "--count",
+                str(len(names)),
+                "--label",
+                f"site={site}",
+                "--json",
+            )
+        )["code"]
         for name in names:
             grounds.agent(name, "--enroll", code, "--name", name, "--patience", "10")
     grounds.until(lambda: grounds.status() == dict.fromkeys((*NORTH, *SOUTH), "online"))
-    looked = json.loads(grounds.run_at(here / "n1", "agent", "check", "--server", grounds.address,
-                                       "--data", "recipe", "--json"))  # fmt: skip
+    looked = json.loads(
+        grounds.run_at(
+            here / "n1", "agent", "check", "--server", grounds.address, "--data", "recipe", "--json"
+        )
+    )
     assert "fault" not in {one["verdict"] for one in looked["findings"]}, looked
 
     # two operators: one runs in the north, one in the south, a third run waits for both
@@ -97,12 +125,19 @@ def test_the_page_from_the_first_start_to_a_restore(grounds: Grounds) -> None:
     submitted = [
         subprocess.Popen(
             [sys.executable, "-m", "airtune.cli", "run", "recipe.yaml", *server, *words],
-            cwd=ada, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            cwd=ada,
+            env=_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
-        for words in (["--where", "site=north", "--devices", "3"],
-                      ["--where", "site=south", "--devices", "2"], ["--devices", "5"])
+        for words in (
+            ["--where", "site=north", "--devices", "3"],
+            ["--where", "site=south", "--devices", "2"],
+            ["--devices", "5"],
+        )
         if not time.sleep(4.0)
-    ]  # fmt: skip
+    ]
     grounds.until(lambda: len(grounds.runs()) == 3)
     assert grounds.runs()[3] == "queued"
     refused = grounds.airtune("run", "recipe.yaml", *server, cwd=eve)

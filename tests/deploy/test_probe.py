@@ -81,8 +81,12 @@ def test_rapl_is_read_per_package_and_runs_over(tmp_path):
 def test_a_jetson_is_read_at_its_input(tmp_path):
     folder = tmp_path / "class" / "hwmon" / "hwmon3"
     folder.mkdir(parents=True)
-    for name, value in {"in1_label": "VDD_CPU", "in2_label": "VDD_IN", "in2_input": "5000",
-                        "curr2_input": "1200"}.items():  # fmt: skip
+    for name, value in {
+        "in1_label": "VDD_CPU",
+        "in2_label": "VDD_IN",
+        "in2_input": "5000",
+        "curr2_input": "1200",
+    }.items():
         (folder / name).write_text(value)
     meter = PowerMeter(root=tmp_path)
     meter.start()
@@ -123,8 +127,14 @@ def served(tmp_path):
     front.close()
 
 
-SAID = {"schema": 1, "name": "another", "flops_per_s": 1e9, "memory_bytes": 1e9,
-        "up_mbps": 1e6, "down_mbps": 40.0}  # fmt: skip
+SAID = {
+    "schema": 1,
+    "name": "another",
+    "flops_per_s": 1e9,
+    "memory_bytes": 1e9,
+    "up_mbps": 1e6,
+    "down_mbps": 40.0,
+}
 
 
 def test_the_server_keeps_a_probe_with_the_uplink_that_it_measured(served):
@@ -141,10 +151,16 @@ def test_the_server_keeps_a_probe_with_the_uplink_that_it_measured(served):
     assert probe.up_bps == pytest.approx(link.up_bps)
 
 
-@pytest.mark.parametrize("change", [
-    {"flops_per_s": float("nan")}, {"memory_bytes": -1.0}, {"schema": 9}, {"path": "../x"},
-    {"details": "x" * (16 << 10)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"flops_per_s": float("nan")},
+        {"memory_bytes": -1.0},
+        {"schema": 9},
+        {"path": "../x"},
+        {"details": "x" * (16 << 10)},
+    ],
+)
 def test_what_is_no_probe_is_not_kept(served, change):
     client, kept = served
     measure_link(client.way, seconds=0.01)
@@ -206,10 +222,22 @@ def test_the_kept_probe_stands_in_for_one_that_an_agent_does_not_name(tmp_path):
 def test_the_command_measures_the_link_and_the_server_keeps_the_file(served, tmp_path):
     client, kept = served
     output, proof = tmp_path / "probe.json", client.proof
-    code = invoke([
-        "probe", str(output), "--server", client.address, "--ca", str(proof.authority),
-        "--key", str(proof.key), "--seconds", "0.2", "--model", "smollm2-135m",
-    ])  # fmt: skip
+    code = invoke(
+        [
+            "probe",
+            str(output),
+            "--server",
+            client.address,
+            "--ca",
+            str(proof.authority),
+            "--key",
+            str(proof.key),
+            "--seconds",
+            "0.2",
+            "--model",
+            "smollm2-135m",
+        ]
+    )
     assert code == 0
     [own], [its] = read_probes(output), read_probes(kept)
     assert (own.name, its.name) == ("gate", "gate")

@@ -100,9 +100,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runs]:
     )
     monkeypatch.setattr("airtune.deploy.server.runs.RUNNER", (str(script),))
     woken: list[list[str]] = []
-    made = Runs(tmp_path, present=lambda: {name: n for n, name in enumerate(FLEET)},
-                labels=lambda: FLEET, hand=lambda node, run, ticket: None,
-                wake=lambda names: woken.append(sorted(names)))  # fmt: skip
+    made = Runs(
+        tmp_path,
+        present=lambda: {name: n for n, name in enumerate(FLEET)},
+        labels=lambda: FLEET,
+        hand=lambda node, run, ticket: None,
+        wake=lambda names: woken.append(sorted(names)),
+    )
     made.woken = woken
     yield made
     made.close()
@@ -197,8 +201,13 @@ def test_a_queued_run_outlives_the_server(runs: Runs) -> None:
     submit(runs, {})
     submit(runs, {})
     runs.close()
-    again = Runs(runs._state, present=dict, labels=dict, hand=lambda node, run, ticket: None,
-                 wake=lambda names: None)  # fmt: skip
+    again = Runs(
+        runs._state,
+        present=dict,
+        labels=dict,
+        hand=lambda node, run, ticket: None,
+        wake=lambda names: None,
+    )
     assert status(again) == {1: "finished:stopped", 2: QUEUED}
     again.start_free()
     until(lambda: status(again)[2] == RUNNING)

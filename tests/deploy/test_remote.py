@@ -33,9 +33,10 @@ from airtune.wire.message import Message
 def _run(recipe: Any, nodes: Any, root: Path, **order: Any) -> tuple[Any, list[dict[str, Any]]]:
     told: list[dict[str, Any]] = []
     folder = run_federation(
-        Order(recipe, root, **({"devices": len(nodes.names)} | order)), nodes,
+        Order(recipe, root, **({"devices": len(nodes.names)} | order)),
+        nodes,
         tell=lambda **event: told.append(event),
-    )  # fmt: skip
+    )
     return read_run(folder), told
 
 
@@ -75,8 +76,16 @@ def test_devices_time_their_own_steps_and_one_that_claims_too_many_is_refused(
 
     there = nodes(["a", "b", "c"])
     there.mail.after_s, there.mail.bend = 3600.0, boast
-    asked = recipe(**{"method.name": "fedspine", "method.min_rank": 2, "lora.r": 4,
-                      "train.rounds": 2, "train.local_steps": 1, "download.kind": "fp16"})  # fmt: skip
+    asked = recipe(
+        **{
+            "method.name": "fedspine",
+            "method.min_rank": 2,
+            "lora.r": 4,
+            "train.rounds": 2,
+            "train.local_steps": 1,
+            "download.kind": "fp16",
+        }
+    )
     record, _ = _run(asked, there, tmp_path)
     devices = record.devices
     assert devices["status"].tolist() == ["ok"] * 4 + ["refused", "ok"]
@@ -283,9 +292,9 @@ def test_a_split_round_goes_over_the_stream(
     (tmp_path / "mine.py").write_text(CUT)
     server = StreamServer("127.0.0.1:0")
     try:
-        changed = recipe(**{
-            "method.name": f"{tmp_path}/mine.py:Cut", "train.rounds": 1, "data.limit": 30,
-        })  # fmt: skip
+        changed = recipe(
+            **{"method.name": f"{tmp_path}/mine.py:Cut", "train.rounds": 1, "data.limit": 30}
+        )
         record, _ = _run(
             changed, nodes(["a", "b"]), tmp_path, serve=lambda: (server, f":{server.port}")
         )
@@ -338,10 +347,15 @@ def test_a_split_round_is_closed_where_the_way_to_devices_fails(
 def test_a_run_keeps_the_calibration_that_it_began_with(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed = recipe(**{
-        "method.name": "jcpba", "train.rounds": 1, "train.local_steps": 1, "data.limit": 30,
-        "output": str(tmp_path),
-    })  # fmt: skip
+    changed = recipe(
+        **{
+            "method.name": "jcpba",
+            "train.rounds": 1,
+            "train.local_steps": 1,
+            "data.limit": 30,
+            "output": str(tmp_path),
+        }
+    )
     rows = PrunedRounds(0.0, 0.0), PrunedRounds(0.5, 0.2, 0.1)
     found = Measurements("other weights", "measured", pruning=rows)
     path = table_path(changed, choose_method(changed), "pruning")

@@ -57,15 +57,31 @@ def test_codecs_that_change_hands_are_replayed_with_what_they_owe(
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"method.name": "jcpba", "method.budget": 0.25, "download.kind": "topk",
-                      "download.keep": 1.0, "download.bits": 8}, marks=pytest.mark.slow),
+        pytest.param(
+            {
+                "method.name": "jcpba",
+                "method.budget": 0.25,
+                "download.kind": "topk",
+                "download.keep": 1.0,
+                "download.bits": 8,
+            },
+            marks=pytest.mark.slow,
+        ),
         pytest.param({"method.name": "fedspine"}, marks=pytest.mark.slow),
-        {"method.name": "fedavg-lora", "upload.kind": "topk", "upload.keep": 0.1,
-         "upload.bits": 8, "upload.feedback": "true", "download.kind": "fp16",
-         "train.decay": 0.5, "train.server_average": 0.9, "train.server_momentum": 0.5},
+        {
+            "method.name": "fedavg-lora",
+            "upload.kind": "topk",
+            "upload.keep": 0.1,
+            "upload.bits": 8,
+            "upload.feedback": "true",
+            "download.kind": "fp16",
+            "train.decay": 0.5,
+            "train.server_average": 0.9,
+            "train.server_momentum": 0.5,
+        },
     ],
     ids=["jcpba", "fedspine", "coded"],
-)  # fmt: skip
+)
 def test_same_plans_payloads_and_losses(changes: dict[str, Any], recipe: Any, same: Any) -> None:
     same(recipe(**changes))
 

@@ -19,15 +19,21 @@ PRICED = ("upload_s", "download_s", "compute_s", "finish_s", "upload_bytes", "do
         pytest.param({"method.name": "splitfed-v1"}, marks=pytest.mark.slow),
         {"method.name": "splitfed-v2"},
         pytest.param({"method.name": "sft", "method.codec": "quantised"}, marks=pytest.mark.slow),
-        pytest.param({"method.name": "sft", "method.codec": "quantised", "method.predict": True}, marks=pytest.mark.slow),
-        pytest.param({"method.name": "sft", "method.codec": "none", "method.device_frozen": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"method.name": "sft", "method.codec": "quantised", "method.predict": True},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            {"method.name": "sft", "method.codec": "none", "method.device_frozen": True},
+            marks=pytest.mark.slow,
+        ),
         {"method.name": "sft", "method.device_frozen": True, "upload.kind": "deadzone"},
         pytest.param({"method.name": "sft", "upload.kind": "deadzone"}, marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_plans_bytes_and_losses_are_those_of_one_process(
-    recipe: Any, alone: Any, replayed: Any, tmp_path: Path, settings: dict[str, Any],
-) -> None:  # fmt: skip
+    recipe: Any, alone: Any, replayed: Any, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     told = recipe(**settings)
     here, there = alone(told, tmp_path / "a"), replayed(told, tmp_path / "b")
     assert (here.devices["cut"] > 0).all()

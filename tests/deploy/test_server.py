@@ -65,8 +65,9 @@ def test_a_key_that_the_server_does_not_know_is_refused(site: Any, done: Any) ->
     assert other.returncode == 0, other.stderr
     home = stranger / "bundles" / "c"
     (home / "ca.crt").write_bytes((site.folder / "airtune-server/tls/ca.crt").read_bytes())
-    refused = site.airtune("agent", "--server", site.address, "--data", "recipe", "--patience", "0",
-                           cwd=home)  # fmt: skip
+    refused = site.airtune(
+        "agent", "--server", site.address, "--data", "recipe", "--patience", "0", cwd=home
+    )
     assert refused.returncode == 17, refused.stderr
     assert "does not know the key" in refused.stderr
 
@@ -74,26 +75,41 @@ def test_a_key_that_the_server_does_not_know_is_refused(site: Any, done: Any) ->
 def test_another_servers_certificate_is_refused(site: Any) -> None:
     stranger = site.folder / "stranger-2"
     site.airtune("device", "add", "c", "--state", str(stranger))
-    refused = site.airtune("agent", "--server", site.address, "--data", "recipe",
-                           cwd=stranger / "bundles" / "c")  # fmt: skip
+    refused = site.airtune(
+        "agent", "--server", site.address, "--data", "recipe", cwd=stranger / "bundles" / "c"
+    )
     assert refused.returncode == 15, refused.stderr
     assert "does not prove itself" in refused.stderr
-    asked = site.airtune("run", "recipe.yaml", "--server", site.address, "--ca",
-                         str(stranger / "bundles" / "c" / "ca.crt"), "--key",
-                         str(stranger / "bundles" / "c" / "device.key"))  # fmt: skip
+    asked = site.airtune(
+        "run",
+        "recipe.yaml",
+        "--server",
+        site.address,
+        "--ca",
+        str(stranger / "bundles" / "c" / "ca.crt"),
+        "--key",
+        str(stranger / "bundles" / "c" / "device.key"),
+    )
     assert asked.returncode == 15, asked.stderr
     assert "does not prove itself" in asked.stderr
 
 
 @pytest.mark.slow
 def test_a_device_probes_its_link_and_plans_and_runs_read_it(site: Any, done: Any) -> None:
-    probed = site.airtune("probe", "--server", site.address, "--seconds", "0.2",
-                          cwd=site.folder / "airtune-server" / "bundles" / "a")  # fmt: skip
+    probed = site.airtune(
+        "probe",
+        "--server",
+        site.address,
+        "--seconds",
+        "0.2",
+        cwd=site.folder / "airtune-server" / "bundles" / "a",
+    )
     assert probed.returncode == 0, probed.stderr
     kept = json.loads((site.folder / "airtune-server" / "probes" / "a.json").read_text())
     assert kept["name"] == "a"
-    planned = site.airtune("plan", "recipe.yaml", "fleet.source=airtune-server/probes",
-                           "fleet.devices=1", "--json")  # fmt: skip
+    planned = site.airtune(
+        "plan", "recipe.yaml", "fleet.source=airtune-server/probes", "fleet.devices=1", "--json"
+    )
     assert planned.returncode == 0, planned.stderr
     ran = site.airtune("run", "recipe.yaml", "--server", site.address, "--devices", "2", "--json")
     assert ran.returncode == 0, ran.stderr + site.said()
@@ -104,9 +120,12 @@ def test_a_device_probes_its_link_and_plans_and_runs_read_it(site: Any, done: An
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "apart"),
-    [("{name: jcpba, budget: 0.25}", 0.0), ("{name: fedspine}", 0.0),
-     ("{name: sft, codec: quantised}", 1e-3)],
-)  # fmt: skip
+    [
+        ("{name: jcpba, budget: 0.25}", 0.0),
+        ("{name: fedspine}", 0.0),
+        ("{name: sft, codec: quantised}", 1e-3),
+    ],
+)
 def test_on_the_replayed_clock_the_run_is_that_of_one_process(
     method: str, apart: float, site: Any, done: Any, alone: Any, tmp_path: Path
 ) -> None:
@@ -156,8 +175,9 @@ def test_a_revoked_key_is_refused_by_name(site: Any, done: Any) -> None:
     assert site.airtune("device", "add", "late").returncode == 0
     assert site.airtune("device", "revoke", "late").returncode == 0
     home = site.folder / "airtune-server" / "bundles" / "late"
-    refused = site.airtune("agent", "--server", site.address, "--data", "recipe", "--patience", "0",
-                           cwd=home)  # fmt: skip
+    refused = site.airtune(
+        "agent", "--server", site.address, "--data", "recipe", "--patience", "0", cwd=home
+    )
     assert refused.returncode == 17, refused.stderr
     assert "or it was revoked" in refused.stderr
     assert "refused late: its key" in site.airtune("server", "status").stdout
@@ -197,8 +217,9 @@ def test_a_run_goes_on_after_the_server_was_killed(site: Any, done: Any) -> None
     [folder] = runs.glob("*killed")
     before = len(read_run(folder).rounds)
     _await_answer(site.address)
-    ran = site.airtune("run", "--server", site.address, "--devices", "2", "--resume",
-                       folder.name, "--json")  # fmt: skip
+    ran = site.airtune(
+        "run", "--server", site.address, "--devices", "2", "--resume", folder.name, "--json"
+    )
     assert ran.returncode == 0, ran.stdout + ran.stderr + site.said()
     assert len(read_run(folder).rounds) == 4
     assert before >= 1

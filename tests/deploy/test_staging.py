@@ -43,8 +43,9 @@ def _run(recipe: Any, nodes: Any, server: Any, root: Path, cache: Path | None) -
     nodes.mail.devices = {number: Device(settings) for number in range(len(nodes.names))}
     folder = run_federation(
         Order(recipe, root, devices=len(nodes.names), serve=lambda: (server, f":{server.port}")),
-        nodes, tell=lambda **event: told.append(event),
-    )  # fmt: skip
+        nodes,
+        tell=lambda **event: told.append(event),
+    )
     assert set(read_run(folder).devices["status"]) == {"ok"}
     return [event["note"] for event in told if "note" in event]
 
@@ -56,8 +57,13 @@ def test_devices_fetch_the_base_once_and_train(
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(EMBEDDED_MODEL, base)
-    changes = {"train.rounds": 1, "train.local_steps": 1, "data.limit": 30,
-               "model.source": str(base), "model.stage": "server"}  # fmt: skip
+    changes = {
+        "train.rounds": 1,
+        "train.local_steps": 1,
+        "data.limit": 30,
+        "model.source": str(base),
+        "model.stage": "server",
+    }
     cache = tmp_path / "cache"
     first = _run(recipe(**changes), nodes(["a", "b"]), server, tmp_path / "1", cache)
     # both devices share a cache here, so the second finds what the first has fetched
@@ -87,8 +93,7 @@ def test_the_join_is_as_long_as_somebody_fetches(
 ) -> None:
     contents = contents_of(EMBEDDED_MODEL, group_of)
     files = tuple(content.described() for content in contents)
-    offers = {number: Offer("", server.shelf.lend(contents), files)
-              for number in range(65)}  # fmt: skip
+    offers = {number: Offer("", server.shelf.lend(contents), files) for number in range(65)}
     out = BaseDownload(server.shelf, offers)
     assert out.patience_s == 2 * 8 * offers[0].size_bytes / 1e6
     assert not out.is_fetching()

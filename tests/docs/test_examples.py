@@ -113,9 +113,10 @@ def test_pages_with_a_test_of_their_own_have_it(page):
 
 def programs():
     return [
-        one for one in examples()
+        one
+        for one in examples()
         if one.kind == "python" and not re.match(r">>>|# mine\.py", one.text)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("example", programs(), ids=str)

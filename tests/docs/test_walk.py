@@ -11,8 +11,15 @@ from airtune.run import run_recipe
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "airtune"
-SMALL = ["data.limit=60", "data.test_limit=10", "data.max_length=40", "fleet.devices=3", "threads=1",
-         "train.rounds=1", "train.local_steps=1"]  # fmt: skip
+SMALL = [
+    "data.limit=60",
+    "data.test_limit=10",
+    "data.max_length=40",
+    "fleet.devices=3",
+    "threads=1",
+    "train.rounds=1",
+    "train.local_steps=1",
+]
 
 
 def files_of_the_walk(method):
@@ -22,10 +29,10 @@ def files_of_the_walk(method):
     return {name for row in rows for name in re.findall(r"`([a-z_/]+\.py)`", row)}
 
 
-@pytest.mark.parametrize(("method", "settings"), [
-    ("fedavg-lora", []),
-    ("sft", ["method.codec=deadzone", "method.step=1.0", "method.cut=1"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [("fedavg-lora", []), ("sft", ["method.codec=deadzone", "method.step=1.0", "method.cut=1"])],
+)
 def test_every_file_of_a_walk_is_run_by_a_round(method, settings, tmp_path):
     named = files_of_the_walk(method)
     assert len(named) > 12

@@ -39,9 +39,14 @@ def base() -> BaseModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        )  # fmt: skip
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
         return base_of(LlamaForCausalLM(config))
 
 
@@ -81,14 +86,20 @@ def cell() -> dict[str, Any]:
 def problem_of(base: BaseModel, data: FederatedData) -> Callable[..., Problem]:
     def make(fleet: Fleet, **changes: Any) -> Problem:
         workload = Workload(
-            batch=2, tokens=12, local_steps=2, rank=4,
+            batch=2,
+            tokens=12,
+            local_steps=2,
+            rank=4,
             lora_targets=tuple(linear.name for linear in base.shape.linears),
-        )  # fmt: skip
+        )
         samples = np.array([len(device.train) for device in data.devices])
         choices: dict[str, Any] = {
-            "shape": base.shape, "devices": fleet.profiles(samples), "workload": workload,
-            "rounds": 4, "seed": 3,
-        }  # fmt: skip
+            "shape": base.shape,
+            "devices": fleet.profiles(samples),
+            "workload": workload,
+            "rounds": 4,
+            "seed": 3,
+        }
         return Problem(**(choices | changes))
 
     return make
@@ -103,9 +114,13 @@ def engine_of(
     def make(*, problem: dict | None = None, engine: dict | None = None, **settings: Any):
         fleet = load_fleet(cell, seed=1)
         return local_engine(
-            fleet, problem_of(fleet, **(problem or {})), base, data,
-            settings=EngineSettings(**settings), **(engine or {}),
-        )  # fmt: skip
+            fleet,
+            problem_of(fleet, **(problem or {})),
+            base,
+            data,
+            settings=EngineSettings(**settings),
+            **(engine or {}),
+        )
 
     return make
 
@@ -118,10 +133,15 @@ def plan_of() -> Callable[..., RoundPlan]:
         device = np.arange(devices)
         ratio, zeros = np.full(devices, prune), np.zeros(devices, np.int64)
         assignments = Assignments(
-            device=device, prune_heads=ratio, prune_ffn=ratio, rank=np.full(devices, 4),
-            share=np.full(devices, 1 / devices), local_steps=np.full(devices, 2), cut=zeros,
+            device=device,
+            prune_heads=ratio,
+            prune_ffn=ratio,
+            rank=np.full(devices, 4),
+            share=np.full(devices, 1 / devices),
+            local_steps=np.full(devices, 2),
+            cut=zeros,
             codec_index=zeros,
-        )  # fmt: skip
+        )
         reasons = tuple(f"device {index}" for index in range(devices))
         return RoundPlan(round, assignments, reasons, **changes)
 
@@ -152,24 +172,43 @@ class Streams:
         return SplitJob(device, row, Sequences(rows, rows), 1.0 + device)
 
     def task(
-        self, jobs: Sequence[SplitJob], work: WorkSpec, *, round: int = 0, run: str = "a run",
-        state: GlobalState | None = None, **timing: float,
-    ) -> Any:  # fmt: skip
+        self,
+        jobs: Sequence[SplitJob],
+        work: WorkSpec,
+        *,
+        round: int = 0,
+        run: str = "a run",
+        state: GlobalState | None = None,
+        **timing: float,
+    ) -> Any:
         """Return a round that waits for all; `timing` changes that."""
         from airtune.engine.stream import SplitTask, StreamTiming
 
         waits = {"window_s": float("inf"), "rejoin_s": 0.5, "deadline_s": 60.0}
         return SplitTask(
-            run, round, self.base, state or initial_state(self.base, self.workload, 0),
-            tuple(j.row for j in jobs), tuple(j.weight for j in jobs),
-            TrainSettings(learning_rate=1e-2), work, self.workload, 0, StreamTiming(**waits | timing),
+            run,
+            round,
+            self.base,
+            state or initial_state(self.base, self.workload, 0),
+            tuple(j.row for j in jobs),
+            tuple(j.weight for j in jobs),
+            TrainSettings(learning_rate=1e-2),
+            work,
+            self.workload,
+            0,
+            StreamTiming(**waits | timing),
             tuple(len(j.data) for j in jobs),
-        )  # fmt: skip
+        )
 
     def go(
-        self, task: Any, jobs: Sequence[SplitJob], *, kinds: Mapping[int, Any] | None = None,
-        after_s: Mapping[int, float] | None = None, memory: Mapping[int, Any] | None = None,
-    ) -> tuple[Any, dict[int, Any]]:  # fmt: skip
+        self,
+        task: Any,
+        jobs: Sequence[SplitJob],
+        *,
+        kinds: Mapping[int, Any] | None = None,
+        after_s: Mapping[int, float] | None = None,
+        memory: Mapping[int, Any] | None = None,
+    ) -> tuple[Any, dict[int, Any]]:
         """Run devices in threads; return the server's round and each device's, or its error.
 
         By device: what stands in for `DeviceEnd`, how late it comes, and what it remembers.
@@ -201,20 +240,39 @@ class Streams:
     def joined(self, task: Any, result: Any, parts: Mapping[int, Any]) -> tuple[Outcome, ...]:
         """Return what a round has given of each device."""
         places = {row.device: place for place, row in enumerate(task.rows)}
-        return join_round(task.context, task.rows, result.parts, result.log, {
-            places[device]: DevicePart(part.adapters, part.head, part.steps)
-            for device, part in parts.items() if not isinstance(part, Exception)
-        })  # fmt: skip
+        return join_round(
+            task.context,
+            task.rows,
+            result.parts,
+            result.log,
+            {
+                places[device]: DevicePart(part.adapters, part.head, part.steps)
+                for device, part in parts.items()
+                if not isinstance(part, Exception)
+            },
+        )
 
     def alone(
-        self, task: Any, jobs: Sequence[SplitJob], *, memory: CutMemory | None = None,
+        self,
+        task: Any,
+        jobs: Sequence[SplitJob],
+        *,
+        memory: CutMemory | None = None,
         drops: Mapping[int, int] | None = None,
-    ) -> SplitResult:  # fmt: skip
+    ) -> SplitResult:
         """Return the same round in this process."""
         return split_round(
-            task.base, task.state, jobs, settings=task.settings, work=task.work,
-            workload=task.workload, seed=0, round=task.round, memory=memory, drops=drops,
-        )  # fmt: skip
+            task.base,
+            task.state,
+            jobs,
+            settings=task.settings,
+            work=task.work,
+            workload=task.workload,
+            seed=0,
+            round=task.round,
+            memory=memory,
+            drops=drops,
+        )
 
     def assert_same_updates(self, ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> None:
         """Hold what devices have given against a reference."""
@@ -226,8 +284,8 @@ class Streams:
             _close(one.update.head, other.update.head)
 
     def assert_same(
-        self, task: Any, result: Any, parts: Mapping[int, Any], reference: SplitResult,
-    ) -> None:  # fmt: skip
+        self, task: Any, result: Any, parts: Mapping[int, Any], reference: SplitResult
+    ) -> None:
         """Hold a round over streams against one in this process, device by device."""
         self.assert_same_updates(self.joined(task, result, parts), reference.outcomes)
         _close(result.adapters, reference.server)
@@ -258,9 +316,14 @@ def streams() -> Iterator[Streams]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        )  # fmt: skip
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
         base = base_of(LlamaForCausalLM(config))
     workload = Workload(
         batch=2, tokens=16, local_steps=3, rank=4, lora_targets=("q_proj", "v_proj")

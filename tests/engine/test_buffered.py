@@ -19,9 +19,17 @@ from airtune.recipe import load_recipe
 from airtune.records import read_run
 from airtune.run import choose_method, load_assets, resume_run, run_recipe
 
-TINY = ["data.limit=60", "data.test_limit=8", "data.max_length=40", "fleet.devices=4",
-        "train.rounds=4", "train.local_steps=1", "train.per_device_train_batch_size=2",
-        "threads=1", "method.name=fedavg-lora"]  # fmt: skip
+TINY = [
+    "data.limit=60",
+    "data.test_limit=8",
+    "data.max_length=40",
+    "fleet.devices=4",
+    "train.rounds=4",
+    "train.local_steps=1",
+    "train.per_device_train_batch_size=2",
+    "threads=1",
+    "method.name=fedavg-lora",
+]
 TAKES_S = np.array([1.0, 2.5, 4.0])
 
 
@@ -43,16 +51,38 @@ class Timed:
         zero = np.zeros(len(device))
         finish = np.where(ok, TAKES_S[device], np.nan)
         results = Results(
-            zero, zero, zero, finish, zero, zero, zero, zero, device, np.where(ok, "ok", "failed"),
-            zero, zero, zero.astype(np.int64), zero, zero, rank_left=told.rank,
-        )  # fmt: skip
+            zero,
+            zero,
+            zero,
+            finish,
+            zero,
+            zero,
+            zero,
+            zero,
+            device,
+            np.where(ok, "ok", "failed"),
+            zero,
+            zero,
+            zero.astype(np.int64),
+            zero,
+            zero,
+            rank_left=told.rank,
+        )
         updates = tuple(
-            Update(int(one), plan.round, keep_all(self._problem.shape), self._problem.workload.rank,
-                   {name: item + 1.0 for name, item in state.adapters.items()}, {}, 1)
+            Update(
+                int(one),
+                plan.round,
+                keep_all(self._problem.shape),
+                self._problem.workload.rank,
+                {name: item + 1.0 for name, item in state.adapters.items()},
+                {},
+                1,
+            )
             for one in device[ok]
-        )  # fmt: skip
-        return Execution(results, updates, state, start_s, start_s + 9.0, zero, zero,
-                         ("",) * len(device))  # fmt: skip
+        )
+        return Execution(
+            results, updates, state, start_s, start_s + 9.0, zero, zero, ("",) * len(device)
+        )
 
     def snapshot(self):
         return {}
@@ -79,8 +109,12 @@ def play(engine, problem, state, *, rounds, first=0, start_s=0.0):
     """Run rounds in which every update moves the state by its mean; yield what came of each."""
     for number in range(first, first + rounds):
         device = np.flatnonzero(engine.observe(number, start_s).available)
-        told = whole_model(device, rank=problem.workload.rank, local_steps=1,
-                           share=np.full(len(device), 1.0 / len(device)))  # fmt: skip
+        told = whole_model(
+            device,
+            rank=problem.workload.rank,
+            local_steps=1,
+            share=np.full(len(device), 1.0 / len(device)),
+        )
         plan = RoundPlan(number, told, ("",) * len(device))
         done = engine.execute(plan, state, None, start_s=start_s)
         if done.updates:
@@ -95,8 +129,10 @@ def play(engine, problem, state, *, rounds, first=0, start_s=0.0):
 
 def test_a_round_ends_with_the_kth_update_of_whomever(problem, state) -> None:
     engine = BufferedEngine(Timed(problem), problem, buffer=1)
-    seen = [(done.end_s, done.results.device.tolist())
-            for done, _ in play(engine, problem, state, rounds=6)]  # fmt: skip
+    seen = [
+        (done.end_s, done.results.device.tolist())
+        for done, _ in play(engine, problem, state, rounds=6)
+    ]
     # device 0 arrives each second, 1 each 2.5 s and 2 each 4 s, as each begins when it has arrived
     assert seen == [(1.0, [0]), (2.0, [0]), (2.5, [1]), (3.0, [0]), (4.0, [0]), (4.0, [2])]
 
@@ -106,8 +142,10 @@ def test_two_that_arrive_end_a_round_of_two(problem, state) -> None:
     done = [item for item, _ in play(engine, problem, state, rounds=2)]
     assert [item.end_s for item in done] == [2.5, 4.0]
     assert done[1].results.device.tolist() == [0, 2]
-    assert done[1].buffered == {"staleness": {problem.devices.names[0]: 0, problem.devices.names[2]: 1},
-                                "in_flight": 1}  # fmt: skip
+    assert done[1].buffered == {
+        "staleness": {problem.devices.names[0]: 0, problem.devices.names[2]: 1},
+        "in_flight": 1,
+    }
 
 
 def test_a_stale_update_is_its_change_by_the_root_of_its_age(problem, state) -> None:
@@ -144,10 +182,16 @@ def test_what_is_in_flight_is_in_the_snapshot(problem, state) -> None:
     other = BufferedEngine(Timed(problem), problem, buffer=1)
     other.restore(engine.snapshot())
     rest = [
-        [(done.end_s, done.results.device.tolist(), float(next(iter(now.adapters.values())).sum()))
-         for done, now in play(each, problem, after, rounds=4, first=2, start_s=2.0)]
+        [
+            (
+                done.end_s,
+                done.results.device.tolist(),
+                float(next(iter(now.adapters.values())).sum()),
+            )
+            for done, now in play(each, problem, after, rounds=4, first=2, start_s=2.0)
+        ]
         for each in (engine, other)
-    ]  # fmt: skip
+    ]
     assert rest[0] == rest[1]
     assert _unpacked(_packed([])) == []
 
@@ -158,8 +202,10 @@ def assets():
 
 
 def rounds_of(folder):
-    return [{key: value for key, value in row.items() if key != "measured"}
-            for row in read_run(folder).rounds]  # fmt: skip
+    return [
+        {key: value for key, value in row.items() if key != "measured"}
+        for row in read_run(folder).rounds
+    ]
 
 
 def test_a_buffer_for_all_is_a_synchronous_run(assets, tmp_path) -> None:
@@ -183,10 +229,10 @@ def test_an_asynchronous_run_that_stops_goes_on_as_if_it_had_not(assets, tmp_pat
     assert any(max(row["buffered"]["staleness"].values()) > 0 for row in rounds_of(tmp_path / "a"))
 
 
-@pytest.mark.parametrize(("name", "why"), [
-    ("splitlora", "cuts the model"), ("flora", "new axes every round"),
-    ("fedspine", "deadline"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("splitlora", "cuts the model"), ("flora", "new axes every round"), ("fedspine", "deadline")],
+)
 def test_what_needs_a_round_together_is_refused(name, why) -> None:
     asked = load_recipe(overrides=[f"method.name={name}", "train.async_buffer=2"])
     with pytest.raises(RecipeError, match=rf"train\.async_buffer cannot be used with .*{why}"):

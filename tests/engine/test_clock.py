@@ -26,9 +26,11 @@ def carried(rates, begin, end, slot_s, steps=100_000):
 @settings(max_examples=60, deadline=None)
 def test_a_transfer_ends_when_the_integral_of_its_rate_reaches_its_size(rates, start, size):
     done = transfer(
-        table([[rate] for rate in rates]), start_s=np.array([start]), size_bytes=np.array([size]),
+        table([[rate] for rate in rates]),
+        start_s=np.array([start]),
+        size_bytes=np.array([size]),
         slot_s=0.5,
-    )  # fmt: skip
+    )
     assert carried(rates, start, done.finish_s[0], 0.5) == pytest.approx(8 * size, rel=1e-2)
     assert done.sent_bytes[0] == size
 
@@ -56,9 +58,11 @@ def test_bytes_sent_by_a_deadline_are_the_integral_of_the_rate(rates, sizes, unt
 
 def test_an_outage_only_lets_time_pass():
     done = transfer(
-        table([[80.0], [0.0], [0.0], [80.0]]), start_s=np.zeros(1), size_bytes=np.array([15.0]),
+        table([[80.0], [0.0], [0.0], [80.0]]),
+        start_s=np.zeros(1),
+        size_bytes=np.array([15.0]),
         slot_s=1.0,
-    )  # fmt: skip
+    )
     assert done.finish_s[0] == 3.5
 
 
@@ -105,9 +109,11 @@ def test_two_processes_in_step_share_a_link_as_one_transfer_does(sizes, starts):
         return 40.0 * remaining / max(remaining.sum(), 1e-9)
 
     whole = transfer(
-        lambda slot, remaining: divided(remaining), start_s=np.concatenate(starts),
-        size_bytes=np.concatenate(sizes), slot_s=1.0,
-    )  # fmt: skip
+        lambda slot, remaining: divided(remaining),
+        start_s=np.concatenate(starts),
+        size_bytes=np.concatenate(sizes),
+        slot_s=1.0,
+    )
     told, shares = np.concatenate(sizes), {}
 
     def part(places, start_s, size_bytes):

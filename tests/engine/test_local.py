@@ -83,7 +83,9 @@ def test_a_limit_of_energy_that_nothing_meets_names_the_least_and_its_device(
     engine, plan = engine_of(problem={"joules_per_round": 1e-9}), plan_of()
     assert engine.observe(0, 0.0).available.all()
     assert all(engine.over_cap(plan, state))
-    with pytest.raises(InfeasibleError, match=r"keeps 1e-09 J a round .* the least is (\S+) J, of (\S+) with") as refused:  # fmt: skip
+    with pytest.raises(
+        InfeasibleError, match=r"keeps 1e-09 J a round .* the least is (\S+) J, of (\S+) with"
+    ) as refused:
         engine.idle_until_s(0.0, 60.0)
     least, name = re.search(r"the least is (\S+) J, of (\S+) with", str(refused.value)).groups()
     enough = engine_of(problem={"joules_per_round": 1.001 * float(least)})
@@ -149,10 +151,13 @@ def test_a_refused_update_is_recorded_and_the_round_goes_on(
 ):
     honest = train_module._losses
     monkeypatch.setattr(
-        train_module, "_losses",
-        lambda here, watch, batch: honest(here, watch, batch)
-        * torch.where(torch.arange(watch.lora.devices) == 2, torch.nan, 1.0),
-    )  # fmt: skip
+        train_module,
+        "_losses",
+        lambda here, watch, batch: (
+            honest(here, watch, batch)
+            * torch.where(torch.arange(watch.lora.devices) == 2, torch.nan, 1.0)
+        ),
+    )
     done = execute(engine_of(), plan_of(), state, keep)
     assert done.results.status.tolist() == ["ok", "ok", "refused", "ok", "ok", "ok"]
     assert done.faults[2].startswith("update refused: the loss was nan")

@@ -81,8 +81,10 @@ def test_scores_come_from_devices_that_hold_the_dense_model_and_are_not_cut(
     plan = replace(plan, assignments=told)
     done = execute(engine_of(), plan, state, keep)
     assert done.setup.devices == (2, 3, 4, 5)
-    reports = [measure_importance(base, data.devices[one].train, batch=2, seed=3, device=one)
-               for one in (2, 3, 4, 5)]  # fmt: skip
+    reports = [
+        measure_importance(base, data.devices[one].train, batch=2, seed=3, device=one)
+        for one in (2, 3, 4, 5)
+    ]
     expected = pool(reports, [len(data.devices[one].train) for one in (2, 3, 4, 5)])
     np.testing.assert_allclose(done.state.importance.channels, expected.channels, rtol=1e-6)
 

@@ -51,11 +51,14 @@ def test_a_reply_comes_back_as_it_was_sent() -> None:
 @pytest.mark.parametrize(
     ("changed", "word"),
     [
-        ({"run": 1}, "run"), ({"round": 3}, "round"), ({"device": 0}, "device"),
-        ({"name": "gate-2"}, "name"), ({"kind": "measure"}, "task"),
+        ({"run": 1}, "run"),
+        ({"round": 3}, "round"),
+        ({"device": 0}, "device"),
+        ({"name": "gate-2"}, "name"),
+        ({"kind": "measure"}, "task"),
         ({"ticket": "efgh"}, "was sent before"),
     ],
-)  # fmt: skip
+)
 def test_an_answer_to_something_else_is_refused(changed: dict[str, object], word: str) -> None:
     with pytest.raises(MismatchError, match=word):
         open_reply(seal_reply(replace(REPLY, **changed)), TASK)

@@ -23,10 +23,12 @@ def cut_plan(plan_of):
     def make(*cuts, steps=STEPS, **changes):
         plan = plan_of(len(cuts), **changes)
         told = replace(
-            plan.assignments, cut=np.array(cuts), codecs=(CodecSpec("topk", keep=0.3, bits=4),),
+            plan.assignments,
+            cut=np.array(cuts),
+            codecs=(CodecSpec("topk", keep=0.3, bits=4),),
             local_steps=np.broadcast_to(steps, len(cuts)).copy(),
             share=np.arange(1, len(cuts) + 1) / np.arange(1, len(cuts) + 1).sum(),
-        )  # fmt: skip
+        )
         return replace(plan, assignments=told)
 
     return make
@@ -45,11 +47,15 @@ def crossings(cost, plan, **changes):
     active = np.arange(told.local_steps.max())[:, None] < told.local_steps
     nobody = np.zeros(len(told), np.bool_)
     expected = Crossings(
-        up_bytes=active * cost.up_bytes, down_bytes=active * cost.gradient_bytes,
-        computed=active.astype(float), adapter_up_bytes=cost.adapter_up_bytes,
-        adapter_down_bytes=cost.adapter_down_bytes, lost=nobody, refused=nobody,
+        up_bytes=active * cost.up_bytes,
+        down_bytes=active * cost.gradient_bytes,
+        computed=active.astype(float),
+        adapter_up_bytes=cost.adapter_up_bytes,
+        adapter_down_bytes=cost.adapter_down_bytes,
+        lost=nobody,
+        refused=nobody,
         order=np.arange(len(told)),
-    )  # fmt: skip
+    )
     return replace(expected, **changes)
 
 
@@ -65,10 +71,17 @@ def clock(problem_of):
         crossed = replace(crossed, **(change(crossed) if change else {}))
         keep = divide or (lambda links, remaining: plan.assignments.share)
         air = Air(fleet, plan, keep, start_s=0.0, usual_bytes=cost.up_bytes)
-        timed = alone(split_round_time(
-            problem, fleet, plan, air.part(np.arange(len(plan.assignments))),
-            cost=cost, crossed=crossed, faults=[""] * len(plan.assignments),
-        ))  # fmt: skip
+        timed = alone(
+            split_round_time(
+                problem,
+                fleet,
+                plan,
+                air.part(np.arange(len(plan.assignments))),
+                cost=cost,
+                crossed=crossed,
+                faults=[""] * len(plan.assignments),
+            )
+        )
         return timed, problem, fleet, air
 
     return run
@@ -80,10 +93,19 @@ def test_on_links_that_stand_still_it_is_what_the_cost_model_predicts(
 ):
     plan = cut_plan(1, 1, 1, 1)
     timed, problem, fleet, _ = clock(still, plan, server=server)
-    wanted = predict(problem, plan.assignments, links=fleet.links_at(0, 0, 0.0),
-                     flops_per_s=fleet.flops_at(0))  # fmt: skip
-    for name in ("finish_s", "compute_s", "upload_s", "upload_bytes", "download_bytes", "flops",
-                 "peak_bytes", "download_s"):  # fmt: skip
+    wanted = predict(
+        problem, plan.assignments, links=fleet.links_at(0, 0, 0.0), flops_per_s=fleet.flops_at(0)
+    )
+    for name in (
+        "finish_s",
+        "compute_s",
+        "upload_s",
+        "upload_bytes",
+        "download_bytes",
+        "flops",
+        "peak_bytes",
+        "download_s",
+    ):
         found, expected = getattr(timed.timing, name), getattr(wanted, name)
         np.testing.assert_allclose(found, expected, rtol=1e-9, err_msg=name)
     assert timed.timing.end_s == pytest.approx(wanted.round_s)
@@ -93,8 +115,9 @@ def test_on_links_that_stand_still_it_is_what_the_cost_model_predicts(
 def test_devices_may_take_unlike_numbers_of_steps(clock, cut_plan, still):
     plan = cut_plan(1, 1, 1, steps=np.array([1, 3, 2]))
     timed, problem, fleet, _ = clock(still, plan)
-    wanted = predict(problem, plan.assignments, links=fleet.links_at(0, 0, 0.0),
-                     flops_per_s=fleet.flops_at(0))  # fmt: skip
+    wanted = predict(
+        problem, plan.assignments, links=fleet.links_at(0, 0, 0.0), flops_per_s=fleet.flops_at(0)
+    )
     np.testing.assert_allclose(timed.timing.finish_s, wanted.finish_s, rtol=1e-9)
     assert np.all(np.diff(timed.timing.download_bytes[[0, 2, 1]]) > 0)
 

@@ -166,9 +166,14 @@ def told(streams):
 
     def take(message, *, memory=held):
         return take_samples(
-            message, memory, examples=4, shape=task.base.shape, workload=task.workload,
-            labels_stay=False, again=False,
-        )  # fmt: skip
+            message,
+            memory,
+            examples=4,
+            shape=task.base.shape,
+            workload=task.workload,
+            labels_stay=False,
+            again=False,
+        )
 
     take(messages[0])
     take(messages[1])

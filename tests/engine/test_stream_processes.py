@@ -71,11 +71,22 @@ def begin(streams, tmp_path):
     def start(opened, device, count):
         script = tmp_path / "device.py"
         script.write_text(textwrap.dedent(DEVICE))
-        started.append(subprocess.Popen(
-            [sys.executable, script, f"127.0.0.1:{streams.server.port}", str(device),
-             opened.tokens[device], tmp_path / f"{device}.safetensors", str(count)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        ))  # fmt: skip
+        started.append(
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    script,
+                    f"127.0.0.1:{streams.server.port}",
+                    str(device),
+                    opened.tokens[device],
+                    tmp_path / f"{device}.safetensors",
+                    str(count),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
         return started[-1]
 
     yield start
@@ -100,10 +111,18 @@ def let_go(devices):
 def opened_world(streams, world, count):
     base, state, workload, jobs = world(count)
     task = SplitTask(
-        "a run", 0, base, state, tuple(j.row for j in jobs), (1.0,) * count, TrainSettings(),
-        WorkSpec(), workload, 0,
+        "a run",
+        0,
+        base,
+        state,
+        tuple(j.row for j in jobs),
+        (1.0,) * count,
+        TrainSettings(),
+        WorkSpec(),
+        workload,
+        0,
         StreamTiming(window_s=float("inf"), rejoin_s=0.5, join_s=900.0, deadline_s=1800.0),
-    )  # fmt: skip
+    )
     return task, jobs, streams.server.open(task)
 
 

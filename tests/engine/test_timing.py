@@ -31,8 +31,16 @@ def test_on_links_that_stand_still_the_clock_is_the_cost_model(still, problem_of
     cost = predict(
         problem, plan.assignments, links=still.links_at(0, 0, 7.0), flops_per_s=still.flops_at(0)
     )
-    for name in ("download_s", "compute_s", "upload_s", "finish_s", "download_bytes",
-                 "upload_bytes", "flops", "peak_bytes"):  # fmt: skip
+    for name in (
+        "download_s",
+        "compute_s",
+        "upload_s",
+        "finish_s",
+        "download_bytes",
+        "upload_bytes",
+        "flops",
+        "peak_bytes",
+    ):
         assert getattr(timing, name) == pytest.approx(getattr(cost, name), rel=1e-9), name
     assert timing.end_s == pytest.approx(cost.round_s)
     assert timing.status.tolist() == ["ok"] * 6
@@ -70,8 +78,14 @@ def test_divide_is_asked_at_each_slot_edge_and_obeyed(fading, problem_of, plan_o
 
 def test_divide_may_not_give_out_more_than_the_link_has(fading, problem_of, plan_of):
     with pytest.raises(MethodError, match="link cell sum to 6"):
-        time_round(problem_of(fading), fading, plan_of(), lambda links, remaining: np.ones(6),
-                   start_s=0.0, dropped=NOBODY)  # fmt: skip
+        time_round(
+            problem_of(fading),
+            fading,
+            plan_of(),
+            lambda links, remaining: np.ones(6),
+            start_s=0.0,
+            dropped=NOBODY,
+        )
 
 
 def test_late_devices_stop_at_the_deadline_and_are_charged_until_then(
@@ -97,8 +111,9 @@ def test_the_deadline_of_the_problem_holds_where_the_plan_has_none(
     fading, problem_of, plan_of, keep
 ):
     plan = plan_of()
-    timing = time_round(problem_of(fading, deadline_s=1e-3), fading, plan, keep(plan), start_s=0.0,
-                        dropped=NOBODY)  # fmt: skip
+    timing = time_round(
+        problem_of(fading, deadline_s=1e-3), fading, plan, keep(plan), start_s=0.0, dropped=NOBODY
+    )
     assert timing.status.tolist() == ["late"] * 6
     assert timing.end_s == 1e-3
     assert all("deadline of 0.001 s; it needs about" in text for text in timing.faults)

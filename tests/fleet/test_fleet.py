@@ -12,9 +12,14 @@ PRESETS = preset_names()
 def columns(links):
     return [
         column.tobytes()
-        for column in (links.up_signal_hz, links.down_signal_hz, links.up_capacity_bps,
-                       links.down_capacity_bps, links.available)
-    ]  # fmt: skip
+        for column in (
+            links.up_signal_hz,
+            links.down_signal_hz,
+            links.up_capacity_bps,
+            links.down_capacity_bps,
+            links.available,
+        )
+    ]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

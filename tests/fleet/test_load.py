@@ -23,7 +23,11 @@ def changed(cell, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("links", None, "^fleet 'test': links must be a mapping of names to settings, got nothing$"),
+        (
+            "links",
+            None,
+            "^fleet 'test': links must be a mapping of names to settings, got nothing$",
+        ),
         ("devices", [], r"devices must be a list with at least one entry, got \[\]"),
         ("devcies", 3, "devcies is not a known key; did you mean 'devices'"),
         ("devices/0/cuont", 3, r"devices\[0\]\.cuont is not a known key; did you mean 'count'"),
@@ -34,26 +38,62 @@ def changed(cell, path, value):
         ("devices/0/link", "cel", r"link names no link of this fleet: 'cel'; did you mean 'cell'"),
         ("devices/0/device", "orin-nano", "is not in the catalogue: 'orin-nano'; did you mean"),
         ("devices/0/device", "zzz", "is not in the catalogue: 'zzz'; known are jetson-nano-4gb"),
-        ("devices/0/modes", {"factors": []}, r"modes\.factors must be a list of numbers in \(0, 10\]"),
+        (
+            "devices/0/modes",
+            {"factors": []},
+            r"modes\.factors must be a list of numbers in \(0, 10\]",
+        ),
         ("devices/0/modes", {"factors": [1, 0]}, r"modes\.factors must be a list .*got \[1, 0\]"),
         ("links/cell/kind", "shard", "kind must be one of shared, dedicated, got 'shard'; did you"),
-        ("links/cell/capacity", {"up_mbps": 3}, "exactly one of radio, capacity, traces, got radio and"),
+        (
+            "links/cell/capacity",
+            {"up_mbps": 3},
+            "exactly one of radio, capacity, traces, got radio and",
+        ),
         ("links/cell/radio", None, "exactly one of radio, capacity, traces, got none"),
         ("links/cell/slot_s", 0, r"links\.cell\.slot_s must be a number above 0, got 0"),
-        ("links/cell/rate", {"kind": "nrr"}, r"rate\.kind must be one of shannon, nr, got 'nrr'; did"),
+        (
+            "links/cell/rate",
+            {"kind": "nrr"},
+            r"rate\.kind must be one of shannon, nr, got 'nrr'; did",
+        ),
         ("links/cell/rate", {"efficiency": 1}, r"rate\.efficiency is not a known key"),
         ("links/cell/rate", {"kind": "nr", "usable": 2}, r"rate\.usable must be a number"),
-        ("links/cell/radio/up_bandwidth_mhz", 0, "up_bandwidth_mhz must be a number above 0, got 0"),
+        (
+            "links/cell/radio/up_bandwidth_mhz",
+            0,
+            "up_bandwidth_mhz must be a number above 0, got 0",
+        ),
         ("links/cell/radio/radius_m", 5, "radius_m must be at least min_distance_m 10, got 5"),
-        ("links/cell/radio/path_loss", {"model": "uam"}, "uma, umi, macro, log-distance, got 'uam'; did"),
-        ("links/cell/radio/path_loss", {"carrier_ghz": 3}, "must be 2 for the macro model, got 3; use uma"),
-        ("links/cell/radio/fading", {"every": "slot"}, "every is slot, but the link has no slot_s; set"),
-        ("links/cell/radio/fading", {"k": 6}, r"fading\.k is not a known key; known keys are model, k_db, every"),
-        ("links/cell/radio/noise", {"device_figure_db": -1}, r"device_figure_db must be a number in"),
+        (
+            "links/cell/radio/path_loss",
+            {"model": "uam"},
+            "uma, umi, macro, log-distance, got 'uam'; did",
+        ),
+        (
+            "links/cell/radio/path_loss",
+            {"carrier_ghz": 3},
+            "must be 2 for the macro model, got 3; use uma",
+        ),
+        (
+            "links/cell/radio/fading",
+            {"every": "slot"},
+            "every is slot, but the link has no slot_s; set",
+        ),
+        (
+            "links/cell/radio/fading",
+            {"k": 6},
+            r"fading\.k is not a known key; known keys are model, k_db, every",
+        ),
+        (
+            "links/cell/radio/noise",
+            {"device_figure_db": -1},
+            r"device_figure_db must be a number in",
+        ),
         ("server", {"memory_gib": 0}, r"server\.memory_gib must be a number above 0, got 0"),
         ("server", 3, "server must be a mapping of keys to values, got 3"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_setting_is_refused_by_name(cell, path, value, message):
     with pytest.raises(FleetError, match=message):
         load_fleet(changed(cell, path, value))
@@ -67,12 +107,19 @@ WIFI = {"kind": "shared", "capacity": {"up_mbps": 3}}
     [
         ({"kind": "shared", "capacity": {}}, r"capacity\.up_mbps is missing"),
         ({**WIFI, "rate": {"kind": "nr"}}, "rate belongs to radio links; a given or measured"),
-        ({"kind": "shared", "capacity": {"up_mbps": 3, "varies": {"low": 2, "high": 1}}},
-         "varies.low must not exceed high, got 2 and 1"),
-        ({"kind": "shared", "capacity": {"up_mbps": 3, "varies": {"low": 0, "high": 1, "every": "slot"}}},
-         "every is slot, but the link has no slot_s"),
+        (
+            {"kind": "shared", "capacity": {"up_mbps": 3, "varies": {"low": 2, "high": 1}}},
+            "varies.low must not exceed high, got 2 and 1",
+        ),
+        (
+            {
+                "kind": "shared",
+                "capacity": {"up_mbps": 3, "varies": {"low": 0, "high": 1, "every": "slot"}},
+            },
+            "every is slot, but the link has no slot_s",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_link_of_given_capacity_is_refused(cell, link, message):
     with pytest.raises(FleetError, match=message):
         load_fleet(changed(cell, "links/cell", link))
@@ -191,8 +238,13 @@ def test_every_catalogue_device_is_a_fleet_of_one(kind):
 
 def test_presets_are_those_promised_each_with_a_summary():
     assert set(preset_names()) == {
-        "pocket", "cell-10", "jetson-80", "mixed-20", "orin-6-sites", "phones",
-    }  # fmt: skip
+        "pocket",
+        "cell-10",
+        "jetson-80",
+        "mixed-20",
+        "orin-6-sites",
+        "phones",
+    }
     assert all(preset_summaries().values())
 
 

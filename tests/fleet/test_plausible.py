@@ -17,9 +17,13 @@ def fleet(link=None, **changed):
 
 
 @pytest.mark.parametrize(
-    "name", [path.name[:-5] for path in files("airtune.fleet").joinpath("presets").iterdir()
-             if path.name.endswith(".yaml")],
-)  # fmt: skip
+    "name",
+    [
+        path.name[:-5]
+        for path in files("airtune.fleet").joinpath("presets").iterdir()
+        if path.name.endswith(".yaml")
+    ],
+)
 def test_no_preset_has_any(name):
     assert implausible(load_fleet(name)) == []
 

@@ -11,10 +11,13 @@ from airtune.recipe.devices import fleet_of
 
 def source(precision):
     plain = {"gflops_per_s": 100, "memory_gib": 1, "power_w": 5}
-    return {"base": "pocket", "devices": [
-        {"name": "fast", "count": 2, **plain, "precision": precision},
-        {"name": "plain", **plain},
-    ]}  # fmt: skip
+    return {
+        "base": "pocket",
+        "devices": [
+            {"name": "fast", "count": 2, **plain, "precision": precision},
+            {"name": "plain", **plain},
+        ],
+    }
 
 
 @pytest.mark.parametrize(

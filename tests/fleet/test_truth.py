@@ -10,11 +10,29 @@ from airtune.solve import curves_of
 
 
 def fleet_of(truth, **more):
-    return load_fleet({"base": "pocket", **more, "devices": [
-        {"name": "wrong", "count": 5, "gflops_per_s": [1, 2], "memory_gib": 1, "power_w": 5,
-         "truth": truth},
-        {"name": "right", "count": 2, "gflops_per_s": [1, 2], "memory_gib": 1, "power_w": 5},
-    ]})  # fmt: skip
+    return load_fleet(
+        {
+            "base": "pocket",
+            **more,
+            "devices": [
+                {
+                    "name": "wrong",
+                    "count": 5,
+                    "gflops_per_s": [1, 2],
+                    "memory_gib": 1,
+                    "power_w": 5,
+                    "truth": truth,
+                },
+                {
+                    "name": "right",
+                    "count": 2,
+                    "gflops_per_s": [1, 2],
+                    "memory_gib": 1,
+                    "power_w": 5,
+                },
+            ],
+        }
+    )
 
 
 def test_what_is_declared_does_not_change():

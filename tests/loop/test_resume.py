@@ -107,9 +107,12 @@ class Cutter(Wanderer):
         told, zeros = plan.assignments, np.zeros(len(plan.assignments))
         spec = CodecSpec("topk", keep=0.3, bits=4, predict=not problem.work.device_frozen)
         told = replace(
-            told, cut=np.ones(len(told), np.int64), prune_heads=zeros, prune_ffn=zeros,
+            told,
+            cut=np.ones(len(told), np.int64),
+            prune_heads=zeros,
+            prune_ffn=zeros,
             codecs=(spec,),
-        )  # fmt: skip
+        )
         return replace(plan, assignments=told), state
 
 

@@ -99,9 +99,10 @@ def test_evaluation_every_other_round_includes_the_last(tmp_path):
 def test_a_state_that_was_judged_is_not_judged_again_where_no_bytes_are_left(tmp_path, monkeypatch):
     run, state = make_run(tmp_path / "run", loop=LoopSettings(evaluate_every=2))
     monkeypatch.setattr(
-        run.engine, "over_cap",
+        run.engine,
+        "over_cap",
         lambda plan, state: ("used up" if plan.round else "",) * len(plan.assignments),
-    )  # fmt: skip
+    )
     run_rounds(run, begin(run, state))
     record = read_run(tmp_path / "run")
     assert [line["counts"]["ok"] > 0 for line in record.rounds] == [True, False, False]
@@ -109,8 +110,13 @@ def test_a_state_that_was_judged_is_not_judged_again_where_no_bytes_are_left(tmp
 
 
 def test_rounds_that_give_nothing_keep_the_state_until_patience_ends(tmp_path):
-    run, state = make_run(tmp_path / "run", rounds=9, learning_rate=1e30, max_grad_norm=0.0,
-                          loop=LoopSettings(patience=3))  # fmt: skip
+    run, state = make_run(
+        tmp_path / "run",
+        rounds=9,
+        learning_rate=1e30,
+        max_grad_norm=0.0,
+        loop=LoopSettings(patience=3),
+    )
     with pytest.raises(TrainingError, match="no device returned a usable update in 3 rounds"):
         run_rounds(run, begin(run, state))
     record = read_run(tmp_path / "run")

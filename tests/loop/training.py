@@ -60,15 +60,24 @@ class Wanderer:
         ratio = draw.choice([0.0, 0.5], len(device))
         zeros = np.zeros(len(device), np.int64)
         told = Assignments(
-            device=device, prune_heads=ratio, prune_ffn=ratio, rank=np.full(len(device), 4),
-            share=np.full(len(device), 1 / len(device)), local_steps=np.full(len(device), 2),
-            cut=zeros, codec_index=zeros,
-        )  # fmt: skip
+            device=device,
+            prune_heads=ratio,
+            prune_ffn=ratio,
+            rank=np.full(len(device), 4),
+            share=np.full(len(device), 1 / len(device)),
+            local_steps=np.full(len(device), 2),
+            cut=zeros,
+            codec_index=zeros,
+        )
         reasons = tuple(f"seen {state['losses'][index]:.3f}" for index in device)
         plan = RoundPlan(
-            observation.round, told, reasons, predicted_s=1.0, notes={"mean": float(ratio.mean())},
+            observation.round,
+            told,
+            reasons,
+            predicted_s=1.0,
+            notes={"mean": float(ratio.mean())},
             solution=Solution("heuristic", 1.0, 1, 0.0, float("nan")),
-        )  # fmt: skip
+        )
         return plan, state
 
     def divide(self, problem, state, plan, links, remaining_bytes):
@@ -85,16 +94,29 @@ TOPK = CodecSpec("topk", keep=0.1, bits=3)
 
 
 def make_run(
-    folder, *, decider=None, fleet=FLEET, rounds=ROUNDS, resume=None, loop=None, upload=None,
-    work=None, **train,
-):  # fmt: skip
+    folder,
+    *,
+    decider=None,
+    fleet=FLEET,
+    rounds=ROUNDS,
+    resume=None,
+    loop=None,
+    upload=None,
+    work=None,
+    **train,
+):
     """Return a run in a folder, and its initial state."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = LlamaConfig(
-            vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        )  # fmt: skip
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+        )
         base = base_of(LlamaForCausalLM(config))
     draw = np.random.default_rng(0)
     # few words, so that there is something to learn
@@ -104,10 +126,14 @@ def make_run(
     data = FederatedData(devices, parts[-1], (), {}, {})
     fleet = load_fleet(fleet, seed=1)
     workload = Workload(
-        batch=2, tokens=12, local_steps=2, rank=4,
+        batch=2,
+        tokens=12,
+        local_steps=2,
+        rank=4,
         lora_targets=tuple(linear.name for linear in base.shape.linears),
-        upload=upload or CodecSpec(), upload_feedback=upload is not None,
-    )  # fmt: skip
+        upload=upload or CodecSpec(),
+        upload_feedback=upload is not None,
+    )
     problem = Problem(
         base.shape,
         fleet.profiles(np.full(DEVICES, 5)),
@@ -118,11 +144,15 @@ def make_run(
     )
     decider = decider or Wanderer()
     engine = local_engine(
-        fleet, problem, base, data, needs=decider.needs,
+        fleet,
+        problem,
+        base,
+        data,
+        needs=decider.needs,
         settings=EngineSettings(
             train=TrainSettings(**{"learning_rate": 0.01, "dropout": 0.1, **train})
         ),
-    )  # fmt: skip
+    )
     if resume is None:
         writer = RunWriter.create(folder, {"name": "test"})
     else:

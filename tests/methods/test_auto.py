@@ -100,9 +100,10 @@ def test_whole_devices_take_the_steps_that_are_worth_their_time(decided):
     for gain, most in ((-3.0, 4 * usual), (3.0, usual)):
         steps = (StepRounds(usual, 0.0), StepRounds(4 * usual, gain))
         plan, _, _, _ = decided(
-            {"knobs": ["steps", "share"]}, measurements=replace(measured, steps=steps),
+            {"knobs": ["steps", "share"]},
+            measurements=replace(measured, steps=steps),
             devices=roomy(),
-        )  # fmt: skip
+        )
         assert plan.assignments.local_steps.max() == most
         assert any(f"{most} steps" in reason for reason in plan.reasons)
         assert plan.notes["log_rounds"] <= 1e-12
@@ -169,8 +170,10 @@ def test_lines_are_kept_while_others_save_little(decided):
     both = np.intersect1d(first.assignments.device, again.assignments.device)
     rows = [np.searchsorted(plan.assignments.device, both) for plan in (first, again)]
     for column in ("cut", "rank", "prune_ffn", "codec_index"):
-        one, other = (getattr(plan.assignments, column)[at]
-                      for plan, at in zip((first, again), rows, strict=True))  # fmt: skip
+        one, other = (
+            getattr(plan.assignments, column)[at]
+            for plan, at in zip((first, again), rows, strict=True)
+        )
         assert np.array_equal(one, other)
 
 
@@ -187,11 +190,21 @@ def test_no_device_falls_to_a_lower_rank_than_it_had(decided):
         before[told.device] = told.rank
 
 
-@pytest.mark.parametrize("settings", [
-    {"knobs": "prune"}, {"knobs": ["depth"]}, {"knobs": []}, {"quality": "1%"},
-    {"quality": {"rounds": 0.5}}, {"quality": {"loss": 1}}, {"ranks": 8}, {"ranks": [0]},
-    {"hysteresis": 1.5}, {"max_prune": 2.0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"knobs": "prune"},
+        {"knobs": ["depth"]},
+        {"knobs": []},
+        {"quality": "1%"},
+        {"quality": {"rounds": 0.5}},
+        {"quality": {"loss": 1}},
+        {"ranks": 8},
+        {"ranks": [0]},
+        {"hysteresis": 1.5},
+        {"max_prune": 2.0},
+    ],
+)
 def test_settings_that_mean_nothing_are_refused_with_their_value(settings):
     key, value = next(iter(settings.items()))
     with pytest.raises(RecipeError, match=key) as refused:
@@ -210,8 +223,10 @@ def test_the_menu_has_only_ranks_and_codecs_that_were_measured():
     full = problem.workload.rank
     assert set(lines.rank.tolist()) <= {full, full // 2, full // 4, full // 8}
     assert {codec.kind for codec in lines.codecs} == {"identity", "fp16", "deadzone", "topk"}
-    at_cut = {rank: lines.adapter_up_bytes[~lines.whole & (lines.rank == rank)]
-              for rank in (full, full // 2)}  # fmt: skip
+    at_cut = {
+        rank: lines.adapter_up_bytes[~lines.whole & (lines.rank == rank)]
+        for rank in (full, full // 2)
+    }
     np.testing.assert_allclose(at_cut[full // 2], 0.5 * at_cut[full])
 
 

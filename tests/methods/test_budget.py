@@ -7,14 +7,16 @@ from airtune.cost import llama_like
 from airtune.methods.budget import UNMEASURED_MOST, most_of
 from airtune.plan import Measurements, Problem, Profiles, PrunedRounds, Sensitivity, Workload
 
-SHAPE = llama_like("llama", blocks=2, width=64, heads=6, kv_groups=3, head_dim=8, ffn=12, vocab=60,
-                   tied=True)  # fmt: skip
+SHAPE = llama_like(
+    "llama", blocks=2, width=64, heads=6, kv_groups=3, head_dim=8, ffn=12, vocab=60, tied=True
+)
 STEEP = Sensitivity((0.0, 0.5), (0.0, 99.0), (0.0, 0.25, 0.5), (0.0, 0.9, 9.0), "")
 
 
 def problem_of(**measured):
-    nothing = Profiles(("one",), np.ones(1), np.ones(1, np.int64), np.zeros(1, np.int64),
-                       None, None, None, None)  # fmt: skip
+    nothing = Profiles(
+        ("one",), np.ones(1), np.ones(1, np.int64), np.zeros(1, np.int64), None, None, None, None
+    )
     work = Workload(1, 8, local_steps=1, rank=2, lora_targets=())
     return Problem(SHAPE, nothing, work, rounds=1, seed=0, **measured)
 

@@ -27,8 +27,10 @@ def test_so_do_the_forms_of_jcpba(name, settings):
     check_method(build_method(name, settings))
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "auto" else name
-                                  for name in BUILDABLE])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "auto" else name for name in BUILDABLE],
+)
 def test_every_method_works_without_a_calibration(name, problem):
     check_method(build_method(name), replace(problem, measurements=None))
 
@@ -60,9 +62,8 @@ class Broken:
             plan = replace(plan, round=plan.round + 1)
         if self.fault == "absent":
             plan = self.inner.plan(
-                problem, state,
-                replace(observation, available=np.ones_like(observation.available)),
-            )[0]  # fmt: skip
+                problem, state, replace(observation, available=np.ones_like(observation.available))
+            )[0]
         return plan, state
 
     def divide(self, problem, state, plan, links, remaining_bytes):
@@ -75,11 +76,19 @@ class Broken:
         return state
 
 
-@pytest.mark.parametrize(("fault", "message"), [
-    ("shares", "sum to"), ("reasons", "needs a reason"), ("random", "two different answers"),
-    ("mutates", "plan changed the state"), ("round", "is for round"), ("absent", "available are"),
-    ("divide", "shares of"), ("state", "must hold arrays"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("shares", "sum to"),
+        ("reasons", "needs a reason"),
+        ("random", "two different answers"),
+        ("mutates", "plan changed the state"),
+        ("round", "is for round"),
+        ("absent", "available are"),
+        ("divide", "shares of"),
+        ("state", "must hold arrays"),
+    ],
+)
 def test_a_broken_promise_is_named(fault, message):
     with pytest.raises(MethodError, match=message):
         check_method(Method("broken", Broken(fault)))

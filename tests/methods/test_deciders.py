@@ -48,8 +48,10 @@ def test_jcpba_is_never_slower_than_any_control_at_the_same_budget(seed):
     best = plan_of("jcpba", problem, seen, budget=0.3).predicted_s
     controls = [plan_of(name, problem, seen, budget=0.3).predicted_s for name in PRUNERS[1:]]
     controls += [plan_of("best-bandwidth", problem, seen).predicted_s]
-    controls += [plan_of("jcpba", problem, seen, budget=0.3, solver="bcd", bcd_start=start
-                         ).predicted_s for start in ("bandwidth-first", "pruning-first")]  # fmt: skip
+    controls += [
+        plan_of("jcpba", problem, seen, budget=0.3, solver="bcd", bcd_start=start).predicted_s
+        for start in ("bandwidth-first", "pruning-first")
+    ]
     assert best <= min(controls) * 1.02
 
 
@@ -65,8 +67,9 @@ def test_jcpba_quotes_gaps_before_and_after_rounding(problem, all_there):
 
 def test_the_objective_is_the_predicted_round(problem, all_there):
     plan = plan_of("jcpba", problem, all_there, budget=0.3)
-    cost = predict(problem, plan.assignments, links=all_there.links,
-                   flops_per_s=all_there.flops_per_s)  # fmt: skip
+    cost = predict(
+        problem, plan.assignments, links=all_there.links, flops_per_s=all_there.flops_per_s
+    )
     assert plan.predicted_s == pytest.approx(cost.round_s)
     assert plan.solution.objective == pytest.approx(cost.round_s, rel=1e-9)
 
@@ -144,8 +147,11 @@ def test_nobody_there_is_an_empty_plan(problem, all_there):
 
 
 def test_all_silent_still_plans(problem, observation):
-    dead = replace(observation.links, up_signal_hz=observation.links.up_signal_hz * 0.0,
-                   up_capacity_bps=observation.links.up_capacity_bps * 0.0)  # fmt: skip
+    dead = replace(
+        observation.links,
+        up_signal_hz=observation.links.up_signal_hz * 0.0,
+        up_capacity_bps=observation.links.up_capacity_bps * 0.0,
+    )
     for name in (*PRUNERS, "best-bandwidth"):
         plan = plan_of(name, problem, replace(observation, links=dead))
         assert np.isnan(plan.predicted_s)

@@ -100,9 +100,12 @@ def test_the_state_of_another_fleet_is_refused():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"min_width": 0.0}, "above 0 and at most 1"), ({"most_steps": -1}, "at least 0, got -1"),
-     ({"explore": -1.0}, "explore must be at least 0")],
-)  # fmt: skip
+    [
+        ({"min_width": 0.0}, "above 0 and at most 1"),
+        ({"most_steps": -1}, "at least 0, got -1"),
+        ({"explore": -1.0}, "explore must be at least 0"),
+    ],
+)
 def test_settings_that_mean_nothing_are_refused(settings, message):
     with pytest.raises(RecipeError, match=message):
         FedSpine(**settings)

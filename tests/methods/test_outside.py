@@ -78,10 +78,14 @@ def test_the_line_is_the_one_that_raised(written):
         check_method(build_method(name))
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    ("x = 1\ndef f(:\n", r"bad\.py:2: SyntaxError"), ("\n\n1 / 0", r"bad\.py:3: ZeroDivisionError"),
-    ("import sys\nsys.exit(3)", r"bad\.py:2: SystemExit"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1\ndef f(:\n", r"bad\.py:2: SyntaxError"),
+        ("\n\n1 / 0", r"bad\.py:3: ZeroDivisionError"),
+        ("import sys\nsys.exit(3)", r"bad\.py:2: SystemExit"),
+    ],
+)
 def test_a_file_that_cannot_be_run_is_named_with_its_line(tmp_path, text, said):
     (tmp_path / "bad.py").write_text(text)
     with pytest.raises(MethodError, match=said):
@@ -109,12 +113,23 @@ def test_nothing_is_measured_that_a_method_does_not_ask_for(written):
     assert not build_method("sft", {"codec": "none"}).wants
 
 
-@pytest.mark.parametrize(("old", "new", "said"), [
-    ("frozenset()", "frozenset({'chanel'})", "needs of .* must be a frozenset of capability, chan"),
-    ("frozenset()", "frozenset(); wants = {'pruning'}", "wants of .* must be a frozenset of sensi"),
-    ("frozenset()", "frozenset(); may_cut = 'no'", "may_cut of .* must be a bool, got 'no'"),
-    ("frozenset()", "frozenset(); work = 'magnitude'", "work of .* must be a WorkSpec"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "frozenset()",
+            "frozenset({'chanel'})",
+            "needs of .* must be a frozenset of capability, chan",
+        ),
+        (
+            "frozenset()",
+            "frozenset(); wants = {'pruning'}",
+            "wants of .* must be a frozenset of sensi",
+        ),
+        ("frozenset()", "frozenset(); may_cut = 'no'", "may_cut of .* must be a bool, got 'no'"),
+        ("frozenset()", "frozenset(); work = 'magnitude'", "work of .* must be a WorkSpec"),
+    ],
+)
 def test_what_a_method_declares_is_checked(written, old, new, said):
     name, _ = written((f"needs = {old}", f"needs = {new}"))
     with pytest.raises(MethodError, match=said):

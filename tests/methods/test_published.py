@@ -14,8 +14,18 @@ from airtune.plan import Results
 
 LEARNERS = ("pooled", "private", "random", "fixed", "ratio-only", "rank-only")
 PROBLEM = sample_problem()
-ROWS = ("fedspine", "hetlora", "flexlora", "flora", "loraprune", "apt", "llm-pruner",
-        "fluctuation-prune", "magnitude-prune", "random-prune")  # fmt: skip
+ROWS = (
+    "fedspine",
+    "hetlora",
+    "flexlora",
+    "flora",
+    "loraprune",
+    "apt",
+    "llm-pruner",
+    "fluctuation-prune",
+    "magnitude-prune",
+    "random-prune",
+)
 
 
 def play(decider, rounds=10, problem=PROBLEM):
@@ -78,8 +88,9 @@ def test_between_prunings_nobody_moves_unless_the_schedule_says_so():
     whole = [set(plan.assignments.device.tolist()) for plan in plans]
     steady = sorted(set.intersection(*whole[1:3]) - {0, 1})
     rows = [np.searchsorted(plan.assignments.device, steady) for plan in plans[1:3]]
-    first, second = (plan.assignments.prune_ffn[row]
-                     for plan, row in zip(plans[1:3], rows, strict=True))  # fmt: skip
+    first, second = (
+        plan.assignments.prune_ffn[row] for plan, row in zip(plans[1:3], rows, strict=True)
+    )
     np.testing.assert_array_equal(first, second)
 
 
@@ -101,8 +112,12 @@ def results_of(**columns):
     plan, _ = play(PublishedFedSpine(), rounds=1)
     base = sample_results(PROBLEM, sample_observation(PROBLEM, 0), plan[0])
     count = len(base.device)
-    plain = {"loss_first": np.full(count, 2.0), "loss_last": np.full(count, 1.0),
-             "finish_s": np.full(count, 3.0), "importance": np.full(count, np.nan)}  # fmt: skip
+    plain = {
+        "loss_first": np.full(count, 2.0),
+        "loss_last": np.full(count, 1.0),
+        "finish_s": np.full(count, 3.0),
+        "importance": np.full(count, np.nan),
+    }
     return replace(base, status=np.full(count, "ok"), **(plain | columns)), np.ones(count, bool)
 
 
@@ -146,10 +161,13 @@ def test_where_the_schedule_leaves_no_choice_the_ratio_neither_pays_nor_costs():
         plan, state = decider.plan(PROBLEM, state, replace(seen, links=None, flops_per_s=None))
         count = len(plan.assignments)
         results = replace(
-            sample_results(PROBLEM, seen, plan), status=np.full(count, "ok"),
-            loss_first=np.full(count, 2.0), loss_last=np.full(count, 1.0),
-            finish_s=np.full(count, 3.0), importance=np.full(count, np.nan),
-        )  # fmt: skip
+            sample_results(PROBLEM, seen, plan),
+            status=np.full(count, "ok"),
+            loss_first=np.full(count, 2.0),
+            loss_last=np.full(count, 1.0),
+            finish_s=np.full(count, 3.0),
+            importance=np.full(count, np.nan),
+        )
         state = decider.learn(PROBLEM, state, results)
         chose.append(any("ratio" in reason for reason in plan.reasons))
         paid.append(state["reward_mean"])
@@ -223,8 +241,11 @@ def test_unlike_ranks_follow_the_observed_speed_and_what_is_left():
 def test_pruning_rows_share_one_sparsity_and_differ_in_importance():
     kinds = {name: build_method(name).work.importance for name in ROWS[4:]}
     assert kinds == {
-        "loraprune": "lora-gradient", "apt": "salience", "llm-pruner": "first-order",
-        "fluctuation-prune": "fluctuation", "magnitude-prune": "magnitude",
+        "loraprune": "lora-gradient",
+        "apt": "salience",
+        "llm-pruner": "first-order",
+        "fluctuation-prune": "fluctuation",
+        "magnitude-prune": "magnitude",
         "random-prune": "random",
-    }  # fmt: skip
+    }
     assert all(METHODS[name].kind != "method" for name in ROWS[1:])

@@ -57,9 +57,13 @@ def test_a_file_of_ones_own_is_a_method(mine):
     check_method(method)
 
 
-@pytest.mark.parametrize(("attribute", "message"), [
-    ("Other", "no class Other; it has Mine, Nothing"), ("Nothing", "which is no method: it lacks"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("Other", "no class Other; it has Mine, Nothing"),
+        ("Nothing", "which is no method: it lacks"),
+    ],
+)
 def test_a_file_without_a_method_says_so(mine, attribute, message):
     with pytest.raises(MethodError, match=message):
         build_method(f"{mine}:{attribute}")
@@ -94,13 +98,16 @@ def test_an_unknown_name_suggests_the_nearest():
         build_method("jcbpa")
 
 
-@pytest.mark.parametrize(("settings", "fault"), [
-    ({"solvr": "bcd"}, "solvr: jcpba has no such setting; did you mean solver?"),
-    ({"solver": "sqp"}, "solver: must be exact or bcd, got 'sqp'"),
-    ({"budget": "much"}, "budget: must be auto or a number, got 'much'"),
-    ({"max_prune": 1.5}, "max_prune: must be auto or in [0, 1), got 1.5"),
-    ({"quality_budget": True}, "quality_budget: must be a number, got True"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"solvr": "bcd"}, "solvr: jcpba has no such setting; did you mean solver?"),
+        ({"solver": "sqp"}, "solver: must be exact or bcd, got 'sqp'"),
+        ({"budget": "much"}, "budget: must be auto or a number, got 'much'"),
+        ({"max_prune": 1.5}, "max_prune: must be auto or in [0, 1), got 1.5"),
+        ({"quality_budget": True}, "quality_budget: must be a number, got True"),
+    ],
+)
 def test_faults_name_key_value_and_what_is_allowed(settings, fault):
     assert settings_faults("jcpba", settings) == [fault]
     with pytest.raises(RecipeError, match=fault.split(":", maxsplit=1)[0]):

@@ -61,8 +61,10 @@ def test_auto_asks_all_at_first_and_then_some_each_with_a_reason():
         assert number or not plan.not_asked
         assert all("asked in" in reason for reason in plan.not_asked.values())
         rare = told.probability < 1.0
-        assert all(("counting" in reason) == is_rare
-                   for reason, is_rare in zip(plan.reasons, rare, strict=True))  # fmt: skip
+        assert all(
+            ("counting" in reason) == is_rare
+            for reason, is_rare in zip(plan.reasons, rare, strict=True)
+        )
         left += len(plan.not_asked)
     assert left
 

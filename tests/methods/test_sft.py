@@ -19,9 +19,13 @@ FORMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("settings", [
-    pytest.param(form, id=next(iter(form)), marks=[pytest.mark.slow] if row else []) for row, form in enumerate(FORMS)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(form, id=next(iter(form)), marks=[pytest.mark.slow] if row else [])
+        for row, form in enumerate(FORMS)
+    ],
+)
 def test_its_variants_are_settings_that_keep_the_contract(settings):
     check_method(build_method("sft", settings))
 
@@ -97,8 +101,9 @@ def rounds_of(problem, settings, links_of):
 def fading(links, number):
     """Half of the devices lose nearly all of their signal, others in every round."""
     weak = np.where(np.arange(9) % 2 == number % 2, 0.02, 1.0)
-    return replace(links, up_signal_hz=links.up_signal_hz * weak,
-                   up_capacity_bps=links.up_capacity_bps * weak)  # fmt: skip
+    return replace(
+        links, up_signal_hz=links.up_signal_hz * weak, up_capacity_bps=links.up_capacity_bps * weak
+    )
 
 
 def cuts_of(plans):
@@ -168,9 +173,15 @@ def test_a_budget_that_the_named_codec_cannot_keep_is_refused(decided):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"cut": 0}, {"solver": "guess"}, {"bits": 1}, {"keep": 2.0}, {"large_every": 0},
-     {"quality_budget": -0.1}],
-)  # fmt: skip
+    [
+        {"cut": 0},
+        {"solver": "guess"},
+        {"bits": 1},
+        {"keep": 2.0},
+        {"large_every": 0},
+        {"quality_budget": -0.1},
+    ],
+)
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(RecipeError, match=next(iter(settings))):
         build_method("sft", settings)
@@ -183,8 +194,11 @@ def test_baselines_differ_in_how_the_server_serves():
     }
     assert works["split-sequential"] == WorkSpec(server="sequential", hand_over=True)
     assert [work.server for work in works.values()] == [
-        "sequential", "copies", "sequential", "shared"
-    ]  # fmt: skip
+        "sequential",
+        "copies",
+        "sequential",
+        "shared",
+    ]
 
 
 def test_in_turn_takes_longer_than_together_and_sft_least():

@@ -27,8 +27,9 @@ LLAMA = llama_like(
 
 
 def problem_of(shape, sensitivity=None):
-    nothing = Profiles(("one",), np.ones(1), np.ones(1, np.int64), np.zeros(1, np.int64),
-                       None, None, None, None)  # fmt: skip
+    nothing = Profiles(
+        ("one",), np.ones(1), np.ones(1, np.int64), np.zeros(1, np.int64), None, None, None, None
+    )
     work = Workload(1, 8, local_steps=1, rank=2, lora_targets=())
     return Problem(shape, nothing, work, rounds=1, seed=0, sensitivity=sensitivity)
 
@@ -43,9 +44,11 @@ BERT = bert_like(
 
 
 @given(
-    rounds=st.integers(1, 200), warmup=st.floats(0, 0.5), cooldown=st.floats(0, 0.45),
+    rounds=st.integers(1, 200),
+    warmup=st.floats(0, 0.5),
+    cooldown=st.floats(0, 0.45),
     every=st.integers(1, 9),
-)  # fmt: skip
+)
 @settings(max_examples=80, deadline=None)
 def test_the_schedule_rises_and_ends_exactly_whatever_its_interval(rounds, warmup, cooldown, every):
     before = int(warmup * rounds)

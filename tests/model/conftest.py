@@ -138,9 +138,13 @@ def workload_of() -> Callable[..., Workload]:
     def make(shape: ModelShape, *, rank: int = 4, targets: tuple[str, ...] = ()) -> Workload:
         names = targets or tuple(linear.name for linear in shape.linears)
         return Workload(
-            batch=2, tokens=9, local_steps=1, rank=rank, lora_targets=names,
+            batch=2,
+            tokens=9,
+            local_steps=1,
+            rank=rank,
+            lora_targets=names,
             trains_head=shape.labels > 0,
-        )  # fmt: skip
+        )
 
     return make
 

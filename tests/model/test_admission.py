@@ -184,9 +184,12 @@ def test_pickled_weights_are_read_only_where_that_is_allowed(make_base, saved):
 def test_an_output_layer_that_is_neither_there_nor_tied_is_refused(make_base, saved):
     folder = saved("llama", tokenizer_of(eos_token="</s>"), tie_word_embeddings=False)
     bare = make_base("llama", tie_word_embeddings=False).network
-    bare.save_pretrained(folder, state_dict={
-        name: tensor for name, tensor in bare.state_dict().items() if "lm_head" not in name
-    })  # fmt: skip
+    bare.save_pretrained(
+        folder,
+        state_dict={
+            name: tensor for name, tensor in bare.state_dict().items() if "lm_head" not in name
+        },
+    )
     with pytest.raises(ModelError, match=r"lack 1 tensors of a llama model, lm_head\.weight"):
         load_base(folder, device="cpu")
 
@@ -196,15 +199,22 @@ def test_a_pooler_that_the_base_lacks_travels_with_the_adapter(
     make_base, saved, workload_of, tmp_path
 ):
     folder = saved("bert", tokenizer_of(PAIRED, SEGMENTS, pad_token="[PAD]"), labels=3)
-    make_base("bert").network.bert.save_pretrained(folder, state_dict={
-        name: tensor for name, tensor in make_base("bert").network.bert.state_dict().items()
-        if "pooler" not in name
-    })  # fmt: skip
+    make_base("bert").network.bert.save_pretrained(
+        folder,
+        state_dict={
+            name: tensor
+            for name, tensor in make_base("bert").network.bert.state_dict().items()
+            if "pooler" not in name
+        },
+    )
     base = load_base(folder, labels=3, device="cpu")
     assert base.drawn == ("bert.pooler",)
     adapters = init_adapters(base.shape, workload_of(base.shape), 0)
-    head = {name: tensor + 0.5 for name, tensor in base.network.state_dict().items()
-            if name.startswith("classifier")}  # fmt: skip
+    head = {
+        name: tensor + 0.5
+        for name, tensor in base.network.state_dict().items()
+        if name.startswith("classifier")
+    }
     save_adapter(tmp_path / "adapter", base, adapters, scale=2.0, head=head)
     torch.manual_seed(5)
     plain = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3)

@@ -21,16 +21,22 @@ from airtune.model.state import GlobalState, Update
 from airtune.plan import AggregateSpec, RoundPlan, Workload, whole_model
 from airtune.plan.method import AggregateRule
 
-LLAMA = llama_like("llama", blocks=2, width=16, heads=4, kv_groups=2, head_dim=4, ffn=12,
-                   vocab=11, tied=True)  # fmt: skip
+LLAMA = llama_like(
+    "llama", blocks=2, width=16, heads=4, kv_groups=2, head_dim=4, ffn=12, vocab=11, tied=True
+)
 GPT2 = gpt2_like(blocks=2, width=16, heads=4, ffn=12, vocab=11, positions=8)
 EXACT = ["average", "norm-weighted", "factored", "lifted", "stacked"]
 RANK = 6
 
 
 def state_of(shape, seed=0, rank=RANK):
-    workload = Workload(batch=1, tokens=4, local_steps=1, rank=rank,
-                        lora_targets=tuple(linear.name for linear in shape.linears))  # fmt: skip
+    workload = Workload(
+        batch=1,
+        tokens=4,
+        local_steps=1,
+        rank=rank,
+        lora_targets=tuple(linear.name for linear in shape.linears),
+    )
     return GlobalState(
         3, filled(init_adapters(shape, workload, seed), seed), {"head.weight": torch.ones(2, 3)}
     )
@@ -67,11 +73,15 @@ def updates_of(seed, state, shape, count=3, *, ranks=True):
     draw = np.random.default_rng(seed)
     return [
         update_of(
-            device, state, shape, kept=random_kept(draw, shape),
-            rank=int(draw.integers(1, RANK + 1)) if ranks else RANK, seed=seed + device,
+            device,
+            state,
+            shape,
+            kept=random_kept(draw, shape),
+            rank=int(draw.integers(1, RANK + 1)) if ranks else RANK,
+            seed=seed + device,
         )
         for device in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def dense_mean(name, state, updates, weights, shape):
@@ -363,10 +373,21 @@ def test_over_all_draws_of_who_is_asked_the_change_is_that_of_all_devices(device
         told = replace(told, probability=probability[here])
         left = dict.fromkeys(np.setdiff1d(np.arange(len(devices)), here).tolist(), "not asked")
         plan = RoundPlan(0, told, ("",) * here.size, not_asked=left)
-        found = aggregate(AggregateSpec("average"), before, [sent[one] for one in here],
-                          weight[here] * told.times(here), shape=LLAMA)  # fmt: skip
-        return advance(ServerOptimizer(), before, before, found, rule="average",
-                       stands_for=plan.stands_for(weight))  # fmt: skip
+        found = aggregate(
+            AggregateSpec("average"),
+            before,
+            [sent[one] for one in here],
+            weight[here] * told.times(here),
+            shape=LLAMA,
+        )
+        return advance(
+            ServerOptimizer(),
+            before,
+            before,
+            found,
+            rule="average",
+            stands_for=plan.stands_for(weight),
+        )
 
     total = aggregate(AggregateSpec("average"), before, sent, weight, shape=LLAMA)
     expected = dict.fromkeys(total.adapters | total.head, 0.0)

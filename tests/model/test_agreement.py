@@ -35,10 +35,11 @@ def test_agreement_is_the_inner_product_with_the_mean_of_the_others_that_trained
             mean = np.nansum(others, axis=0) / np.maximum(count, 1)
         # each tensor: what nobody else trained counts as much as what others did
         expected = sum(
-            np.nansum((mine * mean)[side]) * np.sum(~np.isnan(mine[side]))
+            np.nansum((mine * mean)[side])
+            * np.sum(~np.isnan(mine[side]))
             / np.sum(~np.isnan(mine[side]) & (count[side] > 0))
             for side in (0, 1)
-        )  # fmt: skip
+        )
         assert found[row] == pytest.approx(expected, rel=1e-5)
         rms = np.sqrt(np.mean([np.nansum(item**2) for item in others]))
         assert noise[row] == pytest.approx(np.sqrt(np.nansum(mine**2)) * rms, rel=1e-5)

@@ -50,11 +50,21 @@ def test_a_new_head_is_always_the_same_and_the_global_stream_is_untouched(make_b
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):
-    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=16, vocab_size=20)  # fmt: skip
+    config = BertConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vocab_size=20,
+    )
     BertModel(config).save_pretrained(tmp_path / "m")
-    other = BertConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                       intermediate_size=16, vocab_size=20)  # fmt: skip
+    other = BertConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vocab_size=20,
+    )
     other.save_pretrained(tmp_path / "m")
     words = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "m")

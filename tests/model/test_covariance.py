@@ -53,8 +53,14 @@ def test_few_directions_are_found_as_an_eigendecomposition_finds_them():
 def test_what_several_have_seen_is_the_covariance_of_all_of_it():
     seen = [drawn(seed) for seed in (3, 4, 5)]
     weights = [1.0, 2.0, 0.5]
-    parts = [(weight, covariances([covariance(values)], rank=WIDTH),
-              torch.from_numpy(values.mean(0))[None]) for weight, values in zip(weights, seen, strict=True)]  # fmt: skip
+    parts = [
+        (
+            weight,
+            covariances([covariance(values)], rank=WIDTH),
+            torch.from_numpy(values.mean(0))[None],
+        )
+        for weight, values in zip(weights, seen, strict=True)
+    ]
     found = pooled_covariances(parts, rank=WIDTH).matrix(0).numpy()
     exact = np.cov(np.concatenate(seen).T, aweights=np.repeat(weights, TOKENS), ddof=0)
     np.testing.assert_allclose(correlation(found), correlation(exact), atol=1e-4)

@@ -30,9 +30,12 @@ def base(request, make_base):
     if name == "vit":
         return tiny_vit()
     return make_base(
-        name, labels=labels, num_hidden_layers=BLOCKS,
-        layer_types=layer_types_of(name), classifier_pooling="mean",
-    )  # fmt: skip
+        name,
+        labels=labels,
+        num_hidden_layers=BLOCKS,
+        layer_types=layer_types_of(name),
+        classifier_pooling="mean",
+    )
 
 
 def layer_types_of(name):
@@ -45,9 +48,14 @@ def layer_types_of(name):
 
 def tiny_vit():
     config = ViTConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=BLOCKS, num_attention_heads=4,
-        image_size=8, patch_size=4, num_labels=3,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=4,
+        image_size=8,
+        patch_size=4,
+        num_labels=3,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = ViTForImageClassification(config)
@@ -111,9 +119,13 @@ def halves(base, state, cuts, *, stay):
         for cut in cuts
     ]
     server = ServerHalf(
-        base.network, base.family, adapters, first=min(cuts), scale=SCALE,
+        base.network,
+        base.family,
+        adapters,
+        first=min(cuts),
+        scale=SCALE,
         head=None if stay else head,
-    )  # fmt: skip
+    )
     return devices, server
 
 
@@ -122,10 +134,16 @@ def split(base, state, cuts, batches, *, stay=False, weights=None):
     devices, server = halves(base, state, cuts, stay=stay)
     weights = weights or [1.0] * len(cuts)
     arrived = [
-        Arrived(i, cuts[i], devices[i].forward(batch), batch.attention_mask,
-                None if stay else batch.labels, weights[i])
+        Arrived(
+            i,
+            cuts[i],
+            devices[i].forward(batch),
+            batch.attention_mask,
+            None if stay else batch.labels,
+            weights[i],
+        )
         for i, batch in enumerate(batches)
-    ]  # fmt: skip
+    ]
     if stay:
         hidden = server.forward(arrived)
         ends = [d.finish(h, b) for d, h, b in zip(devices, hidden, batches, strict=True)]
@@ -210,8 +228,9 @@ def test_one_device_s_broken_activation_leaves_no_trace(base, state, batch_of):
         Arrived(i, (1, 2)[i], devices[i].forward(b), b.attention_mask, b.labels)
         for i, b in enumerate(batches)
     ]
-    broken = Arrived(9, 1, arrived[0].activation * torch.nan, arrived[0].attention_mask,
-                     arrived[0].labels)  # fmt: skip
+    broken = Arrived(
+        9, 1, arrived[0].activation * torch.nan, arrived[0].attention_mask, arrived[0].labels
+    )
     step = server.step([arrived[0], broken, arrived[1]])
     assert step.gradients[1] is None
     assert not torch.isfinite(step.losses[1])

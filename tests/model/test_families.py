@@ -49,9 +49,11 @@ def test_an_encoder_is_no_language_model():
 
 @pytest.mark.parametrize(
     ("field", "value", "said"),
-    [("final_logit_softcapping", 30.0, "caps its logits"),
-     ("use_bidirectional_attention", True, "attends to both sides")],
-)  # fmt: skip
+    [
+        ("final_logit_softcapping", 30.0, "caps its logits"),
+        ("use_bidirectional_attention", True, "attends to both sides"),
+    ],
+)
 def test_a_gemma_that_would_be_trained_otherwise_than_it_computes_is_refused(field, value, said):
     with pytest.raises(ModelError, match=said):
         shape_from_config(Gemma3TextConfig(**{field: value}))

@@ -38,8 +38,15 @@ from airtune.model.lora import init_adapters, merged
 needs_gguf = pytest.mark.skipif(
     importlib.util.find_spec("gguf") is None, reason="needs the extra airtune[gguf]"
 )
-SIZES = {"vocab_size": 1030, "hidden_size": 32, "intermediate_size": 72, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}  # fmt: skip
+SIZES = {
+    "vocab_size": 1030,
+    "hidden_size": 32,
+    "intermediate_size": 72,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 MODELS = {
     "llama": lambda **own: LlamaForCausalLM(LlamaConfig(**SIZES | own)),
     "mistral": lambda **own: MistralForCausalLM(
@@ -156,13 +163,21 @@ def test_sentencepiece_merges_become_scores(tmp_path):
 
     pieces = ["<unk>", "<s>", "<0x41>", "▁", "a", "b", "ab", "▁ab"]
     model = models.BPE(
-        {piece: place for place, piece in enumerate(pieces)}, [("a", "b"), ("▁", "ab")],
-        byte_fallback=True, unk_token="<unk>",
-    )  # fmt: skip
+        {piece: place for place, piece in enumerate(pieces)},
+        [("a", "b"), ("▁", "ab")],
+        byte_fallback=True,
+        unk_token="<unk>",
+    )
     plain = Tokenizer(model)
-    content = json.loads(plain.to_str()) | {"normalizer": {"type": "Sequence", "normalizers": [
-        {"type": "Prepend", "prepend": "▁"},
-        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}}  # fmt: skip
+    content = json.loads(plain.to_str()) | {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        }
+    }
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(content)), unk_token="<unk>", bos_token="<s>"
     )
@@ -195,16 +210,30 @@ WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers":
 @needs_gguf
 @pytest.mark.parametrize(
     ("name", "change", "said"),
-    [("llama", {"hidden_act": "gelu"}, "with hidden_act: 'gelu'"),
-     ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
-      "with linear rope"),
-     ("llama", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5,
-                                    "rope_theta": 1e4}}, "partial_rotary_factor"),
-     ("mistral", {"sliding_window": 8}, "with a sliding window of 8"),
-     ("qwen2", WINDOWS, "with a sliding window of 8"),
-     ("qwen3", WINDOWS, "with a sliding window of 8"),
-     ("qwen3", {"attention_bias": True}, "with biases")],
-)  # fmt: skip
+    [
+        ("llama", {"hidden_act": "gelu"}, "with hidden_act: 'gelu'"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "with linear rope",
+        ),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "partial_rotary_factor": 0.5,
+                    "rope_theta": 1e4,
+                }
+            },
+            "partial_rotary_factor",
+        ),
+        ("mistral", {"sliding_window": 8}, "with a sliding window of 8"),
+        ("qwen2", WINDOWS, "with a sliding window of 8"),
+        ("qwen3", WINDOWS, "with a sliding window of 8"),
+        ("qwen3", {"attention_bias": True}, "with biases"),
+    ],
+)
 def test_what_gguf_would_not_compute_the_same_is_refused(name, change, said):
     with pytest.raises(ModelError, match=said):
         check_gguf(MODELS[name](**change))
@@ -213,9 +242,12 @@ def test_what_gguf_would_not_compute_the_same_is_refused(name, change, said):
 @needs_gguf
 @pytest.mark.parametrize(
     ("name", "change"),
-    [("mistral", {"sliding_window": 64}), ("qwen2", {"sliding_window": 8}),
-     ("qwen2", WINDOWS | {"max_window_layers": 2})],
-)  # fmt: skip
+    [
+        ("mistral", {"sliding_window": 64}),
+        ("qwen2", {"sliding_window": 8}),
+        ("qwen2", WINDOWS | {"max_window_layers": 2}),
+    ],
+)
 def test_a_window_that_no_block_uses_is_no_hindrance(name, change):
     check_gguf(MODELS[name](**change))
 

@@ -81,9 +81,10 @@ def test_heads_and_channels_are_scored_and_removed(base, images, workload_of, cr
     kept = choose_kept(importance, base.shape, 2, 20)
     sliced = slice_network(base, kept)
     assert sum(p.numel() for p in sliced.parameters()) == (
-        base.shape.embedding_parameters + base.shape.head_parameters
+        base.shape.embedding_parameters
+        + base.shape.head_parameters
         + 2 * int(base.shape.block_parameters(2, 20))
-    )  # fmt: skip
+    )
     adapters = take(init_adapters(base.shape, workload_of(base.shape), 0), base.shape, kept, 2)
     lora = attach(sliced, base.family, [adapters], scale=2.0)
     batch_losses(lora.network, batch).sum().backward()
@@ -129,5 +130,6 @@ def test_wrong_images_and_models_are_refused(base, images, tmp_path):
     with pytest.raises(ModelError, match="image_size of a vit model must be one number"):
         shape_from_config(ViTConfig(image_size=(8, 16)), labels=2)
     with pytest.raises(ModelError, match="needs at least 1 class, got labels=0"):
-        vit_like(blocks=1, width=8, heads=1, head_dim=8, ffn=8, image=4, patch=4, channels=1,
-                 labels=0)  # fmt: skip
+        vit_like(
+            blocks=1, width=8, heads=1, head_dim=8, ffn=8, image=4, patch=4, channels=1, labels=0
+        )

@@ -53,9 +53,12 @@ def test_one_device_equals_peft(base, stacks, make_batch):
     batch, adapters = make_batch(base), stacks[0]
     peft_base = copy.deepcopy(base.network)
     config = LoraConfig(
-        r=4, lora_alpha=8, lora_dropout=0.0, target_modules=_target_modules(base, list_of(adapters)),
+        r=4,
+        lora_alpha=8,
+        lora_dropout=0.0,
+        target_modules=_target_modules(base, list_of(adapters)),
         fan_in_fan_out=base.family.name == "gpt2",
-    )  # fmt: skip
+    )
     oracle = inject_adapter_in_model(config, peft_base)
     trained = {name: module for name, module in oracle.named_modules() if hasattr(module, "lora_A")}
     for key in list_of(adapters):
@@ -126,9 +129,13 @@ def test_merging_equals_attaching(base, stacks, make_batch):
 def test_dropout_depends_on_the_device_and_the_step_alone(base, stacks, make_batch):
     def losses(rows, seeds, step):
         lora = attach(
-            base.network, base.family, [stacks[0]] * len(seeds), scale=SCALE, dropout=0.5,
+            base.network,
+            base.family,
+            [stacks[0]] * len(seeds),
+            scale=SCALE,
+            dropout=0.5,
             seeds=seeds,
-        ).train()  # fmt: skip
+        ).train()
         lora.set_step(step)
         batch = joined([make_batch(base, rows=2)] * rows)
         return batch_losses(lora.network, batch, devices=len(seeds)).detach()
@@ -160,8 +167,9 @@ def test_upload_bytes_of_the_cost_model_are_the_tensors(base, stacks, workload_o
 
     assignments = replace(
         whole_model(np.arange(1), rank=3, local_steps=1, share=np.ones(1)),
-        prune_heads=np.array([0.5]), prune_ffn=np.array([0.25]),
-    )  # fmt: skip
+        prune_heads=np.array([0.5]),
+        prune_ffn=np.array([0.25]),
+    )
     groups = int(base.shape.kept_groups(0.5))
     channels = int(base.shape.kept_channels(0.25))
     kept = keep_all(base.shape)

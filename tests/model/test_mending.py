@@ -82,9 +82,12 @@ def test_least_squares_is_ridge_regression_of_what_was_removed(make_base, make_b
 def test_more_inputs_than_tokens_are_no_obstacle(make_base, make_batch):
     base = make_base("llama")
     batch = make_batch(base)
-    few = replace(batch, **{
-        name: getattr(batch, name)[:1, :2] for name in ("input_ids", "attention_mask", "labels")
-    })  # fmt: skip
+    few = replace(
+        batch,
+        **{
+            name: getattr(batch, name)[:1, :2] for name in ("input_ids", "attention_mask", "labels")
+        },
+    )
     grams = measure_grams(base.network, base.shape, [few])
     mending = Mending(measure(base.network, base.shape, [few]).means, grams, frozenset())
     kept = Kept((np.array([0, 1]),) * 2, (np.arange(9, 48),) * 2)

@@ -30,9 +30,14 @@ def whole(request, make_base):
     name, labels = request.param
     if name == "vit":
         config = ViTConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=BLOCKS, image_size=8,
-            num_attention_heads=4, patch_size=4, num_labels=3,
-        )  # fmt: skip
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=BLOCKS,
+            image_size=8,
+            num_attention_heads=4,
+            patch_size=4,
+            num_labels=3,
+        )
         return image_base_of(ViTForImageClassification(config))
     listed: dict[str, list[str]] = {}
     if name != "mistral":  # one whose config lists its layers is read as of another family
@@ -69,9 +74,13 @@ def saved(tmp_path: Path) -> Path:
     """A model of four shards whose output layer is not tied."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=64, hidden_size=256, intermediate_size=512, num_hidden_layers=6,
-        num_attention_heads=4, tie_word_embeddings=False,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        tie_word_embeddings=False,
+    )
     LlamaForCausalLM(config).save_pretrained(tmp_path, max_shard_size="5MB")
     return tmp_path
 

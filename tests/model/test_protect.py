@@ -16,10 +16,16 @@ from airtune.model.state import GlobalState, Update
 from airtune.plan import AggregateSpec, Workload
 
 KRUM = AggregateSpec("krum", liars=1)
-SHAPE = llama_like("llama", blocks=2, width=16, heads=4, kv_groups=2, head_dim=4, ffn=12, vocab=11,
-                   tied=True)  # fmt: skip
-WORK = Workload(batch=1, tokens=4, local_steps=1, rank=3,
-                lora_targets=tuple(linear.name for linear in SHAPE.linears))  # fmt: skip
+SHAPE = llama_like(
+    "llama", blocks=2, width=16, heads=4, kv_groups=2, head_dim=4, ffn=12, vocab=11, tied=True
+)
+WORK = Workload(
+    batch=1,
+    tokens=4,
+    local_steps=1,
+    rank=3,
+    lora_targets=tuple(linear.name for linear in SHAPE.linears),
+)
 
 
 def noise(tensors, size, seed):
@@ -69,7 +75,7 @@ def test_a_pruned_update_of_lower_rank_is_clipped_from_its_own_slice(state):
     held = take(state.adapters, SHAPE, kept, 2)
     assert moved(
         replace(state, adapters=held), replace(after, adapters=take(after.adapters, SHAPE, kept, 2))
-    ) == pytest.approx(0.25, rel=1e-4)  # fmt: skip
+    ) == pytest.approx(0.25, rel=1e-4)
 
 
 def test_a_trimmed_mean_is_that_of_the_values_between(state):

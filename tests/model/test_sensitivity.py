@@ -29,8 +29,10 @@ def stacks_of(base, workload, devices):
 
 def joined(make_batch, base, devices):
     parts = [make_batch(base, seed=seed) for seed in range(devices)]
-    whole = [torch.cat([getattr(part, name) for part in parts])
-             for name in ("input_ids", "attention_mask", "labels")]  # fmt: skip
+    whole = [
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("input_ids", "attention_mask", "labels")
+    ]
     return parts, type(parts[0])(*whole)
 
 
@@ -122,8 +124,10 @@ def test_first_order_is_weight_times_gradient_and_leaves_the_base_alone(
 ):
     batch = make_batch(base)
     zero = init_adapters(base.shape, workload_of(base.shape), 0)
-    worth = {name: (weight * gradient).abs()
-             for name, (weight, gradient) in weight_gradients(base, zero, batch).items()}  # fmt: skip
+    worth = {
+        name: (weight * gradient).abs()
+        for name, (weight, gradient) in weight_gradients(base, zero, batch).items()
+    }
     groups, channels, _ = reference(base.shape, worth)
     measured = first_order(base, [batch])
     np.testing.assert_allclose(measured.groups, groups, rtol=1e-3, atol=1e-5)

@@ -29,9 +29,12 @@ def test_the_mean_follows_its_recurrence_and_is_what_is_evaluated():
     for t in range(12):
         after = state((float(t + 1), 0.0), round=t + 1)
         now = advance(
-            ServerOptimizer(average=0.5), now, now,
-            GlobalState(t + 1, after.adapters, after.head, average=now.average), rule="average",
-        )  # fmt: skip
+            ServerOptimizer(average=0.5),
+            now,
+            now,
+            GlobalState(t + 1, after.adapters, after.head, average=now.average),
+            rule="average",
+        )
         kept = min(0.5, (1 + t) / (10 + t))
         mean = kept * mean + (1 - kept) * (t + 1)
         assert a_of(now) == [t + 1, 0]
@@ -76,5 +79,11 @@ def test_where_axes_turn_the_mean_is_that_of_the_products():
 
 def test_where_axes_turn_a_part_of_the_data_is_refused():
     with pytest.raises(ModelError, match="keeps them"):
-        advance(ServerOptimizer(), state((1.0, 2.0)), state((1.0, 2.0)), state((3.0, 4.0)),
-                rule="factored", stands_for=0.5)  # fmt: skip
+        advance(
+            ServerOptimizer(),
+            state((1.0, 2.0)),
+            state((1.0, 2.0)),
+            state((3.0, 4.0)),
+            rule="factored",
+            stands_for=0.5,
+        )

@@ -15,8 +15,9 @@ from airtune.model.mending import Mending, biased_layers
 from airtune.model.slicing import Kept, choose_kept, keep_all, slice_network
 from airtune.model.weights import shape_of
 
-SHAPE = llama_like("llama", blocks=2, width=16, heads=4, kv_groups=4, head_dim=4, ffn=12,
-                   vocab=11, tied=True)  # fmt: skip
+SHAPE = llama_like(
+    "llama", blocks=2, width=16, heads=4, kv_groups=4, head_dim=4, ffn=12, vocab=11, tied=True
+)
 
 
 def logits(base, network, batch):
@@ -74,7 +75,7 @@ def test_the_base_is_untouched_and_whole_tensors_are_shared(base, make_batch, un
     before = logits(base, base.network, batch)
     sliced = slice_network(base, uneven_kept(base.shape))
     assert torch.equal(before, logits(base, base.network, batch))
-    assert (sliced.get_input_embeddings().weight is base.network.get_input_embeddings().weight)  # fmt: skip
+    assert sliced.get_input_embeddings().weight is base.network.get_input_embeddings().weight
     whole = slice_network(base, keep_all(base.shape))
     pairs = zip(whole.parameters(), base.network.parameters(), strict=True)
     assert all(one is other for one, other in pairs)
@@ -123,8 +124,9 @@ def test_the_best_scores_are_kept():
 
 
 def test_a_group_is_its_query_heads_and_its_key_value_head():
-    shape = llama_like("llama", blocks=1, width=16, heads=4, kv_groups=2, head_dim=4, ffn=3,
-                       vocab=11, tied=True)  # fmt: skip
+    shape = llama_like(
+        "llama", blocks=1, width=16, heads=4, kv_groups=2, head_dim=4, ffn=3, vocab=11, tied=True
+    )
     kept = Kept((np.array([1]),), (np.array([0, 2]),))
     assert axis_index(shape, "query", kept, 0).tolist() == list(range(8, 16))
     assert axis_index(shape, "kv", kept, 0).tolist() == list(range(4, 8))

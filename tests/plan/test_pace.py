@@ -13,13 +13,19 @@ ARMS = ((0.0, 0.0, 8), (0.0, 0.0, 4))
 SECONDS = st.floats(0.01, 20.0)
 
 
-@given(finish_s=SECONDS, start_s=SECONDS, step=st.tuples(SECONDS, SECONDS),
-       send=st.tuples(SECONDS, SECONDS))  # fmt: skip
+@given(
+    finish_s=SECONDS,
+    start_s=SECONDS,
+    step=st.tuples(SECONDS, SECONDS),
+    send=st.tuples(SECONDS, SECONDS),
+)
 def test_the_choice_is_the_best_of_all_that_end_in_time(finish_s, start_s, step, send):
     found = settle(
-        Pace(finish_s, VALUE, ARMS), start_s=np.array([start_s]), step_s=np.array([step]),
+        Pace(finish_s, VALUE, ARMS),
+        start_s=np.array([start_s]),
+        step_s=np.array([step]),
         send_s=np.array([send]),
-    )  # fmt: skip
+    )
     ends = {
         (arm, steps): start_s + steps * step[arm] + send[arm]
         for arm in range(2)
@@ -37,9 +43,12 @@ def test_the_choice_is_the_best_of_all_that_end_in_time(finish_s, start_s, step,
 
 def test_an_arm_that_memory_does_not_hold_is_not_played():
     found = settle(
-        Pace(10.0, VALUE, ARMS), start_s=np.zeros(1), step_s=np.ones((1, 2)),
-        send_s=np.zeros((1, 2)), allowed=np.array([[False, True]]),
-    )  # fmt: skip
+        Pace(10.0, VALUE, ARMS),
+        start_s=np.zeros(1),
+        step_s=np.ones((1, 2)),
+        send_s=np.zeros((1, 2)),
+        allowed=np.array([[False, True]]),
+    )
     assert found.arm.tolist() == [1]
 
 

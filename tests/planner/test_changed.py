@@ -21,9 +21,13 @@ def searched(takes_s, limit_s, short, enough, **how):
         return SeenPlan(takes_s(amount), 1, 0.0, "")
 
     found, _ = closed_in(
-        limit_s, (short, see(short)), (enough, see(enough)), see,
-        lambda plan: plan.total_s <= limit_s, **how,
-    )  # fmt: skip
+        limit_s,
+        (short, see(short)),
+        (enough, see(enough)),
+        see,
+        lambda plan: plan.total_s <= limit_s,
+        **how,
+    )
     return found, len(seen)
 
 
@@ -48,18 +52,29 @@ def test_a_time_with_a_part_that_does_not_change_is_closed_in_on_too(fixed, log_
 @given(st.integers(2, 4000), st.floats(0.0, 0.9))
 def test_the_most_rounds_are_found(most, fixed):
     found, plans = searched(
-        lambda rounds: fixed + (1 - fixed) * rounds / (most + 0.5), 1.0, 4001, 1,
-        close=1 + 1 / 8000, snap=round,
-    )  # fmt: skip
+        lambda rounds: fixed + (1 - fixed) * rounds / (most + 0.5),
+        1.0,
+        4001,
+        1,
+        close=1 + 1 / 8000,
+        snap=round,
+    )
     assert found == most
     assert plans <= 26
 
 
 @pytest.mark.parametrize("quantile", [None, 0.9])
 def test_the_rounds_that_stand_for_all_end_next_to_the_quantile(quantile):
-    setting = setting_of(load_recipe(overrides=[
-        "fleet.devices=5", "method.name=fedavg-lora", "data.max_length=48", "output=none",
-    ]))  # fmt: skip
+    setting = setting_of(
+        load_recipe(
+            overrides=[
+                "fleet.devices=5",
+                "method.name=fedavg-lora",
+                "data.max_length=48",
+                "output=none",
+            ]
+        )
+    )
     every = sample(setting, draws_of(setting.problem.rounds, quantile))
     few = sample(setting, every.typical(quantile))
     level = 0.5 if quantile is None else quantile

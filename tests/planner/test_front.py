@@ -91,10 +91,30 @@ def test_a_control_has_no_front():
 def test_one_command_and_one_page_answer_a_planner(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     source = "fleet.source={base: jetson-80, name: gateways}"
-    words = ["plan", "--within", "1d", "--vary", "bandwidth", "--tariff", "0.30", "--quantile", "95",
-             "--pareto", "time,joules", "--page", "plan.html", "--json", "--set", source,
-             "fleet.devices=16", "method.name=fedavg-lora", "train.rounds=2", "lora.r=2",
-             "data.max_length=48", "tariff.currency=EUR"]  # fmt: skip
+    words = [
+        "plan",
+        "--within",
+        "1d",
+        "--vary",
+        "bandwidth",
+        "--tariff",
+        "0.30",
+        "--quantile",
+        "95",
+        "--pareto",
+        "time,joules",
+        "--page",
+        "plan.html",
+        "--json",
+        "--set",
+        source,
+        "fleet.devices=16",
+        "method.name=fedavg-lora",
+        "train.rounds=2",
+        "lora.r=2",
+        "data.max_length=48",
+        "tariff.currency=EUR",
+    ]
     assert invoke(words) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["within"]["meets"] is True
@@ -105,9 +125,16 @@ def test_one_command_and_one_page_answer_a_planner(tmp_path, monkeypatch, capsys
     assert said["round_quantile_s"] >= said["round_s"]
     assert said["pareto"]["quantile"] == 0.95
     page = (tmp_path / "plan.html").read_text(encoding="utf-8")
-    for part in ("What more would save", "Plans to choose among", 'data-figure="front"', "EUR",
-                 "95% of the rounds within", "joules, in rounds next to the 95% quantile",
-                 "stay. Each knob from", "prices are of rounds next to the 95% quantile"):  # fmt: skip
+    for part in (
+        "What more would save",
+        "Plans to choose among",
+        'data-figure="front"',
+        "EUR",
+        "95% of the rounds within",
+        "joules, in rounds next to the 95% quantile",
+        "stay. Each knob from",
+        "prices are of rounds next to the 95% quantile",
+    ):
         assert part in page
 
 

@@ -123,8 +123,10 @@ def test_groups_count_every_device_and_hold_all_values():
     mixed = [*rows[:3], replace(rows[3], cut=2), replace(rows[0], kind="other", fits=False)]
     groups = groups_of(mixed)
     assert [(one.kind, one.devices, one.fits) for one in groups] == [
-        ("board", 3, 3), ("board", 1, 1), ("other", 1, 0),
-    ]  # fmt: skip
+        ("board", 3, 3),
+        ("board", 1, 1),
+        ("other", 1, 0),
+    ]
     told = [replace(row, feasible=f"choice {at}", memory_bytes=at) for at, row in enumerate(rows)]
     assert groups_of(told[::-1])[0].feasible == ("choice 0", "choice 3")
     low, high = groups[0].ranges["finish_s"]

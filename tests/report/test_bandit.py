@@ -93,8 +93,11 @@ def test_an_exported_model_stands_beside_the_dense_one(study, bandits):
     (line,) = deployed(study)
     assert line.method == "fedspine, seed 0"
     assert [cell.main.replace("\xa0", " ") for cell in line.cells] == [
-        "50.0 %", "0.55 × dense", "0.55 × dense", "0.65 × dense",
-    ]  # fmt: skip
+        "50.0 %",
+        "0.55 × dense",
+        "0.55 × dense",
+        "0.65 × dense",
+    ]
     assert line.cells[-1].small[-1] == "a token written: 4.0 ms against 5.0 ms"
 
 

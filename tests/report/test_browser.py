@@ -65,10 +65,20 @@ def look(page, folder, *, width, flags=()):
         "document.body.innerHTML = frame.contentDocument.body.innerHTML }</script>"
     )
     done = subprocess.run(
-        [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom",
-         f"--window-size={width + 100},900", (folder / "frame.html").as_uri()],
-        capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
+        [
+            CHROMIUM,
+            *FLAGS,
+            *flags,
+            f"--user-data-dir={folder / 'profile'}",
+            "--dump-dom",
+            f"--window-size={width + 100},900",
+            (folder / "frame.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     found = re.search(r'<pre id="probe">([^<]+)</pre>', done.stdout)
     assert found, (console, done.stdout[-300:])

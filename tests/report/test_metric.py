@@ -35,8 +35,14 @@ def classified(tmp_path):
             {"round": number, "end_s": number + 1.0, **spent, "validation": quality},
             {name: np.empty(0, np.int64) for name in DEVICE_COLUMNS if name != "round"},
         )
-    writer.finish({"test": {"loss": 0.7, "accuracy": 0.86}, "initial": None,
-                   "validation_best": qualities[1], "validation_last": qualities[2]})  # fmt: skip
+    writer.finish(
+        {
+            "test": {"loss": 0.7, "accuracy": 0.86},
+            "initial": None,
+            "validation_best": qualities[1],
+            "validation_last": qualities[2],
+        }
+    )
     return tmp_path / "run"
 
 
@@ -77,10 +83,16 @@ def test_a_quality_outside_its_range_is_not_recorded_nor_shown(classified, tmp_p
         writer.finish({"test": {"loss": -1.0}})
 
 
-@pytest.mark.parametrize(("name", "better", "worse"), [
-    ("loss", 1.0, 2.0), ("perplexity", 3.0, 4.0), ("accuracy", 0.9, 0.8), ("exact_match", 0.2, 0.1),
-    ("loss", 5.0, math.nan),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "better", "worse"),
+    [
+        ("loss", 1.0, 2.0),
+        ("perplexity", 3.0, 4.0),
+        ("accuracy", 0.9, 0.8),
+        ("exact_match", 0.2, 0.1),
+        ("loss", 5.0, math.nan),
+    ],
+)
 def test_a_metric_knows_its_direction(name, better, worse):
     metric = METRICS[name]
     assert metric.is_better(better, worse)
@@ -92,8 +104,10 @@ def test_a_metric_knows_its_direction(name, better, worse):
 def test_a_run_is_judged_by_its_target_else_by_accuracy_else_by_loss():
     both = {"loss": 1.0, "accuracy": 0.5}
     assert [main_metric(both).name, main_metric(both, "loss").name, main_metric({}).name] == [
-        "accuracy", "loss", "loss",
-    ]  # fmt: skip
+        "accuracy",
+        "loss",
+        "loss",
+    ]
 
 
 def test_damaged_records_are_said_to_be_so(classified, monkeypatch):

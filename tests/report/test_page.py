@@ -14,8 +14,12 @@ def test_a_run_gets_its_page_tables_and_pictures(build_run, tmp_path):
     page = write_report([build_run()], tmp_path / "out")
     assert page == tmp_path / "out" / "report.html"
     assert {path.name for path in page.parent.iterdir()} == {
-        "report.html", "rounds.csv", "devices.csv", "quality-vs-time.svg", "quality-vs-bytes.svg",
-    }  # fmt: skip
+        "report.html",
+        "rounds.csv",
+        "devices.csv",
+        "quality-vs-time.svg",
+        "quality-vs-bytes.svg",
+    }
 
 
 def test_a_page_inside_its_run_folder_leaves_the_records_alone(build_run):

@@ -63,8 +63,11 @@ def test_costs_to_the_target_are_those_of_the_summary(study_of):
 
 
 def test_robustness_pairs_every_fault_with_the_run_without(study_of):
-    faults = {"jcpba": ["jcpba", "none"], "fedavg-lora": ["jcpba", "outage"],
-              "gone": ["jcpba", "unlike data"]}  # fmt: skip
+    faults = {
+        "jcpba": ["jcpba", "none"],
+        "fedavg-lora": ["jcpba", "outage"],
+        "gone": ["jcpba", "unlike data"],
+    }
     study, table = table_of(study_of({"name": "robustness", "faults": faults}, target=None))
     (line,) = table.lines
     clean, outage, gone = line.cells

@@ -21,8 +21,13 @@ def test_every_part_of_a_split_is_drawn(run):
     run.record.devices["server_s"][:] = 0.5
     panel = split_panel(run, "a", figures, shown_devices(run))
     titles = [title for _, title, _ in panel["plots"]]
-    assert titles == ["The first step", "Bytes by direction", "Cut and codec",
-                      "Share of the link, slot by slot", "What the cut gives away"]  # fmt: skip
+    assert titles == [
+        "The first step",
+        "Bytes by direction",
+        "Cut and codec",
+        "Share of the link, slot by slot",
+        "What the cut gives away",
+    ]
     assert {key for key, _, _ in panel["plots"]} == set(figures)
     assert panel["sentence"].endswith(" The server computed 12.0 s in all.")
     json.dumps(figures, allow_nan=False)
@@ -39,8 +44,13 @@ def test_the_phases_of_a_step_follow_one_another(run):
     row = run.record.rounds[0]
     data = step_figure(run, row, shown_devices(run)).figure["data"]
     assert [trace["name"] for trace in data] == [
-        "forward", "upload", "server and waiting", "download", "backward", "server"
-    ]  # fmt: skip
+        "forward",
+        "upload",
+        "server and waiting",
+        "download",
+        "backward",
+        "server",
+    ]
     for first, second in itertools.pairwise(data[:5]):
         ends = np.add(first["base"], first["x"])
         assert np.allclose(ends[1:], second["base"][1:], rtol=1e-4)

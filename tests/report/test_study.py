@@ -42,8 +42,10 @@ def test_runs_that_are_not_there_yet_are_named(small_comparison):
     plan |= {"methods": ["jcpba", "fedprox"], "seeds": [0, 1]}
     (folder / "compare.json").write_text(json.dumps(plan))
     assert load_study([folder]).missing == (
-        "jcpba with seed 1", "fedprox with seed 0", "fedprox with seed 1",
-    )  # fmt: skip
+        "jcpba with seed 1",
+        "fedprox with seed 0",
+        "fedprox with seed 1",
+    )
 
 
 def test_without_a_target_none_is_made_up(small_comparison):

@@ -14,10 +14,18 @@ from airtune.run.card import _cell, _fenced, named
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory):
     """A run of a language model on the shipped data."""
-    recipe = load_recipe(overrides=[
-        "train.rounds=1", "train.local_steps=1", "data.limit=60", "data.test_limit=12",
-        "data.max_length=64", "fleet.devices=2", "method.name=fedavg-lora", "threads=1",
-    ])  # fmt: skip
+    recipe = load_recipe(
+        overrides=[
+            "train.rounds=1",
+            "train.local_steps=1",
+            "data.limit=60",
+            "data.test_limit=12",
+            "data.max_length=64",
+            "fleet.devices=2",
+            "method.name=fedavg-lora",
+            "threads=1",
+        ]
+    )
     folder = tmp_path_factory.mktemp("writer") / "run"
     run_recipe(recipe, folder=folder, reports=False)
     return folder

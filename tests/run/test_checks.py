@@ -66,8 +66,15 @@ def test_means_are_refused_where_the_saved_model_has_no_biases(assets, asked, is
     method, mend = asked
     chosen = recipe(f"method.name={method}", f"train.mend={mend}")
     with torch.device("meta"):
-        network = Qwen2ForCausalLM(Qwen2Config(vocab_size=64, hidden_size=16, intermediate_size=32,
-                                               num_hidden_layers=1, num_attention_heads=2))  # fmt: skip
+        network = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=64,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+            )
+        )
     base = replace(assets.base, network=network, family=family_of(network.config))
     method = choose_method(chosen).method
     if is_refused:

@@ -31,8 +31,11 @@ with torch.no_grad():
     print(network.num_parameters(), *network(words["input_ids"]).logits.flatten()[:5].tolist())
 """
 FEDSPINE = [
-    "method.name=fedspine", "method.prune_every=2", "method.min_rank=2", "method.structures=ffn",
-]  # fmt: skip
+    "method.name=fedspine",
+    "method.prune_every=2",
+    "method.min_rank=2",
+    "method.structures=ffn",
+]
 QUICK = [
     "train.rounds=2", "train.local_steps=2", "train.per_device_train_batch_size=4", "data.limit=120", "data.test_limit=20",
     "data.max_length=64", "fleet.devices=4", "threads=1",
@@ -59,16 +62,25 @@ def dense(tmp_path_factory):
 def classifier(tmp_path_factory):
     """A run on an encoder with random weights and the shipped tokenizer."""
     folder = tmp_path_factory.mktemp("classifier")
-    config = BertConfig(vocab_size=1024, hidden_size=48, intermediate_size=192, num_hidden_layers=2,
-                        num_attention_heads=4, max_position_embeddings=64)  # fmt: skip
+    config = BertConfig(
+        vocab_size=1024,
+        hidden_size=48,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         BertModel(config).save_pretrained(folder / "base")
     AutoTokenizer.from_pretrained(EMBEDDED_MODEL).save_pretrained(folder / "base")
     return run_of(
-        folder, f"model.source={folder / 'base'}", "data.source=embedded:topics",
-        "data.task=classification", "data.max_length=32",
-    )  # fmt: skip
+        folder,
+        f"model.source={folder / 'base'}",
+        "data.source=embedded:topics",
+        "data.task=classification",
+        "data.max_length=32",
+    )
 
 
 def memory_answer(run):
@@ -129,9 +141,11 @@ def test_a_cut_that_the_run_did_not_evaluate_needs_force(dense, tmp_path, format
 
 @pytest.mark.parametrize(
     ("format", "said"),
-    [("adapter", r"--prune 0\.9 is for merged, pruned and gguf.*export pruned"),
-     ("pruned", r"pruned the model for good, so --prune 0\.9 .*leave --prune out")],
-)  # fmt: skip
+    [
+        ("adapter", r"--prune 0\.9 is for merged, pruned and gguf.*export pruned"),
+        ("pruned", r"pruned the model for good, so --prune 0\.9 .*leave --prune out"),
+    ],
+)
 def test_a_prune_that_would_do_nothing_is_refused(run, format, said):
     with pytest.raises(RecipeError, match=said):
         export_run(run, format, prune=0.9, accept_worse=True)
@@ -173,8 +187,9 @@ def test_weights_that_have_changed_since_the_run_are_refused(dense, monkeypatch)
 
 
 def manifest_of(run, place):
-    return json.loads((export_run(run, "adapter", output=place, accept_worse=True)
-                       / "airtune.json").read_text())  # fmt: skip
+    return json.loads(
+        (export_run(run, "adapter", output=place, accept_worse=True) / "airtune.json").read_text()
+    )
 
 
 def test_the_manifest_names_the_base_and_the_template_that_was_used(dense, tmp_path):
@@ -219,10 +234,12 @@ def test_what_is_worse_than_untuned_needs_force(tmp_path):
 
 @pytest.mark.parametrize(
     ("format", "quantise", "said"),
-    [("merged", "q8_0", "--quantise q8_0 is for gguf and adapter-gguf"),
-     ("gguf", "q4_0", "--quantise of gguf must be one of f32, f16, q8_0, got 'q4_0'"),
-     ("adapter-gguf", "q8_0", "--quantise of adapter-gguf must be one of f32, f16")],
-)  # fmt: skip
+    [
+        ("merged", "q8_0", "--quantise q8_0 is for gguf and adapter-gguf"),
+        ("gguf", "q4_0", "--quantise of gguf must be one of f32, f16, q8_0, got 'q4_0'"),
+        ("adapter-gguf", "q8_0", "--quantise of adapter-gguf must be one of f32, f16"),
+    ],
+)
 def test_a_type_of_numbers_that_a_format_has_not_is_refused(run, format, quantise, said):
     with pytest.raises(RecipeError, match=said):
         export_run(run, format, quantise=quantise)

@@ -38,12 +38,18 @@ def test_files_are_known_by_their_full_paths(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     (tmp_path / "dätä.jsonl").write_text("{}")
     (tmp_path / "mine.py").write_text("from airtune.methods.whole_equal import WholeEqual as Mine")
-    asked = recipe("model.source='mein modell'", "data.source=dätä.jsonl", "data.test=dätä.jsonl",
-                   "method.name=./mine.py:Mine")  # fmt: skip
+    asked = recipe(
+        "model.source='mein modell'",
+        "data.source=dätä.jsonl",
+        "data.test=dätä.jsonl",
+        "method.name=./mine.py:Mine",
+    )
     assert places_of(asked) == {
-        "model.source": f"{tmp_path}/mein modell", "data.source": f"{tmp_path}/dätä.jsonl",
-        "data.test": f"{tmp_path}/dätä.jsonl", "method.name": f"{tmp_path}/mine.py:Mine",
-    }  # fmt: skip
+        "model.source": f"{tmp_path}/mein modell",
+        "data.source": f"{tmp_path}/dätä.jsonl",
+        "data.test": f"{tmp_path}/dätä.jsonl",
+        "method.name": f"{tmp_path}/mine.py:Mine",
+    }
     full = resolved(asked)
     monkeypatch.chdir("/")
     assert places_of(full) == places_of(resolved(full)) == places_of(asked) | places_of(full)
@@ -53,8 +59,11 @@ def test_a_run_goes_on_from_another_folder_and_says_what_was_typed(tmp_path, mon
     rows = [{"prompt": f"{k} + 1 =", "completion": str(k + 1)} for k in range(60)]
     (tmp_path / "logs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.chdir(tmp_path)
-    done = run_recipe(recipe("data.source=logs.jsonl", "method.name=fedavg-lora", "train.rounds=1"),
-                      folder=tmp_path / "run", reports=False)  # fmt: skip
+    done = run_recipe(
+        recipe("data.source=logs.jsonl", "method.name=fedavg-lora", "train.rounds=1"),
+        folder=tmp_path / "run",
+        reports=False,
+    )
     header = read_run(done.folder).header
     assert header["data"]["source"] == "logs.jsonl"
     assert header["places"] == {"data.source": f"{tmp_path}/logs.jsonl"}

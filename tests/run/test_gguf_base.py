@@ -20,19 +20,34 @@ def run(tmp_path_factory):
     """A run that prunes for a round only, so that a pruned export can be cut from it."""
     folder = tmp_path_factory.mktemp("gguf")
     config = LlamaConfig(
-        vocab_size=1024, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        vocab_size=1024,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
         initializer_range=0.2,
-    )  # fmt: skip
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = LlamaForCausalLM(config).eval()
     write_gguf(folder / "base.gguf", network, AutoTokenizer.from_pretrained(EMBEDDED_MODEL))
-    recipe = load_recipe(overrides=[
-        f"model.source={folder / 'base.gguf'}", "method.name=uniform-prune", "train.rounds=1",
-        "train.local_steps=2", "train.per_device_train_batch_size=4", "train.learning_rate=0.01",
-        "data.limit=60", "data.test_limit=8", "data.max_length=48", "fleet.devices=2", "threads=1",
-    ])  # fmt: skip
+    recipe = load_recipe(
+        overrides=[
+            f"model.source={folder / 'base.gguf'}",
+            "method.name=uniform-prune",
+            "train.rounds=1",
+            "train.local_steps=2",
+            "train.per_device_train_batch_size=4",
+            "train.learning_rate=0.01",
+            "data.limit=60",
+            "data.test_limit=8",
+            "data.max_length=48",
+            "fleet.devices=2",
+            "threads=1",
+        ]
+    )
     return run_recipe(recipe, folder=folder / "run", reports=False).folder
 
 

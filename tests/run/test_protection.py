@@ -13,7 +13,9 @@ def recipe(*changes):
 
 
 def test_a_recipe_chooses_rule_and_norm():
-    made = choose_method(recipe("method.name=fedavg-lora", "protection={clip_norm: 2.0, aggregate: krum, liars: 2}"))  # fmt: skip
+    made = choose_method(
+        recipe("method.name=fedavg-lora", "protection={clip_norm: 2.0, aggregate: krum, liars: 2}")
+    )
     assert made.method.aggregate.rule == "krum"
     assert (made.method.aggregate.clip_norm, made.method.aggregate.liars) == (2.0, 2)
 

@@ -29,16 +29,24 @@ def trained(sentiment):
 def asked(trained, folder, load=load_saved):
     tuned = tuned_network(trained.base, trained.state, scale=trained.scale, work=trained.work)
     return replay(
-        load(folder, trained.base), folder, tuned.network, trained.base, trained.samples,
+        load(folder, trained.base),
+        folder,
+        tuned.network,
+        trained.base,
+        trained.samples,
         max_length=32,
-    )  # fmt: skip
+    )
 
 
 def saved(trained, folder, scale=1.0):
     save_pruned(
-        folder, trained.base, keep_all(trained.base.shape), trained.state.adapters, scale=scale * trained.scale,
+        folder,
+        trained.base,
+        keep_all(trained.base.shape),
+        trained.state.adapters,
+        scale=scale * trained.scale,
         head=trained.state.head,
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -49,9 +57,12 @@ def edit(path, **changes):
 def test_merged_and_adapter_answer_the_runs_own_rows(trained, tmp_path):
     found = asked(trained, saved(trained, tmp_path / "m"))
     save_adapter(
-        tmp_path / "a", trained.base, trained.state.adapters, scale=trained.scale,
+        tmp_path / "a",
+        trained.base,
+        trained.state.adapters,
+        scale=trained.scale,
         head=trained.state.head,
-    )  # fmt: skip
+    )
     for one in (found, asked(trained, tmp_path / "a", load_adapted)):
         assert one.rows == len(trained.samples) > 2
         assert one.batched
@@ -124,9 +135,14 @@ def test_a_prompt_is_read_by_itself_as_its_caller_sends_it(tmp_path):
 def test_the_rounding_of_thirty_blocks_is_accepted_and_a_small_fault_is_not(dtype, wrong, tmp_path):
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=1024, hidden_size=16, intermediate_size=32, num_hidden_layers=30,
-        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.1,
-    )  # fmt: skip
+        vocab_size=1024,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=30,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.1,
+    )
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
     base = base_of(LlamaForCausalLM(config).to(dtype), tokenizer=tokenizer)
     names = tuple(linear.name for linear in base.shape.linears)

@@ -36,8 +36,9 @@ def test_only_completions_are_scored(assets):
 
 
 def test_half_precision_and_classification_reach_the_workload():
-    pieces = build_pieces(recipe("data.source=embedded:topics", "data.task=classification",
-                          "model.dtype=bfloat16"))  # fmt: skip
+    pieces = build_pieces(
+        recipe("data.source=embedded:topics", "data.task=classification", "model.dtype=bfloat16")
+    )
     assert pieces.problem.workload.trains_head
     assert pieces.problem.workload.dtype_bytes == 2
     assert pieces.problem.shape.labels == len(pieces.assets.data.labels) == 8
@@ -69,8 +70,12 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew(assets, tmp_path):
 
 
 def test_the_header_says_what_was_run(assets, tmp_path):
-    run_recipe(recipe("method.budget=0.2", "target={metric: loss, value: 2}"),
-               folder=tmp_path / "a", assets=assets, reports=False)  # fmt: skip
+    run_recipe(
+        recipe("method.budget=0.2", "target={metric: loss, value: 2}"),
+        folder=tmp_path / "a",
+        assets=assets,
+        reports=False,
+    )
     header = read_run(tmp_path / "a").header
     assert header["method"]["settings"]["budget"] == 0.2
     assert header["method"]["reconstructed"]
@@ -116,8 +121,12 @@ def test_a_method_from_a_file_runs(assets, tmp_path):
         "@dataclass(frozen=True)\n"
         "class Mine(WholeEqual):\n    size: int = 1\n"
     )
-    result = run_recipe(recipe(f"method.name={path}:Mine", "method.size=3"),
-                        folder=tmp_path / "a", assets=assets, reports=False)  # fmt: skip
+    result = run_recipe(
+        recipe(f"method.name={path}:Mine", "method.size=3"),
+        folder=tmp_path / "a",
+        assets=assets,
+        reports=False,
+    )
     header = read_run(result.folder).header
     assert header["method"]["name"] == "Mine"
     assert header["method"]["settings"] == {"size": 3}
@@ -147,8 +156,13 @@ def test_a_folder_with_anything_in_it_is_refused(tmp_path):
 def compared(tmp_path_factory, assets):
     folder = tmp_path_factory.mktemp("compare") / "c"
     asked = recipe(f"output={folder.parent}", "train.rounds=1")
-    methods = ["fedavg-lora", "untuned", "local-only", "pooled",
-               {"name": "jcpba", "budget": 0.3, "label": "pruned"}]  # fmt: skip
+    methods = [
+        "fedavg-lora",
+        "untuned",
+        "local-only",
+        "pooled",
+        {"name": "jcpba", "budget": 0.3, "label": "pruned"},
+    ]
     return compare_methods(asked, methods=methods, seeds=[0], folder=folder)
 
 
@@ -158,8 +172,10 @@ def final(compared, label, seed=0):
 
 
 def test_controls_begin_at_the_same_model(compared):
-    rows = [read_run(compared.folder / "runs" / f"{label}-s0").rounds[0]
-            for label in ("fedavg-lora", "untuned", "local-only", "pooled", "pruned")]  # fmt: skip
+    rows = [
+        read_run(compared.folder / "runs" / f"{label}-s0").rounds[0]
+        for label in ("fedavg-lora", "untuned", "local-only", "pooled", "pruned")
+    ]
     starts = [row["initial"]["loss"] for row in rows]
     assert np.allclose(starts, starts[0], rtol=1e-5)
 
@@ -225,8 +241,10 @@ def test_a_damaged_comparison_is_named(tmp_path):
 def test_the_recipes_own_settings_go_to_its_own_method():
     entries = entries_of(recipe("method.solver=bcd"), ["jcpba", "fedavg-lora", "random"])
     assert [entry.values["method"] for entry in entries] == [
-        {"name": "jcpba", "solver": "bcd"}, {"name": "fedavg-lora"}, {"name": "random"}
-    ]  # fmt: skip
+        {"name": "jcpba", "solver": "bcd"},
+        {"name": "fedavg-lora"},
+        {"name": "random"},
+    ]
     labels = [entry.label for entry in entries_of(recipe(), [{"name": "jcpba", "solver": "bcd"}])]
     assert labels == ["jcpba (solver=bcd)"]
 

@@ -25,18 +25,28 @@ def base(tmp_path):
     core = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-    )  # fmt: skip
+    )
     PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", unk_token="[UNK]",
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(tmp_path / "base")  # fmt: skip
+    ).save_pretrained(tmp_path / "base")
     torch.manual_seed(0)
-    network = BertForSequenceClassification(BertConfig(
-        vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, max_position_embeddings=16, initializer_range=0.3,
-    ))  # fmt: skip
+    network = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=8,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            initializer_range=0.3,
+        )
+    )
     network.bert.embeddings.token_type_embeddings.weight.data.normal_(std=3.0)
     network.save_pretrained(tmp_path / "base")
     return tmp_path / "base"
@@ -50,20 +60,31 @@ def test_the_figures_of_a_run_on_pairs_are_those_of_its_export(base, tmp_path):
     for name in ("rows", "test"):
         content = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(content)
-    recipe = load_recipe(overrides=[
-        f"model.source={base}", f"data.source={tmp_path / 'rows.jsonl'}", "data.max_length=16",
-        f"data.test={tmp_path / 'test.jsonl'}", "data.task=classification", "fleet.devices=2",
-        "train.rounds=1", "train.local_steps=4", "train.learning_rate=0.01",
-        "method.name=fedavg-lora", "threads=1",
-    ])  # fmt: skip
+    recipe = load_recipe(
+        overrides=[
+            f"model.source={base}",
+            f"data.source={tmp_path / 'rows.jsonl'}",
+            "data.max_length=16",
+            f"data.test={tmp_path / 'test.jsonl'}",
+            "data.task=classification",
+            "fleet.devices=2",
+            "train.rounds=1",
+            "train.local_steps=4",
+            "train.learning_rate=0.01",
+            "method.name=fedavg-lora",
+            "threads=1",
+        ]
+    )
     result = run_recipe(recipe, folder=tmp_path / "run", reports=False)
     place = export_run(tmp_path / "run", "merged", accept_worse=True)
     tokenizer = AutoTokenizer.from_pretrained(place)
     network = AutoModelForSequenceClassification.from_pretrained(place).eval()
     inputs = tokenizer(
-        [row["text"] for row in rows], [row["text_pair"] for row in rows], padding=True,
+        [row["text"] for row in rows],
+        [row["text_pair"] for row in rows],
+        padding=True,
         return_tensors="pt",
-    )  # fmt: skip
+    )
     labels = torch.tensor([network.config.label2id[row["label"]] for row in rows])
     with torch.no_grad():
         logits = network(**inputs).logits

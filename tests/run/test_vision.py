@@ -15,9 +15,15 @@ from airtune.report import write_report
 from airtune.run import load_assets, run_recipe
 from airtune.run.export import export_run
 
-TINY = ["data={source: 'embedded:shapes', task: image-classification, limit: 60, test_limit: 20}",
-        "fleet.devices=3", "train.rounds=2", "train.local_steps=2", "threads=1",
-        "train.per_device_train_batch_size=4", "target={metric: accuracy, value: 0.9}"]  # fmt: skip
+TINY = [
+    "data={source: 'embedded:shapes', task: image-classification, limit: 60, test_limit: 20}",
+    "fleet.devices=3",
+    "train.rounds=2",
+    "train.local_steps=2",
+    "threads=1",
+    "train.per_device_train_batch_size=4",
+    "target={metric: accuracy, value: 0.9}",
+]
 
 CUTTER = """
 from dataclasses import dataclass, replace
@@ -65,8 +71,9 @@ def test_images_are_priced_at_all_their_tokens(trained):
 def test_every_export_answers_in_plain_transformers(trained, assets):
     pixels = torch.randn(2, 3, 24, 24)
     for form in ("merged", "pruned"):
-        place = export_run(trained, form, prune=0.25 if form == "pruned" else None,
-                           accept_worse=True)  # fmt: skip
+        place = export_run(
+            trained, form, prune=0.25 if form == "pruned" else None, accept_worse=True
+        )
         network = AutoModelForImageClassification.from_pretrained(place).eval()
         assert network(pixel_values=pixels).logits.shape == (2, 10)
         said = json.loads((place / "preprocessor_config.json").read_text())
@@ -84,8 +91,9 @@ def test_the_adapter_is_loaded_by_peft(trained):
         tuned = peft.PeftModel.from_pretrained(base, place).eval()
         batch = torch.randn(2, 3, 24, 24)
         merged = AutoModelForImageClassification.from_pretrained(trained / "export-merged").eval()
-        assert torch.allclose(tuned(pixel_values=batch).logits,
-                              merged(pixel_values=batch).logits, atol=1e-4)  # fmt: skip
+        assert torch.allclose(
+            tuned(pixel_values=batch).logits, merged(pixel_values=batch).logits, atol=1e-4
+        )
 
 
 @pytest.mark.slow

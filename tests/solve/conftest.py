@@ -28,19 +28,29 @@ def make_curves(n: int, seed: int, *, cap: float = np.inf, links: int = 1, mixed
 
 
 def make_problem(
-    n: int, seed: int, *, cap: float = np.inf, links: int = 1, mixed: bool = False,
-    constants: bool = False, budget: float = 0.3, max_prune: float = 0.7,
-) -> JointProblem:  # fmt: skip
+    n: int,
+    seed: int,
+    *,
+    cap: float = np.inf,
+    links: int = 1,
+    mixed: bool = False,
+    constants: bool = False,
+    budget: float = 0.3,
+    max_prune: float = 0.7,
+) -> JointProblem:
     draws = np.random.default_rng(seed + 10_000)
     nothing = np.zeros(n)
     return JointProblem(
         curves=make_curves(n, seed, cap=cap, links=links, mixed=mixed),
         fixed_s=draws.random(n) * 2 if constants else nothing,
         compute_s=30.0 / 10 ** draws.uniform(-0.5, 1.0, n),
-        fixed_bits=np.full(n, 1.6e7) if constants else nothing, bits=np.full(n, 4e7),
-        weight=draws.dirichlet(np.full(n, 3.0)), least_kept=np.full(n, 1.0 - max_prune),
-        most_kept=np.ones(n), prune_budget=budget,
-    )  # fmt: skip
+        fixed_bits=np.full(n, 1.6e7) if constants else nothing,
+        bits=np.full(n, 4e7),
+        weight=draws.dirichlet(np.full(n, 3.0)),
+        least_kept=np.full(n, 1.0 - max_prune),
+        most_kept=np.ones(n),
+        prune_budget=budget,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,12 @@ from airtune.solve import Curves, divide_min_max
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(2, 40), st.integers(0, 10**6), st.sampled_from([np.inf, 6.0]),
-       st.sampled_from([(1, False), (3, False), (3, True)]))  # fmt: skip
+@given(
+    st.integers(2, 40),
+    st.integers(0, 10**6),
+    st.sampled_from([np.inf, 6.0]),
+    st.sampled_from([(1, False), (3, False), (3, True)]),
+)
 def test_shares_fill_links_and_everybody_on_one_finishes_together(curves, n, seed, cap, kind):
     found = curves(n, seed, cap=cap, links=kind[0], mixed=kind[1])
     fixed = np.random.default_rng(seed).uniform(0, 20, n)
@@ -36,11 +40,16 @@ def test_agrees_with_a_general_solver(curves, seed):
 
     start = np.append(np.full(n, 1 / n), (fixed + bits / found.rate(np.full(n, 1 / n))).max())
     answer = minimize(
-        lambda z: z[-1], start, method="SLSQP", bounds=[(1e-6, 1)] * n + [(0, None)],
-        constraints=[{"type": "ineq", "fun": margin},
-                     {"type": "ineq", "fun": lambda z: 1 - z[:n].sum()}],
+        lambda z: z[-1],
+        start,
+        method="SLSQP",
+        bounds=[(1e-6, 1)] * n + [(0, None)],
+        constraints=[
+            {"type": "ineq", "fun": margin},
+            {"type": "ineq", "fun": lambda z: 1 - z[:n].sum()},
+        ],
         options={"maxiter": 300, "ftol": 1e-12},
-    )  # fmt: skip
+    )
     assert division.round_s <= answer.x[-1] * (1 + 1e-6)
     assert division.round_s == pytest.approx(answer.x[-1], rel=1e-3)
 

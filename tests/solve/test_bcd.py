@@ -9,8 +9,12 @@ from airtune.solve import divide_min_max, prune_min_max, solve_bcd, solve_joint,
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(2, 30), st.integers(0, 10**6), st.booleans(),
-       st.sampled_from(["bandwidth-first", "pruning-first"]))  # fmt: skip
+@given(
+    st.integers(2, 30),
+    st.integers(0, 10**6),
+    st.booleans(),
+    st.sampled_from(["bandwidth-first", "pruning-first"]),
+)
 def test_is_feasible_and_never_below_the_certified_bound(joint, n, seed, constants, start):
     problem = joint(n, seed, constants=constants)
     found = solve_bcd(problem, start)

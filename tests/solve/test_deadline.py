@@ -15,9 +15,13 @@ def answers(*unit_s):
 def best(answers, steps=8, asked=4):
     pace = Pace(1.0, (tuple(np.arange(1.0, steps + 1.0)),))
     return best_deadline(
-        answers, pace, step_flops=np.ones(1), up_bytes=np.ones(1), asked=asked,
+        answers,
+        pace,
+        step_flops=np.ones(1),
+        up_bytes=np.ones(1),
+        asked=asked,
         generator=np.random.default_rng(0),
-    )  # fmt: skip
+    )
 
 
 def test_equal_devices_take_all_steps_as_the_download_is_paid_once():

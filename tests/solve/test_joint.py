@@ -19,18 +19,30 @@ def oracle_round_s(problem):
     signal, scale = curves.signal, curves.scale / np.log(2)
     # rate / bits, in 1/s: z log(1 + s/z) = -rel_entr(z, z + s)
     pace = cp.multiply(scale / problem.bits, -cp.rel_entr(z, z + signal))
-    keep = [y[i] <= (theta_scale / problem.compute_s[i])
-            * (1 - cp.inv_pos(1 + problem.compute_s[i] * pace[i])) for i in range(n)]  # fmt: skip
-    task = cp.Problem(cp.Maximize(theta), [
-        *keep, y >= problem.least_kept * theta, y <= problem.most_kept * theta, z >= 0,
-        problem.weight @ y >= problem.least_value * theta, cp.sum(z) <= 1,
-    ])  # fmt: skip
+    keep = [
+        y[i]
+        <= (theta_scale / problem.compute_s[i])
+        * (1 - cp.inv_pos(1 + problem.compute_s[i] * pace[i]))
+        for i in range(n)
+    ]
+    task = cp.Problem(
+        cp.Maximize(theta),
+        [
+            *keep,
+            y >= problem.least_kept * theta,
+            y <= problem.most_kept * theta,
+            z >= 0,
+            problem.weight @ y >= problem.least_value * theta,
+            cp.sum(z) <= 1,
+        ],
+    )
     task.solve(solver="CLARABEL", tol_gap_abs=1e-8, tol_gap_rel=1e-8, tol_feas=1e-8)
     return theta_scale / float(theta.value)
 
 
-@pytest.mark.parametrize(("n", "seed", "budget"), [(5, 0, 0.3), (20, 1, 0.1), (20, 2, 0.5),
-                                                   (60, 3, 0.3)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("n", "seed", "budget"), [(5, 0, 0.3), (20, 1, 0.1), (20, 2, 0.5), (60, 3, 0.3)]
+)
 def test_agrees_with_an_independent_convex_solver(joint, n, seed, budget):
     problem = joint(n, seed, budget=budget)
     assert solve_joint(problem).round_s == pytest.approx(oracle_round_s(problem), rel=1e-5)
@@ -48,13 +60,17 @@ def test_a_device_without_data_is_pruned_as_far_as_helps(joint, n, seed, budget)
 
 @settings(max_examples=30, deadline=None)
 @given(
-    st.integers(1, 40), st.integers(0, 10**6), st.sampled_from([np.inf, 5.0]),
-    st.sampled_from([(1, False), (3, False), (3, True)]), st.booleans(),
+    st.integers(1, 40),
+    st.integers(0, 10**6),
+    st.sampled_from([np.inf, 5.0]),
+    st.sampled_from([(1, False), (3, False), (3, True)]),
+    st.booleans(),
     st.floats(0.0, 0.8),
-)  # fmt: skip
+)
 def test_is_feasible_and_certified_on_any_links(joint, n, seed, cap, kind, constants, budget):
-    problem = joint(n, seed, cap=cap, links=kind[0], mixed=kind[1], constants=constants,
-                    budget=budget)  # fmt: skip
+    problem = joint(
+        n, seed, cap=cap, links=kind[0], mixed=kind[1], constants=constants, budget=budget
+    )
     found = solve_joint(problem)
     assert found.status == "optimal"
     # The pruning budget is met to SLACK, so the answer may be that much sooner than the bound.
@@ -84,8 +100,10 @@ def test_no_random_answer_is_better(joint, seed):
 
 def test_a_larger_budget_is_never_slower(joint):
     problem = joint(20, 3)
-    times = [solve_joint(replace(problem, prune_budget=rate)).round_s
-             for rate in np.linspace(0, 0.75, 11)]  # fmt: skip
+    times = [
+        solve_joint(replace(problem, prune_budget=rate)).round_s
+        for rate in np.linspace(0, 0.75, 11)
+    ]
     assert np.all(np.diff(times) <= 1e-7 * times[0])
 
 
@@ -116,8 +134,9 @@ def test_a_budget_below_what_memory_forces_names_constraint_and_device(joint):
     with pytest.raises(
         InfeasibleError, match=r"pruning budget is 0.01, but memory forces .* device b"
     ):
-        replace(problem, prune_budget=0.01, most_kept=np.array([1.0, 0.5, 1.0]),
-                names=("a", "b", "c"))  # fmt: skip
+        replace(
+            problem, prune_budget=0.01, most_kept=np.array([1.0, 0.5, 1.0]), names=("a", "b", "c")
+        )
 
 
 def test_a_column_out_of_range_names_the_device(joint):

@@ -48,10 +48,14 @@ def test_is_within_one_device_of_a_mixed_integer_solver():
     n, k = cost.shape
     once = np.kron(np.eye(n), np.ones(k))
     exact = milp(
-        cost.ravel(), integrality=np.ones(n * k), bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(once, 1, 1),
-                     LinearConstraint(load.ravel()[None], -np.inf, capacity)],
-    )  # fmt: skip
+        cost.ravel(),
+        integrality=np.ones(n * k),
+        bounds=Bounds(0, 1),
+        constraints=[
+            LinearConstraint(once, 1, 1),
+            LinearConstraint(load.ravel()[None], -np.inf, capacity),
+        ],
+    )
     found = choose(cost, load, capacity, group)
     assert found.bound <= exact.fun + 1e-6
     assert found.cost <= found.bound + cost.max()

@@ -13,11 +13,15 @@ def on_ladder(problem, levels, allowed=None):
     pruned = np.linspace(0.0, 0.7, levels)
     n = len(problem)
     return LadderProblem(
-        curves=problem.curves, fixed_s=problem.fixed_s,
-        compute_s=problem.compute_s[:, None] * (1 - pruned), bits=problem.bits[0] * (1 - pruned),
-        pruned=pruned, allowed=np.ones((n, levels), bool) if allowed is None else allowed,
-        weight=problem.weight, prune_budget=problem.prune_budget,
-    )  # fmt: skip
+        curves=problem.curves,
+        fixed_s=problem.fixed_s,
+        compute_s=problem.compute_s[:, None] * (1 - pruned),
+        bits=problem.bits[0] * (1 - pruned),
+        pruned=pruned,
+        allowed=np.ones((n, levels), bool) if allowed is None else allowed,
+        weight=problem.weight,
+        prune_budget=problem.prune_budget,
+    )
 
 
 def brute_force_round_s(ladder):

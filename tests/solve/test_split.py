@@ -26,12 +26,23 @@ def random_problem(n, seed, *, cuts=3, codecs=3, links=1, dedicated=0, budget=0.
     allowed = cut <= draws.integers(1, cuts + 1, (n, 1))
     ones = np.ones((n, 1))
     return SplitProblem(
-        curves=Curves(link, alone, 10.0 ** draws.uniform(-1, 1, n), np.full(n, 2.0 * n),
-                      np.full(n, np.inf), np.ones(size)),
-        forward_s=cut / speed / 10, bits=ones * bits, down_s=bits / draws.uniform(5, 50, (n, 1)) / n,
-        backward_s=cut / speed / 5, server_s=ones * (cuts + 1 - cut) / n * 0.3,
-        loss=draws.dirichlet(np.ones(n))[:, None] * loss, allowed=allowed, loss_budget=budget,
-    )  # fmt: skip
+        curves=Curves(
+            link,
+            alone,
+            10.0 ** draws.uniform(-1, 1, n),
+            np.full(n, 2.0 * n),
+            np.full(n, np.inf),
+            np.ones(size),
+        ),
+        forward_s=cut / speed / 10,
+        bits=ones * bits,
+        down_s=bits / draws.uniform(5, 50, (n, 1)) / n,
+        backward_s=cut / speed / 5,
+        server_s=ones * (cuts + 1 - cut) / n * 0.3,
+        loss=draws.dirichlet(np.ones(n))[:, None] * loss,
+        allowed=allowed,
+        loss_budget=budget,
+    )
 
 
 def best_step_s(problem, index):
@@ -40,17 +51,31 @@ def best_step_s(problem, index):
     forward, bits = problem.forward_s[rows, index], problem.bits[rows, index]
 
     def load(sent_s, members):
-        return float(np.sum(curves.take(members).share_for(bits[members] / (sent_s - forward[members]))))  # fmt: skip
+        return float(
+            np.sum(curves.take(members).share_for(bits[members] / (sent_s - forward[members])))
+        )
 
-    sent = max((forward + bits / curves.rate(np.ones(len(problem))))[rows[curves.dedicated]], default=0.0)  # fmt: skip
+    sent = max(
+        (forward + bits / curves.rate(np.ones(len(problem))))[rows[curves.dedicated]], default=0.0
+    )
     after = 0.0
     for link in np.unique(curves.link):
         members = rows[curves.link == link]
-        down, back = problem.down_s[members, index[members]], problem.backward_s[members, index[members]]  # fmt: skip
+        down, back = (
+            problem.down_s[members, index[members]],
+            problem.backward_s[members, index[members]],
+        )
         after = max(after, down.sum() + back.max())
         if not curves.dedicated[members[0]]:
-            low = max(forward[members] + bits[members] / curves.take(members).rate(np.ones(members.size)))  # fmt: skip
-            sent = max(sent, low if load(low * (1 + 1e-9), members) <= 1 else brentq(lambda t, m=members: load(t, m) - 1, low * (1 + 1e-9), 1e4))  # fmt: skip
+            low = max(
+                forward[members] + bits[members] / curves.take(members).rate(np.ones(members.size))
+            )
+            sent = max(
+                sent,
+                low
+                if load(low * (1 + 1e-9), members) <= 1
+                else brentq(lambda t, m=members: load(t, m) - 1, low * (1 + 1e-9), 1e4),
+            )
     return sent + after + float(np.sum(problem.server_s[rows, index]))
 
 
@@ -59,9 +84,10 @@ def brute_force(problem):
     rows = np.arange(n)
     choices = (np.array(index) for index in itertools.product(range(k), repeat=n))
     return min(
-        best_step_s(problem, index) for index in choices
+        best_step_s(problem, index)
+        for index in choices
         if problem.allowed[rows, index].all() and problem.loss_of(index) <= problem.loss_budget
-    )  # fmt: skip
+    )
 
 
 @settings(deadline=None, max_examples=5)
@@ -100,17 +126,23 @@ def least_after_s(problem, sent_s):
     one = np.kron(np.eye(n), np.ones(k))
     lines = [np.append(row, 0.0) for row in one]
     low, high = [1.0] * n, [1.0] * n
-    lines += [np.append(np.where(able, share, 0.0).ravel(), 0.0), np.append(problem.loss.ravel(), 0.0)]  # fmt: skip
-    lines += [np.append(problem.down_s.ravel() + one[i] * np.tile(problem.backward_s[i], n), -1.0)
-              for i in range(n)]  # fmt: skip
+    lines += [
+        np.append(np.where(able, share, 0.0).ravel(), 0.0),
+        np.append(problem.loss.ravel(), 0.0),
+    ]
+    lines += [
+        np.append(problem.down_s.ravel() + one[i] * np.tile(problem.backward_s[i], n), -1.0)
+        for i in range(n)
+    ]
     low += [-np.inf] * (n + 2)
     high += [1.0, problem.loss_budget] + [0.0] * n
     answer = milp(
-        np.append(problem.server_s.ravel(), 1.0), integrality=np.append(np.ones(n * k), 0),
+        np.append(problem.server_s.ravel(), 1.0),
+        integrality=np.append(np.ones(n * k), 0),
         constraints=LinearConstraint(np.array(lines), low, high),
         bounds=Bounds(0, np.append(able.ravel().astype(float), np.inf)),
         options={"mip_rel_gap": 1e-6},
-    )  # fmt: skip
+    )
     if answer.x is None:
         return np.inf, None
     return answer.fun, answer.x[:-1].reshape(n, k).argmax(1)
@@ -149,9 +181,17 @@ def test_a_budget_that_the_mildest_codecs_exceed_is_refused_with_its_device():
     problem = random_problem(4, 0)
     with pytest.raises(InfeasibleError, match=r"quality budget is 0, .*raise quality_budget"):
         SplitProblem(
-            problem.curves, problem.forward_s, problem.bits, problem.down_s, problem.backward_s,
-            problem.server_s, problem.loss + 0.1, problem.allowed, 0.0, ("a", "b", "c", "d"),
-        )  # fmt: skip
+            problem.curves,
+            problem.forward_s,
+            problem.bits,
+            problem.down_s,
+            problem.backward_s,
+            problem.server_s,
+            problem.loss + 0.1,
+            problem.allowed,
+            0.0,
+            ("a", "b", "c", "d"),
+        )
 
 
 def test_a_device_without_a_line_is_refused_by_name():
@@ -160,6 +200,14 @@ def test_a_device_without_a_line_is_refused_by_name():
     allowed[1] = False
     with pytest.raises(InfeasibleError, match="device phone"):
         SplitProblem(
-            problem.curves, problem.forward_s, problem.bits, problem.down_s, problem.backward_s,
-            problem.server_s, problem.loss, allowed, 1.0, ("desk", "phone"),
-        )  # fmt: skip
+            problem.curves,
+            problem.forward_s,
+            problem.bits,
+            problem.down_s,
+            problem.backward_s,
+            problem.server_s,
+            problem.loss,
+            allowed,
+            1.0,
+            ("desk", "phone"),
+        )

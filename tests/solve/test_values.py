@@ -11,8 +11,16 @@ TRUE = np.array([0.6, 0.9, 0.1])
 def rounds(count, noise, seed=0):
     draw, values = np.random.default_rng(seed), begin_values()
     for _ in range(count):
-        x = np.log(np.stack([draw.integers(1, 9, 8), draw.choice([0.25, 0.5, 1.0], 8),
-                             draw.choice([0.5, 1.0], 8)], axis=1))  # fmt: skip
+        x = np.log(
+            np.stack(
+                [
+                    draw.integers(1, 9, 8),
+                    draw.choice([0.25, 0.5, 1.0], 8),
+                    draw.choice([0.5, 1.0], 8),
+                ],
+                axis=1,
+            )
+        )
         scale = draw.uniform(0.5, 2.0)
         y = scale * np.exp(x @ TRUE)
         sd = np.full(8, noise * scale)
@@ -32,8 +40,9 @@ def test_pure_noise_teaches_little():
 
 def test_what_is_not_finite_is_left_out():
     x = np.zeros((3, 3))
-    found = learn_values(begin_values(), x, np.array([np.nan, np.inf, 1.0]), np.ones(3),
-                         discount=0.9)  # fmt: skip
+    found = learn_values(
+        begin_values(), x, np.array([np.nan, np.inf, 1.0]), np.ones(3), discount=0.9
+    )
     assert found.theta.tolist() == PRIOR.tolist()
 
 

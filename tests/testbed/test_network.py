@@ -61,8 +61,10 @@ def sink():
 def send(device, size):
     return subprocess.run(
         inside(SPEC, device, [sys.executable, "-c", SOURCE, SERVER_ADDRESS, str(int(size))]),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.slow

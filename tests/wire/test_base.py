@@ -95,9 +95,10 @@ def test_no_more_is_served_than_was_granted(secured, source, tmp_path) -> None:
     assert 2 * CHUNK_BYTES < server.shelf.served_bytes(offer.token) <= 3.5 * CHUNK_BYTES
 
 
-@pytest.mark.parametrize("request_bytes", [
-    b"", b"../../etc/passwd", struct.pack("<HQ", 9, 0), struct.pack("<HQ", 65535, 2**63),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"", b"../../etc/passwd", struct.pack("<HQ", 9, 0), struct.pack("<HQ", 65535, 2**63)],
+)
 def test_nothing_that_a_caller_sends_is_a_path(secured, source, request_bytes) -> None:
     server, credentials = secured
     target, offer = offered(server, source)

@@ -99,12 +99,15 @@ def test_it_goes_on_from_any_byte(source: Path, offset: int) -> None:
     assert all(len(chunk) <= CHUNK_BYTES for chunk in content.chunks(offset))
 
 
-@pytest.mark.parametrize("harm", [
-    lambda folder: [path.unlink() for path in folder.glob("*.safetensors")],
-    lambda folder: (folder / "config.json").unlink(),
-    lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
-    lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: [path.unlink() for path in folder.glob("*.safetensors")],
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"short"),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64),
+    ],
+)
 def test_what_is_no_whole_model_is_not_handed_out(tmp_path: Path, harm) -> None:
     (tmp_path / "config.json").write_text("{}")
     save_file(tensors(), tmp_path / "model.safetensors")

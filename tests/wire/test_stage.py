@@ -76,8 +76,10 @@ def test_a_base_comes_as_it_is_and_is_asked_for_once(source: Path, tmp_path: Pat
     folder = stage_base(tmp_path / "cache", NAME, files, ask)
     assert folder == staged(tmp_path / "cache", NAME)
     assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json", "model.safetensors", "tokenizer.json",
-    ]  # fmt: skip
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     before = len(asked)
     assert stage_base(tmp_path / "cache", NAME, files, ask) == folder
@@ -115,9 +117,9 @@ def test_a_broken_connection_goes_on_where_it_stopped(source: Path, tmp_path: Pa
     assert [at for name, at in asked if name == "model.safetensors"] == [0, 2 * CHUNK_BYTES]
 
 
-@pytest.mark.parametrize(("fault", "is_waited_for"), [
-    (ConnectionFailedError, False), (BusyError, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "is_waited_for"), [(ConnectionFailedError, False), (BusyError, True)]
+)
 def test_a_server_that_is_away_is_asked_for_a_time_a_busy_one_until_it_is_free(
     source, tmp_path, monkeypatch, fault, is_waited_for
 ) -> None:
@@ -146,13 +148,16 @@ def test_a_server_that_is_away_is_asked_for_a_time_a_busy_one_until_it_is_free(
     assert fetch(400.0).is_dir()
 
 
-@pytest.mark.parametrize("harm", [
-    lambda chunk: chunk[:-1] + bytes([chunk[-1] ^ 1]),
-    lambda chunk: chunk[:-1],
-    lambda chunk: chunk[:3],
-    lambda chunk: pack_chunk(1, chunk[40:]),
-    lambda chunk: pack_chunk(0, chunk[40:] + b"more"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda chunk: chunk[:-1] + bytes([chunk[-1] ^ 1]),
+        lambda chunk: chunk[:-1],
+        lambda chunk: chunk[:3],
+        lambda chunk: pack_chunk(1, chunk[40:]),
+        lambda chunk: pack_chunk(0, chunk[40:] + b"more"),
+    ],
+)
 def test_a_damaged_chunk_is_refused_and_asked_again(source, tmp_path, harm) -> None:
     files = base_files(source)
     harmed = []
@@ -202,10 +207,21 @@ def test_what_was_damaged_on_the_disk_is_fetched_anew(source: Path, tmp_path: Pa
     assert not (folder / "stranger").exists()
 
 
-@pytest.mark.parametrize("name", [
-    "../config.json", "/etc/passwd", "sub/config.json", "config.json/..", "modeling.py", "",
-    "pytorch_model.bin", "model-1-of-2.safetensors", "config.json\n", ".",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../config.json",
+        "/etc/passwd",
+        "sub/config.json",
+        "config.json/..",
+        "modeling.py",
+        "",
+        "pytorch_model.bin",
+        "model-1-of-2.safetensors",
+        "config.json\n",
+        ".",
+    ],
+)
 def test_a_name_that_is_no_file_of_a_base_is_refused(tmp_path: Path, name: str) -> None:
     assert not is_base_file(name)
     ask, asked = serving(tmp_path, ())
@@ -220,9 +236,9 @@ def test_a_fingerprint_that_is_none_is_no_folder(tmp_path: Path, fingerprint: st
         stage_base(tmp_path, fingerprint, [BaseFile("config.json", 0, "0" * 64)], serving)
 
 
-@pytest.mark.parametrize("file", [
-    BaseFile("config.json", -1, "0" * 64), BaseFile("config.json", 1, "0" * 63),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "file", [BaseFile("config.json", -1, "0" * 64), BaseFile("config.json", 1, "0" * 63)]
+)
 def test_an_offer_without_size_or_hash_is_refused(tmp_path: Path, file: BaseFile) -> None:
     with pytest.raises(MismatchError, match="the offer is refused"):
         stage_base(tmp_path, NAME, [file], serving)

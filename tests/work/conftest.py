@@ -55,20 +55,28 @@ def classifier() -> BaseModel:
     return _base(
         BertForSequenceClassification,
         BertConfig(
-            vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-            num_attention_heads=4, max_position_embeddings=64, num_labels=3,
+            vocab_size=VOCAB,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            num_labels=3,
         ),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="session")
 def workload_of() -> Callable[..., Workload]:
     def make(base: BaseModel, **changes: object) -> Workload:
         choices = {
-            "batch": 2, "tokens": 16, "local_steps": 3, "rank": 4,
+            "batch": 2,
+            "tokens": 16,
+            "local_steps": 3,
+            "rank": 4,
             "lora_targets": tuple(linear.name for linear in base.shape.linears),
             "trains_head": base.shape.labels > 0,
-        }  # fmt: skip
+        }
         return Workload(**(choices | changes))
 
     return make

@@ -24,17 +24,20 @@ def pruned(base, state_of):
         np.tile(np.arange(shape.ffn, 0, -1.0), (shape.blocks, 1)),
     )
     rows = Assignments(
-        device=np.array([0, 1]), prune_heads=np.zeros(2), prune_ffn=np.array([0.5, 0.25]),
-        rank=np.array([3, 2]), share=np.ones(2), local_steps=np.ones(2, np.int64),
-        cut=np.zeros(2, np.int64), codec_index=np.zeros(2, np.int64),
-    )  # fmt: skip
+        device=np.array([0, 1]),
+        prune_heads=np.zeros(2),
+        prune_ffn=np.array([0.5, 0.25]),
+        rank=np.array([3, 2]),
+        share=np.ones(2),
+        local_steps=np.ones(2, np.int64),
+        cut=np.zeros(2, np.int64),
+        codec_index=np.zeros(2, np.int64),
+    )
     return replace(state_of(base), importance=scores), rows
 
 
 def coded(state, rows, shape, spec=EIGHT_BITS):
-    return code_broadcast(
-        state, rows, spec, np.random.default_rng(0), shape=shape, work=WorkSpec()
-    )  # fmt: skip
+    return code_broadcast(state, rows, spec, np.random.default_rng(0), shape=shape, work=WorkSpec())
 
 
 def test_it_holds_the_union_of_what_devices_keep_at_the_largest_rank(base, pruned):
@@ -43,9 +46,13 @@ def test_it_holds_the_union_of_what_devices_keep_at_the_largest_rank(base, prune
     assert sent.rank == 3
     assert [len(row) for row in sent.kept.channels] == [36] * base.shape.blocks
     workload = Workload(
-        batch=1, tokens=8, local_steps=1, rank=4, download=EIGHT_BITS,
+        batch=1,
+        tokens=8,
+        local_steps=1,
+        rank=4,
+        download=EIGHT_BITS,
         lora_targets=tuple(linear.name for linear in base.shape.linears),
-    )  # fmt: skip
+    )
     priced = broadcast_bytes(base.shape, workload, rows)
     assert sent.size_bytes == pytest.approx(priced, rel=0.3)
 

@@ -101,9 +101,12 @@ def test_exact_match_counts_greedy_answers(base, sequences_of):
     texts = [Spelling().decode(continued(tokens), skip_special_tokens=True) for tokens in prompts]
     answers = [text if place % 2 else "wrong" for place, text in enumerate(texts)]
     found = exact_match(
-        base.network, list(zip(prompts, answers, strict=True)), tokenizer=Spelling(),
-        answer_of=lambda text: text, max_new_tokens=3,
-    )  # fmt: skip
+        base.network,
+        list(zip(prompts, answers, strict=True)),
+        tokenizer=Spelling(),
+        answer_of=lambda text: text,
+        max_new_tokens=3,
+    )
     assert found == 0.5
 
 

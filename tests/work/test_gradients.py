@@ -60,9 +60,15 @@ def test_a_rank_shrinks_when_its_tail_has_lost_weight(
 ):
     work = WorkSpec(penalty="tail", penalty_weight=weight)
     (outcome,) = train(
-        base, state_of(base), [job_of(base, 0)], settings=TrainSettings(learning_rate=0.005),
-        work=work, workload=workload_of(base), seed=0, round=0,
-    )  # fmt: skip
+        base,
+        state_of(base),
+        [job_of(base, 0)],
+        settings=TrainSettings(learning_rate=0.005),
+        work=work,
+        workload=workload_of(base),
+        seed=0,
+        round=0,
+    )
     assert outcome.rank_left == (left or outcome.rank_left)
     assert outcome.update.rank == 4
     assert left_of_tail(4, 0.99) == 3
@@ -74,9 +80,15 @@ def test_importance_comes_with_the_update_and_goes_on_where_it_was(
     work = WorkSpec(importance="lora-gradient", cumulative=True)
     jobs = [job_of(base, 0, prune=0.5), job_of(base, 1, prune=0.5)]
     outcomes = train(
-        base, state_of(base), jobs, settings=TrainSettings(), work=work,
-        workload=workload_of(base), seed=0, round=0,
-    )  # fmt: skip
+        base,
+        state_of(base),
+        jobs,
+        settings=TrainSettings(),
+        work=work,
+        workload=workload_of(base),
+        seed=0,
+        round=0,
+    )
     for outcome in outcomes:
         kept = outcome.update.kept
         assert outcome.importance > 0

@@ -54,9 +54,14 @@ def test_an_encoder_leaks_through_its_embedding_table(classifier):
 
 def test_pixels_of_a_patch_are_recovered():
     config = ViTConfig(
-        hidden_size=64, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        image_size=8, patch_size=4, num_labels=2,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=8,
+        patch_size=4,
+        num_labels=2,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = ViTForImageClassification(config)

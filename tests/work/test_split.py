@@ -29,9 +29,14 @@ TOPK = CodecSpec("topk", keep=0.3, bits=4)
 @pytest.fixture(scope="module")
 def base():
     config = LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = LlamaForCausalLM(config)
@@ -47,8 +52,9 @@ def state_of(workload_of):
     def make(base):
         state = initial_state(base, workload_of(base), 0)
         stream = torch.Generator().manual_seed(1)
-        noisy = {k: v + 0.05 * torch.randn(v.shape, generator=stream)
-                 for k, v in state.adapters.items()}  # fmt: skip
+        noisy = {
+            k: v + 0.05 * torch.randn(v.shape, generator=stream) for k, v in state.adapters.items()
+        }
         return replace(state, adapters=noisy)
 
     return make
@@ -58,10 +64,14 @@ def state_of(workload_of):
 def jobs_of(sequences_of):
     def make(base, *cuts, steps=2, codec=PLAIN):
         return [
-            SplitJob(device, Assignment(device, 0.0, 0.0, 4, cut, 1.0, steps, codec),
-                     sequences_of(base, seed=device, count=4), 1.0 + device)
+            SplitJob(
+                device,
+                Assignment(device, 0.0, 0.0, 4, cut, 1.0, steps, codec),
+                sequences_of(base, seed=device, count=4),
+                1.0 + device,
+            )
             for device, cut in enumerate(cuts)
-        ]  # fmt: skip
+        ]
 
     return make
 
@@ -72,9 +82,16 @@ def go(workload_of, state_of):
 
     def run(base, jobs, *, work=SHARED, settings=SETTINGS, round=0, state=None, **more):
         return split_round(
-            base, state or state_of(base), jobs, settings=settings, work=work,
-            workload=workload_of(base), seed=0, round=round, **more,
-        )  # fmt: skip
+            base,
+            state or state_of(base),
+            jobs,
+            settings=settings,
+            work=work,
+            workload=workload_of(base),
+            seed=0,
+            round=round,
+            **more,
+        )
 
     return run
 
@@ -106,9 +123,15 @@ def test_one_device_split_without_compression_trains_as_the_whole_model(
     (job,) = jobs_of(base, 1, steps=3)
     found = go(base, [job], work=WorkSpec(server=server, labels=labels)).outcomes[0]
     (wanted,) = train(
-        base, state_of(base), [Job(0, replace(job.row, cut=0), job.data, 1.0)],
-        settings=SETTINGS, work=WorkSpec(), workload=workload_of(base), seed=0, round=0,
-    )  # fmt: skip
+        base,
+        state_of(base),
+        [Job(0, replace(job.row, cut=0), job.data, 1.0)],
+        settings=SETTINGS,
+        work=WorkSpec(),
+        workload=workload_of(base),
+        seed=0,
+        round=0,
+    )
     assert found.status == wanted.status == "ok"
     assert found.loss_first == pytest.approx(wanted.loss_first, abs=1e-5)
     assert found.loss_last == pytest.approx(wanted.loss_last, abs=1e-4)
@@ -257,11 +280,15 @@ def test_bytes_are_those_of_real_tokens_and_compression_reaches_its_point(go, ba
     jobs = jobs_of(base, 2, 1)
     plain = go(base, jobs)
     tight = go(base, [replace(j, row=replace(j.row, codec=TOPK)) for j in jobs])
-    tokens = np.array([
-        [sum(len(job.data.tokens[i]) for i in rows) for rows in
-         round_batches(4, steps=2, batch=2, seed=0, round=0, device=job.device)]
-        for job in jobs
-    ]).T  # fmt: skip
+    tokens = np.array(
+        [
+            [
+                sum(len(job.data.tokens[i]) for i in rows)
+                for rows in round_batches(4, steps=2, batch=2, seed=0, round=0, device=job.device)
+            ]
+            for job in jobs
+        ]
+    ).T
     full = 4 * base.shape.width * tokens
     beside = 4 * (tokens + 2)  # labels and lengths
     np.testing.assert_allclose(plain.down_bytes, full, rtol=0.15)
@@ -303,8 +330,9 @@ def test_with_a_frozen_device_part_every_sample_crosses_once(go, base, jobs_of, 
     assert np.all(second.up_bytes < first.up_bytes)
     for outcome in (*first.outcomes, *second.outcomes):
         same(blocks(outcome.update.adapters, {0, 1}), blocks(state_of(base).adapters, {0, 1}))
-        assert not torch.equal(outcome.update.adapters["2.q_proj.B"],
-                               state_of(base).adapters["2.q_proj.B"])  # fmt: skip
+        assert not torch.equal(
+            outcome.update.adapters["2.q_proj.B"], state_of(base).adapters["2.q_proj.B"]
+        )
     tokens = sum(map(len, jobs[0].data.tokens))
     assert memory.held_bytes(0) == 4 * base.shape.width * tokens
 
@@ -354,9 +382,14 @@ def test_devices_may_take_unlike_numbers_of_steps(go, base, jobs_of):
 
 def test_a_vision_transformer_learns_through_its_cuts():
     config = ViTConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        image_size=8, patch_size=4, num_labels=2,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=8,
+        patch_size=4,
+        num_labels=2,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         base = image_base_of(ViTForImageClassification(config))
@@ -368,12 +401,24 @@ def test_a_vision_transformer_learns_through_its_cuts():
         pixels = (draw.integers(0, 130, (8, 3, 8, 8)) + bright).astype(np.uint8)
         row = Assignment(device, 0.0, 0.0, 4, cut, 1.0, 12, CodecSpec("deadzone"))
         jobs.append(SplitJob(device, row, Images(pixels, targets), 1.0))
-    workload = Workload(batch=4, tokens=5, local_steps=12, rank=4, trains_head=True,
-                        lora_targets=("q_proj", "fc1", "fc2"))  # fmt: skip
+    workload = Workload(
+        batch=4,
+        tokens=5,
+        local_steps=12,
+        rank=4,
+        trains_head=True,
+        lora_targets=("q_proj", "fc1", "fc2"),
+    )
     result = split_round(
-        base, initial_state(base, workload, 0), jobs, settings=SETTINGS, work=WorkSpec(),
-        workload=workload, seed=0, round=0,
-    )  # fmt: skip
+        base,
+        initial_state(base, workload, 0),
+        jobs,
+        settings=SETTINGS,
+        work=WorkSpec(),
+        workload=workload,
+        seed=0,
+        round=0,
+    )
     assert np.all(result.losses[-3:].mean(0) < 0.5 * result.losses[:2].mean(0))
     assert result.head.keys() == {"classifier.weight", "classifier.bias"}
 
@@ -396,8 +441,11 @@ def test_what_split_training_cannot_do_is_refused(go, base, jobs_of):
     with pytest.raises(
         MethodError, match="told rank 2 of 4, but a device part that is handed over"
     ):
-        go(base, [replace(job, row=replace(job.row, rank=2))],
-           work=WorkSpec(server="sequential", hand_over=True))  # fmt: skip
+        go(
+            base,
+            [replace(job, row=replace(job.row, rank=2))],
+            work=WorkSpec(server="sequential", hand_over=True),
+        )
     with pytest.raises(MethodError, match=r"one cut for all; got a shared server and cuts \[1\]"):
         go(base, [job], work=WorkSpec(hand_over=True))
 

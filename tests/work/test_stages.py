@@ -67,8 +67,16 @@ def test_training_goes_on_over_the_prunings(base, scored, job_of, workload_of, m
 
     monkeypatch.setattr(train_module, "_network", watched)
     jobs = [long(job_of(base, device, prune=0.5)) for device in range(2)]
-    done = train(base, scored, jobs, settings=TrainSettings(learning_rate=0.01), work=WORK,
-                 workload=workload_of(base), seed=0, round=0)  # fmt: skip
+    done = train(
+        base,
+        scored,
+        jobs,
+        settings=TrainSettings(learning_rate=0.01),
+        work=WORK,
+        workload=workload_of(base),
+        seed=0,
+        round=0,
+    )
     channels, moved = zip(*seen, strict=True)
     assert len(seen) == 3
     assert list(channels) == sorted(channels, reverse=True)

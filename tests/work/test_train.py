@@ -20,9 +20,15 @@ from airtune.work.train import train
 
 def run(base, state, jobs, workload, *, work=WorkSpec(), seed=0, round=0, **settings):  # noqa: B008
     return train(
-        base, state, jobs, settings=TrainSettings(**settings), work=work, workload=workload,
-        seed=seed, round=round,
-    )  # fmt: skip
+        base,
+        state,
+        jobs,
+        settings=TrainSettings(**settings),
+        work=work,
+        workload=workload,
+        seed=seed,
+        round=round,
+    )
 
 
 def relative_difference(left, right, start):
@@ -64,9 +70,10 @@ def test_the_cap_on_tokens_splits_a_group_and_changes_nothing(
     passes = []
     whole = train_module._train_pass
     monkeypatch.setattr(
-        train_module, "_train_pass",
+        train_module,
+        "_train_pass",
         lambda here, kept, jobs: passes.append(len(jobs)) or whole(here, kept, jobs),
-    )  # fmt: skip
+    )
     state, workload = state_of(base), workload_of(base)
     jobs = [job_of(base, device) for device in range(5)]
     wide = run(base, state, jobs, workload)
@@ -80,8 +87,9 @@ def test_the_cap_on_tokens_splits_a_group_and_changes_nothing(
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # in peft
 def test_training_equals_a_plain_peft_loop(base, state_of, job_of, workload_of):
     state, workload, job = state_of(base), workload_of(base), job_of(base, 3)
-    outcome = run(base, state, [job], workload, learning_rate=0.01, weight_decay=0.1,
-                  max_grad_norm=0.5)[0]  # fmt: skip
+    outcome = run(
+        base, state, [job], workload, learning_rate=0.01, weight_decay=0.1, max_grad_norm=0.5
+    )[0]
     model = get_peft_model(
         copy.deepcopy(base.network),
         LoraConfig(r=4, lora_alpha=8, target_modules=list(workload.lora_targets)),
@@ -153,8 +161,14 @@ def test_a_device_whose_loss_is_not_finite_is_refused_and_the_others_are_untouch
 
 
 def test_a_learning_rate_that_explodes_is_refused(base, state_of, job_of, workload_of):
-    outcome = run(base, state_of(base), [job_of(base, 0, steps=4)], workload_of(base),
-                  learning_rate=1e30, max_grad_norm=0.0)[0]  # fmt: skip
+    outcome = run(
+        base,
+        state_of(base),
+        [job_of(base, 0, steps=4)],
+        workload_of(base),
+        learning_rate=1e30,
+        max_grad_norm=0.0,
+    )[0]
     assert outcome.status == "refused"
     assert "lower train.learning_rate" in outcome.reason
 
@@ -297,9 +311,11 @@ def test_what_the_stacked_rule_merged_is_part_of_the_base(base, state_of, job_of
 
 
 @given(
-    examples=st.integers(1, 40), steps=st.integers(1, 9), batch=st.integers(1, 9),
+    examples=st.integers(1, 40),
+    steps=st.integers(1, 9),
+    batch=st.integers(1, 9),
     seed=st.integers(0, 99),
-)  # fmt: skip
+)
 @settings(max_examples=50, deadline=None)
 def test_no_example_is_used_twice_before_all_were_used_once(examples, steps, batch, seed):
     drawn = draw_batches(

@@ -86,8 +86,10 @@ def test_only_the_difference_suffers(model, state_of, update_of, name, rank):
     lost = distance(found.adapters, update.adapters)
     assert lost < 0.85 * moved
     assert lost < 0.05 * sum(float(t.norm()) for t in update.adapters.values())
-    owed = distance({k: v for k, v in coded.lost.items() if k in update.adapters},
-                    {k: torch.zeros_like(v) for k, v in update.adapters.items()})  # fmt: skip
+    owed = distance(
+        {k: v for k, v in coded.lost.items() if k in update.adapters},
+        {k: torch.zeros_like(v) for k, v in update.adapters.items()},
+    )
     assert owed == pytest.approx(lost, rel=1e-3)
 
 
@@ -105,10 +107,15 @@ def test_what_is_sent_is_as_long_as_was_expected(model, state_of, update_of, wor
     shape, kept = model.shape, half(model.shape)
     ratio = np.array([1 - len(kept.groups[0]) / shape.kv_groups])
     told = Assignments(
-        device=np.array([1]), prune_heads=ratio, prune_ffn=np.array([0.5]), rank=np.array([4]),
-        share=np.ones(1), local_steps=np.ones(1, np.int64), cut=np.zeros(1, np.int64),
+        device=np.array([1]),
+        prune_heads=ratio,
+        prune_ffn=np.array([0.5]),
+        rank=np.array([4]),
+        share=np.ones(1),
+        local_steps=np.ones(1, np.int64),
+        cut=np.zeros(1, np.int64),
         codec_index=np.zeros(1, np.int64),
-    )  # fmt: skip
+    )
     workload = workload_of(model, upload=SPECS[name])
     update = update_of(model, kept=kept)
     coded, _ = cross(update, reference_of(state_of(model), shape, kept, 4), SPECS[name])

@@ -57,6 +57,7 @@ from airtune.plan import (
     mask_observation,
 )
 from airtune.units import format_bytes
+from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import weigh
 
 
@@ -209,7 +210,7 @@ class RealEngine:
             parts = split_cost(problem, assignments)
             peak_bytes = np.where(assignments.cut > 0, parts.device_peak_bytes, peak_bytes)
         faults = refusals(problem, self._fleet, plan, peak_bytes)
-        foreseen = self._foreseen(plan, links)
+        foreseen = self._foreseen(plan, links, sent)
         known = predict(problem, foreseen, links=links, flops_per_s=self._flops_per_s(plan.round))
         return ReadyRound(
             plan,
@@ -230,7 +231,7 @@ class RealEngine:
             ),
         )
 
-    def _foreseen(self, plan: RoundPlan, links: LinkState) -> Assignments:
+    def _foreseen(self, plan: RoundPlan, links: LinkState, sent: Broadcast | None) -> Assignments:
         """Return a plan's assignments, with what devices will settle on for themselves."""
         return let_settle(
             self._problem,
@@ -238,6 +239,7 @@ class RealEngine:
             links=links,
             flops_per_s=self._flops_per_s(plan.round),
             memory_bytes=self._fleet.memory_bytes,
+            download_bytes=None if sent is None else float(sent.size_bytes),
         ).assignments
 
     def settle(self, ready: ReadyRound, carried: CarriedOut) -> Execution:
