@@ -11,12 +11,14 @@ import pytest
 from pydantic import TypeAdapter
 
 from airtune.calibrate import store
+from airtune.deploy.agent.device import Device, DeviceSettings
 from airtune.deploy.federation import run as federation
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.run import run_federation
 from airtune.engine.message import Reply, pack_tensors, seal_reply, unpack_tensors
 from airtune.engine.stream import StreamServer
 from airtune.errors import (
+    AirtuneError,
     CheckpointError,
     ConnectionFailedError,
     MethodError,
@@ -58,13 +60,50 @@ def test_a_run_on_the_real_clock_has_what_devices_measured(
     assert told[-1]["result"]["test"]["loss"] > 0
 
 
-def test_least_squares_are_refused_where_no_second_moments_are_sent(
+def test_a_device_that_starts_again_is_sent_the_second_moments_once_more(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
-    asked = recipe(**{"train.mend": "least-squares"})
-    with pytest.raises(RecipeError, match=r"train\.mend: least-squares is for simulated.*use mean"):
-        _run(asked, nodes(["a"]), tmp_path)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    """It loses one round, in which the server took it to hold them still."""
+    asked = recipe(
+        **{
+            "method.name": "jcpba",
+            "method.budget": 0.25,
+            "train.mend": "least-squares",
+            "train.rounds": 4,
+            "evaluation.every": 9,
+        }
+    )
+    there, trained = nodes(["a", "b"]), []
+
+    def restart(device: int, reply: Message) -> Message:
+        if device == 1 and b'"kind":"train"' in reply.header:
+            trained.append(reply)
+            if len(trained) == 1:
+                there.mail.devices[1] = Device(DeviceSettings(data="recipe", compute="cpu"))
+        return reply
+
+    there.mail.bend = restart
+    record, _ = _run(asked, there, tmp_path)
+    mine = record.devices["device"] == 1
+    assert record.devices["status"][mine].tolist() == ["ok", "failed", "ok", "ok"]
+    assert "second moments" in record.devices["reason"][mine][1]
+    came = [
+        b'"moments",' in messages[1].header
+        for messages in there.mail.sent
+        if 1 in messages and b'"kind":"train"' in messages[1].header
+    ]
+    assert came == [True, False, True, False]
+
+
+def test_where_no_device_has_the_memory_for_second_moments_the_run_ends_with_the_reason(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    there = nodes(["a", "b"])
+    small = DeviceSettings(data="recipe", compute="cpu", memory_bytes=4e6)
+    there.mail.devices |= {number: Device(small) for number in (0, 1)}
+    asked = recipe(**{"method.name": "jcpba", "method.budget": 0.25, "train.mend": "least-squares"})
+    with pytest.raises(AirtuneError, match=r"second moments.*set train\.mend to mean"):
+        _run(asked, there, tmp_path)
 
 
 def test_devices_time_their_own_steps_and_one_that_claims_too_many_is_refused(

@@ -68,6 +68,11 @@ def test_codecs_that_change_hands_are_replayed_with_what_they_owe(
             marks=pytest.mark.slow,
         ),
         pytest.param({"method.name": "fedspine"}, marks=pytest.mark.slow),
+        {"method.name": "jcpba", "method.budget": 0.25, "train.mend": "least-squares"},
+        pytest.param(
+            {"method.name": "fedspine", "train.mend": "least-squares", "method.sparsity": 0.3},
+            marks=pytest.mark.slow,
+        ),
         {
             "method.name": "fedavg-lora",
             "upload.kind": "topk",
@@ -80,7 +85,7 @@ def test_codecs_that_change_hands_are_replayed_with_what_they_owe(
             "train.server_momentum": 0.5,
         },
     ],
-    ids=["jcpba", "fedspine", "coded"],
+    ids=["jcpba", "fedspine", "jcpba-mended", "fedspine-mended", "coded"],
 )
 def test_same_plans_payloads_and_losses(changes: dict[str, Any], recipe: Any, same: Any) -> None:
     same(recipe(**changes))

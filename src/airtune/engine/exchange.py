@@ -18,6 +18,7 @@ from airtune.engine.message import Tensors, pack_tensors, unpack_tensors
 from airtune.errors import CodecError
 from airtune.model.importance import Importance, Means
 from airtune.model.kept import Kept
+from airtune.model.mending import Grams
 from airtune.model.state import DeviceState, GlobalState
 from airtune.plan import ModelShape
 from airtune.work.downloads import Broadcast, opened
@@ -71,6 +72,7 @@ def unpack_state(
     payloads: Mapping[str, bytes] | None = None,
     blank: GlobalState | None = None,
     shape: ModelShape | None = None,
+    grams: Grams | None = None,
 ) -> GlobalState:
     """Return the state that a device works from.
 
@@ -82,6 +84,7 @@ def unpack_state(
         payloads: of a coded broadcast, by group; None or {} = the adapters came as they are.
         blank: with payloads: any state of this model, for names and sizes.
         shape: with payloads: of the unpruned model.
+        grams: second moments, which travel beside it.
 
     Raises:
         CodecError: if it is damaged or incomplete.
@@ -103,6 +106,7 @@ def unpack_state(
         kept=_read_kept(_under("kept/", ordered)),
         devices={} if own is None else _unpack_own(own),
         merged=groups["merged"],
+        grams=grams,
     )
 
 

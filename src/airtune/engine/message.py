@@ -38,7 +38,7 @@ MAX_REPLY_BYTES = 1 << 30
 _MAX_TENSORS = 100_000
 _TYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "BOOL": torch.bool,
+    "I64": torch.int64, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 Kind = Literal["join", "measure", "train", "evaluate"]
@@ -121,6 +121,9 @@ class Task:
     """Names of the tensors in the order that sums and masks depend on."""
     data: str = ""
     """`Joined.data` of this device; "" = it has yet to say."""
+    moments: str = ""
+    """Hash of the second moments that slices are mended by, which come along where the device is not
+    known to hold them; "" = none are needed."""
     schema: int = SCHEMA
     blobs: tuple[tuple[str, int, int], ...] = ()
     """Name, bytes and CRC-32 of what goes with it."""

@@ -73,9 +73,20 @@ def pooled_covariances(
 
 
 def as_sent(found: Covariances) -> Covariances:
-    """Return covariances as the other end decodes them: each direction at its even levels."""
-    step = (found.factor.abs().amax(2, keepdim=True) / _MOST_LEVEL).clamp_min(_LEAST)
-    return Covariances((found.factor / step).round() * step, found.variance)
+    """Return covariances as the other end decodes them: each direction at its even levels.
+
+    What was sent once and is sent again stays as it is.
+    """
+    levels, step = levels_of(found)
+    return Covariances(levels * step, found.variance)
+
+
+def levels_of(found: Covariances) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return each direction's levels, -7 to 7, (blocks, rank, inputs), and its step, (blocks, rank, 1)."""
+    # so few digits that a step times any level, divided by that level, is the step again
+    step = (found.factor.abs().amax(2, keepdim=True) / _MOST_LEVEL).bfloat16().float()
+    step = step.clamp_min(_LEAST)
+    return (found.factor / step).round(), step
 
 
 def _made(blocks: int, matrix: Callable[[int], torch.Tensor], rank: int) -> Covariances:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from airtune.cost import gram_peak_bytes
 from airtune.deploy.agent.holding import Holding, needed_bytes
 from airtune.deploy.agent.loads import Loaded, Loads
 from airtune.deploy.agent.reply import PeakMemory, figures_of, finite, reply_to
@@ -22,15 +23,17 @@ from airtune.deploy.agent.sending import SentUpdates
 from airtune.deploy.memory import is_out_of_memory
 from airtune.engine.exchange import importance_tensors, unpack_state
 from airtune.engine.message import Joined, Reply, Spent, Task, open_task, pack_tensors, seal_reply
+from airtune.engine.moments import BLOB, HeldMoments, pack_grams
 from airtune.errors import AirtuneError, InfeasibleError, MismatchError
 from airtune.model.base import BaseModel
 from airtune.model.kept import keep_all
+from airtune.model.mending import measure_grams
 from airtune.model.state import GlobalState, Update, initial_state
-from airtune.plan import Assignment
+from airtune.plan import Assignment, ModelShape
 from airtune.units import format_bytes
 from airtune.wire.message import Message
 from airtune.work.evaluate import evaluate
-from airtune.work.importance import measure_importance, measured_batches
+from airtune.work.importance import calibration_batches, measure_importance, measured_batches
 from airtune.work.jobs import Job, Outcome
 from airtune.work.network import current_base, tuned_network
 from airtune.work.train import train
@@ -88,7 +91,7 @@ class Device:
             model=settings.model, compute=settings.compute, cache=settings.cache, host=settings.host
         )
         self._loads = Loads(self._holding, data=settings.data, any_path=settings.any_path)
-        self._sent = SentUpdates()
+        self._sent, self._moments = SentUpdates(), HeldMoments()
         self._way: Way | None = None
 
     def handle(self, message: Message, way: Way | None = None) -> Message:
@@ -203,17 +206,31 @@ class Device:
     def _measure(
         self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
-        state = _state(task, blobs)
+        setup, data = task.setup, loaded.data.train
+        whole = current_base(base, self._state(task, blobs, loaded.shape))
+        batch, batches = setup.workload.batch, measured_batches(setup.work, setup.workload.batch)
         report = measure_importance(
-            current_base(base, state),
-            loaded.data.train,
-            criterion=task.setup.work.importance,
-            batch=task.setup.workload.batch,
-            batches=measured_batches(task.setup.work, task.setup.workload.batch),
-            seed=task.setup.seed,
+            whole,
+            data,
+            criterion=setup.work.importance,
+            batch=batch,
+            batches=batches,
+            seed=setup.seed,
             device=task.device,
         )
-        return reply_to(task), {"importance": pack_tensors(importance_tensors(report))}
+        sent = {"importance": pack_tensors(importance_tensors(report))}
+        if self._measures_moments(task, loaded.shape):
+            drawn = calibration_batches(
+                whole, data, batch=batch, batches=batches, seed=setup.seed, device=task.device
+            )
+            sent[BLOB] = pack_grams(measure_grams(whole.network, whole.shape, drawn))
+        return reply_to(task), sent
+
+    def _measures_moments(self, task: Task, shape: ModelShape) -> bool:
+        """Return whether second moments are asked for, and this device's memory holds them."""
+        has = self._settings.memory_bytes
+        needed = gram_peak_bytes(shape, task.setup.workload)
+        return task.setup.work.mend == "least-squares" and (has is None or needed <= has)
 
     def _evaluate(
         self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
@@ -224,7 +241,7 @@ class Device:
         self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> dict[str, float | None]:
         """Return the quality of the model that came, on what this device holds out."""
-        setup, state = task.setup, _state(task, blobs, base)
+        setup, state = task.setup, self._state(task, blobs, loaded.shape, base)
         lora = tuned_network(base, state, scale=setup.train.scale, work=setup.work)
         if not len(loaded.data.validation):
             return {"count": 0.0}
@@ -243,7 +260,7 @@ class Device:
     def _train(
         self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
-        setup, state = task.setup, _state(task, blobs, base)
+        setup, state = task.setup, self._state(task, blobs, loaded.shape, base)
         if task.row is None:
             raise MismatchError(f"round {task.round} came without an assignment; it is refused")
         if task.row.cut:
@@ -326,19 +343,25 @@ class Device:
         reply = replace(reply_to(task), samples=update.samples, rank_left=row.rank, figures=figures)
         return reply, self._sent.coded(task, loaded.shape, state, update)
 
-
-def _state(task: Task, blobs: Mapping[str, bytes], base: BaseModel | None = None) -> GlobalState:
-    """Return the state of a task; with the base it belongs to where its adapters may be coded."""
-    payloads = {name: blobs[name] for name in GROUPS if name in blobs}
-    blank = None
-    if payloads and base is not None:
-        blank = initial_state(base, task.setup.workload, task.setup.seed)
-    return unpack_state(
-        blobs.get("state", b""),
-        task.order,
-        round=task.round,
-        own=blobs.get("own"),
-        payloads=payloads,
-        blank=blank,
-        shape=None if base is None else base.shape,
-    )
+    def _state(
+        self,
+        task: Task,
+        blobs: Mapping[str, bytes],
+        shape: ModelShape,
+        base: BaseModel | None = None,
+    ) -> GlobalState:
+        """Return the state of a task; with the base it belongs to where its adapters may be coded."""
+        payloads = {name: blobs[name] for name in GROUPS if name in blobs}
+        blank = None
+        if payloads and base is not None:
+            blank = initial_state(base, task.setup.workload, task.setup.seed)
+        return unpack_state(
+            blobs.get("state", b""),
+            task.order,
+            round=task.round,
+            own=blobs.get("own"),
+            payloads=payloads,
+            blank=blank,
+            shape=None if base is None else base.shape,
+            grams=self._moments.of(task.moments, blobs, shape),
+        )

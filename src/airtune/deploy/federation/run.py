@@ -39,7 +39,7 @@ from airtune.engine.message import RunSetup
 from airtune.engine.remote.buffered import BufferedRealEngine
 from airtune.engine.remote.devices import Remote
 from airtune.engine.remote.real import RealEngine
-from airtune.engine.remote.workers import LEAST_SQUARES, RemoteWorkers, judges_of
+from airtune.engine.remote.workers import RemoteWorkers, judges_of
 from airtune.engine.virtual import VirtualEngine
 from airtune.errors import MismatchError, RecipeError
 from airtune.loop import Laps, Run, run_to_end
@@ -160,8 +160,6 @@ def _run_in(place: Place, order: Order, nodes: Connected, tell: Tell, laps: Laps
 
 def _check_federates(chosen: Chosen, recipe: Recipe, order: Order) -> None:
     """Refuse what a federation cannot run."""
-    if chosen.method.work.mend == "least-squares":
-        raise RecipeError(LEAST_SQUARES)
     if chosen.is_control:
         raise RecipeError(
             f"{chosen.method.name} is a control and federates nothing; run it without --server"

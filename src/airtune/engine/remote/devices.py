@@ -16,18 +16,19 @@ import numpy as np
 
 from airtune.engine.exchange import pack_own, pack_state, without_scores
 from airtune.engine.message import Kind, RunSetup, SplitEndpoint, Task, seal_task
+from airtune.engine.moments import SharedMoments, grams_bytes
 from airtune.engine.pacing import claimed
 from airtune.engine.remote.answers import Answer, answer_of, qualities
 from airtune.engine.remote.updates import (
     SMALL_BYTES,
-    dense_scores,
+    Measured,
+    measured_of,
     no_outcome,
     outcome_of,
     scores_bytes,
     update_bytes,
 )
 from airtune.errors import CodecError, ModelError
-from airtune.model.importance import Importance
 from airtune.model.state import GlobalState
 from airtune.plan import Assignment, ModelShape, Pace
 from airtune.wire.message import Message, More, Response, Transport
@@ -96,6 +97,7 @@ class Remote:
         """Where each device may fetch the base model."""
         self.data: Mapping[int, str] = {}
         """Hash of the data with which each device joined."""
+        self._moments = SharedMoments()
 
     @property
     def run_name(self) -> str:
@@ -137,8 +139,9 @@ class Remote:
 
     def measure(
         self, devices: Sequence[int], state: GlobalState, *, deadline_s: float | None = None
-    ) -> tuple[dict[int, Importance], dict[int, Answer]]:
+    ) -> tuple[dict[int, Measured], dict[int, Answer]]:
         """Have devices measure importance; returns what came of it in time, and every answer."""
+        most_bytes = self._measured_bytes()
         blob, order = pack_state(state)
         tasks = {
             device: self._task("measure", device, round=state.round, order=order)
@@ -147,15 +150,15 @@ class Remote:
         answers = self._ask(
             tasks,
             {device: {"state": blob} for device in devices},
-            limit=scores_bytes(self._shape),
-            expected=dict.fromkeys(devices, float(scores_bytes(self._shape) - SMALL_BYTES)),
+            limit=most_bytes + SMALL_BYTES,
+            expected=dict.fromkeys(devices, float(most_bytes)),
             deadline_s=deadline_s,
         )
-        found: dict[int, Importance] = {}
+        found: dict[int, Measured] = {}
         for device, answer in answers.items():
             if answer.status == "ok":
                 try:
-                    found[device] = dense_scores(answer.blobs, self._shape)
+                    found[device] = measured_of(answer.blobs, self._shape)
                 except CodecError as error:
                     answers[device] = replace(answer, status="refused", fault=str(error))
         return found, answers
@@ -165,16 +168,13 @@ class Remote:
     ) -> dict[int, Quality]:
         """Have devices judge a model on their held-out shares; who cannot in time is left out."""
         blob, order = pack_state(state)
-        tasks = {
-            device: self._task("evaluate", device, round=state.round, order=order)
-            for device in devices
-        }
-        answers = self._ask(
-            tasks,
-            {device: {"state": blob} for device in devices},
-            limit=SMALL_BYTES,
-            deadline_s=deadline_s,
-        )
+        tasks, blobs = {}, {}
+        for device in devices:
+            moments, beside = self._moments.told(device, state.grams if state.kept else None)
+            task = self._task("evaluate", device, round=state.round, order=order)
+            tasks[device] = replace(task, moments=moments)
+            blobs[device] = {"state": blob} | beside
+        answers = self._ask(tasks, blobs, limit=SMALL_BYTES, deadline_s=deadline_s)
         return qualities(answers)
 
     def train(
@@ -217,8 +217,10 @@ class Remote:
         blob, order = self._broadcast(rows, state, sent)
         coded = {} if sent is None else dict(sent.payloads)
         setup = replace(self._setup, train=self._setup.train.at(learning_rate))
+        grams = state.grams if _slices(rows, state) else None
         tasks, blobs = {}, {}
         for row in rows:
+            moments, beside = self._moments.told(row.device, None if row.cut else grams)
             tasks[row.device] = replace(
                 self._task("train", row.device, round=round, order=order),
                 row=row,
@@ -231,9 +233,12 @@ class Remote:
                 is_judging=row.device in judges and row.cut == 0,
                 counted=self.counted.get(row.device, -1),
                 endpoint=None if endpoints is None else endpoints.get(row.device),
+                moments=moments,
             )
             own = pack_own(state, row.device)
-            blobs[row.device] = {"state": blob} | coded | ({} if own is None else {"own": own})
+            blobs[row.device] = (
+                {"state": blob} | coded | beside | ({} if own is None else {"own": own})
+            )
         answers = self._ask(
             tasks,
             blobs,
@@ -251,8 +256,8 @@ class Remote:
         self, rows: Sequence[Assignment], state: GlobalState, sent: Broadcast | None
     ) -> tuple[bytes, tuple[str, ...]]:
         """Pack what all are sent; scores only where somebody slices by them."""
-        slices = bool(state.devices) or any(row.prune_heads or row.prune_ffn for row in rows)
-        return pack_state(state if slices else without_scores(state), sent, shape=self._shape)
+        known = state if _slices(rows, state) else without_scores(state)
+        return pack_state(known, sent, shape=self._shape)
 
     def _task(self, kind: Kind, device: int, *, round: int, order: tuple[str, ...] = ()) -> Task:
         return Task(
@@ -315,7 +320,13 @@ class Remote:
                 if answer.received_bytes:
                     self._settle(device, answer.sent_bytes + answer.received_bytes - aside[device])
                 answers[device] = answer
+                self._moments.heard(device, task.moments, is_ok=answer.status == "ok")
         return answers
+
+    def _measured_bytes(self) -> int:
+        """Return the most that what a device measured of the dense model can take."""
+        moments = grams_bytes(self._shape) if self._setup.work.mend == "least-squares" else 0
+        return scores_bytes(self._shape) - SMALL_BYTES + moments
 
     def settle_steps(self, device: int, most_bytes: float, crossed_bytes: float) -> None:
         """Give back what was set aside for a device's steps and did not cross."""
@@ -340,7 +351,7 @@ class Remote:
             task = self._task("train", row.device, round=state.round, order=order)
             own = pack_own(state, row.device)
             blobs = {"state": blob} | ({} if own is None else {"own": own})
-            scores = scores_bytes(self._shape) - SMALL_BYTES
+            scores = self._measured_bytes()
             message = seal_task(task, blobs).size_bytes + _ROW_BYTES + scores
             times = 3 if state.importance is None and (row.prune_heads or row.prune_ffn) else 2
             found[row.device] = times * (message + _WORDS_BYTES + scores) + expected[row.device]
@@ -364,6 +375,11 @@ class Remote:
             return Trained(answer, no_outcome(row.device, fault), 0)
         coded = sum(len(answer.blobs[name]) for name in GROUPS if name in answer.blobs)
         return Trained(answer, outcome, coded, row)
+
+
+def _slices(rows: Sequence[Assignment], state: GlobalState) -> bool:
+    """Return whether a device of a round trains a slice."""
+    return bool(state.devices) or any(row.prune_heads or row.prune_ffn for row in rows)
 
 
 _USED_UP = does_not_hold("the message and its answer")

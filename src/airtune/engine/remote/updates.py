@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from airtune.engine.exchange import read_importance
 from airtune.engine.message import Reply, RunSetup, unpack_tensors
+from airtune.engine.moments import BLOB, read_grams
 from airtune.engine.remote.answers import Answer, number_of
 from airtune.errors import CodecError
 from airtune.model.importance import Importance
+from airtune.model.mending import Grams
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Assignment, ModelShape
 from airtune.work.jobs import Outcome
@@ -96,8 +98,21 @@ def _update(
     return replace(update, adapters={name: update.adapters[name] for name in order})
 
 
-def dense_scores(blobs: Mapping[str, bytes], shape: ModelShape) -> Importance:
-    """Return scores of the dense model, none of which may be missing."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a device measured of the dense model."""
+
+    importance: Importance
+    grams: Grams | None
+    """Second moments; None where they were not asked for, or its memory does not hold them."""
+
+
+def measured_of(blobs: Mapping[str, bytes], shape: ModelShape) -> Measured:
+    """Return what a device measured of the dense model, of whose scores none may be missing.
+
+    Raises:
+        CodecError: if it is damaged, incomplete or not of this model.
+    """
     found = _scores(blobs, shape)
     for name, scores in (("groups", found.groups), ("channels", found.channels)):
         if not np.isfinite(scores).all():
@@ -105,7 +120,7 @@ def dense_scores(blobs: Mapping[str, bytes], shape: ModelShape) -> Importance:
                 f"importance of {name} has {np.count_nonzero(~np.isfinite(scores))} scores "
                 "that are not finite; it is refused"
             )
-    return found
+    return Measured(found, read_grams(blobs[BLOB], shape) if BLOB in blobs else None)
 
 
 def _scores(blobs: Mapping[str, bytes], shape: ModelShape) -> Importance:

@@ -14,11 +14,11 @@ from airtune.engine.remote.devices import Remote, Trained
 from airtune.engine.remote.received import Received
 from airtune.engine.remote.split import Serve, ServedSplitter
 from airtune.engine.workers import LocalWorkers
-from airtune.errors import DataError, RecipeError, TrainingError
+from airtune.errors import DataError, TrainingError
 from airtune.fleet.fleet import Fleet
 from airtune.model.base import BaseModel
 from airtune.model.importance import Importance
-from airtune.model.mending import Grams
+from airtune.model.mending import Grams, pooled_grams
 from airtune.model.state import GlobalState
 from airtune.plan import Assignment, Problem, RoundPlan, WorkSpec
 from airtune.work.downloads import Broadcast
@@ -71,6 +71,8 @@ class RemoteWorkers:
         self.sent: Broadcast | None = None
         """What the devices of this round are sent, where it is coded."""
         self._judging_s = judging_s
+        self._grams: dict[int, Grams] = {}
+        """By device, as it sent them with its scores."""
         self._judges = judges_of(problem, fleet)
         self._has_validation = any(len(device.validation) for device in data.devices)
         self._has_test = bool(len(data.test))
@@ -109,7 +111,11 @@ class RemoteWorkers:
         Raises:
             TrainingError: if none has.
         """
-        found, answers = self.remote.measure(devices, state, deadline_s=self._judging_s)
+        measured, answers = self.remote.measure(devices, state, deadline_s=self._judging_s)
+        found = {device: one.importance for device, one in measured.items()}
+        self._grams = {
+            device: one.grams for device, one in measured.items() if one.grams is not None
+        }
         faults = {device: one.fault for device, one in answers.items() if device not in found}
         if not found:
             raise TrainingError(
@@ -120,12 +126,20 @@ class RemoteWorkers:
         return found, tuple(f"{names[device]}: {fault}" for device, fault in faults.items())
 
     def grams(self, devices: Sequence[int], state: GlobalState) -> Grams:
-        """Refuse: second moments are not sent over real links.
+        """Return the second moments that devices sent with their scores, pooled.
 
         Raises:
-            RecipeError: always.
+            TrainingError: if none of them sent any.
         """
-        raise RecipeError(LEAST_SQUARES)
+        found = {device: self._grams[device] for device in devices if device in self._grams}
+        if not found:
+            raise TrainingError(
+                "no device sent second moments, which least squares need: their owners may have given "
+                "them less memory; set train.mend to mean"
+            )
+        return pooled_grams(
+            list(found.values()), [float(self.problem.devices.weight[one]) for one in found]
+        )
 
     def evaluate(self, state: GlobalState, split: Split) -> Mapping[str, float]:
         """Return the quality of the model that the user will get; {} where nobody can judge it.
@@ -175,9 +189,3 @@ class RemoteWorkers:
             device: item.coded_bytes for device, item in done.items() if item.coded_bytes
         }
         return done
-
-
-LEAST_SQUARES = (
-    "train.mend: least-squares is for simulated devices: second moments are not sent over "
-    "real links; use mean"
-)
