@@ -1,5 +1,6 @@
 """An answer that is missing, damaged or not what was asked costs one device its round."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,12 +19,12 @@ from airtune.deploy.federation.run import run_federation
 from airtune.engine.message import Reply, pack_tensors, seal_reply, unpack_tensors
 from airtune.engine.stream import StreamServer
 from airtune.errors import (
-    AirtuneError,
     CheckpointError,
     ConnectionFailedError,
     MethodError,
     MismatchError,
     RecipeError,
+    TrainingError,
 )
 from airtune.plan import Measurements, PrunedRounds
 from airtune.records import read_run
@@ -95,14 +96,18 @@ def test_a_device_that_starts_again_is_sent_the_second_moments_once_more(
     assert came == [True, False, True, False]
 
 
-def test_where_no_device_has_the_memory_for_second_moments_the_run_ends_with_the_reason(
+def test_a_run_in_which_no_device_sends_second_moments_ends_with_the_reason(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
+    def keep_back(device: int, reply: Message) -> Message:
+        header = json.loads(reply.header)
+        header["blobs"] = [part for part in header["blobs"] if part[0] != "moments"]
+        return Message(json.dumps(header).encode(), reply.blobs[: len(header["blobs"])])
+
     there = nodes(["a", "b"])
-    small = DeviceSettings(data="recipe", compute="cpu", memory_bytes=4e6)
-    there.mail.devices |= {number: Device(small) for number in (0, 1)}
+    there.mail.bend = keep_back
     asked = recipe(**{"method.name": "jcpba", "method.budget": 0.25, "train.mend": "least-squares"})
-    with pytest.raises(AirtuneError, match=r"second moments.*set train\.mend to mean"):
+    with pytest.raises(TrainingError, match=r"no device sent second moments.*train\.mend to mean"):
         _run(asked, there, tmp_path)
 
 

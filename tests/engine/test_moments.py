@@ -75,7 +75,7 @@ def test_a_number_takes_four_bits_and_the_most_is_known():
 def test_what_cannot_have_been_measured_is_refused(name, change):
     tensors = unpack_tensors(pack_grams(moments()))
     tensors[name] = change(tensors[name])
-    with pytest.raises(CodecError, match="second moments .* refused"):
+    with pytest.raises(CodecError, match=r"second moments .* refused"):
         read_grams(pack_tensors(tensors), SHAPE)
     del tensors[name]
     with pytest.raises(CodecError, match="second moments"):
