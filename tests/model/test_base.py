@@ -1,7 +1,10 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
@@ -10,15 +13,25 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 import airtune.model.base as base_module
 from airtune.errors import MissingExtraError, ModelError
 from airtune.model.base import fingerprint, load_base, load_shape
+from airtune.model.kept import keep_all
+from airtune.model.save import plain_config
 
 
 @pytest.fixture
-def folder(tmp_path, base) -> Path:
-    place = tmp_path / "model"
-    base.network.save_pretrained(place)
-    words = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(place)
-    return place
+def folder_of(tmp_path):
+    def save(base) -> Path:
+        place = tmp_path / "model"
+        base.network.save_pretrained(place)
+        words = Tokenizer(WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
+        PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(place)
+        return place
+
+    return save
+
+
+@pytest.fixture
+def folder(folder_of, base) -> Path:
+    return folder_of(base)
 
 
 def test_a_saved_model_loads_frozen_and_equal(folder, base):
@@ -106,3 +119,58 @@ def test_the_fingerprint_sees_a_changed_weight(base):
     next(iter(base.network.parameters())).data.add_(1.0)
     assert fingerprint(base.network) != before
     assert base_module.fingerprint(base.network) == fingerprint(base.network)
+
+
+def _says(**fields):
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+    return change
+
+
+def _writes(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def _moves_into(name):
+    def change(folder):
+        shutil.copytree(folder, folder / name)
+        (folder / "config.json").unlink()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_writes("adapter_config.json", b'{"base_model_name_or_path": "org/b"}'), r"\(org/b\)"),
+        (_says(quantization_config={"quant_method": "gptq", "bits": 4}), r"quantised \(gptq\)"),
+        (_writes("model.safetensors", b"version https://git-lfs.github.com/spec/v1"), "git lfs"),
+        (_writes("model.safetensors", b"cut"), "header too small"),
+        (_says(hidden_size=16, head_dim=8), "do not fit its config"),
+        (_says(hidden_size="32"), "expected int, got str"),
+        (_says(id2label=["a", "b"]), "cannot load model"),
+        (_moves_into("checkpoint-9"), "set model.source to .*checkpoint-9"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_refused_with_what_to_do(make_base, folder_of, change, said):
+    place = folder_of(make_base("qwen2"))
+    change(place)
+    with pytest.raises(ModelError, match=said):
+        load_base(place, device="cpu")
+
+
+def test_weights_whose_names_have_a_prefix_are_named(make_base, folder_of):
+    place = folder_of(make_base("llama"))
+    tensors = load_file(place / "model.safetensors")
+    save_file({f"module.{k}": v for k, v in tensors.items()}, place / "model.safetensors")
+    with pytest.raises(ModelError, match=r"and hold module\.model\."):
+        load_base(place, device="cpu")
+
+
+def test_code_that_a_config_names_is_neither_run_nor_exported(make_base, folder_of):
+    place = folder_of(make_base("qwen2"))
+    _says(auto_map={"AutoModelForCausalLM": "code.Model"})(place)
+    loaded = load_base(place, device="cpu")
+    assert "auto_map" not in plain_config(loaded, keep_all(loaded.shape)).to_dict()

@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -278,6 +279,18 @@ def test_the_tokenizer_travels_with_the_model(make_base, workload_of, tmp_path):
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "m")("a")["input_ids"] == [0]
     assert load_base(tmp_path / "m", device="cpu").shape == base.shape
+
+
+def test_a_generation_config_is_exported_as_the_base_has_it(make_base, workload_of, tmp_path):
+    """transformers would refuse to save a temperature without sampling once an end mark is added."""
+    base = make_base("qwen2")
+    said = {"do_sample": False, "temperature": 0.6, "top_p": 0.9}
+    base.network.generation_config = GenerationConfig(**said)
+    base.network.generation_config.eos_token_id = 2
+    whole = keep_all(base.shape)
+    save_pruned(tmp_path / "m", base, whole, trained(base, workload_of)[0], scale=SCALE)
+    found = GenerationConfig.from_pretrained(tmp_path / "m").to_dict()
+    assert found.items() >= (said | {"eos_token_id": 2}).items()
 
 
 def test_nothing_to_save_is_said(make_base, tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from airtune.errors import DataError
+from airtune.model.admission import LFS_POINTER
 
 _MARKS: Mapping[bytes, str] = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -19,7 +20,6 @@ _MARKS: Mapping[bytes, str] = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_POINTER = b"version https://git-lfs"
 
 
 def unpacked_name(path: Path) -> str:
@@ -40,7 +40,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
         packed = _PACKED.get(path.suffix.lower())
-        if packed is not None and not data.startswith(_POINTER):
+        if packed is not None and not data.startswith(LFS_POINTER):
             data = packed(data)
     except FileNotFoundError as error:
         raise DataError(
@@ -49,7 +49,7 @@ def read_bytes(path: Path) -> bytes:
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read: {reason}") from error
-    if data.startswith(_POINTER):
+    if data.startswith(LFS_POINTER):
         raise DataError(f"{path} is a pointer of Git LFS and no data; run git lfs pull beside it")
     return data
 

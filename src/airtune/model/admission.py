@@ -6,6 +6,7 @@ as they were read in training: the same pad token, the same segment ids, the sam
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from airtune.errors import ModelError
 from airtune.model.families import Config, Family
 
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that only points to one that Git LFS did not fetch."""
+_ADAPTER = "adapter_config.json"
 _SHOWN = 3
 """Names in one sentence; more are only counted."""
 
@@ -47,6 +51,7 @@ def settle_tokenizer_(
             f"{source!r} has no tokenizer files that can be read (tokenizer.json, vocab.txt, "
             "vocab.json with merges.txt, or tokenizer.model); put those of its base model there"
         )
+    tokenizer.init_kwargs.pop("auto_map", None)  # code is neither run nor exported
     if not _takes_segments(tokenizer, config, family):
         names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
         _keep_(tokenizer, "model_input_names", names)
@@ -97,6 +102,63 @@ def told_surplus(tokens: list[str], vocabulary: int) -> str:
     return (
         f"the tokenizer has {len(tokens)} tokens that the model's embedding of {vocabulary} rows "
         f"lacks ({', '.join(map(repr, tokens[:_SHOWN]))}{more})"
+    )
+
+
+def refuse_no_model(source: str | Path) -> None:
+    """Refuse a folder that has no model of its own, or whose files were not fetched.
+
+    Raises:
+        ModelError: if it has no config but a folder in it has, holds a PEFT adapter, or pointers of
+            Git LFS in place of files.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return
+    if (folder / _ADAPTER).is_file():
+        raise ModelError(
+            f"{source} holds a PEFT adapter ({_ADAPTER}), which is no base: set model.source to the "
+            f"model it belongs to{_base_of(folder / _ADAPTER)}, or merge the two first "
+            "(merge_and_unload, then save_pretrained)"
+        )
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise ModelError(
+                    f"{path} is a pointer of Git LFS and no model's file; run git lfs pull beside it"
+                )
+    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if inner and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{source} has no config.json, but {', '.join(inner[:_SHOWN])} in it has; set model.source "
+            f"to {folder / inner[-1]}, for instance"
+        )
+
+
+def _base_of(adapter: Path) -> str:
+    """Return which base an adapter names, in brackets, or ""."""
+    try:
+        said = json.loads(adapter.read_text(encoding="utf-8"))
+    except ValueError:
+        return ""
+    name = said.get("base_model_name_or_path") if isinstance(said, dict) else None
+    return f" ({name})" if name else ""
+
+
+def refuse_quantised(config: Config, source: str | Path) -> None:
+    """Refuse weights that were saved in few bits.
+
+    Raises:
+        ModelError: naming how.
+    """
+    said = getattr(config, "quantization_config", None)
+    if said is None:
+        return
+    kind = said.get("quant_method") if isinstance(said, dict) else type(said).__name__
+    raise ModelError(
+        f"the weights of {str(source)!r} are quantised ({kind or 'quantization_config'}), and those are "
+        "not tuned here; give the model that they were made from, with model.load_in_4bit: true to hold "
+        "it in 4 bits"
     )
 
 
@@ -172,4 +234,4 @@ def _has(tokenizer: PreTrainedTokenizerBase, config: Config, place: int | None) 
 def _ids(value: int | Iterable[int] | None) -> list[int]:
     if value is None:
         return []
-    return [value] if isinstance(value, int) else list(value)
+    return [value] if isinstance(value, int) else [each for each in value if isinstance(each, int)]

@@ -114,9 +114,12 @@ def load_base(
     quantisation = _quantisation(DTYPES[dtype]) if load_in_4bit else None
     tokenizer = load_tokenizer(source, classifies=labels > 0, revision=revision)
     loader = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
-    choices: dict[str, object] = {"use_safetensors": None if allow_pickle else True}
+    choices: dict[str, object] = {
+        "use_safetensors": None if allow_pickle else True,
+        "ignore_mismatched_sizes": True,  # judged by `check_complete`
+    }
     if labels:
-        choices |= {"num_labels": labels, "ignore_mismatched_sizes": True}
+        choices["num_labels"] = labels
     if is_gguf(source):
         config.num_labels = labels or config.num_labels
         choices = {"config": config}
@@ -281,9 +284,12 @@ def check_complete(
     drawn = {name for name in report["missing_keys"] if classifies and _may_be_drawn(name, family)}
     lost = sorted(report["missing_keys"] - drawn)
     if lost:
+        others = sorted(report["unexpected_keys"])
+        instead = f", and hold {others[0]} for instance, which it has not" if others else ""
         raise ModelError(
             f"the weights of {str(source)!r} lack {len(lost)} tensors of a {family.name} model, "
-            f"{lost[0]} for one; the files are damaged or of another architecture"
+            f"{lost[0]} for one{instead}; the files are damaged, of another architecture, or name "
+            "their tensors otherwise"
         )
 
 

@@ -10,11 +10,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from airtune.errors import ModelError
-from airtune.model.source import reading
+from airtune.model.source import load_config, reading
 
 PREPROCESSOR = "preprocessor_config.json"
 
@@ -71,7 +70,7 @@ def load_frame(source: str | Path, *, revision: str | None = None) -> ImageForma
         ModelError: if it cannot be found or read, or reads no images.
     """
     with reading(source):
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = load_config(source, revision)
         found = cached_file(
             str(source),
             PREPROCESSOR,

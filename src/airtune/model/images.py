@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from airtune.errors import DataError, ModelError
 from airtune.model.admission import check_finite, refuse_pickled
@@ -25,6 +25,7 @@ from airtune.model.batch import Batch, Sequences
 from airtune.model.classes import name_classes_
 from airtune.model.families import Config, family_of
 from airtune.model.frame import load_frame
+from airtune.model.source import load_config, reading
 from airtune.plan import Ints
 
 
@@ -125,29 +126,21 @@ def load_image_base(
         raise ModelError(
             f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}; set model.dtype"
         )
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
-        if family_of(config).name != "vit":
-            raise ModelError(
-                f"{str(source)!r} is a {config.model_type} model and reads no images; use a vit"
-            )
-        with loading():
-            network = AutoModelForImageClassification.from_pretrained(
-                source,
-                revision=revision,
-                dtype=DTYPES[dtype],
-                num_labels=labels,
-                ignore_mismatched_sizes=True,
-                use_safetensors=None if allow_pickle else True,
-                trust_remote_code=False,
-            )
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
+    config = load_config(source, revision)
+    if family_of(config).name != "vit":
         raise ModelError(
-            f"cannot load model {str(source)!r}: {error}; give a hub id or a folder with "
-            "config.json and weights"
-        ) from error
+            f"{str(source)!r} is a {config.model_type} model and reads no images; use a vit"
+        )
+    with reading(source), loading():
+        network = AutoModelForImageClassification.from_pretrained(
+            source,
+            revision=revision,
+            dtype=DTYPES[dtype],
+            num_labels=labels,
+            ignore_mismatched_sizes=True,
+            use_safetensors=None if allow_pickle else True,
+            trust_remote_code=False,
+        )
     if classes:
         name_classes_(network, classes)
     check_finite(network, str(source))

@@ -27,7 +27,8 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import GraniteConfig, MistralConfig, PreTrainedModel
+from transformers import GenerationConfig, GraniteConfig, MistralConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from airtune.errors import AirtuneError, ModelError, RunExistsError, StorageError
 from airtune.model.base import BaseModel, auto_class
@@ -130,7 +131,7 @@ def save_pruned(
         merged(sliced, base.family, adapters, scale=scale, head=head), config, base.shape
     )
     with whole_folder(Path(folder), overwrite=overwrite) as stage, off_screen():
-        network.save_pretrained(str(stage))
+        _save_network(network, stage)
         _save_reader(base, stage)
 
 
@@ -153,7 +154,9 @@ def plain_config(base: BaseModel, kept: Kept, *, constants: frozenset[str] = fro
             "a 4-bit base cannot be saved merged or pruned; save the adapter, or load the base "
             "with load_in_4bit: false"
         )
-    config = type(base.network.config).from_dict(base.network.config.to_dict())
+    settings = base.network.config.to_dict()
+    settings.pop("auto_map", None)  # code that is not there and was not run
+    config = type(base.network.config).from_dict(settings)
     setattr(config, base.family.ffn_field, channels)
     lost = {
         base.family.attention_output: groups < base.shape.kv_groups,
@@ -309,6 +312,21 @@ def _target_modules(base: BaseModel, names: list[str]) -> list[str] | str:
 def _split(name: str) -> tuple[int, str]:
     block, _, linear = name.partition(".")
     return int(block), linear
+
+
+def _save_network(network: PreTrainedModel, folder: Path) -> None:
+    """Write a network as transformers does, with the generation config as its base has it.
+
+    transformers itself refuses one that was changed and says more than counts, a temperature without
+    sampling for instance, as published models have it.
+    """
+    if not network.can_generate():
+        network.save_pretrained(str(folder))
+        return
+    generation = network.generation_config
+    network.generation_config = GenerationConfig()
+    network.save_pretrained(str(folder))
+    generation.to_json_file(folder / GENERATION_CONFIG_NAME, keys_to_pop=["compile_config"])
 
 
 def _save_reader(base: BaseModel, folder: Path) -> None:

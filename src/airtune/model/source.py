@@ -8,31 +8,41 @@ from pathlib import Path
 from typing import TypeAlias
 
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-from airtune.errors import ModelError
-from airtune.model.admission import settle_tokenizer_
+from airtune.errors import AirtuneError, ModelError
+from airtune.model.admission import refuse_no_model, refuse_quantised, settle_tokenizer_
 from airtune.model.families import Config, family_of
 from airtune.model.gguf.source import gguf_config, gguf_tokenizer, is_gguf
 from airtune.model.hub import is_out_of_reach
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
+_FAULTS = (
+    OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
+"""What transformers' loaders raise for files that are missing, damaged, or say what cannot be."""
+
 
 def load_config(source: str | Path, revision: str | None = None) -> Config:
     """Return a model's config; no weight is read.
 
     Raises:
-        ModelError: if it cannot be found or read.
+        ModelError: if it cannot be found or read, or its weights are quantised.
         MissingExtraError: if it is a GGUF file and the gguf package is not installed.
     """
     with reading(source):
         if is_gguf(source):
             return gguf_config(source)
+        refuse_no_model(source)
         _check_reachable(str(source), revision)
         config: Config = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )
+        refuse_quantised(config, source)
         return config
 
 
@@ -81,10 +91,11 @@ def reading(source: str | Path) -> Iterator[None]:
     """Turn what transformers' loaders raise into a ModelError that says what to give instead."""
     try:
         yield
-    except ModelError:
+    except AirtuneError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except _FAULTS as error:
+        first, *more = (str(error).strip() or type(error).__name__).splitlines()
+        reason = f"{first} {more[0].strip()}" if first.endswith(":") and more else first
         raise ModelError(
             f"cannot load model {str(source)!r}: {reason}; give a hub id, a folder with config.json, "
             "weights and tokenizer, or a GGUF file (HF_HUB_OFFLINE and HF_HOME are obeyed)"

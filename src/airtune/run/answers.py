@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from airtune.data.samples import TextRows
 from airtune.model.base import BaseModel
 from airtune.model.classes import class_names
+from airtune.model.generate import write_greedily
 
 SHOWN = 5
 MOST_TOKENS = 64
@@ -95,16 +96,14 @@ def _written(
     if room < 1 or not used:
         return GradedAnswer(prompt, "", right)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    generate = getattr(saved, "generate")  # noqa: B009
-    output = generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        do_sample=False,
-        max_new_tokens=min(MOST_TOKENS, room),
-        pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id,
+    written = write_greedily(
+        saved,
+        inputs["input_ids"],
+        tokens=min(MOST_TOKENS, room),
+        ends=tokenizer.eos_token_id,
+        pad=pad,
     )
-    said = tokenizer.decode(output[0, used:].tolist(), skip_special_tokens=True)
+    said = tokenizer.decode(written[0].tolist(), skip_special_tokens=True)
     return GradedAnswer(prompt, str(said), right)
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from airtune.keys import derive_seed
 from airtune.model.base import BaseModel
+from airtune.model.generate import write_greedily
 from airtune.model.images import image_tokens
 
 BATCH, TOKENS, PASSES = 4, 64, 7
@@ -95,14 +96,7 @@ def _times(passes: list[Callable[[], object]]) -> list[float]:
 def _written(network: Any, ids: torch.Tensor) -> object:
     """Let a language model go on with half a row; it may not stop early."""
     prompt = ids[:1, : max(ids.shape[1] // 2, 1)]
-    return network.generate(
-        prompt,
-        attention_mask=torch.ones_like(prompt),
-        do_sample=False,
-        pad_token_id=0,
-        min_new_tokens=WRITTEN,
-        max_new_tokens=WRITTEN,
-    )
+    return write_greedily(network, prompt, tokens=WRITTEN, ends=None, pad=0, at_least=WRITTEN)
 
 
 def _count(network: nn.Module) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import GenerationMixin
 
 from airtune.errors import DataError, ModelError
+from airtune.model.generate import write_greedily
 from airtune.model.images import Examples, Images, image_tokens
 from airtune.model.loss import class_logits, scored, token_losses
 from airtune.model.source import Tokenizer
@@ -217,23 +218,11 @@ def _generate(
 ) -> list[str]:
     """Continue prompts of one length greedily, (prompts, tokens)."""
     ids = ids.to(next(iter(network.parameters())).device)
-    generate = getattr(network, "generate")  # noqa: B009
     said = getattr(network, "generation_config").eos_token_id  # noqa: B009
     stop = tokenizer.eos_token_id if said is None else said
-    output = generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=stop,
-        pad_token_id=tokenizer.eos_token_id
-        if tokenizer.pad_token_id is None
-        else tokenizer.pad_token_id,
-    )
-    return [
-        str(tokenizer.decode(row[ids.shape[1] :].tolist(), skip_special_tokens=True))
-        for row in output
-    ]
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    written = write_greedily(network, ids, tokens=max_new_tokens, ends=stop, pad=pad)
+    return [str(tokenizer.decode(row.tolist(), skip_special_tokens=True)) for row in written]
 
 
 def _most_tokens(network: nn.Module, examples: Examples) -> int:
