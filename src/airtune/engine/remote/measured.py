@@ -161,72 +161,80 @@ def results_of(
         took_s: seconds of the round, for the energy of waiting.
         predicted_s: when each was predicted to finish, (n,).
     """
-    assignments, count = plan.assignments, len(plan.assignments)
-    columns = {
-        name: np.full(count, np.nan)
-        for name in (
-            "finish",
-            "download",
-            "judging",
-            "compute",
-            "upload",
-            "first",
-            "last",
-            "importance",
-        )
-    }
-    sent, received, peak, step_up, step_down, server_s = np.zeros((6, count))
-    samples, rank_left = np.zeros(count, np.int64), assignments.rank.copy()
-    for index, item in enumerate(trained):
-        if item is None:
-            continue
-        answer, outcome = item.answer, item.outcome
-        sent[index], received[index] = answer.sent_bytes, answer.received_bytes
-        step_up[index], step_down[index] = item.step_bytes
-        server_s[index] = item.server_s
-        columns["finish"][index] = answer.after_s
-        if (spent := answer.spent) is not None:
-            columns["download"][index], columns["compute"][index] = (
-                spent.download_s,
-                spent.compute_s,
-            )
-            columns["judging"][index] = spent.judging_s or 0.0
-            columns["upload"][index] = answer.upload_s
-        columns["first"][index], columns["last"][index] = outcome.loss_first, outcome.loss_last
-        columns["importance"][index] = outcome.importance
-        samples[index] = outcome.samples
-        rank_left[index] = outcome.rank_left or rank_left[index]
-        peak[index] = 0.0 if answer.reply is None else answer.reply.peak_bytes
-    compute_s, upload_s = columns["compute"], columns["upload"]
+    assignments = plan.assignments
+    rows = [_row(item, rank) for item, rank in zip(trained, assignments.rank.tolist(), strict=True)]
+    column = {name: np.array([row[name] for row in rows], np.float64) for name in _row(None, 0)}
+    has_worked = np.isfinite(column["compute_s"])
     return Results(
         device=assignments.device,
         status=status,
-        download_s=columns["download"],
-        compute_s=compute_s,
-        judging_s=columns["judging"],
-        upload_s=upload_s,
-        finish_s=np.where(status == "ok", columns["finish"], np.nan),
-        download_bytes=sent,
-        upload_bytes=received,
-        flops=np.where(
-            np.isnan(compute_s), 0.0, train_flops(problem.shape, problem.workload, assignments)
-        ),
-        loss_first=columns["first"],
-        loss_last=columns["last"],
-        samples=samples,
-        peak_bytes=peak,
+        download_s=column["download_s"],
+        compute_s=column["compute_s"],
+        judging_s=column["judging_s"],
+        upload_s=column["upload_s"],
+        finish_s=np.where(status == "ok", column["finish_s"], np.nan),
+        download_bytes=column["download_bytes"],
+        upload_bytes=column["upload_bytes"],
+        flops=np.where(has_worked, train_flops(problem.shape, problem.workload, assignments), 0.0),
+        loss_first=column["loss_first"],
+        loss_last=column["loss_last"],
+        samples=column["samples"].astype(np.int64),
+        peak_bytes=column["peak_bytes"],
         energy_j=energy_j(
             problem,
             assignments.device,
-            compute_s=np.nan_to_num(compute_s),
-            upload_s=np.nan_to_num(upload_s),
+            compute_s=np.nan_to_num(column["compute_s"]),
+            upload_s=np.nan_to_num(column["upload_s"]),
             round_s=took_s,
         ),
-        importance=columns["importance"],
-        rank_left=rank_left,
+        importance=column["importance"],
+        rank_left=column["rank_left"].astype(np.int64),
         done=assignments,
-        server_s=server_s,
-        step_up_bytes=step_up,
-        step_down_bytes=step_down,
+        server_s=column["server_s"],
+        step_up_bytes=column["step_up_bytes"],
+        step_down_bytes=column["step_down_bytes"],
         predicted_s=predicted_s,
     )
+
+
+def _row(item: Trained | None, rank: int) -> dict[str, float]:
+    """Return a device's part of a round's columns; NaN or 0 where nothing came.
+
+    Args:
+        item: what came of it; None = it was not asked.
+        rank: that it was told, which is left where it says no other.
+    """
+    seconds = dict.fromkeys(
+        ("finish_s", "download_s", "compute_s", "judging_s", "upload_s"), np.nan
+    )
+    losses = dict.fromkeys(("loss_first", "loss_last", "importance"), np.nan)
+    sizes = ("download_bytes", "upload_bytes", "step_up_bytes", "step_down_bytes", "peak_bytes")
+    row = (
+        seconds | losses | dict.fromkeys((*sizes, "server_s", "samples"), 0.0) | {"rank_left": rank}
+    )
+    if item is None:
+        return row
+    answer, outcome = item.answer, item.outcome
+    row |= {
+        "finish_s": answer.after_s,
+        "loss_first": outcome.loss_first,
+        "loss_last": outcome.loss_last,
+        "importance": outcome.importance,
+        "download_bytes": answer.sent_bytes,
+        "upload_bytes": answer.received_bytes,
+        "step_up_bytes": item.step_bytes[0],
+        "step_down_bytes": item.step_bytes[1],
+        "server_s": item.server_s,
+        "samples": outcome.samples,
+        "rank_left": outcome.rank_left or rank,
+    }
+    if answer.reply is not None:
+        row["peak_bytes"] = answer.reply.peak_bytes
+    if (spent := answer.spent) is not None:
+        row |= {
+            "download_s": spent.download_s,
+            "compute_s": spent.compute_s,
+            "judging_s": spent.judging_s or 0.0,
+            "upload_s": answer.upload_s,
+        }
+    return row
