@@ -125,7 +125,7 @@ def test_the_turn_of_who_died_goes_to_the_next_even_before_it_has_come():
     now = table.began_at
     assert turns.choose(table, first_at=now, now=now) == now + 5.0
     assert turns.choose(table, first_at=now, now=now + 5.0) == [waits]
-    assert [session.place for session in turns.queue] == [2, 0, 1]
+    assert [session.column for session in turns.queue] == [2, 0, 1]
 
 
 @pytest.mark.slow

@@ -125,11 +125,11 @@ def _add_over(levels: Levels, over: bytes) -> None:
 def _references(levels: Levels) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return how far back each row's reference is, 0 for none, and the rows' generations."""
     rows, channels = levels.shape
-    place = np.arange(channels)
+    channel = np.arange(channels)
     # each channel is added to one of a few sums, with a sign: distances are about kept
-    mixed = (place * 2654435761) >> 7
+    mixed = (channel * 2654435761) >> 7
     projection = np.zeros((channels, _BUCKETS), np.float32)
-    projection[place, mixed % _BUCKETS] = np.where(mixed >> 8 & 1, 1.0, -1.0)
+    projection[channel, mixed % _BUCKETS] = np.where(mixed >> 8 & 1, 1.0, -1.0)
     reduced = levels.astype(np.float32) @ projection
     square = np.einsum("ij,ij->i", reduced, reduced)
     back = np.zeros(rows, np.int64)

@@ -109,16 +109,16 @@ def from_envelope(envelope: Envelope) -> NDArray[np.float32]:
         raise CodecError(
             f"{count} entries are marked where {frame.count} are declared; ask for it again"
         )
-    place = int(apart)
-    means = _means(envelope, place, channels)
+    number = int(apart)
+    means = _means(envelope, number, channels)
     levels = np.zeros(frame.elements, np.float32)
-    levels[chosen] = _integers(envelope, place + 1, count)
+    levels[chosen] = _integers(envelope, number + 1, count)
     rows = levels.reshape(-1, channels) if frame.elements else np.zeros((0, channels), np.float32)
     return (rows * np.float32(frame.step) + means).reshape(frame.shape)
 
 
-def _means(envelope: Envelope, place: int, channels: int) -> NDArray[np.float32]:
-    means = np.frombuffer(envelope.open_stream(place, 2 * channels), np.float16)
+def _means(envelope: Envelope, number: int, channels: int) -> NDArray[np.float32]:
+    means = np.frombuffer(envelope.open_stream(number, 2 * channels), np.float16)
     if not np.all(np.isfinite(means)):
         raise CodecError("a channel mean of the payload is not finite; ask for it again")
     return means.astype(np.float32)
@@ -140,10 +140,10 @@ def _from_contexts(envelope: Envelope, channels: int) -> NDArray[np.int16]:
     return contexts.from_streams(head, coded, over, rows, channels)
 
 
-def _integers(envelope: Envelope, place: int, count: int) -> NDArray[np.float32]:
-    low = envelope.open_stream(place, count)
+def _integers(envelope: Envelope, number: int, count: int) -> NDArray[np.float32]:
+    low = envelope.open_stream(number, count)
     if not envelope.frame.flags & WIDE:
         return np.frombuffer(low, np.int8).astype(np.float32)
-    high = np.frombuffer(envelope.open_stream(place + 1, count), np.uint8).astype(np.int32)
+    high = np.frombuffer(envelope.open_stream(number + 1, count), np.uint8).astype(np.int32)
     folded = np.frombuffer(low, np.uint8) | high << 8
     return ((folded >> 1) ^ -(folded & 1)).astype(np.float32)

@@ -49,11 +49,11 @@ def from_envelope(envelope: Envelope) -> NDArray[np.bool_]:
         )
     stream = np.frombuffer(envelope.open_stream(0, length), np.uint8)
     kept = stream != _SKIP
-    place = (np.cumsum(stream, dtype=np.int64) + np.cumsum(kept) - 1)[kept]
-    if place.size and int(place[-1]) >= frame.elements:
+    position = (np.cumsum(stream, dtype=np.int64) + np.cumsum(kept) - 1)[kept]
+    if position.size and int(position[-1]) >= frame.elements:
         raise CodecError(
-            f"a kept position must be below {frame.elements}, got {int(place[-1])}; ask for it again"
+            f"a kept position must be below {frame.elements}, got {int(position[-1])}; ask for it again"
         )
     mask = np.zeros(frame.elements, np.bool_)
-    mask[place] = True
+    mask[position] = True
     return mask

@@ -112,8 +112,8 @@ def by_entry(tops: NDArray[np.uint8], chosen: NDArray[np.bool_]) -> NDArray[np.f
     return np.repeat(tops.astype(np.float32), counts)
 
 
-def open_scale(envelope: Envelope, place: int) -> tuple[RowScale, NDArray[np.uint8]]:
-    """Take scale and largest entries from a payload's streams, from `place` on.
+def open_scale(envelope: Envelope, number: int) -> tuple[RowScale, NDArray[np.uint8]]:
+    """Take scale and largest entries from a payload's streams, from `number` on.
 
     Raises:
         CodecError: if the shape has no rows, a stream is of another length, or a value is out of range.
@@ -124,11 +124,11 @@ def open_scale(envelope: Envelope, place: int) -> tuple[RowScale, NDArray[np.uin
     rows = envelope.frame.elements // shape[-1]
     means = None
     if envelope.frame.flags & CENTRED:
-        means = np.frombuffer(envelope.open_stream(place, 2 * shape[-1]), np.float16)
-        place += 1
+        means = np.frombuffer(envelope.open_stream(number, 2 * shape[-1]), np.float16)
+        number += 1
         if not np.all(np.isfinite(means)):
             raise CodecError("a channel mean of the payload is not finite; ask for it again")
-    packed = envelope.open_stream(place, 3 * rows)
+    packed = envelope.open_stream(number, 3 * rows)
     exponent = np.frombuffer(packed[: 2 * rows], "<i2").astype(np.int16)
     if exponent.size and int(np.abs(exponent.astype(np.int32)).max()) > _LARGEST:
         raise CodecError(

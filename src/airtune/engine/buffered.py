@@ -215,15 +215,15 @@ def _reference(problem: Problem, update: Update, state: GlobalState) -> Mapping[
     return returned_of(state, problem.shape, update.kept, update.rank, cut=0, work=problem.work)
 
 
-def _known_after_s(results: Results, place: int, plan: RoundPlan, problem: Problem) -> float:
+def _known_after_s(results: Results, row: int, plan: RoundPlan, problem: Problem) -> float:
     """Return after how many seconds the server knows what became of a device."""
-    finish_s = float(results.finish_s[place])
+    finish_s = float(results.finish_s[row])
     if math.isfinite(finish_s):
         return finish_s
     deadline_s = plan.deadline_of(problem)
-    if deadline_s is not None and results.status[place] in ("late", "absent"):
+    if deadline_s is not None and results.status[row] in ("late", "absent"):
         return deadline_s
-    return float(np.nan_to_num(results.download_s[place]) + np.nan_to_num(results.compute_s[place]))
+    return float(np.nan_to_num(results.download_s[row]) + np.nan_to_num(results.compute_s[row]))
 
 
 def arrived_in(
@@ -321,8 +321,8 @@ def _column(name: str, values: Sequence[float | str]) -> NDArray[Any]:
     return np.array(values, np.int64 if name in _WHOLE else np.float64)
 
 
-def _item(column: NDArray[Any] | None, place: int) -> float | str:
-    found: float | str = math.nan if column is None else column[place].item()
+def _item(column: NDArray[Any] | None, row: int) -> float | str:
+    found: float | str = math.nan if column is None else column[row].item()
     return found
 
 

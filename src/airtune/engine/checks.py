@@ -73,10 +73,10 @@ def check_shares(shares: Floats, assignments: Assignments, links: LinkState) -> 
         raise MethodError(f"divide must return {count} shares, got shape {shares.shape}")
     wrong = ~((shares >= 0) & (shares <= 1 + SHARE_TOLERANCE))
     if np.any(wrong):
-        place = int(np.flatnonzero(wrong)[0])
+        index = int(np.flatnonzero(wrong)[0])
         raise MethodError(
-            f"a share must be in [0, 1], got {shares[place]:g} for device "
-            f"{assignments.device[place]}"
+            f"a share must be in [0, 1], got {shares[index]:g} for device "
+            f"{assignments.device[index]}"
         )
     link = links.link[assignments.device]
     given = np.bincount(link, weights=shares, minlength=len(links.specs))

@@ -84,14 +84,14 @@ class HeldMoments:
 def pack_grams(grams: Grams) -> bytes:
     """Return second moments as they travel; what `as_sent` made comes out as it went in."""
     tensors: dict[str, torch.Tensor] = {}
-    for place in ("attention", "ffn"):
-        part: Covariances = getattr(grams, place)
+    for layer in ("attention", "ffn"):
+        part: Covariances = getattr(grams, layer)
         levels, step = levels_of(part)
         tensors |= {
-            f"{place}/levels": _halves(levels),
-            f"{place}/step": step[..., 0],
-            f"{place}/variance": part.variance,
-            f"{place}/mean": torch.from_numpy(np.ascontiguousarray(getattr(grams.means, place))),
+            f"{layer}/levels": _halves(levels),
+            f"{layer}/step": step[..., 0],
+            f"{layer}/variance": part.variance,
+            f"{layer}/mean": torch.from_numpy(np.ascontiguousarray(getattr(grams.means, layer))),
         }
     return pack_tensors(tensors)
 
@@ -110,8 +110,8 @@ def read_grams(content: bytes, shape: ModelShape) -> Grams:
     widths = _widths(shape)
     if {name: (one.dtype, tuple(one.shape)) for name, one in tensors.items()} != _wanted(shape):
         raise CodecError("second moments are not of this model's sizes; they are refused")
-    attention, ffn = (_read(place, tensors, width) for place, width in widths.items())
-    means = Means(*(tensors[f"{place}/mean"].numpy() for place in widths))
+    attention, ffn = (_read(layer, tensors, width) for layer, width in widths.items())
+    means = Means(*(tensors[f"{layer}/mean"].numpy() for layer in widths))
     return Grams(attention, ffn, means)
 
 
@@ -123,13 +123,13 @@ def grams_bytes(shape: ModelShape) -> int:
 
 def _wanted(shape: ModelShape) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     found: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
-    for place, width in _widths(shape).items():
+    for layer, width in _widths(shape).items():
         rank = min(GRAM_RANK, width)
         found |= {
-            f"{place}/levels": (torch.uint8, (shape.blocks, rank, -(-width // 2))),
-            f"{place}/step": (torch.float32, (shape.blocks, rank)),
-            f"{place}/variance": (torch.float32, (shape.blocks, width)),
-            f"{place}/mean": (torch.float64, (shape.blocks, width)),
+            f"{layer}/levels": (torch.uint8, (shape.blocks, rank, -(-width // 2))),
+            f"{layer}/step": (torch.float32, (shape.blocks, rank)),
+            f"{layer}/variance": (torch.float32, (shape.blocks, width)),
+            f"{layer}/mean": (torch.float64, (shape.blocks, width)),
         }
     return found
 
@@ -138,13 +138,13 @@ def _widths(shape: ModelShape) -> dict[str, int]:
     return {"attention": shape.heads * shape.head_dim, "ffn": shape.ffn}
 
 
-def _read(place: str, tensors: Tensors, width: int) -> Covariances:
-    step, variance = tensors[f"{place}/step"], tensors[f"{place}/variance"]
-    mean = tensors[f"{place}/mean"]
+def _read(layer: str, tensors: Tensors, width: int) -> Covariances:
+    step, variance = tensors[f"{layer}/step"], tensors[f"{layer}/variance"]
+    mean = tensors[f"{layer}/mean"]
     good = [bool(((part >= 0) & (part <= _MOST)).all()) for part in (step, variance, mean.square())]
     if not all(good):
-        raise CodecError(f"second moments of {place} are not finite or too large; they are refused")
-    return Covariances(_whole(tensors[f"{place}/levels"], width) * step[..., None], variance)
+        raise CodecError(f"second moments of {layer} are not finite or too large; they are refused")
+    return Covariances(_whole(tensors[f"{layer}/levels"], width) * step[..., None], variance)
 
 
 def _halves(levels: torch.Tensor) -> torch.Tensor:

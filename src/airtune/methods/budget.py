@@ -97,9 +97,9 @@ def within_quality(measured: Sequence[PrunedRounds], quality_budget: float) -> f
     over = np.flatnonzero(loss > quality_budget)
     if not over.size:
         return float(rate[-1])
-    place = int(over[0])
-    if place == 0:
+    index = int(over[0])
+    if index == 0:
         return 0.0
-    span = loss[place] - loss[place - 1]
-    part = (quality_budget - loss[place - 1]) / span
-    return float(rate[place - 1] + part * (rate[place] - rate[place - 1]))
+    span = loss[index] - loss[index - 1]
+    part = (quality_budget - loss[index - 1]) / span
+    return float(rate[index - 1] + part * (rate[index] - rate[index - 1]))

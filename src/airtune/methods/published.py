@@ -300,7 +300,7 @@ class PublishedFedSpine:
     def _tree(self, state: State, device: Ints) -> dict[str, Note]:
         """Return what the choices rest on, for the record.
 
-        `tree`: a row a box, `low` and `high` of the ratio, `low` and `high` of the rank's place,
+        `tree`: a row a box, `low` and `high` of the ratio, `low` and `high` of the rank's position,
         then trials and mean reward of each group; private bandits are added up. `played`: a row a
         device, with its group and the row of its box.
         """
@@ -340,12 +340,12 @@ class PublishedFedSpine:
         tried = float(bandit.trials[group, box])
         who = "alone" if self.learner == "private" else f"group {group}"
         low, high = bandit.low[box], bandit.high[box]
-        place = f"ratio {low[0]:.2f}-{high[0]:.2f}" if prunes else "no pruning due"
-        place += f", rank {low[1]:.2f}-{high[1]:.2f}"
+        arm = f"ratio {low[0]:.2f}-{high[0]:.2f}" if prunes else "no pruning due"
+        arm += f", rank {low[1]:.2f}-{high[1]:.2f}"
         if tried < 1e-9:
-            return f"{who} tries {place} for the first time"
+            return f"{who} tries {arm} for the first time"
         mean = float(bandit.reward[group, box]) / tried
-        return f"{who}, {place} paid {mean:.2f} in {tried:.1f} trials"
+        return f"{who}, {arm} paid {mean:.2f} in {tried:.1f} trials"
 
 
 def _arrays(bandit: Bandit) -> dict[str, Floats | Ints]:

@@ -146,9 +146,9 @@ class Sft:
             able = seen.device[seen.able]
             kept = [] if due else self._within(task, lines, cut[able])
             tasks = kept + _later_and_later(task, lines)
-            used, place, notes = self._served(problem, seen, lines, tasks, index)
+            used, number, notes = self._served(problem, seen, lines, tasks, index)
             index[seen.able] = line[able] = used.index
-            if place < len(kept):
+            if number < len(kept):
                 cut[able] = np.maximum(cut[able], lines.cut[used.index])
             else:
                 cut[able], decided = lines.cut[used.index], observation.round

@@ -25,13 +25,13 @@ def split_reasons(
     for row, name in enumerate(seen.names):
         cut, part = int(assignments.cut[row]), float(assignments.share[row])
         codec = assignments.codecs[int(assignments.codec_index[row])].label
-        place = link[int(seen.links.link[assignments.device[row]])]
+        link_name = link[int(seen.links.link[assignments.device[row]])]
         if not np.isfinite(expected.finish_s[row]):
-            lines.append(f"{name}: no rate in this slot; gets none of {place} until it has one")
+            lines.append(f"{name}: no rate in this slot; gets none of {link_name} until it has one")
             continue
         lines.append(
             f"{name}: cut after block {cut} of {blocks}, {codec} ({why}); "
-            f"{part:.2%} of {place}; computes {format_seconds(float(expected.compute_s[row]))}, "
+            f"{part:.2%} of {link_name}; computes {format_seconds(float(expected.compute_s[row]))}, "
             f"sends {format_bytes(float(cost.up_bytes[row]))} a step"
         )
     return tuple(lines)

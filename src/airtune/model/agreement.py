@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from airtune.model.lora import place_of
+from airtune.model.lora import slice_of
 from airtune.model.state import GlobalState, Update
 from airtune.plan import Floats, ModelShape
 
@@ -40,14 +40,14 @@ def agreement_of(
         changes = []
         for update in updates:
             rank = update.adapters[f"{name[:-1]}A"].shape[0]
-            place = place_of(name, shape, update.kept, rank)
-            change = update.adapters[name].float().cpu() - full[place].float()
-            total[place] += change
-            count[place] += 1.0
-            changes.append((place, change))
-        for row, (place, change) in enumerate(changes):
-            beside = count[place] - 1.0
-            others = (total[place] - change) / beside.clamp_min(1.0)
+            where = slice_of(name, shape, update.kept, rank)
+            change = update.adapters[name].float().cpu() - full[where].float()
+            total[where] += change
+            count[where] += 1.0
+            changes.append((where, change))
+        for row, (where, change) in enumerate(changes):
+            beside = count[where] - 1.0
+            others = (total[where] - change) / beside.clamp_min(1.0)
             shared = int((beside > 0).sum())
             if shared:
                 inner[row] += float((change * others).sum()) * change.numel() / shared

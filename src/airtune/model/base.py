@@ -106,7 +106,7 @@ def load_base(
         raise ModelError(
             f"{source} is a GGUF file, which is not held in 4 bits anew; leave out model.load_in_4bit"
         )
-    torch_device = place_of(device)
+    torch_device = torch_device_of(device)
     config = load_config(source, revision)
     shape_from_config(config, labels=labels)  # refuses what cannot be loaded before the weights are
     if not allow_pickle:
@@ -244,7 +244,7 @@ def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def place_of(name: str) -> str:
+def torch_device_of(name: str) -> str:
     """Return the torch device that `model.device` asks for.
 
     Raises:

@@ -20,7 +20,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from airtune.errors import DataError, ModelError
 from airtune.model.admission import check_finite, refuse_pickled
-from airtune.model.base import DTYPES, BaseModel, base_of, loading, place_of
+from airtune.model.base import DTYPES, BaseModel, base_of, loading, torch_device_of
 from airtune.model.batch import Batch, Sequences
 from airtune.model.classes import name_classes_
 from airtune.model.families import Config, family_of
@@ -145,7 +145,9 @@ def load_image_base(
         name_classes_(network, classes)
     check_finite(network, str(source))
     frame = load_frame(source, revision=revision)
-    return replace(image_base_of(network.to(place_of(device)), source=str(source)), frame=frame)
+    return replace(
+        image_base_of(network.to(torch_device_of(device)), source=str(source)), frame=frame
+    )
 
 
 def image_base_of(network: PreTrainedModel, *, source: str = "memory") -> BaseModel:

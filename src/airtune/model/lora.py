@@ -150,7 +150,7 @@ def take(
     return sliced
 
 
-def place_of(
+def slice_of(
     name: str, shape: ModelShape, kept: Kept, rank: int
 ) -> tuple[slice | torch.Tensor, slice | torch.Tensor]:
     """Return where a factor, `"{block}.{linear}.A"` or B, of a slice and rank is on the full grid."""

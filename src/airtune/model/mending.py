@@ -249,14 +249,14 @@ def mended(
     second = grams.matrix(block).to(weight.device)
     if not has_bias:
         second = second + torch.outer(average, average)
-    change = _solved(second, lost, stay, go, place=f"{linear.name} of block {block}")
+    change = _solved(second, lost, stay, go, layer=f"{linear.name} of block {block}")
     if constant is not None:
         constant = constant - change @ average[stay]
     return change, constant
 
 
 def _solved(
-    second: torch.Tensor, lost: torch.Tensor, stay: torch.Tensor, go: torch.Tensor, *, place: str
+    second: torch.Tensor, lost: torch.Tensor, stay: torch.Tensor, go: torch.Tensor, *, layer: str
 ) -> torch.Tensor:
     """Return `W_R S_RK (S_KK + ridge)^-1`, (out, kept)."""
     inner, cross = second[stay][:, stay], second[go][:, stay]
@@ -265,7 +265,7 @@ def _solved(
     factor, fault = torch.linalg.cholesky_ex(ridged)
     if int(fault) or not bool(ridged.isfinite().all()):
         raise ModelError(
-            f"the Gram matrix of {place} is singular, so least squares has no answer there; "
+            f"the Gram matrix of {layer} is singular, so least squares has no answer there; "
             "measure it on more data, or set train.mend to mean"
         )
     return torch.cholesky_solve((lost @ cross).T, factor).T

@@ -39,7 +39,7 @@ from airtune.model.base import (
     digest_of,
     drawn_modules,
     loading,
-    place_of,
+    torch_device_of,
 )
 from airtune.model.classes import name_classes_
 from airtune.model.families import Config, replace_module_, shape_from_config
@@ -120,7 +120,7 @@ def load_part(
         ModelError: if the part is outside the model, or cannot be read or is not whole.
     """
     base = read_part(folder, blocks=blocks, output=output, labels=labels, dtype=dtype)
-    network = base.network.to(place_of(device))
+    network = base.network.to(torch_device_of(device))
     if classes:
         name_classes_(network, classes)
     if base.shape.family == "vit":

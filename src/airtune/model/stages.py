@@ -148,8 +148,8 @@ def head_positions(network: PreTrainedModel, mask: torch.Tensor) -> torch.Tensor
     pools = getattr(network.config, "classifier_pooling", "cls") == "mean"
     if pools or not hasattr(network, family.head):
         return mask.bool()
-    place = mask.sum(1) - 1 if family.causal else torch.zeros_like(mask[:, 0])
-    return torch.arange(mask.shape[1], device=mask.device) == place[:, None]
+    last = mask.sum(1) - 1 if family.causal else torch.zeros_like(mask[:, 0])
+    return torch.arange(mask.shape[1], device=mask.device) == last[:, None]
 
 
 def ends_of(family: Family) -> Ends:

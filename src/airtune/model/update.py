@@ -8,7 +8,7 @@ import torch
 from airtune.errors import ModelError
 from airtune.model.importance import Importance
 from airtune.model.kept import check_kept
-from airtune.model.lora import Adapters, layer_names, place_of
+from airtune.model.lora import Adapters, layer_names, slice_of
 from airtune.model.state import GlobalState, Update
 from airtune.plan import ModelShape
 
@@ -46,7 +46,7 @@ def sent_of(update: Update, state: GlobalState, shape: ModelShape) -> Adapters:
     found: Adapters = {}
     for name in update.adapters:
         rank = update.adapters[f"{name[:-1]}A"].shape[0]
-        found[name] = state.adapters[name][place_of(name, shape, update.kept, rank)].clone()
+        found[name] = state.adapters[name][slice_of(name, shape, update.kept, rank)].clone()
     return found
 
 

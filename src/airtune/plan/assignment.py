@@ -194,10 +194,10 @@ def _check(
 ) -> None:
     wrong = ~np.isfinite(column) | (column < low) | (column >= high if below else column > high)
     if np.any(wrong):
-        place = int(np.flatnonzero(wrong)[0])
+        index = int(np.flatnonzero(wrong)[0])
         bracket = f"[{low:g}, {high:g})" if below else f"[{low:g}, {high:g}]"
         raise MethodError(
-            f"{name} must be in {bracket}, got {column[place]:g} in row {place} of the plan; "
+            f"{name} must be in {bracket}, got {column[index]:g} in row {index} of the plan; "
             "a method must clip its decisions"
         )
 

@@ -167,8 +167,8 @@ def _grouped(run: RunSeries) -> tuple[Ints, Ints]:
         table = np.array(played, np.int64)
         is_told = (devices["round"] == record["round"]) & (devices["local_steps"] > 0)
         rows = np.flatnonzero(is_told)
-        place = np.searchsorted(table[:, 0], devices["device"][rows])
-        group[rows] = table[np.minimum(place, table.shape[0] - 1), 1]
+        index = np.searchsorted(table[:, 0], devices["device"][rows])
+        group[rows] = table[np.minimum(index, table.shape[0] - 1), 1]
     return np.array(rounds, np.int64), group
 
 
@@ -181,9 +181,9 @@ def _lines(
     traces = []
     for number, title in enumerate(names):
         rows = group == number
-        place = np.searchsorted(rounds, devices["round"][rows])
-        count = np.bincount(place, minlength=rounds.size)
-        total = np.bincount(place, weights=devices[name][rows], minlength=rounds.size)
+        index = np.searchsorted(rounds, devices["round"][rows])
+        count = np.bincount(index, minlength=rounds.size)
+        total = np.bincount(index, weights=devices[name][rows], minlength=rounds.size)
         mean = [float(f"{t / c:.4g}") if c else None for t, c in zip(total, count, strict=True)]
         traces.append(
             {
@@ -236,7 +236,7 @@ def gain_figure(study: Study) -> Figure | None:
         if not gains:
             continue
         length = min(gain.size for gain in gains)
-        place = colour_index(study, study.methods.index(control))
+        index = colour_index(study, study.methods.index(control))
         mean = np.mean([gain[:length] for gain in gains], axis=0)
         traces.append(
             {
@@ -244,7 +244,7 @@ def gain_figure(study: Study) -> Figure | None:
                 "name": label(f"over {control}"),
                 "x": list(range(length)),
                 "y": [float(f"{value:.4g}") for value in mean],
-                "line": {"color": colour_of(place), "width": 2, "dash": dash_of(place)},
+                "line": {"color": colour_of(index), "width": 2, "dash": dash_of(index)},
                 "hovertemplate": "%{y:+.3g} up to round %{x}",
             }
         )

@@ -69,10 +69,10 @@ def quality_chart(study: Study, summary: Summary, kind: Kind) -> Chart:
     )
 
 
-def colour_index(study: Study, place: int) -> int:
-    """Return the palette index of the method at a place; the baseline takes the neutral 0."""
+def colour_index(study: Study, index: int) -> int:
+    """Return the palette index of a method by its number in the study; the baseline takes the neutral 0."""
     others = [name for name in study.methods if name != study.baseline]
-    name = study.methods[place]
+    name = study.methods[index]
     return 0 if name == study.baseline else 1 + others.index(name)
 
 

@@ -42,9 +42,9 @@ def shown_devices(run: RunSeries) -> Ints:
     names = np.unique(devices["device"])
     if names.size <= DEVICES:
         return names
-    place = np.searchsorted(names, devices["device"])
-    total = np.bincount(place, weights=np.nan_to_num(devices["finish_s"]), minlength=names.size)
-    slow_first = names[np.argsort(-total / np.bincount(place, minlength=names.size))]
+    index = np.searchsorted(names, devices["device"])
+    total = np.bincount(index, weights=np.nan_to_num(devices["finish_s"]), minlength=names.size)
+    slow_first = names[np.argsort(-total / np.bincount(index, minlength=names.size))]
     half = DEVICES // 2
     rest = slow_first[half:]
     spaced = rest[np.linspace(0, rest.size - 1, DEVICES - half).round().astype(int)]
@@ -57,9 +57,9 @@ def rows_of(devices: Columns, number: int, shown: Ints) -> Ints:
     return np.flatnonzero(wanted)
 
 
-def round_data(run: RunSeries, place: int, shown: Ints) -> dict[str, Any]:
+def round_data(run: RunSeries, index: int, shown: Ints) -> dict[str, Any]:
     """Return one round as the page draws it: a timeline and the decisions with their reasons."""
-    record, devices = run.record.rounds[place], run.record.devices
+    record, devices = run.record.rounds[index], run.record.devices
     rows = rows_of(devices, int(record["round"]), shown)
     every = np.flatnonzero(devices["round"] == record["round"])
     finish = np.where(devices["status"][every] == "ok", devices["finish_s"][every], np.nan)

@@ -219,11 +219,11 @@ class DeviceEnd:
         """Return each device's trained head by column, {} where the server has it."""
         return dict(zip(self.jobs, map(on_cpu, self._half.lora.heads()), strict=True))
 
-    def _sent(self, place: int, numbers: Ints) -> Ints:
+    def _sent(self, column: int, numbers: Ints) -> Ints:
         """Return the places in a batch of which something is sent: of a frozen part the new samples."""
         if not self.context.work.device_frozen:
             return np.arange(len(numbers))
-        known = [int(number) in self._memory[place] for number in numbers]
+        known = [int(number) in self._memory[column] for number in numbers]
         return np.flatnonzero(~np.array(known))
 
     def _passing(
@@ -237,20 +237,20 @@ class DeviceEnd:
         if len(drawn) > 1:
             size = self.context.workload.batch
             return self._batch, {
-                place: number * size + sent[place] for number, place in enumerate(drawn)
+                column: number * size + sent[column] for number, column in enumerate(drawn)
             }
-        [(place, numbers)] = drawn.items()
-        is_part = 0 < len(sent[place]) < len(numbers)
-        batch = self._collated({place: numbers[sent[place]]}) if is_part else self._batch
-        return batch, {place: np.arange(len(sent[place]))}
+        [(column, numbers)] = drawn.items()
+        is_part = 0 < len(sent[column]) < len(numbers)
+        batch = self._collated({column: numbers[sent[column]]}) if is_part else self._batch
+        return batch, {column: np.arange(len(sent[column]))}
 
     def _coded(
-        self, place: int, numbers: Ints, sent: Ints, batch: Batch, activation: torch.Tensor
+        self, column: int, numbers: Ints, sent: Ints, batch: Batch, activation: torch.Tensor
     ) -> tuple[bytes, bytes]:
         """Return what goes beside a device's activation, and its payload.
 
         Args:
-            place: The device's column.
+            column: The device's column.
             numbers: Of the samples in its batch.
             sent: Places in its batch of which something is sent.
             batch: Those samples.
@@ -259,20 +259,20 @@ class DeviceEnd:
         Raises:
             CodecError: if a value is not finite.
         """
-        context, codec = self.context, self.jobs[place].row.codec
-        spec, stream = context.codec(codec, "activation"), self._stream(place, "activation")
+        context, codec = self.context, self.jobs[column].row.codec
+        spec, stream = context.codec(codec, "activation"), self._stream(column, "activation")
         beside = beside_of(batch, labels_stay=context.labels_stay)
         if not context.remembers(codec):
             payload = put(activation, batch.attention_mask, spec, stream)
             count = int(batch.attention_mask.sum()) * activation.shape[-1]
-            self._kept[self._part, place] = kept_of(payload, count, spec, context.work)
+            self._kept[self._part, column] = kept_of(payload, count, spec, context.work)
             return beside, payload
         ends = batch.attention_mask.sum(1).cumsum(0)[:-1].tolist()
         pieces = np.split(packed(activation, batch.attention_mask), ends) if len(sent) else []
         told, payload = put_samples(
             numbers,
             dict(zip(sent.tolist(), pieces, strict=True)),
-            self._memory[place],
+            self._memory[column],
             spec,
             stream,
             stamp=secrets.randbits(64),
@@ -302,9 +302,9 @@ class DeviceEnd:
             came.add(index)
         return whole, came
 
-    def _rows(self, place: int) -> slice:
+    def _rows(self, column: int) -> slice:
         size = self.context.workload.batch
-        start = list(self.jobs).index(place) * size
+        start = list(self.jobs).index(column) * size
         return slice(start, start + size)
 
     def _collated(self, drawn: Mapping[int, Ints]) -> Batch:
@@ -313,14 +313,14 @@ class DeviceEnd:
         tokens, device = self.context.workload.tokens, self.context.base.device
         return collate_examples(joined, range(len(joined)), tokens=tokens, device=device)
 
-    def _stream(self, place: int, direction: str) -> np.random.Generator:
-        device = self.jobs[place].device
+    def _stream(self, column: int, direction: str) -> np.random.Generator:
+        device = self.jobs[column].device
         return self.context.stream(self._step, device, direction, self._part)
 
     def _message(
         self,
         kind: Kind,
-        place: int,
+        column: int,
         payload: bytes,
         *,
         beside: bytes = b"",
@@ -331,7 +331,7 @@ class DeviceEnd:
             0,
             self.context.round,
             self._step,
-            self.jobs[place].device,
+            self.jobs[column].device,
             rows=self.context.workload.batch,
             steps=self.steps,
             beside=beside,
@@ -339,8 +339,8 @@ class DeviceEnd:
             loss=loss,
         )
 
-    def _refuse(self, place: int, reason: str) -> None:
-        self.refused.setdefault(place, reason)
+    def _refuse(self, column: int, reason: str) -> None:
+        self.refused.setdefault(column, reason)
 
 
 def _scored(batch: Batch) -> int:

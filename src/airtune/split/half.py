@@ -64,13 +64,13 @@ class TrainedHalf:
         result = self._half.step(arrived, chunk=self._chunk, total_weight=total_weight)
         if learns:
             self._learn()
-        places = [part.device for part in arrived]
+        columns = [part.device for part in arrived]
         gradients = {
             index: gradient
-            for index, gradient in zip(places, result.gradients, strict=True)
+            for index, gradient in zip(columns, result.gradients, strict=True)
             if gradient is not None
         }
-        return gradients, dict(zip(places, map(float, result.losses), strict=True))
+        return gradients, dict(zip(columns, map(float, result.losses), strict=True))
 
     def forward(self, arrived: Sequence[Arrived]) -> dict[int, torch.Tensor]:
         """Return last hidden states by column, where labels stay; `backward` must follow."""

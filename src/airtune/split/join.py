@@ -77,9 +77,9 @@ def join_round(
 
 
 def _update(
-    context: SplitContext, row: Assignment, server: ServerParts, place: int, part: DevicePart
+    context: SplitContext, row: Assignment, server: ServerParts, column: int, part: DevicePart
 ) -> Update:
-    held = server.servers[place]
+    held = server.servers[column]
 
     steps = min(part.steps, row.local_steps)
 
@@ -92,7 +92,7 @@ def _update(
         kept=keep_all(context.shape),
         rank=row.rank,
         adapters={name: tensor_of(name, old) for name, old in context.state.adapters.items()},
-        head=part.head if context.labels_stay else server.heads[place],
+        head=part.head if context.labels_stay else server.heads[column],
         samples=context.workload.batch * steps,
         part=steps / row.local_steps,
         cut=row.cut,

@@ -39,18 +39,18 @@ class StepLog:
         return cls(losses, up, down, beside, up_bound, down_bound, computed)
 
     def went_up(
-        self, step: int, place: int, payload_bytes: int, bound_bytes: float, beside_bytes: int = 0
+        self, step: int, column: int, payload_bytes: int, bound_bytes: float, beside_bytes: int = 0
     ) -> None:
         """Count what a device sent: a payload, and what came beside it."""
-        self.up_bytes[step, place] += payload_bytes + beside_bytes
-        self.up_bound_bytes[step, place] += bound_bytes
-        self.beside_bytes[step, place] += beside_bytes
+        self.up_bytes[step, column] += payload_bytes + beside_bytes
+        self.up_bound_bytes[step, column] += bound_bytes
+        self.beside_bytes[step, column] += beside_bytes
 
-    def went_down(self, step: int, place: int, payload_bytes: int, bound_bytes: float) -> None:
+    def went_down(self, step: int, column: int, payload_bytes: int, bound_bytes: float) -> None:
         """Count a payload that the server sent."""
-        self.down_bytes[step, place] += payload_bytes
-        self.down_bound_bytes[step, place] += bound_bytes
+        self.down_bytes[step, column] += payload_bytes
+        self.down_bound_bytes[step, column] += bound_bytes
 
-    def refuse(self, place: int, reason: str) -> None:
+    def refuse(self, column: int, reason: str) -> None:
         """Put a device out of the round; the first reason stands."""
-        self.refused.setdefault(place, reason)
+        self.refused.setdefault(column, reason)

@@ -142,11 +142,11 @@ class _Queue:
         self._step, self._ends, self.waiting = step, ends, {}
         return {index: sent for end in ends for index, sent in end.send(step).items()}
 
-    def send(self, place: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
+    def send(self, column: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
         """Put a message where its device finds it; one that vanishes in this step is gone."""
-        is_there = place not in self._log.refused and self._gone.get(place) != self._step
+        is_there = column not in self._log.refused and self._gone.get(column) != self._step
         if is_there:
-            self.waiting[place] = payload
+            self.waiting[column] = payload
         return is_there
 
     def receive(self, places: Iterable[int]) -> dict[int, StepMessage]:
@@ -154,10 +154,10 @@ class _Queue:
         hidden, self.waiting = self.waiting, {}
         return {index: sent for end in self._ends for index, sent in end.finish(hidden).items()}
 
-    def refuse(self, place: int, reason: str) -> None:
+    def refuse(self, column: int, reason: str) -> None:
         """Put a device out of the round."""
-        self._log.refuse(place, reason)
-        self.waiting.pop(place, None)
+        self._log.refuse(column, reason)
+        self.waiting.pop(column, None)
 
     def end(self, sent: Iterable[int]) -> None:
         """Have the devices learn what they were sent; who vanished in this step is out."""

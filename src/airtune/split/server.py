@@ -40,15 +40,15 @@ Tensors = dict[int, torch.Tensor]
 class Link(Protocol):
     """What carries a server's messages to the devices of a pass, by column, and theirs to it."""
 
-    def send(self, place: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
+    def send(self, column: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
         """Send a device what it awaits; False = it is not there any more, and nothing went out."""
         ...
 
-    def receive(self, places: Iterable[int]) -> Mapping[int, StepMessage]:
+    def receive(self, columns: Iterable[int]) -> Mapping[int, StepMessage]:
         """Return what those devices answer that are still there; waits for them."""
         ...
 
-    def refuse(self, place: int, reason: str) -> None:
+    def refuse(self, column: int, reason: str) -> None:
         """Put a device out of the round."""
         ...
 
@@ -115,9 +115,9 @@ class ServerEnd:
         if context.work.server != "copies":
             self._half(0)
 
-    def micro_batches(self, place: int) -> int:
+    def micro_batches(self, column: int) -> int:
         """Return into how many parts a device divides its batch over a stream."""
-        return self.context.parts(self._rows[place].codec)
+        return self.context.parts(self._rows[column].codec)
 
     def serve(
         self, messages: Mapping[int, StepMessage], link: Link, *, part: int = 0, more: bool = False
@@ -135,11 +135,11 @@ class ServerEnd:
         arrived = []
         if not part:
             self._shares, self._totals = {}, {}
-        for place, message in messages.items():
+        for column, message in messages.items():
             try:
-                arrived.append(self._arrived(place, message))
+                arrived.append(self._arrived(column, message))
             except CodecError as error:
-                link.refuse(place, f"activation refused: {error}")
+                link.refuse(column, f"activation refused: {error}")
         going = _Pass(link, {one.device: messages[one.device].step for one in arrived}, part, more)
         groups: dict[TrainedHalf, list[Arrived]] = {}
         for one in arrived:
@@ -147,27 +147,27 @@ class ServerEnd:
         learn = self._relay if self.context.labels_stay else self._learn
         gradients, losses = learn(groups, going)
         for one in arrived:
-            place, loss = one.device, losses.get(one.device, float("nan"))
+            column, loss = one.device, losses.get(one.device, float("nan"))
             if one.share and not self.context.labels_stay:
                 loss *= one.share
-            before = self.log.losses[going.steps[place], place] if part else 0.0
-            self.log.losses[going.steps[place], place] = before + (loss if one.share else 0.0)
-            if place in gradients:
+            before = self.log.losses[going.steps[column], column] if part else 0.0
+            self.log.losses[going.steps[column], column] = before + (loss if one.share else 0.0)
+            if column in gradients:
                 self._send(
                     going,
-                    place,
+                    column,
                     Kind.GRADIENT,
-                    gradients[place],
+                    gradients[column],
                     one.attention_mask,
                     loss=loss if one.share else 0.0,
                 )
             elif not self.context.labels_stay:
-                link.refuse(place, f"the loss was {loss} in step {going.steps[place]}")
+                link.refuse(column, f"the loss was {loss} in step {going.steps[column]}")
 
-    def parts(self, place: int | None = None) -> ServerParts:
+    def parts(self, column: int | None = None) -> ServerParts:
         """Return what the server holds of a device, or of all; a copy that was asked for is let go."""
-        places = range(len(self._rows)) if place is None else (place,)
-        held = [self._held(one) for one in places]
+        columns = range(len(self._rows)) if column is None else (column,)
+        held = [self._held(one) for one in columns]
         each = {id(item): item for item in held}.values()
         return ServerParts(
             tuple(item.servers[0] for item in held),
@@ -176,17 +176,17 @@ class ServerEnd:
             sum(item.skipped for item in each),
         )
 
-    def _half(self, place: int) -> TrainedHalf:
+    def _half(self, column: int) -> TrainedHalf:
         """Return the half that serves a device: the same for all, or a copy each."""
-        key = place if self.context.work.server == "copies" else 0
+        key = column if self.context.work.server == "copies" else 0
         if key not in self._halves:
             self._halves[key] = TrainedHalf(
                 self.context, first=self._firsts[key], trains_from=self._trains_from
             )
         return self._halves[key]
 
-    def _held(self, place: int) -> ServerParts:
-        key = place if self.context.work.server == "copies" else 0
+    def _held(self, column: int) -> ServerParts:
+        key = column if self.context.work.server == "copies" else 0
         if key not in self._done:
             half = self._half(key)
             self._done[key] = ServerParts(
@@ -222,35 +222,35 @@ class ServerEnd:
         for half, arrived in groups.items():
             states = half.forward(arrived)
             for part in arrived:
-                place, read = part.device, self.context.reads(part.attention_mask)
-                if self._send(going, place, Kind.HIDDEN, states[place], read):
-                    reads[place] = read
+                column, read = part.device, self.context.reads(part.attention_mask)
+                if self._send(going, column, Kind.HIDDEN, states[column], read):
+                    reads[column] = read
         returned: Tensors = {}
         losses: dict[int, float] = {}
-        for place, message in going.link.receive(reads).items():
+        for column, message in going.link.receive(reads).items():
             try:
-                returned[place] = self._hidden_gradient(place, message, reads[place])
+                returned[column] = self._hidden_gradient(column, message, reads[column])
             except CodecError as error:
-                going.link.refuse(place, f"gradient refused: {error}")
+                going.link.refuse(column, f"gradient refused: {error}")
                 continue
-            losses[place] = message.loss
+            losses[column] = message.loss
         gradients: Tensors = {}
         for half, arrived in groups.items():
             mine = [part.device for part in arrived if part.device in returned]
-            gradients |= half.backward({place: returned[place] for place in mine})
+            gradients |= half.backward({column: returned[column] for column in mine})
         return gradients, losses
 
-    def _arrived(self, place: int, message: StepMessage) -> Arrived:
+    def _arrived(self, column: int, message: StepMessage) -> Arrived:
         """Take an activation apart; every size is checked before memory is taken.
 
         Raises:
             CodecError: if it is not a batch of this round.
         """
-        context, row = self.context, self._rows[place]
+        context, row = self.context, self._rows[column]
         spec = context.codec(row.codec, "activation")
-        self._kept[place] = None
+        self._kept[column] = None
         if context.remembers(row.codec):
-            activation, mask, labels = self._samples(place, message, spec)
+            activation, mask, labels = self._samples(column, message, spec)
         else:
             size = context.workload.batch // context.parts(row.codec)
             mask, labels = read_beside(
@@ -261,61 +261,61 @@ class ServerEnd:
                 labels_stay=context.labels_stay,
             )
             activation, values = get(message.payload, mask, context.like)
-            self._kept[place] = kept_of(message.payload, values.size, spec, context.work)
-            self._went_up(place, message, bound_bytes(values.size, spec))
+            self._kept[column] = kept_of(message.payload, values.size, spec, context.work)
+            self._went_up(column, message, bound_bytes(values.size, spec))
         return Arrived(
-            place,
+            column,
             row.cut,
             activation,
             mask.to(activation.device),
             None if labels is None else labels.to(activation.device),
-            self._weights[place],
-            self._share(place, message),
+            self._weights[column],
+            self._share(column, message),
         )
 
-    def _share(self, place: int, message: StepMessage) -> float:
+    def _share(self, column: int, message: StepMessage) -> float:
         """Return the part of a step's loss that a micro-batch makes up.
 
         Raises:
             CodecError: if it is none, or more than what is left of the step.
         """
-        before = self._shares.get(place, 0.0)
+        before = self._shares.get(column, 0.0)
         if not (message.share >= 0.0 and before + message.share <= 1.0 + _ROUNDING):
             raise CodecError(
                 f"micro-batches make up 1 of a step's loss together, got {message.share:g} after "
                 f"{before:g}; it is refused"
             )
-        self._shares[place] = before + message.share
+        self._shares[column] = before + message.share
         return message.share
 
     def _samples(
-        self, place: int, message: StepMessage, spec: CodecSpec
+        self, column: int, message: StepMessage, spec: CodecSpec
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Take an activation apart where both ends remember samples; return it, mask and labels."""
         context, stay = self.context, self.context.labels_stay
         taken = take_samples(
             message,
-            self._memory[place],
-            examples=self._examples[place],
+            self._memory[column],
+            examples=self._examples[column],
             shape=context.shape,
             workload=context.workload,
             labels_stay=stay,
             again=not context.work.device_frozen,
         )
         bound = sum(bound_bytes(size, spec) for size in taken.sent_values)
-        self._went_up(place, message, bound, computed=taken.computed)
+        self._went_up(column, message, bound, computed=taken.computed)
         lengths = np.array([len(rows) for rows in taken.rows])
         mask, labels = laid_out(lengths, taken.labels, context.shape, labels_stay=stay)
         return unpacked(np.concatenate(taken.rows), mask, context.like), mask, labels
 
     def _went_up(
-        self, place: int, message: StepMessage, bound: float, *, computed: float = 1.0
+        self, column: int, message: StepMessage, bound: float, *, computed: float = 1.0
     ) -> None:
-        self.log.went_up(message.step, place, len(message.payload), bound, len(message.beside))
-        self.log.computed[message.step, place] = computed
+        self.log.went_up(message.step, column, len(message.payload), bound, len(message.beside))
+        self.log.computed[message.step, column] = computed
 
     def _hidden_gradient(
-        self, place: int, message: StepMessage, reads: torch.Tensor
+        self, column: int, message: StepMessage, reads: torch.Tensor
     ) -> torch.Tensor:
         """Return the gradient of a last hidden state, at the positions (batch, tokens) that are read.
 
@@ -323,15 +323,15 @@ class ServerEnd:
             CodecError: if it is damaged or of another shape.
         """
         gradient, values = get(message.payload, reads, self.context.like)
-        spec = self.context.codec(self._rows[place].codec, "hidden gradient")
+        spec = self.context.codec(self._rows[column].codec, "hidden gradient")
         bound = bound_bytes(values.size, spec)
-        self.log.went_up(message.step, place, message.body_bytes, bound)
+        self.log.went_up(message.step, column, message.body_bytes, bound)
         return gradient
 
     def _send(
         self,
         going: _Pass,
-        place: int,
+        column: int,
         kind: Kind,
         tensor: torch.Tensor,
         mask: torch.Tensor,
@@ -342,24 +342,24 @@ class ServerEnd:
 
         A device whose numbers cannot be coded is put out of the round.
         """
-        context, row, link, step = self.context, self._rows[place], going.link, going.steps[place]
+        context, row, link, step = self.context, self._rows[column], going.link, going.steps[column]
         if kind is Kind.GRADIENT and context.work.device_frozen:
-            return link.send(place, kind, b"", loss=loss)
+            return link.send(column, kind, b"", loss=loss)
         direction = kind.name.lower()
         spec = context.codec(row.codec, direction)
         is_masked = kind is Kind.GRADIENT and spec.kind == "topk"
-        kept = self._kept[place] if is_masked else None
+        kept = self._kept[column] if is_masked else None
         try:
             stream = context.stream(step, row.device, direction, going.part)
             payload = put(tensor, mask, spec, stream, kept=kept)
         except CodecError as error:
-            link.refuse(place, f"{direction} refused: {error}")
+            link.refuse(column, f"{direction} refused: {error}")
             return False
-        if not link.send(place, kind, payload, loss=loss):
+        if not link.send(column, kind, payload, loss=loss):
             return False
         size = int(mask.sum()) * tensor.shape[-1]
         bound = bound_bytes(size, spec, known_mask=kept is not None)
-        self.log.went_down(step, place, len(payload), bound)
+        self.log.went_down(step, column, len(payload), bound)
         return True
 
 

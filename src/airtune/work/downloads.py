@@ -16,7 +16,7 @@ import numpy as np
 
 from airtune.codec import encode
 from airtune.model.kept import Kept
-from airtune.model.lora import place_of, take
+from airtune.model.lora import slice_of, take
 from airtune.model.state import GlobalState
 from airtune.plan import Assignment, CodecSpec, Ints, ModelShape, WorkSpec
 from airtune.work.network import kept_by
@@ -98,7 +98,7 @@ def opened(
         if name in head:
             head[name] = typed
         else:
-            adapters[name][place_of(name, shape, kept, rank)] = typed
+            adapters[name][slice_of(name, shape, kept, rank)] = typed
     return replace(state, adapters=adapters, head=head)
 
 

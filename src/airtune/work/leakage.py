@@ -211,6 +211,6 @@ def _inputs(base: BaseModel, batch: Batch, mask: torch.Tensor) -> torch.Tensor:
 def _table(base: BaseModel) -> torch.Tensor:
     """Return the token embedding, (vocab, width)."""
     backbone = base.network.get_submodule(base.family.backbone)
-    place = backbone.get_submodule(ends_of(base.family).embedding)
-    words = getattr(place, "word_embeddings", place)
+    embedding = backbone.get_submodule(ends_of(base.family).embedding)
+    words = getattr(embedding, "word_embeddings", embedding)
     return torch.as_tensor(words.weight).detach()

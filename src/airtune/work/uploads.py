@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from airtune.codec import decode, encode
 from airtune.errors import CheckpointError, CodecError
 from airtune.model.kept import Kept
-from airtune.model.lora import place_of, take
+from airtune.model.lora import slice_of, take
 from airtune.model.stages import held_by_device
 from airtune.model.state import GlobalState, Update
 from airtune.plan import CodecSpec, ModelShape, WorkSpec
@@ -272,4 +272,4 @@ def _place(name: str, shape: ModelShape, update: Update) -> tuple[slice | torch.
     """Return where a tensor of an update stands on the full grid."""
     if group_of(name) == "head":
         return (slice(None),)
-    return place_of(name, shape, update.kept, update.rank)
+    return slice_of(name, shape, update.kept, update.rank)

@@ -36,10 +36,10 @@ class Connected(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RunFolder:
     """A run folder, new or old."""
 
-    folder: Path
+    path: Path
     is_new: bool
     roster: Roster | None
 
@@ -61,7 +61,7 @@ class RunDevices:
         }
 
 
-def place_of(order: Order) -> Place:
+def run_folder_of(order: Order) -> RunFolder:
     """Return the folder of an order's run, new or old.
 
     Raises:
@@ -69,7 +69,7 @@ def place_of(order: Order) -> Place:
     """
     if order.resume is None:
         folder = new_folder(order.recipe, root=order.root).resolve()
-        return Place(folder, True, None)
+        return RunFolder(folder, True, None)
     folder = order.resume if order.resume.is_absolute() else order.root / order.resume
     path = folder / ROSTER
     if not path.is_file():
@@ -77,13 +77,13 @@ def place_of(order: Order) -> Place:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         rows = tuple(None if row is None else Joined(**row) for row in said["joined"])
-        return Place(folder, False, Roster(tuple(said["names"]), rows))
+        return RunFolder(folder, False, Roster(tuple(said["names"]), rows))
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); restore it") from error
 
 
 def wait_for(
-    order: Order, place: Place, nodes: Connected, recipe: Recipe, tell: Tell
+    order: Order, run_folder: RunFolder, nodes: Connected, recipe: Recipe, tell: Tell
 ) -> tuple[str, ...]:
     """Wait for devices; returns the names of the run's, by number."""
     wanted = order.devices or 1
@@ -94,8 +94,8 @@ def wait_for(
     known = None
     while True:
         there = sorted(nodes.connected())
-        if place.roster is not None:
-            there = [name for name in there if name in place.roster.names]
+        if run_folder.roster is not None:
+            there = [name for name in there if name in run_folder.roster.names]
         if len(there) != known:
             known = len(there)
             tell(stage=f"{known} of {wanted} devices are there")
@@ -108,8 +108,8 @@ def wait_for(
                 "fewer with --devices"
             )
         time.sleep(0.2)
-    if place.roster is not None:
-        return place.roster.names
+    if run_folder.roster is not None:
+        return run_folder.roster.names
     return tuple(there[:wanted] if order.clock == "replay" else there)
 
 

@@ -22,11 +22,11 @@ from airtune.deploy import ROSTER
 from airtune.deploy.federation.base_download import asking, have_held, offer_base
 from airtune.deploy.federation.members import (
     Connected,
-    Place,
     RunDevices,
+    RunFolder,
     Tell,
     join,
-    place_of,
+    run_folder_of,
     wait_for,
 )
 from airtune.deploy.federation.orders import Order
@@ -86,27 +86,27 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
         MismatchError: if none of them fits the run.
         AirtuneError: one of its kinds, as for a local run.
     """
-    place = place_of(order)
+    run_folder = run_folder_of(order)
     try:
-        return _run_in(place, order, nodes, tell, laps or Laps())
+        return _run_in(run_folder, order, nodes, tell, laps or Laps())
     finally:
         with suppress(OSError):  # what failed before it had begun leaves no folder
-            place.folder.rmdir()
+            run_folder.path.rmdir()
 
 
-def _run_in(place: Place, order: Order, nodes: Connected, tell: Tell, laps: Laps) -> Path:
-    recipe = order.recipe if place.is_new else saved_recipe(place.folder)
-    if order.rounds is not None and not place.is_new:
-        recipe = extend(place.folder, recipe, order.rounds)
+def _run_in(run_folder: RunFolder, order: Order, nodes: Connected, tell: Tell, laps: Laps) -> Path:
+    recipe = order.recipe if run_folder.is_new else saved_recipe(run_folder.path)
+    if order.rounds is not None and not run_folder.is_new:
+        recipe = extend(run_folder.path, recipe, order.rounds)
     recipe = pinned(recipe)
     chosen = choose_method(recipe)
     _check_federates(chosen, recipe, order)
-    tell(stage="loading the model", folder=str(place.folder))
+    tell(stage="loading the model", folder=str(run_folder.path))
     known = load_known(recipe)
     base = load_model(recipe, classes=known.labels)
     check_mend(recipe, base, chosen.method)
     laps.lap("loading_s")
-    names = wait_for(order, place, nodes, recipe, tell)
+    names = wait_for(order, run_folder, nodes, recipe, tell)
     laps.lap("waiting_s")
     link = RunDevices(nodes, names)
     setup = _setup(order, recipe, chosen.method, base, labels=known.labels, devices=len(names))
@@ -114,10 +114,10 @@ def _run_in(place: Place, order: Order, nodes: Connected, tell: Tell, laps: Laps
         nodes.transport(link.located),
         names,
         setup,
-        run=_number(place.folder),
+        run=_number(run_folder.path),
         shape=base.shape,
         patience_s=order.silent_s,
-        traffic_budget=_traffic_budget(order, place, recipe, len(names)),
+        traffic_budget=_traffic_budget(order, run_folder, recipe, len(names)),
     )
     download = offer_base(
         recipe, order.serve, remote.traffic_budget, devices=len(names), silent_s=order.silent_s
@@ -125,15 +125,15 @@ def _run_in(place: Place, order: Order, nodes: Connected, tell: Tell, laps: Laps
     remote.offers = {} if download is None else download.offers
     may_cut = chosen.method.may_cut
     ask = asking(remote, names, download, tell)
-    roster = place.roster or join(ask, names, blocks=0 if may_cut else None, tell=tell)
+    roster = run_folder.roster or join(ask, names, blocks=0 if may_cut else None, tell=tell)
     laps.lap("staging_s")
     remote.data = {
         number: item.data for number, item in enumerate(roster.joined) if item is not None
     }
-    pieces = _pieces(order, recipe, roster, folder=place.folder, known=known, base=base)
+    pieces = _pieces(order, recipe, roster, folder=run_folder.path, known=known, base=base)
     remote.settle_on(replace(setup, workload=pieces.problem.workload))
     link.allowed = frozenset(np.flatnonzero(roster.samples).tolist())
-    if may_cut and place.is_new:
+    if may_cut and run_folder.is_new:
         link.allowed = have_held(
             ask,
             with_work(pieces.problem, chosen.method.work),
@@ -142,10 +142,10 @@ def _run_in(place: Place, order: Order, nodes: Connected, tell: Tell, laps: Laps
             cut=chosen.method.cut,
             tell=tell,
         )
-    pieces, writer = _begin(place, pieces, chosen, order, roster)
+    pieces, writer = _begin(run_folder, pieces, chosen, order, roster)
     tell(
         stage="running",
-        folder=str(place.folder),
+        folder=str(run_folder.path),
         name=recipe.label,
         rounds=recipe.train.rounds,
         devices=[names[number] for number in sorted(link.allowed)],
@@ -153,9 +153,9 @@ def _run_in(place: Place, order: Order, nodes: Connected, tell: Tell, laps: Laps
     engine = _engine(order, pieces, chosen.method, remote)
     run = _run(order, pieces, chosen, engine, writer)
     run_to_end(run, base, on_round=lambda record: tell(round=record), laps=laps)
-    page = write_report([place.folder], place.folder)
-    tell(result=read_run(place.folder).results, folder=str(place.folder), report=str(page))
-    return place.folder
+    page = write_report([run_folder.path], run_folder.path)
+    tell(result=read_run(run_folder.path).results, folder=str(run_folder.path), report=str(page))
+    return run_folder.path
 
 
 def _check_federates(chosen: Chosen, recipe: Recipe, order: Order) -> None:
@@ -191,10 +191,12 @@ def _setup(
     )
 
 
-def _traffic_budget(order: Order, place: Place, recipe: Recipe, devices: int) -> TrafficBudget:
+def _traffic_budget(
+    order: Order, run_folder: RunFolder, recipe: Recipe, devices: int
+) -> TrafficBudget:
     """Return what devices may receive and send; on the replayed clock the engine counts for itself."""
     cap_bytes = None if order.clock == "replay" else recipe.limits.device_bytes_per_month
-    return TrafficBudget(cap_bytes, devices, file=place.folder / TRAFFIC_FILE)
+    return TrafficBudget(cap_bytes, devices, file=run_folder.path / TRAFFIC_FILE)
 
 
 def _pieces(
@@ -236,15 +238,15 @@ def _pieces(
 
 
 def _begin(
-    place: Place, pieces: Pieces, chosen: Chosen, order: Order, roster: Roster
+    run_folder: RunFolder, pieces: Pieces, chosen: Chosen, order: Order, roster: Roster
 ) -> tuple[Pieces, RunWriter]:
     """Open the records; the problem then holds what was measured beforehand, if anything was.
 
     Nothing is measured over real devices. A run takes what an earlier one has stored at the server,
     and writes it to its header, from which it reads it again when it is resumed.
     """
-    if not place.is_new:
-        pieces, writer, measured, _ = reopen(read_run(place.folder), pieces)
+    if not run_folder.is_new:
+        pieces, writer, measured, _ = reopen(read_run(run_folder.path), pieces)
         return _priced(order, pieces, chosen.method, measured), writer
     fingerprint = pieces.assets.base.fingerprint
     measured = stored_measurements(pieces.recipe, chosen, fingerprint=fingerprint)
@@ -253,15 +255,16 @@ def _begin(
     )
     document = header(pieces, chosen, measured)
     document |= {"engine": {"kind": "remote", "clock": order.clock, "devices": list(roster.names)}}
-    with storage(place.folder):
-        place.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(place.folder / RECIPE_FILE, dump_recipe(pieces.recipe))
-    write_samples(place.folder, pieces.assets.data.samples)
+    with storage(run_folder.path):
+        run_folder.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_folder.path / RECIPE_FILE, dump_recipe(pieces.recipe))
+    write_samples(run_folder.path, pieces.assets.data.samples)
     rows = [None if item is None else asdict(item) for item in roster.joined]
     write_atomically(
-        place.folder / ROSTER, json.dumps({"names": list(roster.names), "joined": rows}, indent=1)
+        run_folder.path / ROSTER,
+        json.dumps({"names": list(roster.names), "joined": rows}, indent=1),
     )
-    writer = RunWriter.create(place.folder, document)
+    writer = RunWriter.create(run_folder.path, document)
     return _priced(order, pieces, chosen.method, measured), writer
 
 

@@ -93,7 +93,7 @@ class _Going:
 
     def __init__(self, end: DeviceEnd, connection: Connection) -> None:
         self.end, self.connection = end, connection
-        [(self.place, job)] = end.jobs.items()
+        [(self.column, job)] = end.jobs.items()
         self.device, context = job.device, end.context
         body_bytes = largest_body_bytes(context.shape, context.workload)
         self._max = max(body_bytes, LISTED_BYTES * len(job.data))
@@ -152,7 +152,7 @@ class _Going:
         if end.context.labels_stay:
             hidden = self._read(answers, Kind.HIDDEN, step)
             start = time.perf_counter()
-            made = end.finish({self.place: hidden.payload})
+            made = end.finish({self.column: hidden.payload})
             self._spent(start)
             self.down[step] += len(hidden.payload)
             self._put(made, outgoing, is_first=False)
@@ -160,7 +160,7 @@ class _Going:
         for part in range(parts):
             answer = self._read(answers, Kind.GRADIENT, step)
             start = time.perf_counter()
-            end.learn({self.place: answer.payload}, part=part, parts=parts)
+            end.learn({self.column: answer.payload}, part=part, parts=parts)
             self._spent(start)
             self._check_out()
             loss += answer.loss
@@ -195,7 +195,7 @@ class _Going:
     ) -> None:
         """Send what the end has made, unless it broke over it."""
         self._check_out()
-        message = replace(made[self.place], run=self._run)
+        message = replace(made[self.column], run=self._run)
         self.crossed_bytes += message.body_bytes + HEADER_BYTES
         if is_first:
             self.up[message.step] = 0.0  # a step that is repeated counts once
@@ -209,7 +209,7 @@ class _Going:
             TrainingError: saying which.
         """
         if self.end.refused:
-            raise TrainingError(f"device {self.device}: {self.end.refused[self.place]}")
+            raise TrainingError(f"device {self.device}: {self.end.refused[self.column]}")
 
     def _check_cap(self) -> None:
         """Refuse a step for which nothing is left of what was set aside for the steps."""
@@ -254,8 +254,8 @@ def run_device(end: DeviceEnd, connection: Connection) -> DeviceRound:
         pause = _FIRST_PAUSE_S if going.learnt > done else min(2 * pause, _LONGEST_PAUSE_S)
     whole = time.perf_counter() - began
     return DeviceRound(
-        end.adapters()[going.place],
-        end.heads()[going.place],
+        end.adapters()[going.column],
+        end.heads()[going.column],
         going.losses,
         going.up,
         going.down,

@@ -91,8 +91,8 @@ class Turns:
             if now < late_at:
                 return late_at
             self.queue = [*self.queue[1:], holder]
-        if self.queue[0].place not in self.served:
-            self.served.append(self.queue[0].place)
+        if self.queue[0].column not in self.served:
+            self.served.append(self.queue[0].column)
         return self.queue[:1]
 
 

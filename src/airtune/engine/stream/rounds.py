@@ -93,10 +93,10 @@ class SplitRound:
 
     def _listed(self, session: SplitSession) -> bytes:
         """Return the list of what is remembered of a device, with which its stream begins."""
-        if session.is_done or session.place not in self._memory:
+        if session.is_done or session.column not in self._memory:
             return b""
-        listed = list_of(self._memory[session.place])
-        self._listed_bytes[session.place] += len(listed)
+        listed = list_of(self._memory[session.column])
+        self._listed_bytes[session.column] += len(listed)
         return listed
 
     def _chosen(self) -> Choice:
@@ -113,14 +113,14 @@ class SplitRound:
         Where their batches are divided, a pass has as many parts, each of those that sent the first.
         """
         taken = {
-            session.place: message for session in sessions if (message := self.table.take(session))
+            session.column: message for session in sessions if (message := self.table.take(session))
         }
         went = [self.table.sessions[index] for index in taken]
         parts = max((session.parts for session in went), default=0)
         for part in range(parts):
             link = StreamLink(self.table, part, self._clock)
             if part:
-                taken = link.receive([session.place for session in went if session.parts > part])
+                taken = link.receive([session.column for session in went if session.parts > part])
             self._compute(taken, link, part=part, more=part + 1 < parts)
         for session in went:
             if session.is_served:
@@ -139,7 +139,7 @@ class SplitRound:
 
     def _result(self) -> ServerRound:
         everyone, parts, log = self.table.sessions, self._end.parts(), self._end.log
-        log.refused |= {session.place: session.refused for session in everyone if session.refused}
+        log.refused |= {session.column: session.refused for session in everyone if session.refused}
         weights = {
             index: weight
             for index, weight in enumerate(self.task.weights)
@@ -172,16 +172,16 @@ class StreamLink:
         self.waited_s = 0.0
         """Seconds spent in `receive`."""
 
-    def send(self, place: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
+    def send(self, column: int, kind: Kind, payload: bytes, *, loss: float = float("nan")) -> bool:
         """Put a message behind what waits for a device; a gradient moves it on."""
-        session = self._table.sessions[place]
+        session = self._table.sessions[column]
         if kind is Kind.HIDDEN:
             return self._table.ask(session, payload)
         return self._table.answer(session, payload, loss, more=self._part + 1 < session.parts)
 
-    def refuse(self, place: int, reason: str) -> None:
+    def refuse(self, column: int, reason: str) -> None:
         """End a device's stream, and its round."""
-        self._table.end(self._table.sessions[place], "refused", reason)
+        self._table.end(self._table.sessions[column], "refused", reason)
 
     def receive(self, places: Iterable[int]) -> dict[int, StepMessage]:
         """Wait for the gradients of hidden states, or micro-batches; who takes too long is let go."""
@@ -201,5 +201,5 @@ class StreamLink:
                 f"the rest of its step took longer than {table.timing.answer_s:g} s",
             )
         self.waited_s += self._clock() - began_s
-        found = {session.place: table.take(session) for session in sessions}
+        found = {session.column: table.take(session) for session in sessions}
         return {index: message for index, message in found.items() if message is not None}

@@ -43,7 +43,7 @@ class SplitSession:
     """One device of a round. Everything but `token` is guarded by the table's lock."""
 
     device: int
-    place: int
+    column: int
     """Column of the round's figures."""
     steps: int
     token: str

@@ -42,9 +42,9 @@ def _mean(previous: torch.Tensor, pieces: _Pieces) -> torch.Tensor:
     total = torch.zeros(previous.shape, dtype=torch.float64)
     cover = torch.zeros(previous.shape[1], dtype=torch.float64)
     for piece, index, weight in pieces:
-        place = slice(None) if index is None else torch.from_numpy(index)
-        total[: piece.shape[0], place] += weight * piece.cpu().double()
-        cover[place] += weight
+        where = slice(None) if index is None else torch.from_numpy(index)
+        total[: piece.shape[0], where] += weight * piece.cpu().double()
+        cover[where] += weight
     mean = total / cover.clamp_min(torch.finfo(torch.float64).tiny)
     largest = max(piece.shape[0] for piece, _, _ in pieces)
     is_trained = (cover > 0) & (torch.arange(previous.shape[0]) < largest)[:, None]
@@ -56,9 +56,9 @@ def _nested_mean(previous: torch.Tensor, pieces: _Pieces) -> torch.Tensor:
     total = torch.zeros(previous.shape, dtype=torch.float64)
     cover = torch.zeros(previous.shape, dtype=torch.float64)
     for piece, index, weight in pieces:
-        place = slice(piece.shape[0]), slice(None) if index is None else torch.from_numpy(index)
-        total[place] += weight * piece.cpu().double()
-        cover[place] += weight
+        where = slice(piece.shape[0]), slice(None) if index is None else torch.from_numpy(index)
+        total[where] += weight * piece.cpu().double()
+        cover[where] += weight
     mean = total / cover.clamp_min(torch.finfo(torch.float64).tiny)
     return torch.where(cover > 0, mean.to(previous.dtype), previous.cpu())
 
