@@ -69,7 +69,10 @@ def test_all_faults_are_reported_together():
         (["model.dtype=int8"], "model.dtype: must be float32, bfloat16 or float16, got 'int8'"),
         (["model.load_in_4bit=1"], "model.load_in_4bit: must be true or false, got 1"),
         (["quality_budget=2x"], "quality_budget: must be a share such as 2% or 0.02, got '2x'"),
-        (["quality_budget=150%"], "quality_budget: must be below 1, got 1.5"),
+        (["quality_budget=150%"], "quality_budget: must be below 1, got '150%'"),
+        (["fleet.dropout='0.5'"], "fleet.dropout: must be a share such as 2% or 0.02, got '0.5'"),
+        (["deadline_s=soon"], "or a duration such as 90s, 5m or 6h, got 'soon'"),
+        (["limits.joules_per_round=lots"], "or an energy such as 2kJ or 0.1kWh, got 'lots'"),
         (["data.alpha=-1"], "data: alpha must be above 0, got -1"),
         (["calibration.budgets=[0.3, 0.1]"], "calibration: budgets must rise, got 0.3, 0.1"),
         (["compare.seeds=[a]"], "compare.seeds.0: must be a whole number, got 'a'"),
@@ -101,6 +104,16 @@ def test_overrides_read_yaml():
     assert recipe.train.learning_rate == 3e-4
     assert recipe.data.labels == ("a", "b")
     assert recipe.quality_budget == pytest.approx(0.02)
+
+
+def test_some_keys_take_a_unit():
+    recipe = load_recipe(
+        overrides=["deadline_s=5m", "train.seconds=1h", "fleet.availability=50%",
+                   "limits.joules_per_round=2kJ", "limits.device_bytes_per_month=500 MB"]
+    )  # fmt: skip
+    assert (recipe.deadline_s, recipe.train.seconds) == (300.0, 3600.0)
+    assert recipe.fleet.availability == 0.5
+    assert (recipe.limits.joules_per_round, recipe.limits.device_bytes_per_month) == (2e3, 5e8)
 
 
 def test_a_key_in_the_wrong_section_is_shown_its_own():

@@ -55,6 +55,21 @@ def parse_bytes(text: str) -> float:
     return float(float(number) * scale ** " KMGT".index(prefix.upper() or " "))
 
 
+_JOULES = {"j": 1.0, "kj": 1e3, "mj": 1e6, "wh": 3.6e3, "kwh": 3.6e6}
+
+
+def parse_joules(text: str) -> float:
+    """Return the joules of a text such as 500, 2kJ or 0.1kWh; raises ValueError for another.
+
+    >>> parse_joules("500"), parse_joules("2 kJ"), parse_joules("0.1kWh")
+    (500.0, 2000.0, 360000.0)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(k?j|mj|k?wh)?", text.strip().lower())
+    if found is None:
+        raise ValueError(f"joules must be like 500, 2kJ or 0.1kWh, got {text!r}")
+    return float(found[1]) * _JOULES[found[2] or "j"]
+
+
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 
 

@@ -174,7 +174,7 @@ def _announce(as_json: bool) -> Any:
 def _print(result: RunResult) -> None:
     print_quality(result.results)
     print_line(
-        f"{result.rounds} rounds took {format_seconds(result.time_s)} on the fleet's clock; "
+        f"{result.rounds} round{'s' * (result.rounds != 1)} took {format_seconds(result.time_s)} on the fleet's clock; "
         f"{format_bytes(result.upload_bytes)} up, {format_bytes(result.download_bytes)} down"
     )
     reached = result.results.get("target_reached")

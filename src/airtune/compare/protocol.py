@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -11,7 +10,7 @@ from airtune.compare.entries import Entry
 from airtune.errors import RecipeError
 from airtune.recipe import Recipe
 from airtune.report.protocol import CLEAN, SPENT, ProtocolName, Spent
-from airtune.units import parse_bytes, parse_seconds
+from airtune.units import parse_bytes, parse_joules, parse_seconds
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 
@@ -22,8 +21,6 @@ FAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Fault -> what it sets of the recipe: links that are down in three of ten rounds, devices that
 vanish in one of five after they were told what to do, and data that differ between devices."""
-
-_JOULES = {"j": 1.0, "kj": 1e3, "mj": 1e6, "wh": 3600.0, "kwh": 3.6e6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +121,7 @@ def _amount(name: str, value: str) -> tuple[Spent, float]:
     if name == "bytes":
         return "bytes", _above_zero(parse_bytes(value))
     if name == "joules":
-        number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(k?j|mj|k?wh)?", value.strip().lower())
-        if number is None:
-            raise ValueError("joules are like 500, 2kJ or 0.1kWh")
-        return "energy", _above_zero(float(number[1]) * _JOULES[number[2] or "j"])
+        return "energy", _above_zero(parse_joules(value))
     raise ValueError("a budget is of time, bytes or joules")
 
 

@@ -63,6 +63,7 @@ def draw_fleet(settings: FleetSettings, *, devices: int | None, seed: int) -> Fl
         server=settings.server,
         assumptions=_assumptions(settings, sum(counts)),
         seed=seed,
+        trace_s=max((plan.trace_s for plan in settings.links), default=0.0),
     )
 
 

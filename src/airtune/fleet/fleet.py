@@ -62,6 +62,8 @@ class Fleet:
     """Names of precisions with speeds in them over those in float32, each of shape (devices,)."""
     is_true: bool = False
     """Speeds and links are the true ones; otherwise those that were declared."""
+    trace_s: float = 0.0
+    """Length of the longest measured trace of its links; 0 = it has none."""
 
     def __len__(self) -> int:
         return len(self.names)

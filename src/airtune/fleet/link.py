@@ -10,7 +10,7 @@ from airtune.fleet.moment import Medium
 from airtune.fleet.radio import RadioMedium, read_radio
 from airtune.fleet.rates import NR, SHANNON
 from airtune.fleet.section import SettingsSection
-from airtune.fleet.traced import read_traced
+from airtune.fleet.traced import TraceMedium, read_traced
 from airtune.plan import LinkSpec, RateModel
 
 Kind = Literal["shared", "dedicated"]
@@ -40,6 +40,13 @@ class LinkPlan:
     def is_shared_radio(self) -> bool:
         """Whether the link has hertz that its devices divide."""
         return self.spec.kind == "shared" and isinstance(self.medium, RadioMedium)
+
+    @property
+    def trace_s(self) -> float:
+        """Length of the longest measured trace that it follows; 0 = none."""
+        if not isinstance(self.medium, TraceMedium):
+            return 0.0
+        return max(trace.period_s for trace in self.medium.traces)
 
     def on_bandwidth(self, hz: float) -> LinkPlan:
         """Return a radio link with this bandwidth, up and down alike; another link as it is."""

@@ -14,6 +14,7 @@ from airtune.fleet.rates import downlink_bps
 from airtune.model.gguf.source import is_gguf
 from airtune.model.part import group_of, held_groups
 from airtune.plan import Floats, Ints, Problem
+from airtune.planner.sample import Draws
 from airtune.recipe import EMBEDDED, Recipe
 from airtune.run import Chosen
 from airtune.run.load import base_folder
@@ -70,17 +71,20 @@ def _file_bytes(recipe: Recipe) -> dict[str, int]:
     return sizes
 
 
-def staging_s(fleet: Fleet, size_bytes: Floats, *, rounds: int) -> Floats:
+def staging_s(fleet: Fleet, size_bytes: Floats, draws: Draws) -> Floats:
     """Return how long each device takes to fetch, shape (devices,); median over drawn links.
 
     Args:
         fleet: devices and links.
         size_bytes: to fetch, shape (devices,).
-        rounds: whose links are drawn.
+        draws: by which links are drawn.
     """
     everyone = np.arange(len(fleet))
     rates = np.stack(
-        [downlink_bps(fleet.links_at(number, 0, 0.0), everyone) for number in range(rounds)]
+        [
+            downlink_bps(fleet.links_at(number, 0, begin_s), everyone)
+            for number, begin_s in zip(draws.numbers, draws.begin_s(fleet.trace_s), strict=True)
+        ]
     )
     return transfer_s(size_bytes, np.median(rates, axis=0))
 

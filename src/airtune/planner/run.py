@@ -58,7 +58,7 @@ def plan_of(
         sampled = sample(setting, draws_of(problem.rounds, quantile))
     totals = sampled.totals(problem.rounds)
     staged = staged_by(setting)
-    stage_s = staging_s(fleet, staged, rounds=len(sampled.columns["pruned"]))
+    stage_s = staging_s(fleet, staged, sampled.draws)
     is_short = problem.rounds < recipe.train.rounds
     return Plan(
         recipe=recipe.label,

@@ -35,6 +35,8 @@ _BEYOND = 3.2
 """Draws that lie beyond a quantile, on average."""
 PRICED = ("peak_bytes", "download_s", "compute_s", "upload_s", "finish_s", "upload_bytes",
           "download_bytes", "energy_j")  # fmt: skip
+_ENDLESS = ("download_s", "upload_s", "finish_s", "energy_j")
+"""Of these, what has no end where a link carries nothing at the moment looked at."""
 _TOLD = ("pruned", "rank", "local_steps", "share", "trained", "whole_flops")
 
 
@@ -51,6 +53,17 @@ class Draws:
         For a quantile there are more draws than the run may have rounds; those are of later rounds.
         """
         return [number * rounds // self.span for number in self.numbers]
+
+    def begin_s(self, trace_s: float) -> list[float]:
+        """Return when each draw reads the measured traces of the links: spread over their length.
+
+        Args:
+            trace_s: length of the longest trace, in seconds; 0 = there is none.
+
+        >>> Draws((0, 5, 9), 10).begin_s(60.0)
+        [0.0, 30.0, 54.0]
+        """
+        return [number * trace_s / self.span for number in self.numbers]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +83,10 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """Columns (rounds, devices) over the sampled rounds; NaN where a device took no part."""
+    """Columns (rounds, devices) over the sampled rounds; NaN where a device took no part.
+
+    Seconds and joules are NaN as well where the link carries nothing when the round is looked at.
+    """
 
     columns: dict[str, Floats]
     draws: Draws
@@ -99,6 +115,12 @@ class Sampled:
         """The part of the rounds in which each device takes part, shape (devices,)."""
         there = ~np.isnan(self.columns["pruned"])
         return np.asarray(there.sum(axis=0) / max(len(self.round_s), 1), np.float64)
+
+    @property
+    def cut_off(self) -> Ints:
+        """Sampled rounds in which each device is asked and its link carries nothing, (devices,)."""
+        asked = ~np.isnan(self.columns["pruned"])
+        return np.asarray((asked & np.isnan(self.columns["finish_s"])).sum(axis=0), np.int64)
 
     @property
     def middle(self) -> dict[str, Floats]:
@@ -170,13 +192,14 @@ def sample(setting: PlanSetting, draws: Draws | None = None) -> Sampled:
     codec: list[CodecSpec | None] = [None] * len(fleet)
     server_bytes, arrives = 0.0, 1.0
     buffer = 0 if chosen.is_control else setting.recipe.train.async_buffer
-    for row, (number, draw) in enumerate(
-        zip(draws.rounds(problem.rounds), draws.numbers, strict=True)
-    ):
-        links, flops_per_s = fleet.links_at(draw, 0, 0.0), fleet.flops_at(draw)
+    moments = zip(
+        draws.rounds(problem.rounds), draws.numbers, draws.begin_s(fleet.trace_s), strict=True
+    )
+    for row, (number, draw, begin_s) in enumerate(moments):
+        links, flops_per_s = fleet.links_at(draw, 0, begin_s), fleet.flops_at(draw)
         present = there(chosen, links.available)
         for asked in turns(present, setting.participation, generator(problem.seed, "plan", draw)):
-            observation = Observation(number, 0.0, links, asked, flops_per_s)
+            observation = Observation(number, begin_s, links, asked, flops_per_s)
             seen = mask_observation(observation, decider.needs)
             with blamed(chosen.method, "plan"):
                 plan, state = decider.plan(known, state, seen)
@@ -293,6 +316,8 @@ def _note(
         "whole_flops": train_flops(typical.shape, typical.workload, whole),
         **{name: getattr(cost, name) for name in PRICED},
     }
+    for name in _ENDLESS:
+        found[name] = np.where(np.isfinite(found[name]), found[name], np.nan)
     for name, values in found.items():
         columns[name][row, assignments.device] = values
 

@@ -42,6 +42,14 @@ def assumptions(
         f"links as drawn in {drawn} rounds of the run; figures are medians over them",
         *(
             [
+                "measured traces are read at as many moments, spread over the "
+                f"{format_seconds(fleet.trace_s)} of the longest, however long the run is"
+            ]
+            if fleet.trace_s
+            else []
+        ),
+        *(
+            [
                 f"{sampled.part:.3g} of the devices are asked a round (fleet.participation), in a "
                 "random order; a device's figures are of a round that asks it"
             ]
@@ -111,7 +119,15 @@ def warnings(setting: PlanSetting, sampled: Sampled) -> list[str]:
             f"{format_bytes(sampled.server_peak_bytes)}, it has {format_bytes(has)}; a run refuses "
             "all of them"
         )
-    middle = sampled.middle
+    middle, cut_off = sampled.middle, sampled.cut_off
+    if cut_off.any():
+        worst = int(np.argmax(cut_off))
+        said.append(
+            f"the links of {np.count_nonzero(cut_off)} of {len(setting.fleet)} devices carry nothing "
+            f"in some of the {len(sampled.columns['pruned'])} rounds looked at, that of "
+            f"{setting.fleet.names[worst]} in {cut_off[worst]}; a run waits for them, up to deadline_s "
+            "where it is set, and no time here holds that wait"
+        )
     short = np.flatnonzero(middle["peak_bytes"] > setting.fleet.memory_bytes)
     if short.size:
         least = int(short[np.argmin(setting.fleet.memory_bytes[short])])

@@ -10,13 +10,22 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
 from airtune.plan import CodecSpec, Mend
 from airtune.plan.assignment import CodecKind
-from airtune.recipe.values import Section, check_rising, plain_name, share_of, size_of, torch_device
+from airtune.recipe.values import (
+    Duration,
+    Energy,
+    Section,
+    Share,
+    Size,
+    check_rising,
+    plain_name,
+    torch_device,
+)
 
 EMBEDDED = "embedded"
 """`model.source` of the small model that is shipped."""
@@ -64,7 +73,7 @@ class TrainSection(Section):
 
     rounds: int = Field(default=20, ge=1)
     """Rounds of the run, at most."""
-    seconds: float | None = Field(default=None, gt=0)
+    seconds: Duration | None = Field(default=None, gt=0)
     """Seconds of the run on its clock: no round begins after them; none = rounds alone count."""
     local_steps: int = Field(default=5, ge=1)
     """Optimiser steps of a device in a round."""
@@ -113,11 +122,11 @@ class FleetSection(Section):
     """Draws the devices; none = the recipe's seed."""
     bandwidth_mhz: float | None = Field(default=None, gt=0)
     """Of the fleet's one shared radio link, up and down alike; none = as the fleet says."""
-    participation: float = Field(default=1.0, gt=0, le=1)
+    participation: Share = Field(default=1.0, gt=0, le=1)
     """Fraction of the available devices that are asked in a round."""
-    availability: float = Field(default=1.0, gt=0, le=1)
+    availability: Share = Field(default=1.0, gt=0, le=1)
     """Probability that a device's link is up in a round, times what the fleet says of the device."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: Share = Field(default=0.0, ge=0, lt=1)
     """Probability that a device vanishes after it was told what to do."""
     learn: bool = True
     """Where the fleet says that its devices are not as declared (`truth`), learn true speeds and rates from
@@ -221,7 +230,7 @@ class ProtectionSection(Section):
     """Largest norm of an update's difference to the broadcast state; 0 = not clipped."""
     aggregate: Literal["trimmed-mean", "krum"] | None = None
     """Robust rule instead of the method's; for methods whose updates are of one shape."""
-    trim: float = Field(default=0.1, ge=0, lt=0.5)
+    trim: Share = Field(default=0.1, ge=0, lt=0.5)
     """Share of values left out at either end (trimmed-mean)."""
     liars: int = Field(default=1, ge=1)
     """Dishonest devices reckoned with (krum); a round needs twice as many and three."""
@@ -243,12 +252,10 @@ class ProtectionSection(Section):
 class LimitsSection(Section):
     """What no method may exceed."""
 
-    device_bytes_per_month: Annotated[
-        Annotated[float, Field(gt=0)] | None, BeforeValidator(size_of)
-    ] = None
+    device_bytes_per_month: Size | None = Field(default=None, gt=0)
     """Most that a device receives and sends in 30 days of the run, `500MB` for instance; one whose
     rest does not hold a round is left out of it. none = no cap."""
-    joules_per_round: float | None = Field(default=None, gt=0)
+    joules_per_round: Energy | None = Field(default=None, gt=0)
     """Most energy that a device may use in a round, by the cost model; one that would use more is
     left out of it. none = no limit."""
 
@@ -334,11 +341,9 @@ class Recipe(Section):
     protection: ProtectionSection = ProtectionSection()
     limits: LimitsSection = LimitsSection()
     tariff: TariffSection = TariffSection()
-    quality_budget: Annotated[
-        Annotated[float, Field(ge=0, lt=1)] | None, BeforeValidator(share_of)
-    ] = None
+    quality_budget: Share | None = Field(default=None, ge=0, lt=1)
     """Loss that pruning may cost at equal rounds, `2%` for instance; none = time decides."""
-    deadline_s: float | None = Field(default=None, gt=0)
+    deadline_s: Duration | None = Field(default=None, gt=0)
     """Seconds after which a round ends; later updates are dropped. none = it waits for all."""
     threads: int = Field(default=0, ge=0)
     """CPU threads, 0 = torch's choice; a run repeats bit for bit at the same number."""

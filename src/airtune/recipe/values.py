@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from airtune.units import parse_bytes
+from airtune.units import parse_bytes, parse_joules, parse_seconds
 
 
 def torch_device(value: str) -> str:
@@ -29,10 +30,34 @@ def share_of(value: object) -> object:
     """Turn "2%" into 0.02 and leave numbers as they are."""
     if not isinstance(value, str):
         return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value.strip())
+    if found is None:
+        raise ValueError(f"must be a share such as 2% or 0.02, got {value!r}")
+    return float(found[1]) / 100.0
+
+
+def duration_of(value: object) -> object:
+    """Turn "5m" into seconds and leave numbers as they are."""
+    if not isinstance(value, str):
+        return value
     try:
-        return float(value.strip().removesuffix("%")) / (100.0 if "%" in value else 1.0)
+        return parse_seconds(value)
     except ValueError as error:
-        raise ValueError(f"must be a share such as 2% or 0.02, got {value!r}") from error
+        raise ValueError(
+            f"must be a number of seconds, or a duration such as 90s, 5m or 6h, got {value!r}"
+        ) from error
+
+
+def energy_of(value: object) -> object:
+    """Turn "2kJ" into joules and leave numbers as they are."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_joules(value)
+    except ValueError as error:
+        raise ValueError(
+            f"must be a number of joules, or an energy such as 2kJ or 0.1kWh, got {value!r}"
+        ) from error
 
 
 def size_of(value: object) -> object:
@@ -43,6 +68,16 @@ def size_of(value: object) -> object:
         return parse_bytes(value)
     except ValueError as error:
         raise ValueError(f"must be a size such as 500MB or 1.5GiB, got {value!r}") from error
+
+
+Share = Annotated[float, BeforeValidator(share_of)]
+"""A part of a whole: 0.5, or 50%."""
+Duration = Annotated[float, BeforeValidator(duration_of)]
+"""Seconds: 300, or 5m."""
+Energy = Annotated[float, BeforeValidator(energy_of)]
+"""Joules: 2000, or 2kJ."""
+Size = Annotated[float, BeforeValidator(size_of)]
+"""Bytes: 5e8, or 500MB."""
 
 
 def check_rising(name: str, values: Sequence[float]) -> None:
