@@ -74,7 +74,7 @@ def test_all_faults_are_reported_together():
         (["deadline_s=soon"], "or a duration such as 90s, 5m or 6h, got 'soon'"),
         (["limits.joules_per_round=lots"], "or an energy such as 2kJ or 0.1kWh, got 'lots'"),
         (["data.alpha=-1"], "data: alpha must be above 0, got -1"),
-        (["calibration.budgets=[0.3, 0.1]"], "calibration: budgets must rise, got 0.3, 0.1"),
+        (["calibration.budgets=[0.3, 0.1]"], "calibration.budgets: must rise, got 0.3, 0.1"),
         (["compare.seeds=[a]"], "compare.seeds.0: must be a whole number, got 'a'"),
         (["compare.seeds=[]"], "compare.seeds: needs at least 1 entry, got []"),
         (["name=a/b"], "name: may have letters, digits and . _ + -, got 'a/b'"),
@@ -242,7 +242,7 @@ def test_an_upload_has_only_what_its_kind_reads():
     assert coded.upload.spec() == CodecSpec("deadzone", step=0.5)
     assert coded.upload.feedback
     assert "upload.keep: must be above 0, got 0" in message(overrides=["upload.keep=0"])
-    assert "split: cuts must rise, got 3, 1" in message(overrides=["split.cuts=[3, 1]"])
+    assert "split.cuts: must rise, got 3, 1" in message(overrides=["split.cuts=[3, 1]"])
 
 
 WORDS = [

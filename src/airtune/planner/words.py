@@ -32,22 +32,13 @@ def assumptions(
         stage_s: what that takes each, shape (devices,).
     """
     problem, fleet, middle = setting.problem, setting.fleet, sampled.middle
-    drawn = len(sampled.columns["pruned"])
     return [
         *_unmeasured(problem, setting.chosen),
         *control_lines(setting.chosen),
         *fleet.assumptions,
         "every device holds equally many rows",
         length_line(setting.recipe, setting.found),
-        f"links as drawn in {drawn} rounds of the run; figures are medians over them",
-        *(
-            [
-                "measured traces are read at as many moments, spread over the "
-                f"{format_seconds(fleet.trace_s)} of the longest, however long the run is"
-            ]
-            if fleet.trace_s
-            else []
-        ),
+        *_looked_at(fleet, sampled),
         *(
             [
                 f"{sampled.part:.3g} of the devices are asked a round (fleet.participation), in a "
@@ -139,6 +130,18 @@ def warnings(setting: PlanSetting, sampled: Sampled) -> list[str]:
             else f"no device can train: each lacks the memory for what {setting.chosen.label} plans"
         )
     return said
+
+
+def _looked_at(fleet: Fleet, sampled: Sampled) -> list[str]:
+    """Say at which rounds, and at which moments of measured traces, a plan looks."""
+    drawn = len(sampled.columns["pruned"])
+    lines = [f"links as drawn in {drawn} rounds of the run; figures are medians over them"]
+    if fleet.trace_s:
+        lines.append(
+            "measured traces are read at as many moments, spread over the "
+            f"{format_seconds(fleet.trace_s)} of the longest, however long the run is"
+        )
+    return lines
 
 
 def feasible(levels: Ladder, memory_bytes: float) -> str:

@@ -16,16 +16,7 @@ from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
 from airtune.plan import CodecSpec, Mend
 from airtune.plan.assignment import CodecKind
-from airtune.recipe.values import (
-    Duration,
-    Energy,
-    Section,
-    Share,
-    Size,
-    check_rising,
-    plain_name,
-    torch_device,
-)
+from airtune.recipe.values import Duration, Energy, Name, Section, Share, Size, TorchDevice, rising
 
 EMBEDDED = "embedded"
 """`model.source` of the small model that is shipped."""
@@ -43,7 +34,7 @@ class ModelSection(Section):
     """Hub id, local folder, GGUF file, or `embedded` for the small model that is shipped."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the base in memory and in the arithmetic."""
-    device: Annotated[str, AfterValidator(torch_device)] = "auto"
+    device: TorchDevice = "auto"
     """Where this machine computes: auto, cpu, cuda or cuda:1."""
     load_in_4bit: bool = False
     """Hold the base in 4 bits (CUDA, extra `quantised`)."""
@@ -207,7 +198,7 @@ class SplitSection(Section):
 
     codecs: tuple[CodecSection, ...] = Field(default=_SPLIT_MENU, min_length=1)
     """The menu that a split method chooses from."""
-    cuts: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    cuts: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AfterValidator(rising)] = ()
     """Cuts at which distortion is measured, rising; empty = up to four, spread over the model."""
     rounds: int = Field(default=4, ge=1)
     """Rounds of each short run."""
@@ -216,11 +207,6 @@ class SplitSection(Section):
     micro_batches: int = Field(default=1, ge=1, le=8)
     """Parts into which a real device's batch is divided in a split round, so that one computes while
     another crosses; must divide the batch. On the virtual clock a step has one."""
-
-    @model_validator(mode="after")
-    def _rising(self) -> SplitSection:
-        check_rising("cuts", self.cuts)
-        return self
 
 
 class ProtectionSection(Section):
@@ -291,20 +277,15 @@ class CalibrationSection(Section):
     """Rounds of each short run."""
     devices: int = Field(default=6, ge=1)
     """Devices of each short run, at most."""
-    budgets: tuple[Annotated[float, Field(gt=0, lt=0.5)], ...] = Field(
-        default=(0.15, 0.35), min_length=1
-    )
+    budgets: Annotated[
+        tuple[Annotated[float, Field(gt=0, lt=0.5)], ...], AfterValidator(rising)
+    ] = Field(default=(0.15, 0.35), min_length=1)
     """Mean pruning rates that are tried beside no pruning, rising."""
     uploads: tuple[CodecSection, ...] = (
         CodecSection(kind="fp16"),
         CodecSection(kind="deadzone", step=0.75),
     )
     """Codecs of updates that are tried beside the recipe's `upload` and none."""
-
-    @model_validator(mode="after")
-    def _rising(self) -> CalibrationSection:
-        check_rising("budgets", self.budgets)
-        return self
 
 
 class CompareSection(Section):
@@ -322,7 +303,7 @@ class CompareSection(Section):
 class Recipe(Section):
     """One run, said in full."""
 
-    name: Annotated[str, AfterValidator(plain_name)] = ""
+    name: Name = ""
     """End of the run folder's name; none = the method's."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Decides every draw: fleet, channels, partition, batches, adapters."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from airtune.units import parse_bytes, parse_joules, parse_seconds
+
+Number = TypeVar("Number", int, float)
 
 
 def torch_device(value: str) -> str:
@@ -70,6 +71,10 @@ def size_of(value: object) -> object:
         raise ValueError(f"must be a size such as 500MB or 1.5GiB, got {value!r}") from error
 
 
+Name = Annotated[str, AfterValidator(plain_name)]
+"""A word of letters, digits and . _ + -."""
+TorchDevice = Annotated[str, AfterValidator(torch_device)]
+"""auto, cpu, cuda or cuda:1."""
 Share = Annotated[float, BeforeValidator(share_of)]
 """A part of a whole: 0.5, or 50%."""
 Duration = Annotated[float, BeforeValidator(duration_of)]
@@ -80,10 +85,11 @@ Size = Annotated[float, BeforeValidator(size_of)]
 """Bytes: 5e8, or 500MB."""
 
 
-def check_rising(name: str, values: Sequence[float]) -> None:
+def rising(values: tuple[Number, ...]) -> tuple[Number, ...]:
     """Refuse values that do not rise."""
     if any(right <= left for left, right in pairwise(values)):
-        raise ValueError(f"{name} must rise, got {', '.join(map(str, values))}")
+        raise ValueError(f"must rise, got {', '.join(map(str, values))}")
+    return values
 
 
 class Section(BaseModel):
