@@ -46,7 +46,8 @@ def test_every_combination_has_a_label_of_the_keys_that_vary():
 @pytest.mark.parametrize(
     ("over", "said"),
     [
-        ("lora.rank=4,8", "lora.rank: unknown key"),
+        ("lora.rank=4,8", "--over: lora.rank: unknown key"),
+        ("output=mine", "is for the whole study; give it by --set output=mine"),
         ("lora.r", "must read key=value,value"),
         ("lora.r=", "must read key=value,value"),
         ("lora.r=4,4", "stands twice"),

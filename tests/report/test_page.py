@@ -106,3 +106,10 @@ def test_an_output_that_cannot_be_written_is_an_error(build_run, tmp_path):
 def test_the_report_runs_without_torch():
     code = "import airtune.report, sys; sys.exit(bool({'torch', 'plotly'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_comparison_of_one_run_has_the_files_of_a_comparison(small_comparison, tmp_path):
+    write_report([small_comparison(("fedavg-lora",), [0], rounds=3)], tmp_path)
+    assert {"comparison.csv", "curves.csv", "comparison.tex"} <= {
+        path.name for path in tmp_path.iterdir()
+    }

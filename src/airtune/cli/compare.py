@@ -157,7 +157,9 @@ def read_seeds(text: str) -> list[int]:
             f"--seeds must be whole numbers with commas (0,1,2) or a range (0-4), got {text!r}"
         ) from error
     if not seeds or len(set(seeds)) != len(seeds):
-        raise RecipeError(f"--seeds must name each seed once, got {text!r}")
+        raise RecipeError(
+            f"--seeds must name each seed once, and a range from the smaller one (0-4), got {text!r}"
+        )
     return seeds
 
 

@@ -16,6 +16,8 @@ from airtune.methods.plugins import is_path
 from airtune.recipe import Recipe, check_recipe, override, parse_yaml
 
 _PLAIN_BASELINE = "fedavg-lora"
+_OF_THE_STUDY = frozenset({"output", "name", "compare"})
+"""Keys that a sweep's runs cannot differ in: they say where the study lies and what it runs."""
 
 CompareRow = str | Mapping[str, Any]
 """A method of a comparison: its name, or its name with settings and perhaps a label."""
@@ -133,11 +135,15 @@ def swept(recipe: Recipe, over: Sequence[str]) -> tuple[list[Entry], list[int]]:
             )
         if len({json.dumps(value) for value in found}) < len(found):
             raise RecipeError(f"--over {text!r}: a value stands twice")
+        if key.strip().partition(".")[0] in _OF_THE_STUDY:
+            raise RecipeError(f"--over {text!r}: is for the whole study; give it by --set {text}")
         keys[key.strip()] = found
     seeds = keys.pop("seed", [])
     if not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
         raise RecipeError(f"--over seed: must be whole numbers from 0 on, got {seeds}")
-    override(recipe.plain(), [f"{key}={json.dumps(values[0])}" for key, values in keys.items()])
+    override(
+        recipe.plain(), [f"{key}={json.dumps(values[0])}" for key, values in keys.items()], "--over"
+    )
     cells = [dict(zip(keys, chosen, strict=True)) for chosen in product(*keys.values())]
     return [Entry(_cell_label(cell, keys, recipe), cell) for cell in cells], seeds
 

@@ -120,6 +120,12 @@ class ServerClient:
             return KeyRefusedError(
                 f"the server at {self.address} refuses this {self._who}: {details}"
             )
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return DeploymentError(
+                f"{self.address} answers, but takes no runs and no devices: name the server's port "
+                f"for calls, {DEFAULT_PORT} unless it was started with --port; the next one only "
+                "enrols devices"
+            )
         if error.code() is not grpc.StatusCode.UNAVAILABLE:
             return DeploymentError(f"the server at {self.address} refused: {details}")
         check_server(self.address, None if self.proof is None else self.proof.authority)

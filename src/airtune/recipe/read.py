@@ -116,8 +116,13 @@ def sent_recipe(
         ) from error
 
 
-def override(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:
+def override(values: Mapping[str, Any], overrides: Sequence[str], said: str = "--set") -> Values:
     """Return the values with `a.b=c` applied in order.
+
+    Args:
+        values: of a recipe.
+        overrides: `a.b=c` each.
+        said: with which option they were given, for errors.
 
     Raises:
         RecipeError: if one is no assignment or names a key that does not exist; all are listed.
@@ -135,7 +140,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str]) -> Values:
             faults.append(fault)
             continue
         _put(changed, parts, parse_yaml(value, where=text, wanted=wanted_at(Recipe, parts)))
-    raise_faults(faults, "--set")
+    raise_faults(faults, said)
     return changed
 
 

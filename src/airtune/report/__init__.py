@@ -50,7 +50,7 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     beside = page.parent
     with storage(beside):
         beside.mkdir(parents=True, exist_ok=True)
-    if len(study.runs) == 1:
+    if _is_one_run(study, folders):
         _write_tables(study, beside)
     else:
         write_tables(study, summary, beside)
@@ -58,6 +58,12 @@ def write_report(folders: Sequence[Path], output: Path) -> Path:
     write_atomically(beside / "quality-vs-bytes.svg", quality_svg(study, summary, "bytes"))
     write_atomically(page, render_page(study, summary))
     return page
+
+
+def _is_one_run(study: Study, folders: Sequence[Path]) -> bool:
+    """Return whether the page is of a run itself, and not of a comparison that holds one."""
+    found = [run.record.folder.resolve() for run in study.runs]
+    return len(found) == 1 and found == [Path(folder).resolve() for folder in folders]
 
 
 def _write_tables(study: Study, beside: Path) -> None:
