@@ -193,8 +193,8 @@ def _print(done: Comparison) -> None:
     )
     if study.target is not None:
         print_line(
-            f"target: {study.label} {study.metric.write(study.target)}; means over seeds, '>' = missed "
-            "in some;\nchange against the baseline, 95 % interval from three seeds on"
+            f"target: {study.label} {study.metric.write(study.target)}, smoothed over three "
+            "evaluations; means over seeds, '>' = missed in some;\nchange against the baseline, 95 % interval from three seeds on"
         )
     _print_quality(study, rows)
     _print_protocol(done)

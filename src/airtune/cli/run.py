@@ -59,7 +59,9 @@ def run(
             help="With --server: the recipe's fleet keeps time, devices hold shares of its data.",
         ),
     ] = False,
-    devices: Annotated[int, typer.Option(help="With --server: how many devices to wait for.")] = 0,
+    devices: Annotated[
+        int, typer.Option(min=0, help="With --server: how many devices to wait for; 0 = one.")
+    ] = 0,
     where: Where = None,
     as_json: AsJson = False,
 ) -> None:

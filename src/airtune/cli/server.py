@@ -157,8 +157,11 @@ def logs(
     if not path.is_file():
         raise DeploymentError(f"there is no log at {path}; was it started from {state}?")
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file.readlines()[-lines:]:
+        found = file.readlines()[-lines:]
+        for line in found:
             print_line(line.rstrip("\n"))
+        if not found and not follow:
+            print_note(f"{path} is empty: nothing went wrong there")
         while follow:
             line = file.readline()
             if line:
@@ -185,7 +188,10 @@ def stop(
 
     if run is not None:
         link_to(state, server, ca, key).call("Stop", run=run)
-        print_line(f"run {run} was stopped; airtune run --resume goes on from its last checkpoint")
+        print_line(
+            f"run {run} was stopped; if it had begun, airtune run --server HOST --resume FOLDER goes "
+            "on from its last checkpoint"
+        )
         return
     if server is not None:
         raise DeploymentError("a server is stopped on its own machine; name a --run to stop")

@@ -196,6 +196,6 @@ def check_ranks(least: int, most: int) -> None:
     """
     if not 1 <= least <= most:
         raise RecipeError(
-            f"min_rank must be between 1 and lora.r, which is {most}, got {least}; raise lora.r or "
-            "lower method.min_rank"
+            f"min_rank must be between 1 and lora.r, which is {most}, got {least}; raise lora.r, or "
+            f"set method.min_rank={most}"
         )
