@@ -94,6 +94,9 @@ def test_a_device_that_starts_again_is_sent_the_second_moments_once_more(
         if 1 in messages and b'"kind":"train"' in messages[1].header
     ]
     assert came == [True, False, True, False]
+    assert record.rounds[0]["setup"]["download_bytes"] == 0.0
+    asked_bytes = record.devices["download_bytes"][record.devices["round"] == 0]
+    assert record.rounds[0]["download_bytes"] == asked_bytes.sum()
 
 
 def test_a_run_in_which_no_device_sends_second_moments_ends_with_the_reason(

@@ -388,4 +388,11 @@ class RealEngine:
             return state, Setup()
         began = time.monotonic()
         state, priced = measured(self._workers, self._fleet, plan, state, start_s=start_s)
-        return state, replace(priced, duration_s=time.monotonic() - began)
+        # pooled second moments go out with the round's tasks, whose bytes are counted there
+        sent_bytes = priced.download_bytes / max(len(priced.devices), 1)
+        return state, replace(
+            priced,
+            duration_s=time.monotonic() - began,
+            download_bytes=0.0,
+            each_bytes=priced.each_bytes - sent_bytes,
+        )
