@@ -148,10 +148,10 @@ def test_unlabelled_text_is_partitioned_by_cluster(write, plain_tokenizer, clust
     ("rows", "message"),
     [
         (
-            [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": 3}] * 5,
-            r"'completion' must be text: .*a.jsonl:2 has int, .*a.jsonl:4 has int",
+            [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": [3]}] * 5,
+            r"'completion' must be text: .*a.jsonl:2 has \[3\] \(list\), .*a.jsonl:4 has",
         ),
-        ([{"prompt": "a", "completion": 3}] * 9, r"a.jsonl:1 has int.*and 4 more"),
+        ([{"prompt": "a", "completion": [3]}] * 9, r"a.jsonl:1 has \[3\].*and 4 more"),
         ([{"prompt": "a", "completion": ""}] * 5, "is blank in prompt or completion"),
         ([{"prompt": "a", "completion": "b"}] * 5, "empty partition: 5 rows"),
         ([{"prompt": "a " * 99, "completion": "b"}] * 5, "raise `data.max_length`"),

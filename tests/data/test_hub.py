@@ -50,3 +50,10 @@ def test_class_labels_bring_their_names(tmp_path, labelled):
     assert table.columns["label_name"] == ["positive", "negative", "positive"]
     with pytest.raises(DataError, match="no split 'test'; it has train"):
         read_saved(tmp_path / "saved", split="test")
+
+
+def test_a_saved_data_set_with_a_damaged_state_is_refused(tmp_path, labelled):
+    labelled.save_to_disk(tmp_path / "set")
+    (tmp_path / "set" / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_saved(tmp_path / "set", split="train")

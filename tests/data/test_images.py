@@ -3,6 +3,7 @@
 import io
 import pickle
 
+import datasets
 import numpy as np
 import pytest
 
@@ -161,3 +162,31 @@ def test_arrays_are_never_unpickled(tmp_path):
 def test_contradictions_are_refused(settings, message):
     with pytest.raises(RecipeError, match=message):
         spec(**settings)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"), [("Training", "Testing"), ("train", "dev"), ("data/train", "data/val")]
+)
+def test_folders_that_name_a_split_are_no_classes(classes, train, test):
+    (classes / "data").mkdir()
+    (classes / "train").rename(classes / train)
+    (classes / "test").rename(classes / test)
+    (classes / "classes.txt").write_text("dark light")
+    pictures, apart = read_pictures(spec(source=str(classes)), FRAME)
+    assert set(pictures.labels) == {"dark", "light"}
+    assert (len(pictures), len(apart)) == (12, 4)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("train", "bus"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(picture(20))
+    pictures, apart = read_pictures(spec(source=str(tmp_path)), FRAME)
+    assert (set(pictures.labels), apart) == ({"train", "bus"}, None)
+
+
+def test_a_saved_data_set_of_pictures_is_read_by_its_full_path(tmp_path):
+    rows = {"image": [picture(20), picture(200)], "label": ["dark", "light"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    pictures, _ = read_pictures(spec(source=str(tmp_path / "saved")), FRAME)
+    assert pictures.labels == ("dark", "light")

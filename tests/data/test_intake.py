@@ -92,3 +92,17 @@ def test_a_part_without_a_usable_row_is_refused(write):
 def test_a_record_of_the_ledger_is_plain(write):
     path = write("a.jsonl", [{"text": f"t {n}", "label": n % 2} for n in range(20)])
     assert json.dumps(take_in(classified(path), seed=0).ledger.as_document())
+
+
+def test_numbers_are_texts_where_texts_are_wanted(write):
+    path = write("a.jsonl", [{"prompt": f"{n} + 1", "completion": n + 1.0} for n in range(20)])
+    found = take_in(DataSpec(source=str(path)), seed=0)
+    rows = zip(found.train.texts("prompt"), found.train.texts("completion"), strict=True)
+    assert all(int(asked.split()[0]) + 1 == int(said) for asked, said in rows)
+
+
+def test_turns_without_content_are_named(write):
+    turns = [{"role": "user", "text": "a"}, {"role": "assistant", "text": "b"}]
+    path = write("a.jsonl", [{"talk": turns}] * 20)
+    with pytest.raises(DataError, match="must be a list of messages with role and content"):
+        take_in(DataSpec(source=str(path), columns={"messages": "talk"}), seed=0)

@@ -112,7 +112,10 @@ def _turns(value: object) -> list[Mapping[str, Any]] | None:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return None
     turns = [turn for turn in value if isinstance(turn, Mapping)]
-    known = all(any(role in turn for role, _ in _KEYS) for turn in turns)
+    known = all(
+        any(role in turn and (content in turn or "tool_calls" in turn) for role, content in _KEYS)
+        for turn in turns
+    )
     return turns if known and len(turns) == len(value) else None
 
 

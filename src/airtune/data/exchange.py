@@ -179,7 +179,7 @@ def chosen_template(asked: str | None, chat: Any) -> tuple[Origin, Any]:
     """
     if asked is not None and "{prompt}" in asked:
         return "recipe", asked
-    several = chat if isinstance(chat, dict) else {} if chat is None else {"default": chat}
+    several = chat if isinstance(chat, dict) else {"default": chat} if chat else {}
     if asked is None and not several:
         return "default", PLAIN
     name = asked or ("default" if len(several) > 1 else next(iter(several)))

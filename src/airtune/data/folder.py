@@ -16,7 +16,7 @@ _PLAIN = (".txt", ".log")
 """Read only where a folder holds nothing with columns."""
 _SPLITS: Mapping[str, re.Pattern[str]] = {
     "validation": re.compile(r"(^|[^a-z])(dev|val|valid|validation|eval)([^a-z]|$)"),
-    "test": re.compile(r"(^|[^a-z])test([^a-z]|$)"),
+    "test": re.compile(r"(^|[^a-z])test(ing)?([^a-z]|$)"),
     TRAIN: re.compile(r"(^|[^a-z])train(ing)?([^a-z]|$)"),
 }
 """Split -> the words in a name that say so; the first that is found decides."""

@@ -70,11 +70,14 @@ def read_saved(folder: Path, *, split: str) -> Table:
 
     try:
         rows = datasets.load_from_disk(str(folder))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, KeyError, TypeError) as error:
         raise DataError(f"{folder} cannot be read: {_first_line(error)}") from error
     if isinstance(rows, datasets.DatasetDict):
         if split not in rows:
-            raise DataError(f"{folder} has no split {split!r}; it has {', '.join(rows)}")
+            raise DataError(
+                f"{folder} has no split {split!r}; it has {', '.join(rows)}: name one as `data.split`, "
+                "or as `data.test_split` for the test"
+            )
         rows = rows[split]
     return _table(rows, str(folder))
 

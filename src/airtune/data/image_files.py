@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from airtune.data.columns import resolve_columns
 from airtune.data.files import read_file
-from airtune.data.folder import read_folder, visible, visible_files
+from airtune.data.folder import TRAIN, read_folder, split_of, visible, visible_files
 from airtune.data.hub import is_saved, read_hub, read_saved
 from airtune.data.labels import label_keys
 from airtune.data.picture import Pixels, upright_pixels
@@ -38,7 +38,6 @@ SUFFIXES = (
     ".avif", ".heic", ".heif",
 )  # fmt: skip
 """What a picture's name ends in; one that Pillow cannot read is refused, and none is passed over."""
-_TEST = ("test", "val", "valid", "validation")
 _CIFAR: Mapping[int, int] = {1 + 3072: 1, 2 + 3072: 2}
 """Bytes of a record -> label bytes before the pixels; the last of them is the class."""
 
@@ -86,7 +85,7 @@ def _read(source: str, spec: DataSpec, frame: ImageFormat) -> tuple[Pictures, Pi
         if path.suffix.lower() == ".bin":
             return _cifar(path, frame), None
         return _from_table(read_file(path), spec, frame), None
-    if path.suffix or path.is_absolute():
+    if not path.is_dir() and (path.suffix or path.is_absolute()):
         raise DataError(f"no such file: {path.absolute()}; check `data.source` and `data.test`")
     return _read_splits(path, source, spec, frame)
 
@@ -120,19 +119,25 @@ def _read_folder(
     if not any(path.suffix.lower() in SUFFIXES for path in visible_files(folder)):
         return _read_tables(folder, spec, frame)
     folder = _unwrapped(folder)
-    inner = {path.name.lower(): path for path in visible(folder) if path.is_dir()}
-    if "train" in inner:
-        test_name = next((name for name in _TEST if name in inner), None)
-        test_set = None if test_name is None else _read_classes(inner[test_name], frame)
-        return _read_classes(inner["train"], frame), test_set
-    return _read_classes(folder, frame), None
+    inner = {split_of(Path(path.name)): path for path in visible(folder) if _holds_classes(path)}
+    if TRAIN not in inner:
+        return _read_classes(folder, frame), None
+    apart = inner.get("test", inner.get("validation"))
+    test_set = None if apart is None else _read_classes(apart, frame)
+    return _read_classes(inner[TRAIN], frame), test_set
+
+
+def _holds_classes(folder: Path) -> bool:
+    """Say whether a folder holds folders, as one of a split does; one of a class holds pictures."""
+    return folder.is_dir() and any(path.is_dir() for path in visible(folder))
 
 
 def _unwrapped(folder: Path) -> Path:
     """Return the folder of the classes, where others hold nothing but it, as archives do."""
-    held = visible(folder)
-    while len(held) == 1 and held[0].is_dir() and any(path.is_dir() for path in visible(held[0])):
-        folder, held = held[0], visible(held[0])
+    while len(held := [path for path in visible(folder) if path.is_dir()]) == 1:
+        if not _holds_classes(held[0]):
+            break
+        folder = held[0]
     return folder
 
 

@@ -56,14 +56,21 @@ class Table:
         return self.columns[name]
 
     def texts(self, name: str) -> list[str]:
-        """Return a column of text; what a row lacks is blank.
+        """Return a column of text; what a row lacks is blank, and a number is as it is written.
 
         Raises:
             DataError: if a value is no text; the first few are named with file and line.
         """
         values = ["" if is_missing(value) else value for value in self.column(name)]
-        self.refuse(name, [not isinstance(value, str) for value in values], "must be text")
-        return [str(value) for value in values]
+        wrong = [
+            isinstance(value, bool) or not isinstance(value, str | int | float) for value in values
+        ]
+        self.refuse(
+            name, wrong, "must be text", lambda value: f"{value!r:.40} ({type(value).__name__})"
+        )
+        # columns of whole numbers with gaps are read as fractions
+        whole = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+        return [str(value) for value in whole]
 
     def replaced(self, name: str, values: Sequence[object]) -> Table:
         """Return the table with other values in one column."""
