@@ -26,6 +26,16 @@ def test_usual_names_are_found():
     }
 
 
+@pytest.mark.parametrize(
+    "value", [{"role": ["user"]}, [{"speaker": "a", "text": "b"}], ["hi", "ho"]]
+)
+def test_conversations_of_an_unknown_form_are_refused_with_the_form(value):
+    with pytest.raises(
+        DataError, match=r"'messages' must be a list of messages with role and content"
+    ):
+        resolve({"messages": value})
+
+
 def test_mapping_wins_and_brings_nothing_unasked():
     row = {"text": "", "text_pair": "", "label": 0, "topic": ""}
     roles = resolve(row, task="classification", columns={"label": "topic"})

@@ -222,6 +222,19 @@ def test_turns_that_are_no_text_are_counted_as_unsupported(turn):
     assert (read.unsupported.tolist(), read.messages) == ([True], [[]])
 
 
+def test_an_answer_of_weight_0_is_read_and_not_scored(tokenizer_of):
+    shy = {"role": "assistant", "content": "red", "weight": 0}
+    asks = {"role": "user", "content": "colour"}
+    rows = [[asks, shy, asks, {**shy, "content": "blue", "weight": 1}], [asks, shy]]
+    read = read_conversations(table_from_rows([{"chat": row} for row in rows], source="x"), "chat")
+    assert read.unanswered.tolist() == [False, True]
+    exchange = settle_exchange(tokenizer_of(EACH + "{{ m['content'] }};{% endfor %}"), None)
+    written = exchange.write(read.messages[:1])
+    [text], [start] = written.texts, written.starts
+    assert text == "colour;red;colour;blue;"
+    assert (text[start:], written.earlier) == ("blue;", ((),))
+
+
 def test_what_is_no_conversation_is_refused_by_line():
     table = table_from_rows([{"chat": [USER, GPT]}, {"chat": "hello"}], source="x.jsonl")
     with pytest.raises(DataError, match=r"x\.jsonl:2 has 'hello'"):

@@ -28,7 +28,8 @@ def test_every_format_gives_the_same_rows(write, tmp_path):
         writer.writerows(ROWS)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "a.parquet")
     wanted = {"question": ["one, two?", "line\nfeed"], "answer": ["é", '"x"']}
-    for path in (jsonl, json_file, tmp_path / "a.csv", tmp_path / "a.parquet"):
+    others = [write(f"a.{kind}", ROWS) for kind in ("ndjson", "jsonlines")]
+    for path in (jsonl, *others, json_file, tmp_path / "a.csv", tmp_path / "a.parquet"):
         assert read_file(path).columns == wanted
 
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from airtune.data.folder import read_folder, read_test_folder
+from airtune.data.folder import read_folder, read_test_folder, visible_files
 from airtune.errors import DataError
 
 
@@ -112,3 +112,11 @@ def test_a_folder_without_data_says_what_it_holds(tree):
     (folder / "a.jsonl").rename(folder / "a.doc")
     with pytest.raises(DataError, match=r"holds no training file.*it holds a\.doc"):
         read_folder(folder)
+
+
+def test_a_link_to_a_folder_that_it_lies_in_is_not_followed(tmp_path):
+    inner = tmp_path / "logs"
+    inner.mkdir()
+    (inner / "a.jsonl").write_text("{}")
+    (inner / "up").symlink_to(tmp_path)
+    assert [path.name for path in visible_files(tmp_path)] == ["a.jsonl"]

@@ -47,6 +47,21 @@ def test_every_mode_gives_three_channels(mode):
     assert (pixels.shape, pixels.dtype) == ((48, 32, 3), np.uint8)
 
 
+def test_a_picture_of_fractions_is_refused():
+    picture = Image.fromarray(np.full((4, 4), 0.5, np.float32))
+    with pytest.raises(
+        DataError, match=r"a\.tif is a picture of floating-point numbers.*8 or 16 bits"
+    ):
+        decode_picture(encoded(picture, "tiff"), "a.tif")
+
+
+def test_a_picture_that_a_link_no_longer_finds_is_named(tmp_path):
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"cat/1\.png cannot be read: .*remove it"):
+        read_pictures(DataSpec(source=str(tmp_path), task="image-classification"), FRAME)
+
+
 def test_a_palette_with_a_table_of_transparency_is_read():
     picture = Image.fromarray(GRADIENT).convert("P")
     data = encoded(picture, "png", transparency=bytes(range(256)))

@@ -150,6 +150,10 @@ def _moves_into(name):
         (_writes("model.safetensors", b"cut"), "header too small"),
         (_says(hidden_size=16, head_dim=8), "do not fit its config"),
         (_says(hidden_size="32"), "expected int, got str"),
+        (
+            _says(num_hidden_layers=1, layer_types=["full_attention"]),
+            "hold 2 blocks, its config says 1",
+        ),
         (_says(id2label=["a", "b"]), "cannot load model"),
         (_moves_into("checkpoint-9"), "set model.source to .*checkpoint-9"),
     ],

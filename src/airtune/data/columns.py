@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from airtune.data.conversation import holds_conversations
+from airtune.data.conversation import holds_conversations, read_conversations
 from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table, is_missing
@@ -168,6 +168,9 @@ def _plain(name: str) -> str:
 def _missing(
     role: str, needed: Sequence[str], table: Table, spec: DataSpec, roles: Mapping[str, str]
 ) -> str:
+    stored = _usual("messages", table, roles) if spec.task == "causal-lm" else None
+    if stored is not None and not any(isinstance(one, str) for one in table.column(stored)):
+        read_conversations(table, stored)  # says which row is not as it must be
     guess = propose_columns(spec.task, table) if role in ("text", "label") else {}
     shown = {name: roles.get(name) or guess.get(name, "COLUMN") for name in needed}
     raise DataError(

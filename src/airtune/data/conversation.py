@@ -20,6 +20,8 @@ Message: TypeAlias = dict[str, str]
 
 ANSWERS = "assistant"
 """The role whose messages are scored."""
+UNSCORED = "unscored"
+"""Key of an answer that is read and not learnt: `weight: 0` where it was stored."""
 
 _ROLES = {
     "user": "user", "human": "user", "prompter": "user", "assistant": ANSWERS, "gpt": ANSWERS,
@@ -46,7 +48,8 @@ def read_conversations(table: Table, column: str) -> Conversations:
     """Return a column's conversations.
 
     Roles are user, assistant, system and ShareGPT's human and gpt; content is text, or a list of
-    parts that are all text. What follows the last answer is left out.
+    parts that are all text. What follows the last answer is left out. An answer with `weight: 0` is read
+    and not scored, as OpenAI's fine-tuning has it.
 
     A row without a value is one without an answer.
 
@@ -138,7 +141,15 @@ def _message(turn: Mapping[str, Any]) -> Message | None:
     who, text = _ROLES.get(str(turn[role]).strip().lower()), _text(turn.get(content))
     if who is None or text is None or turn.get("tool_calls"):
         return None
-    return {"role": who, "content": text}
+    is_unscored = who == ANSWERS and turn.get("weight") == 0
+    return {"role": who, "content": text} | ({UNSCORED: "weight 0"} if is_unscored else {})
+
+
+def is_answer(message: Message) -> bool:
+    """Return whether a message is one to learn: the assistant's, with text, and not of weight 0."""
+    return (
+        message["role"] == ANSWERS and bool(message["content"].strip()) and UNSCORED not in message
+    )
 
 
 def _text(content: object) -> str | None:
@@ -157,9 +168,7 @@ def _answered(messages: list[Message]) -> list[Message]:
     last = [
         index
         for index, message in enumerate(messages)
-        if message["role"] == ANSWERS
-        and message["content"].strip()
-        and index > min(asked, default=index)
+        if is_answer(message) and index > min(asked, default=index)
     ]
     return messages[: last[-1] + 1] if last else []
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
-from airtune.data.conversation import ANSWERS, Message
+from airtune.data.conversation import ANSWERS, Message, is_answer
 from airtune.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -197,9 +197,7 @@ def _answers(messages: Sequence[Message]) -> list[int]:
     return [
         index
         for index, message in enumerate(messages)
-        if message["role"] == ANSWERS
-        and message["content"].strip()
-        and any(before["role"] == "user" for before in messages[:index])
+        if is_answer(message) and any(before["role"] == "user" for before in messages[:index])
     ]
 
 

@@ -176,6 +176,8 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
 
 _READERS: Mapping[str, Callable[[str, Path], Table]] = {
     ".jsonl": _read_jsonl,
+    ".jsonlines": _read_jsonl,
+    ".ndjson": _read_jsonl,
     ".json": _read_json,
     ".csv": partial(read_separated, usual=","),
     ".tsv": partial(read_separated, usual="\t"),

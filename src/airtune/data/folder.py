@@ -30,12 +30,15 @@ _LEFTOVERS = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin"})
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder, sorted; hidden ones and leavings of systems are no data."""
+    """Yield all files below a folder, sorted; hidden ones and leavings of systems are no data.
+
+    A link to a folder that it lies in is not followed.
+    """
     for path in visible(folder):
-        if path.is_dir():
-            yield from visible_files(path)
-        else:
+        if not path.is_dir():
             yield path
+        elif not folder.resolve().is_relative_to(path.resolve()):
+            yield from visible_files(path)
 
 
 def visible(folder: Path) -> list[Path]:

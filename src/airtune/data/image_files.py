@@ -170,8 +170,15 @@ def _read_classes(folder: Path, frame: ImageFormat) -> Pictures:
             f"{folder} holds no images in sub-folders; one sub-folder a class with "
             f"{', '.join(SUFFIXES)} is needed"
         )
-    pixels = [fit(_decode(path.read_bytes(), str(path)), frame) for path, _ in files]
+    pixels = [fit(_decode(_bytes_of(path), str(path)), frame) for path, _ in files]
     return Pictures(np.stack(pixels), tuple(name for _, name in files), str(folder))
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:  # a link to a file that is gone
+        raise DataError(f"{path} cannot be read: {error.strerror}; mend or remove it") from error
 
 
 def _read_npz(path: Path, frame: ImageFormat) -> tuple[Pictures, Pictures | None]:
@@ -261,7 +268,7 @@ def _picture(value: object, where: str) -> Pixels:
     if isinstance(value, bytes):
         return _decode(value, where)
     if hasattr(value, "getexif"):  # a picture that `datasets` has opened
-        return upright_pixels(cast("Image", value))
+        return upright_pixels(cast("Image", value), where)
     raise DataError(f"{where}: an image must be encoded bytes, got {type(value).__name__}")
 
 

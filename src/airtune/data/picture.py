@@ -46,7 +46,7 @@ def decode_picture(data: bytes, where: str) -> Pixels:
                     f"{where} claims {picture.width} x {picture.height} pixels, at most "
                     f"{LARGEST_PIXELS} are read"
                 )
-            return upright_pixels(picture)
+            return upright_pixels(picture, where)
     except UnidentifiedImageError as error:
         raise DataError(f"{where} is no picture that can be read; mend or remove it") from error
     except (
@@ -62,14 +62,22 @@ def decode_picture(data: bytes, where: str) -> Pixels:
         raise DataError(f"{where} is no picture that can be read: {error}") from error
 
 
-def upright_pixels(picture: Image) -> Pixels:
+def upright_pixels(picture: Image, where: str) -> Pixels:
     """Return a picture that Pillow opened as uint8 of (height, width, 3), turned as its EXIF says.
 
     Grey of 16 bits is scaled to 8, which Pillow would clip. Transparency is dropped.
+
+    Raises:
+        DataError: if its numbers are floating-point, whose scale is not known.
     """
     from PIL import ImageOps
 
     turned = ImageOps.exif_transpose(picture)
+    if turned.mode == "F":
+        raise DataError(
+            f"{where} is a picture of floating-point numbers, which does not say what is black and what "
+            "white; save it with 8 or 16 bits a channel"
+        )
     if turned.mode.startswith("I"):
         levels = np.asarray(turned).astype(np.int64)
         wide = turned.mode != "I" or levels.max(initial=0) > 255

@@ -8,7 +8,8 @@ depend on whom it is batched with; LoRA's dropout is the one that regularises.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,7 +109,8 @@ def load_base(
         )
     torch_device = torch_device_of(device)
     config = load_config(source, revision)
-    shape_from_config(config, labels=labels)  # refuses what cannot be loaded before the weights are
+    # refuses what cannot be loaded before the weights are
+    blocks = shape_from_config(config, labels=labels).blocks
     if not allow_pickle:
         refuse_pickled(source)
     quantisation = _quantisation(DTYPES[dtype]) if load_in_4bit else None
@@ -137,6 +139,7 @@ def load_base(
     if is_gguf(source):
         report["missing_keys"] = settle_(network, report["missing_keys"])
     check_complete(report, family_of(config), source, classifies=labels > 0)
+    _check_depth(report["unexpected_keys"], family_of(config), blocks, source)
     check_finite(network, str(source))
     agree_(network, tokenizer)
     if classes:
@@ -290,6 +293,19 @@ def check_complete(
             f"the weights of {str(source)!r} lack {len(lost)} tensors of a {family.name} model, "
             f"{lost[0]} for one{instead}; the files are damaged, of another architecture, or name "
             "their tensors otherwise"
+        )
+
+
+def _check_depth(
+    unexpected: Iterable[str], family: Family, blocks: int, source: str | Path
+) -> None:
+    """Refuse files that hold more blocks than the config says, which would be left out."""
+    pattern = re.compile(rf"(?:^|\.){re.escape(family.blocks)}\.(\d+)\.")
+    found = [int(match[1]) + 1 for name in unexpected if (match := pattern.search(name))]
+    if max(found, default=0) > blocks:
+        raise ModelError(
+            f"the weights of {str(source)!r} hold {max(found)} blocks, its config says {blocks}; "
+            "put the number in config.json right, or remove the others from the files"
         )
 
 
