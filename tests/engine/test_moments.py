@@ -84,18 +84,18 @@ def test_what_cannot_have_been_measured_is_refused(name, change):
 
 def test_each_device_is_sent_them_once_and_again_after_it_failed():
     server, device, grams = SharedMoments(), HeldMoments(), moments()
-    named, blobs = server.told(3, grams)
+    named, blobs = server.for_task(3, grams)
     assert set(blobs) == {BLOB}
     assert torch.equal(device.of(named, blobs, SHAPE).ffn.factor, grams.ffn.factor)
-    server.heard(3, named, is_ok=True)
-    assert server.told(3, grams) == (named, {})
+    server.settle(3, named, is_ok=True)
+    assert server.for_task(3, grams) == (named, {})
     assert device.of(named, {}, SHAPE) is not None
     with pytest.raises(CodecError, match="they come with its next task"):
         HeldMoments().of(named, {}, SHAPE)
-    server.heard(3, named, is_ok=False)
-    assert set(server.told(3, grams)[1]) == {BLOB}
-    other, fresh = server.told(3, moments(seed=1))
+    server.settle(3, named, is_ok=False)
+    assert set(server.for_task(3, grams)[1]) == {BLOB}
+    other, fresh = server.for_task(3, moments(seed=1))
     assert other != named
     assert set(fresh) == {BLOB}
-    assert server.told(3, None) == ("", {})
+    assert server.for_task(3, None) == ("", {})
     assert device.of("", {}, SHAPE) is None

@@ -34,20 +34,20 @@ class SharedMoments:
 
     def __init__(self) -> None:
         """Begin with nobody holding any."""
-        self._of: Grams | None = None
+        self._grams: Grams | None = None
         self._content, self._hash = b"", ""
         self._holders: set[int] = set()
 
-    def told(self, device: int, grams: Grams | None) -> tuple[str, dict[str, bytes]]:
+    def for_task(self, device: int, grams: Grams | None) -> tuple[str, dict[str, bytes]]:
         """Return what a task names, and what goes with it; "" and {} where nothing is needed."""
         if grams is None:
             return "", {}
-        if grams is not self._of:
-            self._of, self._content, self._holders = grams, pack_grams(grams), set()
+        if grams is not self._grams:
+            self._grams, self._content, self._holders = grams, pack_grams(grams), set()
             self._hash = hashlib.sha256(self._content).hexdigest()
         return self._hash, {} if device in self._holders else {BLOB: self._content}
 
-    def heard(self, device: int, named: str, *, is_ok: bool) -> None:
+    def settle(self, device: int, named: str, *, is_ok: bool) -> None:
         """Take in whether a device did a task that named them; who did not is sent them again."""
         if named and named == self._hash and is_ok:
             self._holders.add(device)

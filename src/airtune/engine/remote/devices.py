@@ -170,7 +170,7 @@ class Remote:
         blob, order = pack_state(state)
         tasks, blobs = {}, {}
         for device in devices:
-            moments, beside = self._moments.told(device, state.grams if state.kept else None)
+            moments, beside = self._moments.for_task(device, state.grams if state.kept else None)
             task = self._task("evaluate", device, round=state.round, order=order)
             tasks[device] = replace(task, moments=moments)
             blobs[device] = {"state": blob} | beside
@@ -220,7 +220,7 @@ class Remote:
         grams = state.grams if _slices(rows, state) else None
         tasks, blobs = {}, {}
         for row in rows:
-            moments, beside = self._moments.told(row.device, None if row.cut else grams)
+            moments, beside = self._moments.for_task(row.device, None if row.cut else grams)
             tasks[row.device] = replace(
                 self._task("train", row.device, round=round, order=order),
                 row=row,
@@ -320,7 +320,7 @@ class Remote:
                 if answer.received_bytes:
                     self._settle(device, answer.sent_bytes + answer.received_bytes - aside[device])
                 answers[device] = answer
-                self._moments.heard(device, task.moments, is_ok=answer.status == "ok")
+                self._moments.settle(device, task.moments, is_ok=answer.status == "ok")
         return answers
 
     def _measured_bytes(self) -> int:
