@@ -121,7 +121,7 @@ def opened_world(streams, world, count):
         WorkSpec(),
         workload,
         0,
-        StreamTiming(window_s=float("inf"), rejoin_s=0.5, join_s=900.0, deadline_s=1800.0),
+        StreamTiming(window_s=float("inf"), rejoin_s=5.0, join_s=900.0, deadline_s=1800.0),
     )
     return task, jobs, streams.server.open(task)
 
@@ -155,7 +155,7 @@ def test_a_process_killed_mid_round_leaves_the_rest_right(streams, world, begin,
     devices[1].wait(10)
     del devices[1]
     let_go(devices)
-    result = opened.wait(10)
+    result = opened.wait(60)
     outcomes = streams.joined(task, result, parts_in(tmp_path, (0, 2)))
     assert [outcome.status for outcome in outcomes] == ["ok", "refused", "ok"]
     alone = streams.alone(task, jobs, drops={1: 2})
