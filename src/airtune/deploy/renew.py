@@ -25,7 +25,7 @@ from airtune.errors import ConnectionFailedError, DeploymentError, KeyRefusedErr
 from airtune.records import storage, write_atomically
 from airtune.wire.channel import ENROL, channel_credentials, open_channel
 
-_TIMEOUT_S = 30.0
+_TIMEOUT_S, _LEAST_S = 30.0, 1.0
 
 
 def enrol_self(server: str, code: str, proof: Proof, *, name: str) -> bool:
@@ -70,8 +70,13 @@ def enrol_self(server: str, code: str, proof: Proof, *, name: str) -> bool:
     return True
 
 
-def enrolling(server: str, code: EnrolmentCode) -> bytes:
+def enrolling(server: str, code: EnrolmentCode, *, timeout_s: float = _TIMEOUT_S) -> bytes:
     """Return the certificate of the server that a code is of, as it shows it where devices enrol.
+
+    Args:
+        server: HOST:PORT, where it takes calls.
+        code: that it has made.
+        timeout_s: seconds after which it is not waited for any longer.
 
     Raises:
         DeploymentError: if it enrols nobody at present, or another server answers.
@@ -79,7 +84,7 @@ def enrolling(server: str, code: EnrolmentCode) -> bytes:
     """
     host, address = server.rpartition(":")[0], f"{server.rpartition(':')[0]}:{code.port}"
     try:
-        leaf = ssl.get_server_certificate((host.strip("[]"), code.port), timeout=_TIMEOUT_S)
+        leaf = ssl.get_server_certificate((host.strip("[]"), code.port), timeout=timeout_s)
     except OSError as error:
         check_server(server, None)
         raise DeploymentError(
@@ -105,7 +110,7 @@ def await_enrolling(server: str, code: EnrolmentCode, *, wait_s: float = 15.0) -
     until = time.monotonic() + wait_s
     while True:
         try:
-            enrolling(server, code)
+            enrolling(server, code, timeout_s=max(until - time.monotonic(), _LEAST_S))
             return
         except DeploymentError:
             if time.monotonic() > until:
