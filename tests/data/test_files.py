@@ -204,3 +204,27 @@ def test_class_names_of_a_hub_file_are_kept(tmp_path):
         "label": [1, None],
         "label_name": ["yes", None],
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"text": ["a", "b"], "label": [0, 1]}',
+        '{"text": {"0": "a", "1": "b"}, "label": {"0": 0, "1": 1}}',
+    ],
+)
+def test_json_by_columns_is_read(write, text):
+    assert read_file(write("a.json", text)).columns == {"text": ["a", "b"], "label": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"train": [{"text": "a"}], "test": [{"text": "b"}]}',
+        '{"text": ["a", "b"], "label": [0]}',
+        '{"text": "a"}',
+    ],
+)
+def test_json_that_is_neither_rows_nor_columns_is_refused_with_its_keys(write, text):
+    with pytest.raises(DataError, match=r"got dict with (train, test|text, label|text); parts"):
+        read_file(write("a.json", text))

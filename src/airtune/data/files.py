@@ -93,10 +93,13 @@ def _read_json(text: str, path: Path) -> Table:
             "of objects, or one object a line"
         ) from error
     rows = _objects(value)
+    rows = _of_columns(value) if rows is None else rows
     if rows is None:
+        keys = f" with {', '.join(map(str, value))[:60]}" if isinstance(value, dict) else ""
         raise DataError(
-            f"{path} must hold a list of objects, or an object with one such list, got "
-            f"{type(value).__name__}"
+            f"{path} must hold a list of objects, an object with one such list, or columns of equal "
+            f"length, got {type(value).__name__}{keys}; parts such as train and test belong in files "
+            "of their own"
         )
     return table_from_rows(rows, source=str(path))
 
@@ -116,6 +119,20 @@ def _objects(value: object) -> Sequence[Mapping[str, object]] | None:
     lists = list(value.values()) if isinstance(value, dict) else []
     found = [rows for rows in lists if isinstance(rows, list) and rows and _objects(rows)]
     return found[0] if len(found) == 1 else None
+
+
+def _of_columns(value: object) -> Sequence[Mapping[str, object]] | None:
+    """Return the rows of an object of columns, lists or pandas' objects by row; None for others."""
+    if not isinstance(value, dict) or not value:
+        return None
+    columns = list(value.values())
+    if all(isinstance(one, dict) and [*one] == [*columns[0]] for one in columns):
+        columns = [list(one.values()) for one in columns]
+    if not all(isinstance(one, list) and len(one) == len(columns[0]) for one in columns):
+        return None
+    if all(isinstance(item, dict) for one in columns for item in one):  # parts, not columns
+        return None
+    return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _read_lines(text: str, path: Path) -> Table:
