@@ -207,7 +207,7 @@ class Device:
         self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
         setup, data = task.setup, loaded.data.train
-        whole = current_base(base, self._state(task, blobs, loaded.shape))
+        whole = current_base(base, self._state(task, blobs, base))
         batch, batches = setup.workload.batch, measured_batches(setup.work, setup.workload.batch)
         report = measure_importance(
             whole,
@@ -241,7 +241,7 @@ class Device:
         self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> dict[str, float | None]:
         """Return the quality of the model that came, on what this device holds out."""
-        setup, state = task.setup, self._state(task, blobs, loaded.shape, base)
+        setup, state = task.setup, self._state(task, blobs, base)
         lora = tuned_network(base, state, scale=setup.train.scale, work=setup.work)
         if not len(loaded.data.validation):
             return {"count": 0.0}
@@ -260,7 +260,7 @@ class Device:
     def _train(
         self, task: Task, loaded: Loaded, base: BaseModel, blobs: Mapping[str, bytes]
     ) -> tuple[Reply, dict[str, bytes]]:
-        setup, state = task.setup, self._state(task, blobs, loaded.shape, base)
+        setup, state = task.setup, self._state(task, blobs, base)
         if task.row is None:
             raise MismatchError(f"round {task.round} came without an assignment; it is refused")
         if task.row.cut:
@@ -343,17 +343,11 @@ class Device:
         reply = replace(reply_to(task), samples=update.samples, rank_left=row.rank, figures=figures)
         return reply, self._sent.coded(task, loaded.shape, state, update)
 
-    def _state(
-        self,
-        task: Task,
-        blobs: Mapping[str, bytes],
-        shape: ModelShape,
-        base: BaseModel | None = None,
-    ) -> GlobalState:
-        """Return the state of a task; with the base it belongs to where its adapters may be coded."""
+    def _state(self, task: Task, blobs: Mapping[str, bytes], base: BaseModel) -> GlobalState:
+        """Return the state of a task, for the base it belongs to."""
         payloads = {name: blobs[name] for name in GROUPS if name in blobs}
         blank = None
-        if payloads and base is not None:
+        if payloads:
             blank = initial_state(base, task.setup.workload, task.setup.seed)
         return unpack_state(
             blobs.get("state", b""),
@@ -362,6 +356,6 @@ class Device:
             own=blobs.get("own"),
             payloads=payloads,
             blank=blank,
-            shape=None if base is None else base.shape,
-            grams=self._moments.of(task.moments, blobs, shape),
+            shape=base.shape,
+            grams=self._moments.of(task.moments, blobs, base.shape),
         )
