@@ -3,28 +3,13 @@
 import json
 
 import pytest
+from tests.compare.conftest import TINY, recipe
 
 from airtune.cli.main import invoke
 from airtune.compare import compare_methods, entries_of, resume_comparison
 from airtune.compare.protocol import FAULTS, Protocol, protocol_of, read_budget, read_protocol
 from airtune.errors import RecipeError
-from airtune.recipe import fleet_of, load_recipe
-
-TINY = [
-    "data.limit=60",
-    "data.test_limit=10",
-    "data.max_length=40",
-    "fleet.devices=3",
-    "train.rounds=1",
-    "train.local_steps=1",
-    "train.per_device_train_batch_size=2",
-    "threads=1",
-    "method.name=fedavg-lora",
-]
-
-
-def recipe(*overrides):
-    return load_recipe(overrides=[*TINY, *overrides])
+from airtune.recipe import fleet_of
 
 
 def test_robustness_runs_each_method_under_each_fault():

@@ -3,28 +3,12 @@
 import csv
 
 import pytest
+from tests.compare.conftest import recipe
 
 from airtune.compare import resume_comparison, sweep_recipe, swept
 from airtune.compare.jobs import JobProcesses
 from airtune.errors import DataError, RecipeError, TrainingError
-from airtune.recipe import load_recipe
 from airtune.records import read_run
-
-TINY = [
-    "data.limit=60",
-    "data.test_limit=10",
-    "data.max_length=40",
-    "fleet.devices=3",
-    "train.rounds=1",
-    "train.local_steps=1",
-    "train.per_device_train_batch_size=2",
-    "threads=1",
-    "method.name=fedavg-lora",
-]
-
-
-def recipe(*overrides):
-    return load_recipe(overrides=[*TINY, *overrides])
 
 
 def test_every_combination_has_a_label_of_the_keys_that_vary():
