@@ -164,9 +164,9 @@ def test_only_a_method_that_cuts_is_let_through_by_a_cut():
     least = float(ladder(problem.shape, problem.workload).peak_bytes.min())
     memory = (least + float(cut_peaks(problem)[0])) / 2
     small = replace(fleet, memory_bytes=np.full(len(fleet), memory))
-    check_memory(problem, small, may_cut=True)
+    check_memory(problem, small, "sft", may_cut=True)
     with pytest.raises(InfeasibleError, match="the heaviest pruning still needs"):
-        check_memory(problem, small, may_cut=False)
+        check_memory(problem, small, "sft", may_cut=False)
 
 
 def test_a_model_too_large_for_a_device_has_a_cut_that_fits():

@@ -120,8 +120,8 @@ def test_export_adapter_and_merged_load_elsewhere(place, airtune, finished):
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--format", "pruned"], 3, "--prune 0.3 for instance"),
-        (["--format", "pruned", "--prune", "1.5"], 3, "--prune must be above 0 and below 1"),
+        (["--format", "pruned"], 3, "prune 0.3 for instance"),
+        (["--format", "pruned", "--prune", "1.5"], 3, "prune must be above 0 and below 1"),
         (["--format", "pruned", "--prune", "0.5"], 5, "measured no importance to prune by"),
     ],
 )
@@ -200,7 +200,7 @@ def test_compare_with_controls_can_be_resumed(place, airtune):
 
 @pytest.mark.parametrize(
     ("settings", "ends"),
-    [("name: sft, cut: 9, codec: none", 0), ("name: fedspine, min_rank: 512", 19)],
+    [("name: sft, cut: 9, codec: none", 0), ("name: fedspine, sparsity: 0.99", 19)],
 )
 def test_a_method_without_an_answer_is_left_out_of_a_comparison(place, airtune, settings, ends):
     methods = f"[fedavg-lora, {{{settings}, label: deep}}]"

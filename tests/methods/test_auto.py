@@ -212,11 +212,6 @@ def test_settings_that_mean_nothing_are_refused_with_their_value(settings):
     assert str(value) in str(refused.value) or repr(value) in str(refused.value)
 
 
-def test_a_rank_above_the_recipes_is_refused(decided):
-    with pytest.raises(RecipeError, match=r"at most lora\.r"):
-        decided({"ranks": [64]})
-
-
 def test_the_menu_has_only_ranks_and_codecs_that_were_measured():
     problem = sample_problem()
     lines = mixed_lines(problem, ["rank", "codec", "cut"], ranks=())

@@ -213,11 +213,8 @@ def test_settings_that_mean_nothing_are_named(settings, message):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("fedspine", {"min_rank": 16}, "between 1 and lora.r, which is 8, got 16"),
-        ("fedspine", {"fixed_rank": 64}, "between min_rank 2 and lora.r 8, got 64"),
         ("fedspine", {"sparsity": 0.99}, "would leave a block"),
         ("loraprune", {"sparsity": 0.99}, "would leave a block"),
-        ("hetlora", {"min_rank": 9}, "which is 8, got 9"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_before_the_first_round(name, settings, message):

@@ -133,3 +133,39 @@ def test_settings_of_a_row_are_fixed_where_its_name_says_so():
 def test_fedprox_asks_for_the_penalty():
     work = build_method("fedprox", {"penalty_weight": 0.1}).work
     assert (work.penalty, work.penalty_weight) == ("proximal", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "faults"),
+    [
+        ("fedspine", {}, ["min_rank: must be at most lora.r, which is 1, got 2"]),
+        ("fedspine", {"form": "published"}, ["min_rank: must be at most lora.r"]),
+        ("fedspine", {"min_rank": 1, "fixed_rank": 4}, ["fixed_rank: must be at most lora.r"]),
+        ("fedspine", {"min_rank": 1}, []),
+        ("hetlora", {}, ["min_rank: must be at most lora.r"]),
+        ("flora", {}, ["min_rank: must be at most lora.r"]),
+        ("apt", {"min_rank": 2}, ["min_rank: must be at most lora.r"]),
+        ("apt", {}, []),
+        ("auto", {"ranks": [1, 4]}, ["ranks: must be at most lora.r, which is 1, got 4"]),
+        ("untuned", {}, []),
+    ],
+)
+def test_a_rank_above_the_recipes_is_a_fault_of_the_settings(name, settings, faults):
+    found = settings_faults(name, settings, rank=1)
+    assert [one.startswith(said) for one, said in zip(found, faults, strict=True)] == [
+        True for _ in faults
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("fedspine", {"min_rank": 0}),
+        ("fedspine", {"min_rank": 4, "fixed_rank": 2}),
+        ("hetlora", {"min_rank": 0}),
+        ("apt", {"min_rank": -1}),
+    ],
+)
+def test_a_smallest_rank_is_at_least_one_and_the_fixed_one_not_below_it(name, settings):
+    (fault,) = settings_faults(name, settings, rank=8)
+    assert "at least" in fault

@@ -14,7 +14,6 @@ from airtune.methods.sparsity import (
     PruningTarget,
     Schedule,
     check_order,
-    check_ranks,
     levels_of,
     prunes_heads,
     ranks_between,
@@ -126,12 +125,6 @@ def test_published_shapes_reach_half():
 def test_a_sparsity_that_empties_a_block_is_refused(structures):
     with pytest.raises(RecipeError, match=r"sparsity 0.99 would leave a block .*the most is 0\.\d"):
         reached(LLAMA, 0.99, structures)
-
-
-@pytest.mark.parametrize("least", [0, 9])
-def test_ranks_outside_the_recipe_are_refused(least):
-    with pytest.raises(RecipeError, match=f"between 1 and lora.r, which is 8, got {least}"):
-        check_ranks(least, 8)
 
 
 @given(least=st.integers(1, 9), times=st.integers(1, 20), part=st.floats(0, 1))

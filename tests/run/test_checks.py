@@ -1,8 +1,10 @@
 """What is refused before anything is measured: a limit that nothing keeps, a mending without a place."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from tests.run.conftest import recipe
@@ -45,6 +47,40 @@ def test_the_least_that_is_named_would_be_enough_to_begin_with(assets, method):
     check(assets, method, 1.001 * least)
     with pytest.raises(InfeasibleError, match="raise the limit"):
         check(assets, method, 0.99 * least)
+
+
+def test_a_sparsity_that_empties_a_block_is_refused_before_anything_is_measured(assets):
+    asked = recipe("method.name=fedspine", "method.sparsity=0.99")
+    with pytest.raises(RecipeError, match="would leave a block"):
+        check_begin(build_pieces(asked, assets), choose_method(asked))
+
+
+def with_memory(assets, *, devices, server):
+    fleet = assets.fleet
+    memory = np.full(len(fleet), devices)
+    return replace(
+        assets,
+        fleet=replace(
+            fleet, memory_bytes=memory, server=replace(fleet.server, memory_bytes=server)
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "server", "refused"),
+    [
+        ("untuned", 1.0, ""),
+        ("pooled", 2.0**32, ""),
+        ("pooled", 1.0, "the whole model at the server"),
+        ("local-only", 2.0**32, "no device of fleet"),
+        ("fedavg-lora", 2.0**32, "no device of fleet"),
+    ],
+)
+def test_what_trains_on_no_device_needs_no_devices_memory(assets, method, server, refused):
+    small = with_memory(assets, devices=1.0, server=server)
+    expected = pytest.raises(InfeasibleError, match=refused) if refused else nullcontext()
+    with expected:
+        build_pieces(recipe(f"method.name={method}"), small)
 
 
 def test_a_calibration_is_refused_too():

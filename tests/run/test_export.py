@@ -44,7 +44,7 @@ def test_the_best_round_is_kept_and_exported(sentiment, tmp_path):
 
 def test_a_round_that_nobody_can_name_is_refused(sentiment, tmp_path):
     run = shutil.copytree(sentiment, tmp_path / "run")
-    with pytest.raises(RecipeError, match="--round must be best or last, got 'first'"):
+    with pytest.raises(RecipeError, match="round must be best or last, got 'first'"):
         export_run(run, "adapter", round="first")
     best = json.loads((run / "result.json").read_text())["validation_best"]["round"] + 1
     if best < 6:

@@ -129,21 +129,23 @@ def test_the_adapters_of_a_pruned_model_are_no_adapters_of_the_base(run):
 
 @pytest.mark.parametrize("format", ["merged", "pruned"])
 def test_a_cut_that_the_run_did_not_evaluate_needs_force(dense, tmp_path, format):
-    with pytest.raises(ModelError, match=r"--prune 0\.5 cuts into.*was not measured.*--force"):
+    with pytest.raises(
+        ModelError, match=r"prune 0\.5 cuts into.*was not measured.*--force, or accept_worse=True"
+    ):
         export_run(dense, format, output=tmp_path / "m", prune=0.5)
     assert not list(tmp_path.iterdir())
     place = export_run(dense, format, output=tmp_path / "m", prune=0.5, accept_worse=True)
     quality = json.loads((place / "airtune.json").read_text())["quality"]
     assert quality["untuned"]["loss"] > 0.0
     assert quality["tuned"] is None
-    assert "what --prune 0.5 left of the tuned model was not evaluated" in quality["measured_on"]
+    assert "what pruning by 0.5 left of the tuned model was not evaluated" in quality["measured_on"]
 
 
 @pytest.mark.parametrize(
     ("format", "said"),
     [
-        ("adapter", r"--prune 0\.9 is for merged, pruned and gguf.*export pruned"),
-        ("pruned", r"pruned the model for good, so --prune 0\.9 .*leave --prune out"),
+        ("adapter", r"prune 0\.9 is for merged, pruned and gguf.*export pruned"),
+        ("pruned", r"pruned the model for good, so prune 0\.9 .*leave prune out"),
     ],
 )
 def test_a_prune_that_would_do_nothing_is_refused(run, format, said):
@@ -168,7 +170,7 @@ def test_a_failed_self_check_leaves_what_was_there(dense, tmp_path, monkeypatch,
 
 def test_a_folder_that_is_no_export_is_not_replaced(dense, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
-    with pytest.raises(RunExistsError, match="not even --force"):
+    with pytest.raises(RunExistsError, match="never replaced"):
         export_run(dense, "adapter", output=tmp_path, overwrite=True, accept_worse=True)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
 
@@ -223,7 +225,8 @@ def test_what_is_worse_than_untuned_needs_force(tmp_path):
     run = run_of(tmp_path, "train.learning_rate=0.3", method=["method.name=fedavg-lora"])
     for format in ("adapter", "merged"):
         with pytest.raises(
-            ModelError, match=r"has a validation loss of .*, the untuned one .*--force"
+            ModelError,
+            match=r"has a validation loss of .*, the untuned one .*--force, or accept_worse=True",
         ):
             export_run(run, format, output=tmp_path / format)
         assert not (tmp_path / format).exists()
@@ -235,9 +238,9 @@ def test_what_is_worse_than_untuned_needs_force(tmp_path):
 @pytest.mark.parametrize(
     ("format", "quantise", "said"),
     [
-        ("merged", "q8_0", "--quantise q8_0 is for gguf and adapter-gguf"),
-        ("gguf", "q4_0", "--quantise of gguf must be one of f32, f16, q8_0, got 'q4_0'"),
-        ("adapter-gguf", "q8_0", "--quantise of adapter-gguf must be one of f32, f16"),
+        ("merged", "q8_0", "quantise q8_0 is for gguf and adapter-gguf"),
+        ("gguf", "q4_0", "quantise of gguf must be one of f32, f16, q8_0, got 'q4_0'"),
+        ("adapter-gguf", "q8_0", "quantise of adapter-gguf must be one of f32, f16"),
     ],
 )
 def test_a_type_of_numbers_that_a_format_has_not_is_refused(run, format, quantise, said):

@@ -2,6 +2,7 @@
 
 from airtune.methods.contract import check_method, sample_problem
 from airtune.methods.registry import (
+    AT_SERVER,
     METHODS,
     MethodRow,
     build_method,
@@ -12,6 +13,7 @@ from airtune.methods.registry import (
 )
 
 __all__ = [
+    "AT_SERVER",
     "METHODS",
     "MethodRow",
     "build_method",

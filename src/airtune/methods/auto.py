@@ -138,16 +138,7 @@ class Auto:
         return float(most)
 
     def init(self, problem: Problem) -> State:
-        """Return a state in which no device has a line.
-
-        Raises:
-            RecipeError: if a rank is above the recipe's.
-        """
-        over = [rank for rank in self.ranks if rank > problem.workload.rank]
-        if over:
-            raise RecipeError(
-                f"ranks must be at most lora.r, which is {problem.workload.rank}, got {over[0]}"
-            )
+        """Return a state in which no device has a line."""
         count = len(problem.devices)
         reports = no_reports(count, self.quantile) if self.quantile > USUAL else {}
         prices = {"price": np.full(count, np.nan)} if self.sampling_rate < 1.0 else {}
@@ -364,4 +355,5 @@ def auto(name: str, settings: object) -> Method:
         wants=frozenset(wants),
         may_cut="cut" in knobs,
         may_sample=settings.sampling_rate < 1.0,
+        ranks={"ranks": max(settings.ranks, default=1)},
     )

@@ -79,6 +79,7 @@ def check_method(method: Method | object, problem: Problem | None = None) -> Non
     full = replace(sample_problem() if problem is None else problem, work=method.work)
     known = mask_problem(full, method.decider.needs)
     with blamed(method, "init"):
+        method.decider.init(replace(known, measurements=None, sensitivity=None))
         state = _same_twice("init", method.decider.init, known)
         saved_and_loaded(state)
     for number in range(_ROUNDS):

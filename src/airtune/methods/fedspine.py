@@ -37,7 +37,6 @@ from airtune.methods.sparsity import (
     LEVELS,
     PruningTarget,
     Structures,
-    check_ranks,
     levels_of,
     schedule_of,
     schedule_round,
@@ -136,16 +135,9 @@ class FedSpine:
         """Return the state that knows nothing.
 
         Raises:
-            RecipeError: if the sparsity or a rank is outside what the model or lora.r allows.
+            RecipeError: if the sparsity is outside what the model allows.
         """
         levels_of(problem, self.target)
-        most = problem.workload.rank
-        check_ranks(self.min_rank, most)
-        if self.fixed_rank and not self.min_rank <= self.fixed_rank <= most:
-            raise RecipeError(
-                f"fixed_rank must be 0 or between min_rank {self.min_rank} and lora.r {most}, got "
-                f"{self.fixed_rank}"
-            )
         grid = np.zeros(
             (len(self._ranks(problem)) * len(self._widths(problem)), self._most(problem))
         )

@@ -18,8 +18,8 @@ from airtune.methods.sparsity import (
     LEVELS,
     PruningTarget,
     Structures,
+    check_min_rank,
     check_order,
-    check_ranks,
     check_sparsity,
     levels_of,
     ranks_between,
@@ -55,6 +55,8 @@ class PruneAndTune:
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity, self.warmup, self.cooldown, self.prune_every)
         check_order(self.order)
+        if self.min_rank:
+            check_min_rank(self.min_rank)
 
     @property
     def target(self) -> PruningTarget:
@@ -64,8 +66,6 @@ class PruneAndTune:
     def init(self, problem: Problem) -> State:
         """Return no state: the schedule says it all."""
         levels_of(problem, self.target)
-        if self.min_rank:
-            check_ranks(self.min_rank, problem.workload.rank)
         return {}
 
     def plan(

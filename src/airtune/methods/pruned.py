@@ -9,6 +9,7 @@ from typing import TypeVar
 from airtune.errors import MethodError, RecipeError
 from airtune.methods.fedspine import FedSpine
 from airtune.methods.prune_and_tune import PruneAndTune
+from airtune.methods.sparsity import check_min_rank
 from airtune.methods.unlike_ranks import UnlikeRanks
 from airtune.plan import AggregateSpec, ImportanceKind, Method, Want, WorkSpec
 from airtune.plan.method import AggregateRule
@@ -18,6 +19,8 @@ Chosen = TypeVar("Chosen")
 MEMORY = 0.9
 """Share of the old scores when scores of a round are pooled: a round asks few of the devices, and the
 scores of few steps are noisy beside the fluctuation that pruning starts from."""
+
+_SENSITIVITY: frozenset[Want] = frozenset({"sensitivity"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class HetLora:
     """g, the share of the rank that is not the tail."""
 
     def __post_init__(self) -> None:
+        check_min_rank(self.min_rank)
         if not self.penalty_weight >= 0.0:
             raise RecipeError(f"penalty_weight must be at least 0, got {self.penalty_weight:g}")
         if not 0.0 < self.keep < 1.0:
@@ -47,7 +51,7 @@ def fedspine(name: str, settings: object) -> Method:
         importance="fluctuation" if chosen.pace == "once" else "lora-gradient", cumulative=True
     )
     rule = AggregateSpec("nested", shrinks=True, as_planned=True, agreement=True, memory=MEMORY)
-    return Method(name, chosen, rule, work, wants=frozenset({"sensitivity"}), paces=True)
+    return Method(name, chosen, rule, work, wants=_SENSITIVITY, paces=True, ranks=_ranks(chosen))
 
 
 def _published(name: str, chosen: FedSpine) -> Method:
@@ -61,21 +65,24 @@ def _published(name: str, chosen: FedSpine) -> Method:
         rank_scale="own",
     )
     rule = AggregateSpec("lifted", shrinks=True, memory=MEMORY)
-    return Method(name, decider, rule, work, wants=frozenset({"sensitivity"}))
+    return Method(name, decider, rule, work, wants=_SENSITIVITY, ranks=_ranks(chosen))
 
 
 def hetlora(name: str, settings: object) -> Method:
     """Return HETLoRA."""
     chosen = _of(settings, HetLora)
     work = WorkSpec(penalty="tail", penalty_weight=chosen.penalty_weight, tail=chosen.keep)
-    return Method(name, UnlikeRanks(chosen.min_rank), AggregateSpec("norm-weighted"), work)
+    rule = AggregateSpec("norm-weighted")
+    ranks = {"min_rank": chosen.min_rank}
+    return Method(name, UnlikeRanks(chosen.min_rank), rule, work, ranks=ranks)
 
 
 def unlike_ranks(rule: AggregateRule) -> Callable[[str, object], Method]:
     """Return what makes a method of unlike ranks with this aggregation."""
 
     def make(name: str, settings: object) -> Method:
-        return Method(name, _of(settings, UnlikeRanks), AggregateSpec(rule))
+        chosen = _of(settings, UnlikeRanks)
+        return Method(name, chosen, AggregateSpec(rule), ranks={"min_rank": chosen.min_rank})
 
     return make
 
@@ -88,11 +95,14 @@ def pruned_by(importance: ImportanceKind) -> Callable[[str, object], Method]:
         every = chosen.prune_every if chosen.pace == "cubic" else 0
         work = WorkSpec(importance=importance, cumulative=True, prune_every=every)
         rule = AggregateSpec("average", shrinks=True, memory=MEMORY)
-        is_measured = chosen.order == "measured"
-        wants: frozenset[Want] = frozenset({"sensitivity"} if is_measured else ())
-        return Method(name, chosen, rule, work, wants=wants)
+        wants = _SENSITIVITY if chosen.order == "measured" else frozenset[Want]()
+        return Method(name, chosen, rule, work, wants=wants, ranks={"min_rank": chosen.min_rank})
 
     return make
+
+
+def _ranks(chosen: FedSpine) -> dict[str, int]:
+    return {"min_rank": chosen.min_rank, "fixed_rank": chosen.fixed_rank}
 
 
 def _of(settings: object, kind: type[Chosen]) -> Chosen:

@@ -28,7 +28,7 @@ from airtune.methods.sparsity import (
     PruningTarget,
     Schedule,
     Structures,
-    check_ranks,
+    check_min_rank,
     check_sparsity,
     levels_of,
     ranks_between,
@@ -102,6 +102,12 @@ class PublishedFedSpine:
                 )
         if self.groups < 1:
             raise RecipeError(f"groups must be at least 1, got {self.groups}")
+        check_min_rank(self.min_rank)
+        if self.fixed_rank and self.fixed_rank < self.min_rank:
+            raise RecipeError(
+                f"fixed_rank must be 0 or at least min_rank, which is {self.min_rank}, got "
+                f"{self.fixed_rank}"
+            )
         if not 0.0 <= self.explore < np.inf:
             raise RecipeError(f"explore must be at least 0 and finite, got {self.explore:g}")
         if not 0.0 < self.discount <= 1.0:
@@ -116,16 +122,9 @@ class PublishedFedSpine:
         """Return the state that knows nothing.
 
         Raises:
-            RecipeError: if the sparsity or a rank is outside what the model or lora.r allows.
+            RecipeError: if the sparsity is outside what the model allows.
         """
         levels_of(problem, self.target)
-        most = problem.workload.rank
-        check_ranks(self.min_rank, most)
-        if self.fixed_rank and not self.min_rank <= self.fixed_rank <= most:
-            raise RecipeError(
-                f"fixed_rank must be 0 or between min_rank {self.min_rank} and lora.r {most}, got "
-                f"{self.fixed_rank}"
-            )
         count = len(problem.devices)
         bandit = start(count if self.learner == "private" else self.groups)
         return {

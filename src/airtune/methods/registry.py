@@ -214,6 +214,10 @@ METHODS: Mapping[str, MethodRow] = MappingProxyType({
 """The methods that come with airtune, in the order of `airtune list methods`."""
 
 
+AT_SERVER = frozenset({"untuned", "pooled"})
+"""The controls that train on no device: the base as it is, and all data in one place."""
+
+
 def list_methods() -> Mapping[str, MethodRow]:
     """Return the built-in methods and those of installed plug-ins, by name.
 
@@ -270,16 +274,28 @@ def may_cut(name: str, settings: Settings | None = None) -> bool:
     return row.settings is not None and row.build(name, settings or {}).may_cut
 
 
-def settings_faults(name: str, settings: Settings) -> list[str]:
+def settings_faults(name: str, settings: Settings, *, rank: int | None = None) -> list[str]:
     """Return all faults of a method's name and settings, each beginning with the key; [] = none.
+
+    Args:
+        name: of the method.
+        settings: a recipe's plain values.
+        rank: the recipe's `lora.r`, which no rank of the settings may pass; None = not known.
 
     >>> settings_faults("jcpba", {"solvr": "exact"})
     ['solvr: jcpba has no such setting; did you mean solver?']
     """
     try:
         row = method_row(name)
+        if row.settings is None:
+            return [f"{key}: {name} has no settings" for key in settings]
+        faults = faults_of(row.settings, settings, name=name)
+        ranks = {} if faults or rank is None else row.build(name, settings).ranks
     except (RecipeError, MethodError) as error:
         return [f"name: {error}"]
-    if row.settings is None:
-        return [f"{key}: {name} has no settings" for key in settings]
-    return faults_of(row.settings, settings, name=name)
+    return faults or [
+        f"{key}: must be at most lora.r, which is {rank}, got {asked}; raise lora.r, or lower "
+        f"method.{key}"
+        for key, asked in ranks.items()
+        if rank is not None and asked > rank
+    ]

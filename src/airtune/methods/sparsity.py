@@ -188,14 +188,11 @@ def ranks_between(least: int, most: int, part: Floats) -> Ints:
     return np.minimum(least * 2.0**steps, most).astype(np.int64)
 
 
-def check_ranks(least: int, most: int) -> None:
-    """Refuse a smallest rank beyond the largest, which is the recipe's `lora.r`.
+def check_min_rank(least: int) -> None:
+    """Refuse a smallest rank of nothing; `Method.ranks` holds it against the recipe's `lora.r`.
 
     Raises:
-        RecipeError: naming both.
+        RecipeError: naming it.
     """
-    if not 1 <= least <= most:
-        raise RecipeError(
-            f"min_rank must be between 1 and lora.r, which is {most}, got {least}; raise lora.r, or "
-            f"set method.min_rank={most}"
-        )
+    if least < 1:
+        raise RecipeError(f"min_rank must be at least 1, got {least}")

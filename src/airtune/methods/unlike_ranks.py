@@ -13,7 +13,7 @@ import numpy as np
 from airtune.errors import MethodError
 from airtune.methods.blind import equal_links
 from airtune.methods.seen import available
-from airtune.methods.sparsity import check_ranks, ranks_between
+from airtune.methods.sparsity import check_min_rank, ranks_between
 from airtune.plan import (
     Bools,
     Floats,
@@ -40,11 +40,12 @@ class UnlikeRanks:
     """Smallest rank; the largest is lora.r."""
     needs: frozenset[Need] = frozenset()
 
+    def __post_init__(self) -> None:
+        check_min_rank(self.min_rank)
+
     def init(self, problem: Problem) -> State:
         """Return what is seen of devices and the ranks they have left."""
-        most = problem.workload.rank
-        check_ranks(self.min_rank, most)
-        count = len(problem.devices)
+        most, count = problem.workload.rank, len(problem.devices)
         return {"unit_s": np.full(count, np.nan), "rank_left": np.full(count, most, np.int64)}
 
     def plan(

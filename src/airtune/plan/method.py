@@ -152,7 +152,11 @@ class Decider(Protocol):
         ...
 
     def init(self, problem: Problem) -> State:
-        """Return the state before the first round."""
+        """Return the state before the first round.
+
+        It is also asked for before anything is measured, where `measurements` and `sensitivity`
+        are None, so that a setting that does not fit is refused at once.
+        """
         ...
 
     def plan(
@@ -195,3 +199,5 @@ class Method:
     """It may ask devices at random; a plan of another method that does is refused."""
     paces: bool = False
     """Its plans say themselves by when devices are to be done."""
+    ranks: Mapping[str, int] = field(default_factory=dict)
+    """Largest rank that each of its settings names; a recipe whose `lora.r` is below is refused."""

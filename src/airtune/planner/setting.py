@@ -49,13 +49,14 @@ class PlanSetting:
             InfeasibleError: if no device of it has the memory.
         """
         held = np.where(fleet.availability > 0.0, self.problem.devices.samples, 0)
+        method = self.chosen.method
         problem = replace(
             self.problem,
             devices=fleet.profiles(held),
             server_flops_per_s=fleet.server.flops_per_s,
             server_memory_bytes=fleet.server.memory_bytes,
         )
-        check_memory(problem, fleet, may_cut=self.chosen.method.may_cut)
+        check_memory(problem, fleet, method.name, may_cut=method.may_cut)
         return replace(self, fleet=fleet, problem=problem)
 
     def for_rounds(self, rounds: int) -> PlanSetting:
@@ -90,6 +91,6 @@ def setting_of(recipe: Recipe, found: Inspection | None = None) -> PlanSetting:
         server_memory_bytes=fleet.server.memory_bytes,
         sensitivity=stored_sensitivity(recipe, chosen),
     ).with_measurements(stored_measurements(recipe, chosen))
-    check_memory(problem, fleet, may_cut=chosen.method.may_cut)
+    check_memory(problem, fleet, recipe.method.name, may_cut=chosen.method.may_cut)
     problem = problem_of_control(chosen, problem) if chosen.is_control else problem
     return PlanSetting(recipe, fleet, problem, chosen, found)

@@ -83,7 +83,7 @@ def check_recipe(values: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
         faults.extend(describe(error, Recipe))
     except TypeError as error:
         faults.append(f"holds a value that is no number, text, list or mapping: {error}")
-    faults.extend(_method_faults(values.get("method")))
+    faults.extend(_method_faults(values.get("method"), None if recipe is None else recipe.lora.r))
     raise_faults(faults, name)
     if recipe is None:  # pragma: no cover
         raise RecipeError(f"{name} could not be read")
@@ -201,13 +201,14 @@ def _values(source: str | Path | Mapping[str, Any] | None) -> Values:
     return values
 
 
-def _method_faults(section: object) -> list[str]:
+def _method_faults(section: object, rank: int | None) -> list[str]:
     if section is None:
         return []
     if not isinstance(section, Mapping) or not isinstance(section.get("name", "jcpba"), str):
         return []  # the schema has said so
     settings = {str(key): value for key, value in section.items() if key != "name"}
-    return [f"method.{fault}" for fault in settings_faults(section.get("name", "jcpba"), settings)]
+    found = settings_faults(section.get("name", "jcpba"), settings, rank=rank)
+    return [f"method.{fault}" for fault in found]
 
 
 def _unknown_part(parts: Sequence[str]) -> str | None:

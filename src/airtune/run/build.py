@@ -14,11 +14,11 @@ from airtune.data import answer_of
 from airtune.engine.base import EngineSettings
 from airtune.errors import InfeasibleError, RecipeError
 from airtune.fleet import Fleet
-from airtune.methods import may_cut
+from airtune.methods import AT_SERVER, may_cut
 from airtune.methods.split_lines import check_cut
 from airtune.model.batch import IGNORED
 from airtune.model.images import Examples, Images, image_tokens
-from airtune.plan import Assignments, Ints, ModelShape, Problem, Workload
+from airtune.plan import Assignments, Ints, ModelShape, Problem, Workload, whole_model
 from airtune.recipe import Recipe
 from airtune.run.load import Assets, is_vision, load_assets
 from airtune.units import format_bytes
@@ -58,7 +58,7 @@ def build_pieces(recipe: Recipe, assets: Assets | None = None) -> Pieces:
     workload = _workload(recipe, assets)
     samples = np.array([len(device.train) for device in assets.data.devices])
     problem = bare_problem(recipe, assets.base.shape, workload, assets.fleet, samples)
-    check_memory(problem, assets.fleet, may_cut=_may_cut(recipe))
+    check_memory(problem, assets.fleet, recipe.method.name, may_cut=_may_cut(recipe))
     return Pieces(recipe, assets, problem, engine_settings(recipe))
 
 
@@ -174,18 +174,23 @@ def check_cuts(recipe: Recipe, shape: ModelShape) -> None:
         )
 
 
-def check_memory(problem: Problem, fleet: Fleet, *, may_cut: bool) -> None:
-    """Refuse a fleet on which nothing can train.
+def check_memory(problem: Problem, fleet: Fleet, method: str, *, may_cut: bool) -> None:
+    """Refuse a fleet on which nothing can train; what trains at the server needs its memory alone.
 
     Args:
         problem: model and workload.
         fleet: the devices.
+        method: its name.
         may_cut: the method may leave blocks to the server.
 
     Raises:
         InfeasibleError: if neither the heaviest pruning nor, with a method that may cut, the first
-            cut fits on any device.
+            cut fits on any device; or if the server does not hold the whole model for `pooled`.
     """
+    if method in AT_SERVER:
+        if method == "pooled":
+            _check_server(problem, fleet)
+        return
     least = float(ladder(problem.shape, problem.workload).peak_bytes.min())
     if may_cut:
         least = min(least, _first_cut_bytes(problem))
@@ -198,6 +203,20 @@ def check_memory(problem: Problem, fleet: Fleet, *, may_cut: bool) -> None:
             f"{format_bytes(float(fleet.memory_bytes[most]))}; lower "
             "train.per_device_train_batch_size or data.max_length, set "
             "train.gradient_checkpointing or train.loss_chunk, or take a smaller model"
+        )
+
+
+def _check_server(problem: Problem, fleet: Fleet) -> None:
+    whole = whole_model(
+        np.zeros(1, np.int64), rank=problem.workload.rank, local_steps=1, share=np.ones(1)
+    )
+    needed = float(peak_memory(problem.shape, problem.workload, whole).total[0])
+    if needed > fleet.server.memory_bytes:
+        raise InfeasibleError(
+            f"pooled trains the whole model at the server, which takes {format_bytes(needed)}, and "
+            f"the server of fleet {fleet.name!r} has {format_bytes(fleet.server.memory_bytes)}; "
+            "raise the fleet's server.memory_gib, or lower train.per_device_train_batch_size or "
+            "data.max_length"
         )
 
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 import numpy as np
 
 from airtune.cost import least_j
+from airtune.engine.base import with_work
 from airtune.engine.limits import refuse_energy
 from airtune.errors import RecipeError
 from airtune.model.base import BaseModel
-from airtune.plan import CodecSpec, Method
+from airtune.plan import CodecSpec, Method, Problem, mask_problem
+from airtune.plan.blame import blamed
 from airtune.recipe import Recipe
 from airtune.run.build import Pieces
 from airtune.run.method import Chosen
@@ -21,12 +23,26 @@ def check_begin(pieces: Pieces, chosen: Chosen) -> None:
     """Refuse what is sure not to go well.
 
     Raises:
-        RecipeError: if the recipe asks for a mending that the model has no place for.
+        RecipeError: if the recipe asks for a mending that the model has no place for, or a setting
+            of the method does not fit the model.
+        MethodError: if a plug-in fails at its first state.
         InfeasibleError: if no device can keep the limit of energy.
     """
     if not chosen.is_control:
+        check_state(pieces.problem, chosen.method)
         check_mend(pieces.recipe, pieces.assets.base, chosen.method)
         check_energy(pieces, chosen)
+
+
+def check_state(problem: Problem, method: Method) -> None:
+    """Ask for the method's first state, which refuses settings that do not fit the problem.
+
+    Raises:
+        RecipeError: if one does not.
+        MethodError: if a plug-in fails.
+    """
+    with blamed(method, "init"):
+        method.decider.init(mask_problem(with_work(problem, method.work), method.decider.needs))
 
 
 def check_mend(recipe: Recipe, base: BaseModel, method: Method) -> None:

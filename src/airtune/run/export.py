@@ -32,7 +32,7 @@ from airtune.run.answers import GradedAnswer, sample_answers
 from airtune.run.card import CARD, Exported, card_of
 from airtune.run.gguf import adapter_file, check_quantise, model_file
 from airtune.run.load import load_model
-from airtune.run.manifest import MANIFEST, check_better, manifest_of, quality_of, unmeasured
+from airtune.run.manifest import ANYWAY, MANIFEST, check_better, manifest_of, quality_of, unmeasured
 from airtune.run.method import choose_method
 from airtune.run.replay import replay
 from airtune.run.selfcheck import self_check
@@ -257,17 +257,17 @@ def _slice(base: BaseModel, kept: Kept) -> dict[str, Any]:
 def _check_asked(format: str, prune: float | None, round: str) -> None:
     """Refuse what no run can be written as, before one is loaded."""
     if format not in FORMATS:
-        raise RecipeError(f"--format must be one of {', '.join(FORMATS)}, got {format!r}")
+        raise RecipeError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     if round not in ("best", "last"):
-        raise RecipeError(f"--round must be best or last, got {round!r}")
+        raise RecipeError(f"round must be best or last, got {round!r}")
     if prune is None:
         return
     if not 0.0 < prune < 1.0:
-        raise RecipeError(f"--prune must be above 0 and below 1, got {prune:g}")
+        raise RecipeError(f"prune must be above 0 and below 1, got {prune:g}")
     if format in ("adapter", "adapter-gguf"):
         raise RecipeError(
-            f"--prune {prune:g} is for merged, pruned and gguf: an adapter holds nothing of the "
-            "model to remove; export pruned, or leave --prune out"
+            f"prune {prune:g} is for merged, pruned and gguf: an adapter holds nothing of the "
+            "model to remove; export pruned, or leave prune out"
         )
 
 
@@ -300,14 +300,14 @@ def _checkpoint(folder: Path, identity: str, round: Round) -> Checkpoint:
     named = last.progress.get("best")
     if named is None:
         raise RecipeError(
-            f"{folder} validated no round, so none is known to be the best; export --round last, or "
+            f"{folder} validated no round, so none is known to be the best; export round last, or "
             "run it with data.held_out above 0"
         )
     best = load_checkpoint(saved_in, identity=identity, rounds=named["round"] + 1)
     if best is None:
         raise CheckpointError(
             f"{saved_in} no longer holds round {named['round'] + 1}, the best of {folder}; export "
-            "--round last"
+            "round last"
         )
     return best
 
@@ -331,8 +331,8 @@ def _check_place(target: Path) -> None:
         target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file()
     ):
         raise RunExistsError(
-            f"{target} is there and no export of airtune, so not even --force replaces it; choose "
-            "another folder"
+            f"{target} is there and no export of airtune, so it is never replaced; choose another "
+            "folder"
         )
 
 
@@ -342,15 +342,16 @@ def _kept(trained: _Trained, format: Format, prune: float | None) -> Kept:
     if state.kept is not None:
         if prune is not None:
             raise RecipeError(
-                f"this run pruned the model for good, so --prune {prune:g} would prune what is "
-                "pruned; leave --prune out"
+                f"this run pruned the model for good, so prune {prune:g} would prune what is "
+                "pruned; leave prune out"
             )
         return state.kept
     if prune is None:
         if format == "pruned":
             raise RecipeError(
-                "this run kept the dense base, so pruned needs to know how much: --prune 0.3 for "
-                "instance; its quality is not that of the run, so add --force and evaluate it"
+                "this run kept the dense base, so pruned needs to know how much: prune 0.3 for "
+                "instance; its quality is not that of the run, so it is written only with "
+                f"{ANYWAY}; evaluate it"
             )
         return keep_all(shape)
     if state.importance is None:
@@ -362,6 +363,6 @@ def _kept(trained: _Trained, format: Format, prune: float | None) -> Kept:
     counts = counts_for(shape, path, prune)
     if counts is None:
         raise RecipeError(
-            f"--prune {prune:g} would leave nothing of a block; the most is {path.pruned[-1]:.3f}"
+            f"prune {prune:g} would leave nothing of a block; the most is {path.pruned[-1]:.3f}"
         )
     return choose_kept(state.importance, shape, *counts)

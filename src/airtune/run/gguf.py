@@ -34,12 +34,10 @@ def check_quantise(format: str, quantise: str | None) -> None:
         return
     if not allowed:
         raise RecipeError(
-            f"--quantise {quantise} is for gguf and adapter-gguf; the weights of {format} stay as "
+            f"quantise {quantise} is for gguf and adapter-gguf; the weights of {format} stay as "
             "they are, so leave it out"
         )
-    raise RecipeError(
-        f"--quantise of {format} must be one of {', '.join(allowed)}, got {quantise!r}"
-    )
+    raise RecipeError(f"quantise of {format} must be one of {', '.join(allowed)}, got {quantise!r}")
 
 
 def model_file(

@@ -20,6 +20,8 @@ from airtune.run.load import base_folder
 
 MANIFEST = "airtune.json"
 _MEASURED_ON = "the validation share of the devices"
+ANYWAY = "--force, or accept_worse=True from Python"
+"""How to export what was not found to be better than the untuned model."""
 _FROM = {
     "recipe": "the recipe",
     "tokenizer": "the tokenizer's chat template",
@@ -69,7 +71,7 @@ def quality_of(record: RunRecord, rounds: int) -> dict[str, Any]:
 
 def unmeasured(quality: Mapping[str, Any], prune: float) -> dict[str, Any]:
     """Return the quality of a run, without what was measured on a model that is not written."""
-    said = f"what --prune {prune:g} left of the tuned model was not evaluated"
+    said = f"what pruning by {prune:g} left of the tuned model was not evaluated"
     return {**quality, "tuned": None, "measured_on": f"untuned on {_MEASURED_ON}; {said}"}
 
 
@@ -81,9 +83,9 @@ def check_better(folder: Path, quality: Mapping[str, Any], prune: float | None) 
     """
     if prune is not None:
         raise ModelError(
-            f"--prune {prune:g} cuts into a model that the run of {folder} tuned and evaluated "
-            "whole, so how good the result is was not measured; export it with --force and "
-            "evaluate it, or tune with a method that prunes for good, as fedspine does"
+            f"prune {prune:g} cuts into a model that the run of {folder} tuned and evaluated "
+            f"whole, so how good the result is was not measured; export it all the same ({ANYWAY}) "
+            "and evaluate it, or tune with a method that prunes for good, as fedspine does"
         )
     before, after = quality["untuned"], quality["tuned"]
     if before is None or after is None:
@@ -93,7 +95,7 @@ def check_better(folder: Path, quality: Mapping[str, Any], prune: float | None) 
     if not tuned <= untuned:
         raise ModelError(
             f"the model of {folder} has a validation loss of {tuned:.4g}, the untuned one "
-            f"{untuned:.4g}; tune it longer, or export it anyway with --force"
+            f"{untuned:.4g}; tune it longer, or export it all the same: {ANYWAY}"
         )
 
 

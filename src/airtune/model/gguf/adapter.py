@@ -101,7 +101,7 @@ def _check(
         if not off <= rounding * max(largest, 1e-12):
             raise ModelError(
                 f"{name} of the adapter as read back is off by {off:.2g}, where its largest number is "
-                f"{largest:.2g}, so it was not kept; export --format adapter"
+                f"{largest:.2g}, so it was not kept; export format adapter"
             )
     if found:
         raise ModelError(f"the adapter as read back has tensors too many, {min(found)} for one")

@@ -116,7 +116,7 @@ def stored(
         if tensor.shape[1] % BLOCK:
             raise ModelError(
                 f"q8_0 packs {BLOCK} numbers of a row at a time, and {name} has rows of "
-                f"{tensor.shape[1]}; prune to a multiple of {BLOCK}, or export with --quantise f16"
+                f"{tensor.shape[1]}; prune to a multiple of {BLOCK}, or export with quantise f16"
             )
         return gguf.quantize(_array(tensor.float()), kinds.Q8_0), kinds.Q8_0
     if quantise == "f16" or tensor.dtype == torch.float16:
@@ -124,7 +124,7 @@ def stored(
         if not bool(half.isfinite().all()):
             raise ModelError(
                 f"{name} has numbers beyond half precision, up to {float(tensor.abs().max()):.3g} "
-                "where 65504 is the most; export with --quantise f32 or q8_0"
+                "where 65504 is the most; export with quantise f32 or q8_0"
             )
         return _array(half), kinds.F16
     if tensor.dtype == torch.bfloat16:
