@@ -2,6 +2,7 @@ import pytest
 
 from airtune.data import DataSpec
 from airtune.data.columns import propose_columns, resolve_columns
+from airtune.data.nested import with_nested
 from airtune.data.table import table_from_rows
 from airtune.errors import DataError
 
@@ -94,3 +95,33 @@ def test_role_without_column_says_how_to_map_it():
         DataError, match=r"no column for 'completion'.*prompt: question, completion: COLUMN"
     ):
         resolve({"question": "", "reply": ""})
+
+
+NESTED = {
+    "id": 3,
+    "meta": {"Label": "cat", "source": {"site": "north"}},
+    "answers": {"text": ["a", "b"]},
+    "meta.site": "own",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("meta.Label", "cat"), ("meta.label", "cat"), ("meta.source.site", "north"),
+        ("answers.text.1", "b"), ("meta.site", "own"), ("Meta.Site", None),
+    ],
+)  # fmt: skip
+def test_a_dotted_name_is_a_column_of_that_name_else_what_objects_hold(name, value):
+    table = with_nested(table_from_rows([NESTED, {}], source="a"), [name])
+    assert table.columns.get(name) == (None if value is None else [value, None])
+
+
+def test_an_unknown_dotted_name_lists_what_objects_hold():
+    table = table_from_rows([NESTED], source="rows.jsonl")
+    listed = r"it has id, meta\.Label, meta\.source\.site, answers\.text, meta\.site"
+    for name in ("meta.lable", "answers.text.2", "id.x"):
+        with pytest.raises(DataError, match=listed):
+            resolve_columns(
+                DataSpec(source="a", columns={"text": name}), with_nested(table, [name])
+            )

@@ -23,7 +23,8 @@ def tree(tmp_path):
 
 def read(folder, **options):
     train, test = read_folder(folder, **options)
-    return train.columns["text"], None if test is None else test.columns["text"]
+    found = [part.columns["text"] for part in test]
+    return train.columns["text"], found[0] if found else None
 
 
 def test_training_files_are_joined_and_test_and_validation_are_known(tree):

@@ -24,7 +24,9 @@ def labelled():
 def test_library_loads_a_split(tmp_path, labelled):
     (tmp_path / "set").mkdir()
     labelled.to_json(tmp_path / "set" / "train.jsonl")
-    assert read_hub(str(tmp_path / "set"), split="train").columns == ROWS
+    table, tests = read_hub(str(tmp_path / "set"), split="train")
+    assert table.columns == ROWS
+    assert not list(tests)
 
 
 def test_unknown_split_is_refused(tmp_path, labelled):
@@ -46,10 +48,41 @@ def test_hub_out_of_reach_is_told(monkeypatch):
 def test_class_labels_bring_their_names(tmp_path, labelled):
     datasets.DatasetDict({"train": labelled}).save_to_disk(tmp_path / "saved")
     assert is_saved(tmp_path / "saved")
-    table = read_saved(tmp_path / "saved", split="train")
+    table, _ = read_saved(tmp_path / "saved", split="train")
     assert table.columns["label_name"] == ["positive", "negative", "positive"]
     with pytest.raises(DataError, match="no split 'test'; it has train"):
         read_saved(tmp_path / "saved", split="test")
+
+
+@pytest.mark.parametrize(
+    ("others", "named", "found"),
+    [
+        (["test", "validation"], None, ["test", "validation"]),
+        (["dev"], None, ["dev"]),
+        (["extra"], None, []),
+        (["test", "validation"], "validation", ["validation"]),
+        (["extra"], "extra", ["extra"]),
+    ],
+)
+def test_test_splits_are_found_by_their_names(tmp_path, labelled, others, named, found):
+    datasets.DatasetDict(dict.fromkeys(["train", *others], labelled)).save_to_disk(tmp_path / "a")
+    train, tests = read_saved(tmp_path / "a", split="train", test_split=named)
+    assert [test.source for test in tests] == [f"{tmp_path / 'a'} ({name})" for name in found]
+    assert len(train) == 3
+
+
+def test_a_part_of_a_split_is_read_beside_the_test(tmp_path, labelled):
+    (tmp_path / "set").mkdir()
+    for name in ("train", "test"):
+        labelled.to_json(tmp_path / "set" / f"{name}.jsonl")
+    train, tests = read_hub(str(tmp_path / "set"), split="train[:2]")
+    assert (len(train), [len(test) for test in tests]) == (2, [3])
+
+
+def test_a_saved_set_without_splits_has_no_test_split(tmp_path, labelled):
+    labelled.save_to_disk(tmp_path / "a")
+    with pytest.raises(DataError, match="has no splits, got test_split 'test'"):
+        read_saved(tmp_path / "a", split="train", test_split="test")
 
 
 def test_a_saved_data_set_with_a_damaged_state_is_refused(tmp_path, labelled):

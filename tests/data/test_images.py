@@ -1,14 +1,14 @@
 """Images: generated ones, and those read from folders, arrays, parquet and CIFAR's files."""
 
 import io
-import pickle
 
 import datasets
 import numpy as np
 import pytest
 
 from airtune.data import DataSpec, load_federated_images
-from airtune.data.image_files import fit, read_pictures
+from airtune.data.pixels import fit, fitted_pixels
+from airtune.data.read import read_rows
 from airtune.data.shapes import FIGURES, OTHER_FIGURES, draw
 from airtune.errors import DataError, RecipeError
 from airtune.model.frame import ImageFormat
@@ -19,6 +19,12 @@ TASK = {"task": "image-classification"}
 
 def spec(**settings):
     return DataSpec(**{**TASK, "source": "embedded:shapes", **settings})
+
+
+def read(source, **settings):
+    """Return training rows and the first test set, None where there is none."""
+    whole, tests = read_rows(spec(source=str(source), **settings), seed=0)
+    return whole, next(iter(tests), None)
 
 
 def picture(level, size=(9, 7)):
@@ -99,9 +105,9 @@ def test_arrays_and_cifar_files_are_read(tmp_path):
     rows[:3].tofile(tmp_path / "cifar" / "test_batch.bin")
     frame = ImageFormat(32, 4)
     for source in ("a.npz", "cifar"):
-        train, test = read_pictures(spec(source=str(tmp_path / source)), frame)
-        assert np.array_equal(train.pixels, pixels.transpose(0, 3, 1, 2))
-        assert train.labels == tuple(map(str, labels))
+        train, test = read(tmp_path / source)
+        assert np.array_equal(fitted_pixels(train, "image", frame), pixels.transpose(0, 3, 1, 2))
+        assert train.columns["label"] == labels.tolist()
         assert len(test) == 3
 
 
@@ -112,9 +118,9 @@ def test_parquet_as_datasets_writes_it_is_read(tmp_path):
         "fine_label": [7, 4],
     }
     datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
-    train, test = read_pictures(spec(source=str(tmp_path / "a.parquet")), FRAME)
-    assert train.labels == ("7", "4")
-    assert train.pixels[1].max() == 90
+    train, test = read(tmp_path / "a.parquet")
+    assert train.columns["fine_label"] == [7, 4]
+    assert fitted_pixels(train, "img", FRAME)[1].max() == 90
     assert test is None
 
 
@@ -130,24 +136,15 @@ def test_an_image_is_fitted_to_the_model():
 def test_what_is_no_image_is_refused(classes, tmp_path):
     (classes / "train" / "dark" / "0.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(DataError, match=r"0\.png is no picture that can be read"):
-        read_pictures(spec(source=str(classes)), FRAME)
+        fitted_pixels(read(classes)[0], "image", FRAME)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no images; one sub-folder a class"):
-        read_pictures(spec(source=str(tmp_path / "empty")), FRAME)
+    with pytest.raises(DataError, match=r"holds no training file.*one sub-folder a class"):
+        read(tmp_path / "empty")
     with pytest.raises(DataError, match="no such file"):
-        read_pictures(spec(source=str(tmp_path / "none.npz")), FRAME)
+        read(tmp_path / "none.npz")
     (tmp_path / "short.bin").write_bytes(b"1" * 100)
     with pytest.raises(DataError, match="100 bytes, no whole number of CIFAR records"):
-        read_pictures(spec(source=str(tmp_path / "short.bin")), FRAME)
-
-
-def test_arrays_are_never_unpickled(tmp_path):
-    np.savez(tmp_path / "a.npz", images=np.array([{"x": 1}], object), labels=np.zeros(1, int))
-    (tmp_path / "b.npz").write_bytes(pickle.dumps([1]))
-    np.savez(tmp_path / "c.npz", images=np.zeros((2, 4, 4)), labels=np.zeros(2, int))
-    for name, reason in (("a", "plain arrays"), ("b", "plain arrays"), ("c", "must be uint8")):
-        with pytest.raises(DataError, match=reason):
-            read_pictures(spec(source=str(tmp_path / f"{name}.npz")), FRAME)
+        read(tmp_path / "short.bin")
 
 
 @pytest.mark.parametrize(
@@ -172,8 +169,8 @@ def test_folders_that_name_a_split_are_no_classes(classes, train, test):
     (classes / "train").rename(classes / train)
     (classes / "test").rename(classes / test)
     (classes / "classes.txt").write_text("dark light")
-    pictures, apart = read_pictures(spec(source=str(classes)), FRAME)
-    assert set(pictures.labels) == {"dark", "light"}
+    pictures, apart = read(classes)
+    assert set(pictures.columns["label"]) == {"dark", "light"}
     assert (len(pictures), len(apart)) == (12, 4)
 
 
@@ -181,12 +178,34 @@ def test_a_class_may_be_called_train(tmp_path):
     for name in ("train", "bus"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(picture(20))
-    pictures, apart = read_pictures(spec(source=str(tmp_path)), FRAME)
-    assert (set(pictures.labels), apart) == ({"train", "bus"}, None)
+    pictures, apart = read(tmp_path)
+    assert (set(pictures.columns["label"]), apart) == ({"train", "bus"}, None)
 
 
 def test_a_saved_data_set_of_pictures_is_read_by_its_full_path(tmp_path):
     rows = {"image": [picture(20), picture(200)], "label": ["dark", "light"]}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
-    pictures, _ = read_pictures(spec(source=str(tmp_path / "saved")), FRAME)
-    assert pictures.labels == ("dark", "light")
+    pictures, _ = read(tmp_path / "saved")
+    assert pictures.columns["label"] == ["dark", "light"]
+
+
+def test_images_without_label_or_picture_are_left_out_and_counted(tmp_path):
+    cells = [picture(20), picture(90)] * 8 + [None, b"", picture(7), picture(8)]
+    labels = ["dark", "light"] * 8 + ["dark", "dark", None, " "]
+    rows = {"image": [{"bytes": cell, "path": None} for cell in cells], "label": labels}
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "a.parquet")
+    whole = {"source": str(tmp_path / "a.parquet"), "test": str(tmp_path / "a.parquet")}
+    data = load_federated_images(spec(**whole), frame=FRAME, devices=1, seed=0)
+    counts = data.ledger.train
+    assert (counts.read, counts.blank, counts.unlabelled, data.counts["rows"]) == (20, 2, 2, 16)
+    assert data.labels == ("dark", "light")
+
+
+def test_a_table_may_hold_the_paths_of_pictures(classes):
+    names = [f"train/{kind}/{n}.png" for n in range(6) for kind in ("dark", "light")]
+    table = "".join(f"{name},{name.split('/')[1]}\n" for name in names)
+    (classes / "labels.csv").write_text(f"file_name,label\n{table}nowhere.png,dark\n")
+    train, _ = read(classes / "labels.csv")
+    assert fitted_pixels(train.take(np.arange(12)), "file_name", FRAME)[1].max() == 200
+    with pytest.raises(DataError, match=r"nowhere\.png cannot be read.*labels\.csv:14"):
+        fitted_pixels(train, "file_name", FRAME)

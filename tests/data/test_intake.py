@@ -89,6 +89,27 @@ def test_a_part_without_a_usable_row_is_refused(write):
         take_in(classified(path, test=str(test)), seed=0)
 
 
+@pytest.mark.parametrize("withheld", [{"label": None}, {}])
+def test_a_test_file_without_labels_is_no_test_unless_it_is_named(write, withheld):
+    path = write("train.jsonl", [{"text": f"t {n}", "label": n % 2} for n in range(20)]).parent
+    write("test.jsonl", [{"text": "new", **withheld}] * 3)
+    found = take_in(classified(path), seed=0)
+    assert (len(found.train), len(found.test)) == (18, 2)
+    assert any("no row of" in note and "(test)" in note for note in found.ledger.notes)
+    write("dev.jsonl", [{"text": "new", "label": 1}] * 3)
+    assert len(take_in(classified(path), seed=0).test) == 3
+    with pytest.raises(DataError, match="label"):
+        take_in(classified(path, test_split="test"), seed=0)
+
+
+def test_objects_are_mapped_by_dotted_names(write):
+    rows = [{"meta": {"label": n % 2, "said": f"text {n}"}} for n in range(20)]
+    columns = {"text": "meta.said", "label": "meta.label"}
+    found = take_in(classified(write("a.jsonl", rows), columns=columns), seed=0)
+    assert found.columns == columns
+    assert set(found.train.columns["meta.label"]) == {0, 1}
+
+
 def test_a_record_of_the_ledger_is_plain(write):
     path = write("a.jsonl", [{"text": f"t {n}", "label": n % 2} for n in range(20)])
     assert json.dumps(take_in(classified(path), seed=0).ledger.as_document())

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from airtune.data import DataSpec, load_federated_images
-from airtune.data.image_files import read_pictures
 from airtune.data.picture import decode_picture
+from airtune.data.pixels import fitted_pixels
+from airtune.data.read import read_rows
 from airtune.errors import DataError
 from airtune.model.frame import ImageFormat
 
@@ -59,7 +60,7 @@ def test_a_picture_that_a_link_no_longer_finds_is_named(tmp_path):
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "1.png").symlink_to(tmp_path / "gone.png")
     with pytest.raises(DataError, match=r"cat/1\.png cannot be read: .*remove it"):
-        read_pictures(DataSpec(source=str(tmp_path), task="image-classification"), FRAME)
+        fitted_pixels(read(tmp_path)[0], "image", FRAME)
 
 
 def test_a_palette_with_a_table_of_transparency_is_read():
@@ -83,6 +84,13 @@ def test_what_is_no_whole_picture_is_refused_by_name(data):
     assert "BytesIO" not in str(caught.value)
 
 
+def read(source):
+    """Return training rows and the first test set, None where there is none."""
+    spec = DataSpec(source=str(source), task="image-classification")
+    whole, tests = read_rows(spec, seed=0)
+    return whole, next(iter(tests), None)
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Two classes of six pictures, and what other systems leave beside them."""
@@ -104,8 +112,8 @@ def folder(tmp_path):
 
 
 def test_leavings_of_systems_are_no_pictures_and_no_classes(folder):
-    train, test = read_pictures(DataSpec(source=str(folder), task="image-classification"), FRAME)
-    assert (len(train), set(train.labels), test) == (12, {"left", "top"}, None)
+    train, test = read(folder)
+    assert (len(train), set(train.columns["label"]), test) == (12, {"left", "top"}, None)
 
 
 def test_classes_may_lie_alone_in_another_folder_and_no_picture_is_passed_over(folder, tmp_path):
@@ -113,11 +121,10 @@ def test_classes_may_lie_alone_in_another_folder_and_no_picture_is_passed_over(f
     (outer / "flowers").mkdir(parents=True)
     for kind in ("left", "top"):
         (folder / kind).rename(outer / "flowers" / kind)
-    spec = DataSpec(source=str(outer), task="image-classification")
-    assert set(read_pictures(spec, FRAME)[0].labels) == {"left", "top"}
+    assert set(read(outer)[0].columns["label"]) == {"left", "top"}
     (outer / "flowers/top/a.heic").write_bytes(b"ftypheic")
     with pytest.raises(DataError, match=r"a\.heic is no picture that can be read"):
-        read_pictures(spec, FRAME)
+        fitted_pixels(read(outer)[0], "image", FRAME)
 
 
 def test_the_test_share_of_pictures_is_drawn_by_class(folder):
@@ -144,5 +151,5 @@ def test_a_clone_with_pictures_in_parquet_is_read(tmp_path):
     (tmp_path / "data").mkdir()
     rows.to_parquet(tmp_path / "data" / "train-00000-of-00001.parquet")
     rows.to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
-    train, test = read_pictures(DataSpec(source=str(tmp_path), task="image-classification"), FRAME)
-    assert train.labels == test.labels == ("cat", "dog", "cat", "dog")
+    train, test = read(tmp_path)
+    assert train.columns["label_name"] == test.columns["label_name"] == ["cat", "dog"] * 2

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 
 from airtune.data.conversation import holds_conversations, read_conversations
 from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
-from airtune.data.table import Table, is_missing
+from airtune.data.table import Table, alike, is_missing, plain_name
 from airtune.errors import DataError
 
 USUAL: Mapping[str, tuple[str, ...]] = {
@@ -28,7 +27,9 @@ USUAL: Mapping[str, tuple[str, ...]] = {
         "target",
     ),
     "label_name": ("label_name", "label_text"),
-    "image": ("image", "img", "picture", "pixel_values"),
+    "image": (
+        "image", "img", "picture", "pixel_values", "image_path", "file_name", "filename", "path",
+    ),
 }  # fmt: skip
 """Names tried for a role that is not mapped, the first one present wins; neither case nor the
 sign between words counts."""
@@ -70,17 +71,15 @@ def find_column(name: str, table: Table) -> str:
     Raises:
         DataError: if there is none, or several that differ from it only in that.
     """
-    if name in table.columns:
-        return name
-    alike = [column for column in table.columns if _plain(column) == _plain(name)]
-    if len(alike) > 1:
+    found = alike(name, table.columns)
+    if len(found) > 1:
         raise DataError(
-            f"{table.source} has the columns {', '.join(map(repr, alike))}; write the one that "
+            f"{table.source} has the columns {', '.join(map(repr, found))}; write the one that "
             f"is meant by {name!r} exactly so in `data.columns`"
         )
-    if not alike:
+    if not found:
         table.column(name)
-    return alike[0]
+    return found[0]
 
 
 def usual_roles(table: Table) -> dict[str, str]:
@@ -156,13 +155,11 @@ def _holds_conversations(table: Table, roles: Mapping[str, str]) -> bool:
 def _usual(role: str, table: Table, roles: Mapping[str, str]) -> str | None:
     """Return the first column with a usual name of a role that stands for no other role."""
     free = {
-        _plain(name): name for name in reversed(list(table.columns)) if name not in roles.values()
+        plain_name(name): name
+        for name in reversed(list(table.columns))
+        if name not in roles.values()
     }
     return next((free[name] for name in USUAL[role] if name in free), None)
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
 
 
 def _missing(
@@ -175,6 +172,6 @@ def _missing(
     shown = {name: roles.get(name) or guess.get(name, "COLUMN") for name in needed}
     raise DataError(
         f"{table.source} has no column for {role!r} of {spec.task}; it has "
-        f"{', '.join(table.columns) or 'none'}; name it, for instance `data.columns: "
+        f"{table.described()}; name it, for instance `data.columns: "
         f"{{{', '.join(f'{name}: {column}' for name, column in shown.items())}}}`"
     )

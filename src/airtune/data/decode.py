@@ -43,15 +43,18 @@ def read_bytes(path: Path) -> bytes:
         if packed is not None and not data.startswith(LFS_POINTER):
             data = packed(data)
     except FileNotFoundError as error:
-        raise DataError(
-            f"no such file: {path.absolute()}; check `data.source` and `data.test`"
-        ) from error
+        raise no_such_file(path) from error
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read: {reason}") from error
     if data.startswith(LFS_POINTER):
         raise DataError(f"{path} is a pointer of Git LFS and no data; run git lfs pull beside it")
     return data
+
+
+def no_such_file(path: Path) -> DataError:
+    """Return the error of a path at which nothing is."""
+    return DataError(f"no such file: {path.absolute()}; check `data.source` and `data.test`")
 
 
 def _unpack_zst(data: bytes) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from airtune.data.decode import decode, read_bytes, unpacked_name
+from airtune.data.decode import decode, no_such_file, read_bytes, unpacked_name
 from airtune.data.table import Table, name_labels, table_from_rows
 from airtune.data.tabular import read_separated
 from airtune.errors import DataError
@@ -33,6 +33,8 @@ def read_file(path: Path, *, encoding: str | None = None) -> Table:
     """
     kind = kind_of(path)
     if kind is None:
+        if not path.exists():
+            raise no_such_file(path)
         raise DataError(
             f"{path} is of no known kind; the suffix must be one of {', '.join(SUFFIXES)}"
         )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from airtune.data.decode import encoding_of, read_bytes, unpacked_name
@@ -12,6 +13,8 @@ from airtune.data.table import Table, join_tables
 from airtune.errors import DataError
 
 TRAIN = "train"
+TESTS = ("test", "validation")
+"""Splits that can be the test set, best first."""
 _PLAIN = (".txt", ".log")
 """Read only where a folder holds nothing with columns."""
 _SPLITS: Mapping[str, re.Pattern[str]] = {
@@ -63,23 +66,33 @@ def split_of(name: Path) -> str | None:
     return None
 
 
+def test_splits(names: Iterable[str]) -> list[str]:
+    """Return the names that say that they are the test, then those that say validation.
+
+    >>> test_splits(["train", "validation_matched", "test_matched", "extra"])
+    ['test_matched', 'validation_matched']
+    """
+    said = {name: split_of(Path(name)) for name in names}
+    return [name for split in TESTS for name in said if said[name] == split]
+
+
 def read_folder(
     folder: Path,
     *,
     subset: str | None = None,
     test_split: str | None = None,
     encoding: str | None = None,
-) -> tuple[Table, Table | None]:
-    """Return the training rows and, where files are named after it, the test rows.
+) -> tuple[Table, Iterator[Table]]:
+    """Return the training rows, and what files named after it hold for the test, best first.
 
     Sub-folders are looked into where the files at the top are not for training, as in a clone of
-    a hub's data set. A file that names no split is for training. Validation files are left aside:
-    each device holds out its own. Plain text is read only where nothing has columns.
+    a hub's data set. A file that names no split is for training. Plain text is read only where
+    nothing has columns.
 
     Args:
         folder: where to look.
         subset: a sub-folder that is read instead, at the top or below `data`.
-        test_split: "test" or "validation"; None = test, where there is one.
+        test_split: "test" or "validation"; None = either.
         encoding: of text without a byte order mark.
 
     Raises:
@@ -90,13 +103,15 @@ def read_folder(
     splits = _by_split(root)
     if not splits[TRAIN]:
         raise DataError(_nothing(root))
-    wanted = split_of(Path(test_split)) if test_split else "test"
-    if test_split and (wanted in (None, TRAIN) or not splits[wanted or TRAIN]):
+    wanted = TESTS if test_split is None else (split_of(Path(test_split)),)
+    tests = [(split, splits[split]) for split in wanted if split in TESTS and splits[split]]
+    if test_split and not tests:
         raise DataError(
             f"{root} has no file for test_split {test_split!r}; name one as `data.test`"
         )
     return _joined(root, splits[TRAIN], encoding), (
-        _joined(root, splits[wanted or "test"], encoding) if splits[wanted or "test"] else None
+        replace(_joined(root, paths, encoding), source=f"{root} ({split})")
+        for split, paths in tests
     )
 
 
@@ -179,4 +194,7 @@ def _refuse_twins(paths: Sequence[Path]) -> None:
 def _nothing(root: Path) -> str:
     others = [path.relative_to(root).as_posix() for path in visible_files(root)][:5]
     held = f"; it holds {', '.join(others)}" if others else ""
-    return f"{root} holds no training file ({', '.join(SUFFIXES)}){held}"
+    return (
+        f"{root} holds no training file ({', '.join(SUFFIXES)}), nor pictures in one sub-folder a "
+        f"class{held}"
+    )

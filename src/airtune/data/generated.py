@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from airtune.data.arithmetic import word_problem
-from airtune.data.embedded import ARITHMETIC, TOPICS
+from airtune.data.embedded import ARITHMETIC, SHAPES, TOPICS
+from airtune.data.shapes import FIGURES, draw
 from airtune.data.table import Table, table_from_rows
 from airtune.data.topics import topic_text
 from airtune.errors import DataError
@@ -26,7 +27,7 @@ _MAKERS: Mapping[str, tuple[Callable[[np.random.Generator], dict[str, str]], str
 
 
 def generate(source: str, *, train: int, test: int, seed: int) -> tuple[Table, Table]:
-    """Return `train` and `test` rows of an embedded source, no two with the same text.
+    """Return `train` and `test` rows of an embedded source, no two with the same text; images may be alike.
 
     Raises:
         DataError: if so many different rows cannot be made.
@@ -35,6 +36,8 @@ def generate(source: str, *, train: int, test: int, seed: int) -> tuple[Table, T
     >>> len(train), len(test), set(train.texts("text")) & set(test.texts("text"))
     (20, 5, set())
     """
+    if source == SHAPES:
+        return _shapes(train, seed, "train"), _shapes(test, seed, "test")
     make, key = _MAKERS[source]
     random = generator(seed, "generated", source)
     rows: dict[str, dict[str, str]] = {}
@@ -54,3 +57,13 @@ def generate(source: str, *, train: int, test: int, seed: int) -> tuple[Table, T
         table_from_rows(made[:train], source=source),
         table_from_rows(made[train:], source=f"{source} (test)"),
     )
+
+
+def _shapes(count: int, seed: int, part: str) -> Table:
+    names = tuple(FIGURES)
+    pixels, classes = draw(count, generator(seed, "shapes", part))
+    rows = [
+        {"image": image.transpose(1, 2, 0), "label": names[index]}
+        for image, index in zip(pixels, classes.tolist(), strict=True)
+    ]
+    return table_from_rows(rows, source=SHAPES if part == "train" else f"{SHAPES} (test)")

@@ -1,37 +1,21 @@
-"""Reading labelled images: folders of classes, npz and parquet files, CIFAR's binary files, the hub.
+"""Finding labelled images: folders of classes, CIFAR's binary files, npz and npy files.
 
-Nothing is unpickled. Pillow decodes png, jpeg and the like and is asked for only where such files
-are read.
+What they hold is decoded later (`airtune.data.pixels`), so that pictures that a limit leaves out are
+not.
 """
 
 from __future__ import annotations
 
-import re
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from airtune.data.columns import resolve_columns
-from airtune.data.files import read_file
-from airtune.data.folder import TRAIN, read_folder, split_of, visible, visible_files
-from airtune.data.hub import is_saved, read_hub, read_saved
-from airtune.data.labels import label_keys
-from airtune.data.picture import Pixels, upright_pixels
-from airtune.data.picture import decode_picture as _decode
-from airtune.data.spec import DataSpec
-from airtune.data.table import Table
+from airtune.data.arrays import SUFFIXES as ARRAYS
+from airtune.data.arrays import read_arrays
+from airtune.data.folder import TESTS, TRAIN, split_of, visible, visible_files
+from airtune.data.table import Table, join_tables, table_from_rows
 from airtune.errors import DataError
-from airtune.model.frame import ImageFormat
-from airtune.plan import Ints
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff",
@@ -42,89 +26,50 @@ _CIFAR: Mapping[int, int] = {1 + 3072: 1, 2 + 3072: 2}
 """Bytes of a record -> label bytes before the pixels; the last of them is the class."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """Images as the model wants them, with their labels as text."""
-
-    pixels: Pixels
-    """(images, channels, size, size)."""
-    labels: tuple[str, ...]
-    source: str
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: Ints) -> Pictures:
-        """Return the chosen images in the given order."""
-        return Pictures(
-            self.pixels[rows], tuple(self.labels[row] for row in rows.tolist()), self.source
-        )
+def holds_pictures(path: Path) -> bool:
+    """Say whether a file or folder is one of those that `read_pictures` reads."""
+    return any(_kinds(path))
 
 
-def read_pictures(spec: DataSpec, frame: ImageFormat) -> tuple[Pictures, Pictures | None]:
-    """Return training and test images; None where the source brings no test set of its own.
+def read_pictures(path: Path, columns: Mapping[str, str]) -> tuple[Table, Iterator[Table]]:
+    """Return the images of a file or folder with their labels, and what can be the test, best first.
+
+    Args:
+        path: a folder of classes, perhaps below folders of splits; a npz file, or a folder of npz or
+            npy files; one of CIFAR's binary files, or a folder of them.
+        columns: which arrays are `image` and `label`.
 
     Raises:
         DataError: if anything is missing or malformed; the file is named.
-        MissingExtraError: if pictures have to be decoded and Pillow is not installed.
     """
-    train, test = _read(spec.source, spec, frame)
-    if spec.test is not None:
-        other, apart = _read(spec.test, spec, frame)
-        test = other if apart is None else apart
-    return train, test
+    pictures, packed, binary = _kinds(path)
+    if pictures:
+        return _read_folder(path)
+    if packed:
+        return read_arrays(packed, columns, source=str(path))
+    return _read_cifar(path, binary)
 
 
-def _read(source: str, spec: DataSpec, frame: ImageFormat) -> tuple[Pictures, Pictures | None]:
-    path = Path(source).expanduser()
-    if path.is_dir() and not is_saved(path):
-        return _read_folder(path, spec, frame)
-    if path.is_file():
-        if path.suffix.lower() == ".npz":
-            return _read_npz(path, frame)
-        if path.suffix.lower() == ".bin":
-            return _cifar(path, frame), None
-        return _from_table(read_file(path), spec, frame), None
-    if not path.is_dir() and (path.suffix or path.is_absolute()):
-        raise DataError(f"no such file: {path.absolute()}; check `data.source` and `data.test`")
-    return _read_splits(path, source, spec, frame)
+def _kinds(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Return the pictures in sub-folders, the files of arrays, and those like CIFAR's."""
+    is_folder = path.is_dir()
+    files = [*visible_files(path)] if is_folder else [path]
+
+    def of(suffixes: Sequence[str]) -> list[Path]:
+        return [file for file in files if file.suffix.lower() in suffixes]
+
+    pictures = [file for file in of(SUFFIXES) if is_folder and file.parent != path]
+    return pictures, of(ARRAYS), of((".bin",))
 
 
-def _read_splits(
-    path: Path, source: str, spec: DataSpec, frame: ImageFormat
-) -> tuple[Pictures, Pictures | None]:
-    names = [spec.split] + ([spec.test_split] if spec.test_split else [])
-    tables = [
-        read_saved(path, split=name)
-        if path.is_dir()
-        else read_hub(source, split=name, subset=spec.subset, revision=spec.revision)
-        for name in names
-    ]
-    found = [_from_table(table, spec, frame) for table in tables]
-    return found[0], found[1] if len(found) > 1 else None
-
-
-def _read_folder(
-    folder: Path, spec: DataSpec, frame: ImageFormat
-) -> tuple[Pictures, Pictures | None]:
-    """Read CIFAR's binary files, or classes as sub-folders, below train and test or at the top."""
-    binary = sorted(folder.glob("*.bin"))
-    if binary:
-        train = [path for path in binary if "test" not in path.stem]
-        test = [path for path in binary if "test" in path.stem]
-        if not train:
-            raise DataError(f"{folder} holds no training file; data_batch_1.bin or train.bin")
-        parts = [_joined([_cifar(path, frame) for path in some]) for some in (train, test) if some]
-        return parts[0], parts[1] if len(parts) > 1 else None
-    if not any(path.suffix.lower() in SUFFIXES for path in visible_files(folder)):
-        return _read_tables(folder, spec, frame)
+def _read_folder(folder: Path) -> tuple[Table, Iterator[Table]]:
+    """Read classes as sub-folders, below folders of splits or at the top."""
     folder = _unwrapped(folder)
     inner = {split_of(Path(path.name)): path for path in visible(folder) if _holds_classes(path)}
     if TRAIN not in inner:
-        return _read_classes(folder, frame), None
-    apart = inner.get("test", inner.get("validation"))
-    test_set = None if apart is None else _read_classes(apart, frame)
-    return _read_classes(inner[TRAIN], frame), test_set
+        return _read_classes(folder), iter(())
+    tests = [inner[split] for split in TESTS if split in inner]
+    return _read_classes(inner[TRAIN]), (_read_classes(one) for one in tests)
 
 
 def _holds_classes(folder: Path) -> bool:
@@ -141,22 +86,7 @@ def _unwrapped(folder: Path) -> Path:
     return folder
 
 
-def _read_tables(
-    folder: Path, spec: DataSpec, frame: ImageFormat
-) -> tuple[Pictures, Pictures | None]:
-    """Read a clone of a hub's data set, whose parquet files hold the pictures."""
-    try:
-        tables = read_folder(folder, subset=spec.subset, test_split=spec.test_split)
-    except DataError as error:
-        raise DataError(
-            f"{folder} holds no images; one sub-folder a class with {', '.join(SUFFIXES)} is "
-            "needed, or a npz, parquet or CIFAR .bin file"
-        ) from error
-    train, test = tables
-    return _from_table(train, spec, frame), None if test is None else _from_table(test, spec, frame)
-
-
-def _read_classes(folder: Path, frame: ImageFormat) -> Pictures:
+def _read_classes(folder: Path) -> Table:
     """Read a folder with one sub-folder a class."""
     files = [
         (path, kind.name)
@@ -168,71 +98,29 @@ def _read_classes(folder: Path, frame: ImageFormat) -> Pictures:
     if not files:
         raise DataError(
             f"{folder} holds no images in sub-folders; one sub-folder a class with "
-            f"{', '.join(SUFFIXES)} is needed"
+            f"{', '.join(SUFFIXES)} is needed, or a table that names them as `data.source`"
         )
-    pixels = [fit(_decode(_bytes_of(path), str(path)), frame) for path, _ in files]
-    return Pictures(np.stack(pixels), tuple(name for _, name in files), str(folder))
+    rows = [{"image": path.absolute(), "label": name} for path, name in files]
+    return table_from_rows(rows, source=str(folder))
 
 
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:  # a link to a file that is gone
-        raise DataError(f"{path} cannot be read: {error.strerror}; mend or remove it") from error
-
-
-def _read_npz(path: Path, frame: ImageFormat) -> tuple[Pictures, Pictures | None]:
-    """Read arrays `images` and `labels`, or `x_train`, `y_train` and perhaps `x_test`, `y_test`."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a valid npz file of plain arrays: {error}") from error
-    pairs = {part: _pair(held, part) for part in ("train", "test")}
-    if pairs["train"] is None:
-        raise DataError(
-            f"{path} must hold images and labels, or x_train and y_train, got "
-            f"{', '.join(held) or 'nothing'}"
-        )
-    found = [_from_arrays(*pair, source=str(path), frame=frame) for pair in pairs.values() if pair]
-    return found[0], found[1] if len(found) > 1 else None
-
-
-def _pair(
-    held: Mapping[str, NDArray[np.generic]], part: str
-) -> tuple[NDArray[np.generic], NDArray[np.generic]] | None:
-    plain = [("images", "labels")] if part == "train" else []
-    for image, label in [*plain, (f"x_{part}", f"y_{part}"), (f"{part}_images", f"{part}_labels")]:
-        if image in held and label in held:
-            return held[image], held[label]
-    return None
-
-
-def _from_arrays(
-    images: NDArray[np.generic], labels: NDArray[np.generic], *, source: str, frame: ImageFormat
-) -> Pictures:
-    labels = labels.reshape(len(labels), -1)[:, 0] if labels.size == len(labels) else labels
-    whole = np.issubdtype(labels.dtype, np.integer) or labels.dtype.kind == "U"
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or labels.ndim != 1 or not whole:
-        raise DataError(
-            f"{source}: images must be uint8 of (images, height, width[, channels]) and labels "
-            f"whole numbers or text, got {images.dtype} {images.shape} and {labels.dtype} "
-            f"{labels.shape}"
-        )
-    if len(images) != len(labels) or not len(images):
-        raise DataError(f"{source}: {len(images)} images and {len(labels)} labels must agree")
-    pixels = images.astype(np.uint8)
-    if pixels.ndim == 4 and pixels.shape[1] in (1, 3, 4) and pixels.shape[3] not in (1, 3, 4):
-        pixels = pixels.transpose(0, 2, 3, 1)
-    return Pictures(
-        np.stack([fit(image, frame) for image in pixels]),
-        tuple(str(label) for label in labels.tolist()),
-        source,
+def _read_cifar(root: Path, files: Sequence[Path]) -> tuple[Table, Iterator[Table]]:
+    """Read the binary version of CIFAR-10 or CIFAR-100, whose names say which part they are of."""
+    parts: dict[str, list[Path]] = {split: [] for split in (TRAIN, *TESTS)}
+    for path in files:
+        parts[split_of(Path(path.name)) or TRAIN].append(path)
+    if not parts[TRAIN]:
+        raise DataError(f"{root} holds no training file; data_batch_1.bin or train.bin")
+    tables = (
+        join_tables([_cifar(path) for path in parts[split]], source=str(root))
+        for split in (TRAIN, *TESTS)
+        if parts[split]
     )
+    return next(tables), tables
 
 
-def _cifar(path: Path, frame: ImageFormat) -> Pictures:
-    """Read the binary version of CIFAR-10 or CIFAR-100: label bytes, then 3 x 32 x 32 values."""
+def _cifar(path: Path) -> Table:
+    """Read a binary file: label bytes, then 3 x 32 x 32 values."""
     data = np.frombuffer(path.read_bytes(), np.uint8)
     # a size may be a multiple of both records; the folder's CIFAR-100 files say train and test
     order = (3074, 3073) if path.stem in ("train", "test") else (3073, 3074)
@@ -242,62 +130,9 @@ def _cifar(path: Path, frame: ImageFormat) -> Pictures:
             f"{path} is {data.size} bytes, no whole number of CIFAR records of 3073 or 3074 bytes"
         )
     rows = data.reshape(-1, size)
-    pixels = rows[:, _CIFAR[size] :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    images = rows[:, _CIFAR[size] :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     labels = rows[:, _CIFAR[size] - 1].tolist()
-    return Pictures(
-        np.stack([fit(image, frame) for image in pixels]), tuple(map(str, labels)), str(path)
-    )
-
-
-def _from_table(table: Table, spec: DataSpec, frame: ImageFormat) -> Pictures:
-    """Read a column of encoded pictures, as `datasets` writes them to parquet."""
-    columns = resolve_columns(spec, table)
-    image, name = columns["image"], columns.get("label_name", columns["label"])
-    labels = label_keys(table, name)
-    table.refuse(name, [label is None for label in labels], "must be text or a whole number")
-    pixels = [
-        fit(_picture(value, table.place(row)), frame)
-        for row, value in enumerate(table.column(image))
-    ]
-    return Pictures(np.stack(pixels), tuple(map(str, labels)), table.source)
-
-
-def _picture(value: object, where: str) -> Pixels:
-    if isinstance(value, Mapping):
-        value = value.get("bytes")
-    if isinstance(value, bytes):
-        return _decode(value, where)
-    if hasattr(value, "getexif"):  # a picture that `datasets` has opened
-        return upright_pixels(cast("Image", value), where)
-    raise DataError(f"{where}: an image must be encoded bytes, got {type(value).__name__}")
-
-
-def fit(image: Pixels, frame: ImageFormat) -> Pixels:
-    """Return an image (height, width[, channels]) as (channels, size, size).
-
-    Colours are averaged to grey, or grey is repeated, where the model's channels differ; other sizes
-    are resampled with antialiasing, height and width each by itself.
-    """
-    coloured = image[:, :, None] if image.ndim == 2 else image[:, :, :3]
-    if coloured.shape[2] != frame.channels:
-        grey = coloured.mean(2, keepdims=True)
-        coloured = np.repeat(grey.round().astype(np.uint8), frame.channels, axis=2)
-    pixels = np.ascontiguousarray(coloured.transpose(2, 0, 1))
-    if pixels.shape[1:] == (frame.size, frame.size):
-        return pixels
-    resized = torch.nn.functional.interpolate(
-        torch.from_numpy(pixels).float()[None],
-        size=(frame.size, frame.size),
-        mode="bilinear",
-        antialias=True,
-        align_corners=False,
-    )
-    return np.asarray(resized[0].round().clamp(0, 255).byte().numpy())
-
-
-def _joined(parts: Sequence[Pictures]) -> Pictures:
-    return Pictures(
-        np.concatenate([part.pixels for part in parts]),
-        tuple(label for part in parts for label in part.labels),
-        re.sub(r"[^/]+$", "", parts[0].source) or parts[0].source,
+    return table_from_rows(
+        [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)],
+        source=str(path),
     )

@@ -5,7 +5,7 @@ This is the one inspection of the data: `init` and `plan` read it as a run does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from airtune.data.draw import at_most, set_aside
 from airtune.data.embedded import EMBEDDED_PREFIX
 from airtune.data.labels import label_keys, label_map, spelling_ledger
 from airtune.data.ledger import DataLedger, RowCounts
+from airtune.data.nested import with_nested
 from airtune.data.read import read_rows
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table, is_missing, join_tables, whole_characters
@@ -23,7 +24,7 @@ from airtune.errors import DataError
 from airtune.keys import generator
 from airtune.plan import Bools, Ints
 
-NEEDED = ("prompt", "completion", "text", "messages")
+NEEDED = ("prompt", "completion", "text", "messages", "image")
 """Roles that leave a row out where they are blank."""
 CONTENT = ("messages", "prompt", "context", "completion", "text", "text_pair")
 """Roles by which two rows are the same."""
@@ -48,7 +49,7 @@ def take_in(spec: DataSpec, *, seed: int, known: Sequence[str] = ()) -> Intake:
     """Read the data and settle columns, classes, and training and test rows.
 
     Classes are those of the whole source, whatever `limit` and `test_share` draw of it; the test
-    share is drawn by class. Rows without text or without label are left out, half characters are
+    share is drawn by class. Rows without text, image or label are left out, half characters are
     replaced, and the ledger counts both.
 
     Args:
@@ -59,10 +60,12 @@ def take_in(spec: DataSpec, *, seed: int, known: Sequence[str] = ()) -> Intake:
     Raises:
         DataError: if data are missing or malformed, or nothing is left of a part.
     """
-    whole, test = read_rows(spec, seed=seed)
+    whole, tests = read_rows(spec, seed=seed)
+    whole = with_nested(whole, spec.columns.values())
     named = resolve_columns(spec, whole)
     whole, columns = join_prompts(_mended(whole, named), named)
-    test = None if test is None else join_prompts(_mended(test, named), named)[0]
+    found, notes = _found_test(tests, spec, named)
+    test = None if found is None else join_prompts(_mended(found, named), named)[0]
     is_embedded = spec.source.startswith(EMBEDDED_PREFIX)
     source = [whole, test] if is_embedded and test is not None else [whole]
     classes = _classes(spec, join_tables(source, source=whole.source), columns, known)
@@ -76,8 +79,33 @@ def take_in(spec: DataSpec, *, seed: int, known: Sequence[str] = ()) -> Intake:
         test = _drawn(test, spec.test_limit, seed, "test-limit")
     train, rows = _usable(train, columns)
     test, test_rows = _usable(test, columns)
-    ledger = DataLedger(rows, test_rows) + _compared(train, test, columns)
+    ledger = DataLedger(rows, test_rows, notes) + _compared(train, test, columns)
     return Intake(train, test, columns, classes, ledger)
+
+
+def _found_test(
+    tests: Iterable[Table], spec: DataSpec, columns: Mapping[str, str]
+) -> tuple[Table | None, tuple[str, ...]]:
+    """Return the test set, None where there is none, and a sentence for each without labels.
+
+    Test sets of contests have no labels. Such a one is taken only where the recipe names it, to be
+    refused.
+    """
+    notes: list[str] = []
+    is_named = spec.test is not None or spec.test_split is not None
+    for test in tests:
+        if is_named or "label" not in columns or _has_labels(test, columns["label"]):
+            return with_nested(test, spec.columns.values()), tuple(notes)
+        notes.append(f"no row of {test.source} has a label, so it is not the test set")
+    return None, tuple(notes)
+
+
+def _has_labels(table: Table, label: str) -> bool:
+    try:
+        values = with_nested(table, [label]).column(label)
+    except DataError:
+        return False
+    return not all(map(is_missing, values))
 
 
 def _classes(
@@ -140,8 +168,9 @@ def _mended(table: Table, columns: Mapping[str, str]) -> Table:
 
 
 def _present(table: Table, columns: Mapping[str, str]) -> list[str]:
-    """Return the columns in use that a table has; a test set may lack those that only deal rows."""
-    return [name for name in dict.fromkeys(columns.values()) if name in table.columns]
+    """Return the columns of words in use that a table has; a test set may lack what deals rows."""
+    names = dict.fromkeys(name for role, name in columns.items() if role != "image")
+    return [name for name in names if name in table.columns]
 
 
 def _unreadable(table: Table, columns: Mapping[str, str]) -> int:

@@ -46,7 +46,7 @@ class CountKind:
 
 
 KINDS: Mapping[str, CountKind] = {
-    "blank": CountKind("left out: no text", "fill or remove them"),
+    "blank": CountKind("left out: no text or image", "fill or remove them"),
     "unlabelled": CountKind("left out: no label", "label or remove them"),
     "unanswered": CountKind(
         "left out: no answer of the assistant to a user", "answer or remove them"

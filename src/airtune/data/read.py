@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from airtune.data.embedded import EMBEDDED_PREFIX
@@ -9,30 +11,34 @@ from airtune.data.files import kind_of, read_file
 from airtune.data.folder import read_folder, read_test_folder
 from airtune.data.generated import TEST_ROWS, TRAIN_ROWS, generate
 from airtune.data.hub import is_saved, read_hub, read_saved
+from airtune.data.image_files import holds_pictures, read_pictures
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table
 from airtune.errors import DataError
 
 
-def read_rows(spec: DataSpec, *, seed: int) -> tuple[Table, Table | None]:
-    """Return all training and test rows; None where the source brings no test set of its own.
+def read_rows(spec: DataSpec, *, seed: int) -> tuple[Table, Iterable[Table]]:
+    """Return all training rows, and the rows of what can be the test set, best first.
 
-    `limit` and `test_limit` say how many rows embedded data are made of; they cut nothing here.
+    The latter are read as they are asked for; there are none where the source brings no test set of
+    its own. `limit` and `test_limit` say how many rows embedded data are made of; they cut nothing
+    here.
 
     Raises:
         DataError: if anything is missing or malformed, with file and line.
     """
     if spec.source.startswith(EMBEDDED_PREFIX):
-        return generate(
+        train, test = generate(
             spec.source,
             train=spec.limit or TRAIN_ROWS,
             test=spec.test_limit or TEST_ROWS,
             seed=seed,
         )
-    train, test = _read_source(spec)
+        return train, [test]
+    train, tests = _read_source(Path(spec.source).expanduser(), spec)
     if spec.test is not None:
-        test = _read_test(Path(spec.test).expanduser(), spec.encoding)
-    return train, test
+        tests = _read_test(Path(spec.test).expanduser(), spec)
+    return train, tests
 
 
 def check_places(spec: DataSpec) -> None:
@@ -50,11 +56,11 @@ def check_places(spec: DataSpec) -> None:
             raise DataError(f"no such file: {path.absolute()}; check `{key}`")
 
 
-def _read_source(spec: DataSpec) -> tuple[Table, Table | None]:
-    path = Path(spec.source).expanduser()
+def _read_source(path: Path, spec: DataSpec) -> tuple[Table, Iterable[Table]]:
+    if _is_of_pictures(path, spec):
+        return read_pictures(path, spec.columns)
     if path.is_dir() and is_saved(path):
-        test = read_saved(path, split=spec.test_split) if spec.test_split else None
-        return read_saved(path, split=spec.split), test
+        return read_saved(path, split=spec.split, test_split=spec.test_split)
     if path.is_dir():
         return read_folder(
             path, subset=spec.subset, test_split=spec.test_split, encoding=spec.encoding
@@ -65,10 +71,14 @@ def _read_source(spec: DataSpec) -> tuple[Table, Table | None]:
                 f"{path} has no splits, got test_split {spec.test_split!r}; name a file as "
                 "`data.test`"
             )
-        return read_file(path, encoding=spec.encoding), None
-    names = {"subset": spec.subset, "revision": spec.revision}
-    test = read_hub(spec.source, split=spec.test_split, **names) if spec.test_split else None
-    return read_hub(spec.source, split=spec.split, **names), test
+        return read_file(path, encoding=spec.encoding), ()
+    return read_hub(
+        spec.source,
+        split=spec.split,
+        test_split=spec.test_split,
+        subset=spec.subset,
+        revision=spec.revision,
+    )
 
 
 def _looks_like_path(path: Path) -> bool:
@@ -78,10 +88,23 @@ def _looks_like_path(path: Path) -> bool:
         path.is_absolute()
         or len(path.parts) > 2
         or kind_of(path) is not None
+        or holds_pictures(path)
         or (folder != Path() and folder.is_dir())
     )
 
 
-def _read_test(path: Path, encoding: str | None) -> Table:
+def _read_test(path: Path, spec: DataSpec) -> Iterable[Table]:
+    if _is_of_pictures(path, spec) or (path.is_dir() and is_saved(path)):
+        train, tests = _read_source(path, replace(spec, test_split=None))
+        return [*tests] or [train]
     read = read_test_folder if path.is_dir() else read_file
-    return read(path, encoding=encoding)
+    return [read(path, encoding=spec.encoding)]
+
+
+def _is_of_pictures(path: Path, spec: DataSpec) -> bool:
+    return (
+        spec.task == "image-classification"
+        and path.exists()
+        and not (path.is_dir() and is_saved(path))
+        and holds_pictures(path)
+    )

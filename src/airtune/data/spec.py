@@ -35,13 +35,14 @@ class DataSpec:
     source: str = ARITHMETIC
     """`embedded:arithmetic`, `embedded:topics`, `embedded:shapes`, a jsonl, json, csv, tsv, txt,
     log or parquet file, a folder of them, a folder made by `datasets`, or a hub id; of images also
-    a folder with a sub-folder a class, a npz file, or CIFAR's binary files."""
+    a folder with a sub-folder a class, npz or npy files, or CIFAR's binary files."""
     task: Task = "causal-lm"
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Which column stands for which role; the usual names are found without it."""
+    """Which column stands for which role, `meta.label` for one in objects; the usual names are found
+    without it."""
     test: str | None = None
-    """File or folder of the test set; without it a folder's test file, a hub id's `test_split`,
-    or a share of the source."""
+    """File or folder of the test set; without it the source's own, named after test or else
+    validation, or a share of the source."""
     test_share: float = 0.1
     """Fraction of the source kept as test set where there is no other, drawn by class."""
     encoding: str | None = None
@@ -51,7 +52,7 @@ class DataSpec:
     split: str = "train"
     """Training split of a hub id or of a folder made by `datasets`."""
     test_split: str | None = None
-    """Test split of either; of a plain folder, validation for instance."""
+    """Test split of either, or of a folder; None = that named after test, else after validation."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
     limit: int | None = None

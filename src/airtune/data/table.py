@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,8 @@ from airtune.errors import DataError
 from airtune.plan import Ints
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LOOKED_AT = 100
+"""Rows whose objects are looked into for what an error message lists."""
 FAULTS_SHOWN = 5
 """Faulty rows named in one message; more are only counted."""
 
@@ -49,11 +51,20 @@ class Table:
             DataError: if there is none of that name.
         """
         if name not in self.columns:
-            has = ", ".join(self.columns) or "none"
             raise DataError(
-                f"{self.source} has no column {name!r}; it has {has}; map it with `data.columns`"
+                f"{self.source} has no column {name!r}; it has {self.described()}; map it with "
+                "`data.columns`"
             )
         return self.columns[name]
+
+    def described(self) -> str:
+        """Return the names that can be mapped, those in objects with a dot, for an error message."""
+        names = (
+            dotted
+            for name, values in self.columns.items()
+            for dotted in _dotted(name, values[:_LOOKED_AT])
+        )
+        return ", ".join(names) or "none"
 
     def texts(self, name: str) -> list[str]:
         """Return a column of text; what a row lacks is blank, and a number is as it is written.
@@ -96,10 +107,40 @@ class Table:
         raise DataError(f"column {name!r} {rule}: {', '.join(named)}{more}")
 
 
+def _dotted(name: str, values: Sequence[object]) -> list[str]:
+    """Return a column's name, or the dotted ones of what its objects hold."""
+    held = [value for value in values if isinstance(value, Mapping)]
+    keys = dict.fromkeys(key for value in held for key in value)
+    return [
+        dotted
+        for key in keys
+        for dotted in _dotted(f"{name}.{key}", [value.get(key) for value in held])
+    ] or [name]
+
+
+def alike(name: str, names: Iterable[str]) -> list[str]:
+    """Return the name itself where it is among the names, else those that are written like it.
+
+    Neither case nor the sign between words counts.
+
+    >>> alike("site id", ["Site-ID", "SITE_ID", "site"]), alike("site", ["Site", "site"])
+    (['Site-ID', 'SITE_ID'], ['site'])
+    """
+    found = [one for one in names if plain_name(one) == plain_name(name)]
+    return [name] if name in found else found
+
+
+def plain_name(name: str) -> str:
+    """Return a column's name without case and with one sign between words."""
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
+
+
 def is_missing(value: object) -> bool:
-    """Say whether a row has no value here: none, not a number, or blank text."""
-    if isinstance(value, str):
+    """Say whether a row has no value here: none, not a number, blank text, or only such values."""
+    if isinstance(value, str | bytes):
         return not value.strip()
+    if isinstance(value, Mapping):
+        return all(map(is_missing, value.values()))
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from airtune.data.columns import propose_columns, resolve_columns, usual_roles
 from airtune.data.embedded import SHAPES
-from airtune.data.folder import proposed_encoding, visible_files
-from airtune.data.image_files import SUFFIXES
+from airtune.data.folder import proposed_encoding
+from airtune.data.image_files import holds_pictures
 from airtune.data.read import read_rows
 from airtune.data.spec import DataSpec, Task
 from airtune.data.table import Table
@@ -64,7 +64,7 @@ def propose_data(source: str, *, model: str, task: Task | None, fleet: str) -> P
     Raises:
         DataError: if they are malformed, or a column that the task needs cannot be told.
     """
-    if task == "image-classification" or (task is None and _holds_pictures(source)):
+    if task == "image-classification" or (task is None and _is_of_pictures(source)):
         return Proposal("image-classification")
     if not is_here(DataSpec(source=source)):
         return Proposal(task or "causal-lm")
@@ -105,13 +105,8 @@ def _recipe(model: str, data: Mapping[str, Any]) -> Recipe:
     return check_recipe({"model": {"source": model}, "data": dict(data)})
 
 
-def _holds_pictures(source: str) -> bool:
-    path = Path(source).expanduser()
-    if source == SHAPES:
-        return True
-    if not path.is_dir():
-        return path.suffix.lower() in (".npz", ".bin")
-    return any(file.suffix.lower() in (*SUFFIXES, ".bin") for file in visible_files(path))
+def _is_of_pictures(source: str) -> bool:
+    return source == SHAPES or holds_pictures(Path(source).expanduser())
 
 
 def _task(table: Table, config: Config | None) -> Task:

@@ -1,0 +1,178 @@
+"""Images and labels in npz and npy files, whatever their arrays are called.
+
+Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from airtune.data.folder import TESTS, TRAIN, split_of
+from airtune.data.picture import Pixels
+from airtune.data.table import Table, table_from_rows
+from airtune.errors import DataError
+
+Array: TypeAlias = NDArray[np.generic]
+
+SUFFIXES = (".npz", ".npy")
+_CHANNELS = (1, 3, 4)
+_USUAL: Mapping[str, tuple[str, ...]] = {
+    "image": ("images", "image", "x"),
+    "label": ("labels", "label", "y"),
+}
+"""Names that decide where several arrays have the shape."""
+_JOINED = re.compile(r"^([xy])(?=train|test|val)")
+"""`Xtrain`, without a sign between."""
+
+
+def read_arrays(
+    paths: Iterable[Path], columns: Mapping[str, str], *, source: str
+) -> tuple[Table, Iterator[Table]]:
+    """Return images and labels of the training part, and of what can be the test, best first.
+
+    The name of a file or array says which part it is of: `x_train`, `test_images`, `val.npz`; one that
+    names none is for training. In each part the array of three or four dimensions holds the images,
+    the one of a single number or word an image the labels, unless `columns` names them. Labels may be
+    one-hot.
+
+    Args:
+        paths: npz and npy files.
+        columns: which array is `image` and which `label`; others are told by their shapes.
+        source: named in errors.
+
+    Raises:
+        DataError: if a file is malformed or pickled, or images and labels cannot be told or do not fit.
+    """
+    parts: dict[str, dict[str, Array]] = {split: {} for split in (TRAIN, *TESTS)}
+    for path in paths:
+        for name, array in _held(path).items():
+            plain = _JOINED.sub(r"\1_", name.lower())
+            parts[split_of(Path(path.stem, plain)) or TRAIN][name] = array
+    pairs = {
+        split: _pair(held, columns, f"{source} ({split})")
+        for split, held in parts.items()
+        if held or split == TRAIN
+    }
+    scale = _scale([images for images, _ in pairs.values()], source)
+    names = [columns.get(role, role) for role in ("image", "label")]
+    tables = {
+        split: _table(
+            names, scale(images), labels, source if split == TRAIN else f"{source} ({split})"
+        )
+        for split, (images, labels) in pairs.items()
+    }
+    return tables[TRAIN], (tables[split] for split in TESTS if split in tables)
+
+
+def _held(path: Path) -> dict[str, Array]:
+    try:
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            return {path.stem: found} if isinstance(found, np.ndarray) else dict(found.items())
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(
+            f"{path} is not a valid {path.suffix[1:]} file of plain arrays: {error}"
+        ) from error
+
+
+def _pair(held: Mapping[str, Array], columns: Mapping[str, str], where: str) -> tuple[Array, Array]:
+    """Return images, (images, height, width[, channels]), and labels, (images,), of one part."""
+    found: list[Array] = []
+    for role, fits in (("image", _may_be_images), ("label", _may_be_labels)):
+        names = _named(held, role, columns.get(role)) or [n for n in held if fits(held[n])]
+        usual = [name for name in names if _bare(name) in _USUAL[role]]
+        names = usual if len(names) > 1 else names
+        if len(names) != 1 or not fits(held[names[0]]):
+            arrays = ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in held.items()) or "nothing"
+            raise DataError(
+                f"{where} must have one array of images, (images, height, width[, channels]), and one "
+                "of labels, a whole number or a word an image; which is the "
+                f"{role} cannot be told among {arrays}: name it, `data.columns: {{{role}: NAME}}`"
+            )
+        found.append(held[names[0]])
+    images, labels = found
+    if len(images) != len(labels) or not len(images):
+        raise DataError(f"{where}: {len(images)} images and {len(labels)} labels must agree")
+    return _channels_last(images), _one_a_row(labels)
+
+
+def _named(held: Mapping[str, Array], role: str, name: str | None) -> list[str]:
+    """Return the array that is mapped, in another part the one that is called so there."""
+    if name is None:
+        return []
+    return [name] if name in held else [one for one in held if _bare(one) == _bare(name)]
+
+
+def _bare(name: str) -> str:
+    """Return an array's name without the word that says its part.
+
+    >>> _bare("x_train"), _bare("test_images"), _bare("arr_0")
+    ('x', 'images', 'arr_0')
+    """
+    words = re.split(r"[\W_]+", _JOINED.sub(r"\1_", name.lower()))
+    return "_".join(word for word in words if split_of(Path(word)) is None)
+
+
+def _may_be_images(array: Array) -> bool:
+    return array.ndim in (3, 4) and array.dtype.kind in "biuf"
+
+
+def _may_be_labels(array: Array) -> bool:
+    return array.dtype.kind in "biufUS" and (
+        array.ndim == 1 or (array.ndim == 2 and (array.shape[1] == 1 or _is_one_hot(array)))
+    )
+
+
+def _is_one_hot(array: Array) -> bool:
+    if array.dtype.kind not in "biuf" or array.shape[1] < 2:
+        return False
+    return bool(((array != 0).sum(1) == 1).all() and ((array == 0) | (array == 1)).all())
+
+
+def _one_a_row(labels: Array) -> Array:
+    if labels.ndim == 2:
+        labels = labels[:, 0] if labels.shape[1] == 1 else labels.argmax(1)
+    return labels.astype(np.str_) if labels.dtype.kind == "S" else labels
+
+
+def _channels_last(images: Array) -> Array:
+    if images.ndim == 4 and images.shape[1] in _CHANNELS and images.shape[3] not in _CHANNELS:
+        return images.transpose(0, 2, 3, 1)
+    return images
+
+
+def _scale(parts: Sequence[Array], source: str) -> Callable[[Array], Pixels]:
+    """Return what turns all images of a source into numbers from 0 to 255, on one scale.
+
+    Whole numbers are of 8 bits, or of 16 where one is above 255; fractions go up to 1 or, where one is
+    above 1, to 255.
+    """
+    if any(part.ndim == 4 and part.shape[3] not in _CHANNELS for part in parts):
+        shapes = ", ".join(str(part.shape) for part in parts)
+        raise DataError(f"{source}: images must have 1, 3 or 4 channels, got arrays of {shapes}")
+    if all(part.dtype == np.uint8 for part in parts):
+        return lambda images: images.astype(np.uint8, copy=False)
+    low = min(float(part.min()) for part in parts)
+    high = max(float(part.max()) for part in parts)
+    kinds = {part.dtype.kind for part in parts}
+    most = (1.0, 255.0) if kinds & {"b", "f"} else (255.0, 65535.0)
+    top = next((level for level in most if high <= level), None)
+    if top is None or not low >= 0.0:
+        raise DataError(
+            f"{source}: images must hold whole numbers from 0 to 255 or 65535, or fractions from 0 to 1 "
+            f"or 255, got {low:g} to {high:g}; scale them back to one of these"
+        )
+    return lambda images: np.rint(images.astype(np.float64) * (255.0 / top)).astype(np.uint8)
+
+
+def _table(names: Sequence[str], images: Pixels, labels: Array, source: str) -> Table:
+    rows = table_from_rows([{}] * len(images), source=source)
+    columns = dict(zip(names, (list(images), labels.tolist()), strict=True))
+    return Table(columns, source, rows.file, rows.line, rows.files)

@@ -1,0 +1,77 @@
+"""From what a column of images holds to the pixels that a model reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from airtune.data.picture import Pixels, decode_picture
+from airtune.data.table import Table
+from airtune.errors import DataError
+from airtune.model.frame import ImageFormat
+
+
+def fitted_pixels(table: Table, column: str, frame: ImageFormat) -> Pixels:
+    """Return a column of images as the model reads them, shape (rows, channels, size, size).
+
+    A value is an array of pixels, an encoded picture, or the path of one, which begins at the folder
+    of the file that says it.
+
+    Raises:
+        DataError: if one is no image; file and row are named.
+        MissingExtraError: if pictures have to be decoded and Pillow is not installed.
+    """
+    return np.stack(
+        [fit(_pixels(value, table, row), frame) for row, value in enumerate(table.column(column))]
+    )
+
+
+def _pixels(value: object, table: Table, row: int) -> Pixels:
+    if isinstance(value, np.ndarray):
+        return value
+    where = table.place(row)
+    if isinstance(value, Mapping):  # as `datasets` holds pictures
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str | Path):
+        path = Path(where).parent / value
+        return decode_picture(_bytes_of(path, where), str(path))
+    if isinstance(value, bytes):
+        return decode_picture(value, where)
+    raise DataError(
+        f"{where}: an image must be an encoded picture or the path of one, got {type(value).__name__}"
+    )
+
+
+def _bytes_of(path: Path, where: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:  # a link to a file that is gone, for instance
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; mend or remove it ({where})"
+        ) from error
+
+
+def fit(image: Pixels, frame: ImageFormat) -> Pixels:
+    """Return an image (height, width[, channels]) as (channels, size, size).
+
+    Colours are averaged to grey, or grey is repeated, where the model's channels differ; other sizes
+    are resampled with antialiasing, height and width each by itself.
+    """
+    coloured = image[:, :, None] if image.ndim == 2 else image[:, :, :3]
+    if coloured.shape[2] != frame.channels:
+        grey = coloured.mean(2, keepdims=True)
+        coloured = np.repeat(grey.round().astype(np.uint8), frame.channels, axis=2)
+    pixels = np.ascontiguousarray(coloured.transpose(2, 0, 1))
+    if pixels.shape[1:] == (frame.size, frame.size):
+        return pixels
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).float()[None],
+        size=(frame.size, frame.size),
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
+    )
+    return np.asarray(resized[0].round().clamp(0, 255).byte().numpy())

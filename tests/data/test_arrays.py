@@ -1,0 +1,137 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from airtune.data import DataSpec
+from airtune.data.arrays import read_arrays
+from airtune.data.pixels import fitted_pixels
+from airtune.data.read import read_rows
+from airtune.errors import DataError
+from airtune.model.frame import ImageFormat
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
+LEVELS[0, 0, 0] = 0, 128, 255
+CLASSES = np.arange(6) % 3
+FRAME = ImageFormat(8, 4)
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Save arrays as one npz file; return pixels and labels of all its parts."""
+
+    def _read(columns=None, **held):
+        np.savez(tmp_path / "a.npz", **held)
+        spec = DataSpec(
+            source=str(tmp_path / "a.npz"), task="image-classification", columns=columns or {}
+        )
+        train, tests = read_rows(spec, seed=0)
+        image, label = ((columns or {}).get(role, role) for role in ("image", "label"))
+        return [
+            (fitted_pixels(part, image, FRAME), list(part.columns[label]))
+            for part in (train, *tests)
+        ]
+
+    return _read
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images", "labels"), ("arr_0", "arr_1"), ("X", "y"), ("x_train", "y_train"),
+        ("Xtrain", "ytrain"), ("train_images", "train_labels"), ("data", "target"),
+    ],
+)  # fmt: skip
+def test_images_and_labels_are_told_by_their_shapes(read, names):
+    ((pixels, labels),) = read(**dict(zip(names, (LEVELS, CLASSES), strict=True)))
+    assert np.array_equal(pixels, LEVELS.transpose(0, 3, 1, 2))
+    assert labels == CLASSES.tolist()
+
+
+def test_parts_are_known_by_their_names_the_test_before_the_validation(read):
+    parts = {
+        f"{part}_{name}": array[:count]
+        for part, count in (("val", 2), ("test", 3), ("train", 6))
+        for name, array in (("images", LEVELS), ("labels", CLASSES[:, None]))
+    }
+    assert [len(labels) for _, labels in read(**parts)] == [6, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        LEVELS.transpose(0, 3, 1, 2),
+        LEVELS.astype(np.int64),
+        LEVELS.astype(np.float32),
+        LEVELS / 255,
+        (LEVELS / 255).astype(np.float32),
+        LEVELS.astype(np.uint16) * 257,
+        LEVELS.astype(">i4"),
+    ],
+)
+def test_any_usual_scale_and_order_gives_the_same_pixels(read, images):
+    ((pixels, _),) = read(images=images, labels=CLASSES)
+    assert np.array_equal(pixels, LEVELS.transpose(0, 3, 1, 2))
+
+
+def test_all_parts_are_on_the_scale_of_the_brightest(read):
+    dark = np.minimum(LEVELS, 1).astype(np.float32)
+    _, (pixels, _) = read(
+        x_train=LEVELS.astype(np.float32), y_train=CLASSES, x_test=dark, y_test=CLASSES
+    )
+    assert pixels.max() == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (np.eye(3)[CLASSES], CLASSES.tolist()),
+        (CLASSES.astype(np.float32), CLASSES.tolist()),
+        (np.array([b"cat", b"dog"] * 3), ["cat", "dog"] * 3),
+        (np.array(["cat", "dog"] * 3), ["cat", "dog"] * 3),
+    ],
+)
+def test_labels_are_numbers_words_or_one_hot(read, labels, found):
+    assert read(images=LEVELS, labels=labels)[0][1] == found
+
+
+def test_arrays_of_one_shape_are_told_by_the_columns_in_every_part(read):
+    held = {"x_train": LEVELS, "fine_train": CLASSES, "coarse_train": CLASSES // 2}
+    held |= {"x_test": LEVELS[:2], "fine_test": CLASSES[:2], "coarse_test": CLASSES[:2] + 7}
+    with pytest.raises(DataError, match=r"which is the label cannot be told among .*fine_train"):
+        read(**held)
+    train, test = read({"label": "coarse_train"}, **held)
+    assert (train[1], test[1]) == ((CLASSES // 2).tolist(), [7, 8])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (LEVELS / 128 - 1, CLASSES, "from 0 to 1 or 255, got -1 to"),
+        (np.full((6, 8, 8), np.nan), CLASSES, "got nan to nan"),
+        (LEVELS.astype(np.int64) * 1000, CLASSES, "got 0 to 255000"),
+        (LEVELS, CLASSES[:4], "6 images and 4 labels must agree"),
+        (LEVELS[..., :2], CLASSES, r"1, 3 or 4 channels, got arrays of \(6, 8, 8, 2\)"),
+        (LEVELS.reshape(6, -1), CLASSES, "which is the image cannot be told"),
+    ],
+)
+def test_what_cannot_be_images_is_refused_with_what_there_is(read, images, labels, message):
+    with pytest.raises(DataError, match=message):
+        read(images=images, labels=labels)
+
+
+def test_files_of_a_folder_may_be_the_parts(tmp_path):
+    for name, array in {"train_x": LEVELS, "train_y": CLASSES, "test_x": LEVELS[:2]}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    np.save(tmp_path / "test_y.npy", CLASSES[:2])
+    paths = sorted(tmp_path.glob("*.npy"))
+    train, tests = read_arrays(paths, {}, source=str(tmp_path))
+    assert (len(train), [len(test) for test in tests]) == (6, [2])
+
+
+def test_arrays_are_never_unpickled(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.array([{"x": 1}], object), labels=np.zeros(1, int))
+    (tmp_path / "b.npz").write_bytes(pickle.dumps([1]))
+    for name in ("a.npz", "b.npz"):
+        with pytest.raises(DataError, match="plain arrays"):
+            read_arrays([tmp_path / name], {}, source="here")
