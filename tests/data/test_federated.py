@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 
@@ -186,3 +188,13 @@ def test_share_that_rounds_to_nothing_is_refused(write, questions, plain_tokeniz
     spec = DataSpec(source=str(write("a.jsonl", questions)), test_share=0.01)
     with pytest.raises(DataError, match=r"0\.01 of its 30 rows is 0"):
         load_federated(spec, tokenizer=plain_tokenizer, devices=1, seed=0)
+
+
+@pytest.mark.parametrize(("limit", "count"), [(4, 140), (500, 0)])
+def test_texts_longer_than_the_tokenizer_says_are_read_and_told(plain_tokenizer, limit, count):
+    tokenizer = copy.deepcopy(plain_tokenizer)
+    tokenizer.model_max_length = limit
+    data = load_federated(DataSpec(**QUICK), tokenizer=tokenizer, devices=2, seed=0)
+    told = [note for note in data.ledger.notes if "model_max_length" in note]
+    assert [note.split()[0] for note in told] == [str(count)] * bool(count)
+    assert max(map(len, data.test.tokens)) > 4

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from airtune.data.tokenise import tokenise_classes
 from airtune.errors import ModelError
-from airtune.model.admission import surplus_tokens, told_surplus
+from airtune.model.admission import settle_length_, surplus_tokens, told_surplus
 from airtune.model.base import load_base
 from airtune.model.batch import collate
 from airtune.model.cut import DeviceHalf
@@ -223,3 +223,23 @@ def test_a_pooler_that_the_base_lacks_travels_with_the_adapter(
     ids = torch.tensor([[4, 5, 6]])
     with torch.no_grad():
         torch.testing.assert_close(loaded(input_ids=ids).logits, base.network(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['{"num_return_sequences": 3}', '{"max_new_tokens": 0}', '{"max_new_tokens": "x"}', "[]"],
+)
+def test_settings_of_generation_that_transformers_refuses_are_named(saved, said):
+    folder = saved("gpt2", tokenizer_of(eos_token="</s>"), labels=0)
+    (folder / "generation_config.json").write_text(said)
+    with pytest.raises(ModelError, match=r"generation_config\.json of .* mend it or remove it"):
+        load_base(folder, device="cpu")
+    assert load_base(folder, labels=2, device="cpu").shape.labels == 2  # it writes nothing
+
+
+@pytest.mark.parametrize(("limit", "told"), [(3, 8), (9, 9), (None, 10**30)])
+def test_a_tokenizer_takes_what_training_read_wherever_it_is_loaded(tmp_path, limit, told):
+    tokenizer = tokenizer_of(eos_token="</s>", model_max_length=limit)
+    settle_length_(tokenizer, 8)
+    tokenizer.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == pytest.approx(told)

@@ -154,7 +154,8 @@ def _moves_into(name):
             _says(num_hidden_layers=1, layer_types=["full_attention"]),
             "hold 2 blocks, its config says 1",
         ),
-        (_says(id2label=["a", "b"]), "cannot load model"),
+        (_says(id2label=["a", "b"]), r"a name to each number, .*got \['a', 'b'\]"),
+        (_says(id2label={"cat": 0, "dog": 1}), "a name to each number, .*got {'cat': 0, 'dog': 1}"),
         (_moves_into("checkpoint-9"), "set model.source to .*checkpoint-9"),
     ],
 )

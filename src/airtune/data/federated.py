@@ -106,6 +106,7 @@ def load_federated(
     ready = _prepare(found.train, spec, columns, classes, tokenizer)
     ready_test = _prepare(found.test, spec, columns, classes, tokenizer)
     ledger = found.ledger + DataLedger(ready.rows, ready_test.rows)
+    ledger += DataLedger(notes=_told_length((ready, ready_test), tokenizer.model_max_length))
     if vocabulary and (surplus := surplus_tokens(tokenizer, vocabulary)):
         ledger += DataLedger(notes=(told_surplus(surplus, vocabulary),))
         for part in (ready, ready_test):
@@ -133,6 +134,17 @@ def load_federated(
         ledger=ledger,
         test_prompts=_prompts(ready_test),
         samples=ready_test.texts.take(spread(len(ready_test.texts))),
+    )
+
+
+def _told_length(parts: Sequence[_Prepared], limit: int) -> tuple[str, ...]:
+    """Return a sentence on texts that are longer than the tokenizer says that the model reads."""
+    longer = sum(len(tokens) > limit for part in parts for tokens in part.tokenised.tokens)
+    if not longer:
+        return ()
+    return (
+        f"{longer} texts are longer than the {limit} tokens of the tokenizer's model_max_length; they are "
+        "read up to data.max_length, which the exported tokenizer then says",
     )
 
 

@@ -7,11 +7,13 @@ as they were read in training: the same pad token, the same segment ids, the sam
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from airtune.errors import ModelError
 from airtune.model.families import Config, Family
@@ -67,6 +69,12 @@ def settle_tokenizer_(
             "token that the model's embedding has and that does not end every text; give it one"
         )
     tokenizer.pad_token = None if pad is None else tokenizer.convert_ids_to_tokens(pad)
+
+
+def settle_length_(tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    """Have a tokenizer take texts of `max_length` tokens, as training does; changes it."""
+    if tokenizer.model_max_length < max_length:
+        _keep_(tokenizer, "model_max_length", max_length)
 
 
 def agree_(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -145,6 +153,39 @@ def _base_of(adapter: Path) -> str:
     return f" ({name})" if name else ""
 
 
+def refuse_class_names(settings: Mapping[str, Any], source: str | Path) -> None:
+    """Refuse a config whose `id2label` does not give names to numbers, before transformers reads it.
+
+    Raises:
+        ModelError: with what it says.
+    """
+    names = settings.get("id2label")
+    if names is None or (isinstance(names, dict) and all(map(_is_number, names))):
+        return
+    raise ModelError(
+        f"id2label in the config of {str(source)!r} must give a name to each number, "
+        f'{{"0": "cat", "1": "dog"}} for instance, got {names!r:.80}; put it right (label2id is the '
+        "other way round), or take both out"
+    )
+
+
+def refuse_generation(source: str | Path, revision: str | None) -> None:
+    """Refuse a `generation_config.json` that transformers does not read with the model.
+
+    Raises:
+        ModelError: with transformers' reason.
+    """
+    try:
+        GenerationConfig.from_pretrained(source, revision=revision)
+    except OSError:  # there is none
+        return
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ModelError(
+            f"generation_config.json of {str(source)!r} cannot be read: {error}; mend it or remove it: "
+            "answers are written greedily here, so tuning needs nothing of it"
+        ) from error
+
+
 def refuse_quantised(config: Config, source: str | Path) -> None:
     """Refuse weights that were saved in few bits.
 
@@ -194,6 +235,10 @@ def check_finite(network: PreTrainedModel, source: str) -> None:
             f"{len(bad)} tensors of {source!r} hold values that are not finite, {bad[0]} for one; "
             "the files are damaged, or were saved in a type too narrow for them"
         )
+
+
+def _is_number(key: object) -> bool:
+    return isinstance(key, int) or (isinstance(key, str) and re.fullmatch(r"\d+", key) is not None)
 
 
 def _takes_segments(tokenizer: PreTrainedTokenizerBase, config: Config, family: Family) -> bool:

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from airtune.errors import ModelError
-from airtune.model.admission import agree_, check_finite, refuse_pickled
+from airtune.model.admission import agree_, check_finite, refuse_generation, refuse_pickled
 from airtune.model.classes import class_names, name_classes_
 from airtune.model.families import Config, Family, family_of, shape_from_config
 from airtune.model.frame import ImageFormat
@@ -111,8 +111,7 @@ def load_base(
     config = load_config(source, revision)
     # refuses what cannot be loaded before the weights are
     blocks = shape_from_config(config, labels=labels).blocks
-    if not allow_pickle:
-        refuse_pickled(source)
+    _check_files(source, revision, labels=labels, allow_pickle=allow_pickle)
     quantisation = _quantisation(DTYPES[dtype]) if load_in_4bit else None
     tokenizer = load_tokenizer(source, classifies=labels > 0, revision=revision)
     loader = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
@@ -148,6 +147,17 @@ def load_base(
         network = network.to(torch_device)
     base = base_of(network, tokenizer=tokenizer, source=str(source))
     return replace(base, drawn=drawn_modules(report, base.family))
+
+
+def _check_files(
+    source: str | Path, revision: str | None, *, labels: int, allow_pickle: bool
+) -> None:
+    """Refuse files that are not read, or that transformers refuses in the middle of loading."""
+    if not allow_pickle:
+        refuse_pickled(source)
+    if not labels:
+        with off_screen():
+            refuse_generation(source, revision)
 
 
 def drawn_modules(report: Mapping[str, set[Any]], family: Family) -> tuple[str, ...]:

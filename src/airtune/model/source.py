@@ -10,10 +10,15 @@ from typing import TypeAlias
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from airtune.errors import AirtuneError, ModelError
-from airtune.model.admission import refuse_no_model, refuse_quantised, settle_tokenizer_
+from airtune.model.admission import (
+    refuse_class_names,
+    refuse_no_model,
+    refuse_quantised,
+    settle_tokenizer_,
+)
 from airtune.model.families import Config, family_of
 from airtune.model.gguf.source import gguf_config, gguf_tokenizer, is_gguf
 from airtune.model.hub import is_out_of_reach
@@ -39,6 +44,8 @@ def load_config(source: str | Path, revision: str | None = None) -> Config:
             return gguf_config(source)
         refuse_no_model(source)
         _check_reachable(str(source), revision)
+        said, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+        refuse_class_names(said, source)
         config: Config = AutoConfig.from_pretrained(
             source, revision=revision, trust_remote_code=False
         )

@@ -18,7 +18,7 @@ from airtune.data import (
 from airtune.data.exchange import settle_end_
 from airtune.errors import ModelError, RecipeError
 from airtune.fleet import Fleet
-from airtune.model.admission import agree_
+from airtune.model.admission import agree_, settle_length_
 from airtune.model.base import BaseModel, load_base, load_class_names
 from airtune.model.families import Config
 from airtune.model.frame import load_frame
@@ -145,7 +145,9 @@ def load_held(
 
 
 def _settled(base: BaseModel, recipe: Recipe) -> BaseModel:
-    """Agree on the marks of a conversation, where the model writes texts."""
+    """Agree on how long a text is and, where the model writes texts, on the marks of a conversation."""
+    if base.tokenizer is not None:
+        settle_length_(base.tokenizer, recipe.data.max_length)
     if base.tokenizer is not None and recipe.data.task == "causal-lm":
         settle_end_(base.tokenizer, recipe.data.template)
         agree_(base.network, base.tokenizer)
