@@ -41,6 +41,7 @@ from airtune.run.measurement import table_path, tables_of
 from airtune.wire.message import Message, More, Response
 
 LONG_S = 1800
+AIRTUNE = (sys.executable, "-m", "airtune.cli")
 
 
 class Mail:
@@ -266,37 +267,30 @@ class Site:
 
     def begin(self, *words: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "airtune.cli", *words],
+            [*AIRTUNE, *words],
             cwd=cwd or self.folder,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(),
+            env=environment(),
         )
 
-    def start_agent(self, name: str) -> None:
-        home = self.state / "bundles" / name
+    def start_agent(self, name: str, *words: str, home: Path | None = None) -> None:
+        """Start a device's agent, in the folder of its bundle unless another is its home."""
+        home = home or self.state / "bundles" / name
+        home.mkdir(exist_ok=True)
         with (home / "agent.log").open("ab") as log:
             self.agents[name] = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "airtune.cli",
-                    "agent",
-                    "--server",
-                    self.address,
-                    "--data",
-                    "recipe",
-                ],
+                [*AIRTUNE, "agent", "--server", self.address, "--data", "recipe", *words],
                 cwd=home,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=_environment(),
+                env=environment(),
                 start_new_session=True,
             )
 
     def said(self) -> str:
-        logs = self.state.rglob("*.log")
+        logs = self.folder.rglob("*.log")
         return "\n".join(f"== {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs)
 
     def close(self) -> None:
@@ -307,7 +301,7 @@ class Site:
         self.airtune("server", "stop")
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 

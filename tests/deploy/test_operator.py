@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.deploy.conftest import LONG_S, Site, _environment
+from tests.deploy.conftest import AIRTUNE, LONG_S, Site, environment
 from tests.deploy.test_server import RECIPE
 
 pytestmark = pytest.mark.slow
@@ -27,29 +26,8 @@ class Grounds(Site):
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}{self.said()}"
         return done.stdout
 
-    def agent(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        home = self.folder / name
-        home.mkdir(exist_ok=True)
-        with (home / "agent.log").open("ab") as log:
-            started = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "airtune.cli",
-                    "agent",
-                    "--server",
-                    self.address,
-                    "--data",
-                    "recipe",
-                    *words,
-                ],
-                cwd=home,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(),
-            )
-        self.agents[name] = started
-        return started
+    def agent(self, name: str, *words: str) -> None:
+        self.start_agent(name, *words, home=self.folder / name)
 
     def listed(self) -> dict[str, Any]:
         return json.loads(self.run_at(self.folder, "server", "status", "--json"))
@@ -124,9 +102,9 @@ def test_the_page_from_the_first_start_to_a_restore(grounds: Grounds) -> None:
     ada, eve = operator(grounds, "ada", "run"), operator(grounds, "eve", "view")
     submitted = [
         subprocess.Popen(
-            [sys.executable, "-m", "airtune.cli", "run", "recipe.yaml", *server, *words],
+            [*AIRTUNE, "run", "recipe.yaml", *server, *words],
             cwd=ada,
-            env=_environment(),
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,

@@ -149,6 +149,15 @@ def test_runs_queue_share_nothing_and_go_ahead_when_devices_are_free(runs: Runs)
     assert not runs.stop(9)
 
 
+def test_who_stops_a_run_is_told_the_folder_in_which_it_goes_on(runs: Runs) -> None:
+    submit(runs, {})
+    runs.submit({"recipe": "{}", "resume": "2026-gates"}, name="r", operator="ada", where={})
+    submit(runs, {})
+    runs._hear(1, {"stage": "running", "folder": "/state/runs/2026-hills"})
+    stopped = [runs.stop(number) for number in (3, 2, 1)]
+    assert [row and row.folder for row in stopped] == ["", "2026-gates", "2026-hills"]
+
+
 def test_who_follows_a_queued_run_hears_of_its_end(runs: Runs) -> None:
     submit(runs, {})
     submit(runs, {})

@@ -185,12 +185,12 @@ def stop(
     """Stop the server, or one run."""
     from airtune.cli.remote import link_to
     from airtune.deploy.server.process import stop as stop_server
+    from airtune.deploy.submit import go_on
 
     if run is not None:
-        link_to(state, server, ca, key).call("Stop", run=run)
+        link = link_to(state, server, ca, key)
         print_line(
-            f"run {run} was stopped; if it had begun, airtune run --server HOST --resume FOLDER goes "
-            "on from its last checkpoint"
+            f"run {run} was stopped; {go_on(link.address, link.call('Stop', run=run)['folder'])}"
         )
         return
     if server is not None:

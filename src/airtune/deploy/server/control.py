@@ -161,9 +161,12 @@ class Control:
     ) -> Iterator[bytes]:
         number = _number(read_json(next(requests, b"")))
         self._note(who, "stop", run=number)
-        if not self._runs.stop(number):
+        row = self._runs.stop(number)
+        if row is None:
             context.abort(grpc.StatusCode.NOT_FOUND, f"no run {number} runs or waits here")
-        yield b"{}"
+            return
+        can_go_on = row.folder and not self._why_not_resume(row.folder)
+        yield json.dumps({"folder": row.folder if can_go_on else ""}).encode()
 
     def _list(
         self, who: Caller, requests: Requests, context: grpc.ServicerContext

@@ -37,6 +37,8 @@ class RunRow:
     """Its devices; None = not settled yet, it holds all that match."""
     evicted: tuple[str, ...] = ()
     """Devices that an operator took out of it."""
+    folder: str = ""
+    """Name of its folder in runs/; empty = it has none yet."""
 
     def holds(self, name: str, labels: Labels) -> bool:
         """Return whether a device is this run's, or is kept for it."""

@@ -127,6 +127,7 @@ class Runs:
                 _now(),
                 where=dict(where),
                 devices=_devices_of(self._state, str(order.get("resume") or "")),
+                folder=Path(str(order.get("resume") or "")).name,
             )
             write_atomically(self._order_path(number), json.dumps(order))
             self._save({**self._rows, number: row})
@@ -213,16 +214,16 @@ class Runs:
     def _order_path(self, number: int) -> Path:
         return self._state / "queue" / f"run-{number}.json"
 
-    def stop(self, number: int) -> bool:
-        """End a run, or take it off the queue; False where none of this number is there."""
+    def stop(self, number: int) -> RunRow | None:
+        """End a run, or take it off the queue; returns its row, None where none goes on or waits."""
         with self._changed:
             row, going = self._rows.get(number), self._going.get(number)
             if row is not None and row.status == QUEUED:
                 self._settle(replace(row, status=STOPPED, ended=_now()))
                 self._order_path(number).unlink(missing_ok=True)
-                return True
+                return row
         if going is None:
-            return False
+            return None
         going.is_stopped = True
         _signal(going.child, signal.SIGTERM)
         try:
@@ -230,7 +231,7 @@ class Runs:
         except subprocess.TimeoutExpired:
             _signal(going.child, signal.SIGKILL)
         going.listener.join(_GRACE_S)
-        return True
+        return self._rows[number]
 
     def close(self) -> None:
         """End all runs; those that are queued wait for the next start."""
@@ -306,9 +307,13 @@ class Runs:
     def _hear(self, number: int, event: Mapping[str, Any]) -> None:
         """Keep an event for whoever follows; the devices of a run are settled by what it tells."""
         self._note(number, event)
-        if "devices" in event:
-            with self._changed:
+        with self._changed:
+            if "folder" in event:
+                folder = Path(str(event["folder"])).name
+                self._settle(replace(self._rows[number], folder=folder))
+            if "devices" in event:
                 self._settle(replace(self._rows[number], devices=tuple(event["devices"])))
+        if "devices" in event:
             self.tell_present()
 
     def _note(self, number: int, event: Mapping[str, Any]) -> None:
