@@ -5,6 +5,7 @@ import pytest
 
 from airtune.data import DataSpec
 from airtune.data.arrays import read_arrays
+from airtune.data.intake import take_in
 from airtune.data.pixels import fitted_pixels
 from airtune.data.read import read_rows
 from airtune.errors import DataError
@@ -39,7 +40,7 @@ def read(tmp_path):
     "names",
     [
         ("images", "labels"), ("arr_0", "arr_1"), ("X", "y"), ("x_train", "y_train"),
-        ("Xtrain", "ytrain"), ("train_images", "train_labels"), ("data", "target"),
+        ("Xtrain", "ytrain"), ("trainX", "trainY"), ("train_images", "train_labels"), ("data", "target"),
     ],
 )  # fmt: skip
 def test_images_and_labels_are_told_by_their_shapes(read, names):
@@ -98,7 +99,10 @@ def test_labels_are_numbers_words_or_one_hot(read, labels, found):
 def test_arrays_of_one_shape_are_told_by_the_columns_in_every_part(read):
     held = {"x_train": LEVELS, "fine_train": CLASSES, "coarse_train": CLASSES // 2}
     held |= {"x_test": LEVELS[:2], "fine_test": CLASSES[:2], "coarse_test": CLASSES[:2] + 7}
-    with pytest.raises(DataError, match=r"which is the label cannot be told among .*fine_train"):
+    with pytest.raises(
+        DataError,
+        match=r"several arrays that may be the labels, fine_train, coarse_train: name one",
+    ):
         read(**held)
     train, test = read({"label": "coarse_train"}, **held)
     assert (train[1], test[1]) == ((CLASSES // 2).tolist(), [7, 8])
@@ -110,14 +114,26 @@ def test_arrays_of_one_shape_are_told_by_the_columns_in_every_part(read):
         (LEVELS / 128 - 1, CLASSES, "from 0 to 1 or 255, got -1 to"),
         (np.full((6, 8, 8), np.nan), CLASSES, "got nan to nan"),
         (LEVELS.astype(np.int64) * 1000, CLASSES, "got 0 to 255000"),
-        (LEVELS, CLASSES[:4], "6 images and 4 labels must agree"),
+        (LEVELS, CLASSES[:4], "got 6 images and 4 labels"),
         (LEVELS[..., :2], CLASSES, r"1, 3 or 4 channels, got arrays of \(6, 8, 8, 2\)"),
-        (LEVELS.reshape(6, -1), CLASSES, "which is the image cannot be told"),
+        (
+            LEVELS.reshape(6, -1),
+            CLASSES,
+            r"must have an array of images, .*it has images uint8 \(6, 192\)",
+        ),
     ],
 )
 def test_what_cannot_be_images_is_refused_with_what_there_is(read, images, labels, message):
     with pytest.raises(DataError, match=message):
         read(images=images, labels=labels)
+
+
+def test_test_images_without_labels_are_no_test(tmp_path):
+    np.savez(tmp_path / "a.npz", x_train=LEVELS, y_train=CLASSES, x_test=LEVELS[:2])
+    spec = DataSpec(source=str(tmp_path / "a.npz"), task="image-classification", test_share=0.5)
+    found = take_in(spec, seed=0)
+    assert (len(found.train), len(found.test)) == (3, 3)
+    assert any("(test) has a label, so it is not the test" in note for note in found.ledger.notes)
 
 
 def test_files_of_a_folder_may_be_the_parts(tmp_path):

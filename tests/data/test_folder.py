@@ -108,6 +108,21 @@ def test_a_folder_with_unlike_files_is_refused(tree):
         read_folder(folder)
 
 
+def test_a_file_may_lack_columns_that_another_has(tree):
+    folder = tree("a.jsonl", "b.jsonl", "c.jsonl")
+    (folder / "b.jsonl").write_text('{"id": 1, "text": "b"}\n')
+    assert read_folder(folder)[0].columns == {
+        "id": [None, 1, None],
+        "text": ["a.jsonl", "b", "c.jsonl"],
+    }
+
+
+@pytest.mark.parametrize("names", ["{}Data.jsonl", "{}Set.jsonl", "{}set.jsonl", "my_{}.jsonl"])
+def test_words_that_are_joined_to_the_name_of_a_part_hide_it_not(tree, names):
+    train, test = (names.format(part) for part in ("train", "test"))
+    assert read(tree(train, test)) == ([train], [test])
+
+
 def test_a_folder_without_data_says_what_it_holds(tree):
     folder = tree("a.jsonl")
     (folder / "a.jsonl").rename(folder / "a.doc")

@@ -1,5 +1,6 @@
 """Images: generated ones, and those read from folders, arrays, parquet and CIFAR's files."""
 
+import base64
 import io
 
 import datasets
@@ -10,6 +11,7 @@ from airtune.data import DataSpec, load_federated_images
 from airtune.data.pixels import fit, fitted_pixels
 from airtune.data.read import read_rows
 from airtune.data.shapes import FIGURES, OTHER_FIGURES, draw
+from airtune.data.table import table_from_rows
 from airtune.errors import DataError, RecipeError
 from airtune.model.frame import ImageFormat
 
@@ -209,3 +211,26 @@ def test_a_table_may_hold_the_paths_of_pictures(classes):
     assert fitted_pixels(train.take(np.arange(12)), "file_name", FRAME)[1].max() == 200
     with pytest.raises(DataError, match=r"nowhere\.png cannot be read.*labels\.csv:14"):
         fitted_pixels(train, "file_name", FRAME)
+
+
+def test_a_table_of_metadata_beside_pictures_has_their_labels(tmp_path):
+    for part, count in (("train", 4), ("test", 2)):
+        (tmp_path / part).mkdir()
+        names = [f"{n}.png" for n in range(count)]
+        for name in names:
+            (tmp_path / part / name).write_bytes(picture(70))
+        rows = "".join(f"{name},{'ab'[n % 2]}\n" for n, name in enumerate(names))
+        (tmp_path / part / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    train, test = read(tmp_path)
+    assert (train.columns["label"], test.columns["label"]) == (["a", "b"] * 2, ["a", "b"])
+    assert fitted_pixels(test, "file_name", FRAME).max() == 70
+
+
+@pytest.mark.parametrize("before", ["", "data:image/png;base64,"])
+def test_pictures_in_base64_are_read_and_a_long_path_is_shortened(before):
+    text = before + base64.b64encode(picture(70)).decode()
+    rows = table_from_rows([{"image": text}, {"image": "no/picture." * 100}], source="a.jsonl")
+    assert fitted_pixels(rows.take(np.arange(1)), "image", FRAME).max() == 70
+    with pytest.raises(DataError, match=r"cannot be read.*a\.jsonl:2") as caught:
+        fitted_pixels(rows, "image", FRAME)
+    assert len(str(caught.value)) < 350

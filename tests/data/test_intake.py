@@ -4,6 +4,7 @@ import pytest
 
 from airtune.data import TOPICS, DataSpec
 from airtune.data.intake import take_in
+from airtune.data.read import read_rows
 from airtune.errors import DataError
 
 
@@ -100,6 +101,20 @@ def test_a_test_file_without_labels_is_no_test_unless_it_is_named(write, withhel
     assert len(take_in(classified(path), seed=0).test) == 3
     with pytest.raises(DataError, match="label"):
         take_in(classified(path, test_split="test"), seed=0)
+
+
+@pytest.mark.parametrize("parts", [[""], ["train", "test"], ["inner/train", "inner/dev"]])
+def test_texts_in_a_sub_folder_a_class_are_read_whole(tmp_path, parts):
+    for part in parts:
+        for n in range(20):
+            path = tmp_path / part / ("good", "bad")[n % 2] / f"{n}.txt"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"text {n}\n\nof {part}")
+    found = take_in(classified(tmp_path, test_share=0.5), seed=0)
+    assert list(found.classes) == ["bad", "good"]
+    assert (len(found.train), len(found.test)) == ((20, 20) if len(parts) > 1 else (10, 10))
+    assert all(text.count("\n\n") == 1 for text in found.train.texts("text"))
+    assert len(read_rows(DataSpec(source=str(tmp_path)), seed=0)[0]) >= 20  # as texts alone
 
 
 def test_objects_are_mapped_by_dotted_names(write):

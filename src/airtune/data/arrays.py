@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.data.folder import TESTS, TRAIN, split_of
+from airtune.data.folder import TESTS, TRAIN, apart, split_of
 from airtune.data.picture import Pixels
 from airtune.data.table import Table, table_from_rows
 from airtune.errors import DataError
@@ -28,7 +28,7 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
     "label": ("labels", "label", "y"),
 }
 """Names that decide where several arrays have the shape."""
-_JOINED = re.compile(r"^([xy])(?=train|test|val)")
+_JOINED = re.compile(r"^([xy])(?=train|test|val)", re.IGNORECASE)
 """`Xtrain`, without a sign between."""
 
 
@@ -53,10 +53,9 @@ def read_arrays(
     parts: dict[str, dict[str, Array]] = {split: {} for split in (TRAIN, *TESTS)}
     for path in paths:
         for name, array in _held(path).items():
-            plain = _JOINED.sub(r"\1_", name.lower())
-            parts[split_of(Path(path.stem, plain)) or TRAIN][name] = array
+            parts[split_of(Path(path.stem, _spaced(name))) or TRAIN][name] = array
     pairs = {
-        split: _pair(held, columns, f"{source} ({split})")
+        split: _pair(held, columns, f"{source} ({split})", may_lack=split != TRAIN)
         for split, held in parts.items()
         if held or split == TRAIN
     }
@@ -64,7 +63,8 @@ def read_arrays(
     names = [columns.get(role, role) for role in ("image", "label")]
     tables = {
         split: _table(
-            names, scale(images), labels, source if split == TRAIN else f"{source} ({split})"
+            dict(zip(names, (scale(images), labels), strict=True)),
+            source if split == TRAIN else f"{source} ({split})",
         )
         for split, (images, labels) in pairs.items()
     }
@@ -82,41 +82,65 @@ def _held(path: Path) -> dict[str, Array]:
         ) from error
 
 
-def _pair(held: Mapping[str, Array], columns: Mapping[str, str], where: str) -> tuple[Array, Array]:
-    """Return images, (images, height, width[, channels]), and labels, (images,), of one part."""
-    found: list[Array] = []
-    for role, fits in (("image", _may_be_images), ("label", _may_be_labels)):
-        names = _named(held, role, columns.get(role)) or [n for n in held if fits(held[n])]
-        usual = [name for name in names if _bare(name) in _USUAL[role]]
-        names = usual if len(names) > 1 else names
-        if len(names) != 1 or not fits(held[names[0]]):
-            arrays = ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in held.items()) or "nothing"
-            raise DataError(
-                f"{where} must have one array of images, (images, height, width[, channels]), and one "
-                "of labels, a whole number or a word an image; which is the "
-                f"{role} cannot be told among {arrays}: name it, `data.columns: {{{role}: NAME}}`"
-            )
-        found.append(held[names[0]])
-    images, labels = found
+def _pair(
+    held: Mapping[str, Array], columns: Mapping[str, str], where: str, *, may_lack: bool
+) -> tuple[Array, Array | None]:
+    """Return images, (images, height, width[, channels]), and labels, (images,), of one part.
+
+    None stands for labels that are not there, where they may lack.
+    """
+    images = _chosen(held, "image", columns, where)
+    if may_lack and not any(map(_may_be_labels, held.values())):
+        return _channels_last(images), None
+    labels = _chosen(held, "label", columns, where)
     if len(images) != len(labels) or not len(images):
-        raise DataError(f"{where}: {len(images)} images and {len(labels)} labels must agree")
+        raise DataError(
+            f"{where} must have as many labels as images, and one at least, got {len(images)} images and "
+            f"{len(labels)} labels"
+        )
     return _channels_last(images), _one_a_row(labels)
 
 
-def _named(held: Mapping[str, Array], role: str, name: str | None) -> list[str]:
+def _chosen(held: Mapping[str, Array], role: str, columns: Mapping[str, str], where: str) -> Array:
+    """Return the array that is mapped, else the one that its shape speaks for.
+
+    Raises:
+        DataError: if there is none, or several.
+    """
+    fits, what = _WANTED[role]
+    names = _named(held, columns.get(role)) or [name for name in held if fits(held[name])]
+    usual = [name for name in names if _bare(name) in _USUAL[role]]
+    names = usual if len(names) > 1 and usual else names
+    if len(names) == 1 and fits(held[names[0]]):
+        return held[names[0]]
+    arrays = ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in held.items()) or "nothing"
+    if len(names) > 1:
+        raise DataError(
+            f"{where} has several arrays that may be the {role}s, {', '.join(names)}: name one, "
+            f"`data.columns: {{{role}: {names[0]}}}`"
+        )
+    raise DataError(f"{where} must have an array of {role}s, {what}; it has {arrays}")
+
+
+def _named(held: Mapping[str, Array], name: str | None) -> list[str]:
     """Return the array that is mapped, in another part the one that is called so there."""
     if name is None:
         return []
     return [name] if name in held else [one for one in held if _bare(one) == _bare(name)]
 
 
+def _spaced(name: str) -> str:
+    """Return an array's name with a sign before the word that says its part."""
+    return _JOINED.sub(r"\1_", name)
+
+
 def _bare(name: str) -> str:
     """Return an array's name without the word that says its part.
 
-    >>> _bare("x_train"), _bare("test_images"), _bare("arr_0")
-    ('x', 'images', 'arr_0')
+    >>> _bare("x_train"), _bare("test_images"), _bare("trainX"), _bare("arr_0")
+    ('x', 'images', 'x', 'arr_0')
     """
-    words = re.split(r"[\W_]+", _JOINED.sub(r"\1_", name.lower()))
+    words = re.split(r"[\W_]+", apart(_spaced(name)))
     return "_".join(word for word in words if split_of(Path(word)) is None)
 
 
@@ -172,7 +196,18 @@ def _scale(parts: Sequence[Array], source: str) -> Callable[[Array], Pixels]:
     return lambda images: np.rint(images.astype(np.float64) * (255.0 / top)).astype(np.uint8)
 
 
-def _table(names: Sequence[str], images: Pixels, labels: Array, source: str) -> Table:
-    rows = table_from_rows([{}] * len(images), source=source)
-    columns = dict(zip(names, (list(images), labels.tolist()), strict=True))
-    return Table(columns, source, rows.file, rows.line, rows.files)
+def _table(columns: Mapping[str, Array | None], source: str) -> Table:
+    held = {
+        name: values.tolist() if values.ndim == 1 else list(values)
+        for name, values in columns.items()
+        if values is not None
+    }
+    rows = table_from_rows([{}] * len(next(iter(held.values()))), source=source)
+    return Table(held, source, rows.file, rows.line, rows.files)
+
+
+_WANTED: Mapping[str, tuple[Callable[[Array], bool], str]] = {
+    "image": (_may_be_images, "(images, height, width[, channels])"),
+    "label": (_may_be_labels, "a whole number, a word or a one-hot row an image"),
+}
+"""Role -> which arrays may have it, and how that is told."""

@@ -28,7 +28,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     ),
     "label_name": ("label_name", "label_text"),
     "image": (
-        "image", "img", "picture", "pixel_values", "image_path", "file_name", "filename", "path",
+        "image", "img", "picture", "pixel_values", "image_path", "file_name", "filename", "file",
+        "path",
     ),
 }  # fmt: skip
 """Names tried for a role that is not mapped, the first one present wins; neither case nor the

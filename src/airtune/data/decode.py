@@ -28,20 +28,19 @@ def unpacked_name(path: Path) -> str:
     >>> unpacked_name(Path("data/train.jsonl.ZST")), unpacked_name(Path("train.csv"))
     ('train.jsonl', 'train.csv')
     """
-    return path.stem if path.suffix.lower() in _PACKED else path.name
+    return path.stem if path.suffix.lower() in _SUFFIXES else path.name
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what a file holds, unpacked where its name ends in .gz, .bz2, .xz or .zst.
+    """Return what a file holds, unpacked where it begins as gzip, bzip2, xz or Zstandard do.
 
     Raises:
         DataError: if it is missing, cannot be read, or only points to a file that was not fetched.
     """
     try:
         data = path.read_bytes()
-        packed = _PACKED.get(path.suffix.lower())
-        if packed is not None and not data.startswith(LFS_POINTER):
-            data = packed(data)
+        unpack = next((how for mark, how in _PACKED.items() if data.startswith(mark)), None)
+        data = data if unpack is None else unpack(data)
     except FileNotFoundError as error:
         raise no_such_file(path) from error
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
@@ -64,12 +63,14 @@ def _unpack_zst(data: bytes) -> bytes:
         return bytes(stream.read())
 
 
-_PACKED: Mapping[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".zst": _unpack_zst,
+_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_PACKED: Mapping[bytes, Callable[[bytes], bytes]] = {
+    b"\x1f\x8b": gzip.decompress,
+    **dict.fromkeys((b"BZh%d1AY&SY" % level for level in range(1, 10)), bz2.decompress),
+    b"\xfd7zXZ\0": lzma.decompress,
+    b"\x28\xb5\x2f\xfd": _unpack_zst,
 }
+"""How a packed file begins, whatever it is called; no text begins so."""
 
 
 def decode(data: bytes, path: Path, encoding: str | None) -> str:

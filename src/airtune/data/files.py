@@ -1,4 +1,4 @@
-"""Reading jsonl, json, csv, tsv, parquet, txt and log files.
+"""Reading jsonl, json, csv, tsv, parquet, arrow, txt and log files.
 
 Lines are read here and not by `datasets`, so that a fault can be told by file and line.
 """
@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from airtune.data.columnar import read_arrow, read_parquet
 from airtune.data.decode import decode, no_such_file, read_bytes, unpacked_name
-from airtune.data.table import Table, name_labels, table_from_rows
+from airtune.data.table import Table, table_from_rows
 from airtune.data.tabular import read_separated
 from airtune.errors import DataError
 
@@ -39,8 +40,8 @@ def read_file(path: Path, *, encoding: str | None = None) -> Table:
             f"{path} is of no known kind; the suffix must be one of {', '.join(SUFFIXES)}"
         )
     data = read_bytes(path)
-    if kind == ".parquet":
-        table = _read_parquet(data, path)
+    if kind in _BINARY:
+        table = _BINARY[kind](data, path)
     else:
         table = _READERS[kind](decode(data, path, encoding), path)
     if not len(table):
@@ -56,6 +57,11 @@ def kind_of(path: Path) -> str | None:
     """
     suffix = Path(_ROTATED.sub(r"\1", unpacked_name(path).lower())).suffix
     return suffix if suffix in SUFFIXES else None
+
+
+def is_text(path: Path) -> bool:
+    """Say whether a file is a data file of text, in some encoding."""
+    return kind_of(path) in _READERS
 
 
 def _read_jsonl(text: str, path: Path) -> Table:
@@ -167,32 +173,6 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
 
 
-def _read_parquet(data: bytes, path: Path) -> Table:
-    import pyarrow  # type: ignore[import-untyped]  # slow to import, and few need it
-    import pyarrow.parquet  # type: ignore[import-untyped]
-
-    try:
-        held = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path} is not a valid parquet file: {error}") from error
-    names = [str(name) for name in held.column_names]
-    columns = {name: held.column(index).to_pylist() for index, name in enumerate(names)}
-    table = table_from_rows([{}] * held.num_rows, source=str(path))
-    named = name_labels(columns, _class_names(held.schema.metadata or {}))
-    return Table(named, table.source, table.file, table.line, table.files)
-
-
-def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
-    """Return the names of label columns, as `datasets` leaves them in a file's metadata."""
-    said = _parsed(metadata.get(b"huggingface", b"{}").decode("utf-8", "replace"))
-    features = said.get("info", {}).get("features", {}) if isinstance(said, dict) else {}
-    return {
-        name: feature["names"]
-        for name, feature in features.items()
-        if isinstance(feature, dict) and isinstance(feature.get("names"), list)
-    }
-
-
 _READERS: Mapping[str, Callable[[str, Path], Table]] = {
     ".jsonl": _read_jsonl,
     ".jsonlines": _read_jsonl,
@@ -203,5 +183,10 @@ _READERS: Mapping[str, Callable[[str, Path], Table]] = {
     ".txt": _read_text,
     ".log": _read_lines,
 }
-SUFFIXES = (*_READERS, ".parquet")
+_BINARY: Mapping[str, Callable[[bytes, Path], Table]] = {
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".feather": read_arrow,
+}
+SUFFIXES = (*_READERS, *_BINARY)
 """What a data file's name ends in."""

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from airtune.data.decode import encoding_of, read_bytes, unpacked_name
-from airtune.data.files import SUFFIXES, kind_of, read_file
+from airtune.data.files import SUFFIXES, is_text, kind_of, read_file
+from airtune.data.picture import PICTURES
 from airtune.data.table import Table, join_tables
 from airtune.errors import DataError
 
@@ -19,8 +20,8 @@ _PLAIN = (".txt", ".log")
 """Read only where a folder holds nothing with columns."""
 _SPLITS: Mapping[str, re.Pattern[str]] = {
     "validation": re.compile(r"(^|[^a-z])(dev|val|valid|validation|eval)([^a-z]|$)"),
-    "test": re.compile(r"(^|[^a-z])test(ing)?([^a-z]|$)"),
-    TRAIN: re.compile(r"(^|[^a-z])train(ing)?([^a-z]|$)"),
+    "test": re.compile(r"(^|[^a-z])test(ing|set|data)?([^a-z]|$)"),
+    TRAIN: re.compile(r"(^|[^a-z])train(ing|set|data)?([^a-z]|$)"),
 }
 """Split -> the words in a name that say so; the first that is found decides."""
 _NO_DATA = frozenset({
@@ -53,15 +54,20 @@ def visible(folder: Path) -> list[Path]:
     ]
 
 
+def apart(name: str) -> str:
+    """Return a name in small letters, with a sign where a capital begins a word."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
 def split_of(name: Path) -> str | None:
     """Return the split that a relative path names: in the file's name, else in a folder's.
 
-    >>> split_of(Path("data/test-00000-of-00001.parquet")), split_of(Path("train/latest.log"))
+    >>> split_of(Path("data/testSet-00000-of-00001.parquet")), split_of(Path("train/latest.log"))
     ('test', 'train')
     """
     for part in (name.stem, *reversed(name.parts[:-1])):
         for split, pattern in _SPLITS.items():
-            if pattern.search(part.lower()):
+            if pattern.search(apart(part)):
                 return split
     return None
 
@@ -135,7 +141,7 @@ def proposed_encoding(path: Path) -> str | None:
         DataError: if a file cannot be read.
     """
     files = [file for file in visible_files(path) if _is_data(file)] if path.is_dir() else [path]
-    texts = (file for file in files if file.is_file() and kind_of(file) not in (None, ".parquet"))
+    texts = (file for file in files if file.is_file() and is_text(file))
     return next((found for file in texts if (found := encoding_of(read_bytes(file)))), None)
 
 
@@ -175,7 +181,14 @@ def _by_split(root: Path) -> dict[str, list[Path]]:
 
 
 def _is_data(path: Path) -> bool:
-    return kind_of(path) is not None and path.name.lower().partition(".")[0] not in _NO_DATA
+    named = path.name.lower().partition(".")[0] not in _NO_DATA
+    return kind_of(path) is not None and (named or is_index(path))
+
+
+def is_index(path: Path) -> bool:
+    """Say whether a file is the table `metadata` of pictures that lie beside it."""
+    is_named = path.name.lower().partition(".")[0] == "metadata" and kind_of(path) is not None
+    return is_named and any(one.suffix.lower() in PICTURES for one in path.parent.iterdir())
 
 
 def _refuse_twins(paths: Sequence[Path]) -> None:

@@ -13,15 +13,12 @@ import numpy as np
 
 from airtune.data.arrays import SUFFIXES as ARRAYS
 from airtune.data.arrays import read_arrays
-from airtune.data.folder import TESTS, TRAIN, split_of, visible, visible_files
+from airtune.data.class_folders import read_class_folders
+from airtune.data.folder import TESTS, TRAIN, is_index, split_of, visible_files
+from airtune.data.picture import PICTURES
 from airtune.data.table import Table, join_tables, table_from_rows
 from airtune.errors import DataError
 
-SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff",
-    ".avif", ".heic", ".heif",
-)  # fmt: skip
-"""What a picture's name ends in; one that Pillow cannot read is refused, and none is passed over."""
 _CIFAR: Mapping[int, int] = {1 + 3072: 1, 2 + 3072: 2}
 """Bytes of a record -> label bytes before the pixels; the last of them is the class."""
 
@@ -44,64 +41,26 @@ def read_pictures(path: Path, columns: Mapping[str, str]) -> tuple[Table, Iterat
     """
     pictures, packed, binary = _kinds(path)
     if pictures:
-        return _read_folder(path)
+        return read_class_folders(path, "image", PICTURES, Path.absolute)
     if packed:
         return read_arrays(packed, columns, source=str(path))
     return _read_cifar(path, binary)
 
 
 def _kinds(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Return the pictures in sub-folders, the files of arrays, and those like CIFAR's."""
+    """Return the pictures in sub-folders, the files of arrays, and those like CIFAR's.
+
+    Pictures beside a table `metadata` are what that says.
+    """
     is_folder = path.is_dir()
     files = [*visible_files(path)] if is_folder else [path]
 
     def of(suffixes: Sequence[str]) -> list[Path]:
         return [file for file in files if file.suffix.lower() in suffixes]
 
-    pictures = [file for file in of(SUFFIXES) if is_folder and file.parent != path]
+    is_told = any(map(is_index, files)) or not is_folder
+    pictures = [file for file in of(PICTURES) if not is_told and file.parent != path]
     return pictures, of(ARRAYS), of((".bin",))
-
-
-def _read_folder(folder: Path) -> tuple[Table, Iterator[Table]]:
-    """Read classes as sub-folders, below folders of splits or at the top."""
-    folder = _unwrapped(folder)
-    inner = {split_of(Path(path.name)): path for path in visible(folder) if _holds_classes(path)}
-    if TRAIN not in inner:
-        return _read_classes(folder), iter(())
-    tests = [inner[split] for split in TESTS if split in inner]
-    return _read_classes(inner[TRAIN]), (_read_classes(one) for one in tests)
-
-
-def _holds_classes(folder: Path) -> bool:
-    """Say whether a folder holds folders, as one of a split does; one of a class holds pictures."""
-    return folder.is_dir() and any(path.is_dir() for path in visible(folder))
-
-
-def _unwrapped(folder: Path) -> Path:
-    """Return the folder of the classes, where others hold nothing but it, as archives do."""
-    while len(held := [path for path in visible(folder) if path.is_dir()]) == 1:
-        if not _holds_classes(held[0]):
-            break
-        folder = held[0]
-    return folder
-
-
-def _read_classes(folder: Path) -> Table:
-    """Read a folder with one sub-folder a class."""
-    files = [
-        (path, kind.name)
-        for kind in visible(folder)
-        if kind.is_dir()
-        for path in visible_files(kind)
-        if path.suffix.lower() in SUFFIXES
-    ]
-    if not files:
-        raise DataError(
-            f"{folder} holds no images in sub-folders; one sub-folder a class with "
-            f"{', '.join(SUFFIXES)} is needed, or a table that names them as `data.source`"
-        )
-    rows = [{"image": path.absolute(), "label": name} for path, name in files]
-    return table_from_rows(rows, source=str(folder))
 
 
 def _read_cifar(root: Path, files: Sequence[Path]) -> tuple[Table, Iterator[Table]]:

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 
+PICTURES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff",
+    ".avif", ".heic", ".heif",
+)  # fmt: skip
+"""What a picture's name ends in; one that Pillow cannot read is refused, and none is passed over."""
 LARGEST_PIXELS = 64 * 2**20
 """Pixels of one picture; a file that claims more is refused before it is decoded."""
 _WIDE = 257

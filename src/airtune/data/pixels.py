@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from airtune.model.frame import ImageFormat
 def fitted_pixels(table: Table, column: str, frame: ImageFormat) -> Pixels:
     """Return a column of images as the model reads them, shape (rows, channels, size, size).
 
-    A value is an array of pixels, an encoded picture, or the path of one, which begins at the folder
-    of the file that says it.
+    A value is an array of pixels, an encoded picture, in base64 where it is text, or the path of one,
+    which begins at the folder of the file that says it.
 
     Raises:
         DataError: if one is no image; file and row are named.
@@ -35,7 +36,9 @@ def _pixels(value: object, table: Table, row: int) -> Pixels:
     where = table.place(row)
     if isinstance(value, Mapping):  # as `datasets` holds pictures
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, str | Path):
+    if isinstance(value, str):
+        value = _from_base64(value) or Path(value.strip())
+    if isinstance(value, Path):
         path = Path(where).parent / value
         return decode_picture(_bytes_of(path, where), str(path))
     if isinstance(value, bytes):
@@ -45,12 +48,21 @@ def _pixels(value: object, table: Table, row: int) -> Pixels:
     )
 
 
+def _from_base64(text: str) -> bytes | None:
+    """Return what base64 says, after `data:image/png;base64,` or not; None where text is none."""
+    said = text.rpartition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(said, validate=True)
+    except ValueError:  # a path has a full stop, which base64 has not
+        return None
+
+
 def _bytes_of(path: Path, where: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:  # a link to a file that is gone, for instance
         raise DataError(
-            f"{path} cannot be read: {error.strerror}; mend or remove it ({where})"
+            f"{path!s:.200} cannot be read: {error.strerror}; mend or remove it ({where})"
         ) from error
 
 

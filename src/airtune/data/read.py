@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from airtune.data.class_folders import holds_text_classes, read_text_classes
 from airtune.data.embedded import EMBEDDED_PREFIX
 from airtune.data.files import kind_of, read_file
 from airtune.data.folder import read_folder, read_test_folder
@@ -59,6 +60,8 @@ def check_places(spec: DataSpec) -> None:
 def _read_source(path: Path, spec: DataSpec) -> tuple[Table, Iterable[Table]]:
     if _is_of_pictures(path, spec):
         return read_pictures(path, spec.columns)
+    if _is_of_text_classes(path, spec):
+        return read_text_classes(path, spec.encoding)
     if path.is_dir() and is_saved(path):
         return read_saved(path, split=spec.split, test_split=spec.test_split)
     if path.is_dir():
@@ -94,7 +97,8 @@ def _looks_like_path(path: Path) -> bool:
 
 
 def _read_test(path: Path, spec: DataSpec) -> Iterable[Table]:
-    if _is_of_pictures(path, spec) or (path.is_dir() and is_saved(path)):
+    has_parts = _is_of_pictures(path, spec) or _is_of_text_classes(path, spec)
+    if has_parts or (path.is_dir() and is_saved(path)):
         train, tests = _read_source(path, replace(spec, test_split=None))
         return [*tests] or [train]
     read = read_test_folder if path.is_dir() else read_file
@@ -102,9 +106,12 @@ def _read_test(path: Path, spec: DataSpec) -> Iterable[Table]:
 
 
 def _is_of_pictures(path: Path, spec: DataSpec) -> bool:
-    return (
-        spec.task == "image-classification"
-        and path.exists()
-        and not (path.is_dir() and is_saved(path))
-        and holds_pictures(path)
-    )
+    if spec.task != "image-classification" or not path.exists() or is_saved(path):
+        return False
+    return holds_pictures(path)
+
+
+def _is_of_text_classes(path: Path, spec: DataSpec) -> bool:
+    if spec.task != "classification" or not path.is_dir() or is_saved(path):
+        return False
+    return holds_text_classes(path)

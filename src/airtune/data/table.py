@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from airtune.plan import Ints
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _LOOKED_AT = 100
 """Rows whose objects are looked into for what an error message lists."""
+_NAMES_SHOWN = 30
 FAULTS_SHOWN = 5
 """Faulty rows named in one message; more are only counted."""
 
@@ -64,7 +66,9 @@ class Table:
             for name, values in self.columns.items()
             for dotted in _dotted(name, values[:_LOOKED_AT])
         )
-        return ", ".join(names) or "none"
+        shown = list(itertools.islice(names, _NAMES_SHOWN + 1))
+        more = ", ..." if len(shown) > _NAMES_SHOWN else ""
+        return (", ".join(shown[:_NAMES_SHOWN]) or "none") + more
 
     def texts(self, name: str) -> list[str]:
         """Return a column of text; what a row lacks is blank, and a number is as it is written.
@@ -202,18 +206,23 @@ def name_labels(
 def join_tables(tables: Sequence[Table], *, source: str) -> Table:
     """Return the rows of several files of one source, one after the other.
 
+    A file may lack columns that another has; its rows have no value there.
+
     Raises:
-        DataError: if a file has other columns than the first.
+        DataError: if two files each have a column that the other has not.
     """
-    first = tables[0]
-    for table in tables[1:]:
-        if set(table.columns) != set(first.columns):
+    widest = max(tables, key=lambda table: len(table.columns))
+    for table in tables:
+        if not set(table.columns) <= set(widest.columns):
             raise DataError(
-                f"{table.source} has the columns {', '.join(table.columns)} but {first.source} has "
-                f"{', '.join(first.columns)}; name one file as `data.source`, or one of the "
+                f"{table.source} has the columns {', '.join(table.columns)} but {widest.source} has "
+                f"{', '.join(widest.columns)}; name one file as `data.source`, or one of the "
                 "sub-folders as `data.subset`"
             )
-    columns = {name: [v for table in tables for v in table.columns[name]] for name in first.columns}
+    columns = {
+        name: [v for table in tables for v in table.columns.get(name, [None] * len(table))]
+        for name in widest.columns
+    }
     return Table(
         columns,
         source,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,10 @@ from airtune.data.columns import propose_columns, resolve_columns, usual_roles
 from airtune.data.embedded import SHAPES
 from airtune.data.folder import proposed_encoding
 from airtune.data.image_files import holds_pictures
+from airtune.data.picture import PICTURES
 from airtune.data.read import read_rows
 from airtune.data.spec import DataSpec, Task
-from airtune.data.table import Table
+from airtune.data.table import Table, is_missing
 from airtune.errors import DataError
 from airtune.fleet import load_fleet
 from airtune.model.families import Config, family_of
@@ -69,10 +70,11 @@ def propose_data(source: str, *, model: str, task: Task | None, fleet: str) -> P
     if not is_here(DataSpec(source=source)):
         return Proposal(task or "causal-lm")
     encoding = proposed_encoding(Path(source).expanduser())
-    table, _ = read_rows(DataSpec(source=source, encoding=encoding), seed=0)
     base = base_here(_recipe(model, {"source": source}))
     config = None if base is None else load_config(base)
-    task = task or _task(table, config)
+    usual: Task = "causal-lm" if config is None or family_of(config).causal else "classification"
+    table, _ = read_rows(DataSpec(source=source, encoding=encoding, task=task or usual), seed=0)
+    task = task or _task(table, usual)
     columns, is_guess = _columns(source, task, table, config)
     found = inspect_data(
         _recipe(
@@ -109,16 +111,21 @@ def _is_of_pictures(source: str) -> bool:
     return source == SHAPES or holds_pictures(Path(source).expanduser())
 
 
-def _task(table: Table, config: Config | None) -> Task:
+def _task(table: Table, usual: Task) -> Task:
+    """Return the task that columns speak for; `usual` is what the model does with texts."""
     roles = usual_roles(table)
-    if roles.get("image"):
+    if "image" in roles and _holds_image(table.column(roles["image"])):
         return "image-classification"
-    if config is not None and not family_of(config).causal:
-        return "classification"
-    if "messages" in roles:
-        return "causal-lm"
+    if usual == "classification" or "messages" in roles:
+        return usual
     is_labelled = {"text", "label"} <= roles.keys() and not {"prompt", "completion"} & roles.keys()
     return "classification" if is_labelled else "causal-lm"
+
+
+def _holds_image(values: Sequence[object]) -> bool:
+    """Say whether the first value of a column is an image, or names one."""
+    first = next((value for value in values if not is_missing(value)), None)
+    return not isinstance(first, str) or Path(first).suffix.lower() in PICTURES
 
 
 def _columns(
