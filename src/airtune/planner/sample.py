@@ -17,6 +17,7 @@ from airtune.plan import (
     CodecSpec,
     Floats,
     Ints,
+    LinkState,
     Observation,
     Problem,
     mask_observation,
@@ -24,6 +25,7 @@ from airtune.plan import (
 )
 from airtune.plan.blame import blamed
 from airtune.planner.control import off_the_network, server_s, there
+from airtune.planner.outage import outages_at
 from airtune.planner.setting import PlanSetting
 
 SAMPLED_ROUNDS = 8
@@ -36,8 +38,8 @@ _BEYOND = 3.2
 PRICED = ("peak_bytes", "download_s", "compute_s", "upload_s", "finish_s", "upload_bytes",
           "download_bytes", "energy_j")  # fmt: skip
 _ENDLESS = ("download_s", "upload_s", "finish_s", "energy_j")
-"""Of these, what has no end where a link carries nothing at the moment looked at."""
-_TOLD = ("pruned", "rank", "local_steps", "share", "trained", "whole_flops")
+"""Of these, what has no end where a link never carries anything."""
+_TOLD = ("pruned", "rank", "local_steps", "share", "trained", "whole_flops", "outage_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +87,16 @@ class Totals:
 class Sampled:
     """Columns (rounds, devices) over the sampled rounds; NaN where a device took no part.
 
-    Seconds and joules are NaN as well where the link carries nothing when the round is looked at.
+    Seconds and joules are NaN as well where the link never carries anything. `outage_s` is what a
+    device waits for its link; no other column holds that.
     """
 
     columns: dict[str, Floats]
     draws: Draws
     round_s: Floats
     """Of every planned round; a sampled one takes several where only a part of the fleet is asked."""
+    waited_s: Floats
+    """By how much each is longer for links that carry nothing when it begins."""
     draw: Ints
     """Which of the draws each planned round is of."""
     last: list[int]
@@ -117,12 +122,6 @@ class Sampled:
         return np.asarray(there.sum(axis=0) / max(len(self.round_s), 1), np.float64)
 
     @property
-    def cut_off(self) -> Ints:
-        """Sampled rounds in which each device is asked and its link carries nothing, (devices,)."""
-        asked = ~np.isnan(self.columns["pruned"])
-        return np.asarray((asked & np.isnan(self.columns["finish_s"])).sum(axis=0), np.int64)
-
-    @property
     def middle(self) -> dict[str, Floats]:
         """Medians over the rounds, shape (devices,); NaN where a device never took part."""
         return {name: _median(column) for name, column in self.columns.items()}
@@ -135,7 +134,7 @@ class Sampled:
     def typical(self, quantile: float | None = None) -> Draws:
         """Return the few draws whose rounds end next to the median, or to a quantile of all."""
         latest = np.zeros(len(self.draws.numbers))
-        np.maximum.at(latest, self.draw, self.round_s)
+        np.maximum.at(latest, self.draw, self.round_s + self.waited_s)
         position = (0.5 if quantile is None else quantile) * (latest.size - 1)
         beside = np.abs(np.argsort(np.argsort(latest, kind="stable")) - position)
         kept = np.sort(np.argsort(beside, kind="stable")[:_TYPICAL])
@@ -146,10 +145,15 @@ class Sampled:
 
         Args:
             rounds: of the run.
-            quantile: of the rounds' times that all rounds take, in (0, 1); None = their median.
+            quantile: of the rounds' times that all rounds take, in (0, 1); None = their median,
+                and the mean of what is waited for links.
         """
-        level = 0.5 if quantile is None else quantile
-        round_s = float(np.quantile(self.round_s, level)) if self.round_s.size else math.nan
+        if not self.round_s.size:
+            round_s = math.nan
+        elif quantile is None:
+            round_s = float(np.median(self.round_s) + self.waited_s.mean())
+        else:
+            round_s = float(np.quantile(self.round_s + self.waited_s, quantile))
         middle = self.middle
         sums = {
             name: float(np.nansum(middle[name] * self.takes_part)) * rounds * self.arrives
@@ -186,6 +190,7 @@ def sample(setting: PlanSetting, draws: Draws | None = None) -> Sampled:
     count = len(draws.numbers)
     columns = {name: np.full((count, len(fleet)), np.nan) for name in (*_TOLD, *PRICED)}
     round_s: list[float] = []
+    waits_s: list[float] = []
     of: list[int] = []
     last: list[int] = []
     cut = np.zeros(len(fleet), np.int64)
@@ -196,7 +201,8 @@ def sample(setting: PlanSetting, draws: Draws | None = None) -> Sampled:
         draws.rounds(problem.rounds), draws.numbers, draws.begin_s(fleet.trace_s), strict=True
     )
     for row, (number, draw, begin_s) in enumerate(moments):
-        links, flops_per_s = fleet.links_at(draw, 0, begin_s), fleet.flops_at(draw)
+        outages, flops_per_s = outages_at(fleet, draw, begin_s), fleet.flops_at(draw)
+        links = outages.links
         present = there(chosen, links.available)
         for asked in turns(present, setting.participation, generator(problem.seed, "plan", draw)):
             observation = Observation(number, begin_s, links, asked, flops_per_s)
@@ -204,34 +210,29 @@ def sample(setting: PlanSetting, draws: Draws | None = None) -> Sampled:
             with blamed(chosen.method, "plan"):
                 plan, state = decider.plan(known, state, seen)
             assignments = plan.assignments
-            peak_bytes = predict(
-                problem, assignments, links=links, flops_per_s=flops_per_s
-            ).peak_bytes
-            cost = predict(typical, assignments, links=links, flops_per_s=flops_per_s)
-            cost = replace(cost, peak_bytes=peak_bytes)
-            cost = (
-                off_the_network(chosen, typical, assignments, cost) if chosen.is_control else cost
-            )
+            cost = _priced(setting, assignments, links, flops_per_s)
             able = _able(problem, assignments, cost)
-            _note(columns, row, typical, assignments, cost=cost, able=able)
+            outage_s = outages.waits(assignments, cost) * (not chosen.is_control)
+            _note(columns, row, typical, assignments, cost=cost, able=able, outage_s=outage_s)
             cut[assignments.device] = assignments.cut
             for one in assignments if assignments.cut.any() else ():
                 codec[one.device] = one.codec if one.cut else None
             if assignments.cut.any():
                 server_bytes = max(server_bytes, split_cost(problem, assignments).server_peak_bytes)
-            finish = np.where(able, cost.finish_s, 0.0)
-            alone_s = server_s(chosen, typical) if chosen.is_control else 0.0
-            took_s = buffered_s(finish, buffer) if buffer else finish.max(initial=0.0)
-            round_s.append(min(took_s, problem.deadline_s or np.inf) + alone_s)
+            late = np.where(able, cost.finish_s + outage_s, 0.0)
+            took_s = _round_s(setting, np.where(able, cost.finish_s, 0.0))
+            waits_s.append(_round_s(setting, late) - took_s)
+            round_s.append(took_s)
             of.append(row)
             if buffer:
                 arrives = min(buffer / max(int(able.sum()), 1), 1.0)
-            if finish.any():
-                last.append(int(assignments.device[int(np.argmax(finish))]))
+            if late.any():
+                last.append(int(assignments.device[int(np.argmax(late))]))
     return Sampled(
         columns,
         draws,
         np.array(round_s),
+        np.array(waits_s),
         np.array(of, np.int64),
         last,
         cut,
@@ -239,6 +240,31 @@ def sample(setting: PlanSetting, draws: Draws | None = None) -> Sampled:
         server_bytes,
         arrives,
     )
+
+
+def _priced(
+    setting: PlanSetting, assignments: Assignments, links: LinkState, flops_per_s: Floats
+) -> Prediction:
+    """Price a plan: memory by the longest text, the rest by the usual length."""
+    longest, cost = (
+        predict(one, assignments, links=links, flops_per_s=flops_per_s)
+        for one in (setting.problem, setting.typical)
+    )
+    cost = replace(cost, peak_bytes=longest.peak_bytes)
+    if not setting.chosen.is_control:
+        return cost
+    return off_the_network(setting.chosen, setting.typical, assignments, cost)
+
+
+def _round_s(setting: PlanSetting, finish_s: Floats) -> float:
+    """Return how long a round takes whose devices finish then, (n,); 0 where one never does."""
+    latest_s = setting.problem.deadline_s or np.inf
+    if setting.chosen.is_control:
+        alone_s = server_s(setting.chosen, setting.typical)
+        return float(min(finish_s.max(initial=0.0), latest_s)) + alone_s
+    buffer = setting.recipe.train.async_buffer
+    took_s = buffered_s(finish_s, buffer) if buffer else finish_s.max(initial=0.0)
+    return float(min(took_s, latest_s))
 
 
 def buffered_s(finish_s: Floats, buffer: int) -> float:
@@ -303,6 +329,7 @@ def _note(
     *,
     cost: Prediction,
     able: Bools,
+    outage_s: Floats,
 ) -> None:
     """Put down what the devices of a plan are told and what it costs them."""
     whole = replace(assignments, cut=np.zeros_like(assignments.cut))
@@ -313,6 +340,7 @@ def _note(
         "local_steps": assignments.local_steps,
         "share": assignments.share,
         "trained": able & (cost.finish_s <= deadline_s),
+        "outage_s": outage_s,
         "whole_flops": train_flops(typical.shape, typical.workload, whole),
         **{name: getattr(cost, name) for name in PRICED},
     }

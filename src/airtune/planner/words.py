@@ -110,15 +110,8 @@ def warnings(setting: PlanSetting, sampled: Sampled) -> list[str]:
             f"{format_bytes(sampled.server_peak_bytes)}, it has {format_bytes(has)}; a run refuses "
             "all of them"
         )
-    middle, cut_off = sampled.middle, sampled.cut_off
-    if cut_off.any():
-        worst = int(np.argmax(cut_off))
-        said.append(
-            f"the links of {np.count_nonzero(cut_off)} of {len(setting.fleet)} devices carry nothing "
-            f"in some of the {len(sampled.columns['pruned'])} rounds looked at, that of "
-            f"{setting.fleet.names[worst]} in {cut_off[worst]}; a run waits for them, up to deadline_s "
-            "where it is set, and no time here holds that wait"
-        )
+    said.extend(_outages(setting.fleet.names, sampled))
+    middle = sampled.middle
     short = np.flatnonzero(middle["peak_bytes"] > setting.fleet.memory_bytes)
     if short.size:
         least = int(short[np.argmin(setting.fleet.memory_bytes[short])])
@@ -130,6 +123,30 @@ def warnings(setting: PlanSetting, sampled: Sampled) -> list[str]:
             else f"no device can train: each lacks the memory for what {setting.chosen.label} plans"
         )
     return said
+
+
+def _outages(names: Sequence[str], sampled: Sampled) -> list[str]:
+    """Say whose links carry nothing in some rounds, for how long, and what the plan's times hold."""
+    outage_s = np.nan_to_num(sampled.columns["outage_s"], posinf=np.inf)
+    lines = []
+    never = np.flatnonzero(np.isinf(outage_s).any(axis=0))
+    if never.size:
+        lines.append(
+            f"the links of {never.size} of {len(names)} devices, {names[never[0]]} among them, never "
+            "carry anything one way; no figure counts these devices"
+        )
+    waits = np.where(np.isinf(outage_s), 0.0, outage_s)
+    often = np.count_nonzero(waits, axis=0)
+    if often.any():
+        worst = int(np.argmax(often))
+        lines.append(
+            f"the links of {np.count_nonzero(often)} of {len(names)} devices carry nothing in some of "
+            f"the {len(waits)} rounds looked at, that of {names[worst]} in {often[worst]}; a run waits "
+            f"for them, {format_seconds(float(waits.max()))} at most in these rounds. The time of a "
+            f"round here holds {format_seconds(float(sampled.waited_s.mean()))} for that, the mean "
+            "over them; outages that begin within a round come on top"
+        )
+    return lines
 
 
 def _looked_at(fleet: Fleet, sampled: Sampled) -> list[str]:
