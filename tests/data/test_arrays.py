@@ -141,7 +141,7 @@ def test_files_of_a_folder_may_be_the_parts(tmp_path):
         np.save(tmp_path / f"{name}.npy", array)
     np.save(tmp_path / "test_y.npy", CLASSES[:2])
     paths = sorted(tmp_path.glob("*.npy"))
-    train, tests = read_arrays(paths, {}, source=str(tmp_path))
+    train, tests = read_arrays(paths, {}, None, source=tmp_path)
     assert (len(train), [len(test) for test in tests]) == (6, [2])
 
 
@@ -150,4 +150,4 @@ def test_arrays_are_never_unpickled(tmp_path):
     (tmp_path / "b.npz").write_bytes(pickle.dumps([1]))
     for name in ("a.npz", "b.npz"):
         with pytest.raises(DataError, match="plain arrays"):
-            read_arrays([tmp_path / name], {}, source="here")
+            read_arrays([tmp_path / name], {}, None, source=tmp_path)

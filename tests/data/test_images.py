@@ -176,6 +176,17 @@ def test_folders_that_name_a_split_are_no_classes(classes, train, test):
     assert (len(pictures), len(apart)) == (12, 4)
 
 
+def test_the_split_that_is_named_is_the_test(classes):
+    (classes / "test").rename(classes / "val")
+    for part in ("dark", "light"):
+        (classes / "test" / part).mkdir(parents=True)
+        (classes / "test" / part / "0.png").write_bytes(picture(7))
+    assert len(read(classes)[1]) == 2
+    assert len(read(classes, test_split="validation")[1]) == 4
+    with pytest.raises(DataError, match="has no file for test_split 'extra'"):
+        read(classes, test_split="extra")
+
+
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("train", "bus"):
         (tmp_path / name).mkdir()

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.data.folder import TESTS, TRAIN, apart, split_of
+from airtune.data.folder import TESTS, TRAIN, apart, split_of, tests_among
 from airtune.data.picture import Pixels
 from airtune.data.table import Table, table_from_rows
 from airtune.errors import DataError
@@ -33,7 +33,7 @@ _JOINED = re.compile(r"^([xy])(?=train|test|val)", re.IGNORECASE)
 
 
 def read_arrays(
-    paths: Iterable[Path], columns: Mapping[str, str], *, source: str
+    paths: Iterable[Path], columns: Mapping[str, str], test_split: str | None, *, source: Path
 ) -> tuple[Table, Iterator[Table]]:
     """Return images and labels of the training part, and of what can be the test, best first.
 
@@ -45,30 +45,30 @@ def read_arrays(
     Args:
         paths: npz and npy files.
         columns: which array is `image` and which `label`; others are told by their shapes.
+        test_split: "test" or "validation"; None = either.
         source: named in errors.
 
     Raises:
-        DataError: if a file is malformed or pickled, or images and labels cannot be told or do not fit.
+        DataError: if a file is malformed or pickled, images and labels cannot be told or do not fit, or
+            the test split is not there.
     """
     parts: dict[str, dict[str, Array]] = {split: {} for split in (TRAIN, *TESTS)}
     for path in paths:
         for name, array in _held(path).items():
             parts[split_of(Path(path.stem, _spaced(name))) or TRAIN][name] = array
+    tests = tests_among([split for split, held in parts.items() if held], test_split, source)
+    sources = {TRAIN: str(source)} | {split: f"{source} ({split})" for split in tests}
     pairs = {
-        split: _pair(held, columns, f"{source} ({split})", may_lack=split != TRAIN)
-        for split, held in parts.items()
-        if held or split == TRAIN
+        split: _pair(parts[split], columns, where, may_lack=split != TRAIN)
+        for split, where in sources.items()
     }
     scale = _scale([images for images, _ in pairs.values()], source)
     names = [columns.get(role, role) for role in ("image", "label")]
-    tables = {
-        split: _table(
-            dict(zip(names, (scale(images), labels), strict=True)),
-            source if split == TRAIN else f"{source} ({split})",
-        )
+    tables = [
+        _table(dict(zip(names, (scale(images), labels), strict=True)), sources[split])
         for split, (images, labels) in pairs.items()
-    }
-    return tables[TRAIN], (tables[split] for split in TESTS if split in tables)
+    ]
+    return tables[0], iter(tables[1:])
 
 
 def _held(path: Path) -> dict[str, Array]:
@@ -172,7 +172,7 @@ def _channels_last(images: Array) -> Array:
     return images
 
 
-def _scale(parts: Sequence[Array], source: str) -> Callable[[Array], Pixels]:
+def _scale(parts: Sequence[Array], source: Path) -> Callable[[Array], Pixels]:
     """Return what turns all images of a source into numbers from 0 to 255, on one scale.
 
     Whole numbers are of 8 bits, or of 16 where one is above 255; fractions go up to 1 or, where one is

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from airtune.data.decode import decode, read_bytes
 from airtune.data.files import kind_of
-from airtune.data.folder import TESTS, TRAIN, split_of, visible, visible_files
+from airtune.data.folder import TRAIN, split_of, tests_among, visible, visible_files
 from airtune.data.table import Table, table_from_rows
 from airtune.errors import DataError
 
@@ -15,7 +15,11 @@ _TEXT = ".txt"
 
 
 def read_class_folders(
-    folder: Path, role: str, suffixes: Collection[str], value: Callable[[Path], object]
+    folder: Path,
+    role: str,
+    suffixes: Collection[str],
+    value: Callable[[Path], object],
+    test_split: str | None,
 ) -> tuple[Table, Iterator[Table]]:
     """Return the files of a folder with the names of their classes, and what can be the test.
 
@@ -24,9 +28,10 @@ def read_class_folders(
         role: "image" or "text", the column of the files.
         suffixes: what the files' names end in.
         value: what stands for a file.
+        test_split: "test" or "validation"; None = either.
 
     Raises:
-        DataError: if no such file is in a sub-folder.
+        DataError: if no such file is in a sub-folder, or the test split is not there.
     """
 
     def read(classes: Path) -> Table:
@@ -47,9 +52,9 @@ def read_class_folders(
 
     folder = _unwrapped(folder)
     inner = {split_of(Path(path.name)): path for path in visible(folder) if _holds_classes(path)}
-    if TRAIN not in inner:
-        return read(folder), iter(())
-    return read(inner[TRAIN]), (read(inner[split]) for split in TESTS if split in inner)
+    parts = {split: path for split, path in inner.items() if split} if TRAIN in inner else {}
+    tests = tests_among(parts, test_split, folder)
+    return read(parts.get(TRAIN, folder)), (read(parts[split]) for split in tests)
 
 
 def holds_text_classes(folder: Path) -> bool:
@@ -59,14 +64,16 @@ def holds_text_classes(folder: Path) -> bool:
     return len(texts) == len(files) and any(path.parent != folder for path in texts)
 
 
-def read_text_classes(folder: Path, encoding: str | None) -> tuple[Table, Iterator[Table]]:
+def read_text_classes(
+    folder: Path, encoding: str | None, test_split: str | None
+) -> tuple[Table, Iterator[Table]]:
     """Return the texts of a folder, a row each, with the names of their classes.
 
     Raises:
         DataError: if a file cannot be read.
     """
     return read_class_folders(
-        folder, "text", (_TEXT,), lambda path: decode(read_bytes(path), path, encoding)
+        folder, "text", (_TEXT,), lambda path: decode(read_bytes(path), path, encoding), test_split
     )
 
 

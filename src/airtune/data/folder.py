@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +82,26 @@ def test_splits(names: Iterable[str]) -> list[str]:
     return [name for split in TESTS for name in said if said[name] == split]
 
 
+def tests_among(splits: Collection[str], test_split: str | None, source: Path) -> list[str]:
+    """Return which of the parts of a source can be the test, best first.
+
+    Args:
+        splits: those that it has.
+        test_split: "test" or "validation", or another word for one of them; None = either.
+        source: named in errors.
+
+    Raises:
+        DataError: if the one that is named is not there.
+    """
+    wanted = TESTS if test_split is None else (split_of(Path(test_split)),)
+    tests = [split for split in TESTS if split in wanted and split in splits]
+    if test_split and not tests:
+        raise DataError(
+            f"{source} has no file for test_split {test_split!r}; name one as `data.test`"
+        )
+    return tests
+
+
 def read_folder(
     folder: Path,
     *,
@@ -109,15 +129,9 @@ def read_folder(
     splits = _by_split(root)
     if not splits[TRAIN]:
         raise DataError(_nothing(root))
-    wanted = TESTS if test_split is None else (split_of(Path(test_split)),)
-    tests = [(split, splits[split]) for split in wanted if split in TESTS and splits[split]]
-    if test_split and not tests:
-        raise DataError(
-            f"{root} has no file for test_split {test_split!r}; name one as `data.test`"
-        )
     return _joined(root, splits[TRAIN], encoding), (
-        replace(_joined(root, paths, encoding), source=f"{root} ({split})")
-        for split, paths in tests
+        replace(_joined(root, splits[split], encoding), source=f"{root} ({split})")
+        for split in tests_among([split for split in splits if splits[split]], test_split, root)
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from airtune.data.arrays import SUFFIXES as ARRAYS
 from airtune.data.arrays import read_arrays
 from airtune.data.class_folders import read_class_folders
-from airtune.data.folder import TESTS, TRAIN, is_index, split_of, visible_files
+from airtune.data.folder import TESTS, TRAIN, is_index, split_of, tests_among, visible_files
 from airtune.data.picture import PICTURES
 from airtune.data.table import Table, join_tables, table_from_rows
 from airtune.errors import DataError
@@ -28,23 +28,26 @@ def holds_pictures(path: Path) -> bool:
     return any(_kinds(path))
 
 
-def read_pictures(path: Path, columns: Mapping[str, str]) -> tuple[Table, Iterator[Table]]:
+def read_pictures(
+    path: Path, columns: Mapping[str, str], test_split: str | None
+) -> tuple[Table, Iterator[Table]]:
     """Return the images of a file or folder with their labels, and what can be the test, best first.
 
     Args:
         path: a folder of classes, perhaps below folders of splits; a npz file, or a folder of npz or
             npy files; one of CIFAR's binary files, or a folder of them.
         columns: which arrays are `image` and `label`.
+        test_split: "test" or "validation"; None = either.
 
     Raises:
         DataError: if anything is missing or malformed; the file is named.
     """
     pictures, packed, binary = _kinds(path)
     if pictures:
-        return read_class_folders(path, "image", PICTURES, Path.absolute)
+        return read_class_folders(path, "image", PICTURES, Path.absolute, test_split)
     if packed:
-        return read_arrays(packed, columns, source=str(path))
-    return _read_cifar(path, binary)
+        return read_arrays(packed, columns, test_split, source=path)
+    return _read_cifar(path, binary, test_split)
 
 
 def _kinds(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
@@ -63,19 +66,22 @@ def _kinds(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
     return pictures, of(ARRAYS), of((".bin",))
 
 
-def _read_cifar(root: Path, files: Sequence[Path]) -> tuple[Table, Iterator[Table]]:
+def _read_cifar(
+    root: Path, files: Sequence[Path], test_split: str | None
+) -> tuple[Table, Iterator[Table]]:
     """Read the binary version of CIFAR-10 or CIFAR-100, whose names say which part they are of."""
     parts: dict[str, list[Path]] = {split: [] for split in (TRAIN, *TESTS)}
     for path in files:
         parts[split_of(Path(path.name)) or TRAIN].append(path)
     if not parts[TRAIN]:
         raise DataError(f"{root} holds no training file; data_batch_1.bin or train.bin")
-    tables = (
-        join_tables([_cifar(path) for path in parts[split]], source=str(root))
-        for split in (TRAIN, *TESTS)
-        if parts[split]
+    train, *tests = (
+        [_cifar(path) for path in parts[split]]
+        for split in (TRAIN, *tests_among([s for s in parts if parts[s]], test_split, root))
     )
-    return next(tables), tables
+    return join_tables(train, source=str(root)), (
+        join_tables(test, source=str(root)) for test in tests
+    )
 
 
 def _cifar(path: Path) -> Table:

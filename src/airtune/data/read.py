@@ -59,9 +59,9 @@ def check_places(spec: DataSpec) -> None:
 
 def _read_source(path: Path, spec: DataSpec) -> tuple[Table, Iterable[Table]]:
     if _is_of_pictures(path, spec):
-        return read_pictures(path, spec.columns)
+        return read_pictures(path, spec.columns, spec.test_split)
     if _is_of_text_classes(path, spec):
-        return read_text_classes(path, spec.encoding)
+        return read_text_classes(path, spec.encoding, spec.test_split)
     if path.is_dir() and is_saved(path):
         return read_saved(path, split=spec.split, test_split=spec.test_split)
     if path.is_dir():

@@ -17,17 +17,18 @@ def planned_workload(recipe: Recipe, shape: ModelShape, found: Inspection | None
     Raises:
         RecipeError: if the recipe does not fit the model.
     """
-    if found is None:
+    lengths = None if found is None else found.lengths
+    if lengths is None:
         return workload_of(recipe, shape, tokens=longest_input(recipe))
-    lengths = found.lengths
     return workload_of(recipe, shape, tokens=lengths.longest, scored=lengths.scored)
 
 
 def typical_problem(problem: Problem, found: Inspection | None) -> Problem:
     """Return the problem at the tokens that 95 % of the texts do not exceed."""
-    if found is None:
+    lengths = None if found is None else found.lengths
+    if lengths is None:
         return problem
-    workload, tokens = problem.workload, found.lengths.most
+    workload, tokens = problem.workload, lengths.most
     # padding is not scored, so a shorter sequence has as many scored tokens
     scored = min(1.0, workload.scored * workload.tokens / tokens)
     return replace(problem, workload=replace(workload, tokens=tokens, scored=scored))
@@ -37,13 +38,14 @@ def length_line(recipe: Recipe, found: Inspection | None) -> str:
     """Return what is assumed of a sequence's length."""
     if is_vision(recipe):
         return f"an image is {longest_input(recipe)} tokens to the model"
-    if found is None:
+    lengths = None if found is None else found.lengths
+    if lengths is None:
         missing = "the model's tokenizer is" if is_here(recipe.data) else "the data are"
         return (
             f"every sequence is {recipe.data.max_length} tokens long (data.max_length): {missing} "
             "not on this machine"
         )
     return (
-        f"a sequence has {found.lengths.most} tokens; of the texts: {found.lengths}; memory, and "
+        f"a sequence has {lengths.most} tokens; of the texts: {lengths}; memory, and "
         "the clock of a run, are at the longest"
     )

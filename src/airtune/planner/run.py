@@ -69,7 +69,7 @@ def plan_of(
         rounds=problem.rounds,
         data=()
         if setting.found is None
-        else tuple(line.marked for line in setting.found.data.ledger.lines()),
+        else tuple(line.marked for line in setting.found.ledger.lines()),
         rounds_source="one, in which nothing is trained"
         if is_short
         else rounds_source(problem.pruning),

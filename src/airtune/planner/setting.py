@@ -80,7 +80,7 @@ def setting_of(recipe: Recipe, found: Inspection | None = None) -> PlanSetting:
         InfeasibleError: if no device has the memory for any pruning.
     """
     found = inspect_data(recipe) if found is None else found
-    shape = shape_of(recipe, classes=0 if found is None else len(found.data.labels))
+    shape = shape_of(recipe, classes=0 if found is None else len(found.labels))
     check_cuts(recipe, shape)
     fleet, workload = fleet_of(recipe), planned_workload(recipe, shape, found)
     chosen = choose_method(recipe)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +13,15 @@ import numpy as np
 
 from airtune.data import FederatedData, load_federated
 from airtune.data.embedded import EMBEDDED_PREFIX
+from airtune.data.intake import take_in
+from airtune.data.ledger import DataLedger
 from airtune.data.spec import DataSpec
 from airtune.errors import ModelError
 from airtune.model.base import load_class_names
+from airtune.model.batch import Sequences
 from airtune.model.gguf.source import is_gguf
-from airtune.model.images import Images
+from airtune.model.images import Examples, Images
 from airtune.model.source import load_tokenizer
-from airtune.plan import Ints
 from airtune.recipe import Recipe
 from airtune.run.build import scored_share
 from airtune.run.load import base_folder, is_vision, model_source
@@ -38,6 +41,8 @@ class Lengths:
     most: int
     """Tokens that 95 % of the texts do not exceed."""
     longest: int
+    test_longest: int
+    """Tokens of the longest text of the test."""
     scored: float
     """Fraction of positions whose loss counts, where every text is as long as the longest."""
 
@@ -52,33 +57,46 @@ class Lengths:
 class Inspection:
     """What was found."""
 
-    data: FederatedData
-    """All rows on one device."""
-    lengths: Lengths
+    rows: int
+    """For training and validation."""
+    test_rows: int
+    labels: tuple[str, ...]
+    """Names of the classes in the order of their ids; empty for causal-lm."""
+    ledger: DataLedger
+    lengths: Lengths | None
+    """None of images."""
 
 
 def inspect_data(recipe: Recipe) -> Inspection | None:
-    """Return what a run of the recipe would read, of at most 10,000 rows.
+    """Return what a run of the recipe would read, of at most 10,000 rows of text.
+
+    Images are counted and not decoded.
 
     Returns:
-        None for images, and where data or tokenizer are not on this machine.
+        None for embedded images, and where data or tokenizer are not on this machine.
 
     Raises:
         DataError: if the data are missing or malformed.
     """
-    if is_vision(recipe) or not is_here(recipe.data):
-        return None
-    base = base_here(recipe)
+    base = base_here(recipe) if is_here(recipe.data) else None
     if base is None:
         return None
-    tokenizer = load_tokenizer(base)
+    known = load_class_names(base)
     made = recipe.data.source.startswith(EMBEDDED_PREFIX)
+    if is_vision(recipe):
+        return None if made else _inspected_images(recipe, known)
     most = min(recipe.data.limit or _MOST_ROWS, _MADE_ROWS if made else _MOST_ROWS)
     spec = replace(recipe.data, partition="iid", limit=most)
-    data = load_federated(
-        spec, tokenizer=tokenizer, devices=1, seed=recipe.seed, known=load_class_names(base)
-    )
-    return Inspection(data, _lengths(data))
+    tokenizer = load_tokenizer(base)
+    data = load_federated(spec, tokenizer=tokenizer, devices=1, seed=recipe.seed, known=known)
+    lengths = _lengths(data)
+    return Inspection(lengths.texts, len(data.test), data.labels, data.ledger, lengths)
+
+
+def _inspected_images(recipe: Recipe, known: Sequence[str]) -> Inspection:
+    found = take_in(recipe.data, seed=recipe.seed, known=known)
+    names = tuple(found.classes.values())
+    return Inspection(len(found.train), len(found.test), names, found.ledger, None)
 
 
 def base_here(recipe: Recipe) -> Path | None:
@@ -102,14 +120,21 @@ def is_here(spec: DataSpec) -> bool:
 
 
 def _lengths(data: FederatedData) -> Lengths:
-    parts = [data.devices[0].train, data.devices[0].validation]
-    texts = [part for part in parts if not isinstance(part, Images)]
-    counts: Ints = np.array([len(row) for part in texts for row in part.tokens], np.int64)
+    device = data.devices[0]
+    counts, tested = (
+        np.array([len(row) for part in parts for row in part.tokens], np.int64)
+        for parts in (_texts(device.train, device.validation), _texts(data.test))
+    )
     longest = max(int(counts.max()), 2)
     return Lengths(
         texts=len(counts),
         mean=float(counts.mean()),
         most=max(int(np.quantile(counts, 0.95, method="higher")), 2),
         longest=longest,
+        test_longest=int(tested.max(initial=0)),
         scored=scored_share([data.devices[0].train], longest),
     )
+
+
+def _texts(*parts: Examples) -> list[Sequences]:
+    return [part for part in parts if not isinstance(part, Images)]

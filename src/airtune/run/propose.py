@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from airtune.data.table import Table, is_missing
 from airtune.errors import DataError
 from airtune.fleet import load_fleet
 from airtune.model.families import Config, family_of
-from airtune.model.images import Images
 from airtune.model.source import load_config
 from airtune.recipe import Recipe, check_recipe
-from airtune.run.inspect import Inspection, base_here, inspect_data, is_here
+from airtune.run.inspect import Inspection, Lengths, base_here, inspect_data, is_here
 from airtune.run.load import positions_of
 
 _NO_LIMIT = 2**20
@@ -65,10 +64,13 @@ def propose_data(source: str, *, model: str, task: Task | None, fleet: str) -> P
     Raises:
         DataError: if they are malformed, or a column that the task needs cannot be told.
     """
-    if task == "image-classification" or (task is None and _is_of_pictures(source)):
-        return Proposal("image-classification")
+    if task is None and (source == SHAPES or holds_pictures(Path(source).expanduser())):
+        task = "image-classification"
     if not is_here(DataSpec(source=source)):
         return Proposal(task or "causal-lm")
+    if task == "image-classification":
+        found = inspect_data(_recipe(model, {"source": source, "task": task}))
+        return _proposal(task, found, fleet)
     encoding = proposed_encoding(Path(source).expanduser())
     base = base_here(_recipe(model, {"source": source}))
     config = None if base is None else load_config(base)
@@ -76,39 +78,27 @@ def propose_data(source: str, *, model: str, task: Task | None, fleet: str) -> P
     table, _ = read_rows(DataSpec(source=source, encoding=encoding, task=task or usual), seed=0)
     task = task or _task(table, usual)
     columns, is_guess = _columns(source, task, table, config)
-    found = inspect_data(
-        _recipe(
-            model,
-            {
-                "source": source,
-                "task": task,
-                "columns": columns,
-                "encoding": encoding,
-                "max_length": _NO_LIMIT,
-            },
-        )
-    )
+    data = {"source": source, "task": task, "columns": columns, "encoding": encoding}
+    found = inspect_data(_recipe(model, data | {"max_length": _NO_LIMIT}))
     named = ", ".join(f"{role}: {column}" for role, column in columns.items())
     told = f"columns {named}{', guessed from their content: check them' if is_guess else ''}"
+    proposal = _proposal(task, found, fleet, told)
+    most = None
+    if found is not None and found.lengths is not None:
+        most = _max_length(found.lengths, 0 if config is None else positions_of(config))
+    return replace(proposal, columns=columns, encoding=encoding, max_length=most)
+
+
+def _proposal(task: Task, found: Inspection | None, fleet: str, *told: str) -> Proposal:
     if found is None:
-        return Proposal(task, columns, encoding, lines=(told,))
-    rows, devices = found.lengths.texts, len(load_fleet(fleet))
-    return Proposal(
-        task,
-        columns,
-        encoding,
-        max_length=_max_length(found, 0 if config is None else positions_of(config)),
-        devices=max(1, rows // _ROWS_A_DEVICE) if rows < devices * _ROWS_A_DEVICE else None,
-        lines=(told, *_lines(found)),
-    )
+        return Proposal(task, lines=told)
+    few = found.rows < len(load_fleet(fleet)) * _ROWS_A_DEVICE
+    devices = max(1, found.rows // _ROWS_A_DEVICE) if few else None
+    return Proposal(task, devices=devices, lines=(*told, *_lines(found)))
 
 
 def _recipe(model: str, data: Mapping[str, Any]) -> Recipe:
     return check_recipe({"model": {"source": model}, "data": dict(data)})
-
-
-def _is_of_pictures(source: str) -> bool:
-    return source == SHAPES or holds_pictures(Path(source).expanduser())
 
 
 def _task(table: Table, usual: Task) -> Task:
@@ -146,22 +136,19 @@ def _columns(
         raise
 
 
-def _max_length(found: Inspection, positions: int) -> int:
+def _max_length(lengths: Lengths, positions: int) -> int:
     """Return room for all texts, or for 95 % of them where a few are long."""
-    test = found.data.test
-    tested = 0 if isinstance(test, Images) else max(map(len, test.tokens), default=0)
-    longest = max(found.lengths.longest, tested)
-    wanted = longest if longest <= _USUAL_LENGTH else found.lengths.most
+    longest = max(lengths.longest, lengths.test_longest)
+    wanted = longest if longest <= _USUAL_LENGTH else lengths.most
     rounded = -(-max(wanted, _STEP) // _STEP) * _STEP
     return min(rounded, _LONGEST, positions or _LONGEST)
 
 
 def _lines(found: Inspection) -> tuple[str, ...]:
-    data = found.data
-    classes = f", {len(data.labels)} classes" if data.labels else ""
+    classes = f", {len(found.labels)} classes" if found.labels else ""
+    lengths = () if found.lengths is None else (f"tokens of a text: {found.lengths}",)
     return (
-        f"{data.counts['rows']:,} rows for training, {data.counts['test_rows']:,} for the test"
-        f"{classes}",
-        f"tokens of a text: {found.lengths}",
-        *(line.marked for line in data.ledger.lines()),
+        f"{found.rows:,} rows for training, {found.test_rows:,} for the test{classes}",
+        *lengths,
+        *(line.marked for line in found.ledger.lines()),
     )
