@@ -2,7 +2,7 @@
 
 import pytest
 
-from airtune.cli.console import print_table
+from airtune.cli.console import print_line, print_note, print_table
 
 ROWS = [
     [
@@ -32,3 +32,12 @@ def test_a_name_wider_than_the_screen_stays_whole(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     print_table("", ["folder", "rounds"], [["x" * 60, "3"]])
     assert "x" * 60 in capsys.readouterr().out
+
+
+def test_what_looks_like_the_code_of_an_emoji_stays_as_it_is(capsys):
+    said = "./mine.py:Nine: no class"
+    print_line(said)
+    print_note(said)
+    print_table("", ["name"], [[said]])
+    out, err = capsys.readouterr()
+    assert [line.strip() for line in (out + err).splitlines() if "mine" in line] == [said] * 3

@@ -7,7 +7,7 @@ from tests.run.conftest import recipe, rounds_of
 
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
 from airtune.records import held, read_run
-from airtune.run import new_folder, resume_run, run_recipe
+from airtune.run import export_run, new_folder, resume_run, run_recipe
 from airtune.run.folders import claimed, places_of, resolved
 
 
@@ -83,6 +83,46 @@ def test_more_rounds_are_those_of_a_run_that_had_them_from_the_start(tmp_path, a
         RecipeError, match=r"takes more rounds than the 3 of .*, got train.rounds=2"
     ):
         resume_run(tmp_path / "short", rounds=2, assets=assets)
+
+
+def test_more_rounds_that_cannot_be_run_leave_the_run_as_it_was(tmp_path):
+    data = tmp_path / "logs.jsonl"
+    rows = [{"prompt": f"{k} + 1 =", "completion": str(k + 1)} for k in range(60)]
+    data.write_text("\n".join(map(json.dumps, rows)))
+    asked = recipe(f"data.source={data}", "method.name=fedavg-lora", "train.rounds=1")
+    folder = run_recipe(asked, folder=tmp_path / "run", reports=False).folder
+    results = read_run(folder).results
+    text = data.read_text()
+    for change, why in (
+        (lambda: data.unlink(), r"data\.source of the run .* nothing is there now; .* ln -s WHERE"),
+        (lambda: data.write_text(text[: len(text) // 2].rpartition("\n")[0]), "another run"),
+    ):
+        change()
+        with pytest.raises(CheckpointError, match=why):
+            resume_run(folder, rounds=2, reports=False)
+        assert read_run(folder).results == results
+    data.write_text(text)
+    assert resume_run(folder, rounds=2, reports=False).rounds == 2
+
+
+@pytest.mark.parametrize("go_on", [resume_run, lambda folder: export_run(folder, "merged")])
+def test_a_run_whose_recipe_was_changed_or_lost_is_refused(tmp_path, assets, go_on):
+    asked = recipe("method.name=fedavg-lora", "train.rounds=1")
+    folder = run_recipe(asked, folder=tmp_path / "run", assets=assets, reports=False).folder
+    saved = folder / "recipe.yaml"
+    text = saved.read_text()
+    saved.write_text(text.replace("lora_alpha: ", "lora_alpha: 9"))
+    with pytest.raises(CheckpointError, match="not the recipe that the run was started with"):
+        go_on(folder)
+    saved.unlink()
+    with pytest.raises(CheckpointError, match=r"has lost its recipe: put .*yaml back"):
+        go_on(folder)
+
+
+def test_a_file_in_the_way_is_called_no_run(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(RunExistsError, match=r"already there and no run; choose another name$"):
+        run_recipe(recipe(), folder=tmp_path / "notes")
 
 
 @pytest.mark.slow

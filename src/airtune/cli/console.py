@@ -31,7 +31,7 @@ def print_json(document: Mapping[str, Any]) -> None:
 
 def print_line(text: str) -> None:
     """Print a line as it is; paths and commands are not broken, so that they can be copied."""
-    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+    Console(soft_wrap=True, highlight=False, emoji=False).print(text, markup=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -40,7 +40,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     A table wider than the screen breaks its sentences, and goes on below, under its first column
     again, where that is not enough.
     """
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     width = console.width
     listed = [_Column.of(index, name, rows) for index, name in enumerate(columns)]
     for number, sheet in enumerate(_sheets(listed, width)):
@@ -145,7 +145,7 @@ def print_note(text: str) -> None:
 
 
 def _errors() -> Console:
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 
 def _starts_numeric(cell: str) -> bool:

@@ -30,7 +30,7 @@ OnRound = Callable[[Mapping[str, Any]], None]
 def progress(*, is_quiet: bool) -> Iterator[Progress]:
     """Show progress while the block runs; without a terminal no bar, and quietly nothing at all."""
     disable_progress_bar()  # one display at a time: transformers would draw its own
-    console = Console(stderr=True, quiet=is_quiet)
+    console = Console(stderr=True, quiet=is_quiet, emoji=False)
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),

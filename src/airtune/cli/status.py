@@ -47,7 +47,7 @@ def status(
 
         print_json(summary(folder))
         return
-    console = Console()
+    console = Console(emoji=False)
     if not watch:
         console.print(_view(folder))
         return

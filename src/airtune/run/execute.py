@@ -26,7 +26,16 @@ from airtune.run import controls
 from airtune.run.build import Pieces, build_pieces, pinned
 from airtune.run.by_class import by_class_of
 from airtune.run.checks import check_begin
-from airtune.run.folders import RECIPE_FILE, claimed, extend, places_of, resolved, saved_recipe
+from airtune.run.folders import (
+    RECIPE_FILE,
+    check_moved,
+    claimed,
+    extend,
+    longer,
+    places_of,
+    resolved,
+    saved_recipe,
+)
 from airtune.run.header import header, identity
 from airtune.run.leakage import leakage_of
 from airtune.run.load import Assets
@@ -179,13 +188,13 @@ def _resume(
 ) -> RunResult:
     is_begun = (folder / "run.json").exists() or not (folder / RECIPE_FILE).exists()
     record = read_run(folder) if is_begun else None
-    recipe = saved_recipe(folder)
-    if record is not None:
-        _check_recipe(folder, record.header, recipe)
+    recipe = saved_recipe(folder, None if record is None else record.header)
     if rounds is not None:
-        recipe = extend(folder, recipe, rounds)
+        recipe = longer(folder, recipe, rounds)
     watch.on_folder(folder)
     if record is None:
+        if rounds is not None:
+            extend(folder, recipe)
         return _finish(*_begin(folder, recipe, label, assets, watch), watch=watch, reports=reports)
     if record.results is not None and rounds is None:
         page = write_report([folder], folder) if reports else None
@@ -224,10 +233,13 @@ def _go_on(
     folder = record.folder
     watch.on_begin(recipe.label, recipe.train.rounds)
     watch.on_stage("loading model and data")
+    check_moved(folder, record.header)
     pieces = build_pieces(recipe, assets)
     _check_same(folder, record.header, pieces)
     chosen = choose_method(recipe, label=str(record.header["method"]["name"]))
     pieces, writer, measured, rounds = reopen(record, pieces)
+    if recipe.train.rounds != record.header["rounds"]:
+        extend(folder, recipe)
     for round_record in record.rounds[:rounds]:
         watch.on_round(round_record)
     return _finish(pieces, chosen, writer, measured, watch=watch, reports=reports)
@@ -341,14 +353,6 @@ def loop_settings(pieces: Pieces) -> LoopSettings:
         decay=recipe.train.decay,
         server=ServerOptimizer(recipe.train.server_average, recipe.train.server_momentum),
     )
-
-
-def _check_recipe(folder: Path, saved: Mapping[str, Any], recipe: Recipe) -> None:
-    if recipe.digest() != saved.get("recipe_hash"):
-        raise CheckpointError(
-            f"{folder / RECIPE_FILE} is not the recipe that the run was started with; restore it, "
-            "or start a new run with the changed recipe"
-        )
 
 
 def _check_same(folder: Path, saved: Mapping[str, Any], pieces: Pieces) -> None:

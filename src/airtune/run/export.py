@@ -26,10 +26,11 @@ from airtune.model.server import evaluated
 from airtune.model.slicing import choose_kept
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import Sensitivity, WorkSpec
-from airtune.recipe import Recipe, load_recipe
+from airtune.recipe import Recipe
 from airtune.records import RunRecord, read_run, write_atomically
 from airtune.run.answers import GradedAnswer, sample_answers
 from airtune.run.card import CARD, Exported, card_of
+from airtune.run.folders import check_moved, saved_recipe
 from airtune.run.gguf import adapter_file, check_quantise, model_file
 from airtune.run.load import load_model
 from airtune.run.manifest import ANYWAY, MANIFEST, check_better, manifest_of, quality_of, unmeasured
@@ -273,7 +274,8 @@ def _check_asked(format: str, prune: float | None, round: str) -> None:
 
 def _trained(folder: Path, round: Round = "last") -> _Trained:
     record = read_run(folder)
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = saved_recipe(folder, record.header)
+    check_moved(folder, record.header, ["model.source"])
     checkpoint = _checkpoint(folder, str(record.header["identity"]), round)
     if any(name.partition("/")[1] for name in checkpoint.state.adapters):
         raise ModelError(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
 from airtune.fleet import preset_names
@@ -99,39 +100,83 @@ def places_of(recipe: Recipe) -> dict[str, str]:
     return {key: index for key, index in found.items() if index is not None}
 
 
-def saved_recipe(folder: Path) -> Recipe:
+def saved_recipe(folder: Path, header: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe that a run folder holds.
 
+    Args:
+        folder: the run folder.
+        header: of the run's records; None = it has not begun.
+
     Raises:
-        CheckpointError: if it is missing or damaged.
+        CheckpointError: if it cannot be used, or is not the one that the run was started with.
     """
+    path = folder / RECIPE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"the run {folder} has lost its recipe: put {path} back")
     try:
-        return load_recipe(folder / RECIPE_FILE)
+        recipe = load_recipe(path)
     except RecipeError as error:
-        raise CheckpointError(f"the recipe saved with {folder} is damaged: {error}") from error
+        raise CheckpointError(
+            f"the recipe of the run {folder} cannot be used: {error}; put {path}, or the file that "
+            "it names, back as it was"
+        ) from error
+    if header is not None and recipe.digest() != header.get("recipe_hash"):
+        raise CheckpointError(
+            f"{path} is not the recipe that the run was started with; restore it, "
+            "or start a new run with the changed recipe"
+        )
+    return recipe
 
 
-def extend(folder: Path, recipe: Recipe, rounds: int) -> Recipe:
-    """Give a run more rounds, ended or not; returns its recipe with them.
+def check_moved(
+    folder: Path, header: Mapping[str, Any], keys: Collection[str] | None = None
+) -> None:
+    """Refuse to go on with a run whose model, data or fleet is no longer where it was.
+
+    Args:
+        folder: the run folder.
+        header: of its records.
+        keys: of the recipe, those that are needed; None = all that name a file or folder.
+
+    Raises:
+        CheckpointError: naming the key, the path and what to do.
+    """
+    for key, place in header.get("places", {}).items():
+        path = Path(place.rpartition(":")[0] if key == "method.name" else place)
+        if not path.exists() and (keys is None or key in keys):
+            raise CheckpointError(
+                f"{key} of the run {folder} was {path}, and nothing is there now; move it back, or "
+                f"make a link to where it is: ln -s WHERE {path}"
+            )
+
+
+def longer(folder: Path, recipe: Recipe, rounds: int) -> Recipe:
+    """Return a run's recipe with more rounds; `extend` gives them to the run.
 
     Raises:
         RecipeError: if they are not more.
-        StorageError: if the folder cannot be written.
     """
     if rounds <= recipe.train.rounds:
         raise RecipeError(
             f"--resume takes more rounds than the {recipe.train.rounds} of {folder}, got "
-            f"train.rounds={rounds}"
+            f"train.rounds={rounds}; leave it out to go on with those"
         )
     values = recipe.plain()
     values["train"]["rounds"] = rounds
-    longer = check_recipe(values)
+    return check_recipe(values)
+
+
+def extend(folder: Path, recipe: Recipe) -> None:
+    """Give a run the rounds of its recipe made `longer`, ended or not.
+
+    Raises:
+        StorageError: if the folder cannot be written.
+    """
     with storage(folder):
         (folder / "result.json").unlink(missing_ok=True)
-    write_atomically(folder / RECIPE_FILE, dump_recipe(longer))
+    write_atomically(folder / RECIPE_FILE, dump_recipe(recipe))
     if (folder / "run.json").exists():
-        amend_header(folder, {"rounds": rounds})
-    return longer
+        amend_header(folder, {"rounds": recipe.train.rounds})
 
 
 def _written_first(path: Path, text: str) -> bool:
@@ -154,9 +199,11 @@ def _taken(folder: Path) -> Path:
 
 
 def _is_there(folder: Path) -> RunExistsError:
+    go_on = f", or continue with airtune run --resume {folder}"
+    is_run = (folder / RECIPE_FILE).is_file()
     return RunExistsError(
-        f"the run folder {folder} is already there; choose another name, or continue with "
-        f"airtune run --resume {folder}"
+        f"{'the run folder ' if is_run else ''}{folder} is already there"
+        f"{'' if is_run else ' and no run'}; choose another name{go_on if is_run else ''}"
     )
 
 

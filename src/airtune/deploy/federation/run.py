@@ -66,7 +66,7 @@ from airtune.run.build import bare_problem, engine_settings, pinned
 from airtune.run.by_class import by_class_of
 from airtune.run.checks import check_mend
 from airtune.run.execute import loop_settings, reopen
-from airtune.run.folders import RECIPE_FILE, extend, saved_recipe
+from airtune.run.folders import RECIPE_FILE, extend, longer, saved_recipe
 from airtune.run.header import header, identity
 from airtune.run.load import is_vision, load_model
 from airtune.wire.traffic_budget import TRAFFIC_FILE, TrafficBudget
@@ -97,7 +97,7 @@ def run_federation(order: Order, nodes: Connected, *, tell: Tell, laps: Laps | N
 def _run_in(run_folder: RunFolder, order: Order, nodes: Connected, tell: Tell, laps: Laps) -> Path:
     recipe = order.recipe if run_folder.is_new else saved_recipe(run_folder.path)
     if order.rounds is not None and not run_folder.is_new:
-        recipe = extend(run_folder.path, recipe, order.rounds)
+        recipe = longer(run_folder.path, recipe, order.rounds)
     recipe = pinned(recipe)
     chosen = choose_method(recipe)
     _check_federates(chosen, recipe, order)
@@ -143,6 +143,8 @@ def _run_in(run_folder: RunFolder, order: Order, nodes: Connected, tell: Tell, l
             tell=tell,
         )
     pieces, writer = _begin(run_folder, pieces, chosen, order, roster)
+    if order.rounds is not None and not run_folder.is_new:
+        extend(run_folder.path, recipe)
     tell(
         stage="running",
         folder=str(run_folder.path),
