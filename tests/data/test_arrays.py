@@ -96,6 +96,12 @@ def test_labels_are_numbers_words_or_one_hot(read, labels, found):
     assert read(images=LEVELS, labels=labels)[0][1] == found
 
 
+def test_names_of_classes_beside_the_labels_are_no_labels(read):
+    held = {"data": LEVELS.reshape(6, -1), "images": LEVELS, "target": CLASSES}
+    ((_, labels),) = read(**held, target_names=np.array(["a", "b", "c"]), count=np.array(3))
+    assert labels == CLASSES.tolist()
+
+
 def test_arrays_of_one_shape_are_told_by_the_columns_in_every_part(read):
     held = {"x_train": LEVELS, "fine_train": CLASSES, "coarse_train": CLASSES // 2}
     held |= {"x_test": LEVELS[:2], "fine_test": CLASSES[:2], "coarse_test": CLASSES[:2] + 7}
@@ -126,6 +132,23 @@ def test_arrays_of_one_shape_are_told_by_the_columns_in_every_part(read):
 def test_what_cannot_be_images_is_refused_with_what_there_is(read, images, labels, message):
     with pytest.raises(DataError, match=message):
         read(images=images, labels=labels)
+
+
+def test_a_mapped_array_that_is_not_there_is_refused_with_what_there_is(read):
+    with pytest.raises(DataError, match=r"no array 'pics' for training; it has x_train uint8 \(6"):
+        read({"image": "pics"}, x_train=LEVELS, y_train=CLASSES)
+
+
+def test_a_file_of_test_data_alone_can_be_named_as_the_test(tmp_path):
+    np.savez(tmp_path / "all.npz", x=LEVELS, y=CLASSES)
+    np.savez(tmp_path / "test.npz", x_test=LEVELS[:2], y_test=CLASSES[:2])
+    spec = DataSpec(
+        source=str(tmp_path / "all.npz"),
+        test=str(tmp_path / "test.npz"),
+        task="image-classification",
+    )
+    found = take_in(spec, seed=0)
+    assert (len(found.train), len(found.test)) == (6, 2)
 
 
 def test_test_images_without_labels_are_no_test(tmp_path):

@@ -1,8 +1,9 @@
+import gzip
 import json
 
 import pytest
 
-from airtune.data.folder import read_folder, read_test_folder, visible_files
+from airtune.data.folder import read_folder, read_test_folder, subset_of, visible_files
 from airtune.errors import DataError
 
 
@@ -75,9 +76,9 @@ def test_the_layout_of_a_folder_is_known(tree, names, train, test):
 
 def test_a_subset_is_a_sub_folder(tree):
     folder = tree("cola/train.jsonl", "sst2/train.jsonl", "sst2/test.jsonl")
-    assert read(folder, subset="sst2") == (["sst2/train.jsonl"], ["sst2/test.jsonl"])
+    assert read(subset_of(folder, "sst2")) == (["sst2/train.jsonl"], ["sst2/test.jsonl"])
     with pytest.raises(DataError, match=r"no sub-folder 'mnli'; check `data\.subset`"):
-        read(folder, subset="mnli")
+        subset_of(folder, "mnli")
 
 
 def test_the_test_split_of_a_folder_can_be_its_validation_files(tree):
@@ -97,6 +98,22 @@ def test_a_folder_named_as_test_set_is_read_whatever_its_files_are_called(tree):
 def test_one_file_in_two_formats_is_refused(tree):
     folder = tree("train.jsonl")
     (folder / "train.csv").write_text("text\na\n")
+    with pytest.raises(DataError, match="one file in two formats"):
+        read_folder(folder)
+
+
+def test_a_file_without_rows_among_others_is_passed_over(tree):
+    folder = tree("a.jsonl", "b.jsonl")
+    (folder / "b.jsonl").write_text("")
+    assert read(folder) == (["a.jsonl"], None)
+    (folder / "a.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"holds no rows in a\.jsonl, b\.jsonl"):
+        read(folder)
+
+
+def test_a_file_that_is_there_packed_and_not_is_refused(tree):
+    folder = tree("train.jsonl", "app.log", "app.log.1", "app.log.2")
+    (folder / "train.jsonl.gz").write_bytes(gzip.compress((folder / "train.jsonl").read_bytes()))
     with pytest.raises(DataError, match="one file in two formats"):
         read_folder(folder)
 

@@ -1,7 +1,9 @@
 import datasets
 import pytest
 
+from airtune.data import DataSpec
 from airtune.data.hub import is_saved, read_hub, read_saved
+from airtune.data.read import read_rows
 from airtune.errors import DataError
 
 ROWS = {"text": ["good", "bad", "fine"], "label": [1, 0, 1]}
@@ -77,6 +79,20 @@ def test_a_part_of_a_split_is_read_beside_the_test(tmp_path, labelled):
         labelled.to_json(tmp_path / "set" / f"{name}.jsonl")
     train, tests = read_hub(str(tmp_path / "set"), split="train[:2]")
     assert (len(train), [len(test) for test in tests]) == (2, [3])
+
+
+def test_a_saved_set_of_a_test_alone_can_be_named_as_the_test(write, tmp_path, labelled):
+    datasets.DatasetDict({"test": labelled}).save_to_disk(tmp_path / "a")
+    path = write("a.jsonl", [{"text": f"t {n}", "label": n % 2} for n in range(20)])
+    _, tests = read_rows(DataSpec(source=str(path), test=str(tmp_path / "a")), seed=0)
+    assert [len(test) for test in tests] == [3]
+
+
+def test_a_saved_set_with_a_split_without_rows_is_refused(tmp_path, labelled):
+    parts = {"train": labelled, "test": labelled.select([])}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "a")
+    with pytest.raises(DataError, match="has a split without rows"):
+        read_saved(tmp_path / "a", split="train")
 
 
 def test_a_saved_set_without_splits_has_no_test_split(tmp_path, labelled):

@@ -187,6 +187,37 @@ def test_the_split_that_is_named_is_the_test(classes):
         read(classes, test_split="extra")
 
 
+def test_a_subset_is_a_sub_folder_of_pictures_too(classes):
+    (classes / "one").mkdir()
+    for part in ("train", "test"):
+        (classes / part).rename(classes / "one" / part)
+    (classes / "two" / "train" / "else").mkdir(parents=True)
+    train, test = read(classes, subset="one")
+    assert (set(train.columns["label"]), len(test)) == ({"dark", "light"}, 4)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 0, 1)])
+def test_pixels_in_lists_are_an_image(axes):
+    pixels = np.arange(64 * 3).reshape(8, 8, 3)
+    rows = [{"image": pixels.transpose(axes).tolist()}, {"image": [[0, 1], [2]]}]
+    table = table_from_rows(rows, source="a.jsonl")
+    found = fitted_pixels(table.take(np.arange(1)), "image", FRAME)
+    assert np.array_equal(found[0], pixels.transpose(2, 0, 1))
+    with pytest.raises(DataError, match=r"a\.jsonl:2.*lists of whole numbers from 0 to 255"):
+        fitted_pixels(table, "image", FRAME)
+
+
+def test_pictures_are_not_fetched():
+    table = table_from_rows([{"image": "https://example.org/1.png"}], source="a.jsonl")
+    with pytest.raises(DataError, match=r"a\.jsonl:1: pictures are not fetched from https://ex"):
+        fitted_pixels(table, "image", FRAME)
+
+
+def test_one_of_cifars_files_is_read_whatever_it_is_called(tmp_path):
+    np.zeros((3, 3073), np.uint8).tofile(tmp_path / "test_batch.bin")
+    assert len(read(tmp_path / "test_batch.bin")[0]) == 3
+
+
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("train", "bus"):
         (tmp_path / name).mkdir()

@@ -22,7 +22,7 @@ from airtune.errors import DataError
 Array: TypeAlias = NDArray[np.generic]
 
 SUFFIXES = (".npz", ".npy")
-_CHANNELS = (1, 3, 4)
+CHANNELS = (1, 3, 4)
 _USUAL: Mapping[str, tuple[str, ...]] = {
     "image": ("images", "image", "x"),
     "label": ("labels", "label", "y"),
@@ -37,8 +37,8 @@ def read_arrays(
 ) -> tuple[Table, Iterator[Table]]:
     """Return images and labels of the training part, and of what can be the test, best first.
 
-    The name of a file or array says which part it is of: `x_train`, `test_images`, `val.npz`; one that
-    names none is for training. In each part the array of three or four dimensions holds the images,
+    The name of an array, or of one of several files, says which part it is of: `x_train`, `test_images`,
+    `val.npz`; one that names none is for training, and so is all of a file that has one part. In each part the array of three or four dimensions holds the images,
     the one of a single number or word an image the labels, unless `columns` names them. Labels may be
     one-hot.
 
@@ -55,8 +55,12 @@ def read_arrays(
     parts: dict[str, dict[str, Array]] = {split: {} for split in (TRAIN, *TESTS)}
     for path in paths:
         for name, array in _held(path).items():
-            parts[split_of(Path(path.stem, _spaced(name))) or TRAIN][name] = array
-    tests = tests_among([split for split, held in parts.items() if held], test_split, source)
+            said = Path(_spaced(name)) if path == source else Path(path.stem, _spaced(name))
+            parts[split_of(said) or TRAIN][name] = array
+    if source.is_file() and not parts[TRAIN]:  # one file of test data, named as such
+        parts[TRAIN] = next((parts.pop(split) for split in TESTS if parts[split]), {})
+    _check_named(parts[TRAIN], columns, source)
+    tests = tests_among([split for split in parts if parts[split]], test_split, source)
     sources = {TRAIN: str(source)} | {split: f"{source} ({split})" for split in tests}
     pairs = {
         split: _pair(parts[split], columns, where, may_lack=split != TRAIN)
@@ -82,6 +86,20 @@ def _held(path: Path) -> dict[str, Array]:
         ) from error
 
 
+def _check_named(held: Mapping[str, Array], columns: Mapping[str, str], source: Path) -> None:
+    """Refuse a mapped name that no array for training has."""
+    for name in columns.values():
+        if name not in held:
+            raise DataError(
+                f"{source} has no array {name!r} for training; it has {_described(held)}; map it with "
+                "`data.columns`"
+            )
+
+
+def _described(held: Mapping[str, Array]) -> str:
+    return ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in held.items()) or "none"
+
+
 def _pair(
     held: Mapping[str, Array], columns: Mapping[str, str], where: str, *, may_lack: bool
 ) -> tuple[Array, Array | None]:
@@ -91,14 +109,17 @@ def _pair(
     """
     images = _chosen(held, "image", columns, where)
     if may_lack and not any(map(_may_be_labels, held.values())):
-        return _channels_last(images), None
-    labels = _chosen(held, "label", columns, where)
+        return channels_last(images), None
+    alike = {name: array for name, array in held.items() if array.shape[:1] == images.shape[:1]}
+    labels = _chosen(
+        alike if any(map(_may_be_labels, alike.values())) else held, "label", columns, where
+    )
     if len(images) != len(labels) or not len(images):
         raise DataError(
             f"{where} must have as many labels as images, and one at least, got {len(images)} images and "
             f"{len(labels)} labels"
         )
-    return _channels_last(images), _one_a_row(labels)
+    return channels_last(images), _one_a_row(labels)
 
 
 def _chosen(held: Mapping[str, Array], role: str, columns: Mapping[str, str], where: str) -> Array:
@@ -113,13 +134,12 @@ def _chosen(held: Mapping[str, Array], role: str, columns: Mapping[str, str], wh
     names = usual if len(names) > 1 and usual else names
     if len(names) == 1 and fits(held[names[0]]):
         return held[names[0]]
-    arrays = ", ".join(f"{n} {a.dtype} {a.shape}" for n, a in held.items()) or "nothing"
     if len(names) > 1:
         raise DataError(
             f"{where} has several arrays that may be the {role}s, {', '.join(names)}: name one, "
             f"`data.columns: {{{role}: {names[0]}}}`"
         )
-    raise DataError(f"{where} must have an array of {role}s, {what}; it has {arrays}")
+    raise DataError(f"{where} must have an array of {role}s, {what}; it has {_described(held)}")
 
 
 def _named(held: Mapping[str, Array], name: str | None) -> list[str]:
@@ -145,7 +165,7 @@ def _bare(name: str) -> str:
 
 
 def _may_be_images(array: Array) -> bool:
-    return array.ndim in (3, 4) and array.dtype.kind in "biuf"
+    return array.ndim in (3, 4) and array.dtype.kind in "biuf" and 0 not in array.shape[1:]
 
 
 def _may_be_labels(array: Array) -> bool:
@@ -166,8 +186,9 @@ def _one_a_row(labels: Array) -> Array:
     return labels.astype(np.str_) if labels.dtype.kind == "S" else labels
 
 
-def _channels_last(images: Array) -> Array:
-    if images.ndim == 4 and images.shape[1] in _CHANNELS and images.shape[3] not in _CHANNELS:
+def channels_last(images: Array) -> Array:
+    """Return images of (images, height, width[, channels]), whose channels may have come first."""
+    if images.ndim == 4 and images.shape[1] in CHANNELS and images.shape[3] not in CHANNELS:
         return images.transpose(0, 2, 3, 1)
     return images
 
@@ -178,7 +199,7 @@ def _scale(parts: Sequence[Array], source: Path) -> Callable[[Array], Pixels]:
     Whole numbers are of 8 bits, or of 16 where one is above 255; fractions go up to 1 or, where one is
     above 1, to 255.
     """
-    if any(part.ndim == 4 and part.shape[3] not in _CHANNELS for part in parts):
+    if any(part.ndim == 4 and part.shape[3] not in CHANNELS for part in parts):
         shapes = ", ".join(str(part.shape) for part in parts)
         raise DataError(f"{source}: images must have 1, 3 or 4 channels, got arrays of {shapes}")
     if all(part.dtype == np.uint8 for part in parts):

@@ -32,21 +32,30 @@ def read_file(path: Path, *, encoding: str | None = None) -> Table:
     Raises:
         DataError: if the file is missing, empty, of an unknown kind or malformed, with the line.
     """
+    table = read_table(path, encoding)
+    if not len(table):
+        raise DataError(f"{path} holds no rows")
+    return table
+
+
+def read_table(path: Path, encoding: str | None) -> Table:
+    """Return the rows of one file, as `read_file` does; one of several may have none.
+
+    Raises:
+        DataError: if the file is missing, of an unknown kind or malformed, with the line.
+    """
     kind = kind_of(path)
     if kind is None:
         if not path.exists():
             raise no_such_file(path)
         raise DataError(
-            f"{path} is of no known kind; the suffix must be one of {', '.join(SUFFIXES)}"
+            f"{path} is of no known kind; the suffix must be one of {', '.join(SUFFIXES)} (pictures and "
+            "their arrays need data.task: image-classification)"
         )
     data = read_bytes(path)
     if kind in _BINARY:
-        table = _BINARY[kind](data, path)
-    else:
-        table = _READERS[kind](decode(data, path, encoding), path)
-    if not len(table):
-        raise DataError(f"{path} holds no rows")
-    return table
+        return _BINARY[kind](data, path)
+    return _READERS[kind](decode(data, path, encoding), path)
 
 
 def kind_of(path: Path) -> str | None:

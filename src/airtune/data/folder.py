@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from airtune.data.decode import encoding_of, read_bytes, unpacked_name
-from airtune.data.files import SUFFIXES, is_text, kind_of, read_file
+from airtune.data.files import SUFFIXES, is_text, kind_of, read_table
 from airtune.data.picture import PICTURES
 from airtune.data.table import Table, join_tables
 from airtune.errors import DataError
@@ -102,12 +102,22 @@ def tests_among(splits: Collection[str], test_split: str | None, source: Path) -
     return tests
 
 
+def subset_of(folder: Path, subset: str | None) -> Path:
+    """Return a sub-folder, at the top or below `data`; the folder itself where None is asked for.
+
+    Raises:
+        DataError: if it is not there.
+    """
+    if subset is None:
+        return folder
+    found = [path for path in (folder / subset, folder / "data" / subset) if path.is_dir()]
+    if not found:
+        raise DataError(f"{folder} has no sub-folder {subset!r}; check `data.subset`")
+    return found[0]
+
+
 def read_folder(
-    folder: Path,
-    *,
-    subset: str | None = None,
-    test_split: str | None = None,
-    encoding: str | None = None,
+    root: Path, *, test_split: str | None = None, encoding: str | None = None
 ) -> tuple[Table, Iterator[Table]]:
     """Return the training rows, and what files named after it hold for the test, best first.
 
@@ -116,8 +126,7 @@ def read_folder(
     nothing has columns.
 
     Args:
-        folder: where to look.
-        subset: a sub-folder that is read instead, at the top or below `data`.
+        root: where to look.
         test_split: "test" or "validation"; None = either.
         encoding: of text without a byte order mark.
 
@@ -125,7 +134,6 @@ def read_folder(
         DataError: if the folder holds no training file, files with unlike columns, or one file in
             two formats.
     """
-    root = _subset(folder, subset)
     splits = _by_split(root)
     if not splits[TRAIN]:
         raise DataError(_nothing(root))
@@ -161,16 +169,10 @@ def proposed_encoding(path: Path) -> str | None:
 
 def _joined(root: Path, paths: Sequence[Path], encoding: str | None) -> Table:
     _refuse_twins(paths)
-    return join_tables([read_file(path, encoding=encoding) for path in paths], source=str(root))
-
-
-def _subset(folder: Path, subset: str | None) -> Path:
-    if subset is None:
-        return folder
-    found = [path for path in (folder / subset, folder / "data" / subset) if path.is_dir()]
-    if not found:
-        raise DataError(f"{folder} has no sub-folder {subset!r}; check `data.subset`")
-    return found[0]
+    tables = [table for path in paths if len(table := read_table(path, encoding))]
+    if not tables:
+        raise DataError(f"{root} holds no rows in {', '.join(path.name for path in paths[:3])}")
+    return join_tables(tables, source=str(root))
 
 
 def _by_split(root: Path) -> dict[str, list[Path]]:
@@ -206,12 +208,13 @@ def is_index(path: Path) -> bool:
 
 
 def _refuse_twins(paths: Sequence[Path]) -> None:
-    """Refuse a file that is there in two formats: its rows would count twice."""
+    """Refuse a file that is there in two formats, or packed and not: its rows would count twice."""
     seen: dict[Path, Path] = {}
     for path in paths:
-        plain = path.with_name(unpacked_name(path)).with_suffix("")
-        other = seen.setdefault(plain, path)
-        if kind_of(other) != kind_of(path):
+        unpacked = path.with_name(unpacked_name(path))
+        other = seen.setdefault(unpacked.with_suffix(""), path)
+        is_packed_too = other != path and unpacked_name(other) == unpacked.name
+        if kind_of(other) != kind_of(path) or is_packed_too:
             raise DataError(
                 f"{other} and {path.name} look like one file in two formats; name one of them as "
                 "`data.source`"
@@ -223,5 +226,5 @@ def _nothing(root: Path) -> str:
     held = f"; it holds {', '.join(others)}" if others else ""
     return (
         f"{root} holds no training file ({', '.join(SUFFIXES)}), nor pictures in one sub-folder a "
-        f"class{held}"
+        f"class (data.task: image-classification){held}"
     )

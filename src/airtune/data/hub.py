@@ -82,12 +82,12 @@ def is_saved(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
 
 
-def read_saved(folder: Path, *, split: str, test_split: str | None = None) -> Splits:
+def read_saved(folder: Path, *, split: str | None, test_split: str | None = None) -> Splits:
     """Return the rows of a folder made by `save_to_disk`, for training and for the test.
 
     Args:
         folder: where it is.
-        split: for training.
+        split: for training; None = the first that is not named after the test, or else the first.
         test_split: for the test; None = those that are named after it.
 
     Raises:
@@ -97,6 +97,10 @@ def read_saved(folder: Path, *, split: str, test_split: str | None = None) -> Sp
 
     try:
         held = datasets.load_from_disk(str(folder))
+    except IndexError as error:
+        raise DataError(
+            f"{folder} has a split without rows, which `datasets` does not read back; save it without"
+        ) from error
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise DataError(f"{folder} cannot be read: {_first_line(error)}") from error
     if isinstance(held, datasets.Dataset):
@@ -115,7 +119,9 @@ def read_saved(folder: Path, *, split: str, test_split: str | None = None) -> Sp
             )
         return held[name]
 
-    return _splits(find, held, str(folder), split, test_split)
+    names = [*held]
+    named = split or next((name for name in names if not test_splits([name])), names[0])
+    return _splits(find, names, str(folder), named, test_split)
 
 
 def _splits(

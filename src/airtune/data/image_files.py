@@ -72,7 +72,7 @@ def _read_cifar(
     """Read the binary version of CIFAR-10 or CIFAR-100, whose names say which part they are of."""
     parts: dict[str, list[Path]] = {split: [] for split in (TRAIN, *TESTS)}
     for path in files:
-        parts[split_of(Path(path.name)) or TRAIN].append(path)
+        parts[(path != root and split_of(Path(path.name))) or TRAIN].append(path)
     if not parts[TRAIN]:
         raise DataError(f"{root} holds no training file; data_batch_1.bin or train.bin")
     train, *tests = (

@@ -9,16 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from airtune.data.arrays import CHANNELS, Array, channels_last
 from airtune.data.picture import Pixels, decode_picture
 from airtune.data.table import Table
 from airtune.errors import DataError
 from airtune.model.frame import ImageFormat
 
+_CHANNELS = ((), *((count,) for count in CHANNELS))
+"""What may stand behind height and width."""
+
 
 def fitted_pixels(table: Table, column: str, frame: ImageFormat) -> Pixels:
     """Return a column of images as the model reads them, shape (rows, channels, size, size).
 
-    A value is an array of pixels, an encoded picture, in base64 where it is text, or the path of one,
+    A value is an array of pixels, also as lists of lists, an encoded picture, in base64 where it is text, or the path of one,
     which begins at the folder of the file that says it.
 
     Raises:
@@ -36,6 +40,10 @@ def _pixels(value: object, table: Table, row: int) -> Pixels:
     where = table.place(row)
     if isinstance(value, Mapping):  # as `datasets` holds pictures
         value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and "://" in value:
+        raise DataError(
+            f"{where}: pictures are not fetched from {value:.80}; store them, and name their files"
+        )
     if isinstance(value, str):
         value = _from_base64(value) or Path(value.strip())
     if isinstance(value, Path):
@@ -43,9 +51,26 @@ def _pixels(value: object, table: Table, row: int) -> Pixels:
         return decode_picture(_bytes_of(path, where), str(path))
     if isinstance(value, bytes):
         return decode_picture(value, where)
+    if isinstance(value, list):
+        return _from_lists(value, where)
     raise DataError(
         f"{where}: an image must be an encoded picture or the path of one, got {type(value).__name__}"
     )
+
+
+def _from_lists(value: list[object], where: str) -> Pixels:
+    try:
+        found = np.asarray(value)
+    except ValueError:  # rows of unlike lengths
+        found = np.empty(0)
+    is_whole = found.dtype.kind in "iu" and found.size and found.min() >= 0 and found.max() <= 255
+    image: Array = channels_last(found[None])[0]
+    if not is_whole or image.ndim not in (2, 3) or image.shape[2:] not in _CHANNELS:
+        raise DataError(
+            f"{where}: an image in lists must be lists of whole numbers from 0 to 255, height by width, "
+            "with 1, 3 or 4 channels last or first"
+        )
+    return image.astype(np.uint8)
 
 
 def _from_base64(text: str) -> bytes | None:

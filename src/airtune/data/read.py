@@ -9,7 +9,7 @@ from pathlib import Path
 from airtune.data.class_folders import holds_text_classes, read_text_classes
 from airtune.data.embedded import EMBEDDED_PREFIX
 from airtune.data.files import kind_of, read_file
-from airtune.data.folder import read_folder, read_test_folder
+from airtune.data.folder import read_folder, read_test_folder, subset_of
 from airtune.data.generated import TEST_ROWS, TRAIN_ROWS, generate
 from airtune.data.hub import is_saved, read_hub, read_saved
 from airtune.data.image_files import holds_pictures, read_pictures
@@ -36,7 +36,8 @@ def read_rows(spec: DataSpec, *, seed: int) -> tuple[Table, Iterable[Table]]:
             seed=seed,
         )
         return train, [test]
-    train, tests = _read_source(Path(spec.source).expanduser(), spec)
+    path = Path(spec.source).expanduser()
+    train, tests = _read_source(subset_of(path, spec.subset) if path.exists() else path, spec)
     if spec.test is not None:
         tests = _read_test(Path(spec.test).expanduser(), spec)
     return train, tests
@@ -65,9 +66,7 @@ def _read_source(path: Path, spec: DataSpec) -> tuple[Table, Iterable[Table]]:
     if path.is_dir() and is_saved(path):
         return read_saved(path, split=spec.split, test_split=spec.test_split)
     if path.is_dir():
-        return read_folder(
-            path, subset=spec.subset, test_split=spec.test_split, encoding=spec.encoding
-        )
+        return read_folder(path, test_split=spec.test_split, encoding=spec.encoding)
     if path.exists() or _looks_like_path(path):
         if spec.test_split is not None:
             raise DataError(
@@ -97,12 +96,15 @@ def _looks_like_path(path: Path) -> bool:
 
 
 def _read_test(path: Path, spec: DataSpec) -> Iterable[Table]:
-    has_parts = _is_of_pictures(path, spec) or _is_of_text_classes(path, spec)
-    if has_parts or (path.is_dir() and is_saved(path)):
+    tests: Iterable[Table] = ()
+    if path.is_dir() and is_saved(path):
+        train, tests = read_saved(path, split=None)
+    elif _is_of_pictures(path, spec) or _is_of_text_classes(path, spec):
         train, tests = _read_source(path, replace(spec, test_split=None))
-        return [*tests] or [train]
-    read = read_test_folder if path.is_dir() else read_file
-    return [read(path, encoding=spec.encoding)]
+    else:
+        read = read_test_folder if path.is_dir() else read_file
+        train = read(path, encoding=spec.encoding)
+    return [*tests] or [train]
 
 
 def _is_of_pictures(path: Path, spec: DataSpec) -> bool:
