@@ -1,5 +1,6 @@
 """What a model and its tokenizer must agree on, over tokenizers as people have them."""
 
+import json
 import math
 
 import numpy as np
@@ -226,15 +227,27 @@ def test_a_pooler_that_the_base_lacks_travels_with_the_adapter(
 
 
 @pytest.mark.parametrize(
-    "said",
-    ['{"num_return_sequences": 3}', '{"max_new_tokens": 0}', '{"max_new_tokens": "x"}', "[]"],
+    ("file", "said"),
+    [
+        ("generation_config.json", {"num_return_sequences": 3}),
+        ("generation_config.json", {"max_new_tokens": 0}),
+        ("generation_config.json", {"max_new_tokens": "x"}),
+        ("config.json", {"max_new_tokens": 0}),
+    ],
 )
-def test_settings_of_generation_that_transformers_refuses_are_named(saved, said):
-    folder = saved("gpt2", tokenizer_of(eos_token="</s>"), labels=0)
-    (folder / "generation_config.json").write_text(said)
-    with pytest.raises(ModelError, match=r"generation_config\.json of .* mend it or remove it"):
-        load_base(folder, device="cpu")
-    assert load_base(folder, labels=2, device="cpu").shape.labels == 2  # it writes nothing
+def test_settings_of_generation_that_transformers_refuses_are_named(saved, file, said):
+    path = saved("gpt2", tokenizer_of(eos_token="</s>"), labels=0) / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    with pytest.raises(ModelError, match=rf"^{file} of .* mend it or remove it"):
+        load_base(path.parent, device="cpu")
+    assert load_base(path.parent, labels=2, device="cpu").shape.labels == 2  # it writes nothing
+
+
+def test_a_value_of_the_wrong_kind_is_told_as_one(saved):
+    path = saved("gpt2", tokenizer_of(eos_token="</s>")) / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "64"}))
+    with pytest.raises(ModelError, match="does not take a value in its json files"):
+        load_tokenizer(path.parent)
 
 
 @pytest.mark.parametrize(("limit", "told"), [(3, 8), (9, 9), (None, 10**30)])

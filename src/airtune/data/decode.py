@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from airtune.errors import DataError
-from airtune.model.admission import LFS_POINTER
+from airtune.model.refusals import LFS_POINTER
 
 _MARKS: Mapping[bytes, str] = {
     codecs.BOM_UTF8: "utf-8-sig",

@@ -27,12 +27,13 @@ from transformers import (
 )
 
 from airtune.errors import ModelError
-from airtune.model.admission import agree_, check_finite, refuse_generation, refuse_pickled
+from airtune.model.admission import agree_
 from airtune.model.classes import class_names, name_classes_
 from airtune.model.families import Config, Family, family_of, shape_from_config
 from airtune.model.frame import ImageFormat
 from airtune.model.gguf.source import is_gguf, loader_arguments, settle_
 from airtune.model.quantised import require_bitsandbytes
+from airtune.model.refusals import check_finite, refuse_generation, refuse_pickled
 from airtune.model.screen import off_screen
 from airtune.model.source import Tokenizer, load_config, load_tokenizer, reading
 from airtune.plan import ModelShape
@@ -111,7 +112,9 @@ def load_base(
     config = load_config(source, revision)
     # refuses what cannot be loaded before the weights are
     blocks = shape_from_config(config, labels=labels).blocks
-    _check_files(source, revision, labels=labels, allow_pickle=allow_pickle)
+    if not allow_pickle:
+        refuse_pickled(source)
+    _check_generation(source, config, revision, labels)
     quantisation = _quantisation(DTYPES[dtype]) if load_in_4bit else None
     tokenizer = load_tokenizer(source, classifies=labels > 0, revision=revision)
     loader = AutoModelForSequenceClassification if labels else AutoModelForCausalLM
@@ -149,15 +152,13 @@ def load_base(
     return replace(base, drawn=drawn_modules(report, base.family))
 
 
-def _check_files(
-    source: str | Path, revision: str | None, *, labels: int, allow_pickle: bool
+def _check_generation(
+    source: str | Path, config: Config, revision: str | None, labels: int
 ) -> None:
-    """Refuse files that are not read, or that transformers refuses in the middle of loading."""
-    if not allow_pickle:
-        refuse_pickled(source)
+    """Refuse settings that would stop the loading of a model that writes texts."""
     if not labels:
         with off_screen():
-            refuse_generation(source, revision)
+            refuse_generation(source, config, revision)
 
 
 def drawn_modules(report: Mapping[str, set[Any]], family: Family) -> tuple[str, ...]:

@@ -19,12 +19,12 @@ from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from airtune.errors import DataError, ModelError
-from airtune.model.admission import check_finite, refuse_pickled
 from airtune.model.base import DTYPES, BaseModel, base_of, loading, torch_device_of
 from airtune.model.batch import Batch, Sequences
 from airtune.model.classes import name_classes_
 from airtune.model.families import Config, family_of
 from airtune.model.frame import load_frame
+from airtune.model.refusals import check_finite, refuse_pickled
 from airtune.model.source import load_config, reading
 from airtune.plan import Ints
 

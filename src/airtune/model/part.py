@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from airtune.errors import ModelError
-from airtune.model.admission import agree_, check_finite
+from airtune.model.admission import agree_
 from airtune.model.base import (
     DTYPES,
     BaseModel,
@@ -45,6 +45,7 @@ from airtune.model.classes import name_classes_
 from airtune.model.families import Config, replace_module_, shape_from_config
 from airtune.model.frame import load_frame
 from airtune.model.images import read_batches_
+from airtune.model.refusals import check_finite
 from airtune.model.source import load_config, load_tokenizer, reading
 from airtune.model.stages import check_cut
 from airtune.plan import ModelShape

@@ -13,15 +13,11 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from airtune.errors import AirtuneError, ModelError
-from airtune.model.admission import (
-    refuse_class_names,
-    refuse_no_model,
-    refuse_quantised,
-    settle_tokenizer_,
-)
+from airtune.model.admission import settle_tokenizer_
 from airtune.model.families import Config, family_of
 from airtune.model.gguf.source import gguf_config, gguf_tokenizer, is_gguf
 from airtune.model.hub import is_out_of_reach
+from airtune.model.refusals import refuse_class_names, refuse_no_model, refuse_quantised
 
 Tokenizer: TypeAlias = PreTrainedTokenizerBase
 
@@ -103,6 +99,8 @@ def reading(source: str | Path) -> Iterator[None]:
     except _FAULTS as error:
         first, *more = (str(error).strip() or type(error).__name__).splitlines()
         reason = f"{first} {more[0].strip()}" if first.endswith(":") and more else first
+        if isinstance(error, KeyError | TypeError | AttributeError):
+            reason = f"transformers does not take a value in its json files ({reason})"
         raise ModelError(
             f"cannot load model {str(source)!r}: {reason}; give a hub id, a folder with config.json, "
             "weights and tokenizer, or a GGUF file (HF_HUB_OFFLINE and HF_HOME are obeyed)"
