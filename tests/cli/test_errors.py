@@ -106,3 +106,12 @@ def test_every_exit_code_is_documented_and_used_once():
     text = DOCS.read_text(encoding="utf-8")
     for code, name in codes.items():
         assert f"## {code} · {name}" in text
+
+
+@pytest.mark.parametrize("words", [["export"], ["run", "--resume"]])
+def test_a_comparison_is_told_from_a_run(place, airtune, words):
+    (place / "study").mkdir()
+    (place / "study" / "compare.json").write_text("{}")
+    code, _, err = airtune(*words, "study")
+    assert code == 8
+    assert "study is a comparison, not a run: its runs are in study/runs" in err

@@ -122,7 +122,7 @@ def test_a_checkpoint_of_another_schema_is_refused(tmp_path):
 
 @pytest.mark.parametrize("value", [np.array([object()]), [1, 2], None])
 def test_a_method_may_only_remember_arrays_and_plain_values(tmp_path, value):
-    with pytest.raises(MethodError, match="'odd' of the method"):
+    with pytest.raises(MethodError, match="state 'odd' must be"):
         save_checkpoint(tmp_path, make(1, odd=value), identity="me")
     assert list(tmp_path.iterdir()) == []
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from airtune.engine.checks import check_plan, check_shares
+from airtune.engine.checks import check_plan, check_shares, checked_state
 from airtune.errors import MethodError
 from airtune.fleet import load_fleet
 from airtune.methods import build_method
@@ -76,3 +76,22 @@ def test_devices_on_links_of_their_own_hold_them_whole(plan_of, cell):
     cell["links"]["cell"]["kind"] = "dedicated"
     links = load_fleet(cell).links_at(0, 0, 0.0)
     assert check_shares(np.ones(2), plan_of(2).assignments, links).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (None, "a state must map names to arrays.*got None"),
+        ([1.0], r"got \[1\.0\]"),
+        ({"x": None}, "state 'x' must be an array of numbers or text.*got None"),
+        ({"x": np.array([{}])}, "state 'x' .*got an array of objects"),
+    ],
+)
+def test_a_state_that_cannot_be_saved_is_refused(state, said):
+    with pytest.raises(MethodError, match=said):
+        checked_state(state)
+
+
+def test_a_state_of_arrays_and_plain_values_is_let_through():
+    state = {"a": np.zeros(2), "b": np.float64(1.0), "c": 1, "d": "text", "e": True}
+    assert checked_state(state) is state

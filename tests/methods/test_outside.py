@@ -126,8 +126,12 @@ def test_nothing_is_measured_that_a_method_does_not_ask_for(written):
             "frozenset(); wants = {'pruning'}",
             "wants of .* must be a frozenset of sensi",
         ),
-        ("frozenset()", "frozenset(); may_cut = 'no'", "may_cut of .* must be a bool, got 'no'"),
-        ("frozenset()", "frozenset(); work = 'magnitude'", "work of .* must be a WorkSpec"),
+        (
+            "frozenset()",
+            "frozenset(); may_cut = 'no'",
+            "may_cut of .* must be of type bool, got 'no'",
+        ),
+        ("frozenset()", "frozenset(); work = 'magnitude'", "work of .* must be of type WorkSpec"),
     ],
 )
 def test_what_a_method_declares_is_checked(written, old, new, said):

@@ -28,6 +28,11 @@ def find_run(name: str, *, root: Path = Path("runs"), marks: tuple[str, ...] = _
         return found[-1]
     folder = Path(name)
     if not any((folder / entry).is_file() for entry in marks):
+        if (folder / "compare.json").is_file():
+            raise CheckpointError(
+                f"{folder} is a comparison, not a run: its runs are in {folder / 'runs'}, and airtune "
+                f"compare --resume {folder} goes on with all of them"
+            )
         raise CheckpointError(
             f"{folder} is no {_kind(marks)}: it holds no "
             f"{' or '.join(marks)}; airtune list runs shows what is there"

@@ -31,8 +31,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from airtune.engine.checks import checked_state
 from airtune.engine.devices import pack_devices, unpack_devices
-from airtune.errors import CheckpointError, MethodError
+from airtune.errors import CheckpointError
 from airtune.model.importance import Importance, Means
 from airtune.model.kept import Kept
 from airtune.model.mending import gram_tensors, grams_of
@@ -136,17 +137,21 @@ def load_checkpoint(folder: Path, *, identity: str, rounds: int | None = None) -
 
 
 def _encode(checkpoint: Checkpoint, identity: str) -> dict[str, bytes]:
-    state = checkpoint.state
+    state, remembered = checkpoint.state, checked_state(checkpoint.method)
     tensors = {
         f"{kind}/{name}": tensor.detach().cpu().contiguous()
         for kind, group in _groups(state).items()
         for name, tensor in group.items()
     }
-    arrays = {f"method/{k}": v for k, v in checkpoint.method.items() if isinstance(v, np.ndarray)}
+    arrays = {f"method/{k}": v for k, v in remembered.items() if isinstance(v, np.ndarray)}
     arrays |= _importance_arrays(state.importance) | _kept_arrays(state.kept)
     arrays |= {f"devices/{k}": v for k, v in pack_devices(state.devices).items()}
     arrays |= {f"engine/{k}": v for k, v in checkpoint.engine.items()}
-    plain = {k: _plain(k, v) for k, v in checkpoint.method.items() if not isinstance(v, np.ndarray)}
+    plain = {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in remembered.items()
+        if not isinstance(value, np.ndarray)
+    }
     files = {"tensors.safetensors": save_tensors(tensors), "arrays.npz": _pack(arrays)}
     document = {
         "schema": SCHEMA,
@@ -242,24 +247,7 @@ def _kept(arrays: Arrays) -> Kept | None:
     return Kept(groups, channels)
 
 
-def _plain(name: str, value: object) -> int | float | str | bool:
-    if isinstance(value, np.generic):
-        value = value.item()
-    if not isinstance(value, int | float | str | bool):
-        raise MethodError(
-            f"state {name!r} of the method must be an array, a number, text or a truth value to "
-            f"be saved, got {type(value).__name__}"
-        )
-    return value
-
-
 def _pack(arrays: Arrays) -> bytes:
-    for name, array in arrays.items():
-        if array.dtype.hasobject:
-            raise MethodError(
-                f"array {name.partition('/')[2]!r} of the method's state holds Python objects, "
-                "which cannot be saved; use a numeric or text dtype"
-            )
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()

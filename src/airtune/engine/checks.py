@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from airtune.errors import MethodError
-from airtune.plan import Assignments, Floats, LinkState, Method, Observation, RoundPlan
+from airtune.plan import Assignments, Floats, LinkState, Method, Observation, RoundPlan, State
 
 Divide = Callable[[LinkState, Floats], Floats]
 """(links in the coming slot, remaining bytes (n,)) -> shares (n,), for the devices of the plan."""
 
 SHARE_TOLERANCE = 1e-6
 """How far the shares of a link may exceed 1 by rounding."""
+
+
+def checked_state(state: State) -> State:
+    """Return a method's state as it is, if it can be saved.
+
+    Raises:
+        MethodError: if it is no mapping of names to arrays and plain values.
+    """
+    if not isinstance(state, Mapping):
+        raise MethodError(
+            "a state must map names to arrays, numbers, text and truth values, {} for none, got "
+            f"{state!r}"
+        )
+    for name, value in state.items():
+        has_objects = isinstance(value, np.ndarray) and value.dtype.hasobject
+        if has_objects or not isinstance(value, np.ndarray | np.generic | int | float | str):
+            raise MethodError(
+                f"state {name!r} must be an array of numbers or text, a number, text or a truth "
+                f"value, to be saved, got {'an array of objects' if has_objects else repr(value)}"
+            )
+    return state
 
 
 def check_plan(plan: RoundPlan, observation: Observation, method: Method) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from airtune.cost import widest
 from airtune.engine.base import Engine, Execution, refuse_malformed
 from airtune.engine.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from airtune.engine.checks import Divide, check_plan
+from airtune.engine.checks import Divide, check_plan, checked_state
 from airtune.errors import RecipeError, RunInterruptedError, TrainingError
 from airtune.loop.judging import Progress, Target, first_progress, is_due, judged
 from airtune.loop.laps import Laps
@@ -110,7 +110,7 @@ def begin(run: Run, state: GlobalState) -> Checkpoint:
         state: fresh adapters and head.
     """
     with blamed(run.method, "init"):
-        method = run.method.decider.init(run.known)
+        method = checked_state(run.method.decider.init(run.known))
     progress = first_progress(is_judged=run.settings.evaluate_every > 0)
     if run.settings.evaluate_every and not run.settings.judge_along:
         progress["initial"] = dict(run.engine.evaluate(state, "validation")) or None
@@ -235,7 +235,7 @@ def _is_over(run: Run, now: Checkpoint) -> bool:
 
 def _execute(run: Run, now: Checkpoint, laps: Laps) -> Round:
     """Observe, plan, execute, aggregate and learn."""
-    observation = run.engine.observe(now.rounds, now.time_s)
+    decider, observation = run.method.decider, run.engine.observe(now.rounds, now.time_s)
     plan, method, left_out = _plan(run, now, observation)
     laps.lap("plan_s")
     if plan is None:
@@ -251,7 +251,7 @@ def _execute(run: Run, now: Checkpoint, laps: Laps) -> Round:
     execution = _with_agreement(run, execution)
     state = _aggregate(run, plan, now.state, execution)
     with blamed(run.method, "learn"):
-        method = run.method.decider.learn(run.known, method, execution.results)
+        method = checked_state(decider.learn(run.known, method, execution.results))
     done = execution.plan or plan
     laps.lap("aggregation_s")
     left_out |= plan.not_asked

@@ -133,7 +133,7 @@ def _check_words(name: str, key: str, value: object, known: tuple[str, ...]) -> 
 def _declared(name: str, made: object, key: str, kind: type) -> object:
     value: object = getattr(made, key)
     if not isinstance(value, kind):
-        raise MethodError(f"{key} of {name} must be a {kind.__name__}, got {value!r}")
+        raise MethodError(f"{key} of {name} must be of type {kind.__name__}, got {value!r}")
     return value
 
 

@@ -34,7 +34,7 @@ def blamed(method: Method, part: Part) -> Iterator[None]:
         raise MethodError(f"{_where(method, part, error)}: {error}") from error
     except AirtuneError:
         raise
-    except Exception as error:  # a stranger's method can raise anything
+    except (Exception, SystemExit) as error:  # a stranger's method can raise anything
         if is_built_in(method):
             raise
         where = _where(method, part, error)
@@ -52,7 +52,7 @@ def line_of(trace: TracebackType | None, file: str) -> int | None:
     return lines[-1] if lines else None
 
 
-def _where(method: Method, part: Part, error: Exception) -> str:
+def _where(method: Method, part: Part, error: BaseException) -> str:
     """Return `mine.py:12 (Mine.plan)`: the line that raised, or where the part begins."""
     kind = type(method.decider)
     code = getattr(getattr(kind, part, None), "__code__", None)

@@ -8,6 +8,7 @@ import numpy as np
 
 from airtune.cost import least_j
 from airtune.engine.base import with_work
+from airtune.engine.checks import checked_state
 from airtune.engine.limits import refuse_energy
 from airtune.errors import RecipeError
 from airtune.model.base import BaseModel
@@ -42,7 +43,8 @@ def check_state(problem: Problem, method: Method) -> None:
         MethodError: if a plug-in fails.
     """
     with blamed(method, "init"):
-        method.decider.init(mask_problem(with_work(problem, method.work), method.decider.needs))
+        known = mask_problem(with_work(problem, method.work), method.decider.needs)
+        checked_state(method.decider.init(known))
 
 
 def check_mend(recipe: Recipe, base: BaseModel, method: Method) -> None:
