@@ -5,8 +5,8 @@ import pytest
 
 from airtune.data import DataSpec
 from airtune.data.arrays import read_arrays
+from airtune.data.image_files import fitted_pixels
 from airtune.data.intake import take_in
-from airtune.data.pixels import fitted_pixels
 from airtune.data.read import read_rows
 from airtune.errors import DataError
 from airtune.model.frame import ImageFormat

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from airtune.data import DataSpec, load_federated_images
-from airtune.data.pixels import fit, fitted_pixels
+from airtune.data.image_files import fit, fitted_pixels
 from airtune.data.read import read_rows
 from airtune.data.shapes import FIGURES, OTHER_FIGURES, draw
 from airtune.data.table import table_from_rows

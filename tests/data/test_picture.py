@@ -5,8 +5,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from airtune.data import DataSpec, load_federated_images
+from airtune.data.image_files import fitted_pixels
 from airtune.data.picture import decode_picture
-from airtune.data.pixels import fitted_pixels
 from airtune.data.read import read_rows
 from airtune.errors import DataError
 from airtune.model.frame import ImageFormat

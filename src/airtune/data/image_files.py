@@ -1,103 +1,115 @@
-"""Finding labelled images: folders of classes, CIFAR's binary files, npz and npy files.
-
-What they hold is decoded later (`airtune.data.pixels`), so that pictures that a limit leaves out are
-not.
-"""
+"""From what a column of images holds to the pixels that a model reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import base64
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from airtune.data.arrays import SUFFIXES as ARRAYS
-from airtune.data.arrays import read_arrays
-from airtune.data.class_folders import read_class_folders
-from airtune.data.folder import TESTS, TRAIN, is_index, split_of, tests_among, visible_files
-from airtune.data.picture import PICTURES
-from airtune.data.table import Table, join_tables, table_from_rows
+from airtune.data.arrays import CHANNELS, Array, channels_last
+from airtune.data.picture import Pixels
+from airtune.data.picture import decode_picture as _decode
+from airtune.data.table import Table
 from airtune.errors import DataError
+from airtune.model.frame import ImageFormat
 
-_CIFAR: Mapping[int, int] = {1 + 3072: 1, 2 + 3072: 2}
-"""Bytes of a record -> label bytes before the pixels; the last of them is the class."""
-
-
-def holds_pictures(path: Path) -> bool:
-    """Say whether a file or folder is one of those that `read_pictures` reads."""
-    return any(_kinds(path))
+_CHANNELS = ((), *((count,) for count in CHANNELS))
+"""What may stand behind height and width."""
 
 
-def read_pictures(
-    path: Path, columns: Mapping[str, str], test_split: str | None
-) -> tuple[Table, Iterator[Table]]:
-    """Return the images of a file or folder with their labels, and what can be the test, best first.
+def fitted_pixels(table: Table, column: str, frame: ImageFormat) -> Pixels:
+    """Return a column of images as the model reads them, shape (rows, channels, size, size).
 
-    Args:
-        path: a folder of classes, perhaps below folders of splits; a npz file, or a folder of npz or
-            npy files; one of CIFAR's binary files, or a folder of them.
-        columns: which arrays are `image` and `label`.
-        test_split: "test" or "validation"; None = either.
+    A value is an array of pixels, also as lists of lists, an encoded picture, in base64 where it is text, or the path of one,
+    which begins at the folder of the file that says it.
 
     Raises:
-        DataError: if anything is missing or malformed; the file is named.
+        DataError: if one is no image; file and row are named.
+        MissingExtraError: if pictures have to be decoded and Pillow is not installed.
     """
-    pictures, packed, binary = _kinds(path)
-    if pictures:
-        return read_class_folders(path, "image", PICTURES, Path.absolute, test_split)
-    if packed:
-        return read_arrays(packed, columns, test_split, source=path)
-    return _read_cifar(path, binary, test_split)
-
-
-def _kinds(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Return the pictures in sub-folders, the files of arrays, and those like CIFAR's.
-
-    Pictures beside a table `metadata` are what that says.
-    """
-    is_folder = path.is_dir()
-    files = [*visible_files(path)] if is_folder else [path]
-
-    def of(suffixes: Sequence[str]) -> list[Path]:
-        return [file for file in files if file.suffix.lower() in suffixes]
-
-    is_told = any(map(is_index, files)) or not is_folder
-    pictures = [file for file in of(PICTURES) if not is_told and file.parent != path]
-    return pictures, of(ARRAYS), of((".bin",))
-
-
-def _read_cifar(
-    root: Path, files: Sequence[Path], test_split: str | None
-) -> tuple[Table, Iterator[Table]]:
-    """Read the binary version of CIFAR-10 or CIFAR-100, whose names say which part they are of."""
-    parts: dict[str, list[Path]] = {split: [] for split in (TRAIN, *TESTS)}
-    for path in files:
-        parts[(path != root and split_of(Path(path.name))) or TRAIN].append(path)
-    if not parts[TRAIN]:
-        raise DataError(f"{root} holds no training file; data_batch_1.bin or train.bin")
-    train, *tests = (
-        [_cifar(path) for path in parts[split]]
-        for split in (TRAIN, *tests_among([s for s in parts if parts[s]], test_split, root))
-    )
-    return join_tables(train, source=str(root)), (
-        join_tables(test, source=str(root)) for test in tests
+    return np.stack(
+        [fit(_pixels(value, table, row), frame) for row, value in enumerate(table.column(column))]
     )
 
 
-def _cifar(path: Path) -> Table:
-    """Read a binary file: label bytes, then 3 x 32 x 32 values."""
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    # a size may be a multiple of both records; the folder's CIFAR-100 files say train and test
-    order = (3074, 3073) if path.stem in ("train", "test") else (3073, 3074)
-    size = next((size for size in order if data.size and data.size % size == 0), None)
-    if size is None:
+def _pixels(value: object, table: Table, row: int) -> Pixels:
+    if isinstance(value, np.ndarray):
+        return value
+    where = table.place(row)
+    if isinstance(value, Mapping):  # as `datasets` holds pictures
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and "://" in value:
         raise DataError(
-            f"{path} is {data.size} bytes, no whole number of CIFAR records of 3073 or 3074 bytes"
+            f"{where}: pictures are not fetched from {value:.80}; store them, and name their files"
         )
-    rows = data.reshape(-1, size)
-    images = rows[:, _CIFAR[size] :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    labels = rows[:, _CIFAR[size] - 1].tolist()
-    return table_from_rows(
-        [{"image": image, "label": label} for image, label in zip(images, labels, strict=True)],
-        source=str(path),
+    if isinstance(value, str):
+        value = _from_base64(value) or Path(value.strip())
+    if isinstance(value, Path):
+        path = Path(where).parent / value
+        return _decode(_bytes_of(path, where), str(path))
+    if isinstance(value, bytes):
+        return _decode(value, where)
+    if isinstance(value, list):
+        return _from_lists(value, where)
+    raise DataError(
+        f"{where}: an image must be an encoded picture or the path of one, got {type(value).__name__}"
     )
+
+
+def _from_lists(value: list[object], where: str) -> Pixels:
+    try:
+        found = np.asarray(value)
+    except ValueError:  # rows of unlike lengths
+        found = np.empty(0)
+    is_whole = found.dtype.kind in "iu" and found.size and found.min() >= 0 and found.max() <= 255
+    image: Array = channels_last(found[None])[0]
+    if not is_whole or image.ndim not in (2, 3) or image.shape[2:] not in _CHANNELS:
+        raise DataError(
+            f"{where}: an image in lists must be lists of whole numbers from 0 to 255, height by width, "
+            "with 1, 3 or 4 channels last or first"
+        )
+    return image.astype(np.uint8)
+
+
+def _from_base64(text: str) -> bytes | None:
+    """Return what base64 says, after `data:image/png;base64,` or not; None where text is none."""
+    said = text.rpartition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(said, validate=True)
+    except ValueError:  # a path has a full stop, which base64 has not
+        return None
+
+
+def _bytes_of(path: Path, where: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:  # a link to a file that is gone, for instance
+        raise DataError(
+            f"{path!s:.200} cannot be read: {error.strerror}; mend or remove it ({where})"
+        ) from error
+
+
+def fit(image: Pixels, frame: ImageFormat) -> Pixels:
+    """Return an image (height, width[, channels]) as (channels, size, size).
+
+    Colours are averaged to grey, or grey is repeated, where the model's channels differ; other sizes
+    are resampled with antialiasing, height and width each by itself.
+    """
+    coloured = image[:, :, None] if image.ndim == 2 else image[:, :, :3]
+    if coloured.shape[2] != frame.channels:
+        grey = coloured.mean(2, keepdims=True)
+        coloured = np.repeat(grey.round().astype(np.uint8), frame.channels, axis=2)
+    pixels = np.ascontiguousarray(coloured.transpose(2, 0, 1))
+    if pixels.shape[1:] == (frame.size, frame.size):
+        return pixels
+    resized = torch.nn.functional.interpolate(
+        torch.from_numpy(pixels).float()[None],
+        size=(frame.size, frame.size),
+        mode="bilinear",
+        antialias=True,
+        align_corners=False,
+    )
+    return np.asarray(resized[0].round().clamp(0, 255).byte().numpy())

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from airtune.data.federated import DeviceData, FederatedData, dealt_counts
+from airtune.data.image_files import fitted_pixels
 from airtune.data.intake import Intake, take_in
 from airtune.data.labels import class_ids
 from airtune.data.ledger import DataLedger, RowCounts
 from airtune.data.partition import partition
-from airtune.data.pixels import fitted_pixels
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table
 from airtune.errors import DataError

@@ -12,7 +12,7 @@ from airtune.data.files import kind_of, read_file
 from airtune.data.folder import read_folder, read_test_folder, subset_of
 from airtune.data.generated import TEST_ROWS, TRAIN_ROWS, generate
 from airtune.data.hub import is_saved, read_hub, read_saved
-from airtune.data.image_files import holds_pictures, read_pictures
+from airtune.data.image_sources import holds_pictures, read_pictures
 from airtune.data.spec import DataSpec
 from airtune.data.table import Table
 from airtune.errors import DataError

@@ -10,7 +10,7 @@ from typing import Any
 from airtune.data.columns import propose_columns, resolve_columns, usual_roles
 from airtune.data.embedded import SHAPES
 from airtune.data.folder import proposed_encoding
-from airtune.data.image_files import holds_pictures
+from airtune.data.image_sources import holds_pictures
 from airtune.data.picture import PICTURES
 from airtune.data.read import read_rows
 from airtune.data.spec import DataSpec, Task
