@@ -1,13 +1,14 @@
 """Sweeps: any key, one study, resumable and extendable; what fails ends alone."""
 
 import csv
+import json
 
 import pytest
 from tests.compare.conftest import recipe
 
-from airtune.compare import resume_comparison, sweep_recipe, swept
+from airtune.compare import compare_methods, resume_comparison, sweep_recipe, swept
 from airtune.compare.jobs import JobProcesses
-from airtune.errors import DataError, RecipeError, TrainingError
+from airtune.errors import CheckpointError, DataError, RecipeError, TrainingError
 from airtune.records import read_run
 
 
@@ -97,3 +98,22 @@ def test_a_finished_sweep_is_read_back(tmp_path):
     done = sweep_recipe(asked, ["seed=0,1"], folder=tmp_path / "s")
     assert read_run(tmp_path / "s" / "runs" / "fedavg-lora-s1").header["seed"] == 1
     assert done.is_whole
+
+
+def test_a_study_goes_on_from_another_folder_and_loses_no_run_that_had_rounds(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"{k} + 1 =", "completion": str(k + 1)} for k in range(60)]
+    (tmp_path / "logs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "mine.py").write_text("from airtune.methods.whole_equal import WholeEqual as Mine")
+    asked = recipe(f"output={tmp_path}", "data.source=logs.jsonl")
+    done = compare_methods(asked, methods=["fedavg-lora", "./mine.py:Mine"], folder=tmp_path / "s")
+    monkeypatch.chdir("/")
+    more = resume_comparison(done.folder, seeds=[1], rounds=2)
+    assert ([run.rounds for run in more.runs], more.left_out) == ([2] * 4, ())
+    damaged = done.folder / "runs" / "Mine-s1"
+    (damaged / "rounds.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"rounds\.jsonl cannot be read"):
+        resume_comparison(done.folder)
+    assert (damaged / "checkpoint").is_dir()

@@ -14,6 +14,7 @@ from airtune.errors import RecipeError
 from airtune.methods import list_methods
 from airtune.methods.plugins import is_path
 from airtune.recipe import Recipe, check_recipe, override, parse_yaml
+from airtune.run.folders import places_of
 
 _PLAIN_BASELINE = "fedavg-lora"
 _OF_THE_STUDY = frozenset({"output", "name", "compare"})
@@ -45,6 +46,21 @@ class Entry:
         changes = [f"{key}={json.dumps(value)}" for key, value in self.values.items()]
         values = override({**recipe.plain(), "seed": seed}, changes)
         return check_recipe(values, name=self.label)
+
+    def placed(self, recipe: Recipe) -> Entry:
+        """Return it with the full path of every file that its values name here."""
+        try:
+            places = places_of(self.recipe(recipe, recipe.seed))
+        except RecipeError:  # the matter of its own run
+            return self
+        values = dict(self.values)
+        for key, place in places.items():
+            section, _, last = key.partition(".")
+            if key in values:
+                values[key] = place
+            elif isinstance(values.get(section), Mapping) and last in values[section]:
+                values[section] = {**values[section], last: place}
+        return Entry(self.label, values)
 
 
 def rows_of(recipe: Recipe, methods: Sequence[CompareRow]) -> list[CompareRow]:

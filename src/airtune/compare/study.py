@@ -28,6 +28,7 @@ from airtune.recipe import Recipe, check_recipe
 from airtune.records import held, write_atomically
 from airtune.report import Study, Summary, load_study, summarise, write_report
 from airtune.run import Assets, RunResult, Watch, load_assets, new_folder
+from airtune.run.folders import resolved
 
 COMPARE_FILE = "compare.json"
 _SCHEMA = 2
@@ -82,6 +83,12 @@ class _Plan:
     baseline: str
     verb: str = "compare"
     protocol: Protocol | None = None
+
+    def placed(self) -> _Plan:
+        """Return it with full paths, so that it can be gone on with from any folder."""
+        recipe = resolved(self.recipe)
+        entries = tuple(entry.placed(recipe) for entry in self.entries)
+        return replace(self, recipe=recipe, entries=entries)
 
     def document(self) -> dict[str, Any]:
         """Return it in plain values."""
@@ -211,7 +218,7 @@ def resume_comparison(
     new = [entry for entry in more if entry.label not in present]
     longer = replace(
         plan, entries=(*plan.entries, *new), seeds=tuple(dict.fromkeys([*plan.seeds, *own, *seeds]))
-    )
+    ).placed()
     with held(folder):
         write_atomically(folder / COMPARE_FILE, json.dumps(longer.document(), indent=1))
         return _run_all(longer, folder, jobs, watch or CompareWatch())
@@ -256,6 +263,7 @@ def _start(
             f"the folder {taken} is already there; choose another name, or continue with "
             f"airtune {plan.verb} --resume {taken}"
         )
+    plan = plan.placed()
     write_atomically(taken / COMPARE_FILE, json.dumps(plan.document(), indent=1))
     with held(taken):
         return _run_all(plan, taken, jobs, watch or CompareWatch())
@@ -386,7 +394,7 @@ def _left_out(cell: _Cell, error: AirtuneError) -> LeftOut:
 
 
 def _drop_empty(folder: Path) -> None:
-    """Remove a run that was begun and never had a round."""
-    rounds = folder / "rounds.jsonl"
-    if folder.is_dir() and not (rounds.exists() and rounds.stat().st_size):
+    """Remove a run that was begun and never had a round; one that had, and lost its file, stays."""
+    is_empty = not (rounds := folder / "rounds.jsonl").exists() or not rounds.stat().st_size
+    if folder.is_dir() and is_empty and not (folder / "checkpoint").exists():
         shutil.rmtree(folder)
