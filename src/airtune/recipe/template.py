@@ -35,7 +35,7 @@ data:
   source: {data}
   task: {task}           # causal-lm (loss on the completion only), classification, image-classification
   {columns}
-  # test: null           # file with test data; default: test_share of the source
+  # test: null           # file or folder; default: what the source names test, else test_share of it
   # test_share: 0.1
   # limit: null          # most training rows; test_limit likewise
   # test_limit: null
