@@ -7,7 +7,7 @@ from tests.run.conftest import recipe, rounds_of
 
 from airtune.errors import CheckpointError, RecipeError, RunExistsError, RunInterruptedError
 from airtune.records import held, read_run
-from airtune.run import export_run, new_folder, resume_run, run_recipe
+from airtune.run import export_run, load_assets, new_folder, resume_run, run_recipe
 from airtune.run.folders import claimed, places_of, resolved
 
 
@@ -59,11 +59,9 @@ def test_a_run_goes_on_from_another_folder_and_says_what_was_typed(tmp_path, mon
     rows = [{"prompt": f"{k} + 1 =", "completion": str(k + 1)} for k in range(60)]
     (tmp_path / "logs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     monkeypatch.chdir(tmp_path)
-    done = run_recipe(
-        recipe("data.source=logs.jsonl", "method.name=fedavg-lora", "train.rounds=1"),
-        folder=tmp_path / "run",
-        reports=False,
-    )
+    asked = recipe("data.source=logs.jsonl", "method.name=fedavg-lora", "train.rounds=1")
+    loaded = load_assets(asked)  # by somebody who goes on to run it
+    done = run_recipe(asked, folder=tmp_path / "run", assets=loaded, reports=False)
     header = read_run(done.folder).header
     assert header["data"]["source"] == "logs.jsonl"
     assert header["places"] == {"data.source": f"{tmp_path}/logs.jsonl"}

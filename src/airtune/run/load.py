@@ -27,6 +27,7 @@ from airtune.model.images import load_image_base
 from airtune.model.part import load_part
 from airtune.model.source import Tokenizer, load_config, load_tokenizer
 from airtune.recipe import EMBEDDED, Recipe, fleet_of
+from airtune.run.folders import resolved
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Assets:
 
 
 def load_assets(recipe: Recipe) -> Assets:
-    """Load model, data and fleet of a recipe.
+    """Load model, data and fleet of a recipe, which are known by their full paths.
 
     Raises:
         DataError: if the data are missing, malformed or too few.
@@ -47,6 +48,7 @@ def load_assets(recipe: Recipe) -> Assets:
         FleetError: if the fleet is wrong.
         RecipeError: if texts may be longer than the model reads.
     """
+    recipe = resolved(recipe)
     fleet = fleet_of(recipe)
     source, revision, count = model_source(recipe), recipe.model.revision, len(fleet)
     known = load_class_names(source, revision=revision)
