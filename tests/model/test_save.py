@@ -296,3 +296,13 @@ def test_a_generation_config_is_exported_as_the_base_has_it(make_base, workload_
 def test_nothing_to_save_is_said(make_base, tmp_path):
     with pytest.raises(ModelError, match="there are no adapters to save"):
         save_adapter(tmp_path / "a", make_base("llama"), {}, scale=SCALE)
+
+
+def test_what_another_process_wrote_meanwhile_is_not_replaced_unasked(tmp_path):
+    folder = tmp_path / "out"
+    with (
+        pytest.raises(RunExistsError, match=r"out is already there.*--force"),
+        whole_folder(folder, overwrite=False),
+    ):
+        folder.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out"]

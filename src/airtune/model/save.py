@@ -351,11 +351,7 @@ def whole_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         RunExistsError: if it is there and must not be replaced.
         StorageError: if it cannot be written.
     """
-    if folder.exists() and not overwrite:
-        raise RunExistsError(
-            f"{folder} is already there; choose another folder, or replace it: --force, or "
-            "overwrite=True from Python"
-        )
+    _check_free(folder, overwrite=overwrite)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
@@ -364,6 +360,7 @@ def whole_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
             made = Path(holder, "new")
             made.mkdir()
             yield made
+            _check_free(folder, overwrite=overwrite)  # another process may have been sooner
             _swap(made, folder, aside=Path(holder, "old"))
     except AirtuneError:
         raise
@@ -373,6 +370,14 @@ def whole_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         raise StorageError(
             f"cannot write {folder}: {reason}; free space or choose another folder"
         ) from error
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    if folder.exists() and not overwrite:
+        raise RunExistsError(
+            f"{folder} is already there; choose another folder, or replace it: --force, or "
+            "overwrite=True from Python"
+        )
 
 
 def _swap(made: Path, folder: Path, *, aside: Path) -> None:
