@@ -34,7 +34,8 @@ def moments(seed=0, size=1.0):
 
     def part(width):
         factor = size * torch.randn(2, width, width, generator=draw)
-        return as_sent(Covariances(factor, torch.rand(2, width, generator=draw)))
+        ones = torch.ones(2, width, 1)
+        return as_sent(Covariances(factor, ones, torch.rand(2, width, generator=draw)))
 
     means = Means(*(torch.randn(2, width, generator=draw).double().numpy() for width in (9, 14)))
     return Grams(part(9), part(14), means)
@@ -53,7 +54,10 @@ def test_what_was_sent_comes_out_bit_for_bit(seed, size):
 
 def test_a_number_takes_four_bits_and_the_most_is_known():
     wide = replace(SHAPE, heads=96, head_dim=4, ffn=512)
-    parts = [Covariances(torch.ones(2, 128, n), torch.ones(2, n)) for n in (384, 512)]
+    parts = [
+        Covariances(torch.ones(2, n, n).to(torch.int8), torch.ones(2, n, 1), torch.ones(2, n))
+        for n in (384, 512)
+    ]
     means = Means(np.ones((2, 384)), np.ones((2, 512)))
     size = len(pack_grams(Grams(*parts, means)))
     assert size == pytest.approx(gram_bytes(wide), rel=0.1)

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from airtune.plan import ModelShape, Workload
 
-GRAM_RANK = 128
-"""Directions a matrix, in either direction: of 32, 64, 128 and all 1536 of SmolLM2-135M-Instruct's
-channels, the first that mends as well as all (docs/models.md)."""
+GRAM_RANK = 512
+"""Directions a matrix, at most, up and down: more gain little for their bytes (docs/models.md)."""
 _LEVEL, _SINGLE = 0.5, 4
 """Bytes of a direction's number, and of any other."""
 _PASSES = 3

@@ -16,7 +16,7 @@ import torch
 from airtune.cost import GRAM_RANK
 from airtune.engine.message import Tensors, pack_tensors, unpack_tensors
 from airtune.errors import CodecError
-from airtune.model.covariance import Covariances, levels_of
+from airtune.model.covariance import Covariances
 from airtune.model.importance import Means
 from airtune.model.mending import Grams
 from airtune.plan import ModelShape
@@ -86,10 +86,9 @@ def pack_grams(grams: Grams) -> bytes:
     tensors: dict[str, torch.Tensor] = {}
     for layer in ("attention", "ffn"):
         part: Covariances = getattr(grams, layer)
-        levels, step = levels_of(part)
         tensors |= {
-            f"{layer}/levels": _halves(levels),
-            f"{layer}/step": step[..., 0],
+            f"{layer}/levels": _halves(part.levels),
+            f"{layer}/step": part.step[..., 0],
             f"{layer}/variance": part.variance,
             f"{layer}/mean": torch.from_numpy(np.ascontiguousarray(getattr(grams.means, layer))),
         }
@@ -144,7 +143,7 @@ def _read(layer: str, tensors: Tensors, width: int) -> Covariances:
     good = [bool(((part >= 0) & (part <= _MOST)).all()) for part in (step, variance, mean.square())]
     if not all(good):
         raise CodecError(f"second moments of {layer} are not finite or too large; they are refused")
-    return Covariances(_whole(tensors[f"{layer}/levels"], width) * step[..., None], variance)
+    return Covariances(_whole(tensors[f"{layer}/levels"], width), step[..., None], variance)
 
 
 def _halves(levels: torch.Tensor) -> torch.Tensor:
@@ -158,4 +157,4 @@ def _halves(levels: torch.Tensor) -> torch.Tensor:
 def _whole(halves: torch.Tensor, width: int) -> torch.Tensor:
     """Return the levels that `_halves` was given, so many along the last axis."""
     both = torch.stack([halves & 15, halves >> 4], -1).flatten(-2)[..., :width]
-    return both.float() - _MIDDLE
+    return both.to(torch.int8) - _MIDDLE

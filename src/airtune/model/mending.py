@@ -57,7 +57,8 @@ def gram_tensors(grams: Grams) -> dict[str, torch.Tensor]:
         f"{index}/{name}": tensor
         for index in _PLACES
         for name, tensor in (
-            ("factor", getattr(grams, index).factor),
+            ("levels", getattr(grams, index).levels),
+            ("step", getattr(grams, index).step),
             ("variance", getattr(grams, index).variance),
             ("mean", torch.from_numpy(getattr(grams.means, index))),
         )
@@ -73,7 +74,8 @@ def grams_of(tensors: Mapping[str, torch.Tensor]) -> Grams | None:
     if not tensors:
         return None
     attention, ffn = (
-        Covariances(tensors[f"{index}/factor"], tensors[f"{index}/variance"]) for index in _PLACES
+        Covariances(*(tensors[f"{index}/{name}"] for name in ("levels", "step", "variance")))
+        for index in _PLACES
     )
     return Grams(attention, ffn, Means(*(tensors[f"{index}/mean"].numpy() for index in _PLACES)))
 
