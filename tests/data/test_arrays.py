@@ -1,4 +1,5 @@
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -174,3 +175,46 @@ def test_arrays_are_never_unpickled(tmp_path):
     for name in ("a.npz", "b.npz"):
         with pytest.raises(DataError, match="plain arrays"):
             read_arrays([tmp_path / name], {}, None, source=tmp_path)
+
+
+def test_an_archive_unpacks_up_to_a_limit_unless_it_is_stored_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("airtune.data.arrays.MOST_UNPACKED", 1000)
+    held = {"images": LEVELS, "labels": CLASSES}
+    np.savez(tmp_path / "a.npz", **held)
+    np.savez_compressed(tmp_path / "b.npz", **held)
+    assert len(read_arrays([tmp_path / "a.npz"], {}, None, source=tmp_path)[0]) == 6
+    with pytest.raises(DataError, match=r"unpacks to \d+ bytes, at most 1000 .*numpy\.savez"):
+        read_arrays([tmp_path / "b.npz"], {}, None, source=tmp_path)
+
+
+def test_other_files_in_an_archive_are_no_arrays(tmp_path):
+    np.savez(tmp_path / "a.npz", images=LEVELS, labels=CLASSES)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("readme.txt", "six images")
+    assert len(read_arrays([tmp_path / "a.npz"], {}, None, source=tmp_path)[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [(6, 1), (8, 77), (None, 255)],
+    ids=["encrypted", "packed in an unknown way", "damaged"],
+)
+def test_an_archive_that_cannot_be_unpacked_is_refused(tmp_path, at, value):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, images=LEVELS, labels=CLASSES)
+    data = bytearray(path.read_bytes())
+    if at is None:
+        data[200:300] = bytes([value]) * 100
+    else:  # in the member's own head, and in the directory at the end, two bytes further
+        data[data.find(b"PK\x03\x04") + at] = data[data.find(b"PK\x01\x02") + at + 2] = value
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.npz is not a valid npz file of plain arrays"):
+        read_arrays([path], {}, None, source=path)
+
+
+def test_an_array_that_claims_more_than_its_file_holds_is_refused(tmp_path):
+    with (tmp_path / "images.npy").open("wb") as file:
+        shape = {"descr": "|u1", "fortran_order": False, "shape": (2**40, 28, 28)}
+        np.lib.format.write_array_header_1_0(file, shape)
+    with pytest.raises(DataError, match=r"images\.npy is not a valid npy file of plain arrays"):
+        read_arrays([tmp_path / "images.npy"], {}, None, source=tmp_path)

@@ -2,7 +2,9 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import lzma
+import os
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,6 +19,15 @@ from airtune.data.decode import encoding_of
 from airtune.data.files import read_file
 from airtune.data.tabular import read_separated
 from airtune.errors import DataError
+
+
+def zstd(data):
+    """Return data packed by Zstandard."""
+    packed = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(packed, "zstd") as stream:
+        stream.write(data)
+    return packed.getvalue().to_pybytes()
+
 
 ROWS = [{"question": "one, two?", "answer": "é"}, {"question": "line\nfeed", "answer": '"x"'}]
 
@@ -174,14 +185,11 @@ def test_plain_text_is_a_line_or_a_paragraph_each(write):
 
 def test_packed_files_are_unpacked(tmp_path):
     row = b'{"a": 1}\n'
-    zst = pyarrow.BufferOutputStream()
-    with pyarrow.CompressedOutputStream(zst, "zstd") as stream:
-        stream.write(row)
     held = {
         "gz": gzip.compress(row),
         "bz2": bz2.compress(row),
         "xz": lzma.compress(row),
-        "zst": zst.getvalue().to_pybytes(),
+        "zst": zstd(row),
     }
     for kind, data in held.items():
         path = tmp_path / f"a.jsonl.{kind}"
@@ -260,3 +268,50 @@ def test_decimal_numbers_of_databases_are_plain_numbers(tmp_path):
         pyarrow.table({"label": values, "part": parts}), tmp_path / "a.parquet"
     )
     assert read_file(tmp_path / "a.parquet").columns == {"label": [1, 0, None], "part": [0.5] * 3}
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, zstd])
+def test_a_packed_file_is_unpacked_up_to_a_limit(tmp_path, monkeypatch, pack):
+    monkeypatch.setattr("airtune.data.decode.MOST_UNPACKED", 10_000)
+    row = b'{"a": 1}\n'
+    (tmp_path / "a.jsonl").write_bytes(pack(row * 1000))
+    assert len(read_file(tmp_path / "a.jsonl")) == 1000
+    (tmp_path / "a.jsonl").write_bytes(pack(row * 2000))
+    with pytest.raises(DataError, match="it unpacks to more than 10000 bytes; unpack it"):
+        read_file(tmp_path / "a.jsonl")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match=r"a\.jsonl cannot be read: it is no regular file"):
+        read_file(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("signs", ["[]", ["{'a':", "}"]])
+def test_values_that_are_nested_too_deeply_are_refused_with_their_row(write, signs):
+    opened, closed = (sign.replace("'", '"') for sign in signs)
+    text = "".join(f'{{"a": {opened * n}1{closed * n}}}\n' for n in (64, 65))
+    with pytest.raises(DataError, match=r"'a' must hold at most 64 lists .*: \S*a\.jsonl:2 has"):
+        read_file(write("a.jsonl", text))
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"info": [1]}, {"info": {"features": [1]}}, {"info": None}, [1],
+        {"info": {"features": {"label": {"names": [1, 2]}}}},
+    ],
+)  # fmt: skip
+def test_strange_metadata_of_a_hub_file_name_no_classes(tmp_path, said):
+    rows = pyarrow.table({"label": [0, 1]})
+    rows = rows.replace_schema_metadata({b"huggingface": json.dumps(said).encode()})
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
+    assert read_file(tmp_path / "a.parquet").columns == {"label": [0, 1]}
+
+
+def test_text_in_parquet_that_is_no_utf8_is_refused(tmp_path):
+    held = pyarrow.array([b"\xff\xfe"], pyarrow.binary())
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 1, held.buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": text}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet is not a valid parquet file: .*utf-8"):
+        read_file(tmp_path / "a.parquet")

@@ -153,3 +153,20 @@ def test_a_link_to_a_folder_that_it_lies_in_is_not_followed(tmp_path):
     (inner / "a.jsonl").write_text("{}")
     (inner / "up").symlink_to(tmp_path)
     assert [path.name for path in visible_files(tmp_path)] == ["a.jsonl"]
+
+
+def test_a_folder_is_walked_once_however_many_links_lead_to_it(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.jsonl").write_text("{}")
+        for number in range(20):
+            (tmp_path / name / f"to-{number}").symlink_to(tmp_path / other)
+    assert visible_files(tmp_path) == [tmp_path / "a" / "a.jsonl", tmp_path / "b" / "b.jsonl"]
+
+
+def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.jsonl").write_text("{}")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(tmp_path / "elsewhere")
+    assert visible_files(tmp_path / "data") == [tmp_path / "data" / "train" / "a.jsonl"]

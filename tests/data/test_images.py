@@ -276,3 +276,30 @@ def test_pictures_in_base64_are_read_and_a_long_path_is_shortened(before):
     with pytest.raises(DataError, match=r"cannot be read.*a\.jsonl:2") as caught:
         fitted_pixels(rows, "image", FRAME)
     assert len(str(caught.value)) < 350
+
+
+@pytest.mark.parametrize("start", ["..", "/"])
+def test_files_of_a_folder_name_only_pictures_in_it(classes, start):
+    (classes / "own").mkdir()
+    (classes / "own" / "a.png").write_bytes(picture(70))
+    outside = classes / "train" / "dark" / "0.png"
+    name = outside if start == "/" else outside.relative_to(classes)
+    rows = f"a.png,a\n../own/a.png,b\n{name if start == '/' else f'../{name}'},b\n"
+    (classes / "own" / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    settings = {"test": str(classes / "own"), "held_out": 0.0}
+    with pytest.raises(
+        DataError, match=r"metadata\.csv:4 names a picture outside \S+own, .*0\.png"
+    ):
+        load_federated_images(
+            spec(source=str(classes / "own"), **settings), frame=FRAME, devices=1, seed=0
+        )
+    named = spec(
+        source=str(classes / "own" / "metadata.csv"), **settings | {"test": None}, test_share=0.4
+    )
+    assert load_federated_images(named, frame=FRAME, devices=1, seed=0).counts["rows"] == 2
+
+
+def test_a_picture_that_is_no_file_is_not_waited_for():
+    table = table_from_rows([{"image": "/dev/zero"}], source="a.jsonl")
+    with pytest.raises(DataError, match=r"/dev/zero cannot be read: it is no regular file"):
+        fitted_pixels(table, "image", FRAME)

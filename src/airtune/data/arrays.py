@@ -5,8 +5,10 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
+import lzma
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -14,9 +16,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from airtune.data.decode import MOST_UNPACKED
 from airtune.data.folder import TESTS, TRAIN, apart, split_of, tests_among
 from airtune.data.picture import Pixels
-from airtune.data.table import Table, table_from_rows
+from airtune.data.table import Table, table_from_columns
 from airtune.errors import DataError
 
 Array: TypeAlias = NDArray[np.generic]
@@ -28,6 +31,13 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
     "label": ("labels", "label", "y"),
 }
 """Names that decide where several arrays have the shape."""
+_BLOCK = 256
+"""Rows that are looked at together; most arrays show in the first that they are not one-hot."""
+_UNREADABLE = (
+    OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    RuntimeError,  # zipfile's, of encrypted members and unknown ways to pack
+    MemoryError,  # of a header that claims more than any machine has
+)  # fmt: skip
 _JOINED = re.compile(r"^([xy])(?=train|test|val)", re.IGNORECASE)
 """`Xtrain`, without a sign between."""
 
@@ -37,10 +47,10 @@ def read_arrays(
 ) -> tuple[Table, Iterator[Table]]:
     """Return images and labels of the training part, and of what can be the test, best first.
 
-    The name of an array, or of one of several files, says which part it is of: `x_train`, `test_images`,
-    `val.npz`; one that names none is for training, and so is all of a file that has one part. In each part the array of three or four dimensions holds the images,
-    the one of a single number or word an image the labels, unless `columns` names them. Labels may be
-    one-hot.
+    The name of an array, or of one of several files, says which part it is of: `x_train`,
+    `test_images`, `val.npz`. One that names none is for training, and so is all of a file that has
+    one part. In each part the array of three or four dimensions holds the images, and the one of a
+    number, a word or a one-hot row an image the labels, unless `columns` names them.
 
     Args:
         paths: npz and npy files.
@@ -60,30 +70,45 @@ def read_arrays(
     if source.is_file() and not parts[TRAIN]:  # one file of test data, named as such
         parts[TRAIN] = next((parts.pop(split) for split in TESTS if parts[split]), {})
     _check_named(parts[TRAIN], columns, source)
-    tests = tests_among([split for split in parts if parts[split]], test_split, source)
+    tests = tests_among(parts, test_split, source)
     sources = {TRAIN: str(source)} | {split: f"{source} ({split})" for split in tests}
     pairs = {
         split: _pair(parts[split], columns, where, may_lack=split != TRAIN)
         for split, where in sources.items()
     }
     scale = _scale([images for images, _ in pairs.values()], source)
-    names = [columns.get(role, role) for role in ("image", "label")]
-    tables = [
-        _table(dict(zip(names, (scale(images), labels), strict=True)), sources[split])
+    image, label = (columns.get(role, role) for role in ("image", "label"))
+    train, *others = (
+        _table({image: scale(images), label: labels}, sources[split])
         for split, (images, labels) in pairs.items()
-    ]
-    return tables[0], iter(tables[1:])
+    )
+    return train, iter(others)
 
 
 def _held(path: Path) -> dict[str, Array]:
+    """Return the arrays of a file; one of npy is mapped, so that it cannot claim more than is there."""
     try:
-        with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-            return {path.stem: found} if isinstance(found, np.ndarray) else dict(found.items())
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {path.stem: found}
+        with found:
+            _check_unpacked(found.zip)
+            members = {name: found[name] for name in found.files}
+    except _UNREADABLE as error:
         raise DataError(
             f"{path} is not a valid {path.suffix[1:]} file of plain arrays: {error}"
         ) from error
+    return {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
+
+
+def _check_unpacked(archive: zipfile.ZipFile) -> None:
+    packed = [one for one in archive.infolist() if one.compress_type != zipfile.ZIP_STORED]
+    size = sum(one.file_size for one in packed)
+    if size > MOST_UNPACKED:
+        raise ValueError(
+            f"it unpacks to {size} bytes, at most {MOST_UNPACKED} are read; save it uncompressed "
+            "(numpy.savez) if it should"
+        )
 
 
 def _check_named(held: Mapping[str, Array], columns: Mapping[str, str], source: Path) -> None:
@@ -177,7 +202,11 @@ def _may_be_labels(array: Array) -> bool:
 def _is_one_hot(array: Array) -> bool:
     if array.dtype.kind not in "biuf" or array.shape[1] < 2:
         return False
-    return bool(((array != 0).sum(1) == 1).all() and ((array == 0) | (array == 1)).all())
+    blocks = (array[at : at + _BLOCK] for at in range(0, len(array), _BLOCK))
+    return all(
+        np.array_equal((rows == 1).sum(1) * (rows != 0).sum(1), np.ones(len(rows)))
+        for rows in blocks
+    )
 
 
 def _one_a_row(labels: Array) -> Array:
@@ -223,8 +252,7 @@ def _table(columns: Mapping[str, Array | None], source: str) -> Table:
         for name, values in columns.items()
         if values is not None
     }
-    rows = table_from_rows([{}] * len(next(iter(held.values()))), source=source)
-    return Table(held, source, rows.file, rows.line, rows.files)
+    return table_from_columns(held, source=source)
 
 
 _WANTED: Mapping[str, tuple[Callable[[Array], bool], str]] = {

@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from airtune.data.table import Table, name_labels, table_from_rows
+from airtune.data.table import Table, name_labels, table_from_columns
 from airtune.errors import DataError
 
 
@@ -42,15 +42,15 @@ def _read(read: Callable[[Any], Any], data: bytes, path: Path) -> Table:
 
     try:
         held = read(pyarrow.BufferReader(data))
-    except (pyarrow.ArrowException, OSError) as error:
+        columns = {
+            str(name): [_plain_number(value) for value in held.column(index).to_pylist()]
+            for index, name in enumerate(held.column_names)
+        }
+    # text that is no UTF-8 and times beyond Python's show only in the values
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{path} is not a valid {path.suffix[1:]} file: {error}") from error
-    columns = {
-        str(name): [_plain_number(value) for value in held.column(index).to_pylist()]
-        for index, name in enumerate(held.column_names)
-    }
-    table = table_from_rows([{}] * held.num_rows, source=str(path))
     named = name_labels(columns, _class_names(held.schema.metadata or {}))
-    return Table(named, table.source, table.file, table.line, table.files)
+    return table_from_columns(named, source=str(path))
 
 
 def _plain_number(value: object) -> object:
@@ -66,9 +66,15 @@ def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, Sequence[str]]:
         said = json.loads(metadata.get(b"huggingface", b"{}").decode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return {}
-    features = said.get("info", {}).get("features", {}) if isinstance(said, dict) else {}
+    features = _object(_object(said).get("info")).get("features")
+    names = {name: _object(one).get("names") for name, one in _object(features).items()}
     return {
-        name: feature["names"]
-        for name, feature in features.items()
-        if isinstance(feature, dict) and isinstance(feature.get("names"), list)
+        name: words
+        for name, words in names.items()
+        if isinstance(words, list) and all(isinstance(word, str) for word in words)
     }
+
+
+def _object(value: object) -> Mapping[str, object]:
+    """Return an object of JSON, an empty one in place of anything else."""
+    return value if isinstance(value, dict) else {}

@@ -110,7 +110,7 @@ def _turns(value: object) -> list[Mapping[str, Any]] | None:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if not isinstance(value, Sequence) or isinstance(value, str):
         return None

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import errno
 import gzip
+import io
 import lzma
+import stat
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO, cast
 
 from airtune.errors import DataError
 from airtune.model.refusals import LFS_POINTER
 
+MOST_UNPACKED = 2**31
+"""Bytes of one packed file once unpacked; a few kilobytes can claim any number."""
+_CHUNK = 2**20
 _MARKS: Mapping[bytes, str] = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark it begins with
@@ -35,12 +42,13 @@ def read_bytes(path: Path) -> bytes:
     """Return what a file holds, unpacked where it begins as gzip, bzip2, xz or Zstandard do.
 
     Raises:
-        DataError: if it is missing, cannot be read, or only points to a file that was not fetched.
+        DataError: if it is missing, cannot be read, unpacks to more than `MOST_UNPACKED` bytes, or
+            only points to a file that was not fetched.
     """
     try:
-        data = path.read_bytes()
-        unpack = next((how for mark, how in _PACKED.items() if data.startswith(mark)), None)
-        data = data if unpack is None else unpack(data)
+        data = stored_bytes(path)
+        open_packed = next((how for mark, how in _PACKED.items() if data.startswith(mark)), None)
+        data = data if open_packed is None else _unpacked(open_packed(io.BytesIO(data)))
     except FileNotFoundError as error:
         raise no_such_file(path) from error
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
@@ -51,24 +59,46 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
+def stored_bytes(path: Path) -> bytes:
+    """Return what a file holds, as it is stored.
+
+    Raises:
+        OSError: if it cannot be read, or is a folder, pipe or device, which may never end.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return path.read_bytes()
+
+
 def no_such_file(path: Path) -> DataError:
     """Return the error of a path at which nothing is."""
     return DataError(f"no such file: {path.absolute()}; check `data.source` and `data.test`")
 
 
-def _unpack_zst(data: bytes) -> bytes:
+def _unpacked(stream: IO[bytes]) -> bytes:
+    held = io.BytesIO()
+    with stream:
+        while chunk := stream.read(_CHUNK):
+            held.write(chunk)
+            if held.tell() > MOST_UNPACKED:
+                raise ValueError(
+                    f"it unpacks to more than {MOST_UNPACKED} bytes; unpack it beforehand if it should"
+                )
+    return held.getvalue()
+
+
+def _open_zst(packed: IO[bytes]) -> IO[bytes]:
     import pyarrow  # type: ignore[import-untyped]  # slow to import, and few need it
 
-    with pyarrow.CompressedInputStream(pyarrow.BufferReader(data), "zstd") as stream:
-        return bytes(stream.read())
+    return cast("IO[bytes]", pyarrow.CompressedInputStream(packed, "zstd"))
 
 
 _SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-_PACKED: Mapping[bytes, Callable[[bytes], bytes]] = {
-    b"\x1f\x8b": gzip.decompress,
-    **dict.fromkeys((b"BZh%d1AY&SY" % level for level in range(1, 10)), bz2.decompress),
-    b"\xfd7zXZ\0": lzma.decompress,
-    b"\x28\xb5\x2f\xfd": _unpack_zst,
+_PACKED: Mapping[bytes, Callable[[IO[bytes]], IO[bytes]]] = {
+    b"\x1f\x8b": lambda packed: cast("IO[bytes]", gzip.GzipFile(fileobj=packed)),
+    **dict.fromkeys((b"BZh%d1AY&SY" % level for level in range(1, 10)), bz2.open),
+    b"\xfd7zXZ\0": lzma.open,
+    b"\x28\xb5\x2f\xfd": _open_zst,
 }
 """How a packed file begins, whatever it is called; no text begins so."""
 

@@ -1,4 +1,4 @@
-"""Which rows are kept and which are set aside for the test, drawn by seed."""
+"""Which rows are kept, and which are set aside for the test or for validation, drawn by seed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ def at_most(rows: int, limit: int | None, random: np.random.Generator) -> Ints:
     if limit is None or rows <= limit:
         return np.arange(rows)
     return np.sort(random.permutation(rows)[:limit])
+
+
+def hold_out(rows: Ints, share: float, random: np.random.Generator) -> tuple[Ints, Ints]:
+    """Return a device's rows for training, and its share for validation, both sorted.
+
+    The share is at least one row and never all; a share of 0 is none.
+    """
+    count = min(max(round(share * len(rows)), 1), len(rows) - 1) if share else 0
+    order = random.permutation(rows)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def set_aside(

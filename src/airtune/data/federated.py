@@ -10,6 +10,7 @@ import numpy as np
 
 from airtune.data.answers import answer_of
 from airtune.data.conversation import Message
+from airtune.data.draw import hold_out
 from airtune.data.intake import take_in
 from airtune.data.labels import class_ids, label_keys
 from airtune.data.ledger import DataLedger, RowCounts
@@ -287,13 +288,11 @@ def _groups(
 def _device(
     tokenised: Tokenised, rows: Ints, spec: DataSpec, random: np.random.Generator
 ) -> DeviceData:
-    """Hold out a share of a device's rows, at least one of them and never all."""
-    count = min(max(round(spec.held_out * len(rows)), 1), len(rows) - 1) if spec.held_out else 0
-    order = random.permutation(rows)
-    train = tokenised.sequences(np.sort(order[count:]))
+    kept, held_out = hold_out(rows, spec.held_out, random)
+    train = tokenised.sequences(kept)
     if spec.packing:
         train = pack(train, max_length=spec.max_length)
-    return DeviceData(train=train, validation=tokenised.sequences(np.sort(order[:count])))
+    return DeviceData(train=train, validation=tokenised.sequences(held_out))
 
 
 def _prompts(ready: _Prepared) -> tuple[tuple[Ints, str], ...]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from airtune.data.columnar import read_arrow, read_parquet
 from airtune.data.decode import decode, no_such_file, read_bytes, unpacked_name
-from airtune.data.table import Table, table_from_rows
+from airtune.data.table import Table, refuse_deep, table_from_rows
 from airtune.data.tabular import read_separated
 from airtune.errors import DataError
 
@@ -54,8 +54,11 @@ def read_table(path: Path, encoding: str | None) -> Table:
         )
     data = read_bytes(path)
     if kind in _BINARY:
-        return _BINARY[kind](data, path)
-    return _READERS[kind](decode(data, path, encoding), path)
+        table = _BINARY[kind](data, path)
+    else:
+        table = _READERS[kind](decode(data, path, encoding), path)
+    refuse_deep(table)
+    return table
 
 
 def kind_of(path: Path) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,16 +33,25 @@ _LEFTOVERS = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin"})
 """What other systems leave in folders, beside names that begin with a dot."""
 
 
-def visible_files(folder: Path) -> Iterator[Path]:
-    """Yield all files below a folder, sorted; hidden ones and leavings of systems are no data.
+def visible_files(folder: Path) -> list[Path]:
+    """Return all files below a folder, sorted; hidden ones and leavings of systems are no data.
 
-    A link to a folder that it lies in is not followed.
+    A folder is walked once, however many links lead to it, and none that the folder lies in.
     """
-    for path in visible(folder):
-        if not path.is_dir():
-            yield path
-        elif not folder.resolve().is_relative_to(path.resolve()):
-            yield from visible_files(path)
+    files: list[Path] = []
+    folders, links = [folder], list[Path]()
+    walked = set(folder.resolve().parents)
+    while folders or links:
+        current = folders.pop() if folders else links.pop(0)
+        if current.resolve() in walked:
+            continue
+        walked.add(current.resolve())
+        for path in visible(current):
+            if not path.is_dir():
+                files.append(path)
+            else:
+                (links if path.is_symlink() else folders).append(path)
+    return sorted(files)
 
 
 def visible(folder: Path) -> list[Path]:
@@ -82,11 +91,11 @@ def test_splits(names: Iterable[str]) -> list[str]:
     return [name for split in TESTS for name in said if said[name] == split]
 
 
-def tests_among(splits: Collection[str], test_split: str | None, source: Path) -> list[str]:
-    """Return which of the parts of a source can be the test, best first.
+def tests_among(parts: Mapping[str, object], test_split: str | None, source: Path) -> list[str]:
+    """Return the splits of a source that can be the test, best first.
 
     Args:
-        splits: those that it has.
+        parts: what each split holds; an empty one counts not.
         test_split: "test" or "validation", or another word for one of them; None = either.
         source: named in errors.
 
@@ -94,7 +103,7 @@ def tests_among(splits: Collection[str], test_split: str | None, source: Path) -
         DataError: if the one that is named is not there.
     """
     wanted = TESTS if test_split is None else (split_of(Path(test_split)),)
-    tests = [split for split in TESTS if split in wanted and split in splits]
+    tests = [split for split in TESTS if split in wanted and parts.get(split)]
     if test_split and not tests:
         raise DataError(
             f"{source} has no file for test_split {test_split!r}; name one as `data.test`"
@@ -139,7 +148,7 @@ def read_folder(
         raise DataError(_nothing(root))
     return _joined(root, splits[TRAIN], encoding), (
         replace(_joined(root, splits[split], encoding), source=f"{root} ({split})")
-        for split in tests_among([split for split in splits if splits[split]], test_split, root)
+        for split in tests_among(splits, test_split, root)
     )
 
 

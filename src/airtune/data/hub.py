@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from airtune.data.folder import test_splits
-from airtune.data.table import Table, name_labels, table_from_rows
+from airtune.data.table import Table, name_labels, table_from_columns
 from airtune.errors import DataError
 from airtune.model.hub import is_out_of_reach
 
@@ -79,7 +79,7 @@ def _from_cache_where_cut_off(source: str) -> Iterator[None]:
 
 def is_saved(folder: Path) -> bool:
     """Say whether a folder was made by `save_to_disk` of the `datasets` library."""
-    return any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 
 
 def read_saved(folder: Path, *, split: str | None, test_split: str | None = None) -> Splits:
@@ -142,20 +142,15 @@ def _table(rows: Dataset, source: str) -> Table:
     from datasets import ClassLabel, Image
 
     for name, each in rows.features.items():
-        if isinstance(
-            each, Image
-        ):  # decoded as all pictures are, where it is told which is damaged
+        if isinstance(each, Image):  # decoded as all pictures are, and a damaged one is named
             rows = rows.cast_column(name, Image(decode=False))
-
     named = {
         name: each.names for name, each in rows.features.items() if isinstance(each, ClassLabel)
     }
     columns = name_labels({name: list(rows[name]) for name in rows.column_names}, named)
-    length = len(rows)
-    if not length:
+    if not len(rows):
         raise DataError(f"{source} holds no rows")
-    table = table_from_rows([{}] * length, source=source)
-    return Table(columns, source, table.file, table.line, table.files)
+    return table_from_columns(columns, source=source)
 
 
 def _first_line(error: Exception) -> str:

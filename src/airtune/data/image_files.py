@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from airtune.data.arrays import CHANNELS, Array, channels_last
+from airtune.data.decode import stored_bytes
 from airtune.data.picture import Pixels
 from airtune.data.picture import decode_picture as _decode
 from airtune.data.table import Table
@@ -20,25 +22,32 @@ _CHANNELS = ((), *((count,) for count in CHANNELS))
 """What may stand behind height and width."""
 
 
-def fitted_pixels(table: Table, column: str, frame: ImageFormat) -> Pixels:
+def fitted_pixels(
+    table: Table, column: str, frame: ImageFormat, folders: Sequence[Path] = ()
+) -> Pixels:
     """Return a column of images as the model reads them, shape (rows, channels, size, size).
 
-    A value is an array of pixels, also as lists of lists, an encoded picture, in base64 where it is text, or the path of one,
-    which begins at the folder of the file that says it.
+    A value is an array of pixels, lists of lists of them, an encoded picture, or text: a picture in
+    base64, or the path of one from the folder of the file that says it.
+
+    Args:
+        table: rows.
+        column: of images.
+        frame: how the model wants them.
+        folders: whose files name only pictures that lie in the same one of them.
 
     Raises:
-        DataError: if one is no image; file and row are named.
+        DataError: if one is no image, or lies elsewhere; file and row are named.
         MissingExtraError: if pictures have to be decoded and Pillow is not installed.
     """
-    return np.stack(
-        [fit(_pixels(value, table, row), frame) for row, value in enumerate(table.column(column))]
-    )
+    values = table.column(column)
+    read = (_pixels(value, table.place(row), folders) for row, value in enumerate(values))
+    return np.stack([fit(pixels, frame) for pixels in read])
 
 
-def _pixels(value: object, table: Table, row: int) -> Pixels:
+def _pixels(value: object, where: str, folders: Sequence[Path]) -> Pixels:
     if isinstance(value, np.ndarray):
         return value
-    where = table.place(row)
     if isinstance(value, Mapping):  # as `datasets` holds pictures
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and "://" in value:
@@ -46,10 +55,9 @@ def _pixels(value: object, table: Table, row: int) -> Pixels:
             f"{where}: pictures are not fetched from {value:.80}; store them, and name their files"
         )
     if isinstance(value, str):
-        value = _from_base64(value) or Path(value.strip())
+        value = _from_base64(value) or _named(value.strip(), where, folders)
     if isinstance(value, Path):
-        path = Path(where).parent / value
-        return _decode(_bytes_of(path, where), str(path))
+        return _decode(_bytes_of(value, where), str(value))
     if isinstance(value, bytes):
         return _decode(value, where)
     if isinstance(value, list):
@@ -57,6 +65,27 @@ def _pixels(value: object, table: Table, row: int) -> Pixels:
     raise DataError(
         f"{where}: an image must be an encoded picture or the path of one, got {type(value).__name__}"
     )
+
+
+def _named(name: str, where: str, folders: Sequence[Path]) -> Path:
+    """Return the path that a file names, from its folder on.
+
+    Raises:
+        DataError: if the file is in one of the folders and the path leads out of that.
+    """
+    path = Path(where).parent / name
+    holder = next((one for one in folders if _is_in(Path(where), one)), None)
+    if holder is not None and not _is_in(path, holder):
+        raise DataError(
+            f"{where} names a picture outside {holder}, {name:.80}; files of a folder may name only "
+            "pictures in it: put it there, or name the file itself as `data.source`"
+        )
+    return path
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    """Say whether a path, as it is written, leads into a folder; links are not looked at."""
+    return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(folder))
 
 
 def _from_lists(value: list[object], where: str) -> Pixels:
@@ -85,7 +114,7 @@ def _from_base64(text: str) -> bytes | None:
 
 def _bytes_of(path: Path, where: str) -> bytes:
     try:
-        return path.read_bytes()
+        return stored_bytes(path)
     except OSError as error:  # a link to a file that is gone, for instance
         raise DataError(
             f"{path!s:.200} cannot be read: {error.strerror}; mend or remove it ({where})"

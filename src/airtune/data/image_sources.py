@@ -14,6 +14,7 @@ import numpy as np
 from airtune.data.arrays import SUFFIXES as ARRAYS
 from airtune.data.arrays import read_arrays
 from airtune.data.class_folders import read_class_folders
+from airtune.data.decode import read_bytes
 from airtune.data.folder import TESTS, TRAIN, is_index, split_of, tests_among, visible_files
 from airtune.data.picture import PICTURES
 from airtune.data.table import Table, join_tables, table_from_rows
@@ -56,7 +57,7 @@ def _kinds(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
     Pictures beside a table `metadata` are what that says.
     """
     is_folder = path.is_dir()
-    files = [*visible_files(path)] if is_folder else [path]
+    files = visible_files(path) if is_folder else [path]
 
     def of(suffixes: Sequence[str]) -> list[Path]:
         return [file for file in files if file.suffix.lower() in suffixes]
@@ -77,7 +78,7 @@ def _read_cifar(
         raise DataError(f"{root} holds no training file; data_batch_1.bin or train.bin")
     train, *tests = (
         [_cifar(path) for path in parts[split]]
-        for split in (TRAIN, *tests_among([s for s in parts if parts[s]], test_split, root))
+        for split in (TRAIN, *tests_among(parts, test_split, root))
     )
     return join_tables(train, source=str(root)), (
         join_tables(test, source=str(root)) for test in tests
@@ -86,7 +87,7 @@ def _read_cifar(
 
 def _cifar(path: Path) -> Table:
     """Read a binary file: label bytes, then 3 x 32 x 32 values."""
-    data = np.frombuffer(path.read_bytes(), np.uint8)
+    data = np.frombuffer(read_bytes(path), np.uint8)
     # a size may be a multiple of both records; the folder's CIFAR-100 files say train and test
     order = (3074, 3073) if path.stem in ("train", "test") else (3073, 3074)
     size = next((size for size in order if data.size and data.size % size == 0), None)

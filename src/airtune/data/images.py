@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from airtune.data.draw import hold_out
 from airtune.data.federated import DeviceData, FederatedData, dealt_counts
 from airtune.data.image_files import fitted_pixels
 from airtune.data.intake import Intake, take_in
@@ -42,7 +44,7 @@ def load_federated_images(
     if devices < 1:
         raise DataError(f"data needs at least 1 device to go to, got {devices}")
     found = take_in(spec, seed=seed, known=known)
-    train, test = (_images(part, found, frame) for part in (found.train, found.test))
+    train, test = (_images(part, found, frame, spec) for part in (found.train, found.test))
     parts = partition(train.targets, devices, spec=spec, random=generator(seed, "partition"))
     names = tuple(found.classes.values())
     seen = {image.tobytes() for image in train.pixels}
@@ -67,16 +69,14 @@ def load_federated_images(
     )
 
 
-def _images(table: Table, found: Intake, frame: ImageFormat) -> Images:
-    pixels = fitted_pixels(table, found.columns["image"], frame)
+def _images(table: Table, found: Intake, frame: ImageFormat, spec: DataSpec) -> Images:
+    named = [Path(name).expanduser() for name in (spec.source, spec.test) if name is not None]
+    folders = [path for path in named if path.is_dir()]
+    pixels = fitted_pixels(table, found.columns["image"], frame, folders)
     targets = class_ids(table, found.columns["label"], found.classes)
     return Images(pixels, targets, mean=frame.mean, deviation=frame.deviation)
 
 
 def _device(images: Images, rows: Ints, spec: DataSpec, random: np.random.Generator) -> DeviceData:
-    """Hold out a share of a device's images, at least one of them and never all."""
-    count = min(max(round(spec.held_out * len(rows)), 1), len(rows) - 1) if spec.held_out else 0
-    order = random.permutation(rows)
-    return DeviceData(
-        train=images.take(np.sort(order[count:])), validation=images.take(np.sort(order[:count]))
-    )
+    kept, held_out = hold_out(rows, spec.held_out, random)
+    return DeviceData(train=images.take(kept), validation=images.take(held_out))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from airtune.data.table import Table, alike
 from airtune.errors import DataError
+
+_INDEX = re.compile(r"\d{1,9}", re.ASCII)
 
 
 def with_nested(table: Table, names: Iterable[str]) -> Table:
@@ -51,9 +54,7 @@ def _at(value: object, path: Sequence[str]) -> tuple[bool, object]:
             if not keys:
                 return False, None
             value = value[keys[0]]
-        elif isinstance(value, list) and part.isdecimal():
-            if int(part) >= len(value):
-                return False, None
+        elif isinstance(value, list) and _INDEX.fullmatch(part) and int(part) < len(value):
             value = value[int(part)]
         else:
             return False, None

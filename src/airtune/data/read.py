@@ -59,12 +59,12 @@ def check_places(spec: DataSpec) -> None:
 
 
 def _read_source(path: Path, spec: DataSpec) -> tuple[Table, Iterable[Table]]:
+    if is_saved(path):
+        return read_saved(path, split=spec.split, test_split=spec.test_split)
     if _is_of_pictures(path, spec):
         return read_pictures(path, spec.columns, spec.test_split)
     if _is_of_text_classes(path, spec):
         return read_text_classes(path, spec.encoding, spec.test_split)
-    if path.is_dir() and is_saved(path):
-        return read_saved(path, split=spec.split, test_split=spec.test_split)
     if path.is_dir():
         return read_folder(path, test_split=spec.test_split, encoding=spec.encoding)
     if path.exists() or _looks_like_path(path):
@@ -97,7 +97,7 @@ def _looks_like_path(path: Path) -> bool:
 
 def _read_test(path: Path, spec: DataSpec) -> Iterable[Table]:
     tests: Iterable[Table] = ()
-    if path.is_dir() and is_saved(path):
+    if is_saved(path):
         train, tests = read_saved(path, split=None)
     elif _is_of_pictures(path, spec) or _is_of_text_classes(path, spec):
         train, tests = _read_source(path, replace(spec, test_split=None))
@@ -108,12 +108,8 @@ def _read_test(path: Path, spec: DataSpec) -> Iterable[Table]:
 
 
 def _is_of_pictures(path: Path, spec: DataSpec) -> bool:
-    if spec.task != "image-classification" or not path.exists() or is_saved(path):
-        return False
-    return holds_pictures(path)
+    return spec.task == "image-classification" and path.exists() and holds_pictures(path)
 
 
 def _is_of_text_classes(path: Path, spec: DataSpec) -> bool:
-    if spec.task != "classification" or not path.is_dir() or is_saved(path):
-        return False
-    return holds_text_classes(path)
+    return spec.task == "classification" and path.is_dir() and holds_text_classes(path)

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _LOOKED_AT = 100
 """Rows whose objects are looked into for what an error message lists."""
 _NAMES_SHOWN = 30
+_DEEPEST = 64
+"""Lists and objects in one another, in a value; what walks them calls itself as often."""
 FAULTS_SHOWN = 5
 """Faulty rows named in one message; more are only counted."""
 
@@ -139,6 +142,30 @@ def plain_name(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip().casefold())
 
 
+def refuse_deep(table: Table) -> None:
+    """Refuse values with more lists and objects in one another than data have.
+
+    Raises:
+        DataError: naming column and rows.
+    """
+    for name, values in table.columns.items():
+        table.refuse(
+            name,
+            [isinstance(value, dict | list) and _is_deep(value) for value in values],
+            f"must hold at most {_DEEPEST} lists and objects in one another",
+        )
+
+
+def _is_deep(value: object) -> bool:
+    level: list[Any] = [value]
+    for _ in range(_DEEPEST):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for values in inner for v in values if isinstance(v, dict | list)]
+        if not level:
+            return False
+    return True
+
+
 def is_missing(value: object) -> bool:
     """Say whether a row has no value here: none, not a number, blank text, or only such values."""
     if isinstance(value, str | bytes):
@@ -178,8 +205,21 @@ def table_from_rows(
     """
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {str(whole_characters(name)): [row.get(name) for row in rows] for name in names}
-    line = np.arange(1, len(rows) + 1) if lines is None else np.asarray(lines, np.int64)
-    return Table(columns, source, np.zeros(len(rows), np.int64), line.astype(np.int64), (source,))
+    numbers = range(1, len(rows) + 1) if lines is None else lines
+    return table_from_columns(columns, source=source, lines=numbers)
+
+
+def table_from_columns(
+    columns: Mapping[str, Sequence[object]], *, source: str, lines: Sequence[int] | None = None
+) -> Table:
+    """Return columns of equal length as the rows of one source; without `lines` they count from 1.
+
+    >>> table_from_columns({"a": ["x", "y"]}, source="b").place(1)
+    'b:2'
+    """
+    numbers = range(1, len(next(iter(columns.values()), ())) + 1) if lines is None else lines
+    line = np.asarray(numbers, np.int64)
+    return Table(columns, source, np.zeros(len(line), np.int64), line, (source,))
 
 
 def name_labels(

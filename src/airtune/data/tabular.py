@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from airtune.data.table import Table, table_from_rows
+from airtune.data.table import Table, table_from_columns
 from airtune.errors import DataError
 
 _SIGNS = (",", ";", "\t", "|")
@@ -49,9 +49,8 @@ def read_separated(text: str, path: Path, *, usual: str) -> Table:
     for number, row in numbered:
         rows.append(_fitted(row, len(names), f"{path}:{number + skipped}"))
         lines.append(number + skipped)
-    table = table_from_rows([{}] * len(rows), source=str(path), lines=lines)
     columns = {name: [row[place] for row in rows] for place, name in enumerate(names)}
-    return Table(columns, table.source, table.file, table.line, table.files)
+    return table_from_columns(columns, source=str(path), lines=lines)
 
 
 def _declared(text: str) -> tuple[int, str, str | None]:
