@@ -145,6 +145,18 @@ def test_other_weights_do_not_resume(assets, tmp_path):
         resume_run(tmp_path / "a", assets=assets, reports=False)
 
 
+def test_changed_rows_do_not_resume(tmp_path):
+    source = tmp_path / "rows.jsonl"
+    rows = [{"text": f"a{number} b c d e"} for number in range(40)]
+    source.write_text("\n".join(map(json.dumps, rows)))
+    with_data = recipe("method.name=fedavg-lora", f"data.source={source}")
+    run_recipe(with_data, folder=tmp_path / "a", reports=False)
+    (tmp_path / "a" / "result.json").unlink()
+    source.write_text(source.read_text().replace("a7 ", "a8 "))
+    with pytest.raises(CheckpointError, match=r"rows\.jsonl' are not what they were"):
+        resume_run(tmp_path / "a", reports=False)
+
+
 def test_a_folder_with_anything_in_it_is_refused(tmp_path):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(RunExistsError, match="already there"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from airtune.calibrate import from_header
+from airtune.data.fingerprint import data_fingerprint
 from airtune.data.samples import write_samples
 from airtune.engine.base import Engine
 from airtune.engine.buffered import BufferedEngine
@@ -356,11 +357,16 @@ def loop_settings(pieces: Pieces) -> LoopSettings:
 
 
 def _check_same(folder: Path, saved: Mapping[str, Any], pieces: Pieces) -> None:
-    model = saved["model"]
-    if model["fingerprint"] != pieces.assets.base.fingerprint:
+    assets, data = pieces.assets, saved["data"]
+    if saved["model"]["fingerprint"] != assets.base.fingerprint:
         raise CheckpointError(
-            f"the model {model['source']!r} has other weights than when {folder} was started; "
+            f"the model {saved['model']['source']!r} has other weights than when {folder} was started; "
             "restore them or start a new run"
+        )
+    if data.get("fingerprint") not in (None, data_fingerprint(assets.data)):
+        raise CheckpointError(
+            f"the data {data['source']!r} are not what they were when {folder} was started: rows "
+            "changed, or another version of airtune reads them otherwise; restore them or start a new run"
         )
 
 

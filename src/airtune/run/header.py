@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
+from airtune.data.fingerprint import data_fingerprint
 from airtune.plan import Measurements, Method
 from airtune.run.build import Pieces
 from airtune.run.method import Chosen
@@ -55,6 +56,7 @@ def header(pieces: Pieces, chosen: Chosen, measured: Measurements | None) -> dic
             "task": recipe.data.task,
             "partition": recipe.data.partition,
             "labels": list(assets.data.labels),
+            "fingerprint": data_fingerprint(assets.data),
             **assets.data.counts,
             "ledger": assets.data.ledger.as_document(),
         },
@@ -113,6 +115,7 @@ def identity(pieces: Pieces) -> str:
     parts = [
         pieces.recipe.digest(),
         pieces.assets.base.fingerprint,
+        data_fingerprint(pieces.assets.data),
         repr(sorted(pieces.assets.data.counts.items())),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
