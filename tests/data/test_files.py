@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airtune.data.arrays import read_arrays
 from airtune.data.decode import encoding_of
 from airtune.data.files import read_file
 from airtune.data.tabular import read_separated
@@ -282,9 +283,13 @@ def test_a_packed_file_is_unpacked_up_to_a_limit(tmp_path, monkeypatch, pack):
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match=r"a\.jsonl cannot be read: it is no regular file"):
-        read_file(tmp_path / "a.jsonl")
+    for name, read in (
+        ("a.jsonl", read_file),
+        ("a.npy", lambda path: read_arrays([path], {}, None, source=path)),
+    ):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match=rf"{name} .*: .*it is no regular file"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("signs", ["[]", ["{'a':", "}"]])

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from airtune.data.decode import MOST_UNPACKED
+from airtune.data.decode import MOST_UNPACKED, check_regular
 from airtune.data.folder import TESTS, TRAIN, apart, split_of, tests_among
 from airtune.data.picture import Pixels
 from airtune.data.table import Table, table_from_columns
@@ -62,13 +62,7 @@ def read_arrays(
         DataError: if a file is malformed or pickled, images and labels cannot be told or do not fit, or
             the test split is not there.
     """
-    parts: dict[str, dict[str, Array]] = {split: {} for split in (TRAIN, *TESTS)}
-    for path in paths:
-        for name, array in _held(path).items():
-            said = Path(_spaced(name)) if path == source else Path(path.stem, _spaced(name))
-            parts[split_of(said) or TRAIN][name] = array
-    if source.is_file() and not parts[TRAIN]:  # one file of test data, named as such
-        parts[TRAIN] = next((parts.pop(split) for split in TESTS if parts[split]), {})
+    parts = _parts(paths, source)
     _check_named(parts[TRAIN], columns, source)
     tests = tests_among(parts, test_split, source)
     sources = {TRAIN: str(source)} | {split: f"{source} ({split})" for split in tests}
@@ -79,15 +73,32 @@ def read_arrays(
     scale = _scale([images for images, _ in pairs.values()], source)
     image, label = (columns.get(role, role) for role in ("image", "label"))
     train, *others = (
-        _table({image: scale(images), label: labels}, sources[split])
+        table_from_columns(
+            {image: [scale(one) for one in images]}
+            | ({} if labels is None else {label: labels.tolist()}),
+            source=sources[split],
+        )
         for split, (images, labels) in pairs.items()
     )
     return train, iter(others)
 
 
+def _parts(paths: Iterable[Path], source: Path) -> dict[str, dict[str, Array]]:
+    """Return the arrays of each split by their names; what names no split is for training."""
+    parts: dict[str, dict[str, Array]] = {split: {} for split in (TRAIN, *TESTS)}
+    for path in paths:
+        for name, array in _held(path).items():
+            said = Path(_spaced(name)) if path == source else Path(path.stem, _spaced(name))
+            parts[split_of(said) or TRAIN][name] = array
+    if source.is_file() and not parts[TRAIN]:  # one file of test data, named as such
+        parts[TRAIN] = next((parts.pop(split) for split in TESTS if parts[split]), {})
+    return parts
+
+
 def _held(path: Path) -> dict[str, Array]:
     """Return the arrays of a file; one of npy is mapped, so that it cannot claim more than is there."""
     try:
+        check_regular(path)
         found = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(found, np.ndarray):
             return {path.stem: found}
@@ -223,7 +234,7 @@ def channels_last(images: Array) -> Array:
 
 
 def _scale(parts: Sequence[Array], source: Path) -> Callable[[Array], Pixels]:
-    """Return what turns all images of a source into numbers from 0 to 255, on one scale.
+    """Return what turns an image of a source into numbers from 0 to 255, on one scale for all.
 
     Whole numbers are of 8 bits, or of 16 where one is above 255; fractions go up to 1 or, where one is
     above 1, to 255.
@@ -232,7 +243,7 @@ def _scale(parts: Sequence[Array], source: Path) -> Callable[[Array], Pixels]:
         shapes = ", ".join(str(part.shape) for part in parts)
         raise DataError(f"{source}: images must have 1, 3 or 4 channels, got arrays of {shapes}")
     if all(part.dtype == np.uint8 for part in parts):
-        return lambda images: images.astype(np.uint8, copy=False)
+        return lambda image: image.astype(np.uint8, copy=False)
     low = min(float(part.min()) for part in parts)
     high = max(float(part.max()) for part in parts)
     kinds = {part.dtype.kind for part in parts}
@@ -243,16 +254,7 @@ def _scale(parts: Sequence[Array], source: Path) -> Callable[[Array], Pixels]:
             f"{source}: images must hold whole numbers from 0 to 255 or 65535, or fractions from 0 to 1 "
             f"or 255, got {low:g} to {high:g}; scale them back to one of these"
         )
-    return lambda images: np.rint(images.astype(np.float64) * (255.0 / top)).astype(np.uint8)
-
-
-def _table(columns: Mapping[str, Array | None], source: str) -> Table:
-    held = {
-        name: values.tolist() if values.ndim == 1 else list(values)
-        for name, values in columns.items()
-        if values is not None
-    }
-    return table_from_columns(held, source=source)
+    return lambda image: np.rint(image.astype(np.float64) * (255.0 / top)).astype(np.uint8)
 
 
 _WANTED: Mapping[str, tuple[Callable[[Array], bool], str]] = {

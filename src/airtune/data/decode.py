@@ -63,11 +63,20 @@ def stored_bytes(path: Path) -> bytes:
     """Return what a file holds, as it is stored.
 
     Raises:
-        OSError: if it cannot be read, or is a folder, pipe or device, which may never end.
+        OSError: if it cannot be read or is no regular file.
+    """
+    check_regular(path)
+    return path.read_bytes()
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a folder, a pipe and a device, whose reading may never end.
+
+    Raises:
+        OSError: if it is one of these, or cannot be found.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "it is no regular file")
-    return path.read_bytes()
 
 
 def no_such_file(path: Path) -> DataError:

@@ -41,8 +41,10 @@ def fitted_pixels(
         MissingExtraError: if pictures have to be decoded and Pillow is not installed.
     """
     values = table.column(column)
-    read = (_pixels(value, table.place(row), folders) for row, value in enumerate(values))
-    return np.stack([fit(pixels, frame) for pixels in read])
+    found = np.empty((len(values), frame.channels, frame.size, frame.size), np.uint8)
+    for row, value in enumerate(values):
+        found[row] = fit(_pixels(value, table.place(row), folders), frame)
+    return found
 
 
 def _pixels(value: object, where: str, folders: Sequence[Path]) -> Pixels:

@@ -56,14 +56,13 @@ def _kinds(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
     Pictures beside a table `metadata` are what that says.
     """
-    is_folder = path.is_dir()
-    files = visible_files(path) if is_folder else [path]
+    files = visible_files(path) if path.is_dir() else [path]
 
     def of(suffixes: Sequence[str]) -> list[Path]:
         return [file for file in files if file.suffix.lower() in suffixes]
 
-    is_told = any(map(is_index, files)) or not is_folder
-    pictures = [file for file in of(PICTURES) if not is_told and file.parent != path]
+    has_classes = path.is_dir() and not any(map(is_index, files))
+    pictures = [file for file in of(PICTURES) if has_classes and file.parent != path]
     return pictures, of(ARRAYS), of((".bin",))
 
 

@@ -27,8 +27,9 @@ def settle_tokenizer_(
 ) -> None:
     """Settle pad and end marks, segment ids and side of padding; changes the tokenizer.
 
-    A decoder whose tokenizer names no end mark has the one of its config. Segment ids (`token_type_ids`) are given where the model has an embedding for them. A
-    classifier reads texts that are padded on the right.
+    A decoder whose tokenizer names no end mark has the one of its config. Segment ids
+    (`token_type_ids`) are given where the model has an embedding for them. A classifier reads texts
+    that are padded on the right.
 
     Args:
         tokenizer: Of the model.

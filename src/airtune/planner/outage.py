@@ -1,4 +1,4 @@
-"""A link that carries nothing when a plan looks at it: when it is back, and how long that is waited for.
+"""Links that carry nothing when a round begins: when each is back, and how long it is waited for.
 
 Only links of measured traces have outages. The device is planned and priced with the rates that its
 link has when it carries again, and the round lasts longer by what is waited until then.
@@ -16,7 +16,7 @@ from airtune.fleet import Fleet
 from airtune.plan import Assignments, Floats, LinkState
 
 _STEPS = 2048
-"""A link is looked for in steps of this part of the longest trace, or of a slot where that is longer."""
+"""Moments of the longest trace at which a link may be back; fewer where the trace has fewer slots."""
 
 
 @dataclass(frozen=True, slots=True)
