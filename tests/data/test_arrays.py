@@ -97,6 +97,15 @@ def test_labels_are_numbers_words_or_one_hot(read, labels, found):
     assert read(images=LEVELS, labels=labels)[0][1] == found
 
 
+def test_one_hot_rows_are_such_to_the_last(read):
+    images, labels = np.zeros((300, 4, 4), np.uint8), np.eye(3)[np.arange(300) % 3]
+    assert read(images=images, labels=labels)[0][1] == (np.arange(300) % 3).tolist()
+    for last in ([0, 0, 0], [0.5, 0.5, 0], [1, 1, 0]):
+        labels[-1] = last
+        with pytest.raises(DataError, match=r"must have an array of labels"):
+            read(images=images, labels=labels)
+
+
 def test_names_of_classes_beside_the_labels_are_no_labels(read):
     held = {"data": LEVELS.reshape(6, -1), "images": LEVELS, "target": CLASSES}
     ((_, labels),) = read(**held, target_names=np.array(["a", "b", "c"]), count=np.array(3))

@@ -300,3 +300,9 @@ def test_a_picture_that_is_no_file_is_not_waited_for():
     table = table_from_rows([{"image": "/dev/zero"}], source="a.jsonl")
     with pytest.raises(DataError, match=r"/dev/zero cannot be read: it is no regular file"):
         fitted_pixels(table, "image", FRAME)
+
+
+def test_a_picture_may_be_in_a_file_whose_name_could_be_base64(tmp_path):
+    (tmp_path / "abcd").write_bytes(picture(70))
+    table = table_from_rows([{"image": "abcd"}], source=str(tmp_path / "a.jsonl"))
+    assert fitted_pixels(table, "image", FRAME).max() == 70

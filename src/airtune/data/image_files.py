@@ -57,7 +57,7 @@ def _pixels(value: object, where: str, folders: Sequence[Path]) -> Pixels:
             f"{where}: pictures are not fetched from {value:.80}; store them, and name their files"
         )
     if isinstance(value, str):
-        value = _from_base64(value) or _named(value.strip(), where, folders)
+        value = _of_text(value, where, folders)
     if isinstance(value, Path):
         return _decode(_bytes_of(value, where), str(value))
     if isinstance(value, bytes):
@@ -67,6 +67,13 @@ def _pixels(value: object, where: str, folders: Sequence[Path]) -> Pixels:
     raise DataError(
         f"{where}: an image must be an encoded picture or the path of one, got {type(value).__name__}"
     )
+
+
+def _of_text(text: str, where: str, folders: Sequence[Path]) -> bytes | Path:
+    """Return the path that text is where a file is there, else what it says in base64, else the path."""
+    name = text.strip()
+    is_there = os.path.isfile(Path(where).parent / name)  # takes text that is too long for a name
+    return (None if is_there else _from_base64(text)) or _named(name, where, folders)
 
 
 def _named(name: str, where: str, folders: Sequence[Path]) -> Path:
@@ -110,7 +117,7 @@ def _from_base64(text: str) -> bytes | None:
     said = text.rpartition(",")[2] if text.startswith("data:") else text
     try:
         return base64.b64decode(said, validate=True)
-    except ValueError:  # a path has a full stop, which base64 has not
+    except ValueError:
         return None
 
 
