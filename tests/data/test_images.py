@@ -291,7 +291,7 @@ def test_files_of_a_folder_name_only_pictures_in_it(classes, is_absolute):
         held = spec(source=str(source), test=str(source), held_out=0.0)
         return load_federated_images(held, frame=FRAME, devices=1, seed=0)
 
-    with pytest.raises(DataError, match=r"metadata\.csv:4 names a picture outside .*0\.png;"):
+    with pytest.raises(DataError, match=r"metadata\.csv:4 names a picture outside "):
         load(own)
     assert load(table).counts["rows"] == 3
 

@@ -215,6 +215,9 @@ def test_the_manifest_names_the_commit_of_a_base_from_the_hub(dense, tmp_path):
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     recipe["model"] = {"source": str(base)}
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    header = json.loads((run / "run.json").read_text())
+    header["recipe_hash"] = load_recipe(run / "recipe.yaml").digest()
+    (run / "run.json").write_text(json.dumps(header))
     said = manifest_of(run, tmp_path / "m")
     assert said["base"]["revision"] == commit
     assert (said["template"], said["template_from"][:9]) == ("{prompt}\n{completion}", "airtune's")
