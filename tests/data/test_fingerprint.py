@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from airtune.data.federated import DeviceData, FederatedData
-from airtune.data.fingerprint import data_fingerprint
 from airtune.model.batch import Sequences
 from airtune.model.images import Images
 
@@ -36,8 +35,8 @@ def data(*held, test=OTHER):
     ],
 )
 def test_texts(changed):
-    assert data_fingerprint(data(ONE, OTHER)) == data_fingerprint(data(texts([1, 2], [3]), OTHER))
-    assert data_fingerprint(changed) != data_fingerprint(data(ONE, OTHER))
+    assert data(ONE, OTHER).fingerprint == data(texts([1, 2], [3]), OTHER).fingerprint
+    assert changed.fingerprint != data(ONE, OTHER).fingerprint
 
 
 def test_images():
@@ -49,5 +48,5 @@ def test_images():
         replace(held, targets=np.array([1, 0])),
         replace(held, mean=(0.4,)),
     ]
-    hashes = {data_fingerprint(data(part)) for part in (held, *others)}
+    hashes = {data(part).fingerprint for part in (held, *others)}
     assert len(hashes) == 4

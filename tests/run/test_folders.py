@@ -93,7 +93,10 @@ def test_more_rounds_that_cannot_be_run_leave_the_run_as_it_was(tmp_path):
     text = data.read_text()
     for change, why in (
         (lambda: data.unlink(), r"data\.source of the run .* nothing is there now; .* ln -s WHERE"),
-        (lambda: data.write_text(text[: len(text) // 2].rpartition("\n")[0]), "are not what they were"),
+        (
+            lambda: data.write_text(text[: len(text) // 2].rpartition("\n")[0]),
+            "are not what they were",
+        ),
     ):
         change()
         with pytest.raises(CheckpointError, match=why):

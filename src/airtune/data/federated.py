@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from airtune.data.answers import answer_of
 from airtune.data.conversation import Message
 from airtune.data.draw import hold_out
+from airtune.data.fingerprint import fingerprint_of
 from airtune.data.intake import take_in
 from airtune.data.labels import class_ids, label_keys
 from airtune.data.ledger import DataLedger, RowCounts
@@ -42,7 +44,7 @@ class DeviceData:
     """Its held-out share; empty where `held_out` is 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FederatedData:
     """The data of a run, as a model reads them."""
 
@@ -60,6 +62,12 @@ class FederatedData:
     """Prompt tokens and final answer of every test row whose completion has a `#### answer`."""
     samples: TextRows = field(default_factory=TextRows)
     """A few test rows, for the records; none of images."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every device's examples, held-out ones included, and of the test set."""
+        held = (part for device in self.devices for part in (device.train, device.validation))
+        return fingerprint_of([*held, self.test])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,24 +1,22 @@
-"""A hash of the data of a run, as the model reads them."""
+"""A hash of examples, as the model reads them."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from airtune.data.federated import FederatedData
 from airtune.model.images import Examples, Images
 
 
-def data_fingerprint(data: FederatedData) -> str:
-    """Return a SHA-256 of every device's examples, held-out ones included, and of the test set.
+def fingerprint_of(sets: Iterable[Examples]) -> str:
+    """Return a SHA-256 of sets of examples, such as each device's and the test set.
 
-    It changes with a token, a pixel, a label, their order, or who holds which example.
+    It changes with a token, a pixel, a label, their order, or the set in which an example is.
     """
     found = hashlib.sha256()
-    sets = [part for device in data.devices for part in (device.train, device.validation)]
-    for examples in (*sets, data.test):
+    for examples in sets:
         for array in _arrays(examples):
             found.update(f"{array.dtype.str}{array.shape}".encode())
             found.update(np.ascontiguousarray(array).data)

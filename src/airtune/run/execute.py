@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from airtune.calibrate import from_header
-from airtune.data.fingerprint import data_fingerprint
 from airtune.data.samples import write_samples
 from airtune.engine.base import Engine
 from airtune.engine.buffered import BufferedEngine
@@ -363,7 +362,7 @@ def _check_same(folder: Path, saved: Mapping[str, Any], pieces: Pieces) -> None:
             f"the model {saved['model']['source']!r} has other weights than when {folder} was started; "
             "restore them or start a new run"
         )
-    if data.get("fingerprint") not in (None, data_fingerprint(assets.data)):
+    if data.get("fingerprint") not in (None, assets.data.fingerprint):
         raise CheckpointError(
             f"the data {data['source']!r} are not what they were when {folder} was started: rows "
             "changed, or another version of airtune reads them otherwise; restore them or start a new run"

@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
-from airtune.data.fingerprint import data_fingerprint
 from airtune.plan import Measurements, Method
 from airtune.run.build import Pieces
 from airtune.run.method import Chosen
@@ -56,7 +55,7 @@ def header(pieces: Pieces, chosen: Chosen, measured: Measurements | None) -> dic
             "task": recipe.data.task,
             "partition": recipe.data.partition,
             "labels": list(assets.data.labels),
-            "fingerprint": data_fingerprint(assets.data),
+            "fingerprint": assets.data.fingerprint,
             **assets.data.counts,
             "ledger": assets.data.ledger.as_document(),
         },
@@ -115,7 +114,7 @@ def identity(pieces: Pieces) -> str:
     parts = [
         pieces.recipe.digest(),
         pieces.assets.base.fingerprint,
-        data_fingerprint(pieces.assets.data),
+        pieces.assets.data.fingerprint,
         repr(sorted(pieces.assets.data.counts.items())),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
