@@ -58,22 +58,28 @@ def encode(counts: Counts, parts: list[tuple[Symbols, Symbols]], lanes: int) -> 
         parts: context and symbol of each, flat, as they will be asked for.
         lanes: of `lanes_of`.
     """
-    below = np.cumsum(counts, axis=1) - counts
+    tables = [table.astype(np.uint64).ravel() for table in (counts, _below(counts))]
     state = np.full(lanes, _START, np.uint64)
     words: list[NDArray[np.uint16]] = []
     for context, symbol in reversed(parts):
-        count = counts[context, symbol].astype(np.uint64)
-        first = below[context, symbol].astype(np.uint64)
+        place = context * np.int64(counts.shape[1]) + symbol
+        count, first = (table[place] for table in tables)
+        full, apart = count << np.uint64(32 - _BITS), np.uint64(_TOTAL) - count
         for start in reversed(range(0, len(symbol), lanes)):
-            f, c = count[start : start + lanes], first[start : start + lanes]
+            lane = slice(start, start + lanes)
+            f = count[lane]
             x = state[: len(f)]
-            is_full = x >= f << np.uint64(32 - _BITS)
-            words.append((x[is_full] & _MASK).astype(np.uint16))
-            x = np.where(is_full, x >> _WORD, x)
-            quotient = x // f
-            state[: len(f)] = (quotient << np.uint64(_BITS)) + (x - quotient * f) + c
+            is_full = x >= full[lane]
+            words.append(x[is_full].astype(np.uint16))
+            np.right_shift(x, _WORD, out=x, where=is_full)
+            x += x // f * apart[lane] + first[lane]
     written = np.concatenate([np.empty(0, np.uint16), *reversed(words)])
     return state.astype("<u4").tobytes() + written.astype("<u2").tobytes()
+
+
+def _below(counts: Counts) -> Counts:
+    """Return the sums of the frequencies before each symbol."""
+    return np.asarray(np.cumsum(counts, axis=1) - counts, np.int64)
 
 
 class Decoder:
@@ -92,13 +98,17 @@ class Decoder:
         self._state = np.frombuffer(coded[: 4 * lanes], "<u4").astype(np.uint64)
         self._words = np.frombuffer(coded[4 * lanes :], "<u2").astype(np.uint64)
         self._next = 0
-        self._counts = counts.astype(np.uint64)
-        self._below = (np.cumsum(counts, axis=1) - counts).astype(np.uint64)
         self._is_known = np.any(counts > 0, axis=1)
+        # for every context and every x mod 4096: the symbol, its f, and x mod 4096 - c
         self._symbol = np.zeros((len(counts), _TOTAL), np.uint8)
         symbols = np.arange(counts.shape[1], dtype=np.uint8)
         for row in np.flatnonzero(self._is_known):
             self._symbol[row] = np.repeat(symbols, counts[row])
+        self._count, first = (
+            np.take_along_axis(table, self._symbol, axis=1).astype(np.uint16).ravel()
+            for table in (counts, _below(counts))
+        )
+        self._rest = np.tile(np.arange(_TOTAL, dtype=np.uint16), len(counts)) - first
 
     def take(self, context: Symbols) -> Symbols:
         """Return the symbols of the next part, given the contexts.
@@ -108,26 +118,23 @@ class Decoder:
         """
         if not self._is_known[context].all():
             raise CodecError("a context is used and has no table; ask for it again")
-        found, lanes = np.empty(len(context), np.uint8), len(self._state)
+        place = context.astype(np.uint64) << np.uint64(_BITS)
+        lanes = len(self._state)
         for start in range(0, len(context), lanes):
-            here = context[start : start + lanes]
+            here = place[start : start + lanes]
             x = self._state[: len(here)]
-            slot = x & np.uint64(_TOTAL - 1)
-            symbol: Symbols = self._symbol[here, slot]
-            x = (
-                self._counts[here, symbol] * (x >> np.uint64(_BITS))
-                + slot
-                - self._below[here, symbol]
-            )
-            is_low = np.flatnonzero(x < _START)
-            words = self._words[self._next : self._next + len(is_low)]
-            if len(words) < len(is_low):
+            here |= x & np.uint64(_TOTAL - 1)
+            x >>= np.uint64(_BITS)
+            x *= self._count[here]
+            x += self._rest[here]
+            is_low = x < _START
+            low = x[is_low]
+            words = self._words[self._next : self._next + len(low)]
+            if len(words) < len(low):
                 raise CodecError("the coded numbers end too early; ask for it again")
-            x[is_low] = x[is_low] << _WORD | words
-            self._next += len(is_low)
-            self._state[: len(here)] = x
-            found[start : start + lanes] = symbol
-        return found
+            x[is_low] = low << _WORD | words
+            self._next += len(low)
+        return np.asarray(self._symbol.ravel()[place], np.uint8)
 
     def check_end(self) -> None:
         """Refuse what does not end as encoding began.
