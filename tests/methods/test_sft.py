@@ -57,6 +57,18 @@ def test_compression_stays_within_the_measured_quality_budget(decided):
     assert loose.predicted_s < tight.predicted_s
 
 
+def test_a_device_with_hardly_any_rows_gets_no_codec_beyond_the_budget(decided):
+    devices = sample_problem().devices
+    few = np.where(np.arange(len(devices)) == 0, 1e-6, devices.samples)
+    budget = 0.007
+    plan, _, problem, _ = decided({"quality_budget": budget}, devices=replace(devices, samples=few))
+    measured = problem.measurements
+    cost = [
+        measured.codec_loss(one.cut, one.codec, rounds=problem.rounds) for one in plan.assignments
+    ]
+    assert 0.0 < max(cost) <= budget
+
+
 def test_without_a_measurement_nothing_is_compressed(decided):
     plan, _, _, _ = decided(measurements=None)
     kinds = {row.codec.kind for row in plan.assignments}

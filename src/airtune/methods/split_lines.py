@@ -116,7 +116,9 @@ def split_problem(
     """Return the large timescale's problem of the able devices.
 
     The exchange of adapters is spread over the round's steps: a device's download comes before its
-    forward pass and its update goes up with the activations.
+    forward pass and its update goes up with the activations. No device takes a codec that
+    costs more than the budget while its memory holds a milder line: as a mean over the rows of data, the
+    budget would give devices with few rows the coarsest codecs.
     """
     able, steps = seen.able, problem.workload.local_steps
     table, cost = priced.table, priced.cost
@@ -133,10 +135,16 @@ def split_problem(
         backward_s=table(cost.backward_flops)[able] / speed,
         server_s=table(cost.server_flops)[able] / problem.server_flops_per_s,
         loss=weight[:, None] * lines.loss,
-        allowed=priced.allowed[able],
+        allowed=_mild(priced.allowed[able], lines.loss <= budget),
         loss_budget=budget,
         names=seen.able_names,
     )
+
+
+def _mild(allowed: Bools, mild: Bools) -> Bools:
+    """Return the mild lines of what is allowed; all of it for a device that has none."""
+    both = allowed & mild
+    return np.asarray(np.where(both.any(axis=1, keepdims=True), both, allowed), np.bool_)
 
 
 def told(problem: Problem, seen: Seen, lines: Lines, index: Ints, share: Floats) -> Assignments:
