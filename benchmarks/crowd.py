@@ -46,7 +46,7 @@ train: {{rounds: {ROUNDS}, local_steps: 1, per_device_train_batch_size: 1}}
 method: {{name: fedavg-lora}}
 threads: 1
 """
-_AIRTUNE = (sys.executable, "-m", "airtune.cli")
+_AIRTUNE = (sys.executable, "-m", "airtune")
 _ROWS = "\n".join(json.dumps({"prompt": f"{n} + 1 =", "completion": f" {n + 1}"}) for n in range(8))
 
 

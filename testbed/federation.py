@@ -20,7 +20,7 @@ from testbed.spec import Spec
 
 PORT = 9092
 """On which the server listens; its namespace has nothing else."""
-_AIRTUNE = (sys.executable, "-m", "airtune.cli")
+_AIRTUNE = (sys.executable, "-m", "airtune")
 _GOODPUT = 0.955
 """Of a shaped rate that is left beside headers, as measured for large transfers."""
 

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "airtune"
 ROOMS = (
     "errors", "units", "keys", "plan", "records", "wire", "fleet", "cost", "solve", "codec", "model",
     "work", "split", "methods", "data", "report", "engine", "loop", "recipe", "calibrate", "run", "planner",
-    "compare", "deploy", "cli",
+    "compare", "deploy", "cli", "__main__",
 )  # fmt: skip
 """From the lowest to the highest; a room may import those before it."""
 

@@ -1,6 +1,9 @@
 """What a user gets for a mistake: one sentence, a documented exit code, no traceback."""
 
 import json
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,22 @@ def test_a_comparison_is_told_from_a_run(place, airtune, words):
     code, _, err = airtune(*words, "study")
     assert code == 8
     assert "study is a comparison, not a run: its runs are in study/runs" in err
+
+
+def test_an_interruption_while_the_program_loads_ends_it_without_a_traceback():
+    interrupted = (
+        "import sys, airtune.cli as cli\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name == 'airtune.cli.main': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "cli.main()"
+    )
+    found = subprocess.run([sys.executable, "-c", interrupted], capture_output=True, check=False)
+    assert (found.returncode, found.stderr) == (errors.RunInterruptedError.exit_code, b"")
+
+
+def test_the_package_is_the_program():
+    asked = [sys.executable, "-m", "airtune", "--version"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == version("airtune")

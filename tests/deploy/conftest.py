@@ -41,7 +41,7 @@ from airtune.run.measurement import table_path, tables_of
 from airtune.wire.message import Message, More, Response
 
 LONG_S = 1800
-AIRTUNE = (sys.executable, "-m", "airtune.cli")
+AIRTUNE = (sys.executable, "-m", "airtune")
 
 
 class Mail:

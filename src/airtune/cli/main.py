@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -84,11 +83,6 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show where an error came f
 @app.callback()
 def options(*, version: Version = False, debug: Debug = False) -> None:
     """Declare what stands before a verb; `invoke` reads --debug wherever it stands."""
-
-
-def main() -> None:
-    """Run the command line and leave the process with its exit code."""
-    sys.exit(invoke(sys.argv[1:]))
 
 
 def invoke(words: Sequence[str]) -> int:

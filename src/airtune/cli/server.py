@@ -349,7 +349,7 @@ def _detach(settings: ServerSettings) -> None:
     words = [
         sys.executable,
         "-m",
-        "airtune.cli",
+        "airtune",
         "server",
         "start",
         "--state",
