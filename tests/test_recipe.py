@@ -129,7 +129,7 @@ def test_overrides_of_unknown_keys_are_listed_together():
     assert "train.ruonds: unknown key, did you mean rounds?" in text
     assert "foo: unknown key, known here: " in text
     assert "seed.x: seed has no keys below it" in text
-    assert "'lora.r': must read key=value" in text
+    assert "'lora.r': must be key=value" in text
 
 
 def test_another_method_drops_the_settings_of_the_former():
@@ -150,7 +150,7 @@ def test_overriding_leaves_the_given_values_alone():
 def test_yaml_is_read_as_people_mean_it():
     assert parse_yaml("3e-4", where="x") == 3e-4
     assert parse_yaml("2026-11-20", where="x") == "2026-11-20"
-    with pytest.raises(RecipeError, match=r"r.yaml: key 'seed' stands twice, .* in line 2"):
+    with pytest.raises(RecipeError, match=r"r.yaml: key 'seed' is given twice, .* in line 2"):
         parse_yaml("seed: 1\nseed: 2", where="r.yaml")
     with pytest.raises(RecipeError, match=r"r.yaml: not readable as YAML in line 2"):
         parse_yaml("a: [1\nb: 2", where="r.yaml")

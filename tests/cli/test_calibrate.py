@@ -29,7 +29,7 @@ def test_what_is_measured_is_stored_and_shown_again(place, airtune):
             ["--tables", "cut,prune"],
             "--tables takes pruning, ranks, codecs, cut, uploads, steps, or all, got 'prune'",
         ),
-        ([], "fedavg-lora decides by no measured cost; name tables"),
+        ([], "fedavg-lora uses no measured costs; name tables"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(place, airtune, words, said):

@@ -33,9 +33,9 @@ def test_every_combination_has_a_label_of_the_keys_that_vary():
     [
         ("lora.rank=4,8", "--over: lora.rank: unknown key"),
         ("output=mine", "is for the whole study; give it by --set output=mine"),
-        ("lora.r", "must read key=value,value"),
-        ("lora.r=", "must read key=value,value"),
-        ("lora.r=4,4", "stands twice"),
+        ("lora.r", "must be key=value,value"),
+        ("lora.r=", "must be key=value,value"),
+        ("lora.r=4,4", "is given twice"),
         ("seed=a", "must be whole numbers"),
         ("lora.r=[4", "not readable as YAML"),
     ],

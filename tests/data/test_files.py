@@ -200,7 +200,7 @@ def test_packed_files_are_unpacked(tmp_path):
         with pytest.raises(DataError, match=r"cannot be read|not valid JSON"):
             read_file(path)
         path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-        with pytest.raises(DataError, match="pointer of Git LFS"):
+        with pytest.raises(DataError, match="Git LFS pointer"):
             read_file(path)
 
 

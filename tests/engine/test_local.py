@@ -84,7 +84,7 @@ def test_a_limit_of_energy_that_nothing_meets_names_the_least_and_its_device(
     assert engine.observe(0, 0.0).available.all()
     assert all(engine.over_cap(plan, state))
     with pytest.raises(
-        InfeasibleError, match=r"keeps 1e-09 J a round .* the least is (\S+) J, of (\S+) with"
+        InfeasibleError, match=r"within 1e-09 J a round .* the least is (\S+) J, of (\S+) with"
     ) as refused:
         engine.idle_until_s(0.0, 60.0)
     least, name = re.search(r"the least is (\S+) J, of (\S+) with", str(refused.value)).groups()

@@ -238,7 +238,7 @@ def test_a_pooler_that_the_base_lacks_travels_with_the_adapter(
 def test_settings_of_generation_that_transformers_refuses_are_named(saved, file, said):
     path = saved("gpt2", tokenizer_of(eos_token="</s>"), labels=0) / file
     path.write_text(json.dumps(json.loads(path.read_text()) | said))
-    with pytest.raises(ModelError, match=rf"^{file} of .* mend it or remove it"):
+    with pytest.raises(ModelError, match=rf"^{file} of .* repair or remove it"):
         load_base(path.parent, device="cpu")
     assert load_base(path.parent, labels=2, device="cpu").shape.labels == 2  # it writes nothing
 

@@ -81,7 +81,9 @@ def test_a_document_without_uploads_is_read():
 
 def test_an_upload_that_was_not_measured_has_no_price():
     assert (WHOLE.upload_rounds(CodecSpec()), WHOLE.upload_rounds(COARSE)) == (0.0, 0.2)
-    with pytest.raises(RecipeError, match=r"fp16 cost was not measured.*calibration\.uploads"):
+    with pytest.raises(
+        RecipeError, match=r"cost of updates coded with fp16 was not measured.*calibration\.uploads"
+    ):
         WHOLE.upload_rounds(CodecSpec("fp16"))
 
 

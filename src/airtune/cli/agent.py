@@ -119,7 +119,7 @@ def agent(
     )
     if action not in ("", "check"):
         raise DeploymentError(
-            f"airtune agent takes part, airtune agent check looks; got {action!r}"
+            f"the only word after airtune agent is check, got {action!r}; options begin with --"
         )
     if action:
         from airtune.cli.findings import show
@@ -145,7 +145,7 @@ def _read_probe(path: Path | None) -> dict[str, object]:
     read_probe(path)  # refuses what the server could not read
     found = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        raise DeploymentError(f"{path} is no probe file")
+        raise DeploymentError(f"{path} is no probe file; airtune probe writes one")
     return found
 
 

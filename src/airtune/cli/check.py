@@ -52,5 +52,5 @@ def check(
 def _setting(text: str) -> tuple[str, object]:
     key, equals, value = text.removeprefix("method.").partition("=")
     if not (key and equals):
-        raise RecipeError(f"{text!r}: a setting reads key=value, share_of_even=0.9 for instance")
+        raise RecipeError(f"{text!r}: a setting must be key=value, share_of_even=0.9 for instance")
     return key, parse_yaml(value, where=text)

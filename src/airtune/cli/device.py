@@ -164,7 +164,9 @@ def code(
         raise DeploymentError(f"--valid: {error}") from error
     settings = running(state)
     if settings.insecure:
-        raise DeploymentError("a server without TLS enrols nobody: devices just call")
+        raise DeploymentError(
+            "this server runs without TLS and needs no codes; start agents with --insecure --name NAME"
+        )
     made, row = make_code(
         state, port=settings.enrol_port, count=count, valid=span, labels=read_labels(label or ())
     )

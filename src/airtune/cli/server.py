@@ -194,7 +194,9 @@ def stop(
         )
         return
     if server is not None:
-        raise DeploymentError("a server is stopped on its own machine; name a --run to stop")
+        raise DeploymentError(
+            "stop a server on its own machine; with --server only a run can be stopped, by --run NUMBER"
+        )
     print_line(f"stopped (process {stop_server(state)})")
 
 

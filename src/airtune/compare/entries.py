@@ -118,7 +118,7 @@ def entries_of(recipe: Recipe, methods: Sequence[CompareRow]) -> list[Entry]:
     labels = [entry.label for entry in entries]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
-        raise RecipeError(f"compare.methods: {twice[0]!r} stands twice; give one a label")
+        raise RecipeError(f"compare.methods: {twice[0]!r} is given twice; give one of them a label")
     faults = []
     for entry in entries:
         try:
@@ -146,11 +146,9 @@ def swept(recipe: Recipe, over: Sequence[str]) -> tuple[list[Entry], list[int]]:
         key, equals, values = text.partition("=")
         found = parse_yaml(f"[{values}]", where=text) if equals and values.strip() else []
         if not found:
-            raise RecipeError(
-                f"--over {text!r}: must read key=value,value, lora.r=4,8 for instance"
-            )
+            raise RecipeError(f"--over {text!r}: must be key=value,value, lora.r=4,8 for instance")
         if len({json.dumps(value) for value in found}) < len(found):
-            raise RecipeError(f"--over {text!r}: a value stands twice")
+            raise RecipeError(f"--over {text!r}: a value is given twice")
         if key.strip().partition(".")[0] in _OF_THE_STUDY:
             raise RecipeError(f"--over {text!r}: is for the whole study; give it by --set {text}")
         keys[key.strip()] = found

@@ -239,7 +239,7 @@ def _read_plan(folder: Path) -> _Plan:
     except OSError as error:
         raise CheckpointError(f"{folder} is no comparison: {path} cannot be read") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; restore it or compare anew") from error
+        raise CheckpointError(f"{path} is damaged: {error}; restore it or compare again") from error
 
 
 def _read_entry(entry: Mapping[str, Any]) -> Entry:

@@ -55,7 +55,9 @@ def read_bytes(path: Path) -> bytes:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"{path} cannot be read: {reason}") from error
     if data.startswith(LFS_POINTER):
-        raise DataError(f"{path} is a pointer of Git LFS and no data; run git lfs pull beside it")
+        raise DataError(
+            f"{path} is a Git LFS pointer and not the data; run git lfs pull in its folder"
+        )
     return data
 
 

@@ -98,7 +98,7 @@ class Exchange:
             return self._spans(messages)
         except TemplateError as error:
             raise DataError(
-                f"the chat template refuses the conversation at {place(row)}: {error}; mend it, or "
+                f"the chat template refuses the conversation at {place(row)}: {error}; repair it, or "
                 f"{_WAY_OUT}"
             ) from error
         except DataError as error:

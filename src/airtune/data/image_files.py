@@ -126,7 +126,7 @@ def _bytes_of(path: Path, where: str) -> bytes:
         return stored_bytes(path)
     except OSError as error:  # a link to a file that is gone, for instance
         raise DataError(
-            f"{path!s:.200} cannot be read: {error.strerror}; mend or remove it ({where})"
+            f"{path!s:.200} cannot be read: {error.strerror}; repair or remove it ({where})"
         ) from error
 
 

@@ -53,7 +53,7 @@ def decode_picture(data: bytes, where: str) -> Pixels:
                 )
             return upright_pixels(picture, where)
     except UnidentifiedImageError as error:
-        raise DataError(f"{where} is no picture that can be read; mend or remove it") from error
+        raise DataError(f"{where} is no picture that can be read; repair or remove it") from error
     except (
         OSError,
         SyntaxError,

@@ -144,7 +144,7 @@ def renew(link: ServerClient) -> None:
         StorageError: if the files cannot be written.
     """
     if link.proof is None:
-        raise DeploymentError("a server without TLS knows no keys, so none is renewed")
+        raise DeploymentError("a server without TLS has no keys to renew")
     finish_renewal(link.proof)
     fresh = _fresh(link.proof)
     if not fresh.key.is_file():

@@ -78,7 +78,7 @@ def check_plan(plan: RoundPlan, observation: Observation, method: Method) -> Non
     if both:
         raise MethodError(f"the plan tells device {min(both)} what to do, and does not ask it")
     if plan.not_asked and not len(device):
-        raise MethodError("the plan asks nobody; let one device at least be asked for certain")
+        raise MethodError("the plan asks nobody; at least one device must be asked for certain")
 
 
 def check_shares(shares: Floats, assignments: Assignments, links: LinkState) -> Floats:

@@ -107,7 +107,7 @@ def refuse_energy(problem: Problem, least_j: Floats, device: Ints) -> None:
         return
     first = int(np.argmin(least))
     raise InfeasibleError(
-        f"no device keeps {limit:g} J a round (limits.joules_per_round): the least is "
+        f"no device can stay within {limit:g} J a round (limits.joules_per_round): the least is "
         f"{least[first]:.4g} J, of {problem.devices.names[device[first]]} with its link to itself; "
         "raise the limit above that, or lower train.local_steps"
     )

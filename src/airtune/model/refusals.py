@@ -41,7 +41,7 @@ def refuse_no_model(source: str | Path) -> None:
         with path.open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise ModelError(
-                    f"{path} is a pointer of Git LFS and no model's file; run git lfs pull beside it"
+                    f"{path} is a Git LFS pointer and not the file; run git lfs pull in its folder"
                 )
     inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if inner and not (folder / "config.json").is_file():
@@ -97,7 +97,7 @@ def refuse_generation(source: str | Path, config: Config, revision: str | None) 
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise ModelError(
                 f"{file} of {str(source)!r} has a setting of generation that transformers refuses: "
-                f"{error}; mend it or remove it: tuning needs none, as answers are written greedily"
+                f"{error}; repair or remove it: tuning needs none, as answers are written greedily"
             ) from error
 
 

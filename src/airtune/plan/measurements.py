@@ -108,7 +108,7 @@ class Measurements:
         missing = [name for name in tables if name not in self.measured]
         if missing:
             raise RecipeError(
-                f"what {' and '.join(missing)} cost was not measured; the measurement has "
+                f"the cost of {' and '.join(missing)} was not measured; the measurement has "
                 f"{', '.join(sorted(self.measured)) or 'nothing'}; measure it with airtune calibrate"
             )
 
@@ -120,9 +120,8 @@ class Measurements:
         """
         if fingerprint != self.fingerprint:
             raise MismatchError(
-                f"what was measured is of weights {self.fingerprint[:12]}, but the model has "
-                f"{fingerprint[:12]}; costs of one model say nothing of another: measure this one "
-                "with airtune calibrate"
+                f"the stored costs are of weights {self.fingerprint[:12]}, but the model has weights "
+                f"{fingerprint[:12]}; measure this model with airtune calibrate"
             )
 
     def rank_rounds(self, rank: int) -> float:
@@ -160,7 +159,7 @@ class Measurements:
         if codec.kind != "identity" and not self._rows_of(codec):
             known = ", ".join(one.label for one in self.codecs_measured) or "none"
             raise RecipeError(
-                f"what codec {codec.label} costs was not measured; measured are {known}; put it "
+                f"the cost of codec {codec.label} was not measured; measured are {known}; put it "
                 "into split.codecs and measure again"
             )
         return _between(cut, [(row.cut, row.log_rounds) for row in self._rows_of(codec)])
@@ -174,7 +173,7 @@ class Measurements:
         known = {row.local_steps: row.log_rounds for row in self.steps}
         if local_steps not in known:
             raise RecipeError(
-                f"what {local_steps} local steps cost was not measured; measured are "
+                f"the cost of {local_steps} local steps was not measured; measured are "
                 f"{', '.join(map(str, known)) or 'none'}; measure again with airtune calibrate"
             )
         return known[local_steps]
@@ -188,7 +187,7 @@ class Measurements:
         known = {row.codec: row.log_rounds for row in self.uploads} | {CodecSpec(): 0.0}
         if codec not in known:
             raise RecipeError(
-                f"what updates coded with {codec.label} cost was not measured; measured are "
+                f"the cost of updates coded with {codec.label} was not measured; measured are "
                 f"{', '.join(each.label for each in known)}; put it into calibration.uploads and "
                 "measure again"
             )

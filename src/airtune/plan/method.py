@@ -65,7 +65,7 @@ class AggregateSpec:
     trim: float = 0.1
     """Share of values left out at either end (trimmed-mean), in [0, 0.5)."""
     liars: int = 1
-    """Dishonest devices that are reckoned with (krum)."""
+    """Number of dishonest devices to withstand (krum)."""
     noise: float = 0.0
     """Gaussian noise on the mean, in units of clip_norm over the number of updates; 0 = none. With
     it all updates count alike."""

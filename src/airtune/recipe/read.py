@@ -31,7 +31,9 @@ class _Loader(yaml.SafeLoader):
         for index, key in enumerate(keys):
             if key in keys[:index]:
                 line = node.value[index][0].start_mark.line + 1
-                raise RecipeError(f"key {key!r} stands twice, the second time in line {line}")
+                raise RecipeError(
+                    f"key {key!r} is given twice, the second time in line {line}; keep one"
+                )
         return super().construct_mapping(node, deep=deep)
 
 
@@ -133,7 +135,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str], said: str = "-
         path, equals, value = text.partition("=")
         parts = path.strip().split(".")
         if not equals or not all(parts):
-            faults.append(f"{text!r}: must read key=value, train.rounds=5 for instance")
+            faults.append(f"{text!r}: must be key=value, train.rounds=5 for instance")
             continue
         fault = _unknown_part(parts)
         if fault:

@@ -219,11 +219,11 @@ class ProtectionSection(Section):
     trim: Share = Field(default=0.1, ge=0, lt=0.5)
     """Share of values left out at either end (trimmed-mean)."""
     liars: int = Field(default=1, ge=1)
-    """Dishonest devices reckoned with (krum); a round needs twice as many and three."""
+    """Number of dishonest devices to withstand (krum); a round needs 2 * liars + 3 updates."""
     noise: float = Field(default=0.0, ge=0)
     """Gaussian noise in units of clip_norm over the number of updates; 0 = none."""
     delta: float = Field(default=1e-5, gt=0, lt=1)
-    """At which the epsilon of the noise is reckoned."""
+    """The delta for which the epsilon of the noise is computed."""
 
     @model_validator(mode="after")
     def _noise_needs_a_bound(self) -> ProtectionSection:

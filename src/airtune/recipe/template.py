@@ -123,15 +123,15 @@ download:                # how what devices are sent is coded, for every method
 #   clip_norm: 0.0       # largest norm of an update's difference to the broadcast; 0 = not clipped
 #   aggregate: krum      # trimmed-mean or krum, for methods whose updates are of one shape
 #   trim: 0.1            # of trimmed-mean: left out at either end
-#   liars: 1             # of krum: dishonest devices reckoned with
+#   liars: 1             # of krum: number of dishonest devices to withstand
 #   noise: 0.0           # Gaussian, in units of clip_norm over the number of updates
-#   delta: 1.0e-5        # at which the noise's epsilon is reckoned
+#   delta: 1.0e-5        # for which the epsilon of the noise is computed
 
 # limits:                # what no method may exceed
 #   device_bytes_per_month: 500MB   # sent and received by a device in 30 days of the run
 #   joules_per_round: 200           # energy of a device in a round, by the cost model
 
-# tariff:                # what airtune plan reckons money with; it changes no run
+# tariff:                # prices for airtune plan; they change no run
 #   per_kwh: 0.30        # of what devices draw
 #   per_gb: 2.00         # of what crosses a link, either way
 #   currency: EUR

@@ -99,7 +99,7 @@ class RunWriter:
         if len(lines) < rounds:
             raise CheckpointError(
                 f"{folder / 'rounds.jsonl'} holds {len(lines)} whole rounds, but the checkpoint "
-                f"was taken after {rounds}; restore the file or start the run anew"
+                f"was taken after {rounds}; restore the file or start the run again"
             )
         kept = [_parse_line(folder, number, line) for number, line in enumerate(lines[:rounds], 1)]
         rounds_bytes = sum(len(line) + 1 for line in lines[:rounds])

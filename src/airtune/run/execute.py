@@ -142,7 +142,7 @@ def calibrate_recipe(
         raise RunInterruptedError("interrupted; the same command goes on from there") from error
     if found is None:
         raise RecipeError(
-            f"{chosen.method.name} decides by no measured cost; name tables, --tables pruning,ranks "
+            f"{chosen.method.name} uses no measured costs; name tables, --tables pruning,ranks "
             "for instance"
         )
     return found

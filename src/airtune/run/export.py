@@ -153,12 +153,11 @@ class _Trained:
 def _write_adapter(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
     if trained.state.merged:
         raise ModelError(
-            "this method has merged its adapters into the base, which no adapter can say; "
-            "export merged"
+            "this method merges its adapters into the base, so there is no adapter; export merged"
         )
     if trained.state.kept is not None:
         raise ModelError(
-            "this run pruned the model for good, and its adapters belong to what is left; "
+            "this run pruned the model for good, and its adapters fit only the pruned model; "
             "export pruned"
         )
     save_adapter(

@@ -58,7 +58,8 @@ class Renewal:
         try:
             if not who.public or who.name == LOCAL:
                 raise DeploymentError(
-                    "a server without keys renews none, nor that of its own machine"
+                    "there is no key to renew: the server runs without TLS, or the call comes from "
+                    "the server's own machine, which needs none"
                 )
             public = public_of_request(str(asked.get("request")).encode())
             Register(self._settings.state).offer(who.name, public)

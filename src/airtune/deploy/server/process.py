@@ -166,7 +166,10 @@ def stop(state: Path, *, wait_s: float = 40.0) -> int:
         if not is_held(state):
             return pid
         time.sleep(0.1)
-    raise DeploymentError(f"the server (process {pid}) did not end within {wait_s:.0f} s")
+    raise DeploymentError(
+        f"the server (process {pid}) did not end within {wait_s:.0f} s; look at airtune server logs, or "
+        f"end it with kill -9 {pid}: finished rounds are saved"
+    )
 
 
 def _names(settings: ServerSettings) -> Sequence[str]:

@@ -131,4 +131,6 @@ def _begin_handshake(host: str, port: int) -> socket.socket:
                 return line
     except OSError as error:
         why = str(error)
-    raise DeploymentError(f"the server does not answer itself at {host}:{port} ({why})")
+    raise DeploymentError(
+        f"the server cannot reach its own port {host}:{port} ({why}); look at the firewall and --host"
+    )
