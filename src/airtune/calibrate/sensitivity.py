@@ -1,4 +1,4 @@
-"""How much a model's answers change when heads or channels go, by forward passes alone.
+"""How much a model's outputs change when heads or channels are removed, by forward passes alone.
 
 A few devices score the structures; the model is then sliced at a few counts of groups with all
 channels, and at a few counts of channels with all groups, mended as the local work says, and the

@@ -1,4 +1,4 @@
-"""One short federation, off which tables are read: the ordinary loop on a few devices."""
+"""One short federation, from which tables are read: the ordinary loop on a few devices."""
 
 from __future__ import annotations
 

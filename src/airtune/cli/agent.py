@@ -35,7 +35,7 @@ def agent(
     cert: Annotated[
         Path | None,
         typer.Option(
-            help="The certificate of that key; none = device.crt beside it.", show_default=False
+            help="The certificate of that key; default: device.crt beside it.", show_default=False
         ),
     ] = None,
     ca: Annotated[Path, typer.Option(help="The server's ca.crt.")] = Path("ca.crt"),
@@ -45,13 +45,13 @@ def agent(
             "--enroll",
             "--enrol",
             metavar="CODE",
-            help="A code from airtune device code: make a key here and have the server certify it.",
+            help="A code from airtune device code: makes a key here, which the server certifies.",
         ),
     ] = "",
     name: Annotated[
         str,
         typer.Option(
-            help="With --enroll or --insecure: what this device calls itself; none = its host name.",
+            help="With --enroll or --insecure: what this device calls itself; default: its host name.",
             show_default=False,
         ),
     ] = "",
@@ -59,7 +59,7 @@ def agent(
         bool, typer.Option("--insecure", help="The server has no TLS and no keys.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="Folder of the base model here; none = as the recipe says.")
+        str | None, typer.Option(help="Folder of the base model here; default: as the recipe says.")
     ] = None,
     compute: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     memory: Annotated[
@@ -81,7 +81,7 @@ def agent(
     cache: Annotated[
         Path | None,
         typer.Option(
-            help="Where base models from the server are kept; none = $XDG_CACHE_HOME/airtune.",
+            help="Where base models from the server are kept; default: $XDG_CACHE_HOME/airtune.",
             show_default=False,
         ),
     ] = None,
@@ -93,7 +93,7 @@ def agent(
     ] = 100.0,
     as_json: AsJson = False,
 ) -> None:
-    """Take part in runs until stopped; only calls out, reconnects by itself.
+    """Take part in runs of a server until stopped; reconnects by itself and opens no port.
 
     Example: airtune agent --server edge.example.org:9443 --data ./logs.jsonl
     """

@@ -24,7 +24,7 @@ def calibrate(
     tables: Annotated[
         str | None,
         typer.Option(
-            help="Of pruning, ranks, codecs, cut, uploads, steps, with commas, or all; none = what the recipe's method wants."
+            help="Of pruning, ranks, codecs, cut, uploads, steps, with commas, or all; default: those that the recipe's method wants."
         ),
     ] = None,
     as_json: AsJson = False,

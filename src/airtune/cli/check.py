@@ -1,4 +1,4 @@
-"""`airtune check`: the contract of methods on a method of one's own."""
+"""`airtune check`: the contract tests on a method of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`airtune compare`: methods times seeds, and the page that compares them."""
+"""`airtune compare`: methods with several seeds, and the report that compares them."""
 
 from __future__ import annotations
 

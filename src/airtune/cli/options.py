@@ -14,7 +14,7 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RECIPE] [KEY=VALUE]...",
-        help="A recipe file (none = the embedded default) and settings such as train.rounds=5.",
+        help="A recipe file (default: the embedded one) and settings such as train.rounds=5.",
         show_default=False,
     ),
 ]
@@ -25,21 +25,22 @@ Settings = Annotated[
 Server = Annotated[
     str | None,
     typer.Option(
-        help="HOST[:PORT] of a server elsewhere; none = the one that runs from --state here.",
+        help="HOST[:PORT] of a server elsewhere; default: the one that runs from --state here.",
         show_default=False,
     ),
 ]
 Ca = Annotated[
     Path | None,
     typer.Option(
-        help="With --server: its ca.crt; none = of the server's state folder here, or ca.crt.",
+        help="With --server: its ca.crt; default: that of the server's state folder here, or ca.crt.",
         show_default=False,
     ),
 ]
 Key = Annotated[
     Path | None,
     typer.Option(
-        help="With --server: your operator key; none = beside its ca.crt.", show_default=False
+        help="With --server: your operator key; default: the one beside its ca.crt.",
+        show_default=False,
     ),
 ]
 Where = Annotated[

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def probe(
     output: Annotated[Path, typer.Argument(help="File to write.")] = Path("probe.json"),
     *,
-    name: Annotated[str | None, typer.Option(help="Of the device; none = its host name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the device; default: its host name.")] = None,
     server: Annotated[
         str | None, typer.Option(help="HOST[:PORT] of the server, to measure the link.")
     ] = None,
@@ -28,7 +28,7 @@ def probe(
     cert: Annotated[
         Path | None,
         typer.Option(
-            help="The certificate of that key; none = device.crt beside it.", show_default=False
+            help="The certificate of that key; default: device.crt beside it.", show_default=False
         ),
     ] = None,
     ca: Annotated[Path, typer.Option(help="The server's ca.crt.")] = Path("ca.crt"),

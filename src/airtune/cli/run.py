@@ -43,11 +43,13 @@ def run(
     ] = None,
     ca: Annotated[
         Path | None,
-        typer.Option(help="With --server: its ca.crt; none = of the server's state folder here."),
+        typer.Option(
+            help="With --server: its ca.crt; default: that of the server's state folder here."
+        ),
     ] = None,
     key: Annotated[
         Path | None,
-        typer.Option(help="With --server: your operator key; none = beside its ca.crt."),
+        typer.Option(help="With --server: your operator key; default: the one beside its ca.crt."),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="With --server: it has no TLS.")

@@ -41,7 +41,7 @@ def start(
     enrol_port: Annotated[
         int | None,
         typer.Option(
-            help="Port where devices enrol themselves, open while a code is valid; none = the next after --port.",
+            help="Port where devices enrol themselves, open while a code is valid; default: --port plus 1.",
             show_default=False,
         ),
     ] = None,

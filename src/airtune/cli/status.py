@@ -1,4 +1,4 @@
-"""`airtune status`: how the newest run at a server gets on."""
+"""`airtune status`: the progress of the newest run at a server."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def sweep(
         list[str] | None,
         typer.Argument(
             metavar="[RECIPE] [KEY=VALUE,VALUE]...",
-            help="A recipe file (none = the embedded default) and more keys to sweep over.",
+            help="A recipe file (default: the embedded one) and more keys to sweep over.",
             show_default=False,
         ),
     ] = None,

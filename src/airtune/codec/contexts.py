@@ -1,4 +1,4 @@
-"""Integers of a table coded by what is known of them: the most similar row before, and their channel.
+"""Integers of a table coded with a context: the most similar earlier row, and their channel.
 
 Rows of a language model repeat: prompts begin alike, and a token's activation is near that of the same
 token before. For each row the encoder looks for the nearest earlier one and sends how far back it is. A

@@ -1,4 +1,4 @@
-"""The payload's frame: a header that says all, the coded streams, a checksum.
+"""The frame of a payload: a header, the coded streams, a checksum.
 
     "AT" version kind flags ndim | shape: ndim x u32 | count u32, levels u16, low f32, step f32
     | streams u8, each: coder u8, raw bytes u32, coded bytes u32 | coded streams | crc32

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, so that several go on at once and one that dies ends alone."""
+"""Runs in processes of their own: several at once, and if one dies the others go on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Running a study, new or begun, and what it ends with."""
+"""Running a study, new or resumed, and its results."""
 
 from __future__ import annotations
 

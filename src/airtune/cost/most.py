@@ -1,4 +1,4 @@
-"""The most bytes that a device of a plan can receive and send in a round: a promise, no estimate.
+"""Upper bounds of the bytes that a device of a plan receives and sends in a round.
 
 `prediction` says what is expected of coded payloads; caps need what they cannot exceed. Every stream
 of a payload is stored as it is where coding does not gain, so a tensor of N entries, of which

@@ -1,4 +1,4 @@
-"""What happened to rows on their way into a run: left out, cut, mended, or in both parts."""
+"""Counts of rows that were left out, cut or changed on their way into a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows as texts; a few of the test set are kept beside a run's records, to ask an export them.
+"""Rows as texts; a few of the test set are kept with a run's records, to check exports.
 
 Those are rows of the test set, never of a device: what an export shows of them, and of a real
 federation's data, is what the server has anyway.

@@ -1,4 +1,4 @@
-"""What would go wrong, looked for before anything is started: findings of a server, and of an agent."""
+"""Checks of a server, and of an agent, before anything is started."""
 
 from __future__ import annotations
 

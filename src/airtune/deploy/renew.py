@@ -1,4 +1,4 @@
-"""A device or an operator comes by its certificate: by a code at first, later by a new key.
+"""How a device or an operator gets a certificate: by a code at first, later for a new key.
 
     NAME.key      NAME.crt        what it proves itself by; ca.crt beside them
     NAME.new.key  NAME.new.crt    of a renewal that is not finished

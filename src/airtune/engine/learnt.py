@@ -1,4 +1,4 @@
-"""How fast devices and links really are: what was planned to take so long against what is reported.
+"""True speeds of devices and links, learnt from planned against measured seconds.
 
 A scalar Kalman filter a device, on the logarithm of its true speed over the declared one:
 

@@ -1,4 +1,4 @@
-"""What devices settle on: in the simulator by the clock that each would look at, and as real ones say.
+"""Steps, rank and width that devices choose: simulated by their clocks, or as real devices report them.
 
 A device knows how fast it computes now, what the broadcast takes it, and which rate its link has as
 the round begins. Fading within the round is not foreseen, by a real device either.

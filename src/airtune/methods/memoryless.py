@@ -1,4 +1,4 @@
-"""What deciders without memory share: every round stands by itself."""
+"""What deciders without memory share: each round is independent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One line a device that says what a mixed plan tells it, and why not the other kind of line."""
+"""The reason of a mixed plan for each device, and why not the other way to train."""
 
 from __future__ import annotations
 

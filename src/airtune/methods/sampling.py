@@ -1,4 +1,4 @@
-"""Who is asked, where `auto` asks a part of the devices: more rarely those on whom others wait.
+"""Which devices are asked if `auto` asks a part of them: less often those for which others wait.
 
 With w_i the data of the n devices that are there and c_i the price of each, the part of ln(K T) that
 goes without it, asking device i with probability q_i and counting what it sends 1 / q_i times adds

@@ -1,4 +1,4 @@
-"""One line a device that says what a split plan tells it, and why."""
+"""The reason of a split plan for each device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is settled when a model is loaded, once, so that config and tokenizer say the same.
+"""Making config and tokenizer of a model consistent, once, when it is loaded.
 
 Whatever is exported holds what is settled here, so that plain transformers reads texts afterwards
 as they were read in training: the same pad token, the same segment ids, the same side of padding.

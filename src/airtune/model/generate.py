@@ -1,4 +1,4 @@
-"""Having a language model write: greedily, whatever its own generation config says."""
+"""Generation with a language model: greedy, whatever the model's own generation config says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning that one device cannot spoil: updates clipped, and noise for privacy.
+"""Protection against dishonest devices, and privacy: clipped updates and noise.
 
 Rules that leave outliers out are in `model.rules.robust`.
 

@@ -1,4 +1,4 @@
-"""Loading what was saved as anybody would: transformers' Auto classes, and peft on a plain base.
+"""Loading a saved model with plain tools: transformers' Auto classes, and peft on a plain base.
 
 How far the answers of two models are apart is measured here too, for every check of an export.
 """

@@ -1,4 +1,4 @@
-"""What the server makes of a round beside adding up: momentum, and a running average of its weights.
+"""The server step after aggregation: momentum, and a running mean of the weights.
 
 With theta the server's tensors before a round and g the mean change that its devices made of what
 they were sent,

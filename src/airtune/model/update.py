@@ -1,4 +1,4 @@
-"""What an update must be before it counts: nothing that a device says of itself is taken on trust."""
+"""Checks of an update before it counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in a method's own file a fault is: what a plug-in raises is its author's to mend."""
+"""Where in a method's own file an error is, for messages about plug-ins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a method may know: the rest is hidden before it is asked, not left to its good will."""
+"""Hiding from a method what it did not ask to know."""
 
 from __future__ import annotations
 

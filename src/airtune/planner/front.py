@@ -1,4 +1,4 @@
-"""What may be bought with what: plans over the knobs that every method has, of which the best stay.
+"""Cheaper plans to choose among, over the knobs that every method has.
 
 The knobs are the codec of uploads, the rank of the adapters and, where the method has one, its own
 budget of quality. Each setting of them gives something up, and what that costs in quality only a run

@@ -1,4 +1,4 @@
-"""What more of something would save: the plan made anew with each quantity changed a little.
+"""What more of something would save: the plan made again with each quantity changed a little.
 
 The changed plan is a plan like any other, on the same drawn links, so a price is exact for its step
 and says nothing of larger ones; `airtune plan --within` answers those.

@@ -1,4 +1,4 @@
-"""Plans asked backwards: how much of one thing makes a run end in time.
+"""Plans asked backwards: how much of one quantity makes a run end in time.
 
 Each quantity is varied alone, everything else stays, and the method plans anew at every step. More
 bandwidth, memory or server, fewer rounds or devices never make an optimal plan slower, so closing in

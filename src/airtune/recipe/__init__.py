@@ -1,4 +1,4 @@
-"""Recipes: one YAML that says all of a run."""
+"""Recipes: one YAML file describes a whole run."""
 
 from airtune.recipe.devices import fleet_of
 from airtune.recipe.read import (

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, said to the person who wrote it: all of it, each with its key."""
+"""Errors of a recipe for the person who wrote it: all of them, each with its key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine of `local-only`: every device goes on by itself, and nothing crosses the air."""
+"""The engine of `local-only`: every device trains alone, and nothing is sent."""
 
 from __future__ import annotations
 

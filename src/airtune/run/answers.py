@@ -1,4 +1,4 @@
-"""What an exported model says to a few test rows, as its card shows them."""
+"""Answers of an exported model to a few test rows, as its card shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run is refused for, once model, fleet and method are known and before anything is measured."""
+"""Checks of a run once model, fleet and method are known, before anything is measured."""
 
 from __future__ import annotations
 

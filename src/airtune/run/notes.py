@@ -1,4 +1,4 @@
-"""What is said of a run when it is over."""
+"""The notes printed after a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking a saved model what anybody would ask it, and holding its answers against the tuned model's.
+"""Running a saved model with plain tools, and comparing its answers with the tuned model's.
 
 The rows are test rows of the run, given as texts to the tokenizer that was saved, each alone and all
 in a batch. What rounding explains is not guessed: where the answers are not plainly equal, both

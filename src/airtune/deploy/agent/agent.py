@@ -1,4 +1,4 @@
-"""The agent: what runs on a device for as long as its owner lets it.
+"""The agent: the process that runs on a device and takes part in runs.
 
     agent (this process)  calls the server, waits for tickets, and starts what works
     └── worker            holds base model, data and device state; does the tasks; may be capped

@@ -1,4 +1,4 @@
-"""A device's line to its server: it says hello, and tickets come for as long as it is open."""
+"""A device's connection to its server, over which tickets of tasks come."""
 
 from __future__ import annotations
 

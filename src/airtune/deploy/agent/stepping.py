@@ -1,4 +1,4 @@
-"""How a device times its own steps: what it settles on by its clock, in place of what it was told."""
+"""How a device times its own steps and chooses its work by its own clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a device's tasks are done: a worker process that comes when there is work."""
+"""Where a device's tasks are done: a worker process that is started when there is work."""
 
 from __future__ import annotations
 

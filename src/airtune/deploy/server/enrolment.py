@@ -1,4 +1,4 @@
-"""How callers come by their keys: whoever has one gets a new one, and whoever has a code enrols.
+"""Certificates for callers: for a new key of a known caller, and for a device with a code.
 
 Devices enrol at a second port that is open while a code is valid.
 

@@ -1,4 +1,4 @@
-"""What faces the network: one gRPC server, which lets in whom it knows and passes on what it must.
+"""The server's gRPC port: it authenticates callers and passes devices' calls on to their runs.
 
     python -m airtune.deploy.server.front SETTINGS    as JSON
 

@@ -1,4 +1,4 @@
-"""Whose call it is, and whether it may: asked before anything of the call is read."""
+"""Authentication and authorisation of a call, before anything of it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a few dishonest devices cannot spoil, for updates of one shape.
+"""Robust rules of aggregation against a few dishonest devices, for updates of one shape.
 
 trimmed-mean  of every number, the highest and lowest shares are left out and the rest averaged
               (Yin et al., arXiv 1803.01498)
