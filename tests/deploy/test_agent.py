@@ -1,6 +1,9 @@
 """A device's tasks are done one after the other, each once, and what fails is told."""
 
 import queue
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,26 @@ def test_a_worker_that_cannot_start_is_told(
     told: queue.Queue[str] = queue.Queue()
     place.take(Ticket("any"), told.put)
     assert told.get(timeout=LONG_S) == "under the floor"
+
+
+def test_a_worker_leaves_ctrl_c_to_its_agent_and_ends_with_it_in_the_middle_of_a_task() -> None:
+    script = (
+        "import time; from airtune.deploy.agent.worker import serve; "
+        "serve(lambda: lambda line: time.sleep(600) if 'long' in line else line)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"ready\n"
+        worker.send_signal(signal.SIGINT)
+        worker.stdin.write(b"short\nlong\n")
+        worker.stdin.flush()
+        assert worker.stdout.readline() == b"short\n"
+        _, said = worker.communicate(timeout=LONG_S)  # closes its input
+    assert worker.returncode == 0
+    assert said == b""

@@ -256,9 +256,17 @@ def test_too_few_devices_are_named(quick: Any, nodes: Any, tmp_path: Path) -> No
         _run(quick, nodes(["a"]), tmp_path, devices=2, join_s=0.1)
 
 
-def test_a_control_is_not_federated(recipe: Callable[..., Any], nodes: Any, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="federates nothing"):
-        _run(recipe(**{"method.name": "untuned"}), nodes(["a"]), tmp_path)
+@pytest.mark.parametrize(
+    ("method", "why"),
+    [("untuned", "federates nothing"), ("split-sequential", "one device to the next.*splitfed-v2")],
+)
+def test_what_devices_elsewhere_cannot_do_is_refused_before_they_are_asked(
+    method: str, why: str, recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    there = nodes(["a"])
+    with pytest.raises(RecipeError, match=why):
+        _run(recipe(**{"method.name": method}), there, tmp_path)
+    assert there.mail.sent == []
 
 
 @pytest.mark.slow
@@ -355,6 +363,41 @@ def test_a_split_round_goes_over_the_stream(
     assert split["refused"] == {}
     crossed = split["activation_up_bytes"] + split["adapter_up_bytes"]
     assert crossed == record.devices["upload_bytes"].sum()
+
+
+@pytest.mark.parametrize(
+    ("samples", "why"),
+    [(-6, "between 0 and 4"), (10**30, "between 0 and 4"), (4, "the server saw 1")],
+)
+def test_steps_that_the_server_did_not_see_are_refused(
+    samples: int,
+    why: str,
+    recipe: Callable[..., Any],
+    nodes: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An update counts by its part of the steps, which may be neither negative nor made up."""
+    one_step = "airtune.engine.stream.device._Going.left_s"
+    monkeypatch.setattr(one_step, lambda going: -1.0)
+    (tmp_path / "mine.py").write_text(CUT)
+    there, server = nodes(["a", "b"]), StreamServer("127.0.0.1:0")
+
+    def claim(device: int, reply: Message) -> Message:
+        header = re.sub(rb'"samples":\d+', b'"samples":%d' % samples, reply.header)
+        is_liar = device == 1 and b'"kind":"train"' in reply.header
+        return Message(header, reply.blobs) if is_liar else reply
+
+    there.mail.bend = claim
+    changed = recipe(
+        **{"method.name": f"{tmp_path}/mine.py:Cut", "train.rounds": 1, "data.limit": 30}
+    )
+    try:
+        record, _ = _run(changed, there, tmp_path, serve=lambda: (server, f":{server.port}"))
+    finally:
+        server.close()
+    assert list(record.devices["status"]) == ["ok", "refused"]
+    assert why in record.devices["reason"][1]
 
 
 def test_a_device_is_not_cut_where_nothing_serves_it(

@@ -4,14 +4,18 @@
 
 The settings are written by the agent. The process says `ready` on its standard output once it can
 take tasks; then the agent writes tickets to its standard input, a line each, and is answered by an
-empty line, or why a task was not done. Tasks and answers go over the worker's own connection to the server.
+empty line, or why a task was not done. It ends with the agent. Tasks and answers go over the worker's own connection to the server.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +59,36 @@ class WorkerSettings:
 def main() -> None:
     """Do tasks until the agent ends."""
     settings = WorkerSettings(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    serve(lambda: _tasks_of(settings))
+
+
+def serve(prepared: Callable[[], Callable[[str], str]]) -> None:
+    """Say `ready`, do what the agent writes, and end with the agent, whatever is being done then.
+
+    Args:
+        prepared: returns what does a line's task and returns its answer; may take long.
+    """
+    # a terminal sends Ctrl-C to both; the agent ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    do = prepared()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)  # whatever prints goes to the agent's own output
+        print(READY, file=out, flush=True)
+        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=_hear_agent, args=(lines,), name="agent", daemon=True).start()
+        while True:
+            print(" ".join(do(lines.get()).split()), file=out, flush=True)
+
+
+def _hear_agent(lines: queue.SimpleQueue[str]) -> None:
+    """Put down what the agent writes; where it is gone, nobody else could end this process."""
+    for line in sys.stdin:
+        lines.put(line)
+    os._exit(0)
+
+
+def _tasks_of(settings: WorkerSettings) -> Callable[[str], str]:
+    """Return what does the tasks of tickets."""
     # heavy imports last, so that a broken setting is told at once
     from airtune.deploy.agent.device import Device, DeviceSettings
     from airtune.deploy.agent.pace import Pacer
@@ -76,13 +110,7 @@ def main() -> None:
         pace=pacer,
         say=_say,
     )
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
-        os.dup2(2, 1)  # whatever prints goes to the agent's own output
-        print(READY, file=out, flush=True)
-        for line in sys.stdin:
-            print(
-                " ".join(do_task(device, _way(settings), line, pacer).split()), file=out, flush=True
-            )
+    return lambda line: do_task(device, _way(settings), line, pacer)
 
 
 def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:

@@ -100,7 +100,7 @@ def _run_in(run_folder: RunFolder, order: Order, nodes: Connected, tell: Tell, l
         recipe = longer(run_folder.path, recipe, order.rounds)
     recipe = pinned(recipe)
     chosen = choose_method(recipe)
-    _check_federates(chosen, recipe, order)
+    _check_federates(chosen)
     tell(stage="loading the model", folder=str(run_folder.path))
     known = load_known(recipe)
     base = load_model(recipe, classes=known.labels)
@@ -160,11 +160,16 @@ def _run_in(run_folder: RunFolder, order: Order, nodes: Connected, tell: Tell, l
     return run_folder.path
 
 
-def _check_federates(chosen: Chosen, recipe: Recipe, order: Order) -> None:
-    """Refuse what a federation cannot run."""
+def _check_federates(chosen: Chosen) -> None:
+    """Refuse what a federation cannot run, before any device is asked."""
+    name = chosen.method.name
     if chosen.is_control:
+        raise RecipeError(f"{name} is a control and federates nothing; run it without --server")
+    if chosen.method.work.hand_over:
         raise RecipeError(
-            f"{chosen.method.name} is a control and federates nothing; run it without --server"
+            f"{name} hands the device part from one device to the next within a round, which devices "
+            "over a network cannot; take splitfed-v2, whose devices come one after the other and keep "
+            "their parts, or run it without --server"
         )
 
 

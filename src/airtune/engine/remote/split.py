@@ -59,16 +59,20 @@ class ServedSplit:
         """End the round; returns what came of every device, both halves together."""
         self.opened.close()
         result = self.opened.wait()
-        task = self.task
+        task, batch = self.task, self.task.workload.batch
         updates = {
             index: update
             for index, row in enumerate(task.rows)
             if (update := trained[row.device].outcome.update) is not None
         }
-        parts = {
-            index: DevicePart(update.adapters, update.head, update.samples // task.workload.batch)
-            for index, update in updates.items()
-        }
+        parts = {}
+        for index, update in updates.items():
+            steps, seen = update.samples // batch, result.steps[index]
+            if steps > seen:
+                result.log.refuse(
+                    index, f"it says that it took {steps} steps, the server saw {seen}"
+                )
+            parts[index] = DevicePart(update.adapters, update.head, steps)
         joined = join_round(task.context, task.rows, result.parts, result.log, parts)
         up = result.log.up_bytes.sum(0)
         down = result.log.down_bytes.sum(0) + result.listed_bytes
@@ -86,7 +90,7 @@ class ServedSplit:
                 answer = replace(answer, status=status, fault=outcome.reason)
             row = item.row
             if row is not None and outcome.update is not None and outcome.update.part < 1:
-                row = replace(row, local_steps=outcome.update.samples // task.workload.batch)
+                row = replace(row, local_steps=outcome.update.samples // batch)
             found[outcome.device] = replace(
                 item,
                 answer=answer,

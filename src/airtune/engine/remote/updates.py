@@ -87,6 +87,9 @@ def _update(
         raise CodecError(
             f"the rank left must be between 0 and the {row.rank} it was told, got {reply.rank_left}"
         )
+    most = setup.workload.batch * row.local_steps
+    if not 0 <= reply.samples <= most:
+        raise CodecError(f"samples must be between 0 and {most} of its steps, got {reply.samples}")
     work = setup.work
     kept = kept_by(row, state, shape, work)
     reference = returned_of(state, shape, kept, row.rank, cut=row.cut, work=work)
