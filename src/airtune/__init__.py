@@ -1,7 +1,7 @@
 """airtune: fine-tuning of language models over wireless fleets of unequal devices.
 
-The names below are all there is to import; each is loaded when it is first used, so that importing
-the package is fast and loads no torch.
+The public names are those in `__all__`. Each is loaded when it is first used, so that importing the
+package is fast and loads no torch.
 
     >>> import airtune
     >>> recipe = airtune.load_recipe(overrides=["train.rounds=3"])

@@ -122,9 +122,9 @@ def compare_methods(
         methods: labels of rows of `compare.methods`, names of methods, or mappings of name,
             settings and perhaps a label; empty = all rows of `compare.methods`.
         seeds: empty = the recipe's `compare.seeds`.
-        folder: where to; None = `<output>/<time>-compare-<name>`.
+        folder: folder to write; None = `<output>/<time>-compare-<name>`.
         jobs: runs at once, each in a process of its own; 1 = one after the other in this one.
-        watch: told how it gets on.
+        watch: receives the progress.
         protocol: by which methods are compared; None = a plain comparison.
 
     Raises:
@@ -156,9 +156,9 @@ def sweep_recipe(
         recipe: checked.
         over: `a.b=1,2,4` each, any keys of the recipe, `method.name` among them.
         seeds: empty = those swept over, else the recipe's `compare.seeds`.
-        folder: where to; None = `<output>/<time>-sweep-<name>`.
+        folder: folder to write; None = `<output>/<time>-sweep-<name>`.
         jobs: as for `compare_methods`, and the next.
-        watch: told how it gets on.
+        watch: receives the progress.
 
     Raises:
         RecipeError: if there is no such key.
@@ -190,7 +190,7 @@ def resume_comparison(
         seeds: more seeds.
         rounds: more rounds, for every run.
         jobs: as for `compare_methods`, and the next.
-        watch: told how it gets on.
+        watch: receives the progress.
 
     Raises:
         CheckpointError: if the folder is no study or is damaged.

@@ -301,7 +301,7 @@ class CompareSection(Section):
 
 
 class Recipe(Section):
-    """One run, said in full."""
+    """A whole run: every section and key of a recipe, with its default."""
 
     name: Name = ""
     """End of the run folder's name; none = the method's."""

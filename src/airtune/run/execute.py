@@ -97,7 +97,7 @@ def run_recipe(
         folder: where the records go; None = `<output>/<time>-<name>`.
         label: what the method is called in reports; None = its name.
         assets: model, data and fleet that another run has loaded; None = load them.
-        watch: told how it gets on.
+        watch: receives the progress.
         reports: write the page at the end.
 
     Raises:
@@ -122,7 +122,7 @@ def calibrate_recipe(
     Args:
         recipe: checked.
         tables: names of tables; None = those that the recipe's method wants.
-        watch: told how it gets on.
+        watch: receives the progress.
 
     Raises:
         RecipeError: if the method wants none and none is named.
@@ -164,7 +164,7 @@ def resume_run(
         rounds: more rounds than the run was started with, ended or not; None = those.
         label: what the method of a run without a round is called in reports; None = its name.
         assets: as for `run_recipe`, and the next two.
-        watch: told how it gets on.
+        watch: receives the progress.
         reports: write the page at the end.
 
     Raises:

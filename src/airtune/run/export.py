@@ -65,7 +65,7 @@ def export_run(
         format: adapter (PEFT), merged (the dense model with the adapters in it), pruned (a smaller
             model), each loaded by plain peft or transformers; gguf (one file for llama.cpp, pruned
             where the run pruned for good) or adapter-gguf (what llama.cpp adds to a base).
-        output: where to; None = `<run>/export-<format>`.
+        output: folder to write; None = `<run>/export-<format>`.
         prune: for a model format, after a run that kept the dense base: fraction of the blocks'
             weights to remove, heads and channels as the run measured that they matter. How good the
             result is was not measured, so it needs `accept_worse`.
