@@ -64,7 +64,9 @@ def find_proof(ca: Path | None, key: Path | None) -> Proof:
     usual = (DEFAULT_STATE / "tls" / "ca.crt", Path("ca.crt"))
     authority = ca or next((path for path in usual if path.is_file()), None)
     if authority is None:
-        raise DeploymentError("name the server's ca.crt with --ca; it is tls/ca.crt in the server's state folder")
+        raise DeploymentError(
+            "name the server's ca.crt with --ca; it is tls/ca.crt in the server's state folder"
+        )
     if not authority.is_file():
         raise DeploymentError(
             f"there is no file {authority}; --ca names the server's ca.crt, which is in the folder "
