@@ -27,7 +27,7 @@ check-all: lint  ## the gate and the slow tests, and the lines that none of them
 	$(BIN)/python -m pytest -n 2 --cov
 
 chaos: $(READY)  ## the fault table: devices, servers, links and disks that fail or lie
-	$(BIN)/python -m pytest -n 1 tests/deploy/test_faults.py tests/deploy/test_front.py tests/engine/test_stream*.py tests/wire/test_post.py tests/chaos tests/testbed
+	$(BIN)/python -m pytest -n 1 tests/deploy/test_faults.py tests/deploy/front tests/engine/test_stream*.py tests/wire/test_post.py tests/chaos tests/testbed
 
 bench: $(READY)  ## every benchmark that takes under a minute
 	$(BIN)/python -m benchmarks all
