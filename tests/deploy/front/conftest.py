@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
-
-from airtune.deploy.caller import Proof, ServerClient  # noqa: E402
-from airtune.deploy.server.authority import ensure_certificates  # noqa: E402
-from airtune.deploy.server.enroll import enroll  # noqa: E402
-from airtune.deploy.server.front import Front  # noqa: E402
-from airtune.deploy.server.site import ServerSettings  # noqa: E402
-from airtune.engine.stream import StreamServer  # noqa: E402
-from airtune.wire.channel import RUN_KEY, SERVER, Way  # noqa: E402
-from airtune.wire.message import VERSION  # noqa: E402
-from airtune.wire.post import Ticket  # noqa: E402
+from airtune.deploy.caller import Proof, ServerClient
+from airtune.deploy.server.authority import ensure_certificates
+from airtune.deploy.server.enroll import enroll
+from airtune.deploy.server.front import Front
+from airtune.deploy.server.site import ServerSettings
+from airtune.engine.stream import StreamServer
+from airtune.wire.channel import RUN_KEY, SERVER, Way
+from airtune.wire.message import VERSION
+from airtune.wire.post import Ticket
 
 HANDSHAKE_S = 1.0
 LONG_S = 60.0

@@ -5,18 +5,16 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
+from tests.deploy.front.conftest import HELLO, LONG_S, Line, Site, code_of, handed
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
-
-from tests.deploy.front.conftest import HELLO, LONG_S, Line, Site, code_of, handed  # noqa: E402
-
-from airtune.deploy.server.register import Register  # noqa: E402
-from airtune.engine.stream import StreamServer  # noqa: E402
-from airtune.errors import DeploymentError, KeyRefusedError, StorageError  # noqa: E402
-from airtune.recipe import load_recipe  # noqa: E402
-from airtune.wire.channel import CONTROL, SERVER  # noqa: E402
-from airtune.wire.post import Ticket  # noqa: E402
+from airtune.deploy.server.register import Register
+from airtune.engine.stream import StreamServer
+from airtune.errors import DeploymentError, KeyRefusedError, StorageError
+from airtune.recipe import load_recipe
+from airtune.wire.channel import CONTROL, SERVER
+from airtune.wire.post import Ticket
 
 
 def test_no_bundle_of_code_is_an_order(site: Site) -> None:

@@ -8,15 +8,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
+import grpc
+from tests.deploy.front.conftest import HANDSHAKE_S, LONG_S, Site, called, code_of
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
-
-from tests.deploy.front.conftest import HANDSHAKE_S, LONG_S, Site, called, code_of  # noqa: E402
-
-from airtune.deploy.keys import make_device_key, read_private_key, read_public_key  # noqa: E402
-from airtune.deploy.server.authority import issue_certificate  # noqa: E402
-from airtune.wire.channel import CONTROL, SERVER, SERVICE, Way, channel_credentials  # noqa: E402
+from airtune.deploy.keys import make_device_key, read_private_key, read_public_key
+from airtune.deploy.server.authority import issue_certificate
+from airtune.wire.channel import CONTROL, SERVER, SERVICE, Way, channel_credentials
 
 
 def stranger(site: Site, tmp_path: Path) -> dict[str, Way]:

@@ -6,18 +6,16 @@ import queue
 import threading
 from collections.abc import Iterator
 
+import grpc
 import pytest
+from tests.deploy.front.conftest import LONG_S, Line, Site, called, code_of, handed, until
 
-grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
-
-from tests.deploy.front.conftest import LONG_S, Line, Site, called, code_of, handed, until  # noqa: E402
-
-from airtune.engine.stream import StreamServer  # noqa: E402
-from airtune.errors import DeploymentError  # noqa: E402
-from airtune.wire.channel import RUN_KEY, SERVER, SERVICE, TOKEN_KEY, Way  # noqa: E402
-from airtune.wire.message import VERSION, Message, parts_of  # noqa: E402
-from airtune.wire.post import Ticket  # noqa: E402
-from airtune.wire.tasks import fetch_task, send_answer  # noqa: E402
+from airtune.engine.stream import StreamServer
+from airtune.errors import DeploymentError
+from airtune.wire.channel import RUN_KEY, SERVER, SERVICE, TOKEN_KEY, Way
+from airtune.wire.message import VERSION, Message, parts_of
+from airtune.wire.post import Ticket
+from airtune.wire.tasks import fetch_task, send_answer
 
 
 def test_a_ticket_that_was_lost_with_its_line_comes_again_and_one_that_came_does_not(
