@@ -16,14 +16,16 @@ from airtune.errors import DeploymentError
 from airtune.wire.post import Ticket
 
 LONG_S = 60.0
-# a worker that answers every ticket but the one on which it ends
+# a worker that answers every ticket but the one on which it ends, and the one on which it hangs
 WORKER = """
-import json, sys
+import json, sys, time
 print("ready", flush=True)
 for line in sys.stdin:
     token = json.loads(line)["token"]
     if token == "deadly":
         sys.exit(9)
+    if token == "endless":
+        time.sleep(600)
     print("it does not fit" if token.startswith("large") else "", flush=True)
 """
 
@@ -50,6 +52,23 @@ def test_what_fails_is_told_and_a_worker_that_ends_is_started_again(place: Workp
     assert "the worker ended while it worked on this" in said[1]
     place.end()
     assert told.empty()
+
+
+def test_what_waits_when_the_agent_ends_is_told_and_starts_no_other_worker(
+    place: Workplace,
+) -> None:
+    told: queue.Queue[str] = queue.Queue()
+    ready: queue.Queue[str] = queue.Queue()
+    place._say = ready.put
+    place.take(Ticket("endless"), told.put)
+    place.take(Ticket("large"), told.put)
+    assert ready.get(timeout=LONG_S) == "the worker is ready"
+    place.end()
+    assert "before this was begun" in told.get(timeout=LONG_S)
+    assert "the worker ended while it worked" in told.get(timeout=LONG_S)
+    assert ready.get(timeout=LONG_S) == "the worker ended with code -15"
+    assert place._tickets.empty()
+    assert ready.empty()
 
 
 def test_a_worker_is_there_before_a_task_that_will_come_soon(place: Workplace) -> None:

@@ -65,7 +65,14 @@ class Workplace:
             self._tickets.put(None)
 
     def end(self) -> None:
-        """End the worker, whatever it does."""
+        """End the worker, whatever it does, and what waits for it: nothing is begun any more."""
+        with suppress(queue.Empty):
+            while True:
+                if task := self._tickets.get_nowait():
+                    task[1]("the agent was ended, or its hours were over, before this was begun")
+        self._end_worker()
+
+    def _end_worker(self) -> None:
         with self._lock:
             worker, self._worker = self._worker, None
         if worker is None:
@@ -83,7 +90,7 @@ class Workplace:
             try:
                 task = self._tickets.get(timeout=self._idle_s)
             except queue.Empty:
-                self.end()
+                self._end_worker()
                 continue
             if task is None:
                 with suppress(AirtuneError):  # a task will be told of it
