@@ -7,14 +7,16 @@ from collections.abc import Mapping
 import yaml
 
 _TEMPLATE = """\
-# A recipe says all of a run. Check it:  airtune plan {file}      (no weights, no training)
-#                             Run it:    airtune run {file}
-#                             Compare:   airtune compare {file} --methods jcpba,fedavg-lora --seeds 0,1,2
-# Any key can be set for once:           airtune run {file} --set train.rounds=5 lora.r=4
-# What is left out has the value shown in the comment. Paths start where the command is typed.
+# This recipe describes a whole run.
+#   check:     airtune plan {file}      (no weights, no training)
+#   run:       airtune run {file}
+#   compare:   airtune compare {file} --methods jcpba,fedavg-lora --seeds 0,1,2
+#   override:  airtune run {file} --set train.rounds=5 lora.r=4      (any key, for one command)
+#
+# A key that is left out has the value in its comment. Paths are relative to the folder of the command.
 
 # name: ""               # end of the run folder's name; default: the method's
-seed: 0                  # decides every draw: fleet, channels, partition, batches, adapters
+seed: 0                  # decides all random draws: fleet, channels, partition, batches, adapters
 
 model:
   source: {model}
@@ -51,7 +53,7 @@ data:
   partition: dirichlet   # how rows are dealt to devices: iid, dirichlet, shards
   alpha: 0.5             # of dirichlet; smaller = devices more unlike
   # shards: 2            # of shards: label shards a device gets
-  # clusters: length     # stands for a label where there is none: length, first-word
+  # clusters: length     # groups rows that have no label: length, first-word
   # min_rows: 2          # rows every device gets at the least
   held_out: 0.1          # share of a device's rows kept for validation
 
@@ -70,7 +72,7 @@ train:
   # max_grad_norm: 1.0   # 0 = never scaled down
   gradient_checkpointing: {checkpointing}   # less memory, more FLOPs
   # distill: 0.0         # how much the dense base's logits count while a slice trains; 0.5 for instance
-  # mend: mean           # what stands for pruned structures: none, mean, least-squares
+  # mend: mean           # what compensates for pruned structures: none, mean, least-squares
   loss_chunk: {loss_chunk}          # positions whose logits exist at a time; 0 = all
 
 fleet:
@@ -86,19 +88,19 @@ fleet:
 method:
   name: {method}         # airtune list methods; settings of the method follow as keys here
 
-# target:                # fixed before the run; reports say when it was reached
+# target:                # fix it before the run; reports say when it was reached
 #   metric: loss         # loss, perplexity (causal-lm); loss, accuracy (else)
 #   value: 1.0
 #   stop: false          # end the run when it is reached
 
-# quality_budget: null   # 2% for instance: loss that pruning may cost; default: time decides
+# quality_budget: null   # 2% for instance: loss that pruning may cost; default: by time alone
 # deadline_s: null       # a round ends then; later updates are dropped
 
 evaluation:
   every: 1               # rounds between validations
   # exact_match: false   # generate answers of the test set and compare what follows ####
   # max_new_tokens: 128
-  # leakage: false       # after a split run: what an attacker reads out of what crossed the cut
+  # leakage: false       # after a split run: what an attacker can read from what crossed the cut
 
 # calibration:           # short runs that measure what pruning and ranks cost, then stored
 #   rounds: 8
@@ -113,8 +115,8 @@ upload:                  # how updates are coded on the wire, for every method; 
   # step: 0.75           # of deadzone: quantiser step in standard deviations
   # feedback: false      # add what coding lost to the next update
 
-download:                # how what devices are sent is coded, for every method
-  kind: topk             # identity = all adapters; any other kind only what somebody keeps
+download:                # how the adapters sent to devices are coded, for every method
+  kind: topk             # identity = all adapters; any other kind only those that some device keeps
   keep: 1.0
   bits: 8
   # step: 0.75           # of deadzone: quantiser step in standard deviations
@@ -127,7 +129,7 @@ download:                # how what devices are sent is coded, for every method
 #   noise: 0.0           # Gaussian, in units of clip_norm over the number of updates
 #   delta: 1.0e-5        # for which the epsilon of the noise is computed
 
-# limits:                # what no method may exceed
+# limits:                # limits for every method
 #   device_bytes_per_month: 500MB   # sent and received by a device in 30 days of the run
 #   joules_per_round: 200           # energy of a device in a round, by the cost model
 
