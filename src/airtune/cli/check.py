@@ -28,7 +28,7 @@ def check(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Run a method through a few made-up rounds and check all that a method promises.
+    """Test a method of your own on a few made-up rounds, against the contract of methods.
 
     What is wrong is named with file and line (exit code 11).
 
@@ -43,9 +43,9 @@ def check(
         return
     print_line(f"{method} keeps the contract")
     print_line(
-        "tried in three made-up rounds: it is pure and repeats itself, gives every\n"
+        "tried in three made-up rounds: it is pure and repeatable, gives every\n"
         "available device a task and a reason, divides no link twice, fits the memory\n"
-        "that it may see, cuts only if it said so, and its state can be saved"
+        "that it may see, cuts only if it declares so, and its state can be saved"
     )
 
 

@@ -41,10 +41,9 @@ def add(
     label: Labelled = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let devices connect.
+    """Add devices.
 
-    For each a folder is made with what belongs on the device: its key, the certificate of that key,
-    and the server's ca.crt.
+    Makes a folder to copy to each device: key, certificate and the server's ca.crt.
 
     Example: airtune device add gate-1 gate-2
     """
@@ -223,7 +222,7 @@ def cancel(
     *,
     state: State = DEFAULT_STATE,
 ) -> None:
-    """Let a code enrol nobody any more; devices that it has enrolled stay."""
+    """Cancel a code; devices that it has enrolled stay."""
     from airtune.deploy.server.register import Register
 
     Register(state).cancel_code(name)
@@ -239,7 +238,7 @@ def drain(
     ca: Ca = None,
     key: Key = None,
 ) -> None:
-    """Let a device end its task and take no new one, until its agent is started anew.
+    """Let a device end its task and take no new one, until its agent is started again.
 
     Returns when it has ended; then update it and start its agent.
     """
@@ -254,7 +253,7 @@ def drain(
         for row in link.call("List")["devices"]
     ):
         time.sleep(1.0)
-    print_line(f"{name} has no task and gets none until its agent is started anew")
+    print_line(f"{name} has no task and gets none until its agent is started again")
 
 
 @app.command()

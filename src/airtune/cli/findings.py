@@ -26,10 +26,10 @@ def show(findings: Iterable[Finding], *, as_json: bool) -> None:
         print_json({"findings": [asdict(one) for one in found]})
     else:
         print_table(
-            "", ["looked at", "found", "why"], [[one.what, one.verdict, one.why] for one in found]
+            "", ["check", "result", "reason"], [[one.what, one.verdict, one.why] for one in found]
         )
     faults = [one.what for one in found if one.verdict == "fault"]
     if faults and not as_json:
-        raise DeploymentError(f"would not work: {', '.join(faults)}")
+        raise DeploymentError(f"failed checks: {', '.join(faults)}; the reasons are above")
     if faults:
         raise typer.Exit(DeploymentError.exit_code)

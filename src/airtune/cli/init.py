@@ -36,7 +36,7 @@ def init(
 ) -> None:
     """Write a commented recipe, ready to run.
 
-    Data on this machine are looked at: task, columns, encoding and length stand in the recipe.
+    Data on this machine are read: the recipe gets their task, columns, encoding and length.
 
     Example: airtune init --model Qwen/Qwen2.5-0.5B --data ./logs.jsonl
     """

@@ -33,7 +33,7 @@ def add(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let an operator in; on the server's own machine none is needed.
+    """Add an operator; commands on the server's own machine need none.
 
     A folder is made with what belongs to the operator: key, certificate and the server's ca.crt.
 

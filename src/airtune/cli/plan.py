@@ -40,7 +40,7 @@ def plan(
     vary: Annotated[
         str | None,
         typer.Option(
-            help="With --within: bandwidth, memory, server, devices, rounds, with commas; all unless said."
+            help="With --within: bandwidth, memory, server, devices, rounds, with commas; default: all."
         ),
     ] = None,
     quantile: Annotated[

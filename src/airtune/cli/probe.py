@@ -35,8 +35,13 @@ def probe(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="The server has no TLS and no keys.")
     ] = False,
-    up_mbps: Annotated[float | None, typer.Option(min=0, help="Instead of --server.")] = None,
-    down_mbps: Annotated[float | None, typer.Option(min=0, help="Instead of --server.")] = None,
+    up_mbps: Annotated[
+        float | None,
+        typer.Option(min=0, help="Rate of the uplink, instead of measuring with --server."),
+    ] = None,
+    down_mbps: Annotated[
+        float | None, typer.Option(min=0, help="Rate of the downlink, likewise.")
+    ] = None,
     link: Annotated[
         str | None, typer.Option(help="Link that several devices share; same name, same link.")
     ] = None,
@@ -51,7 +56,7 @@ def probe(
     ] = None,
     reserve: Annotated[float, typer.Option(min=0, help="Memory the owner keeps, in MB.")] = 0.0,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="For the speed; the link takes 8 s.")
+        float, typer.Option(min=0.1, help="How long the speed is measured; the link takes 8 s.")
     ] = 40.0,
     as_json: AsJson = False,
 ) -> None:

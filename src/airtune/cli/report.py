@@ -23,7 +23,7 @@ def report(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the page of one run, or of several side by side.
+    """Write the report of one run, or of several side by side.
 
     Example: airtune report runs/a runs/b --output ab.html
     """

@@ -149,8 +149,8 @@ def logs(
     *,
     state: State = DEFAULT_STATE,
     lines: Annotated[int, typer.Option(help="How many lines from the end.")] = 50,
-    run: Annotated[int | None, typer.Option(help="Of this run.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with what is written.")] = False,
+    run: Annotated[int | None, typer.Option(help="Show the log of this run instead.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Stay and show new lines.")] = False,
 ) -> None:
     """Show what the server has logged, or one run."""
     path = state / "server.log" if run is None else state / "logs" / f"run-{run}.log"
@@ -244,7 +244,7 @@ def restore(
     *,
     state: State = DEFAULT_STATE,
 ) -> None:
-    """Put a backup where there is no server's folder yet."""
+    """Restore a backup to a folder that does not exist yet."""
     from airtune.deploy.server.backup import restore as restore_backup
 
     said = restore_backup(file, state)
@@ -269,7 +269,7 @@ def check(
     enrol_port: Annotated[int | None, typer.Option(help="As for start.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look for what would go wrong: ports, modes, certificates, names, disk, memory, TLS."""
+    """Check beforehand: ports, modes, certificates, names, disk, memory, TLS."""
     from airtune.cli.findings import show
     from airtune.deploy.preflight import check_site
     from airtune.deploy.server.site import ServerSettings
