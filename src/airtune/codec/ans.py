@@ -22,9 +22,8 @@ from airtune.errors import CodecError
 
 _BITS = 12
 _TOTAL = 1 << _BITS
-_START = np.uint64(1 << 16)
-_WORD = np.uint64(16)
-_MASK = np.uint64(0xFFFF)
+_START = np.uint32(1 << 16)
+_WORD = np.uint32(16)
 _SYMBOLS_A_LANE, _MOST_LANES = 512, 4096
 
 Counts = NDArray[np.int64]
@@ -58,18 +57,20 @@ def encode(counts: Counts, parts: list[tuple[Symbols, Symbols]], lanes: int) -> 
         parts: context and symbol of each, flat, as they will be asked for.
         lanes: of `lanes_of`.
     """
-    tables = [table.astype(np.uint64).ravel() for table in (counts, _below(counts))]
-    state = np.full(lanes, _START, np.uint64)
+    # f, c, and the largest x that stays in its range
+    most = (np.maximum(counts, 1) << (32 - _BITS)) - 1
+    tables = [table.astype(np.uint32).ravel() for table in (counts, _below(counts), most)]
+    state = np.full(lanes, _START, np.uint32)
     words: list[NDArray[np.uint16]] = []
     for context, symbol in reversed(parts):
         place = context * np.int64(counts.shape[1]) + symbol
-        count, first = (table[place] for table in tables)
-        full, apart = count << np.uint64(32 - _BITS), np.uint64(_TOTAL) - count
+        count, first, full = (table[place] for table in tables)
+        apart = np.uint32(_TOTAL) - count
         for start in reversed(range(0, len(symbol), lanes)):
             lane = slice(start, start + lanes)
             f = count[lane]
             x = state[: len(f)]
-            is_full = x >= full[lane]
+            is_full = x > full[lane]
             words.append(x[is_full].astype(np.uint16))
             np.right_shift(x, _WORD, out=x, where=is_full)
             x += x // f * apart[lane] + first[lane]
@@ -95,8 +96,8 @@ class Decoder:
             raise CodecError(
                 f"{len(coded)} bytes of coded numbers do not hold {lanes} states; ask for it again"
             )
-        self._state = np.frombuffer(coded[: 4 * lanes], "<u4").astype(np.uint64)
-        self._words = np.frombuffer(coded[4 * lanes :], "<u2").astype(np.uint64)
+        self._state = np.frombuffer(coded[: 4 * lanes], "<u4").astype(np.uint32)
+        self._words = np.frombuffer(coded[4 * lanes :], "<u2").astype(np.uint32)
         self._next = 0
         self._is_known = np.any(counts > 0, axis=1)
         # for every context and every x mod 4096: the symbol, its f, and x mod 4096 - c
@@ -118,13 +119,13 @@ class Decoder:
         """
         if not self._is_known[context].all():
             raise CodecError("a context is used and has no table; ask for it again")
-        place = context.astype(np.uint64) << np.uint64(_BITS)
+        place = context.astype(np.uint32) << np.uint32(_BITS)
         lanes = len(self._state)
         for start in range(0, len(context), lanes):
             here = place[start : start + lanes]
             x = self._state[: len(here)]
-            here |= x & np.uint64(_TOTAL - 1)
-            x >>= np.uint64(_BITS)
+            here |= x & np.uint32(_TOTAL - 1)
+            x >>= np.uint32(_BITS)
             x *= self._count[here]
             x += self._rest[here]
             is_low = x < _START

@@ -73,8 +73,10 @@ def _by_context(levels: NDArray[np.int16]) -> tuple[bytes, ...] | None:
     """Return the streams of integers by their contexts, None where that gains nothing."""
     found = contexts.to_streams(levels)
     size = len(entropy.compress(found[0])[1]) + len(found[1]) + len(found[2])
-    plain = sum(len(entropy.compress(stream)[1]) for stream in _split(levels.reshape(-1))[0])
-    return found if size < plain else None
+    plain, _ = _split(levels.reshape(-1))
+    if size < sum(entropy.least_bytes(stream) for stream in plain):
+        return found
+    return found if size < sum(len(entropy.compress(stream)[1]) for stream in plain) else None
 
 
 def _split(values: NDArray[np.int16]) -> tuple[tuple[bytes, ...], int]:

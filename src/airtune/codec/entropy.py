@@ -20,14 +20,21 @@ _FULL_BITS = 7.95
 
 def compress(stream: bytes) -> tuple[int, bytes]:
     """Return (coder, coded bytes), whichever coder is smallest; RAW where none gains."""
-    candidates = [
-        (RAW, stream),
-        (ZSTD, zstandard.ZstdCompressor(level=1, write_checksum=False).compress(stream)),
-    ]
+    candidates = [(RAW, stream), (ZSTD, _zstd(stream))]
     if _byte_entropy(stream) < _FULL_BITS:
         huffman = zlib.compressobj(6, zlib.DEFLATED, -15, 9, zlib.Z_HUFFMAN_ONLY)
         candidates.append((HUFFMAN, huffman.compress(stream) + huffman.flush()))
     return min(candidates, key=lambda candidate: len(candidate[1]))
+
+
+def least_bytes(stream: bytes) -> int:
+    """Return no more than the length of what `compress` gives, without coding by Huffman."""
+    huffman_bits = max(_byte_entropy(stream), 1.0)  # a code word has at least one bit
+    return min(len(stream), len(_zstd(stream)), int(len(stream) * huffman_bits / 8))
+
+
+def _zstd(stream: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=1, write_checksum=False).compress(stream)
 
 
 def _byte_entropy(stream: bytes) -> float:
