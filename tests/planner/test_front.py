@@ -126,7 +126,7 @@ def test_one_command_and_one_page_answer_a_planner(tmp_path, monkeypatch, capsys
     assert said["pareto"]["quantile"] == 0.95
     page = (tmp_path / "plan.html").read_text(encoding="utf-8")
     for part in (
-        "What more would save",
+        "What more resources would save",
         "Plans to choose among",
         'data-figure="front"',
         "EUR",

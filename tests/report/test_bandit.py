@@ -47,7 +47,7 @@ def test_every_group_has_its_square_and_private_bandits_one(study):
 
 def test_groups_are_told_means_of_their_own_devices(study):
     run = study.of("fedspine")[0]
-    figure = choice_figures(run)["Pruned away, by group"]
+    figure = choice_figures(run)["Pruned weights, by group"]
     devices, played = run.record.devices, run.record.rounds[9]["notes"]["played"]
     member = [device for device, group, _ in played if group == 0]
     rows = (devices["round"] == 9) & np.isin(devices["device"], member)
@@ -65,7 +65,7 @@ def test_gain_is_the_sum_of_what_the_reward_was_more_than_the_controls(study):
 
 
 def test_a_method_that_learns_nothing_has_no_bandit(study, build_run):
-    assert "learns nothing" in sentence(study.of("fedspine random")[0])
+    assert "does not use a bandit" in sentence(study.of("fedspine random")[0])
     plain = load_study([build_run()])
     assert (last_tree(plain.first), gain_figure(plain), equal_sparsity(plain)) == (None, None, [])
 

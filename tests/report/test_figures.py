@@ -73,8 +73,8 @@ def test_a_round_carries_its_straggler_and_reasons(build_run):
 def test_only_knobs_that_vary_become_heatmaps(build_run):
     run = load_study([build_run()]).first
     figures, same = heatmaps(run, shown_devices(run))
-    assert set(figures) == {"Pruned away", "Share of the link"}
-    assert "LoRA rank 8, nothing split, local steps 8." in same
+    assert set(figures) == {"Pruned weights", "Share of the link"}
+    assert "LoRA rank 8, no model split, local steps 8." in same
     heat = np.array(figures["Share of the link"]["data"][0]["z"], float)
     assert heat.shape == (12, 30)
     np.testing.assert_allclose(heat.sum(axis=0), 1.0, atol=1e-3)
@@ -124,12 +124,12 @@ def test_the_gap_is_shown_where_something_certifies_it(build_run):
     assert len(gap_figure(solved)["data"]) == 2
     assert gap_figure(plain) is None
     assert "30 optimal" in solver_sentence(solved)
-    assert "optimises nothing" in solver_sentence(plain)
+    assert "solves no optimisation problem" in solver_sentence(plain)
 
 
 @pytest.mark.parametrize(
     ("gap", "said"),
-    [(5.3e-3, "1 certified to 0.53 % of the optimum"), (None, "1 ended without a certificate")],
+    [(5.3e-3, "1 proven within 0.53 % of the optimum"), (None, "1 ended without a certificate")],
 )
 def test_a_plan_short_of_the_optimum_says_how_far(build_run, gap, said):
     run = load_study([build_run(rounds=3)]).first

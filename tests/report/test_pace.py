@@ -36,14 +36,17 @@ def test_the_captions_say_what_was_gained_and_how_sure_it_is():
     found = pace_figures(run(validation_raw={"loss": 1.2}))
     assert list(found) == [
         "Waiting",
-        "Signal a second",
-        "What work is worth",
-        "Mean and last weights",
+        "Progress per second",
+        "Learnt value of an update",
+        "Averaged and latest weights",
     ]
     assert "25 % of a round" in found["Waiting"][1]
-    assert "1.50 times as much" in found["Signal a second"][1]
-    assert "steps^0.90 (± 0.20), rank^0.50 (± 0.40)" in found["What work is worth"][1]
-    assert [trace["y"] for trace in found["Mean and last weights"][0]["data"]] == [[1.0], [1.2]]
+    assert "was 1.50 times" in found["Progress per second"][1]
+    assert "steps^0.90 (± 0.20), rank^0.50 (± 0.40)" in found["Learnt value of an update"][1]
+    assert [trace["y"] for trace in found["Averaged and latest weights"][0]["data"]] == [
+        [1.0],
+        [1.2],
+    ]
 
 
 def test_a_run_without_a_deadline_has_none_of_it():

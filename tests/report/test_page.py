@@ -33,7 +33,7 @@ def test_a_comparison_gets_a_combined_table(comparison, tmp_path):
     page = write_report([comparison], tmp_path)
     assert (tmp_path / "comparison.csv").exists()
     text = page.read_text()
-    for words in ("3 methods compared", "baseline", "reconstructed", "Where it does not help"):
+    for words in ("3 methods compared", "baseline", "reconstructed", "Limits of the result"):
         assert words in text
 
 
@@ -70,9 +70,9 @@ def test_what_was_measured_first_is_told_once_and_kept_out_of_the_times(build_ru
     document[key] = {"source": "pruning by 4 short runs; ranks by 3 short runs"}
     (folder / "run.json").write_text(json.dumps(document))
     text = write_report([folder], tmp_path / "b").read_text()
-    assert text.count("What the knobs cost: pruning by 4 short runs; in no time figure") == 1
-    assert text.count("What the knobs cost: ranks by 3 short runs; in no time figure") == 1
-    assert "of real time, calibration excluded." in text
+    assert text.count("Calibration: pruning by 4 short runs; its time is not counted") == 1
+    assert text.count("Calibration: ranks by 3 short runs; its time is not counted") == 1
+    assert "of actual time, calibration excluded." in text
 
 
 def test_names_from_the_records_stay_text(build_run, tmp_path):

@@ -26,7 +26,7 @@ def test_every_part_of_a_split_is_drawn(run):
         "Bytes by direction",
         "Cut and codec",
         "Share of the link, slot by slot",
-        "What the cut gives away",
+        "Privacy: what the activations reveal",
     ]
     assert {key for key, _, _ in panel["plots"]} == set(figures)
     assert panel["sentence"].endswith(" The server computed 12.0 s in all.")
@@ -35,9 +35,9 @@ def test_every_part_of_a_split_is_drawn(run):
 
 def test_bytes_are_told_against_their_bound(run):
     said = sentence(run.record.rounds)
-    assert said.startswith("20 steps of 4 rounds sent 34.3 MiB")
+    assert said.startswith("20 steps in 4 rounds: 34.3 MiB")
     assert "−6.2 % of the entropy bound" in said
-    assert re.search(r"; adapters of cut devices took \S+ [MKG]iB more\.$", said)
+    assert re.search(r"; adapters of split devices took \S+ [MKG]iB more\.$", said)
 
 
 def test_the_phases_of_a_step_follow_one_another(run):

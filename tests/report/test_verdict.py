@@ -20,18 +20,18 @@ def test_five_seeds_make_a_claim(comparison):
 
 def test_three_seeds_make_an_indication(small_comparison):
     text, _ = said(small_comparison(("jcpba", "fedavg-lora"), range(3), rounds=20))
-    assert "A claim takes 5 seeds; with 3 seeds read it as an indication." in text
+    assert "This is only an indication with 3 seeds; use at least 5." in text
 
 
 def test_one_seed_makes_an_observation(small_comparison):
     text, _ = said(small_comparison(("jcpba", "fedavg-lora"), (0,), rounds=20))
-    assert text.endswith("so this is one observation and no claim.")
+    assert text.endswith("so this is an observation, not evidence.")
 
 
 def test_methods_that_are_alike_are_not_told_apart(small_comparison):
     text, where = said(small_comparison(("fedprox", "fedavg-lora"), range(5), rounds=20))
-    assert text.startswith("fedprox and fedavg-lora cannot be told apart")
-    assert "fedprox is not resolved from fedavg-lora in time" in where
+    assert "of fedprox and fedavg-lora does not differ significantly" in text
+    assert "fedprox and fedavg-lora do not differ significantly in time" in where
 
 
 def test_a_control_that_is_as_fast_is_named(small_comparison):
@@ -56,14 +56,14 @@ def test_a_run_that_did_not_arrive_says_so(build_run, target):
 
 def test_a_target_that_nobody_reaches_gives_no_saving(small_comparison):
     text, where = said(small_comparison(("jcpba", "fedavg-lora"), range(3), rounds=6))
-    assert text.startswith("No saving can be stated for jcpba and fedavg-lora")
+    assert text.startswith("The time to the target of jcpba and fedavg-lora cannot be compared")
     assert "jcpba never reached the target." in where
 
 
 def test_lost_updates_are_counted(build_run):
     _, where = said(build_run(rounds=10))
     assert "1 of 120 updates (0.8 %) came after the deadline." in where
-    assert "1 of 120 updates (0.8 %) were refused as unusable." in where
+    assert "1 of 120 updates (0.8 %) were refused as invalid." in where
 
 
 def test_a_method_that_prunes_nothing_says_so(build_run):
@@ -106,4 +106,4 @@ def test_how_stale_updates_were_is_said(build_run):
     where = " ".join(limits(study, summarise(study)))
     share = f"{1 / (2 * len(rounds)):.0%}"
     assert f"asynchronous: {share} of the updates" in where
-    assert "3 rounds earlier at most" in where
+    assert "at most 3 rounds earlier" in where

@@ -109,7 +109,7 @@ def test_a_split_run_says_what_its_cut_gives_away(assets, tmp_path):
     plain = {one["cut"]: one["explained"] for one in found if one["codec"] == "identity"}
     assert plain[1] > plain[5]  # an early cut gives away more than a late one
     page = write_report([tmp_path / "run"], tmp_path / "out").read_text()
-    assert "What the cut gives away" in page
+    assert "Privacy: what the activations reveal" in page
     assert "The first step" in page
 
 

@@ -101,9 +101,7 @@ def _square(run: RunSeries, tree: Tree, group: int) -> Figure:
             "title": {"text": "reward", "side": "right"},
         },
     }
-    figure = layout(
-        x=axis("part of the pruning left that is done at once"), y=axis("LoRA rank"), height=380
-    )
+    figure = layout(x=axis("share of the remaining pruning (%)"), y=axis("LoRA rank"), height=380)
     figure["xaxis"] |= {"range": [0, 1], "tickformat": ".0%", "showgrid": False}
     figure["yaxis"] |= {"range": [0, 1], "showgrid": False, **_rank_ticks(run)}
     figure["shapes"] = [
@@ -122,7 +120,7 @@ def _square(run: RunSeries, tree: Tree, group: int) -> Figure:
 
 def _told(row: int, sides: Floats, tried: Floats, paid: Floats) -> str:
     low, high = f"{100 * sides[0]:.0f}", f"{100 * sides[1]:.0f} %"
-    return f"ratio {low}-{high}<br>paid {paid[row]:.2f} in {tried[row]:.1f} trials"
+    return f"ratio {low}-{high}<br>mean reward {paid[row]:.2f} in {tried[row]:.1f} trials"
 
 
 def _rank_ticks(run: RunSeries) -> Figure:
@@ -148,7 +146,7 @@ def choice_figures(run: RunSeries) -> dict[str, Figure]:
     return {
         title: _lines(run, name, (rounds, group, names), percent=percent)
         for name, title, percent in (
-            ("pruned", "Pruned away, by group", True),
+            ("pruned", "Pruned weights, by group", True),
             ("rank", "LoRA rank, by group", False),
         )
     }
@@ -201,7 +199,11 @@ def _lines(
                 "hovertemplate": f"%{{y{unit}}} in round %{{x}}",
             }
         )
-    figure = layout(x=axis("round"), y=axis("", from_zero=True), height=320)
+    figure = layout(
+        x=axis("round"),
+        y=axis("pruned weights (%)" if percent else "LoRA rank", from_zero=True),
+        height=320,
+    )
     if percent:
         figure["yaxis"]["tickformat"] = ".0%"
     figure["showlegend"] = len(names) > 1
@@ -248,7 +250,7 @@ def gain_figure(study: Study) -> Figure | None:
                 "hovertemplate": "%{y:+.3g} up to round %{x}",
             }
         )
-    figure = layout(x=axis("round"), y=axis("reward gained so far"), height=340)
+    figure = layout(x=axis("round"), y=axis("cumulative reward difference"), height=340)
     figure["yaxis"] |= {"zeroline": True, "zerolinecolor": "var(--line)"}
     figure["showlegend"] = True
     return {"data": traces, "layout": figure} if traces else None
@@ -283,7 +285,7 @@ def reward_figure(run: RunSeries) -> Figure | None:
         },
         {
             "mode": "lines",
-            "name": "mean of five",
+            "name": "mean of 5 rounds",
             "x": rounds[known].tolist(),
             "y": smooth(reward[known], 5).tolist(),
             "line": {"color": "var(--c1)", "width": 2.25},
@@ -298,8 +300,8 @@ def sentence(run: RunSeries) -> str:
     """Say how fine the tree became and what it holds best for each group."""
     tree = last_tree(run)
     if tree is None:
-        return f"{run.method} learns nothing about its devices."
-    parts = [f"The square was refined to {tree.sides.shape[0]} boxes"]
+        return f"{run.method} does not use a bandit."
+    parts = [f"The bandit has {tree.sides.shape[0]} boxes of pruning ratio and LoRA rank"]
     for name, tried, paid in zip(
         group_names(tree.trials.shape[0]), tree.trials, tree.paid, strict=True
     ):
@@ -312,8 +314,8 @@ def _best(name: str, sides: Floats, tried: Floats, paid: Floats) -> str:
     best = int(np.argmax(np.where(tried >= 1.0, paid, -1.0)))
     low, high = 100 * sides[best, 0], 100 * sides[best, 1]
     return (
-        f"{name[0].lower()}{name[1:]} is paid best ({paid[best]:.2f}) at ratios of {low:.0f}-"
-        f"{high:.0f} % and ranks in the {_part(sides[best, 2:])} of the range"
+        f"{name[0].lower()}{name[1:]} has the highest mean reward ({paid[best]:.2f}) at ratios of "
+        f"{low:.0f}-{high:.0f} % and ranks in the {_part(sides[best, 2:])} of the range"
     )
 
 

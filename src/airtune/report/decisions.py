@@ -25,7 +25,7 @@ class Knob:
 
 
 KNOBS = (
-    Knob("pruned", "Pruned away", percent=True),
+    Knob("pruned", "Pruned weights", percent=True),
     Knob("share", "Share of the link", percent=True),
     Knob("rank", "LoRA rank", percent=False),
     Knob("cut", "Blocks on the device", percent=False),
@@ -51,9 +51,9 @@ def heatmaps(run: RunSeries, shown: Ints) -> tuple[dict[str, Figure], str]:
 
 def _constant(knob: Knob, value: float) -> str:
     if knob.name == "cut" and value == 0:
-        return "nothing split"
+        return "no model split"
     if knob.name == "pruned" and value == 0:
-        return "nothing pruned"
+        return "no pruning"
     shown = f"{100 * value:.3g} %" if knob.percent else f"{value:g}"
     return f"{knob.title[0].lower() if knob.name != 'rank' else 'L'}{knob.title[1:]} {shown}"
 

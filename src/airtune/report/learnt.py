@@ -45,10 +45,10 @@ def learnt_figures(run: RunSeries, shown: Ints) -> dict[str, tuple[Figure, str]]
                     "arrayminus": (middle - low).tolist(),
                 },
                 "marker": {"color": colour_of(number + 1)},
-                "hovertemplate": f"%{{x}}: {title} %{{y:.3g}} times the declared<extra></extra>",
+                "hovertemplate": f"%{{x}}: {title} %{{y:.3g}} times the declared value<extra></extra>",
             }
         )
-    figure = layout(x=axis(""), y=axis("learnt / declared"), height=300)
+    figure = layout(x=axis(""), y=axis("learnt / declared (ratio)"), height=300)
     figure["xaxis"] |= {"type": "category"}
     figure["yaxis"] |= {"type": "log"}
     return {

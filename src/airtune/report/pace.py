@@ -28,21 +28,23 @@ def pace_figures(run: RunSeries) -> dict[str, tuple[Figure, str]]:
         waited = waiting(run)
         lines = {"waiting": 100.0 * waited}
         found["Waiting"] = (
-            _figure(number, lines, "part of a round (%)"),
-            f"How long devices that were done waited for the slowest: {100 * np.nanmean(waited):.0f} % "
-            "of a round on average.",
+            _figure(number, lines, "share of the round (%)"),
+            f"Devices waited for the slowest device {100 * np.nanmean(waited):.0f} % of a round on "
+            "average.",
         )
     if any("signal_per_s" in note for note in notes):
         ours, fixed = column(notes, "signal_per_s"), column(notes, "fixed_signal_per_s")
-        found["Signal a second"] = (
-            _figure(number, {"so far": ours, "best fixed arm": fixed}, "worth a second"),
-            f"By the values learnt, rounds so far were worth {ours[-1] / fixed[-1]:.2f} times as much a "
-            "second as the best fixed rank, width and number of steps for all, chosen in hindsight.",
+        found["Progress per second"] = (
+            _figure(
+                number, {"so far": ours, "best fixed setting": fixed}, "estimated progress (1/s)"
+            ),
+            f"Estimated progress per second was {ours[-1] / fixed[-1]:.2f} times that of the best single "
+            "rank, width and number of steps for all devices, chosen in hindsight.",
         )
-        found["What work is worth"] = _worth(number, notes)
+        found["Learnt value of an update"] = _worth(number, notes)
     raw = [row.get("validation_raw") for row in rounds]
     if any(raw):
-        found["Mean and last weights"] = _raw(run, raw)
+        found["Averaged and latest weights"] = _raw(run, raw)
     return found
 
 
@@ -66,7 +68,8 @@ def _worth(number: Floats, notes: Sequence[Mapping[str, Any]]) -> tuple[Figure, 
     )
     return (
         _figure(number, lines, "exponent"),
-        f"An update is worth {ends}; intervals of two standard deviations, that of the start included.",
+        f"The learnt value of an update is the product of {ends}; ± is two standard deviations, "
+        "prior included.",
     )
 
 
@@ -74,12 +77,13 @@ def _raw(run: RunSeries, raw: Sequence[Mapping[str, float] | None]) -> tuple[Fig
     key = "accuracy" if any(row and "accuracy" in row for row in raw) else "loss"
     judged = [row.get("validation") or {} for row in run.record.rounds]
     lines = {
-        "mean over rounds": column(judged, key),
-        "last weights": column([row or {} for row in raw], key),
+        "average over rounds": column(judged, key),
+        "latest weights": column([row or {} for row in raw], key),
     }
     return (
         _figure(column(run.record.rounds, "round"), lines, key),
-        "The running mean of the server's weights is what is exported; devices go on from the last.",
+        "The run exports the running average of the server's weights; devices continue from the "
+        "latest weights.",
     )
 
 

@@ -143,11 +143,10 @@ def _gain(study: Study, figures: dict[str, Figure]) -> Plot | None:
         return None
     figures["gain"] = figure
     caption = (
-        "Sum over the rounds of the mean reward less the control's, mean over the seeds that both "
-        "have; below zero is regret. A reward compares a device with the others of its own run, so "
-        "the time to the target above is what decides."
+        "Cumulative mean reward minus that of the control, averaged over shared seeds; above 0 is "
+        "better. Rewards of two runs are not fully comparable: judge by the time to the target."
     )
-    return Plot("gain", "Reward gained over controls that learn less or nothing", caption)
+    return Plot("gain", "Reward compared with simpler controls", caption)
 
 
 def _inspected(study: Study) -> list[RunSeries]:
@@ -187,13 +186,13 @@ def _memory(run: RunSeries, shown: Ints, name: str, figures: dict[str, Figure]) 
     plots = []
     if parts := memory.waterfall(run):
         figures[f"{name}-waterfall"] = parts[0]
-        plots.append(Plot(f"{name}-waterfall", "The tightest device", parts[1]))
+        plots.append(Plot(f"{name}-waterfall", "The device nearest to its memory limit", parts[1]))
     if limits := memory.limits_figure(run, shown):
         figures[f"{name}-memory"] = limits
-        caption = "Highest peak of each device over all rounds, and what the device has."
+        caption = "Highest peak memory of each device over all rounds, and its limit."
         if memory.planned_peaks(run):
-            caption += " Peaks were measured on the devices; the diamonds are those of the plan."
-        plots.append(Plot(f"{name}-memory", "Every device against its limit", caption))
+            caption += " Bars: measured on the devices. Diamonds: planned."
+        plots.append(Plot(f"{name}-memory", "Peak memory and limit of each device", caption))
     return plots
 
 
@@ -201,15 +200,15 @@ def _solver(run: RunSeries, name: str, figures: dict[str, Figure]) -> list[Plot]
     plots = []
     if gap := solver.gap_figure(run):
         figures[f"{name}-gap"] = gap
-        caption = "Certified distance of each plan from its optimum; drawn from 1e-12 up."
+        caption = "Relative gap between each plan and the proven bound; values below 1e-12 are drawn at 1e-12."
         plots.append(Plot(f"{name}-gap", "Gap to the optimum", caption))
     if forecast := solver.forecast_figure(run):
         figures[f"{name}-forecast"] = forecast
         plots.append(
             Plot(
                 f"{name}-forecast",
-                "Round time, planned and real",
-                "What the plan expected of a round, and what it took.",
+                "Planned and actual round time",
+                "The planned time of each round, and the time that it took.",
             )
         )
     return plots
@@ -281,9 +280,7 @@ def _assumptions(study: Study) -> list[str]:
     header = study.first.record.header
     said = [str(line) for line in (header.get("fleet") or {}).get("assumptions") or []]
     measured = _measurements(study)
-    return said + [
-        f"What the knobs cost: {one}; in no time figure of this page" for one in measured
-    ]
+    return said + [f"Calibration: {one}; its time is not counted on this page" for one in measured]
 
 
 def _measurements(study: Study) -> list[str]:
@@ -300,21 +297,21 @@ def _provenance(study: Study) -> list[str]:
     if study.target is not None:
         lines.append(
             f"Target: {study.label} {metric.write(study.target)}, fixed before the runs. A run reaches "
-            "it when the mean of its last three evaluations does."
+            "the target when the mean of its last three evaluations reaches it."
         )
     lines.append(
-        f"Best and last validation are of the devices' held-out data, {metric.label} weighted by "
-        "their data; the worst tenth is the mean of the tenth of the devices with the worst "
-        f"{metric.label} at the last validation; test is the test set, after the last round."
+        f"Validation: {metric.label} on the devices' held-out data, weighted by data size. Worst "
+        f"tenth: mean over the 10 % of devices with the worst {metric.label} at the last validation. "
+        "Test: the test set, after the last round."
     )
     if study.target is None and study.baseline is not None:
         lines.append(
-            "At equal time and at equal bytes: the last validation before the run of a seed that "
-            "ended soonest, or sent least, came to its end."
+            "At equal time: the last validation before the shortest run of the seed ended. At equal "
+            "bytes: the last one before more was sent than the most economical run of the seed sent."
         )
     lines.append(
-        "Intervals are 95 % percentile bootstraps over paired seeds; with few seeds they are "
-        "narrower than their name. A win is called from five seeds on."
+        "Intervals are 95 % percentile bootstraps over paired seeds. With few seeds they are too "
+        "narrow, so the report claims an advantage only with five seeds or more."
     )
     wall = [
         row.get("measured", {}).get("wall_s") for run in study.runs for row in run.record.rounds
@@ -322,5 +319,7 @@ def _provenance(study: Study) -> list[str]:
     known = [float(value) for value in wall if value is not None]
     if known:
         excluded = ", calibration excluded" if _measurements(study) else ""
-        lines.append(f"All runs together took {format_seconds(sum(known))} of real time{excluded}.")
+        lines.append(
+            f"All runs together took {format_seconds(sum(known))} of actual time{excluded}."
+        )
     return lines

@@ -78,7 +78,7 @@ def _under_budget(study: Study) -> ProtocolTable:
         }
         for method in study.methods
     }
-    given = "as stated" if asked else "what the run of the seed spent that spent least in all"
+    given = "as stated" if asked else "those of the most economical run of each seed"
     return ProtocolTable(
         "quality-under-budget",
         tuple(columns),
@@ -164,8 +164,8 @@ def _to_target(study: Study, summary: Summary) -> ProtocolTable:
         "cost-to-target",
         (*kinds, "hit"),
         tuple(lines),
-        f"Until the mean of three evaluations of {study.label} reaches {target}, which was fixed "
-        "before the runs. “> T” means that a seed missed it within its run of T.",
+        f"Cost until the mean of three evaluations of {study.label} reaches {target}, which was fixed "
+        "before the runs. “> T”: a seed missed the target in a run of length T.",
         values,
     )
 
@@ -196,8 +196,8 @@ def _robustness(study: Study, summary: Summary) -> ProtocolTable:
         "robustness",
         tuple(f"fault: {fault}" for fault in kinds),
         tuple(lines),
-        f"Last {study.label}, mean over seeds; below it the difference to the run of the same seed "
-        f"without a fault, and the change of time and of bytes {costs}.",
+        f"Last {study.label}, mean over seeds. Second line: difference to the same seed without a "
+        f"fault, and the change of time and bytes {costs}.",
         values,
     )
 

@@ -76,14 +76,14 @@ def solver_sentence(run: RunSeries) -> str:
     """Say with what the plans of a run were made and how they ended."""
     solutions = [row["solution"] for row in run.record.rounds if row.get("solution")]
     if not solutions:
-        return f"{run.method} optimises nothing, so there is no gap to state."
+        return f"{run.method} solves no optimisation problem, so there is no gap to show."
     ends = Counter(str(solution["status"]) for solution in solutions)
     counted = ", ".join(
         f"{count} {_ended(status, solutions)}" for status, count in ends.most_common()
     )
     name = solutions[-1].get("method") or run.method
     residual = max(float(solution.get("residual") or 0.0) for solution in solutions)
-    return f"Solver {name}: {counted}; largest violation of a constraint {residual:.1e} (relative)."
+    return f"Solver {name}: {counted}; largest relative constraint violation {residual:.1e}."
 
 
 def _ended(status: str, solutions: Sequence[Mapping[str, Any]]) -> str:
@@ -93,4 +93,4 @@ def _ended(status: str, solutions: Sequence[Mapping[str, Any]]) -> str:
     gaps = column([row for row in solutions if row["status"] == status], "gap")
     if not np.isfinite(gaps).all():
         return "ended without a certificate"
-    return f"certified to {100 * float(gaps.max()):.2g} % of the optimum"
+    return f"proven within {100 * float(gaps.max()):.2g} % of the optimum"

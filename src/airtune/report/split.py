@@ -74,13 +74,13 @@ def sentence(rounds: Sequence[Mapping[str, Any]]) -> str:
     bound = _total(rounds, "bound_up_bytes") + _total(rounds, "bound_down_bytes")
     steps = int(_total(rounds, "steps"))
     said = (
-        f"{steps} steps of {len(rounds)} rounds sent {format_bytes(up)} of activations up and "
-        f"{format_bytes(down)} of gradients down, labels and lengths included"
+        f"{steps} steps in {len(rounds)} rounds: {format_bytes(up)} of activations up and "
+        f"{format_bytes(down)} of gradients down, with labels and lengths"
     )
     if bound > 0.0:
         said += f", {100 * ((up + down) / bound - 1):+.1f} % of the entropy bound".replace("-", "−")
     adapters = _total(rounds, "adapter_up_bytes") + _total(rounds, "adapter_down_bytes")
-    said += f"; adapters of cut devices took {format_bytes(adapters)} more"
+    said += f"; adapters of split devices took {format_bytes(adapters)} more"
     return f"{said}."
 
 
@@ -181,8 +181,8 @@ def bytes_figure(rounds: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
     return SectionFigure(
         "Bytes by direction",
         {"data": [bars, marks], "layout": figure},
-        "The bound is that of independent entries; real activations are not, so a payload may be "
-        "smaller. Adapters cross once a round.",
+        "The entropy bound assumes independent entries. Real activations are correlated, so a "
+        "payload may be smaller. Adapters are sent once a round.",
     )
 
 
@@ -228,7 +228,7 @@ def cut_figure(run: RunSeries, number: int, shown: Ints) -> SectionFigure | None
     return SectionFigure(
         "Cut and codec",
         {"data": data, "layout": figure},
-        f"What each device was told in round {number}.",
+        f"Cut and codec of each device in round {number}.",
     )
 
 
@@ -268,7 +268,7 @@ def spectrum_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> Sect
         "hovertemplate": "%{y} from %{x}: %{z:.1%}<extra></extra>",
     }
     figure = layout(
-        x=axis("slot, by its start"),
+        x=axis("slot (labelled by its start)"),
         y=axis(""),
         height=110 + max(16, min(26, 900 // len(lanes))) * len(lanes),
     )
@@ -282,7 +282,7 @@ def spectrum_figure(run: RunSeries, row: Mapping[str, Any], shown: Ints) -> Sect
     return SectionFigure(
         "Share of the link, slot by slot",
         {"data": [trace], "layout": figure},
-        f"The first {len(slots)} slots of round {row['round']} at most.",
+        f"At most the first {len(slots)} slots of round {row['round']}.",
     )
 
 
@@ -313,22 +313,22 @@ def leakage_figure(found: Sequence[Mapping[str, Any]]) -> SectionFigure | None:
             {
                 "type": "scatter",
                 "mode": "lines",
-                "name": "naming the commonest",
+                "name": "guessing the most frequent token",
                 "x": [cuts[0], cuts[-1]],
                 "y": [chance] * 2,
                 "line": {"color": "var(--c0)", "dash": "dash", "width": 1.5},
                 "hoverinfo": "skip",
             }
         )
-    what = "tokens found again" if is_text else "variance of the pixels explained"
+    what = "tokens recovered (%)" if is_text else "pixel variance explained (%)"
     figure = layout(x=axis("blocks on the device"), y=axis(what, from_zero=True), height=330)
     figure["xaxis"] |= {"dtick": 1}
     figure["yaxis"] |= {"tickformat": ".0%"}
     return SectionFigure(
-        "What the cut gives away",
+        "Privacy: what the activations reveal",
         {"data": data, "layout": figure},
-        "What a linear decoder reads out of the decoded activations of unseen examples. A better "
-        "attack finds more; compare cuts and codecs, and promise nothing.",
+        "What a linear decoder recovers from the activations of unseen examples. A stronger attack "
+        "recovers more: use this to compare cuts and codecs, not as a privacy guarantee.",
     )
 
 

@@ -37,25 +37,25 @@ def headline(study: Study, summary: Summary) -> str:
     pair = f"{study.focus} and {study.baseline}"
     if change.bound == "unknown":
         return (
-            f"No saving can be stated for {pair}: in some seed both missed the target, or one "
-            "spent nothing at all."
+            f"The time to the target of {pair} cannot be compared: in some seed both missed the "
+            "target, or one took no time."
         )
     seeds = count_seeds(change.pairs)
     saving = f"{_less_or_more(change)} time to the target than {study.baseline}"
     if change.pairs < SEEDS_FOR_INTERVAL:
         return (
-            f"{study.focus} needed {saving}. With {seeds} there is no interval, so this is one "
-            "observation and no claim."
+            f"{study.focus} needed {saving}. With {seeds} there is no interval, so this is an "
+            "observation, not evidence."
         )
     if not change.is_resolved:
         return (
-            f"{pair} cannot be told apart by the time they need to the target "
+            f"The time to the target of {pair} does not differ significantly "
             f"({format_change(change)}, {format_interval(change)})."
         )
     if not change.is_claim:
         return (
-            f"{study.focus} needed {saving} ({format_interval(change)}). A claim takes "
-            f"{SEEDS_FOR_CLAIM} seeds; with {seeds} read it as an indication."
+            f"{study.focus} needed {saving} ({format_interval(change)}). This is only "
+            f"an indication with {seeds}; use at least {SEEDS_FOR_CLAIM}."
         )
     return f"{study.focus} needs {saving} ({format_interval(change)})."
 
@@ -115,7 +115,7 @@ def _less_or_more(change: Change) -> str:
 def _missing(study: Study) -> Iterator[str]:
     if study.missing:
         shown = ", ".join(study.missing[:6]) + (", …" if len(study.missing) > 6 else "")
-        yield f"The comparison is not complete: {shown} not there yet."
+        yield f"The comparison is not complete: {shown} not run yet."
     for run in study.runs:
         if not run.is_finished:
             yield (
@@ -133,7 +133,7 @@ def _worse_at_equal_cost(row: Row, study: Study, against: Against) -> Iterator[s
                 f"{format_gap(change, study.metric)}."
             )
         elif change.bound != "unknown" and not math.isnan(change.low) and not change.is_resolved:
-            yield f"{row.method} is not resolved from {study.baseline} at equal {what}."
+            yield f"{row.method} and {study.baseline} do not differ significantly at equal {what}."
 
 
 def _against(row: Row, study: Study, against: Against) -> Iterator[str]:
@@ -149,7 +149,7 @@ def _against(row: Row, study: Study, against: Against) -> Iterator[str]:
         elif change.bound != "unknown" and not math.isnan(change.low) and not change.is_less:
             unresolved.append(f"{what} ({format_change(change)})")
     if unresolved:
-        yield f"{name} is not resolved from {base} in {' or '.join(unresolved)}."
+        yield f"{name} and {base} do not differ significantly in {' or '.join(unresolved)}."
     if row.time and not any(cost.hit for cost in row.time):
         yield f"{name} never reached the target."
 
@@ -165,7 +165,7 @@ def _best_control(study: Study, summary: Summary) -> Iterator[str]:
     change = compare(rows[study.focus], rival).time
     if change.bound == "unknown" or change.is_less:
         return
-    verb = "is slower than" if change.is_more else "is not resolved from"
+    verb = "is slower than" if change.is_more else "is not significantly faster than"
     yield (
         f"{study.focus} {verb} the fastest of the other methods, {rival.method}: "
         f"{format_change(change)} time to the target ({format_interval(change)})."
@@ -190,8 +190,8 @@ def _limits_of_run(run: RunSeries, study: Study, row: Row) -> Iterator[str]:
     worst, best = mean_of(row.worst), mean_of(row.final)
     if math.isfinite(worst) and math.isfinite(best):
         yield (
-            f"The worst tenth of the devices ended at {metric.write(worst)} {metric.label}, the "
-            f"weighted mean of all at {metric.write(best)}."
+            f"The worst tenth of the devices ended at {metric.label} {metric.write(worst)}; the weighted "
+            f"mean of all devices is {metric.write(best)}."
         )
 
 
@@ -200,7 +200,7 @@ def _pruning(run: RunSeries) -> Iterator[str]:
     if devices["cut"].any():  # a method that cuts does not set out to prune
         return
     if devices["pruned"].size and not devices["pruned"].any():
-        yield f"{run.method} pruned nothing in any round, so pruning had no part in what it gained."
+        yield f"{run.method} pruned nothing in any round, so none of its gain comes from pruning."
 
 
 def _staleness(run: RunSeries) -> Iterator[str]:
@@ -213,8 +213,8 @@ def _staleness(run: RunSeries) -> Iterator[str]:
     if ages:
         stale = sum(age > 0 for age in ages) / len(ages)
         yield (
-            f"Rounds were asynchronous: {stale:.0%} of the updates had begun in an earlier round, "
-            f"{max(ages)} rounds earlier at most, and counted less for it."
+            f"Rounds were asynchronous: {stale:.0%} of the updates began in an earlier round, at most "
+            f"{max(ages)} rounds earlier, and got a smaller weight."
         )
 
 
@@ -230,16 +230,16 @@ def _phases(run: RunSeries) -> Iterator[str]:
     if total <= 0.0:
         return
     advice = {
-        "compute": "pruning for speed can save little more here",
-        "upload": "dividing the link or compressing the upload can save little more here",
+        "compute": "pruning can save little time here",
+        "upload": "bandwidth allocation and compression can save little time here",
     }
     for name, sentence in advice.items():
         part = phases[name] / total
         if part < _SMALL_PART:
-            yield f"The {name} is {100 * part:.0f} % of the stragglers' time: {sentence}."
+            yield f"{name.capitalize()} is {100 * part:.0f} % of the slowest devices' time: {sentence}."
     if phases["download"] / total > 0.5:
         part = 100 * phases["download"] / total
-        yield f"The download is {part:.0f} % of the stragglers' time, which no decision here shortens."
+        yield f"Download is {part:.0f} % of the slowest devices' time; no decision here shortens it."
 
 
 def straggler_rows(run: RunSeries) -> list[int]:
@@ -259,9 +259,9 @@ def _losses(run: RunSeries) -> Iterator[str]:
     is_told = run.record.devices["local_steps"] > 0
     words = {
         "late": "came after the deadline",
-        "refused": "were refused as unusable",
+        "refused": "were refused as invalid",
         "failed": "failed on the device",
-        "absent": "never came, for the device was away",
+        "absent": "never came, because the device was away",
     }
     for name, what in words.items():
         count = int(np.count_nonzero(is_told & (status == name)))
@@ -272,8 +272,8 @@ def _losses(run: RunSeries) -> Iterator[str]:
         count = int(np.count_nonzero(~is_told))
         part = 100 * count / status.size
         yield (
-            f"{count} of {status.size} times ({part:.1f} %) a device was left out, because the round "
-            "would have exceeded one of its limits (limits in the recipe; devices.csv says which)."
+            f"{count} of {status.size} times ({part:.1f} %) a device was left out because of a limit in "
+            "the recipe (limits); devices.csv says which."
         )
 
 
@@ -285,8 +285,8 @@ def _forecast(run: RunSeries) -> Iterator[str]:
         error = float(np.median(np.abs(planned[known] / took[known] - 1.0)))
         if error > 0.1:
             yield (
-                f"Planned and real round time differ by {100 * error:.0f} % (median), so the plan "
-                "was made for a link that then changed."
+                f"Planned and actual round time differ by {100 * error:.0f} % (median): the links "
+                "changed after the plan was made."
             )
 
 
@@ -295,4 +295,4 @@ def _memory(run: RunSeries) -> Iterator[str]:
     over = devices["peak_bytes"] > devices["memory_bytes"]
     if over.any():
         count = len(set(devices["device"][over].tolist()))
-        yield f"{count} devices went over their memory limit in some round."
+        yield f"{count} devices exceeded their memory limit in at least one round."

@@ -81,7 +81,7 @@ def format_interval(change: Change) -> str:
     '95\xa0% interval −50\xa0…\xa0−40\xa0%, 5\xa0seeds'
     """
     if change.bound == "unknown":
-        return "no ratio can be stated"
+        return "no ratio"
     if math.isnan(change.low):
         return f"{count_seeds(change.pairs)}: no interval"
     return f"{hold('95 %')} interval {format_range(change)}, {hold(count_seeds(change.pairs))}"
