@@ -240,6 +240,34 @@ def test_a_device_with_other_weights_takes_no_part(
         _run(quick, nodes(["a"]), tmp_path)
 
 
+def test_a_run_waits_where_all_devices_have_left_and_goes_unjudged_where_they_leave_at_its_end(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    there = nodes(["a", "b"])
+    mail, send, looks = there.mail, there.mail.send, list[int]()
+
+    def leaving(messages: Any, *, deadline_s: float, more: Any = None) -> Any:
+        answers = send(messages, deadline_s=deadline_s, more=more)
+        if b'"kind":"train"' in messages[0].header:
+            mail.absent = {0, 1}
+        return answers
+
+    def online() -> frozenset[int]:
+        looks.extend(mail.absent)
+        if len(looks) == 16:  # they come back while they are waited for
+            mail.absent = set()
+        return frozenset({0, 1} - mail.absent)
+
+    mail.online = online
+    mail.send = leaving
+    asked = recipe(**{"train.rounds": 3, "train.local_steps": 1, "data.limit": 30})
+    record, _ = _run(asked, there, tmp_path)
+    assert [line["counts"]["ok"] for line in record.rounds] == [2, 0, 2]
+    assert record.rounds[1]["round_s"] < 60.0  # one that had come was not left waiting
+    assert record.rounds[2]["validation"] is None
+    assert record.results["test"]["loss"] > 0
+
+
 def test_own_data_of_unlike_size_decide_the_weights(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:

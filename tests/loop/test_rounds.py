@@ -122,9 +122,13 @@ def test_rounds_that_give_nothing_keep_the_state_until_patience_ends(tmp_path):
     record = read_run(tmp_path / "run")
     assert len(record.rounds) == 3
     assert set(record.devices["status"]) == {"refused"}
-    kept = load_checkpoint(tmp_path / "run" / "checkpoint", identity="me").state
+    saved = load_checkpoint(tmp_path / "run" / "checkpoint", identity="me")
+    kept = saved.state
     assert kept.round == 3
     assert all(torch.equal(kept.adapters[name], state.adapters[name]) for name in state.adapters)
+    with pytest.raises(TrainingError, match="in 3 rounds in a row.*--resume"):
+        run_rounds(run, saved)  # who goes on is given as many rounds again
+    assert len(read_run(tmp_path / "run").rounds) == 6
 
 
 def test_a_round_without_a_device_passes_and_is_recorded(tmp_path):

@@ -163,6 +163,7 @@ def run_rounds(
         StorageError: if the disk is full; the last checkpoint stands.
         RunInterruptedError: on Ctrl-C; the last finished round is saved.
     """
+    start = replace(start, progress={**start.progress, "empty": 0})  # who goes on tries anew
     now, laps = start, laps or Laps()
     run.engine.restore(start.engine)
     try:
@@ -228,7 +229,7 @@ def _is_over(run: Run, now: Checkpoint) -> bool:
             f"no device returned a usable update in {now.progress['empty']} rounds in a row; "
             f"devices.csv in {run.writer.folder} says why for each; loosen the deadline, lower the "
             "learning rate, give the devices more memory, or raise limits.device_bytes_per_month or "
-            "limits.joules_per_round"
+            "limits.joules_per_round; where devices were away, start them and go on with --resume"
         )
     return run.settings.stop_at_target and now.progress["reached"] is not None
 

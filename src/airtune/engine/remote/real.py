@@ -60,6 +60,9 @@ from airtune.units import format_bytes
 from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import weigh
 
+_LOOK_S = 0.1
+"""How often it is looked whether a device has come, where none is there."""
+
 
 class RealEngine:
     """Devices elsewhere, on the real clock; see `airtune.engine.base.Engine`."""
@@ -128,7 +131,7 @@ class RealEngine:
         return self._limits.faults(plan, most, links=links, flops_per_s=speeds)
 
     def idle_until_s(self, time_s: float, idle_s: float) -> float:
-        """Return when to look again.
+        """Return when to look again; where no device can be reached, wait until one can, or so long.
 
         Raises:
             InfeasibleError: if all that are there have used up their month: a server does not
@@ -144,7 +147,13 @@ class RealEngine:
                 "with --resume"
             )
         self._limits.check_energy()
-        return time_s + idle_s
+        if self._remote.online():
+            return time_s + idle_s
+        waited_s, began_s = 0.0, time.monotonic()
+        while waited_s < idle_s and not self._remote.online():
+            time.sleep(_LOOK_S)
+            waited_s = time.monotonic() - began_s
+        return time_s + waited_s
 
     def _most(self, assignments: Assignments) -> tuple[dict[int, float], dict[int, float]]:
         """Return the most that updates take, and that the steps of cut devices do, by device."""

@@ -148,16 +148,16 @@ class RemoteWorkers:
         memory holds the whole model; where not all can, the server judges if it has the data.
 
         Raises:
-            TrainingError: if no device could judge it.
+            TrainingError: if no device could judge it that is still there.
         """
         is_here = self._has_test if split == "test" else self._has_validation
         enough = len(self.problem.devices) if is_here else 1
         if split == "test" or len(self._judges) < enough:
             return self._server.evaluate(state, split) if is_here else {}
         asked = sorted(self.remote.online() & self._judges)
-        if not asked and self.remote.busy & self._judges:
-            return {}  # of an asynchronous round: who could judge it is at work
         found = self.remote.evaluate(asked, state, deadline_s=self._judging_s)
+        if not found and not self.remote.online() & self._judges:
+            return {}  # who could judge it has left, or is at work in an asynchronous round
         if not found:
             raise TrainingError(
                 f"none of {len(asked)} devices could judge the model on its own data; "
