@@ -437,6 +437,15 @@ def test_a_device_is_not_cut_where_nothing_serves_it(
         _run(changed, nodes(["a"]), tmp_path)
 
 
+def test_why_nobody_judges_the_model_is_said(
+    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(CUT)
+    asked = {"method.name": f"{tmp_path}/mine.py:Cut", "limits.device_bytes_per_month": "300kB"}
+    with pytest.raises(TrainingError, match=r"own data: its bytes of this month do not hold"):
+        _run(recipe(**asked), nodes(["a", "b"]), tmp_path)
+
+
 def test_a_split_round_is_closed_where_the_way_to_devices_fails(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:

@@ -126,7 +126,7 @@ def test_rounds_that_give_nothing_keep_the_state_until_patience_ends(tmp_path):
     kept = saved.state
     assert kept.round == 3
     assert all(torch.equal(kept.adapters[name], state.adapters[name]) for name in state.adapters)
-    with pytest.raises(TrainingError, match="in 3 rounds in a row.*--resume"):
+    with pytest.raises(TrainingError, match=r"in 3 rounds in a row.*--resume"):
         run_rounds(run, saved)  # who goes on is given as many rounds again
     assert len(read_run(tmp_path / "run").rounds) == 6
 

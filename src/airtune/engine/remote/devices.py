@@ -165,8 +165,8 @@ class Remote:
 
     def evaluate(
         self, devices: Sequence[int], state: GlobalState, *, deadline_s: float | None = None
-    ) -> dict[int, Quality]:
-        """Have devices judge a model on their held-out shares; who cannot in time is left out."""
+    ) -> tuple[dict[int, Quality], dict[int, str]]:
+        """Have devices judge a model on their held-out shares; by device, and why some have not."""
         blob, order = pack_state(state)
         tasks, blobs = {}, {}
         for device in devices:
@@ -175,7 +175,13 @@ class Remote:
             tasks[device] = replace(task, moments=moments)
             blobs[device] = {"state": blob} | beside
         answers = self._ask(tasks, blobs, limit=SMALL_BYTES, deadline_s=deadline_s)
-        return qualities(answers)
+        found = qualities(answers)
+        faults = {
+            device: answer.fault or "it claims a loss or an accuracy that cannot be"
+            for device, answer in answers.items()
+            if device not in found
+        }
+        return found, faults
 
     def train(
         self,

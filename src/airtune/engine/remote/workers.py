@@ -155,13 +155,13 @@ class RemoteWorkers:
         if split == "test" or len(self._judges) < enough:
             return self._server.evaluate(state, split) if is_here else {}
         asked = sorted(self.remote.online() & self._judges)
-        found = self.remote.evaluate(asked, state, deadline_s=self._judging_s)
+        found, faults = self.remote.evaluate(asked, state, deadline_s=self._judging_s)
         if not found and not self.remote.online() & self._judges:
             return {}  # who could judge it has left, or is at work in an asynchronous round
         if not found:
             raise TrainingError(
-                f"none of {len(asked)} devices could judge the model on its own data; "
-                "airtune status shows who is there"
+                f"none of {len(asked)} devices could judge the model on its own data: "
+                f"{'; '.join(sorted(set(faults.values())))}"
             )
         order = sorted(found)
         weights = self.problem.devices.weight[order]
