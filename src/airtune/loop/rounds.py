@@ -163,8 +163,8 @@ def run_rounds(
         StorageError: if the disk is full; the last checkpoint stands.
         RunInterruptedError: on Ctrl-C; the last finished round is saved.
     """
-    start = replace(start, progress={**start.progress, "empty": 0})  # who goes on tries anew
-    now, laps = start, laps or Laps()
+    start = now = replace(start, progress={**start.progress, "empty": 0})  # who goes on tries anew
+    laps = laps or Laps()
     run.engine.restore(start.engine)
     try:
         for finished in _rounds(run, start, on_round, laps):
@@ -227,9 +227,8 @@ def _is_over(run: Run, now: Checkpoint) -> bool:
     if now.progress["empty"] >= run.settings.patience:
         raise TrainingError(
             f"no device returned a usable update in {now.progress['empty']} rounds in a row; "
-            f"devices.csv in {run.writer.folder} says why for each; loosen the deadline, lower the "
-            "learning rate, give the devices more memory, or raise limits.device_bytes_per_month or "
-            "limits.joules_per_round; where devices were away, start them and go on with --resume"
+            f"devices.csv in {run.writer.folder} says why; loosen the deadline, lower the learning "
+            "rate, give devices more memory, raise limits, or start those away, and --resume it"
         )
     return run.settings.stop_at_target and now.progress["reached"] is not None
 

@@ -60,9 +60,6 @@ from airtune.units import format_bytes
 from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import weigh
 
-_LOOK_S = 0.1
-"""How often it is looked whether a device has come, where none is there."""
-
 
 class RealEngine:
     """Devices elsewhere, on the real clock; see `airtune.engine.base.Engine`."""
@@ -149,11 +146,7 @@ class RealEngine:
         self._limits.check_energy()
         if self._remote.online():
             return time_s + idle_s
-        waited_s, began_s = 0.0, time.monotonic()
-        while waited_s < idle_s and not self._remote.online():
-            time.sleep(_LOOK_S)
-            waited_s = time.monotonic() - began_s
-        return time_s + waited_s
+        return time_s + self._workers.wait_for_one(idle_s)
 
     def _most(self, assignments: Assignments) -> tuple[dict[int, float], dict[int, float]]:
         """Return the most that updates take, and that the steps of cut devices do, by device."""

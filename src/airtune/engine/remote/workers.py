@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,6 +25,9 @@ from airtune.plan import Assignment, Problem, RoundPlan, WorkSpec
 from airtune.work.downloads import Broadcast
 from airtune.work.evaluate import weigh
 from airtune.work.jobs import Outcome
+
+_LOOK_S = 0.1
+"""How often it is looked whether a device has come, where none is there."""
 
 
 def judges_of(problem: Problem, fleet: Fleet) -> frozenset[int]:
@@ -92,6 +96,14 @@ class RemoteWorkers:
     def close(self) -> None:
         """Give the threads back."""
         self._server.close()
+
+    def wait_for_one(self, most_s: float) -> float:
+        """Wait until a device can be reached, or so long; returns the seconds that passed."""
+        waited_s, began_s = 0.0, time.monotonic()
+        while waited_s < most_s and not self.remote.online():
+            time.sleep(_LOOK_S)
+            waited_s = time.monotonic() - began_s
+        return waited_s
 
     def begin_round(self, sent: Broadcast | None) -> None:
         """Take what the devices of the round are sent."""
