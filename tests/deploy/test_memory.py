@@ -84,3 +84,13 @@ def test_what_is_no_want_of_memory_is_not_taken_for_one():
     assert is_out_of_memory(
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
     )
+
+
+def test_a_worker_that_cannot_begin_says_why(small_floor):
+    script = (
+        "from airtune.deploy.agent.worker import serve; from airtune.errors import DeploymentError\n"
+        "def prepared(): raise DeploymentError('nothing is left to train with')\n"
+        "serve(prepared)"
+    )
+    with pytest.raises(DeploymentError, match=r"^nothing is left to train with$"):
+        start_capped([sys.executable, "-c", script])

@@ -126,7 +126,8 @@ def start_capped(
         The running worker with pipes to its input and output.
 
     Raises:
-        DeploymentError: if the cap is under the floor, or the worker dies or hangs at its start.
+        DeploymentError: if the cap is under the floor, or the worker dies or hangs at its start, or
+            says why it cannot.
     """
     if cap_bytes is not None:
         check_cap(cap_bytes)
@@ -139,6 +140,8 @@ def start_capped(
         process.kill()
         code = process.wait()
         close_pipes(process)
+        if started:
+            raise DeploymentError(started.decode("utf-8", "replace"))
         what = (
             "died with code"
             if started is not None

@@ -24,6 +24,7 @@ from airtune.deploy.agent.power import Drawn, PowerMeter
 from airtune.errors import DeploymentError, StorageError
 from airtune.fleet.probe import PROBE_SCHEMA
 from airtune.plan import ModelShape, Workload
+from airtune.units import format_bytes
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PROBE_WORK = Workload(4, 96, local_steps=1, rank=8, lora_targets=TARGETS)
@@ -147,9 +148,10 @@ def training_memory_bytes(cap_bytes: float | None = None, *, reserve_bytes: floa
         available = available_bytes() - reserve_bytes
         left = min(available, cap_bytes or math.inf) - floor_bytes()
     if left <= 0:
+        cap = "no cap" if cap_bytes is None else f"a cap of {format_bytes(cap_bytes)} (--memory)"
         raise DeploymentError(
-            f"a cap of {cap_bytes or math.inf:.0f} bytes and a reserve of {reserve_bytes:.0f} leave "
-            "nothing to train with; raise the one or lower the other"
+            f"{cap} and a reserve of {format_bytes(reserve_bytes)} (--reserve) leave nothing to train "
+            f"with, {format_bytes(-left)} are missing; raise the one or lower the other"
         )
     return left
 

@@ -65,12 +65,20 @@ def main() -> None:
 def serve(prepared: Callable[[], Callable[[str], str]]) -> None:
     """Say `ready`, do what the agent writes, and end with the agent, whatever is being done then.
 
+    Where it cannot, it says why in place of `ready`, and ends.
+
     Args:
         prepared: returns what does a line's task and returns its answer; may take long.
     """
     # a terminal sends Ctrl-C to both; the agent ends this process
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    do = prepared()
+    from airtune.errors import AirtuneError
+
+    try:
+        do = prepared()
+    except AirtuneError as error:
+        print(" ".join(str(error).split()), flush=True)  # in place of `ready`
+        return
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)  # whatever prints goes to the agent's own output
         print(READY, file=out, flush=True)
