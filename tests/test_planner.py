@@ -37,7 +37,7 @@ def test_a_plan_has_a_row_a_device_that_adds_up():
     assert plan.total_s == pytest.approx(plan.round_s * plan.rounds)
     sent = sum(row.upload_bytes for row in plan.devices) * plan.rounds
     assert plan.total_upload_bytes == pytest.approx(sent)
-    assert any("a sequence has" in line and "95 %" in line for line in plan.assumptions)
+    assert any("planned sequence length" in line and "95 %" in line for line in plan.assumptions)
 
 
 def test_better_division_plans_a_shorter_round():
@@ -136,7 +136,7 @@ def test_a_plan_of_a_split_method_shows_cuts_within_memory():
 
 def test_a_plan_of_a_split_without_calibration_says_that_nothing_is_compressed():
     plan = plan_recipe(load_recipe(overrides=["method.name=sft", "output=none"]))
-    assert "cross uncompressed" in plan.assumptions[0]
+    assert "sent uncompressed" in plan.assumptions[0]
 
 
 def test_a_plan_says_who_misses_the_deadline():
@@ -146,7 +146,7 @@ def test_a_plan_says_who_misses_the_deadline():
     tight = plan_recipe(load_recipe(overrides=[text, "deadline_s=1e-6"]))
     said = next(line for line in tight.assumptions if "10 of 10 devices miss" in line)
     least = min(tight.devices, key=lambda row: row.finish_s)
-    assert f"of {least.name}: raise deadline_s" in said
+    assert f"({least.name}): raise deadline_s" in said
 
 
 def test_a_cut_outside_the_model_is_refused_before_a_run():
@@ -188,8 +188,10 @@ def test_an_energy_that_no_device_keeps_is_said_with_the_least_that_one_needs():
     used = sorted(row.energy_j for row in free.devices)
     none = plan_recipe(load_recipe(overrides=[*few, "limits.joules_per_round=1e-6"]))
     one = plan_recipe(load_recipe(overrides=[*few, f"limits.joules_per_round={used[0] * 1.01}"]))
-    assert any(f"The least is {used[0]:.3g} J, of board-" in line for line in none.assumptions)
-    assert any(line.startswith("2 of 3 devices take more in a round") for line in one.assumptions)
+    assert any(f"The lowest value is {used[0]:.3g} J (board-" in line for line in none.assumptions)
+    assert any(
+        line.startswith("2 of 3 devices use more energy a round") for line in one.assumptions
+    )
     assert not any("joules_per_round" in line for line in free.assumptions)
 
 
@@ -257,7 +259,7 @@ def test_a_run_counts_what_devices_send_in_the_rounds_that_they_take_part_in(wor
     assert np.isnan(sent).any()
     plan = plan_of(setting, sampled=rounds)
     assert plan.total_upload_bytes == pytest.approx(np.nansum(sent) / len(sent) * plan.rounds)
-    assert any("each round asks" in line for line in plan.assumptions) == ("auto" in words[0])
+    assert any("each round samples" in line for line in plan.assumptions) == ("auto" in words[0])
 
 
 def test_a_plan_prices_the_scores_that_a_method_measures():

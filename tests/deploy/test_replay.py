@@ -112,6 +112,6 @@ def test_who_is_asked_at_random_is_the_same_elsewhere(
     devices = same(told).devices
     is_left = devices["status"] == "absent"
     assert is_left.any()
-    assert all("asked in" in reason for reason in devices["reason"][is_left])
+    assert all("sampled in" in reason for reason in devices["reason"][is_left])
     assert (devices["upload_bytes"][is_left] == 0).all()
     assert len(devices["device"]) == 15

@@ -91,7 +91,7 @@ def test_a_calibration_that_says_pruning_costs_much_means_no_pruning(problem, al
 
 def test_without_calibration_nothing_is_pruned_and_the_reason_says_so(problem, all_there):
     plan = plan_of("jcpba", replace(problem, measurements=None), all_there)
-    assert "nothing measured what pruning costs" in plan.reasons[0]
+    assert "pruning cost not measured" in plan.reasons[0]
     assert np.count_nonzero(plan.assignments.prune_ffn) == 1  # memory of sample-5
 
 
@@ -127,7 +127,10 @@ def test_a_device_in_an_outage_holds_no_share_until_it_can_send(
     plan, state = decider.plan(problem, decider.init(problem), observation)
     told = plan.assignments
     row = int(np.flatnonzero(told.device == 7)[0])
-    assert plan.reasons[row] == "sample-7: no rate in this slot; gets none of air until it has one"
+    assert (
+        plan.reasons[row]
+        == "sample-7: no rate in this slot; gets a share of air when its rate is above 0"
+    )
     assert np.isfinite(plan.predicted_s)
     assert told.share[row] == 0.0
     left = np.full(len(told), 1e5)

@@ -59,10 +59,10 @@ def test_auto_asks_all_at_first_and_then_some_each_with_a_reason():
         both = np.union1d(told.device, list(plan.not_asked)).astype(int)
         assert both.tolist() == np.flatnonzero(seen.available).tolist()
         assert number or not plan.not_asked
-        assert all("asked in" in reason for reason in plan.not_asked.values())
+        assert all("sampled in" in reason for reason in plan.not_asked.values())
         rare = told.probability < 1.0
         assert all(
-            ("counting" in reason) == is_rare
+            ("with weight" in reason) == is_rare
             for reason, is_rare in zip(plan.reasons, rare, strict=True)
         )
         left += len(plan.not_asked)

@@ -73,7 +73,7 @@ def test_without_a_measurement_nothing_is_compressed(decided):
     plan, _, _, _ = decided(measurements=None)
     kinds = {row.codec.kind for row in plan.assignments}
     assert kinds == {"identity"}
-    assert "nothing measured" in plan.reasons[0]
+    assert "not measured" in plan.reasons[0]
 
 
 def test_the_record_holds_how_far_apart_the_solvers_are(decided):

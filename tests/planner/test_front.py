@@ -131,9 +131,9 @@ def test_one_command_and_one_page_answer_a_planner(tmp_path, monkeypatch, capsys
         'data-figure="front"',
         "EUR",
         "95% of the rounds within",
-        "joules, in rounds next to the 95% quantile",
-        "stay. Each knob from",
-        "prices are of rounds next to the 95% quantile",
+        "joules, in rounds near the 95% quantile",
+        "are Pareto-optimal. Each knob starts",
+        "prices are for rounds near the 95% quantile",
     ):
         assert part in page
 
@@ -160,6 +160,6 @@ def test_a_time_that_nothing_meets_ends_with_its_own_code_after_all_else(capsys,
     asked = ["--within", "0.001s", "--vary", "rounds", "--no-prices", "--page", str(page)]
     assert invoke(["plan", *asked, *words]) == 7
     said = capsys.readouterr()
-    assert "The least possible is" in said.err
+    assert "The shortest time is" in said.err
     assert "straggler" in said.out
-    assert "nothing alone would do" in page.read_text(encoding="utf-8")
+    assert "no single change is enough" in page.read_text(encoding="utf-8")

@@ -55,7 +55,7 @@ def test_more_that_costs_time_says_why():
     assert price_lines((dearer,)) == [
         "1 GiB more costs 10 %, as more devices take part or less is pruned"
     ]
-    assert "no more devices take part" in price_lines((replace(dearer, trains_more=False),))[0]
+    assert "weighs quality against time" in price_lines((replace(dearer, trains_more=False),))[0]
     setting = setting_of(recipe("method.name=fedavg-lora"))
     small = with_memory(setting.fleet, factor=0.02)
     alike = replace(setting.fleet, memory_bytes=small.memory_bytes)
@@ -140,12 +140,12 @@ def test_what_cannot_train_is_said_first():
     memory = setting.fleet.memory_bytes.copy()
     memory[0] = 0.6 * plan_of(setting).devices[0].peak_bytes
     said = plan_of(setting.on(replace(setting.fleet, memory_bytes=memory))).warnings
-    assert "1 of 4 devices cannot train, for want of memory: board-1 needs" in said[0]
+    assert "1 of 4 devices have too little memory to train: board-1 needs" in said[0]
 
 
 def test_a_server_too_small_is_said_first():
     setting = setting_of(recipe("method.name=splitlora"))
     tiny = replace(setting.fleet, server=replace(setting.fleet.server, memory_bytes=1e5))
     (said,) = plan_of(setting.on(tiny)).warnings
-    assert "the server is too small" in said
+    assert "the server has too little memory" in said
     assert plan_of(setting).warnings == ()

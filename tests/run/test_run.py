@@ -82,7 +82,7 @@ def test_the_header_says_what_was_run(assets, tmp_path):
     assert header["target"] == {"metric": "loss", "value": 2.0, "stop": False}
     assert header["model"]["shape"]["blocks"] == assets.base.shape.blocks
     assert "measurements" not in header
-    assert any("the clock charges" in line for line in header["fleet"]["assumptions"])
+    assert any("the clock counts" in line for line in header["fleet"]["assumptions"])
     assert "wall_s" not in json.dumps(header)
 
 

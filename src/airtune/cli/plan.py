@@ -181,7 +181,7 @@ class _Answers:
             print_line(f"price: {line}")
         print_line(
             f"simulating this run would train for about {format_seconds(self.simulation_s)} on this "
-            "machine, by the speed of its matrix products measured now; evaluation comes on top"
+            "machine, by its matrix product speed measured now; evaluation is not included"
         )
         print_assumptions(self.plan.assumptions)
 

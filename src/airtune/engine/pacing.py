@@ -160,5 +160,5 @@ def said(steps: int, rank: int, done_s: float, finish_s: float, fits: bool) -> s
     if fits:
         return f"fits {steps} step{'s' if steps > 1 else ''} at rank {rank} by {by}"
     if not np.isfinite(done_s):
-        return f"can do no step by {by}: its memory or its link holds no arm"
-    return f"one step at rank {rank} takes it {format_seconds(done_s)}, longer than {by}"
+        return f"cannot finish a step by {by}: no setting fits its memory or link"
+    return f"one step at rank {rank} takes {format_seconds(done_s)}, longer than {by}"

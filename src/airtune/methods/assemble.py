@@ -100,7 +100,7 @@ def _reasons(
     for name, removed, part, index, compute_s, upload_s, finish_s in columns:
         if not np.isfinite(finish_s):
             lines.append(
-                f"{name}: no rate in this slot; gets none of {link[index]} until it has one"
+                f"{name}: no rate in this slot; gets a share of {link[index]} when its rate is above 0"
             )
             continue
         early_s = slowest - finish_s

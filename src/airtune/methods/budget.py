@@ -80,7 +80,7 @@ def choose_budget(
     if budget != "auto":
         return max(float(budget), least), "fixed budget"
     if not measured:
-        return least, "nothing measured what pruning costs, so none beyond what memory forces"
+        return least, "pruning cost not measured, so pruned only if memory requires it"
     rate = search(measured)
     ratio = rounds_ratio(measured, rate) / rounds_ratio(measured, 0.0)
     return rate, f"calibrated, {ratio:.2f} times the rounds"

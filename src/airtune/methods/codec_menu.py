@@ -64,4 +64,4 @@ def codec_menu(
         return (_UNMEASURED,), "fixed codec, nothing was measured"
     if codec == "deadzone":
         return (CodecSpec("deadzone"),), "fixed codec, nothing was measured"
-    return (CodecSpec(),), "nothing measured what compression costs, so none"
+    return (CodecSpec(),), "compression cost not measured, so no compression"

@@ -64,7 +64,7 @@ class FixedSplit(Memoryless):
         )
         turn = ", in turn" if problem.work.server == "sequential" else ""
         reasons = tuple(
-            f"{devices.names[index]}: cut after block {self.cut} as everybody, "
+            f"{devices.names[index]}: cut after block {self.cut} as all devices, "
             f"{menu[0].label}, equal share{turn}"
             for index in device
         )

@@ -40,7 +40,7 @@ def mixed_reasons(
         said = line_label(menus.lines, int(index[row]))
         if able[row] < 0:
             lines.append(
-                f"{name}: {said}; no rate in this slot, gets none of {link} until it has one"
+                f"{name}: {said}; no rate in this slot; gets a share of {link} when its rate is above 0"
             )
             continue
         lines.append(
@@ -61,27 +61,31 @@ def _others(menus: Menus, choice: MixedChoice) -> tuple[str, ...]:
         is_cut = bool(lines.cut[line])
         there = np.flatnonzero((lines.whole == is_cut) & menus.allowed[row])
         lacks = memory[row] < dense and bool(lines.whole[0])
-        parts = [f"its {format_bytes(float(memory[row]))} do not hold the model"] if lacks else []
+        parts = (
+            [f"the whole model does not fit its {format_bytes(float(memory[row]))}"]
+            if lacks
+            else []
+        )
         if there.size:
             parts.append(_other(lines, there, alone_s[row], limit_s))
         elif not parts:
-            parts.append("it has no other choice")
+            parts.append("no other choice is possible")
         said.append("; ".join(parts))
     return tuple(said)
 
 
 def _other(lines: MixedLines, there: Ints, alone_s: Floats, limit_s: float) -> str:
     """Say what a device could do of the other kind of line: least pruned in time, or soonest."""
-    kind = "whole" if lines.whole[there[0]] else "cut"
+    kind = "without a cut" if lines.whole[there[0]] else "with a cut"
     in_time = there[alone_s[there] <= limit_s]
     if not in_time.size:
         at = int(there[np.argmin(alone_s[there])])
-        even = f", even {lines.pruned[at]:.0%} pruned" if lines.pruned[at] else ""
-        return f"{kind} it would end {format_seconds(float(alone_s[at]) - limit_s)} later{even}"
+        even = f", even with {lines.pruned[at]:.0%} pruned" if lines.pruned[at] else ""
+        return f"{kind} it would finish {format_seconds(float(alone_s[at]) - limit_s)} later{even}"
     at = int(in_time[np.argmin(lines.pruned[in_time])])
     if lines.pruned[at]:
-        return f"{kind} it would have to prune {lines.pruned[at]:.0%} to end in time"
-    return f"{kind} it would end in time too and gain the fleet nothing"
+        return f"{kind} it would have to prune {lines.pruned[at]:.0%} to finish in time"
+    return f"{kind} it would finish in time too, without a gain for the fleet"
 
 
 def _alone_s(menus: Menus, share: Floats) -> Floats:

@@ -344,7 +344,7 @@ class PublishedFedSpine:
         if tried < 1e-9:
             return f"{who} tries {arm} for the first time"
         mean = float(bandit.reward[group, box]) / tried
-        return f"{who}, {arm} paid {mean:.2f} in {tried:.1f} trials"
+        return f"{who}, {arm} has mean reward {mean:.2f} in {tried:.1f} trials"
 
 
 def _arrays(bandit: Bandit) -> dict[str, Floats | Ints]:

@@ -58,7 +58,7 @@ class RandomChoice(Pruner):
             seen,
             level,
             share,
-            why=f"drawn, budget {budget:.1%}, {why}",
+            why=f"drawn at random, budget {budget:.1%}, {why}",
             notes={"budget": budget},
         ), state
 

@@ -81,7 +81,7 @@ def not_asked(
     """
     names = problem.devices.names
     return {
-        one: f"{names[one]}: not asked this round; {rarely(probability[one], price[one])}"
+        one: f"{names[one]}: not sampled this round; {rarely(probability[one], price[one])}"
         for one in device.tolist()
     }
 
@@ -90,9 +90,9 @@ def rarely(probability: float, price: float) -> str:
     """Return in words how rarely a device is asked, and why.
 
     >>> rarely(0.25, 0.12)
-    'asked in 25% of rounds, counting 4 times: without it a round would cost 12.0% less'
+    'sampled in 25% of rounds with weight 4: without it a round would cost 12.0% less'
     """
     return (
-        f"asked in {probability:.0%} of rounds, counting {1.0 / probability:.3g} times: without it a round "
+        f"sampled in {probability:.0%} of rounds with weight {1.0 / probability:.3g}: without it a round "
         f"would cost {price:.1%} less"
     )

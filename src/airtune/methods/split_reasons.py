@@ -27,7 +27,9 @@ def split_reasons(
         codec = assignments.codecs[int(assignments.codec_index[row])].label
         link_name = link[int(seen.links.link[assignments.device[row]])]
         if not np.isfinite(expected.finish_s[row]):
-            lines.append(f"{name}: no rate in this slot; gets none of {link_name} until it has one")
+            lines.append(
+                f"{name}: no rate in this slot; gets a share of {link_name} when its rate is above 0"
+            )
             continue
         lines.append(
             f"{name}: cut after block {cut} of {blocks}, {codec} ({why}); "

@@ -119,7 +119,7 @@ def _reasons(names: tuple[str, ...], device: Ints, rank: Ints, unit_s: Floats) -
     return tuple(
         f"{names[index]}: rank {size}, the whole model; "
         + (
-            f"took {1e9 * unit_s[index]:.3g} s for a GFLOP"
+            f"took {1e9 * unit_s[index]:.3g} s per GFLOP"
             if np.isfinite(unit_s[index])
             else "not seen yet"
         )

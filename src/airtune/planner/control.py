@@ -17,9 +17,9 @@ from airtune.run import Chosen
 
 _ALONE = "local-only"
 _SAID = {
-    "untuned": "nothing is trained; its one round judges the model as it is",
-    _ALONE: "every device trains by itself, and nothing crosses its link",
-    "pooled": "the server trains on all data by itself, and nothing crosses a device's link",
+    "untuned": "nothing is trained; its one round evaluates the base model",
+    _ALONE: "every device trains by itself; nothing is sent over its link",
+    "pooled": "the server trains on all data by itself; nothing is sent over a device's link",
 }
 
 

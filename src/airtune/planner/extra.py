@@ -101,11 +101,11 @@ def staging_lines(names: Sequence[str], size_bytes: Floats, seconds: Floats) -> 
         f"{format_seconds(float(seconds[index]))}"
         for index in shown
     )
-    what = f"{format_bytes(float(size_bytes[0]))} of it" if is_alike else "the blocks that it holds"
-    which = "" if len(names) <= _NAMED else f", the fastest and the slowest of {len(names)}"
+    what = f"{format_bytes(float(size_bytes[0]))}" if is_alike else "its blocks"
+    which = "" if len(names) <= _NAMED else f" (fastest and slowest of {len(names)})"
     return [
-        f"a device that lacks the base fetches {what} from the server, once "
-        f"and not in the rounds' times: {each} with its downlink to itself{which}"
+        f"a device without the base model downloads {what} from the server once, not counted in "
+        f"round times: {each} with the whole downlink{which}"
     ]
 
 
@@ -113,19 +113,17 @@ def holding_lines(names: Sequence[str], blocks: Ints, total: int) -> list[str]:
     """Return in words who holds the whole model and judges it, where some hold a part.
 
     >>> holding_lines(["a", "b"], np.array([4, 1]), 4)
-    ['a holds the whole model and judges it; b holds the blocks below its cut: it judges nothing']
+    ['a holds the whole model and evaluates it; b holds only the blocks below its cut and evaluates nothing']
     """
     whole = [name for name, held in zip(names, blocks.tolist(), strict=True) if held == total]
     rest = [name for name, held in zip(names, blocks.tolist(), strict=True) if held < total]
     if not rest:
         return []
     if not whole:
-        return [
-            "no device holds the whole model: it is judged by the server alone, on its test set"
-        ]
+        return ["no device holds the whole model: only the server evaluates it, on its test set"]
     return [
-        f"{_listed(whole, 'holds')} the whole model and judges it; {_listed(rest, 'holds')} the "
-        "blocks below its cut: it judges nothing"
+        f"{_listed(whole, 'holds')} the whole model and evaluates it; {_listed(rest, 'holds')} "
+        "only the blocks below its cut and evaluates nothing"
     ]
 
 
@@ -161,7 +159,7 @@ def cap_lines(
     if held >= asked:
         return []
     return [
-        f"{format_bytes(cap)} a device and month hold {held} of {asked} rounds of "
-        f"{names[most]}, which takes {format_bytes(float(round_bytes[most]))} in each; a device is "
-        "left out for the rest of a month (limits.device_bytes_per_month)"
+        f"{format_bytes(cap)} a month (limits.device_bytes_per_month) is enough for {held} of {asked} "
+        f"rounds of {names[most]}, which needs {format_bytes(float(round_bytes[most]))} in each; a "
+        "device over the limit is left out until the month ends"
     ]

@@ -37,7 +37,7 @@ def typical_problem(problem: Problem, found: Inspection | None) -> Problem:
 def length_line(recipe: Recipe, found: Inspection | None) -> str:
     """Return what is assumed of a sequence's length."""
     if is_vision(recipe):
-        return f"an image is {longest_input(recipe)} tokens to the model"
+        return f"one image is {longest_input(recipe)} tokens for the model"
     lengths = None if found is None else found.lengths
     if lengths is None:
         missing = "the model's tokenizer is" if is_here(recipe.data) else "the data are"
@@ -46,6 +46,6 @@ def length_line(recipe: Recipe, found: Inspection | None) -> str:
             "not on this machine"
         )
     return (
-        f"a sequence has {lengths.most} tokens; of the texts: {lengths}; memory, and "
-        "the clock of a run, are at the longest"
+        f"planned sequence length: {lengths.most} tokens; texts: {lengths}; memory and "
+        "the clock of a run use the longest"
     )

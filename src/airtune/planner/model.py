@@ -118,9 +118,9 @@ def plan_model(
         cuts=cuts,
         assumptions=(
             *fleet.assumptions,
-            "the loss is computed in chunks of 256 positions, so that logits never exist whole",
-            f"across a cut: {PLANNED_CODEC.label}, both ways; the server has nobody else to serve",
-            "framework and kernels come on top of the memory shown, about 0.3-0.5 GiB on a CPU",
+            "the loss is computed in chunks of 256 positions, so the full logits are never in memory",
+            f"split model: {PLANNED_CODEC.label} codec both ways; the server serves no other device",
+            "the memory shown excludes framework and kernels, about 0.3-0.5 GiB on a CPU",
         ),
     )
 

@@ -91,7 +91,7 @@ def price_lines(prices: tuple[Price, ...], quantile: float | None = None) -> lis
             for price in felt
         ),
         *([f"saves nothing: {', '.join(idle)}"] if idle else []),
-        *([f"all prices are of {compared}"] if prices and compared else []),
+        *([f"all prices are for {compared}"] if prices and compared else []),
     ]
 
 
@@ -129,8 +129,8 @@ def _why(price: Price) -> str:
     if price.trains_more:
         return ", as more devices take part or less is pruned"
     return (
-        ", though no more devices take part and no less is pruned: the method counts more than seconds, "
-        "or its search found a better plan before"
+        ": the method also weighs quality against time, or its search found a better plan without "
+        "the change"
     )
 
 

@@ -35,7 +35,7 @@ def device_rows(plan: Plan, *, every_device: bool = False) -> WordTable:
         "memory",
         "fits",
         "choices",
-        "cut, or pruned" if is_split else "pruned",
+        "cut or pruned" if is_split else "pruned",
         "rank, steps",
         "download",
         "compute",
@@ -60,10 +60,10 @@ def within_rows(within: Within) -> WordTable:
     left_out = [
         f"devices left out: {', '.join(one.left_out)}" for one in within.answers if one.left_out
     ]
-    said = "what could be spared" if within.meets else "what would do"
+    said = "what could be reduced" if within.meets else "what would be enough"
     return WordTable(
-        f"{within.verdict}; {'nothing alone would do' if within.shortfall else f'{said}, each alone'}",
-        ("quantity", "in time", "needed", "the run takes", "what binds then"),
+        f"{within.verdict}; {'no single change is enough' if within.shortfall else f'{said}, each alone'}",
+        ("quantity", "in time", "needed", "the run takes", "bottleneck then"),
         tuple(
             (one.vary, "yes" if one.meets else "NO", one.needs, seconds(one.total_s), one.binds)
             for one in within.answers
@@ -85,14 +85,14 @@ def front_rows(front: ParetoFront, *, most: int | None = None) -> WordTable:
     shown = [(front.points[index].label, front.points[index]) for index in places]
     compared = next_to(front.quantile)
     return WordTable(
-        f"plans by {', '.join(front.axes)}{compared and f', in {compared}'}: {count} of {front.tried} stay",
+        f"plans by {', '.join(front.axes)}{compared and f', in {compared}'}: {count} of {front.tried} are Pareto-optimal",
         ("plan", *front.axes, *(["cost"] if front.own.money else [])),
         tuple(
             (label, *_costs(point, front))
             for label, point in [("as the recipe has it", front.own), *shown]
         ),
-        "each knob from what gives up least: no coding, the full rank, the least pruned; what a plan "
-        "costs in quality only a run tells"
+        "each knob starts at its best quality: no compression, full rank, least pruning; only a run "
+        "shows the quality of a plan"
         + (f"; {len(places)} are shown, --json and --page have all" if len(places) < count else ""),
     )
 

@@ -70,7 +70,7 @@ def plan_of(
         data=()
         if setting.found is None
         else tuple(line.marked for line in setting.found.ledger.lines()),
-        rounds_source="one, in which nothing is trained"
+        rounds_source="one round, in which nothing is trained"
         if is_short
         else rounds_source(problem.pruning),
         round_s=totals.round_s,
@@ -133,7 +133,7 @@ def _devices(
             left = feasible_cuts(peaks[codec.predict], row.memory_bytes)
             row = replace(row, cut=cut, codec=codec.label, feasible=left)
         if setting.chosen.is_control:
-            row = replace(row, feasible="none, it is a control")
+            row = replace(row, feasible="none (control)")
         rows.append(replace(row, stage_bytes=float(staged[index]), stage_s=float(stage_s[index])))
     return tuple(rows)
 

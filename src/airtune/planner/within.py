@@ -69,12 +69,12 @@ class Within:
     @property
     def verdict(self) -> str:
         """Whether the run ends in time, in a sentence without its first capital."""
-        took = format_seconds(self.total_s) if math.isfinite(self.total_s) else "for ever"
+        took = format_seconds(self.total_s) if math.isfinite(self.total_s) else "forever"
         every = (
             "the run takes"
             if self.quantile is None
-            else f"if every round took as long as {self.quantile:.0%} of them take at most, the run "
-            "would take"
+            else f"with every round at the {self.quantile:.0%} quantile of round time, the run "
+            "takes"
         )
         inside = "within" if self.meets else "not within"
         return f"{every} {took}, {inside} {format_seconds(self.within_s)}"
@@ -96,9 +96,9 @@ class Within:
         )
         least = format_seconds(best.total_s) if math.isfinite(best.total_s) else "not known"
         return (
-            f"nothing that may vary makes the run end within {format_seconds(self.within_s)}; as it "
-            f"is, it {_takes(self.total_s, none='takes for ever')}. The least possible is {least}, by "
-            f"{best.vary}; what binds then is {best.binds}. Tried: {tried}. Allow more time, vary "
+            f"no single change makes the run end within {format_seconds(self.within_s)}; as planned, "
+            f"it {_takes(self.total_s, none='never ends')}. The shortest time is {least}, by changing "
+            f"{best.vary}; the bottleneck is then {best.binds}. Tried: {tried}. Allow more time, vary "
             "another quantity (--vary), or lower train.local_steps"
         )
 

@@ -36,37 +36,37 @@ def assumptions(
         *_unmeasured(problem, setting.chosen),
         *control_lines(setting.chosen),
         *fleet.assumptions,
-        "every device holds equally many rows",
+        "every device holds the same number of rows",
         length_line(setting.recipe, setting.found),
         *_looked_at(fleet, sampled),
         *(
             [
-                f"{sampled.part:.3g} of the devices are asked a round (fleet.participation), in a "
-                "random order; a device's figures are of a round that asks it"
+                f"a random {sampled.part:.3g} of the devices takes part in each round "
+                "(fleet.participation); a device's figures are for a round in which it takes part"
             ]
             if sampled.part < 1.0
             else []
         ),
         *(
             [
-                f"each round asks {sampled.takes_part.mean():.0%} of the devices, those on whom others "
-                "wait more rarely; a device's figures are of a round that asks it, and no more rounds "
-                "are counted for it"
+                f"each round samples {sampled.takes_part.mean():.0%} of the devices, slow devices less "
+                "often; a device's figures are for a round in which it takes part, and the number of "
+                "rounds is not increased for sampling"
             ]
             if setting.chosen.method.may_sample
             else []
         ),
         *(
             [
-                f"a round ends with {setting.recipe.train.async_buffer} updates (train.async_buffer): its "
-                "time is the mean over devices that begin anew when they are done, with the shares of "
-                "the link that all have at once"
+                f"a round ends after {setting.recipe.train.async_buffer} updates (train.async_buffer); its "
+                "time is a mean, with every device restarting as soon as it is done and all devices "
+                "sharing the link"
             ]
             if sampled.arrives < 1.0
             else []
         ),
         *(
-            ["no sample is seen twice, so nothing is saved by remembering it"]
+            ["no sample is used twice, so caching its activations saves nothing"]
             if problem.work.device_frozen
             else []
         ),
@@ -93,7 +93,7 @@ def assumptions(
             middle["energy_j"],
             problem.joules_per_round,
             fleet.names,
-            said="take more in a round than",
+            said="use more energy a round than",
             form=format_joules,
             key="limits.joules_per_round",
         ),
@@ -106,9 +106,9 @@ def warnings(setting: PlanSetting, sampled: Sampled) -> list[str]:
     has = setting.problem.server_memory_bytes
     if sampled.server_peak_bytes > has:
         said.append(
-            f"the server is too small: serving the devices that are cut takes "
-            f"{format_bytes(sampled.server_peak_bytes)}, it has {format_bytes(has)}; a run refuses "
-            "all of them"
+            f"the server has too little memory: the split devices need "
+            f"{format_bytes(sampled.server_peak_bytes)} there, it has {format_bytes(has)}; a run "
+            "would refuse all of them"
         )
     said.extend(_outages(setting.fleet.names, sampled))
     middle = sampled.middle
@@ -116,9 +116,9 @@ def warnings(setting: PlanSetting, sampled: Sampled) -> list[str]:
     if short.size:
         least = int(short[np.argmin(setting.fleet.memory_bytes[short])])
         said.append(
-            f"{short.size} of {len(setting.fleet)} devices cannot train, for want of memory: "
+            f"{short.size} of {len(setting.fleet)} devices have too little memory to train: "
             f"{setting.fleet.names[least]} needs {format_bytes(float(middle['peak_bytes'][least]))} "
-            f"and has {format_bytes(float(setting.fleet.memory_bytes[least]))}; no figure counts them"
+            f"and has {format_bytes(float(setting.fleet.memory_bytes[least]))}; the figures leave them out"
             if short.size < len(setting.fleet)
             else f"no device can train: each lacks the memory for what {setting.chosen.label} plans"
         )
@@ -132,19 +132,19 @@ def _outages(names: Sequence[str], sampled: Sampled) -> list[str]:
     never = np.flatnonzero(np.isinf(outage_s).any(axis=0))
     if never.size:
         lines.append(
-            f"the links of {never.size} of {len(names)} devices, {names[never[0]]} among them, never "
-            "carry anything one way; no figure counts these devices"
+            f"{never.size} of {len(names)} devices ({names[never[0]]}, for example) have an uplink or "
+            "downlink that never carries data; the figures leave them out"
         )
     waits = np.where(np.isinf(outage_s), 0.0, outage_s)
     often = np.count_nonzero(waits, axis=0)
     if often.any():
         worst = int(np.argmax(often))
         lines.append(
-            f"the links of {np.count_nonzero(often)} of {len(names)} devices carry nothing in some of "
-            f"the {len(waits)} rounds looked at, that of {names[worst]} in {often[worst]}; a run waits "
-            f"for them, {format_seconds(float(waits.max()))} at most in these rounds. The time of a "
-            f"round here holds {format_seconds(float(sampled.waited_s.mean()))} for that, the mean "
-            "over them; outages that begin within a round come on top"
+            f"{np.count_nonzero(often)} of {len(names)} devices have a link outage in some of the "
+            f"{len(waits)} sampled rounds, {names[worst]} in {often[worst]}. A run waits for them, at "
+            f"most {format_seconds(float(waits.max()))} in these rounds; the round time includes the "
+            f"mean wait of {format_seconds(float(sampled.waited_s.mean()))}. Outages that begin within "
+            "a round are not included"
         )
     return lines
 
@@ -152,11 +152,13 @@ def _outages(names: Sequence[str], sampled: Sampled) -> list[str]:
 def _looked_at(fleet: Fleet, sampled: Sampled) -> list[str]:
     """Say at which rounds, and at which moments of measured traces, a plan looks."""
     drawn = len(sampled.columns["pruned"])
-    lines = [f"links as drawn in {drawn} rounds of the run; figures are medians over them"]
+    lines = [
+        f"links are sampled in {drawn} rounds of the run; figures are medians over these rounds"
+    ]
     if fleet.trace_s:
         lines.append(
-            "measured traces are read at as many moments, spread over the "
-            f"{format_seconds(fleet.trace_s)} of the longest, however long the run is"
+            f"measured traces are sampled at {drawn} moments, spread over the longest trace "
+            f"({format_seconds(fleet.trace_s)})"
         )
     return lines
 
@@ -174,7 +176,7 @@ def feasible(levels: Ladder, memory_bytes: float) -> str:
 def binding(fleet: Fleet, sampled: Sampled) -> str:
     """Return who finishes last most often, and which part of its round is the longest."""
     if not sampled.last:
-        return "nobody"
+        return "no device"
     last, phase = _last(sampled)
     return f"{fleet.names[last]}'s {phase}"
 
@@ -198,13 +200,13 @@ def _last(sampled: Sampled) -> tuple[int, str]:
 
 def rounds_source(measured: Sequence[PrunedRounds]) -> str:
     """Return where the number of rounds came from."""
-    said = "train.rounds of the recipe; how many a target takes is only known by training"
+    said = "train.rounds of the recipe; the rounds to a target are only known after training"
     if len(measured) < 2:
         return said
     costs = ", ".join(
         f"{np.exp(row.log_rounds):.2f} times at {row.pruned:.0%} pruned" for row in measured[1:]
     )
-    return f"{said}; what was measured says pruning needs {costs}"
+    return f"{said}; by the calibration, pruning needs more rounds: {costs}"
 
 
 def _beyond(
@@ -226,20 +228,20 @@ def _beyond(
         return [line]
     least = int(np.nanargmin(column))
     return [
-        f"{line}; no round trains anything. The least is {form(float(column[least]))}, of "
-        f"{names[least]}: raise {key}"
+        f"{line}; no round can train. The lowest value is {form(float(column[least]))} "
+        f"({names[least]}): raise {key} above it"
     ]
 
 
 _ASSUMED = {
     "pruning": (
-        "what pruning costs", "no pruning is planned beyond what memory forces (or set method.budget)"
+        "what pruning costs", "devices are pruned only if memory requires it (or set method.budget)"
     ),
-    "codecs": ("what codecs cost", "activations cross uncompressed (or set method.codec)"),
-    "ranks": ("what smaller ranks cost", "no device trains one"),
-    "cut": ("what being cut costs", "a device with a cut counts as much as one without"),
-    "steps": ("what other numbers of local steps cost", "all take train.local_steps"),
-    "uploads": ("what coding updates costs", "all are coded as the recipe's upload says"),
+    "codecs": ("what activation codecs cost", "activations are sent uncompressed (or set method.codec)"),
+    "ranks": ("what smaller ranks cost", "all devices use the full rank"),
+    "cut": ("what splitting the model costs", "split devices count as much as the others"),
+    "steps": ("what other numbers of local steps cost", "all devices take train.local_steps"),
+    "uploads": ("what update compression costs", "all use the recipe's upload codec"),
 }  # fmt: skip
 """What a plan does where a table that the method wants was not measured."""
 
@@ -249,8 +251,8 @@ def _unmeasured(problem: Problem, chosen: Chosen) -> list[str]:
     known = frozenset() if problem.measurements is None else problem.measurements.measured
     missing = [_ASSUMED[name] for name in tables_of(chosen) if name not in known]
     return [
-        f"{what} is not measured for this model and data, so {so}; airtune calibrate or a first run "
-        "measures it"
+        f"{what} is not measured for this model and data, so {so}; airtune calibrate or a first "
+        "run measures it"
         for what, so in missing
     ]
 
@@ -259,6 +261,6 @@ def next_to(quantile: float | None) -> str:
     """Return of which rounds a comparison is; empty for the median, which is not said.
 
     >>> next_to(0.95)
-    'rounds next to the 95% quantile of their times'
+    'rounds near the 95% quantile of round time'
     """
-    return "" if quantile is None else f"rounds next to the {quantile:.0%} quantile of their times"
+    return "" if quantile is None else f"rounds near the {quantile:.0%} quantile of round time"

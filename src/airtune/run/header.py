@@ -91,10 +91,10 @@ def _is_plain(value: object) -> bool:
 def _assumptions(pieces: Pieces) -> list[str]:
     workload = pieces.problem.workload
     return [
-        f"the clock charges the FLOPs and bytes of the model that is trained, every sequence at "
+        f"the clock counts the FLOPs and bytes of the trained model, with every sequence at "
         f"{workload.tokens} tokens",
-        "evaluation and aggregation are off the clock, and so is the first transfer of the base, "
-        "for every method alike",
+        "the clock excludes evaluation, aggregation and the first transfer of the base model, for "
+        "every method",
     ]
 
 
