@@ -18,7 +18,7 @@ def test_what_is_measured_is_stored_and_shown_again(place, airtune):
     assert not list(place.glob("runs/cache/*.partial"))
     code, out, err = airtune(*words)
     assert code == 0
-    assert "leaving blocks to the server needs" in out
+    assert "splitting the model needs" in out
     assert "calibrating" not in err, "it was stored"
 
 
@@ -42,5 +42,5 @@ def test_costs_are_told_in_times_the_rounds():
     lines = list(_lines(sample_measurements(8)))
     assert "pruning 30% of the weights on average needs 1.11 times the rounds" in lines
     assert "rank 4 instead of 8 needs 1.11 times the rounds" in lines
-    assert "leaving blocks to the server needs 0.90 times the rounds" in lines
+    assert "splitting the model needs 0.90 times the rounds" in lines
     assert any(line.startswith("coding with deadzone 2 needs 1.12") for line in lines)

@@ -43,8 +43,8 @@ def test_every_device_needs_a_reason(plan_of, observation):
     ("may_sample", "devices", "left", "message"),
     [
         (False, 1, {1: "why"}, "declares may_sample"),
-        (True, 2, {1: "why"}, "tells device 1 what to do, and does not ask it"),
-        (True, 0, {1: "why"}, "asks nobody"),
+        (True, 2, {1: "why"}, "assigns work to device 1 and lists it as not asked"),
+        (True, 0, {1: "why"}, "asks no device"),
     ],
 )
 def test_who_is_not_asked_is_known_to_be_left_out(

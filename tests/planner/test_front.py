@@ -84,7 +84,7 @@ def test_costs_are_checked(text):
 
 
 def test_a_control_has_no_front():
-    with pytest.raises(RecipeError, match="needs a method with knobs, got pooled"):
+    with pytest.raises(RecipeError, match="needs a method with settings to vary, got pooled"):
         plan_front(setting_of(recipe("method.name=pooled")), AXES)
 
 

@@ -68,11 +68,11 @@ def _lines(found: Measurements) -> Iterator[str]:
     for row in found.pruning[1:]:
         yield f"pruning {row.pruned:.0%} of the weights on average needs {_times(row.log_rounds)}"
     if found.pruning:
-        yield f"no device should lose more than {found.most_pruned:.0%}: beyond, no loss was seen to fall"
+        yield f"no device should lose more than {found.most_pruned:.0%}: beyond that, the loss did not fall"
     for rank in found.ranks[:-1]:
         yield f"rank {rank.rank} instead of {found.ranks[-1].rank} needs {_times(rank.log_rounds)}"
     if found.cut is not None:
-        yield f"leaving blocks to the server needs {_times(found.cut)}"
+        yield f"splitting the model needs {_times(found.cut)}"
     for codec in found.codecs_measured:
         cuts = [row for row in found.codecs if row.codec == codec]
         costs = ", ".join(f"{_times(row.log_rounds)} at cut {row.cut}" for row in cuts)
@@ -82,7 +82,7 @@ def _lines(found: Measurements) -> Iterator[str]:
             yield f"{other.local_steps} local steps a round need {_times(other.log_rounds)}"
     for upload in found.uploads[1:]:
         yield f"sending updates by {upload.codec.label} needs {_times(upload.log_rounds)}"
-    yield "counted against the whole model, dense, at full rank; codecs against being cut alone"
+    yield "relative to the whole dense model at full rank; codecs relative to a cut without a codec"
     for line in found.source.split("; "):
         yield f"measured: {line}"
 

@@ -43,7 +43,7 @@ def check(
         return
     print_line(f"{method} keeps the contract")
     print_line(
-        "tried in three made-up rounds: it is pure and repeatable, gives every\n"
+        "tried in three simulated rounds: it is pure and repeatable, gives every\n"
         "available device a task and a reason, divides no link twice, fits the memory\n"
         "that it may see, cuts only if it declares so, and its state can be saved"
     )

@@ -216,7 +216,7 @@ def _print_quality(study: Study, rows: Mapping[str, Row]) -> None:
             for name, row in rows.items()
         ],
     )
-    print_line("best, last and worst tenth are of the devices' validation data")
+    print_line("best, last and worst tenth are measured on the devices' validation data")
 
 
 def _print_protocol(done: Comparison) -> None:

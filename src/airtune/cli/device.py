@@ -226,7 +226,7 @@ def cancel(
     from airtune.deploy.server.register import Register
 
     Register(state).cancel_code(name)
-    print_line(f"code {name} enrols nobody any more")
+    print_line(f"code {name} is withdrawn and enrols no more devices")
 
 
 @app.command()

@@ -161,7 +161,7 @@ def logs(
         for line in found:
             print_line(line.rstrip("\n"))
         if not found and not follow:
-            print_note(f"{path} is empty: nothing went wrong there")
+            print_note(f"{path} is empty: no errors")
         while follow:
             line = file.readline()
             if line:
@@ -214,7 +214,7 @@ def evict(
     from airtune.cli.remote import link_to
 
     link_to(state, server, ca, key).call("Evict", run=run, device=device)
-    print_line(f"{device} takes no more part in run {run}")
+    print_line(f"{device} no longer takes part in run {run}")
 
 
 @app.command()
@@ -322,7 +322,7 @@ def rotate(
                 "revoke them, or add --force and give them the new ca.crt by hand"
             )
         finish_authority(files)
-        print_line("the former authority is trusted no more")
+        print_line("the former authority is no longer trusted")
     else:
         replace_certificate(files)
         print_line("the server has a new key and certificate; connections that are open stay")

@@ -88,7 +88,7 @@ def enrolling(server: str, code: EnrolmentCode, *, timeout_s: float = _TIMEOUT_S
     except OSError as error:
         check_server(server, None)
         raise DeploymentError(
-            f"the server answers at {server}, but nobody enrols devices at {address} "
+            f"the server answers at {server}, but enrolment is closed at {address} "
             f"({error.strerror or error}): that port is open only while a code is valid (airtune "
             "device codes there), or a firewall keeps it shut"
         ) from error

@@ -76,9 +76,11 @@ def check_plan(plan: RoundPlan, observation: Observation, method: Method) -> Non
         )
     both = plan.not_asked.keys() & set(device.tolist())
     if both:
-        raise MethodError(f"the plan tells device {min(both)} what to do, and does not ask it")
+        raise MethodError(f"the plan assigns work to device {min(both)} and lists it as not asked")
     if plan.not_asked and not len(device):
-        raise MethodError("the plan asks nobody; at least one device must be asked for certain")
+        raise MethodError(
+            "the plan asks no device; at least one device must be asked with probability 1"
+        )
 
 
 def check_shares(shares: Floats, assignments: Assignments, links: LinkState) -> Floats:

@@ -116,8 +116,8 @@ def begin(run: Run, state: GlobalState) -> Checkpoint:
         progress["initial"] = dict(run.engine.evaluate(state, "validation")) or None
         if progress["initial"] is None and run.settings.target is not None:
             raise RecipeError(
-                "target needs validation, and there is none: no device's memory holds the whole "
-                "model, and the server has none of the data; leave target out"
+                "target needs validation, and there is none: no device has the memory for the whole "
+                "model, and the server has no data; leave target out"
             )
     return Checkpoint(0, 0.0, state, method, progress)
 

@@ -120,7 +120,9 @@ def plan_front(
         RecipeError: if the method is a control, which has no knobs.
     """
     if setting.chosen.is_control:
-        raise RecipeError(f"--pareto needs a method with knobs, got {setting.chosen.label}")
+        raise RecipeError(
+            f"--pareto needs a method with settings to vary, got {setting.chosen.label}"
+        )
     own = _point({}, (), setting, draws)
     tried = [point for point in _points(setting, draws) if point is not None]
     kept = [one for one in tried if not any(_beats(other, one, axes) for other in tried)]

@@ -236,7 +236,7 @@ def _worded(answer: Requirement, detail: str) -> Requirement:
     """Put the multiple in words, rounded up so that what is read meets too."""
     factor = math.ceil(answer.amount * 100) / 100
     lead = "not even " if not answer.meets else "no more than " if factor < 1.0 else ""
-    amount = f"{factor:g} times" if factor != 1.0 else "what there is"
+    amount = f"{factor:g} times" if factor != 1.0 else "the current amount"
     return Requirement(
         answer.vary,
         answer.meets,

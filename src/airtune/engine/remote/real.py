@@ -138,7 +138,7 @@ class RealEngine:
         if self._limits.is_used_up:
             days = math.ceil((traffic_budget.month_ends_s - traffic_budget.now_s) / 86400.0)
             raise InfeasibleError(
-                f"no device that is there has the bytes for a round left of its "
+                f"no connected device has enough bytes for a round left of its "
                 f"{format_bytes(traffic_budget.cap_bytes or 0.0)} a month "
                 f"(limits.device_bytes_per_month); the next month begins in {days} days: go on then "
                 "with --resume"

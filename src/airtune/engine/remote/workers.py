@@ -172,7 +172,7 @@ class RemoteWorkers:
             return {}  # who could judge it has left, or is at work in an asynchronous round
         if not found:
             raise TrainingError(
-                f"none of {len(asked)} devices could judge the model on its own data: "
+                f"none of {len(asked)} devices could evaluate the model on its own data: "
                 f"{'; '.join(sorted(set(faults.values())))}"
             )
         order = sorted(found)
