@@ -73,7 +73,7 @@ def test_rows_in_both_parts_are_counted_whatever_their_label(write):
     spec = classified(write("a.jsonl", rows), test=str(write("b.jsonl", test)))
     ledger = take_in(spec, seed=0).ledger
     assert (ledger.test.read, ledger.test.shared, ledger.train.shared) == (2, 1, 0)
-    assert any(line.warns and "training rows too" in line.text for line in ledger.lines())
+    assert any(line.warns and "also training rows" in line.text for line in ledger.lines())
 
 
 def test_numbers_of_a_csv_are_the_labels_of_a_jsonl(write):

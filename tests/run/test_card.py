@@ -55,7 +55,7 @@ def test_a_card_has_quality_by_class_and_the_data_ledger(sentiment, tmp_path):
     card = (export_run(sentiment, "merged", output=tmp_path / "m") / "README.md").read_text()
     assert re.search(r"\| very negative \| 3 \| 1 \| 1 \|", card)
     assert "`rows.jsonl`: 81 rows on 2 devices, 9 test rows." in card
-    assert "are training rows too" in card
+    assert "are also training rows" in card
     assert "Its files name no licence" in card
 
 

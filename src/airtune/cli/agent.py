@@ -73,7 +73,7 @@ def agent(
     ] = None,
     when: Annotated[
         str | None,
-        typer.Option(help="Local hours in which it takes part, 22:00-05:00 for instance."),
+        typer.Option(help="Local hours in which the device takes part, for example 22:00-05:00."),
     ] = None,
     probe: Annotated[
         Path | None, typer.Option(help="This device's probe file, from airtune probe.")
@@ -128,7 +128,9 @@ def agent(
         show(check_agent(settings), as_json=as_json)
         return
     if insecure:
-        print_note("INSECURE: no TLS and no key; whoever is on the way can read and change updates")
+        print_note(
+            "INSECURE: no TLS and no key; anyone on the network path can read and change updates"
+        )
     Agent(settings, say=print_note).run()
 
 

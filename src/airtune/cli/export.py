@@ -46,7 +46,7 @@ def export(
         bool,
         typer.Option(
             "--force",
-            help="Replace what is there, and write even what is worse than the untuned model or was not evaluated.",
+            help="Replace an existing export; also write a model that is worse than the untuned one or was not evaluated.",
         ),
     ] = False,
     as_json: AsJson = False,

@@ -62,7 +62,8 @@ def run(
         ),
     ] = False,
     devices: Annotated[
-        int, typer.Option(min=0, help="With --server: how many devices to wait for; 0 = one.")
+        int,
+        typer.Option(min=0, help="With --server: how many devices to wait for; 0 = at least one."),
     ] = 0,
     where: Where = None,
     as_json: AsJson = False,

@@ -235,7 +235,9 @@ def backup(
     count = back_up(state, file, keys=keys)
     print_line(f"{file}: {count} files{'' if keys else ', no private key among them'}")
     if keys:
-        print_note("it holds the authority's key: who reads it can pose as this server")
+        print_note(
+            "the backup holds the authority's key: anyone who reads it can impersonate this server"
+        )
 
 
 @app.command()
@@ -250,8 +252,8 @@ def restore(
     said = restore_backup(file, state)
     print_line(f"{state} is as it was at {said['made']} (airtune {said['version']})")
     print_note(
-        "whoever was revoked since is valid again and every code has its old count: see airtune "
-        "device list, device codes and operator list"
+        "keys revoked since the backup are valid again, and enrolment codes have their old counts: "
+        "check airtune device list, device codes and operator list"
     )
     if not said["keys"]:
         print_note(
@@ -295,7 +297,10 @@ def rotate(
         bool, typer.Option("--finish", help="Trust the new authority alone.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="With --finish: lock out who has not followed.")
+        bool,
+        typer.Option(
+            "--force", help="With --finish: lock out devices and operators that have not followed."
+        ),
     ] = False,
 ) -> None:
     """Replace the server's key and certificate, or its authority, while it runs."""

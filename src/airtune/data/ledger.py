@@ -63,13 +63,13 @@ KINDS: Mapping[str, CountKind] = {
     "filled": CountKind("without a second text, read as empty", "fill or remove them"),
     "unreadable": CountKind(
         "with U+FFFD for half a character, or one that could not be read",
-        "cut texts between characters, and decode them rightly, where they are made",
+        "fix the encoding of the source texts, and cut them between characters",
     ),
     "respelt": CountKind(
         "labelled with another spelling of a more frequent class", "spell every class one way"
     ),
     "shared": CountKind(
-        "are training rows too, which flatters test figures", "remove them from either"
+        "are also training rows, so test figures are too good", "remove them from one of the two"
     ),
 }
 """Field of `RowCounts` -> how it is told."""

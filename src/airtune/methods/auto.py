@@ -65,26 +65,26 @@ class Auto:
     """
 
     knobs: Sequence[Knob] = ("prune", "rank", "upload", "cut", "codec", "share", "steps")
-    """What is chosen for each device; what is left out stays dense, whole, at full rank, uncoded
-    (updates: coded as the recipe's `upload` says), and links are divided equally."""
+    """What is chosen for each device. A knob that is left out keeps its plain value: dense, whole,
+    full rank, no codec (updates: the recipe's `upload`), equal shares of a link."""
     quality: Quality = "auto"
-    """auto = rounds times seconds is least; {rounds: 1.1} = the same, with no more than 1.1 times the
-    rounds that dense, whole training needs."""
+    """auto = minimise rounds times seconds a round; {rounds: 1.1} = the same, with at most 1.1 times
+    the rounds of dense, whole training."""
     ranks: Sequence[int] = ()
     """Ranks to choose from; () = lora.r and its half, quarter and eighth."""
     max_prune: Budget = "auto"
-    """Largest pruning rate of a device; auto = as far as was measured that the model bears it; memory
-    may force more."""
+    """Largest pruning rate of a device; auto = as measured by the calibration; memory may force
+    more."""
     labels: Literal["travel", "stay"] = "travel"
-    """Of cut devices: travel, or stay with the head and the loss on the device."""
+    """Labels of cut devices: travel to the server, or stay, with head and loss on the device."""
     hysteresis: float = 0.03
-    """Lines of the last round are kept while others would save less than this."""
+    """Choices of the last round are kept while new ones would save less than this part."""
     quantile: float = USUAL
-    """Part of the rounds that are to end as planned, from 0.5 to 0.99: devices that were found to be
-    late, or now early and now late, are planned with that much more time. 0.5 = by what is declared."""
+    """Part of the rounds that should end as planned, from 0.5 to 0.99: devices that are often late are
+    planned with more time. 0.5 = plan with the declared speeds."""
     sampling_rate: float = 1.0
-    """Part of the devices that are asked in a round, on average: those on whom the others wait more
-    rarely, and each counts one over its probability times. 1 = all are."""
+    """Average part of the devices asked in a round: slow devices are asked less often, and each update
+    is weighted by one over its probability. 1 = all are asked."""
     needs: frozenset[Need] = frozenset({"capability", "channel"})
 
     def __post_init__(self) -> None:

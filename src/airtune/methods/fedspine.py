@@ -70,16 +70,17 @@ class FedSpine:
     """The decider of FedSpine; `random` and `fixed` are its controls, with the same deadline."""
 
     sparsity: float = 0.5
-    """Fraction of the blocks' weights that is gone at the end, to the nearest whole structures, the
+    """Fraction of the blocks' weights that is pruned at the end, to the nearest whole structures, the
     same on every device."""
     structures: Structures = "auto"
-    """What is removed; auto = heads too where the family's plain config can say so."""
+    """What is pruned; auto = FFN channels, and heads if the family's config can say so."""
     pace: Literal["once", "gradual"] = "once"
-    """All before the first round, by fluctuation; or on the cubic schedule, by gradient scores of
-    devices that hold the whole of what is left."""
+    """once = prune before the first round, by fluctuation scores; gradual = the cubic schedule, by
+    gradient scores of devices that hold all that is left of the model."""
     form: Form = "bandit"
-    """Who chooses an arm: each device by learnt values, nobody (random, fixed), or `published`, the
-    paper's bandit over ratios and ranks with the settings that follow `most_steps`."""
+    """How rank, width and steps are chosen: bandit = each device, by learnt values; random and fixed =
+    without learning; published = the paper's bandit over ratios and ranks, with the settings after
+    `most_steps`."""
     min_rank: int = 2
     """Smallest rank; the largest is lora.r."""
     min_width: float | Literal["auto"] = "auto"

@@ -74,7 +74,7 @@ class Sft:
     keep: Size = "auto"
     """Fraction kept by topk; auto = chosen among those calibrated."""
     bits: int = 4
-    """Of a level, with its sign, where keep is given or codec is quantised."""
+    """Bits of a quantised value, sign included, if keep is given or codec is quantised."""
     step: Size = "auto"
     """Step of deadzone in standard deviations; auto = chosen among those calibrated."""
     quality_budget: float = 0.01
@@ -82,11 +82,11 @@ class Sft:
     calibration; 0.01 for 1 %."""
     labels: Literal["travel", "stay"] = "travel"
     predict: bool = False
-    """Code the difference to the last reconstruction of the same sample."""
+    """Send only the difference to the last reconstruction of the same sample."""
     device_frozen: bool = False
-    """Adapters on the server's blocks alone: each sample crosses once, no gradient returns."""
+    """Train adapters on the server's blocks only: each sample is sent once, no gradient returns."""
     gradient_step: float = 0.0
-    """Step of a dead-zone codec for what comes back; 0 = the activation's codec."""
+    """Dead-zone step of the gradient, in standard deviations; 0 = the activation's codec."""
     reuse_mask: bool = False
     """A Top-K gradient keeps its activation's positions."""
     large_every: int = 10
