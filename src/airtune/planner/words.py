@@ -234,14 +234,12 @@ def _beyond(
 
 
 _ASSUMED = {
-    "pruning": (
-        "what pruning costs", "devices are pruned only if memory requires it (or set method.budget)"
-    ),
-    "codecs": ("what activation codecs cost", "activations are sent uncompressed (or set method.codec)"),
-    "ranks": ("what smaller ranks cost", "all devices use the full rank"),
-    "cut": ("what splitting the model costs", "split devices count as much as the others"),
-    "steps": ("what other numbers of local steps cost", "all devices take train.local_steps"),
-    "uploads": ("what update compression costs", "all use the recipe's upload codec"),
+    "pruning": ("pruning", "devices are pruned only if memory requires it (or set method.budget)"),
+    "codecs": ("activation codecs", "activations are sent uncompressed (or set method.codec)"),
+    "ranks": ("smaller ranks", "all devices use the full rank"),
+    "cut": ("splitting the model", "split devices count as much as the others"),
+    "steps": ("other local steps", "all devices take train.local_steps"),
+    "uploads": ("update compression", "all devices use the recipe's upload codec"),
 }  # fmt: skip
 """What a plan does where a table that the method wants was not measured."""
 
@@ -250,11 +248,9 @@ def _unmeasured(problem: Problem, chosen: Chosen) -> list[str]:
     """Say what the method does without, where no run has measured what it wants to know."""
     known = frozenset() if problem.measurements is None else problem.measurements.measured
     missing = [_ASSUMED[name] for name in tables_of(chosen) if name not in known]
-    return [
-        f"{what} is not measured for this model and data, so {so}; airtune calibrate or a first "
-        "run measures it"
-        for what, so in missing
-    ]
+    lines = [f"cost of {what} not measured: {so}" for what, so in missing]
+    hint = "airtune calibrate or a first run measures these costs for this model and data"
+    return [*lines, hint] if lines else []
 
 
 def next_to(quantile: float | None) -> str:
