@@ -227,8 +227,9 @@ def _is_over(run: Run, now: Checkpoint) -> bool:
     if now.progress["empty"] >= run.settings.patience:
         raise TrainingError(
             f"no device returned a usable update in {now.progress['empty']} rounds in a row; "
-            f"devices.csv in {run.writer.folder} says why; loosen the deadline, lower the learning "
-            "rate, give devices more memory, raise limits, or start those away, and --resume it"
+            f"devices.csv in {run.writer.folder} says why for each; loosen the deadline, lower the "
+            "learning rate, give the devices more memory, raise limits.device_bytes_per_month or "
+            "limits.joules_per_round, or start the devices that are away; then go on with --resume"
         )
     return run.settings.stop_at_target and now.progress["reached"] is not None
 
