@@ -149,7 +149,7 @@ def run_to_end(
 def run_rounds(
     run: Run, start: Checkpoint, *, on_round: OnRound | None = None, laps: Laps | None = None
 ) -> LoopResult:
-    """Run to the last round, or to the target, and test once.
+    """Run to the last round, or to the target, and test once; empty rounds are counted anew.
 
     Args:
         run: what the run is made of; its writer stands after `start.rounds` rounds.
@@ -163,11 +163,10 @@ def run_rounds(
         StorageError: if the disk is full; the last checkpoint stands.
         RunInterruptedError: on Ctrl-C; the last finished round is saved.
     """
-    start = now = replace(start, progress={**start.progress, "empty": 0})  # who goes on tries anew
-    laps = laps or Laps()
+    now, laps = replace(start, progress={**start.progress, "empty": 0}), laps or Laps()
     run.engine.restore(start.engine)
     try:
-        for finished in _rounds(run, start, on_round, laps):
+        for finished in _rounds(run, now, on_round, laps):
             now = finished
         results = _results(run, now)
         if run.afterwards is not None:
@@ -227,9 +226,9 @@ def _is_over(run: Run, now: Checkpoint) -> bool:
     if now.progress["empty"] >= run.settings.patience:
         raise TrainingError(
             f"no device returned a usable update in {now.progress['empty']} rounds in a row; "
-            f"devices.csv in {run.writer.folder} says why for each; loosen the deadline, lower the "
-            "learning rate, give the devices more memory, raise limits.device_bytes_per_month or "
-            "limits.joules_per_round, or start the devices that are away; then go on with --resume"
+            f"devices.csv in {run.writer.folder} says why; loosen the deadline, lower the learning "
+            "rate, give devices more memory, raise limits.device_bytes_per_month or "
+            "limits.joules_per_round, or start the devices that are away, and go on with --resume"
         )
     return run.settings.stop_at_target and now.progress["reached"] is not None
 

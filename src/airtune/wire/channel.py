@@ -47,6 +47,9 @@ def channel_options(
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", milliseconds // 2),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", milliseconds // 2),
+        # Windows stay at about a part. Where they grow by what a link has carried, a slow link with
+        # deep buffers takes minutes of data at once, and pings behind these come too late.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.enable_http_proxy", 0),
         ("grpc.so_reuseport", 0),
     ]
