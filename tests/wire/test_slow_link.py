@@ -19,7 +19,7 @@ class SlowLink:
     """Takes all that is sent and passes it on at a rate; counts what it holds."""
 
     def __init__(self, port: int) -> None:
-        self.most_held_bytes = self._held_bytes = 0
+        self.most_held_bytes = self._taken_bytes = self._passed_bytes = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._carry, args=(port,), daemon=True).start()
@@ -33,13 +33,14 @@ class SlowLink:
             while piece := waiting.get():
                 time.sleep(len(piece) / RATE_BYTES_S)
                 far.sendall(piece)
-                self._held_bytes -= len(piece)
+                self._passed_bytes += len(piece)
 
     def _fill(self, near: socket.socket, waiting: "queue.SimpleQueue[bytes]") -> None:
         with suppress(OSError):
             while piece := near.recv(1 << 14):
-                self._held_bytes += len(piece)
-                self.most_held_bytes = max(self.most_held_bytes, self._held_bytes)
+                self._taken_bytes += len(piece)
+                held_bytes = self._taken_bytes - self._passed_bytes
+                self.most_held_bytes = max(self.most_held_bytes, held_bytes)
                 waiting.put(piece)
 
     def _return(self, far: socket.socket, near: socket.socket) -> None:
