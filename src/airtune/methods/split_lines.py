@@ -116,9 +116,9 @@ def split_problem(
     """Return the large timescale's problem of the able devices.
 
     The exchange of adapters is spread over the round's steps: a device's download comes before its
-    forward pass and its update goes up with the activations. No device takes a codec that
-    costs more than the budget while its memory holds a milder line: as a mean over the rows of data, the
-    budget would give devices with few rows the coarsest codecs.
+    forward pass and its update goes up with the activations. No device takes a codec that costs more
+    than the budget while its memory holds a milder line: the budget is a mean over the rows of data, so
+    devices with few rows would get the coarsest codecs.
     """
     able, steps = seen.able, problem.workload.local_steps
     table, cost = priced.table, priced.cost

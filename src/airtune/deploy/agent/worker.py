@@ -4,7 +4,8 @@
 
 The settings are written by the agent. The process says `ready` on its standard output once it can
 take tasks; then the agent writes tickets to its standard input, a line each, and is answered by an
-empty line, or why a task was not done. It ends with the agent. Tasks and answers go over the worker's own connection to the server.
+empty line, or why a task was not done. It ends with the agent. Tasks and answers go over the worker's
+own connection to the server.
 """
 
 from __future__ import annotations

@@ -105,11 +105,6 @@ class Remote:
         return str(self._run)
 
     @property
-    def busy(self) -> frozenset[int]:
-        """The numbers of the devices that have a task now."""
-        return frozenset(self._busy)
-
-    @property
     def setup(self) -> RunSetup:
         """What stays the same in all rounds."""
         return self._setup
