@@ -324,3 +324,14 @@ def open_site() -> Callable[..., AbstractContextManager[Site]]:
             made.close()
 
     return opened
+
+
+def run_with(recipe: Any, nodes: Any, root: Path, **order: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """Run a recipe on devices in this process; returns the record, and what was told."""
+    told: list[dict[str, Any]] = []
+    folder = run_federation(
+        Order(recipe, root, **({"devices": len(nodes.names)} | order)),
+        nodes,
+        tell=lambda **event: told.append(event),
+    )
+    return read_run(folder), told

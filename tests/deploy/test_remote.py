@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
+from tests.deploy.conftest import run_with
 
 from airtune.calibrate import store
 from airtune.deploy.agent.device import Device, DeviceSettings
@@ -17,30 +18,17 @@ from airtune.deploy.federation import run as federation
 from airtune.deploy.federation.orders import Order
 from airtune.deploy.federation.run import run_federation
 from airtune.engine.message import Reply, pack_tensors, seal_reply, unpack_tensors
-from airtune.engine.stream import StreamServer
 from airtune.errors import (
     CheckpointError,
     ConnectionFailedError,
-    MethodError,
     MismatchError,
     RecipeError,
     TrainingError,
 )
 from airtune.plan import Measurements, PrunedRounds
-from airtune.records import read_run
 from airtune.run import choose_method
 from airtune.run.measurement import table_path
 from airtune.wire.message import Message
-
-
-def _run(recipe: Any, nodes: Any, root: Path, **order: Any) -> tuple[Any, list[dict[str, Any]]]:
-    told: list[dict[str, Any]] = []
-    folder = run_federation(
-        Order(recipe, root, **({"devices": len(nodes.names)} | order)),
-        nodes,
-        tell=lambda **event: told.append(event),
-    )
-    return read_run(folder), told
 
 
 @pytest.fixture
@@ -51,7 +39,7 @@ def quick(recipe: Callable[..., Any]) -> Any:
 def test_a_run_on_the_real_clock_has_what_devices_measured(
     quick: Any, nodes: Any, tmp_path: Path
 ) -> None:
-    record, told = _run(quick, nodes(["a", "b"]), tmp_path)
+    record, told = run_with(quick, nodes(["a", "b"]), tmp_path)
     assert record.results is not None
     assert list(record.devices["name"]) == ["a", "b"]
     assert list(record.devices["status"]) == ["ok", "ok"]
@@ -84,7 +72,7 @@ def test_a_device_that_starts_again_is_sent_the_second_moments_once_more(
         return reply
 
     there.mail.bend = restart
-    record, _ = _run(asked, there, tmp_path)
+    record, _ = run_with(asked, there, tmp_path)
     mine = record.devices["device"] == 1
     assert record.devices["status"][mine].tolist() == ["ok", "failed", "ok", "ok"]
     assert "second moments" in record.devices["reason"][mine][1]
@@ -111,7 +99,7 @@ def test_a_run_in_which_no_device_sends_second_moments_ends_with_the_reason(
     there.mail.bend = keep_back
     asked = recipe(**{"method.name": "jcpba", "method.budget": 0.25, "train.mend": "least-squares"})
     with pytest.raises(TrainingError, match=r"no device sent second moments.*train\.mend to mean"):
-        _run(asked, there, tmp_path)
+        run_with(asked, there, tmp_path)
 
 
 def test_devices_time_their_own_steps_and_one_that_claims_too_many_is_refused(
@@ -133,7 +121,7 @@ def test_devices_time_their_own_steps_and_one_that_claims_too_many_is_refused(
             "download.kind": "fp16",
         }
     )
-    record, _ = _run(asked, there, tmp_path)
+    record, _ = run_with(asked, there, tmp_path)
     devices = record.devices
     assert devices["status"].tolist() == ["ok"] * 4 + ["refused", "ok"]
     assert "99.0 steps, between 1 and 4" in devices["reason"][4]
@@ -182,7 +170,7 @@ def test_a_device_that_lies_is_refused_and_the_others_count(
 ) -> None:
     fleet = nodes(["a", "b"])
     fleet.mail.bend = bend
-    record, _ = _run(quick, fleet, tmp_path)
+    record, _ = run_with(quick, fleet, tmp_path)
     assert list(record.devices["status"]) == ["ok", "refused"]
     assert why in record.devices["reason"][1]
 
@@ -201,7 +189,7 @@ def test_scores_that_are_not_finite_are_not_pooled(
     fleet = nodes(["a", "b"])
     fleet.mail.bend = without_numbers
     told = {"method.name": "fedspine", "train.rounds": 1, "train.local_steps": 1, "data.limit": 30}
-    record, _ = _run(recipe(**told), fleet, tmp_path)
+    record, _ = run_with(recipe(**told), fleet, tmp_path)
     assert list(record.devices["status"]) == ["ok", "ok"]
     (fault,) = record.rounds[0]["setup"]["faults"]
     assert fault.startswith("b: ")
@@ -220,7 +208,7 @@ def test_an_answer_of_the_last_round_is_refused(
 
     fleet.mail.bend = replayed
     changed = recipe(**{"train.local_steps": 1, "data.limit": 30})
-    record, _ = _run(changed, fleet, tmp_path)
+    record, _ = run_with(changed, fleet, tmp_path)
     assert list(record.devices["status"]) == ["ok", "ok", "ok", "refused"]
     assert "for round 0, 1 was asked" in record.devices["reason"][3]
 
@@ -237,7 +225,7 @@ def test_a_device_with_other_weights_takes_no_part(
 
     monkeypatch.setattr(device_module, "load_held", other)
     with pytest.raises(MismatchError, match="holds other weights than the server"):
-        _run(quick, nodes(["a"]), tmp_path)
+        run_with(quick, nodes(["a"]), tmp_path)
 
 
 def test_a_run_waits_where_all_devices_have_left_and_goes_unjudged_where_they_leave_at_its_end(
@@ -261,7 +249,7 @@ def test_a_run_waits_where_all_devices_have_left_and_goes_unjudged_where_they_le
     mail.online = online
     mail.send = leaving
     asked = recipe(**{"train.rounds": 3, "train.local_steps": 1, "data.limit": 30})
-    record, _ = _run(asked, there, tmp_path)
+    record, _ = run_with(asked, there, tmp_path)
     assert [line["counts"]["ok"] for line in record.rounds] == [2, 0, 2]
     assert record.rounds[1]["round_s"] < 60.0  # one that had come was not left waiting
     assert record.rounds[2]["validation"] is None
@@ -274,14 +262,14 @@ def test_own_data_of_unlike_size_decide_the_weights(
     path = tmp_path / "own.jsonl"
     path.write_text('{"prompt": "2+2", "completion": "4"}\n' * 12)
     changed = recipe(**{"data.source": "devices", "data.limit": "null", "train.rounds": 1})
-    record, _ = _run(changed, nodes(["a"], data=str(path)), tmp_path / "runs")
+    record, _ = run_with(changed, nodes(["a"], data=str(path)), tmp_path / "runs")
     assert record.header["data"]["device_rows"] == [11]
     assert record.results["test"] == {}
 
 
 def test_too_few_devices_are_named(quick: Any, nodes: Any, tmp_path: Path) -> None:
     with pytest.raises(ConnectionFailedError, match=r"1 of 2 devices are there .*\(a\)"):
-        _run(quick, nodes(["a"]), tmp_path, devices=2, join_s=0.1)
+        run_with(quick, nodes(["a"]), tmp_path, devices=2, join_s=0.1)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +281,7 @@ def test_what_devices_elsewhere_cannot_do_is_refused_before_they_are_asked(
 ) -> None:
     there = nodes(["a"])
     with pytest.raises(RecipeError, match=why):
-        _run(recipe(**{"method.name": method}), there, tmp_path)
+        run_with(recipe(**{"method.name": method}), there, tmp_path)
     assert there.mail.sent == []
 
 
@@ -302,7 +290,7 @@ def test_a_run_goes_on_where_it_was_killed(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
     changed = recipe(**{"train.local_steps": 1, "data.limit": 30, "train.rounds": 3})
-    whole, _ = _run(changed, nodes(["a", "b"]), tmp_path / "whole")
+    whole, _ = run_with(changed, nodes(["a", "b"]), tmp_path / "whole")
     fleet, rounds = nodes(["a", "b"]), []
 
     def killed(**event: Any) -> None:
@@ -313,7 +301,7 @@ def test_a_run_goes_on_where_it_was_killed(
     with pytest.raises(KeyError):
         run_federation(Order(changed, tmp_path / "cut", devices=2), fleet, tell=killed)
     [folder] = (tmp_path / "cut").iterdir()
-    record, _ = _run(changed, nodes(["a", "b"]), tmp_path / "cut", resume=folder)
+    record, _ = run_with(changed, nodes(["a", "b"]), tmp_path / "cut", resume=folder)
     assert [row["train_loss"] for row in record.rounds] == [
         row["train_loss"] for row in whole.rounds
     ]
@@ -328,147 +316,16 @@ def test_what_fails_before_it_has_begun_leaves_no_folder_and_what_has_begun_gets
         run_federation(nobody, nodes([]), tell=lambda **event: told.append(event))
     assert told[-1] == {"stage": "0 of 2 devices are there"}
     assert not list((tmp_path / "nobody").iterdir())
-    record, _ = _run(quick, nodes(["a"]), tmp_path)
-    longer, _ = _run(quick, nodes(["a"]), tmp_path, resume=record.folder, rounds=2)
+    record, _ = run_with(quick, nodes(["a"]), tmp_path)
+    longer, _ = run_with(quick, nodes(["a"]), tmp_path, resume=record.folder, rounds=2)
     assert [row["round"] for row in longer.rounds] == [0, 1]
     with pytest.raises(RecipeError, match="takes more rounds than the 2"):
-        _run(quick, nodes(["a"]), tmp_path, resume=record.folder, rounds=2)
+        run_with(quick, nodes(["a"]), tmp_path, resume=record.folder, rounds=2)
 
 
 def test_what_is_no_run_is_not_resumed(quick: Any, nodes: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run of a federation"):
-        _run(quick, nodes(["a"]), tmp_path, resume=tmp_path)
-
-
-CUT = """
-import numpy as np
-from dataclasses import replace
-from airtune.plan import RoundPlan, WorkSpec, whole_model
-
-
-class Cut:
-    needs = frozenset()
-    may_cut = True
-    work = WorkSpec(labels="travel", server="shared")
-
-    def init(self, problem):
-        return {}
-
-    def plan(self, problem, state, observation):
-        device = np.flatnonzero(observation.available)
-        told = whole_model(device, rank=problem.workload.rank, local_steps=2,
-                           share=np.full(len(device), 1.0 / len(device)))
-        told = replace(told, cut=np.full(len(device), 2))
-        return RoundPlan(observation.round, told, ("cut at 2",) * len(device)), state
-
-    def divide(self, problem, state, plan, links, remaining_bytes):
-        return plan.assignments.share
-
-    def learn(self, problem, state, results):
-        return state
-"""
-
-
-def test_a_split_round_goes_over_the_stream(
-    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "mine.py").write_text(CUT)
-    server = StreamServer("127.0.0.1:0")
-    try:
-        changed = recipe(
-            **{"method.name": f"{tmp_path}/mine.py:Cut", "train.rounds": 1, "data.limit": 30}
-        )
-        record, _ = _run(
-            changed, nodes(["a", "b"]), tmp_path, serve=lambda: (server, f":{server.port}")
-        )
-    finally:
-        server.close()
-    assert list(record.devices["status"]) == ["ok", "ok"]
-    assert (record.devices["cut"] > 0).all()
-    assert (record.devices["upload_bytes"] > 10_000).all()
-    split = record.rounds[0]["split"]
-    assert (split["steps"], split["device_steps"], split["skipped_steps"]) == (2, [2, 2], 0)
-    assert split["refused"] == {}
-    crossed = split["activation_up_bytes"] + split["adapter_up_bytes"]
-    assert crossed == record.devices["upload_bytes"].sum()
-
-
-@pytest.mark.parametrize(
-    ("samples", "why"),
-    [(-6, "between 0 and 4"), (10**30, "between 0 and 4"), (4, "the server saw 1")],
-)
-def test_steps_that_the_server_did_not_see_are_refused(
-    samples: int,
-    why: str,
-    recipe: Callable[..., Any],
-    nodes: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An update counts by its part of the steps, which may be neither negative nor made up."""
-    one_step = "airtune.engine.stream.device._Going.left_s"
-    monkeypatch.setattr(one_step, lambda going: -1.0)
-    (tmp_path / "mine.py").write_text(CUT)
-    there, server = nodes(["a", "b"]), StreamServer("127.0.0.1:0")
-
-    def claim(device: int, reply: Message) -> Message:
-        header = re.sub(rb'"samples":\d+', b'"samples":%d' % samples, reply.header)
-        is_liar = device == 1 and b'"kind":"train"' in reply.header
-        return Message(header, reply.blobs) if is_liar else reply
-
-    there.mail.bend = claim
-    changed = recipe(
-        **{"method.name": f"{tmp_path}/mine.py:Cut", "train.rounds": 1, "data.limit": 30}
-    )
-    try:
-        record, _ = _run(changed, there, tmp_path, serve=lambda: (server, f":{server.port}"))
-    finally:
-        server.close()
-    assert list(record.devices["status"]) == ["ok", "refused"]
-    assert why in record.devices["reason"][1]
-
-
-def test_a_device_is_not_cut_where_nothing_serves_it(
-    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "mine.py").write_text(CUT)
-    changed = recipe(**{"method.name": f"{tmp_path}/mine.py:Cut", "data.limit": 30})
-    with pytest.raises(MethodError, match="this server serves no split rounds"):
-        _run(changed, nodes(["a"]), tmp_path)
-
-
-def test_why_nobody_judges_the_model_is_said(
-    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "mine.py").write_text(CUT)
-    asked = {"method.name": f"{tmp_path}/mine.py:Cut", "limits.device_bytes_per_month": "300kB"}
-    with pytest.raises(TrainingError, match=r"own data: its bytes of this month do not hold"):
-        _run(recipe(**asked), nodes(["a", "b"]), tmp_path)
-
-
-def test_a_split_round_is_closed_where_the_way_to_devices_fails(
-    recipe: Callable[..., Any], nodes: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "mine.py").write_text(CUT)
-    fleet, server, opened = nodes(["a"]), StreamServer("127.0.0.1:0"), []
-    begin = server.open
-
-    def remembered(task: Any) -> Any:
-        opened.append(begin(task))
-        fleet.mail.send = broken  # the next message is the round's first task
-        return opened[-1]
-
-    def broken(messages: Any, *, deadline_s: float, more: Any = None) -> Any:
-        raise KeyError("the way to devices")
-
-    server.open = remembered  # type: ignore[method-assign]
-    changed = recipe(**{"method.name": f"{tmp_path}/mine.py:Cut", "data.limit": 30})
-    try:
-        with pytest.raises(KeyError, match="the way"):
-            _run(changed, fleet, tmp_path, serve=lambda: (server, f":{server.port}"))
-        assert opened[0].wait(timeout_s=20.0).batches == 0
-    finally:
-        server.close()
+        run_with(quick, nodes(["a"]), tmp_path, resume=tmp_path)
 
 
 def test_a_run_keeps_the_calibration_that_it_began_with(
@@ -488,11 +345,11 @@ def test_a_run_keeps_the_calibration_that_it_began_with(
     path = table_path(changed, choose_method(changed), "pruning")
     path.parent.mkdir()
     store(path, found)
-    record, _ = _run(changed, nodes(["a"]), tmp_path / "other")
+    record, _ = run_with(changed, nodes(["a"]), tmp_path / "other")
     assert "measurements" not in record.header
     weights = record.header["model"]["fingerprint"]
     store(path, replace(found, fingerprint=weights))
-    record, _ = _run(changed, nodes(["a"]), tmp_path / "same")
+    record, _ = run_with(changed, nodes(["a"]), tmp_path / "same")
     assert record.header["measurements"]["pruning"] == [list(row) for row in rows]
     path.unlink()
     met = []
@@ -503,5 +360,5 @@ def test_a_run_keeps_the_calibration_that_it_began_with(
         ready(self, fleet, problem, *args, **kwargs)
 
     monkeypatch.setattr(federation.RemoteWorkers, "__init__", noted)
-    _run(changed, nodes(["a"]), tmp_path / "same", resume=record.folder)
+    run_with(changed, nodes(["a"]), tmp_path / "same", resume=record.folder)
     assert met == [rows]
