@@ -314,7 +314,7 @@ def test_what_fails_before_it_has_begun_leaves_no_folder_and_what_has_begun_gets
     nobody = Order(quick, tmp_path / "nobody", devices=2, join_s=0.0)
     with pytest.raises(ConnectionFailedError, match="0 of 2 devices"):
         run_federation(nobody, nodes([]), tell=lambda **event: told.append(event))
-    assert told[-1] == {"stage": "0 of 2 devices are there"}
+    assert told[-1] == {"stage": "devices there: 0, needed: 2"}
     assert not list((tmp_path / "nobody").iterdir())
     record, _ = run_with(quick, nodes(["a"]), tmp_path)
     longer, _ = run_with(quick, nodes(["a"]), tmp_path, resume=record.folder, rounds=2)

@@ -98,7 +98,7 @@ def wait_for(
             there = [name for name in there if name in run_folder.roster.names]
         if len(there) != known:
             known = len(there)
-            tell(stage=f"{known} of {wanted} devices are there")
+            tell(stage=f"devices there: {known}, needed: {wanted}")
         if len(there) >= wanted:
             break
         if time.monotonic() > until:
