@@ -21,6 +21,7 @@ from airtune.engine.message import Reply, pack_tensors, seal_reply, unpack_tenso
 from airtune.errors import (
     CheckpointError,
     ConnectionFailedError,
+    InfeasibleError,
     MismatchError,
     RecipeError,
     TrainingError,
@@ -274,14 +275,20 @@ def test_too_few_devices_are_named(quick: Any, nodes: Any, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("method", "why"),
-    [("untuned", "federates nothing"), ("split-sequential", "one device to the next.*splitfed-v2")],
+    [
+        ({"name": "untuned"}, "federates nothing"),
+        ({"name": "split-sequential"}, "one device to the next.*splitfed-v2"),
+        ({"name": "sft", "cut": 9}, "after block 9, but .* at most"),
+    ],
 )
 def test_what_devices_elsewhere_cannot_do_is_refused_before_they_are_asked(
-    method: str, why: str, recipe: Callable[..., Any], nodes: Any, tmp_path: Path
+    method: dict[str, Any], why: str, recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
     there = nodes(["a"])
-    with pytest.raises(RecipeError, match=why):
-        run_with(recipe(**{"method.name": method}), there, tmp_path)
+    with pytest.raises((RecipeError, InfeasibleError), match=why):
+        run_with(
+            recipe(**{f"method.{key}": value for key, value in method.items()}), there, tmp_path
+        )
     assert there.mail.sent == []
 
 

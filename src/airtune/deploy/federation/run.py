@@ -62,7 +62,7 @@ from airtune.run import (
     stored_sensitivity,
     workload_of,
 )
-from airtune.run.build import bare_problem, engine_settings, pinned
+from airtune.run.build import bare_problem, check_cuts, engine_settings, pinned
 from airtune.run.by_class import by_class_of
 from airtune.run.checks import check_mend
 from airtune.run.execute import loop_settings, reopen
@@ -104,6 +104,7 @@ def _run_in(run_folder: RunFolder, order: Order, nodes: Connected, tell: Tell, l
     tell(stage="loading the model", folder=str(run_folder.path))
     known = load_known(recipe)
     base = load_model(recipe, classes=known.labels)
+    check_cuts(recipe, base.shape)
     check_mend(recipe, base, chosen.method)
     laps.lap("loading_s")
     names = wait_for(order, run_folder, nodes, recipe, tell)
