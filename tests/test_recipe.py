@@ -123,6 +123,18 @@ def test_a_key_in_the_wrong_section_is_shown_its_own():
     assert "train.devices: unknown key, did you mean fleet.devices or " in text
 
 
+def test_a_method_may_be_its_name_alone(tmp_path):
+    path = tmp_path / "short.yaml"
+    path.write_text("method: sft\n")
+    assert load_recipe(path).method.name == "sft"
+    assert load_recipe(path, overrides=["method.cut=2"]).method.settings == {"cut": 2}
+    values = {"method": {"name": "jcpba", "penalty_weight": 0.1}}
+    assert load_recipe(values, overrides=["method=fedprox"]).method.settings == {}
+    assert load_recipe(path, overrides=["method={name: fedspine}"]).method.name == "fedspine"
+    with pytest.raises(RecipeError, match="there is no method 'stf'; did you mean sft"):
+        load_recipe({"method": "stf"})
+
+
 def test_overrides_of_unknown_keys_are_listed_together():
     text = message(overrides=["train.ruonds=3", "foo=1", "seed.x=1", "lora.r"])
     assert "--set has 4 faults" in text

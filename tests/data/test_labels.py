@@ -46,6 +46,18 @@ def test_given_labels_fix_the_ids_by_name_or_value():
     assert list(mapped(rows, labels=("1.0", "0"))) == ["1", "0"]
 
 
+def test_labels_that_are_numbers_are_places_in_given_names():
+    by_place = {"0": "no", "1": "yes", "2": "odd"}
+    assert mapped(table(1, "0", 1.0), labels=("no", "yes", "odd")) == by_place
+    assert mapped(table("yes", "no"), labels=("no", "yes", "odd")) == {
+        n: n for n in by_place.values()
+    }
+    with pytest.raises(DataError, match="has the label '3'"):
+        mapped(table(0, 3), labels=("no", "yes", "odd"))
+    with pytest.raises(DataError, match="has the label '0'"):
+        mapped(table(0), labels=("1", "2"))
+
+
 def test_a_label_is_one_whatever_kind_of_file_holds_it():
     for same in ([1, 1.0, "1", "1.0", " 1 "], [True, "true"], ["a", " a"], [-2, "-2.00"]):
         assert len(set(label_keys(table(*same), "label"))) == 1

@@ -28,7 +28,8 @@ def label_map(
 ) -> dict[str, str]:
     """Return the name of every label, in the order of the class ids; rows without one count not.
 
-    The ids follow `labels` where given (by name or by value); else `known`, the classes of the
+    The ids follow `labels` where given: by name or by value, or by place where
+    they are words and the data count 0, 1, 2. Else they follow `known`, the classes of the
     model's own head, where they are the same ones; else the labels sorted: numbers by size, words
     by alphabet. Names come from `name_column`, else a label is its own name.
 
@@ -43,11 +44,13 @@ def label_map(
         given = {by_name.get(label, _key(label) or label): label for label in labels}
         if len(given) < len(labels):
             raise DataError(f"data.labels names one label twice: {', '.join(labels)}")
+        if found and not any(map(_is_number, given)) and all(map(_is_number, found)):
+            given = {str(place): label for place, label in enumerate(labels)}
         strange = [key for key in found if key not in given]
         if strange:
             raise DataError(
                 f"{table.source} has the label {strange[0]!r}, which `data.labels` does not list "
-                f"({', '.join(labels)})"
+                f"({', '.join(labels)}); add it there"
             )
         return given
     if len(found) < 2:
@@ -137,8 +140,12 @@ def _key(value: object) -> str | None:
 
 
 def _order(key: str) -> tuple[int, int, str]:
+    return (0, int(key), "") if _is_number(key) else (1, 0, key)
+
+
+def _is_number(key: str) -> bool:
     digits = key.removeprefix("-")
-    return (0, int(key), "") if digits.isascii() and digits.isdigit() else (1, 0, key)
+    return digits.isascii() and digits.isdigit()
 
 
 def _names(table: Table, keys: Sequence[str | None], column: str | None) -> dict[str, str]:

@@ -65,6 +65,8 @@ def load_recipe(
     3
     """
     values = _values(source)
+    if isinstance(values.get("method"), str):
+        values["method"] = {"name": values["method"]}
     name = str(source) if isinstance(source, str | Path) else "recipe"
     return check_recipe(override(values, overrides), name=name)
 
@@ -131,7 +133,9 @@ def override(values: Mapping[str, Any], overrides: Sequence[str], said: str = "-
     """
     changed: Values = json.loads(json.dumps(values)) if overrides else dict(values)
     faults: list[str] = []
-    for text in sorted(overrides, key=lambda text: not text.startswith("method.name=")):
+    for text in sorted(
+        overrides, key=lambda text: not text.startswith(("method=", "method.name="))
+    ):
         path, equals, value = text.partition("=")
         parts = path.strip().split(".")
         if not equals or not all(parts):
@@ -141,7 +145,9 @@ def override(values: Mapping[str, Any], overrides: Sequence[str], said: str = "-
         if fault:
             faults.append(fault)
             continue
-        _put(changed, parts, parse_yaml(value, where=text, wanted=wanted_at(Recipe, parts)))
+        read = parse_yaml(value, where=text, wanted=wanted_at(Recipe, parts))
+        named = parts == ["method"] and isinstance(read, str)
+        _put(changed, ["method", "name"] if named else parts, read)
     raise_faults(faults, said)
     return changed
 
