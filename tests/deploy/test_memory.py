@@ -3,10 +3,13 @@
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from airtune.deploy.agent.pace import Pacer
+from airtune.deploy.agent.worker import do_task
 from airtune.deploy.memory import (
     capped,
     check_cap,
@@ -17,6 +20,8 @@ from airtune.deploy.memory import (
 )
 from airtune.errors import DeploymentError
 from airtune.units import MIB
+from airtune.wire.channel import Way
+from airtune.wire.post import Ticket
 
 WORKER = """
 import sys, torch
@@ -94,3 +99,12 @@ def test_a_worker_that_cannot_begin_says_why(small_floor):
     )
     with pytest.raises(DeploymentError, match=r"^nothing is left to train with$"):
         start_capped([sys.executable, "-c", script])
+
+
+def test_a_worker_without_memory_for_a_task_lives_and_says_so(monkeypatch):
+    def fetch_task(way, ticket):
+        raise MemoryError
+
+    monkeypatch.setattr("airtune.wire.tasks.fetch_task", fetch_task)
+    answer = do_task(Mock(), Way("127.0.0.1:1", None), Ticket("token").to_json(), Pacer())
+    assert answer.startswith("out of memory while a task came")

@@ -48,8 +48,10 @@ def label_map(
             given = {str(place): label for place, label in enumerate(labels)}
         strange = [key for key in found if key not in given]
         if strange:
+            name = names[strange[0]]
+            named = "" if name == strange[0] else f", named {name!r}"
             raise DataError(
-                f"{table.source} has the label {strange[0]!r}, which `data.labels` does not list "
+                f"{table.source} has the label {strange[0]!r}{named}, which `data.labels` does not list "
                 f"({', '.join(labels)}); add it there"
             )
         return given

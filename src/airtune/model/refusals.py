@@ -140,16 +140,23 @@ def check_finite(network: PreTrainedModel, source: str) -> None:
     Raises:
         ModelError: naming the first such tensors.
     """
-    bad = [
-        name
-        for name, weight in network.named_parameters()
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all())
-    ]
+    bad = [name for name, weight in network.named_parameters() if not _is_finite(weight)]
     if bad:
         raise ModelError(
             f"{len(bad)} tensors of {source!r} hold values that are not finite, {bad[0]} for one; "
             "the files are damaged, or were saved in a type too narrow for them"
         )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """Return whether a weight has neither NaN nor infinity, by its least and largest number.
+
+    These are NaN where any is, and take no memory; a mask takes more than an embedding does, which a
+    device whose memory is capped may not have.
+    """
+    if not (weight.is_floating_point() and weight.numel()):
+        return True
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(weight.detach()))
 
 
 def _is_number(key: object) -> bool:

@@ -141,6 +141,12 @@ def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:
     except AirtuneError as error:
         _say(str(error))
         return str(error)
+    except MemoryError:
+        why = (
+            "out of memory while a task came or its answer went; the device needs a larger --memory"
+        )
+        _say(why)
+        return why
     finally:
         kept.close()
     return ""
