@@ -49,9 +49,10 @@ def small_floor(monkeypatch):
 
 
 def test_a_job_over_the_cap_fails_and_the_worker_lives(small_floor):
-    with start_capped([sys.executable, "-c", WORKER], cap_bytes=500 * MIB) as worker:
+    cap_bytes = floor_bytes()  # what torch takes differs by its build
+    with start_capped([sys.executable, "-c", WORKER], cap_bytes=cap_bytes) as worker:
         assert ask(worker, 10 * MIB) == b"ok"
-        assert ask(worker, 800 * MIB) == b"out of memory"
+        assert ask(worker, cap_bytes) == b"out of memory"
         assert ask(worker, 10 * MIB) == b"ok"
         worker.stdin.close()
 
@@ -71,7 +72,7 @@ def test_a_start_that_dies_is_told(small_floor):
 @pytest.mark.slow
 def test_a_cap_under_the_measured_floor_is_refused_and_one_above_it_holds_a_worker():
     floor = floor_bytes()
-    assert 150 * MIB < floor < 900 * MIB
+    assert 150 * MIB < floor < 2000 * MIB
     with pytest.raises(DeploymentError, match="is under the"):
         check_cap(floor - 1)
     code = "import torch, transformers, peft, airtune.work.train"
