@@ -102,9 +102,10 @@ def test_a_worker_that_cannot_begin_says_why(small_floor):
         start_capped([sys.executable, "-c", script])
 
 
-def test_a_worker_without_memory_for_a_task_lives_and_says_so(monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't start new thread")])
+def test_a_worker_without_memory_for_a_task_lives_and_says_so(monkeypatch, error):
     def fetch_task(way, ticket):
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("airtune.wire.tasks.fetch_task", fetch_task)
     answer = do_task(Mock(), Way("127.0.0.1:1", None), Ticket("token").to_json(), Pacer())

@@ -66,7 +66,7 @@ def load_recipe(
     """
     values = _values(source)
     if isinstance(values.get("method"), str):
-        values["method"] = {"name": values["method"]}
+        _put(values, ["method"], values.pop("method"))
     name = str(source) if isinstance(source, str | Path) else "recipe"
     return check_recipe(override(values, overrides), name=name)
 
@@ -145,9 +145,7 @@ def override(values: Mapping[str, Any], overrides: Sequence[str], said: str = "-
         if fault:
             faults.append(fault)
             continue
-        read = parse_yaml(value, where=text, wanted=wanted_at(Recipe, parts))
-        named = parts == ["method"] and isinstance(read, str)
-        _put(changed, ["method", "name"] if named else parts, read)
+        _put(changed, parts, parse_yaml(value, where=text, wanted=wanted_at(Recipe, parts)))
     raise_faults(faults, said)
     return changed
 
@@ -232,7 +230,9 @@ def _unknown_part(parts: Sequence[str]) -> str | None:
 
 
 def _put(values: Values, parts: Sequence[str], value: Any) -> None:
-    """Set a nested value; changes `values`."""
+    """Set a nested value; changes `values`. A method may be its name alone."""
+    if list(parts) == ["method"] and isinstance(value, str):
+        parts = ["method", "name"]
     if list(parts) == ["method", "name"]:
         same = (values.get("method") or {}).get("name") == value
         if not same:

@@ -126,6 +126,7 @@ def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:
     """Fetch the task that a ticket names, do it, and send the answer; return why not, or ""."""
     from dataclasses import replace
 
+    from airtune.deploy.memory import is_out_of_memory
     from airtune.errors import AirtuneError
     from airtune.wire.channel import RUN_KEY, ReusedChannels
     from airtune.wire.post import Ticket
@@ -138,18 +139,19 @@ def do_task(device: Device, way: Way, line: str, pacer: Pacer) -> str:
         reply = device.handle(fetch_task(way, ticket), way)
         pace = None if reply.rate_bps is None else pacer.at(reply.rate_bps)
         send_answer(way, ticket, reply, pace=pace)
+        return ""
     except AirtuneError as error:
-        _say(str(error))
-        return str(error)
-    except MemoryError:
+        why = str(error)
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         why = (
             "out of memory while a task came or its answer went; the device needs a larger --memory"
         )
-        _say(why)
-        return why
     finally:
         kept.close()
-    return ""
+    _say(why)
+    return why
 
 
 def _way(settings: WorkerSettings) -> Way:
