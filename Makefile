@@ -19,7 +19,7 @@ demo: $(READY)  ## fine-tune the embedded model over the embedded fleet and writ
 	$(BIN)/airtune demo
 
 test: lint  ## the gate: format, lint, types, doctests, tests
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -27,7 +27,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 check-all: lint  ## the gate and the slow tests, and the lines that none of them runs
-	$(BIN)/python -m pytest -n 2 --cov
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov
 
 chaos: $(READY)  ## the fault table: devices, servers, links and disks that fail or lie
 	$(BIN)/python -m pytest -n 1 tests/deploy/test_faults.py tests/deploy/front tests/engine/test_stream*.py tests/wire/test_post.py tests/chaos tests/testbed
