@@ -68,7 +68,10 @@ def test_codecs_that_change_hands_are_replayed_with_what_they_owe(
             marks=pytest.mark.slow,
         ),
         pytest.param({"method.name": "fedspine"}, marks=pytest.mark.slow),
-        {"method.name": "jcpba", "method.budget": 0.25, "train.mend": "least-squares"},
+        pytest.param(
+            {"method.name": "jcpba", "method.budget": 0.25, "train.mend": "least-squares"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"method.name": "fedspine", "train.mend": "least-squares", "method.sparsity": 0.3},
             marks=pytest.mark.slow,
