@@ -80,6 +80,18 @@ def test_is_feasible_and_certified_on_any_links(joint, n, seed, cap, kind, const
     assert finish.max() <= found.round_s * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("budget", [2e-12, 1e-11, 1e-10])
+@pytest.mark.parametrize(
+    ("n", "seed", "links", "mixed"), [(2, 5, 3, False), (13, 0, 1, False), (13, 1, 3, True)]
+)
+def test_a_pruning_budget_of_nearly_nothing_is_certified(joint, n, seed, links, mixed, budget):
+    found = solve_joint(joint(n, seed, links=links, mixed=mixed, budget=budget))
+    none = solve_joint(joint(n, seed, links=links, mixed=mixed, budget=0.0))
+    assert found.status == "optimal"
+    assert found.round_s == pytest.approx(none.round_s, rel=1e-7)
+    assert found.bound_s <= none.round_s
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.integers(2, 40), st.integers(0, 10**6), st.booleans(), st.floats(0.02, 0.6))
 def test_the_fallback_finds_the_same_optimum(joint, n, seed, mixed, budget):

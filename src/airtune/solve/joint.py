@@ -20,7 +20,7 @@ solution and its certificate are this project's (docs/solvers.md).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -102,7 +102,10 @@ def solve_joint(problem: JointProblem, *, force_nested: bool = False) -> JointSo
         if solution.status == "optimal":
             return solution
     tried = 0 if point is None else point.iterations
-    return _nested(problem, blocks, tried)
+    found = _nested(problem, blocks, tried)
+    if found.status == "optimal":
+        return found
+    return _unspent(problem, found)
 
 
 def _kept_by_need(problem: JointProblem) -> Floats:
@@ -129,6 +132,20 @@ def _only_bandwidth(problem: JointProblem, kept: Floats) -> JointSolution:
         residual=problem.violation(kept, division.share),
         method="exact, bandwidth only",
     )
+
+
+def _unspent(problem: JointProblem, stalled: JointSolution) -> JointSolution:
+    """Leave the pruning budget unspent, where it is so small that a search in T stalls.
+
+    A device that had all of it would keep `part` less, so nobody can finish sooner by more than that.
+    """
+    found = _only_bandwidth(problem, _kept_by_need(problem))
+    value = (problem.weight * problem.most_kept)[problem.weight > 0.0]
+    part = min((float(value.sum()) - problem.least_value) / float(value.min()), 1.0)
+    bound_s = max(found.bound_s * (1.0 - part), stalled.bound_s)
+    best = min(found, stalled, key=lambda solution: solution.round_s)
+    is_near = best.round_s <= bound_s * (1.0 + _OPTIMAL_GAP)
+    return replace(best, bound_s=bound_s, status="optimal" if is_near else "stalled")
 
 
 def _keep_more(problem: JointProblem, kept: Floats, division: Division) -> tuple[Floats, float]:
