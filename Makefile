@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# Tests of one file run in one process, so that what they share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Tests start hundreds of processes; where this is set, each compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
@@ -19,7 +21,7 @@ demo: $(READY)  ## fine-tune the embedded model over the embedded fleet and writ
 	$(BIN)/airtune demo
 
 test: lint  ## the gate: format, lint, types, doctests, tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -27,7 +29,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 check-all: lint  ## the gate and the slow tests, and the lines that none of them runs
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov
+	$(PYTEST) --cov
 
 chaos: $(READY)  ## the fault table: devices, servers, links and disks that fail or lie
 	$(BIN)/python -m pytest -n 1 tests/deploy/test_faults.py tests/deploy/front tests/engine/test_stream*.py tests/wire/test_post.py tests/chaos tests/testbed
