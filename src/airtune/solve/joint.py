@@ -143,9 +143,9 @@ def _unspent(problem: JointProblem, stalled: JointSolution) -> JointSolution:
     value = (problem.weight * problem.most_kept)[problem.weight > 0.0]
     part = min((float(value.sum()) - problem.least_value) / float(value.min()), 1.0)
     bound_s = max(found.bound_s * (1.0 - part), stalled.bound_s)
-    best = min(found, stalled, key=lambda solution: solution.round_s)
-    is_near = best.round_s <= bound_s * (1.0 + _OPTIMAL_GAP)
-    return replace(best, bound_s=bound_s, status="optimal" if is_near else "stalled")
+    sooner = min(found, stalled, key=lambda solution: solution.round_s)
+    best = replace(sooner, bound_s=bound_s)
+    return replace(best, status="optimal" if best.gap <= _OPTIMAL_GAP else "stalled")
 
 
 def _keep_more(problem: JointProblem, kept: Floats, division: Division) -> tuple[Floats, float]:
