@@ -30,7 +30,7 @@ from airtune.wire.traffic_budget import TrafficBudget
 from airtune.work.jobs import TrainSettings
 
 DEVICES, ROUNDS = 4, 5
-QUICK = ("fedavg-lora", "fedspine", "jcpba", "sft")
+QUICK = ("fedavg-lora", "sft")
 """Those of the gate; the others are for `make check-all`."""
 METHODS = sorted(name for name, row in list_methods().items() if row.settings is not None)
 FLEET = {

@@ -73,6 +73,7 @@ def test_rates_change_hands_by_round():
     assert np.array_equal(spread_rates(0.2, weight, 0, 3), spread_rates(0.2, weight, 0, 3))
 
 
+@pytest.mark.slow
 def test_a_measurement_repeats(setting):
     first = measure_pruning(setting, (0.3,))
     assert first == measure_pruning(replace(setting, folder=None), (0.3,))

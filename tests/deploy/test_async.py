@@ -114,6 +114,7 @@ def rows_of(record: RunRecord, device: int) -> list[tuple[int, str]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_device_that_is_at_work_holds_nobody_up_and_gets_no_second_task(
     streamed: Streamed, recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_device_that_is_at_work_holds_nobody_up_and_gets_no_second_task(
     assert not rows_of(record, SLOW)
 
 
+@pytest.mark.slow
 def test_an_update_that_comes_late_counts_in_the_round_in_which_it_comes(
     streamed: Streamed, recipe: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -123,7 +123,7 @@ def test_a_device_that_would_send_too_much_does_not(
 @pytest.mark.parametrize(
     "method",
     [
-        {"method.name": "splitlora", "train.rounds": 1},
+        pytest.param({"method.name": "splitlora", "train.rounds": 1}, marks=pytest.mark.slow),
         {
             "method.name": "sft",
             "method.codec": "none",

@@ -160,9 +160,9 @@ def _grown(device: int, reply: Message) -> Message:
 @pytest.mark.parametrize(
     ("bend", "why"),
     [
-        (_cut_off, "truncated"),
-        (_as_another, "'a', 'b' was asked"),
-        (_huge, "at most"),
+        pytest.param(_cut_off, "truncated", marks=pytest.mark.slow),
+        pytest.param(_as_another, "'a', 'b' was asked", marks=pytest.mark.slow),
+        pytest.param(_huge, "at most", marks=pytest.mark.slow),
         (_grown, "rank left must be between 0 and"),
     ],
 )

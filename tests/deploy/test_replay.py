@@ -46,6 +46,7 @@ def same(alone: Any, replayed: Any, weights: Any, tmp_path: Path) -> Callable[[R
     return compare
 
 
+@pytest.mark.slow
 def test_codecs_that_change_hands_are_replayed_with_what_they_owe(
     recipe: Any, same: Any, tmp_path: Path
 ) -> None:
@@ -94,6 +95,7 @@ def test_same_plans_payloads_and_losses(changes: dict[str, Any], recipe: Any, sa
     same(recipe(**changes))
 
 
+@pytest.mark.slow
 def test_whole_and_cut_devices_side_by_side_are_replayed(
     mixed: Any, same: Any, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ PRICED = ("upload_s", "download_s", "compute_s", "finish_s", "upload_bytes", "do
     [
         pytest.param({"method.name": "splitlora"}, marks=pytest.mark.slow),
         pytest.param({"method.name": "splitfed-v1"}, marks=pytest.mark.slow),
-        {"method.name": "splitfed-v2"},
+        pytest.param({"method.name": "splitfed-v2"}, marks=pytest.mark.slow),
         pytest.param({"method.name": "sft", "method.codec": "quantised"}, marks=pytest.mark.slow),
         pytest.param(
             {"method.name": "sft", "method.codec": "quantised", "method.predict": True},

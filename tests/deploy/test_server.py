@@ -72,6 +72,7 @@ def test_a_key_that_the_server_does_not_know_is_refused(site: Any, done: Any) ->
     assert "does not know the key" in refused.stderr
 
 
+@pytest.mark.slow
 def test_another_servers_certificate_is_refused(site: Any) -> None:
     stranger = site.folder / "stranger-2"
     site.airtune("device", "add", "c", "--state", str(stranger))

@@ -23,7 +23,10 @@ from airtune.split import DeviceEnd, Kind, StepMessage
 
 
 @pytest.mark.parametrize("labels", ["travel", "stay"])
-@pytest.mark.parametrize("codec", [CodecSpec(), CodecSpec("topk", keep=0.5, bits=8)])
+@pytest.mark.parametrize(
+    "codec",
+    [pytest.param(CodecSpec(), marks=pytest.mark.slow), CodecSpec("topk", keep=0.5, bits=8)],
+)
 def test_copies_are_those_of_one_process(streams, labels, codec):
     jobs = [
         streams.job(0, 1, codec=codec),
@@ -228,8 +231,14 @@ def test_a_step_in_flight_at_the_deadline_is_given_up(streams):
     assert (one.update.part, other.update.part) == (1.0, 2 / 3)
 
 
-@pytest.mark.parametrize("server", ["shared", "copies", "sequential"])
-@pytest.mark.parametrize("codec", [CodecSpec(), CodecSpec("topk", keep=0.5, bits=8)])
+@pytest.mark.parametrize(
+    "server",
+    ["shared", *(pytest.param(one, marks=pytest.mark.slow) for one in ("copies", "sequential"))],
+)
+@pytest.mark.parametrize(
+    "codec",
+    [pytest.param(CodecSpec(), marks=pytest.mark.slow), CodecSpec("topk", keep=0.5, bits=8)],
+)
 def test_micro_batches_add_up_to_the_batch(streams, server, codec):
     workload = replace(streams.workload, batch=4, micro_batches=2)
     there = replace(streams, workload=workload)

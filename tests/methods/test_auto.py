@@ -45,7 +45,14 @@ def roomy():
     return replace(sample_problem().devices, memory_bytes=np.full(9, 1e12))
 
 
-@pytest.mark.parametrize(("name", "number"), [("jcpba", 0), ("sft", 2), ("fedavg-lora", 0)])
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        pytest.param("jcpba", 0, marks=pytest.mark.slow),
+        ("sft", 2),
+        pytest.param("fedavg-lora", 0, marks=pytest.mark.slow),
+    ],
+)
 def test_its_plan_is_never_slower_than_those_of_the_others(decided, name, number):
     found = decided(number=number)
     other = decided(name=name, number=number)
@@ -177,6 +184,7 @@ def test_lines_are_kept_while_others_save_little(decided):
         assert np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_no_device_falls_to_a_lower_rank_than_it_had(decided):
     """What it trained beyond that rank would still count, but nobody would train with it."""
     method = build_method("auto", {"hysteresis": 0.0})

@@ -165,7 +165,13 @@ def near(one, other):
 
 
 @pytest.mark.parametrize("stay", [False, True], ids=["travel", "stay"])
-@pytest.mark.parametrize("cuts", [(1, 1), (2, 1, 2)], ids=["equal", "unequal"])
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        pytest.param((1, 1), id="equal", marks=pytest.mark.slow),
+        pytest.param((2, 1, 2), id="unequal"),
+    ],
+)
 def test_two_halves_have_the_gradients_of_the_whole_model(base, state, batch_of, cuts, stay):
     batches = [batch_of(device) for device in range(len(cuts))]
     weights = [1.0 + device for device in range(len(cuts))]

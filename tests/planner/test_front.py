@@ -63,6 +63,7 @@ def test_a_method_with_a_budget_has_it_as_a_knob():
     assert {one.knobs["rank"] for one in points} == {"1"}
 
 
+@pytest.mark.slow
 def test_a_limit_on_rounds_is_no_knob_while_nothing_says_what_rounds_are_needed():
     points = plan_front(setting_of(recipe("method.name=auto", "lora.r=1")), AXES).points
     assert {knob for one in points for knob in one.knobs} == {"upload", "rank"}

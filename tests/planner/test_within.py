@@ -69,7 +69,9 @@ def test_the_device_left_out_first_is_the_one_without_which_the_run_is_shortest(
     assert answer.amount == 4
 
 
-@pytest.mark.parametrize("method", ["fedavg-lora", "best-bandwidth"])
+@pytest.mark.parametrize(
+    "method", ["fedavg-lora", pytest.param("best-bandwidth", marks=pytest.mark.slow)]
+)
 def test_memory_is_not_spared_at_the_price_of_a_device_or_of_pruning(method):
     now = setting(f"method.name={method}", "train.local_steps=1")
     (answer,) = plan_within(now, 1e9, vary=["memory"]).answers

@@ -127,7 +127,7 @@ def test_the_adapters_of_a_pruned_model_are_no_adapters_of_the_base(run):
         export_run(run, "adapter", accept_worse=True)
 
 
-@pytest.mark.parametrize("format", ["merged", "pruned"])
+@pytest.mark.parametrize("format", [pytest.param("merged", marks=pytest.mark.slow), "pruned"])
 def test_a_cut_that_the_run_did_not_evaluate_needs_force(dense, tmp_path, format):
     with pytest.raises(
         ModelError, match=r"prune 0\.5 cuts into.*was not measured.*--force, or accept_worse=True"
@@ -153,7 +153,7 @@ def test_a_prune_that_would_do_nothing_is_refused(run, format, said):
         export_run(run, format, prune=0.9, accept_worse=True)
 
 
-@pytest.mark.parametrize("format", ["merged", "gguf"])
+@pytest.mark.parametrize("format", [pytest.param("merged", marks=pytest.mark.slow), "gguf"])
 def test_a_failed_self_check_leaves_what_was_there(dense, tmp_path, monkeypatch, format):
     if format == "gguf":
         pytest.importorskip("gguf", reason="needs the extra airtune[gguf]")
@@ -203,6 +203,7 @@ def test_the_manifest_names_the_base_and_the_template_that_was_used(dense, tmp_p
     assert said["template_from"].startswith("the tokenizer's chat template")
 
 
+@pytest.mark.slow
 def test_the_manifest_names_the_commit_of_a_base_from_the_hub(dense, tmp_path):
     """Its files lie in the hub's cache in a folder of that name."""
     commit = "0123456789abcdef0123456789abcdef01234567"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Annotated
 
@@ -85,6 +86,12 @@ def options(*, version: Version = False, debug: Debug = False) -> None:
     """Declare what stands before a verb; `invoke` reads --debug wherever it stands."""
 
 
+@cache
+def program() -> click.Command:
+    """Return all verbs as click reads them; building them takes longer than many a verb."""
+    return typer.main.get_command(app)
+
+
 def invoke(words: Sequence[str]) -> int:
     """Run one command and return its exit code; see `airtune.errors` for the codes.
 
@@ -95,7 +102,7 @@ def invoke(words: Sequence[str]) -> int:
     is_debug = "--debug" in words
     arguments = [word for word in words if word != "--debug"]
     try:
-        code = app(arguments, prog_name="airtune", standalone_mode=False)
+        code = program()(arguments, prog_name="airtune", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code

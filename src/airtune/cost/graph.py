@@ -122,8 +122,14 @@ def teacher_of(shape: ModelShape, left: KeptSizes) -> KeptSizes:
 
 def sizes(shape: ModelShape, linear: Linear, left: KeptSizes) -> tuple[Floats, Floats]:
     """Return (in_features, out_features) of a sliced linear layer as floats, (n,) each."""
-    columns, rows = shape.linear_sizes(linear, left.groups, left.channels)
-    return columns.astype(np.float64), rows.astype(np.float64)
+    lengths = {
+        "width": np.full_like(left.query, shape.width),
+        "query": left.query,
+        "kv": left.key,
+        "ffn": left.channels,
+    }
+    rows = np.sum([lengths[axis] for axis in linear.parts], axis=0)
+    return lengths[linear.in_axis], np.asarray(rows, np.float64)
 
 
 def reads(linear: Linear) -> Place:

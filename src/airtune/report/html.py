@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -27,19 +28,28 @@ def render(
         figures: plotly's JSON by the name under which the page shows it.
         runs: rounds for the timeline of a run's page.
     """
-    environment = Environment(
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            **context,
+            style=Markup(_asset("page.css")),
+            script=Markup(_asset("page.js")),
+            plotly=Markup(_plotly_source()),
+            data=_embedded({"figures": figures, "runs": list(runs)}),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    """Return what holds the templates: each is compiled once, however many pages are written."""
+    return Environment(
         loader=PackageLoader("airtune", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(
-        **context,
-        style=Markup(_asset("page.css")),
-        script=Markup(_asset("page.js")),
-        plotly=Markup(_plotly_source()),
-        data=_embedded({"figures": figures, "runs": list(runs)}),
     )
 
 
