@@ -9,7 +9,7 @@ import typer
 
 from airtune.cli.console import print_json, print_line
 from airtune.cli.options import AsJson
-from airtune.errors import DataError, RunExistsError
+from airtune.errors import RunExistsError
 
 
 def init(
@@ -46,12 +46,6 @@ def init(
 
     if path.exists() and not force:
         raise RunExistsError(f"{path} is already there; choose another name or add --force")
-    if (
-        data is not None
-        and data.startswith((".", "/", "~"))
-        and not Path(data).expanduser().exists()
-    ):
-        raise DataError(f"there is no data at {data!r}; give a file, a folder or a hub id")
     shipped = {"classification": TOPICS, "image-classification": SHAPES}.get(task or "", ARITHMETIC)
     asked = {"source": data or shipped} | ({} if task is None else {"task": task})
     spec = check_recipe({"data": asked}, name="what was asked for").data

@@ -81,9 +81,19 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is no regular file")
 
 
-def no_such_file(path: Path) -> DataError:
-    """Return the error of a path at which nothing is."""
-    return DataError(f"no such file: {path.absolute()}; check `data.source` and `data.test`")
+def no_such_file(path: Path, key: str = "data.source` and `data.test") -> DataError:
+    """Return the error of a path at which nothing is; a pattern is answered with what is read.
+
+    >>> str(no_such_file(Path("/data/part-*.csv"))).partition("; ")[2]
+    'patterns are not read; name the folder /data in its place, whose data files are all read'
+    """
+    way = f"check `{key}`"
+    if any(sign in path.name for sign in "*?["):
+        way = (
+            f"patterns are not read; name the folder {path.absolute().parent} in its place, whose "
+            "data files are all read"
+        )
+    return DataError(f"no such file: {path.absolute()}; {way}")
 
 
 def _unpacked(stream: IO[bytes]) -> bytes:

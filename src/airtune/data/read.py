@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from airtune.data.class_folders import holds_text_classes, read_text_classes
+from airtune.data.decode import no_such_file
 from airtune.data.embedded import EMBEDDED_PREFIX
 from airtune.data.files import kind_of, read_file
 from airtune.data.folder import read_folder, read_test_folder, subset_of
@@ -55,7 +56,7 @@ def check_places(spec: DataSpec) -> None:
         path = Path(value).expanduser()
         # a source that is no path is a hub id; a test set never is
         if not path.exists() and (key == "data.test" or _looks_like_path(path)):
-            raise DataError(f"no such file: {path.absolute()}; check `{key}`")
+            raise no_such_file(path, key)
 
 
 def _read_source(path: Path, spec: DataSpec) -> tuple[Table, Iterable[Table]]:

@@ -12,7 +12,7 @@ from airtune.data.embedded import SHAPES
 from airtune.data.folder import proposed_encoding
 from airtune.data.image_sources import holds_pictures
 from airtune.data.picture import PICTURES
-from airtune.data.read import read_rows
+from airtune.data.read import check_places, read_rows
 from airtune.data.spec import DataSpec, Task
 from airtune.data.table import Table, is_missing
 from airtune.errors import DataError
@@ -59,13 +59,14 @@ def propose_data(source: str, *, model: str, task: Task | None, fleet: str) -> P
     """Look at data as a run of this model would, and return what its recipe should say.
 
     An encoder classifies; a decoder does where a column is named as labels are and none as prompts
-    or answers are. Data that are not on this machine are not looked at.
+    or answers are. Data of a hub are not looked at.
 
     Raises:
-        DataError: if they are malformed, or a column that the task needs cannot be told.
+        DataError: if they are not there or malformed, or a column that the task needs cannot be told.
     """
     if task is None and (source == SHAPES or holds_pictures(Path(source).expanduser())):
         task = "image-classification"
+    check_places(DataSpec(source=source))
     if not is_here(DataSpec(source=source)):
         return Proposal(task or "causal-lm")
     if task == "image-classification":
