@@ -195,3 +195,10 @@ def test_a_plan_prices_the_texts_and_says_what_would_be_left_out(place, airtune)
     long = json.loads(airtune("plan", "tiny.yaml", "data.source=gone/here", "--json")[1])
     assert document["round_s"] < long["round_s"]
     assert any("the data are not on this machine" in line for line in long["assumptions"])
+
+
+def test_a_table_without_a_row_of_names_is_warned_of(place, airtune):
+    (place / "a.csv").write_text("".join(f"{n % 2},text number {n}\n" for n in range(60)))
+    code, said, _ = airtune("init", "--data", "a.csv", "--task", "classification")
+    assert code == 0
+    assert "which looks like data: add a row of names" in said

@@ -81,6 +81,24 @@ def test_what_to_map_is_proposed_from_the_content():
         resolve_columns(DataSpec(source="rows.jsonl", task="classification"), table)
 
 
+@pytest.mark.parametrize(
+    ("row", "proposed"),
+    [
+        ({"prompt": "a", "rejected": "long text", "chosen": "b"}, {"completion": "chosen"}),
+        ({"input": "a", "target": "b"}, {"prompt": "input", "completion": "target"}),
+        ({"Q": "a", "A": "b"}, {"prompt": "Q", "completion": "A"}),
+        ({"question": "a", "site": "", "said": "words"}, {"completion": "said"}),
+        (
+            {"context": "c", "question": "q", "answers": {"text": ["a"], "answer_start": [0]}},
+            {"prompt": "question", "completion": "answers.text.0", "context": "context"},
+        ),
+    ],
+)
+def test_beside_a_prompt_its_answer_is_proposed(row, proposed):
+    table = table_from_rows([row], source="rows.jsonl")
+    assert proposed.items() <= propose_columns("causal-lm", table).items()
+
+
 def test_text_mapped_makes_language_modelling_of_a_question_set():
     assert resolve({"question": "", "answer": ""}, columns={"text": "answer"}) == {"text": "answer"}
 

@@ -90,6 +90,13 @@ def test_a_part_without_a_usable_row_is_refused(write):
         take_in(classified(path, test=str(test)), seed=0)
 
 
+def test_rows_that_are_all_of_tools_say_so(write):
+    asked, called = {"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [{}]}
+    path = write("a.jsonl", [{"messages": [asked, called]} for _ in range(20)])
+    with pytest.raises(DataError, match="or has a turn of a tool"):
+        take_in(DataSpec(source=str(path)), seed=0)
+
+
 @pytest.mark.parametrize("withheld", [{"label": None}, {}])
 def test_a_test_file_without_labels_is_no_test_unless_it_is_named(write, withheld):
     path = write("train.jsonl", [{"text": f"t {n}", "label": n % 2} for n in range(20)]).parent

@@ -35,6 +35,11 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 """Names tried for a role that is not mapped, the first one present wins; neither case nor the
 sign between words counts."""
 
+_LIKELY: Mapping[str, tuple[str, ...]] = {
+    "prompt": ("q",),
+    "completion": ("chosen", "target", "reply", "a"),
+}
+"""Names of a prompt and its answer that stand for something else in other tables; only proposed."""
 _MOST_CLASSES = 200
 _ROWS_A_CLASS = 2.0
 """A column is taken for labels where a value stands in this many rows or more on average."""
@@ -95,15 +100,35 @@ def propose_columns(task: str, table: Table) -> dict[str, str]:
     """Return the columns that content and usual names speak for; a guess for a person to check.
 
     For a classification the label is a column of few values, each in several rows, and the text
-    the column with the longest texts; else the text alone. A role that nothing speaks for is left
-    out.
+    the column with the longest texts. Else a prompt with a usual name has the completion beside it,
+    or the text stands alone. A role that nothing speaks for is left out.
     """
     roles: dict[str, str] = {}
+    if task == "causal-lm" and (prompt := _likely("prompt", table, roles)) is not None:
+        roles = {"prompt": prompt}
+        if _holds_answers(table):
+            context = {"context": "context"} if "context" in table.columns else {}
+            return roles | {"completion": "answers.text.0"} | context
+        answer = _likely("completion", table, roles) or _likely_text(table, roles.values())
+        return roles | ({} if answer is None else {"completion": answer})
     if task != "causal-lm":
         label = _usual("label", table, roles) or _likely_label(table)
         roles |= {} if label is None else {"label": label}
     text = _usual("text", table, roles) or _likely_text(table, roles.values())
     return ({} if text is None else {"text": text}) | roles
+
+
+def _likely(role: str, table: Table, roles: Mapping[str, str]) -> str | None:
+    names = {plain_name(name): name for name in table.columns if name not in roles.values()}
+    named = (names[name] for name in _LIKELY[role] if name in names)
+    return _usual(role, table, roles) or next(named, None)
+
+
+def _holds_answers(table: Table) -> bool:
+    """Say whether the column `answers` holds lists of texts, as SQuAD has them."""
+    values = (value for value in table.columns.get("answers", ()) if not is_missing(value))
+    first = next(values, None)
+    return isinstance(first, Mapping) and isinstance(first.get("text"), list)
 
 
 def _likely_label(table: Table) -> str | None:

@@ -146,8 +146,12 @@ def _usable(table: Table, columns: Mapping[str, str]) -> tuple[Table, RowCounts]
     if not len(kept):
         roles = [role for role in (*NEEDED, "label") if role in columns]
         named = " or ".join(columns[role] for role in roles)
-        no_answer = " or has no answer to train on" if "messages" in columns else ""
-        raise DataError(f"every row of {table.source} is blank in {named}{no_answer}")
+        why = [f"is blank in {named}"]
+        if "messages" in columns:
+            why.append("has no answer to train on")
+        if unsupported.any():
+            why.append("has a turn of a tool, of an unknown role, or without text")
+        raise DataError(f"every row of {table.source} {', or '.join(why)}")
     counts = RowCounts(
         read=len(table),
         blank=int(blank.sum()),

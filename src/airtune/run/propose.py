@@ -83,6 +83,10 @@ def propose_data(source: str, *, model: str, task: Task | None, fleet: str) -> P
     found = inspect_data(_recipe(model, data | {"max_length": _NO_LIMIT}))
     named = ", ".join(f"{role}: {column}" for role, column in columns.items())
     told = f"columns {named}{', guessed from their content: check them' if is_guess else ''}"
+    if is_guess and _is_data(table):
+        told += (
+            "; their names are the first row, which looks like data: add a row of names before it"
+        )
     proposal = _proposal(task, found, fleet, told)
     most = None
     if found is not None and found.lengths is not None:
@@ -113,6 +117,12 @@ def _task(table: Table, usual: Task) -> Task:
     return "classification" if is_labelled else "causal-lm"
 
 
+def _is_data(table: Table) -> bool:
+    """Say whether the names of columns look like a row of data: a number beside other words."""
+    numbers = [name.replace(".", "", 1).isdigit() for name in table.columns]
+    return any(numbers) and not all(numbers)
+
+
 def _holds_image(values: Sequence[object]) -> bool:
     """Say whether the first value of a column is an image, or names one."""
     first = next((value for value in values if not is_missing(value)), None)
@@ -127,7 +137,10 @@ def _columns(
         return resolve_columns(DataSpec(source=source, task=task), table), False
     except DataError as error:
         guess = propose_columns(task, table)
-        if "text" in guess and (task == "causal-lm" or "label" in guess):
+        enough = (
+            ({"text"}, {"prompt", "completion"}) if task == "causal-lm" else ({"text", "label"},)
+        )
+        if any(roles <= guess.keys() for roles in enough):
             return guess, True
         if config is not None and not family_of(config).causal and "label" not in guess:
             raise DataError(
