@@ -88,13 +88,16 @@ def test_what_to_map_is_proposed_from_the_content():
         ({"input": "a", "target": "b"}, {"prompt": "input", "completion": "target"}),
         ({"Q": "a", "A": "b"}, {"prompt": "Q", "completion": "A"}),
         ({"question": "a", "site": "", "said": "words"}, {"completion": "said"}),
+        ({"id": "1", "article": "a", "highlights": "b"}, {"completion": "highlights"}),
+        ({"id": "1", "article": "a b"}, {"text": "article"}),
+        ({"chosen": [{"role": "user", "content": "a"}], "n": 1}, {"messages": "chosen"}),
         (
             {"context": "c", "question": "q", "answers": {"text": ["a"], "answer_start": [0]}},
             {"prompt": "question", "completion": "answers.text.0", "context": "context"},
         ),
     ],
 )
-def test_beside_a_prompt_its_answer_is_proposed(row, proposed):
+def test_a_prompt_and_its_answer_are_proposed(row, proposed):
     table = table_from_rows([row], source="rows.jsonl")
     assert proposed.items() <= propose_columns("causal-lm", table).items()
 

@@ -35,11 +35,13 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 """Names tried for a role that is not mapped, the first one present wins; neither case nor the
 sign between words counts."""
 
-_LIKELY: Mapping[str, tuple[str, ...]] = {
-    "prompt": ("q",),
-    "completion": ("chosen", "target", "reply", "a"),
-}
-"""Names of a prompt and its answer that stand for something else in other tables; only proposed."""
+_LIKELY_ANSWERS = ("chosen", "target", "reply")
+"""Names that stand for other roles elsewhere, and beside a prompt for its completion."""
+_LIKELY_PAIRS = (
+    ("q", "a"), ("article", "highlights"), ("article", "summary"), ("document", "summary"),
+    ("dialogue", "summary"), ("source", "target"),
+)  # fmt: skip
+"""Names of a prompt and its completion where both are there."""
 _MOST_CLASSES = 200
 _ROWS_A_CLASS = 2.0
 """A column is taken for labels where a value stands in this many rows or more on average."""
@@ -100,17 +102,12 @@ def propose_columns(task: str, table: Table) -> dict[str, str]:
     """Return the columns that content and usual names speak for; a guess for a person to check.
 
     For a classification the label is a column of few values, each in several rows, and the text
-    the column with the longest texts. Else a prompt with a usual name has the completion beside it,
-    or the text stands alone. A role that nothing speaks for is left out.
+    the column with the longest texts. Else it is a prompt and its completion, or a conversation, or
+    the text alone. A role that nothing speaks for is left out.
     """
     roles: dict[str, str] = {}
-    if task == "causal-lm" and (prompt := _likely("prompt", table, roles)) is not None:
-        roles = {"prompt": prompt}
-        if _holds_answers(table):
-            context = {"context": "context"} if "context" in table.columns else {}
-            return roles | {"completion": "answers.text.0"} | context
-        answer = _likely("completion", table, roles) or _likely_text(table, roles.values())
-        return roles | ({} if answer is None else {"completion": answer})
+    if task == "causal-lm" and (roles := _likely_exchange(table)):
+        return roles
     if task != "causal-lm":
         label = _usual("label", table, roles) or _likely_label(table)
         roles |= {} if label is None else {"label": label}
@@ -118,10 +115,26 @@ def propose_columns(task: str, table: Table) -> dict[str, str]:
     return ({} if text is None else {"text": text}) | roles
 
 
-def _likely(role: str, table: Table, roles: Mapping[str, str]) -> str | None:
-    names = {plain_name(name): name for name in table.columns if name not in roles.values()}
-    named = (names[name] for name in _LIKELY[role] if name in names)
-    return _usual(role, table, roles) or next(named, None)
+def _likely_exchange(table: Table) -> dict[str, str]:
+    """Return the columns of a prompt and its completion, or of a conversation; {} for neither."""
+    named = {plain_name(name): name for name in table.columns}
+    prompt = _usual("prompt", table, {})
+    if prompt is None:
+        for pair in _LIKELY_PAIRS:
+            if set(pair) <= named.keys():
+                return dict(
+                    zip(("prompt", "completion"), map(named.__getitem__, pair), strict=True)
+                )
+        spoken = next((name for name in table.columns if holds_conversations(table, name)), None)
+        return {} if spoken is None else {"messages": spoken}
+    roles = {"prompt": prompt}
+    if _holds_answers(table):
+        context = {"context": "context"} if "context" in table.columns else {}
+        return roles | {"completion": "answers.text.0"} | context
+    known = (named[name] for name in _LIKELY_ANSWERS if name in named)
+    answer = _usual("completion", table, roles) or next(known, None)
+    answer = answer or _likely_text(table, roles.values())
+    return roles | ({} if answer is None else {"completion": answer})
 
 
 def _holds_answers(table: Table) -> bool:

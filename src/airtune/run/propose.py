@@ -137,9 +137,9 @@ def _columns(
         return resolve_columns(DataSpec(source=source, task=task), table), False
     except DataError as error:
         guess = propose_columns(task, table)
-        enough = (
-            ({"text"}, {"prompt", "completion"}) if task == "causal-lm" else ({"text", "label"},)
-        )
+        enough = [{"text", "label"}]
+        if task == "causal-lm":
+            enough = [{"text"}, {"messages"}, {"prompt", "completion"}]
         if any(roles <= guess.keys() for roles in enough):
             return guess, True
         if config is not None and not family_of(config).causal and "label" not in guess:
