@@ -106,6 +106,12 @@ def test_text_mapped_makes_language_modelling_of_a_question_set():
     assert resolve({"question": "", "answer": ""}, columns={"text": "answer"}) == {"text": "answer"}
 
 
+def test_the_mapping_that_is_shown_fits_what_is_there():
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(DataError, match=r"\{messages: chosen\}"):
+        resolve({"chosen": talk, "rejected": talk})
+
+
 def test_absent_mapped_column_names_what_is_there():
     with pytest.raises(DataError, match=r"rows\.jsonl has no column 'q'; it has a, b"):
         resolve({"a": "", "b": ""}, columns={"prompt": "q", "completion": "b"})
@@ -113,7 +119,7 @@ def test_absent_mapped_column_names_what_is_there():
 
 def test_role_without_column_says_how_to_map_it():
     with pytest.raises(
-        DataError, match=r"no column for 'completion'.*prompt: question, completion: COLUMN"
+        DataError, match=r"no column for 'completion'.*prompt: question, completion: reply"
     ):
         resolve({"question": "", "reply": ""})
 

@@ -207,8 +207,10 @@ def _missing(
     stored = _usual("messages", table, roles) if spec.task == "causal-lm" else None
     if stored is not None and not any(isinstance(one, str) for one in table.column(stored)):
         read_conversations(table, stored)  # says which row is not as it must be
-    guess = propose_columns(spec.task, table) if role in ("text", "label") else {}
+    guess = propose_columns(spec.task, table)
     shown = {name: roles.get(name) or guess.get(name, "COLUMN") for name in needed}
+    if guess and not guess.keys() & set(needed):
+        shown = guess
     raise DataError(
         f"{table.source} has no column for {role!r} of {spec.task}; it has "
         f"{table.described()}; name it, for instance `data.columns: "
