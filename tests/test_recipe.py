@@ -1,5 +1,7 @@
 """Recipes: every fault is named, all of them at once, and nothing is bent to fit."""
 
+import re
+
 import pytest
 import yaml
 
@@ -14,6 +16,7 @@ from airtune.recipe import (
     load_recipe,
     parse_yaml,
 )
+from airtune.recipe.faults import _ELSEWHERE, keys_at
 
 
 def message(values=None, overrides=()):
@@ -302,3 +305,31 @@ def test_null_is_nothing_where_nothing_is_allowed_and_numbers_are_numbers_elsewh
     data = load_recipe(parse_yaml(text, where="r.yaml")).data
     assert (data.test, data.subset, data.revision) == (None, None, None)
     assert (data.alpha, data.packing) == (1000.0, True)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("lora.alpha", "lora.lora_alpha?"),
+        ("train.lr", "train.learning_rate?"),
+        ("alpha", "data.alpha or lora.lora_alpha?"),
+        ("num_clients", "fleet.devices?"),
+    ],
+)
+def test_a_key_of_another_tool_is_answered_with_ours(word, meant):
+    with pytest.raises(RecipeError, match=re.escape(f"{word}: unknown key, did you mean {meant}")):
+        load_recipe(overrides=[f"{word}=1"])
+
+
+def test_a_section_of_a_model_of_data_and_of_a_fleet_may_be_its_source_alone():
+    words = {"model": "Qwen/Qwen2.5-0.5B", "data": "./rows.jsonl", "fleet": "phones"}
+    said = [f"{section}={source}" for section, source in words.items()]
+    for recipe in (load_recipe(words), load_recipe(overrides=said)):
+        found = [getattr(recipe, section).source for section in words]
+        assert found == list(words.values())
+
+
+def test_what_other_tools_call_a_key_leads_to_one_that_is_there():
+    for meant in _ELSEWHERE.values():
+        section, key = meant.split(".")
+        assert key in keys_at(Recipe, [section])

@@ -99,7 +99,7 @@ def _read_links(section: SettingsSection, links: Sequence[str]) -> tuple[str, ..
         section.fault("link", f"is missing; name one or more of {', '.join(links)}")
     for name in named:
         if name not in links:
-            hint = nearest(name, links) or f"; links are {', '.join(links)}"
+            hint = nearest(name, links) or f"; links are {', '.join(links) or 'none'}"
             section.fault("link", f"names no link of this fleet: {name!r}{hint}")
     return named
 

@@ -15,6 +15,16 @@ Path = tuple[str | int, ...]
 Wording = Callable[[Mapping[str, Any]], str]
 
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
+_ELSEWHERE: Mapping[str, str] = {
+    "rank": "lora.r", "alpha": "lora.lora_alpha", "dropout": "lora.lora_dropout",
+    "lr": "train.learning_rate", "batch_size": "train.per_device_train_batch_size",
+    "epochs": "train.local_steps", "local_epochs": "train.local_steps",
+    "num_rounds": "train.rounds", "max_steps": "train.rounds",
+    "max_seq_length": "data.max_length", "max_seq_len": "data.max_length",
+    "dataset": "data.source", "model_name_or_path": "model.source",
+    "num_clients": "fleet.devices", "clients": "fleet.devices",
+}  # fmt: skip
+"""What other tools call a key."""
 _WORDING: Mapping[str, Wording] = {
     "greater_than": lambda c: f"must be above {c['gt']:g}",
     "greater_than_equal": lambda c: f"must be at least {c['ge']:g}",
@@ -70,12 +80,16 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
 def unknown_key(path: Path, model: type[BaseModel]) -> str:
     """Return the fault of a key that does not exist, with the nearest that does.
 
-    A key that another section has, or the recipe itself, is named with its section.
+    A key that another section has, or the recipe itself, is named with its section; so is the one
+    that other tools call so.
     """
     names = sorted(keys_at(model, path[:-1]))
     key = str(path[-1])
     sections = [name for name in _keys(model) if key in keys_at(model, [name])]
     places = [key] * (key in _keys(model)) + [f"{section}.{key}" for section in sections]
+    if (meant := _ELSEWHERE.get(key)) is not None:
+        is_here = path[:-1] == (meant.partition(".")[0],)
+        places = [meant] if is_here else [*places, meant]
     near = places or difflib.get_close_matches(key, names, 1)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known here: {', '.join(names)}"
     return f"{'.'.join(map(str, path))}: unknown key, {hint}"

@@ -19,6 +19,8 @@ from airtune.recipe.words import keep_words, wanted_at
 
 Values = dict[str, Any]
 
+_NAMED = {"method": "name", "model": "source", "data": "source", "fleet": "source"}
+"""Sections that may be a word alone, and the key that it stands for."""
 _FREE = ("method", "fleet.source", "data.columns", "compare.methods")
 """Mappings whose keys the recipe's own schema does not know."""
 
@@ -65,8 +67,9 @@ def load_recipe(
     3
     """
     values = _values(source)
-    if isinstance(values.get("method"), str):
-        _put(values, ["method"], values.pop("method"))
+    for section in _NAMED:
+        if isinstance(values.get(section), str):
+            _put(values, [section], values.pop(section))
     name = str(source) if isinstance(source, str | Path) else "recipe"
     return check_recipe(override(values, overrides), name=name)
 
@@ -230,9 +233,9 @@ def _unknown_part(parts: Sequence[str]) -> str | None:
 
 
 def _put(values: Values, parts: Sequence[str], value: Any) -> None:
-    """Set a nested value; changes `values`. A method may be its name alone."""
-    if list(parts) == ["method"] and isinstance(value, str):
-        parts = ["method", "name"]
+    """Set a nested value; changes `values`. A section of `_NAMED` may be a word alone."""
+    if len(parts) == 1 and parts[0] in _NAMED and isinstance(value, str):
+        parts = [parts[0], _NAMED[parts[0]]]
     if list(parts) == ["method", "name"]:
         same = (values.get("method") or {}).get("name") == value
         if not same:
