@@ -120,11 +120,9 @@ def _likely_exchange(table: Table) -> dict[str, str]:
     named = {plain_name(name): name for name in table.columns}
     prompt = _usual("prompt", table, {})
     if prompt is None:
-        for pair in _LIKELY_PAIRS:
-            if set(pair) <= named.keys():
-                return dict(
-                    zip(("prompt", "completion"), map(named.__getitem__, pair), strict=True)
-                )
+        for asked, answered in _LIKELY_PAIRS:
+            if {asked, answered} <= named.keys():
+                return {"prompt": named[asked], "completion": named[answered]}
         spoken = next((name for name in table.columns if holds_conversations(table, name)), None)
         return {} if spoken is None else {"messages": spoken}
     roles = {"prompt": prompt}

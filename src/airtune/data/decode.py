@@ -81,13 +81,17 @@ def check_regular(path: Path) -> None:
         raise OSError(errno.EINVAL, "it is no regular file")
 
 
-def no_such_file(path: Path, key: str = "data.source` and `data.test") -> DataError:
+def no_such_file(path: Path, *keys: str) -> DataError:
     """Return the error of a path at which nothing is; a pattern is answered with what is read.
+
+    Args:
+        path: as it was given.
+        keys: of the recipe that may have named it; none = `data.source` and `data.test`.
 
     >>> str(no_such_file(Path("/data/part-*.csv"))).partition("; ")[2]
     'patterns are not read; name the folder /data in its place, whose data files are all read'
     """
-    way = f"check `{key}`"
+    way = f"check {' and '.join(f'`{key}`' for key in keys or ('data.source', 'data.test'))}"
     if any(sign in path.name for sign in "*?["):
         way = (
             f"patterns are not read; name the folder {path.absolute().parent} in its place, whose "
