@@ -124,6 +124,7 @@ def test_uploads_are_measured_against_updates_that_are_not_coded(setting):
     assert 0.3 < found.uploads[-2].scale != 1.0
 
 
+@pytest.mark.slow
 def test_codecs_cost_in_proportion_to_what_they_lose_at_a_cut(setting):
     found = measure_codecs(setting, (FINE, COARSE), (1, 3))
     assert found.codecs_measured == (FINE, COARSE)

@@ -100,6 +100,7 @@ def test_a_finished_sweep_is_read_back(tmp_path):
     assert done.is_whole
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_from_another_folder_and_loses_no_run_that_had_rounds(
     tmp_path, monkeypatch
 ):

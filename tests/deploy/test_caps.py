@@ -120,10 +120,11 @@ def test_a_device_that_would_send_too_much_does_not(
     assert "were set aside for it" in record.devices["reason"][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
-        pytest.param({"method.name": "splitlora", "train.rounds": 1}, marks=pytest.mark.slow),
+        {"method.name": "splitlora", "train.rounds": 1},
         {
             "method.name": "sft",
             "method.codec": "none",

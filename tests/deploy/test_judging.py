@@ -22,6 +22,7 @@ def go(nodes, recipe, folder, clock, **changes):
     return run, kinds
 
 
+@pytest.mark.slow
 def test_it_is_the_judgement_of_a_task_of_its_own(nodes, recipe, tmp_path):
     along, kinds = go(nodes, recipe, tmp_path / "along", "real")
     apart, more = go(nodes, recipe, tmp_path / "apart", "replay")

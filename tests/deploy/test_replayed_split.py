@@ -100,6 +100,7 @@ def test_without_a_stream_a_cut_is_refused(recipe: Any, replayed: Any, tmp_path:
         replayed(recipe(**{"method.name": "splitlora"}), tmp_path, may_serve=False)
 
 
+@pytest.mark.slow
 def test_devices_that_vanish_cannot_be_replayed(recipe: Any, replayed: Any, tmp_path: Path) -> None:
     with pytest.raises(MethodError, match=r"fleet\.dropout"):
         replayed(recipe(**{"method.name": "splitlora", "fleet.dropout": 0.9}), tmp_path)

@@ -118,6 +118,7 @@ def test_whole_devices_take_the_steps_that_are_worth_their_time(decided):
     assert set(unmeasured.assignments.local_steps.tolist()) == {usual}
 
 
+@pytest.mark.slow
 def test_no_more_rounds_than_allowed_are_asked_for(decided):
     free, _, _, _ = decided()
     tight, _, _, _ = decided({"quality": {"rounds": 1.02}})
@@ -167,6 +168,7 @@ def test_a_server_too_small_is_told_what_would_serve(decided):
         decided(knobs, number=1, server_memory_bytes=0.9 * parse_bytes(said[1]))
 
 
+@pytest.mark.slow
 def test_lines_are_kept_while_others_save_little(decided):
     method = build_method("auto", {"hysteresis": 0.9})
     problem = replace(sample_problem(), work=method.work)

@@ -57,6 +57,7 @@ def test_a_plan_is_beaten_only_by_what_gives_up_less_and_costs_as_little():
         assert _beats(one, other, AXES) == (less and one.total_s <= 1.1 * other.total_s)
 
 
+@pytest.mark.slow
 def test_a_method_with_a_budget_has_it_as_a_knob():
     points = plan_front(setting_of(recipe("lora.r=1")), ("time", "bytes")).points
     assert {one.knobs["budget"] for one in points} >= {"0", "0.1"}

@@ -90,6 +90,7 @@ def test_a_server_that_serves_nobody_changes_nothing(shared):
     assert plan_within(shared, 1.1 * now, vary=["server"]).shortfall == ""
 
 
+@pytest.mark.slow
 def test_a_server_fast_enough_for_cut_devices_is_found():
     slow = setting("method.name=splitlora", "train.local_steps=1")
     slow = slow.on(replace(slow.fleet, server=replace(slow.fleet.server, flops_per_s=2e9)))

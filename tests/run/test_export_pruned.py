@@ -153,7 +153,8 @@ def test_a_prune_that_would_do_nothing_is_refused(run, format, said):
         export_run(run, format, prune=0.9, accept_worse=True)
 
 
-@pytest.mark.parametrize("format", [pytest.param("merged", marks=pytest.mark.slow), "gguf"])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["merged", "gguf"])
 def test_a_failed_self_check_leaves_what_was_there(dense, tmp_path, monkeypatch, format):
     if format == "gguf":
         pytest.importorskip("gguf", reason="needs the extra airtune[gguf]")
@@ -194,6 +195,7 @@ def manifest_of(run, place):
     )
 
 
+@pytest.mark.slow
 def test_the_manifest_names_the_base_and_the_template_that_was_used(dense, tmp_path):
     said = manifest_of(dense, tmp_path / "m")
     header = json.loads((dense / "run.json").read_text())
@@ -272,6 +274,7 @@ def test_gguf_holds_the_pruned_model_and_answers_the_same(run, tmp_path):
         export_run(run, "gguf", output=tmp_path / "file", accept_worse=True)
 
 
+@pytest.mark.slow
 def test_a_classifier_is_no_gguf(classifier, tmp_path):
     with pytest.raises(ModelError, match="language models of llama"):
         export_run(classifier, "gguf", output=tmp_path / "file", accept_worse=True)

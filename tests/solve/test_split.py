@@ -169,6 +169,7 @@ def test_a_hundred_devices_have_a_certified_gap_of_a_thousandth():
     assert 0.0 <= found.gap <= 1e-3
 
 
+@pytest.mark.slow
 def test_the_lagrangian_is_never_better_than_the_proved_bound():
     for seed in range(2):
         problem = random_problem(20, seed, cuts=4, codecs=4)
