@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.deploy.ports import free_port
 
 from airtune.calibrate import store
 from airtune.deploy.agent.device import Device, DeviceSettings
@@ -246,9 +246,7 @@ class Site:
     """A folder with a server and its devices, real processes with TLS and keys."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port(neighbours=1)  # the next one is where devices enrol
         self.folder = folder
         self.agents: dict[str, subprocess.Popen[bytes]] = {}
 

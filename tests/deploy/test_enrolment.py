@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.deploy.ports import free_port
 
 grpc = pytest.importorskip("grpc", reason="grpcio is not installed: pip install 'airtune[flower]'")
 
@@ -39,12 +40,6 @@ from airtune.errors import AirtuneError, ConnectionFailedError, DeploymentError,
 from airtune.wire.channel import ENROL, SERVER, channel_credentials, open_channel  # noqa: E402
 
 LONG_S = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
