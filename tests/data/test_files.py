@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from airtune.data.arrays import read_arrays
@@ -116,9 +116,8 @@ def test_an_encoding_is_proposed_where_the_default_does_not_read(encoding):
     assert encoding_of("Prüfstück".encode()) is None
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("name", ["a.csv", pytest.param("a.tsv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sign", list(",;\t|"))
-@settings(max_examples=25)  # for each of eight cases
 @given(
     rows=st.lists(
         st.tuples(*[st.text(st.characters(exclude_categories=["C"]), min_size=1)] * 2).filter(
