@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from airtune.data.conversation import holds_conversations, read_conversations
 from airtune.data.embedded import ARITHMETIC
 from airtune.data.spec import DataSpec
-from airtune.data.table import Table, alike, is_missing, plain_name
+from airtune.data.table import Table, alike, first_value, is_missing, plain_name
 from airtune.errors import DataError
 
 USUAL: Mapping[str, tuple[str, ...]] = {
@@ -137,8 +137,7 @@ def _likely_exchange(table: Table) -> dict[str, str]:
 
 def _holds_answers(table: Table) -> bool:
     """Say whether the column `answers` holds lists of texts, as SQuAD has them."""
-    values = (value for value in table.columns.get("answers", ()) if not is_missing(value))
-    first = next(values, None)
+    first = first_value(table.columns.get("answers", ()))
     return isinstance(first, Mapping) and isinstance(first.get("text"), list)
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from airtune.data.table import Table, is_missing
+from airtune.data.table import Table, first_value, is_missing
 from airtune.plan import Bools
 
 Message: TypeAlias = dict[str, str]
@@ -96,8 +96,7 @@ def join_prompts(table: Table, columns: Mapping[str, str]) -> tuple[Table, dict[
 
 def holds_conversations(table: Table, column: str) -> bool:
     """Say whether the first value of a column is a list of messages."""
-    values = (value for value in table.column(column) if not is_missing(value))
-    return bool(_turns(next(values, None)))
+    return bool(_turns(first_value(table.column(column))))
 
 
 def pair(prompt: str, completion: str) -> list[Message]:

@@ -175,6 +175,15 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def first_value(values: Iterable[object]) -> object:
+    """Return the first value of a column that is not missing; None where all are.
+
+    >>> first_value([None, " ", "a"])
+    'a'
+    """
+    return next((value for value in values if not is_missing(value)), None)
+
+
 def whole_characters(value: object) -> object:
     r"""Return a value in whose texts half a character, a lone surrogate, is U+FFFD.
 

@@ -80,8 +80,8 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
 def unknown_key(path: Path, model: type[BaseModel]) -> str:
     """Return the fault of a key that does not exist, with the nearest that does.
 
-    A key that another section has, or the recipe itself, is named with its section; so is the one
-    that other tools call so.
+    A key that another section has, or the recipe itself, is named with its section. A key of
+    another tool is answered with the one that means the same.
     """
     names = sorted(keys_at(model, path[:-1]))
     key = str(path[-1])

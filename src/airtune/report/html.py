@@ -28,16 +28,13 @@ def render(
         figures: plotly's JSON by the name under which the page shows it.
         runs: rounds for the timeline of a run's page.
     """
-    return (
-        _environment()
-        .get_template(template)
-        .render(
-            **context,
-            style=Markup(_asset("page.css")),
-            script=Markup(_asset("page.js")),
-            plotly=Markup(_plotly_source()),
-            data=_embedded({"figures": figures, "runs": list(runs)}),
-        )
+    page = _environment().get_template(template)
+    return page.render(
+        **context,
+        style=Markup(_asset("page.css")),
+        script=Markup(_asset("page.js")),
+        plotly=Markup(_plotly_source()),
+        data=_embedded({"figures": figures, "runs": list(runs)}),
     )
 
 

@@ -14,7 +14,7 @@ from airtune.data.image_sources import holds_pictures
 from airtune.data.picture import PICTURES
 from airtune.data.read import check_places, read_rows
 from airtune.data.spec import DataSpec, Task
-from airtune.data.table import Table, is_missing
+from airtune.data.table import Table, first_value
 from airtune.errors import DataError
 from airtune.fleet import load_fleet
 from airtune.model.families import Config, family_of
@@ -66,8 +66,9 @@ def propose_data(source: str, *, model: str, task: Task | None, fleet: str) -> P
     """
     if task is None and (source == SHAPES or holds_pictures(Path(source).expanduser())):
         task = "image-classification"
-    check_places(DataSpec(source=source))
-    if not is_here(DataSpec(source=source)):
+    spec = DataSpec(source=source)
+    check_places(spec)
+    if not is_here(spec):
         return Proposal(task or "causal-lm")
     if task == "image-classification":
         found = inspect_data(_recipe(model, {"source": source, "task": task}))
@@ -125,7 +126,7 @@ def _is_data(table: Table) -> bool:
 
 def _holds_image(values: Sequence[object]) -> bool:
     """Say whether the first value of a column is an image, or names one."""
-    first = next((value for value in values if not is_missing(value)), None)
+    first = first_value(values)
     return not isinstance(first, str) or Path(first).suffix.lower() in PICTURES
 
 
