@@ -112,7 +112,7 @@ def whole(tmp_path_factory):
     return folder, *train(folder, "fedspine", PRUNED["fedspine"])
 
 
-@pytest.mark.parametrize("family", ["llama", pytest.param("bert", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["llama", "bert"])
 @pytest.mark.parametrize("name", PRUNED)
 def test_every_pruning_method_ends_exactly_at_the_same_sparsity(tmp_path, name, family):
     run, result = train(tmp_path, name, PRUNED[name], family=family)

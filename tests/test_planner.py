@@ -205,7 +205,6 @@ def test_a_control_sends_nothing_and_is_bound_by_no_cap(name):
     assert plan.rounds == (1 if name == "untuned" else load_recipe().train.rounds)
 
 
-@pytest.mark.slow
 def test_a_control_takes_the_time_of_those_who_train():
     fleet, by = load_fleet("pocket"), {}
     for name in ("fedavg-lora", "untuned", "local-only", "pooled"):
@@ -232,7 +231,6 @@ def test_every_device_is_asked_in_turn_and_as_many_together_as_a_round_asks():
     assert list(turns(np.zeros(3, bool), 0.5, np.random.default_rng(0))) == []
 
 
-@pytest.mark.slow
 def test_a_round_that_asks_a_part_of_the_fleet_costs_that_part():
     whole, part = (
         plan_recipe(

@@ -34,7 +34,6 @@ def planned(recipe):
     return problem.with_measurements(from_header(record.header)), record
 
 
-@pytest.mark.slow
 def test_a_split_round_sends_within_a_tenth_of_what_was_planned(tmp_path):
     recipe = load_recipe(
         None,
@@ -66,7 +65,6 @@ def test_a_split_round_sends_within_a_tenth_of_what_was_planned(tmp_path):
     assert cost.adapter_up_bytes.sum() == pytest.approx(np.mean(real["adapter_up_bytes"]), rel=0.1)
 
 
-@pytest.mark.slow
 def test_a_pruned_round_sends_within_a_tenth_of_what_was_planned(tmp_path):
     recipe = load_recipe(
         None,

@@ -73,7 +73,6 @@ def test_rates_change_hands_by_round():
     assert np.array_equal(spread_rates(0.2, weight, 0, 3), spread_rates(0.2, weight, 0, 3))
 
 
-@pytest.mark.slow
 def test_a_measurement_repeats(setting):
     first = measure_pruning(setting, (0.3,))
     assert first == measure_pruning(replace(setting, folder=None), (0.3,))
@@ -124,7 +123,6 @@ def test_uploads_are_measured_against_updates_that_are_not_coded(setting):
     assert 0.3 < found.uploads[-2].scale != 1.0
 
 
-@pytest.mark.slow
 def test_codecs_cost_in_proportion_to_what_they_lose_at_a_cut(setting):
     found = measure_codecs(setting, (FINE, COARSE), (1, 3))
     assert found.codecs_measured == (FINE, COARSE)
@@ -199,7 +197,6 @@ def test_headers_of_the_first_version_are_read():
         from_header({"calibration": same})
 
 
-@pytest.mark.slow
 def test_a_run_measures_once_and_chooses_by_it(tmp_path):
     changes = [
         *TINY,

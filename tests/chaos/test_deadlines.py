@@ -25,7 +25,6 @@ from testbed.network import (
     set_speed,
 )
 
-pytestmark = pytest.mark.slow
 DOWN_S = 5.0
 """How long a link is down, and at most how long the system then waits before it sends again."""
 LOST = {"absent", "late", "failed"}

@@ -6,7 +6,6 @@ from contextlib import suppress
 import pytest
 from chaos_bed import DEADLINE_S, OVER_S, PATIENCE_S, below, is_running, kill
 
-pytestmark = pytest.mark.slow
 COMMAND_S = 3.0
 """What the end of a command takes by itself."""
 PAUSE_S = 4.0

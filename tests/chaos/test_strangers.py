@@ -9,7 +9,6 @@ import pytest
 from chaos_bed import CULPRIT, DEADLINE_S, OVER_S, ROOT, SPEC, kill
 from safetensors.torch import load_file, save_file
 
-pytestmark = pytest.mark.slow
 MODEL = ROOT / "src" / "airtune" / "assets" / "model"
 
 

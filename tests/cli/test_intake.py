@@ -119,10 +119,10 @@ def loss_of(exported, found):
     ("source", "is_encoder", "task"),
     [
         (semicolons, True, "classification"),
-        pytest.param(logs, False, "causal-lm", marks=pytest.mark.slow),
-        pytest.param(semicolons, False, "classification", marks=pytest.mark.slow),
-        pytest.param(clone, True, "classification", marks=pytest.mark.slow),
-        pytest.param(clone, False, "classification", marks=pytest.mark.slow),
+        (logs, False, "causal-lm"),
+        (semicolons, False, "classification"),
+        (clone, True, "classification"),
+        (clone, False, "classification"),
     ],
 )
 def test_data_go_from_init_to_an_export_that_answers_as_recorded(

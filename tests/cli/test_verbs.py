@@ -105,7 +105,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(place, airtune, monkeypatch):
     assert (code, json.loads(out)["rounds"]) == (0, 2)
 
 
-@pytest.mark.slow
 def test_export_adapter_and_merged_load_elsewhere(place, airtune, finished):
     from transformers import AutoModelForCausalLM
 

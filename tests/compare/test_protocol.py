@@ -79,7 +79,6 @@ def _hashed(asked):
     return asked.hashed()["fleet"]
 
 
-@pytest.mark.slow
 def test_a_study_by_protocol_is_resumed_with_more_methods(tmp_path):
     asked = recipe(f"output={tmp_path}")
     protocol = Protocol("robustness")
@@ -91,7 +90,6 @@ def test_a_study_by_protocol_is_resumed_with_more_methods(tmp_path):
     assert "Protocol: robustness" in done.report.read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_the_command_prints_the_protocols_table(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [

@@ -45,7 +45,6 @@ def test_a_sweep_over_nothing_that_exists_is_refused_before_it_runs(over, said):
         swept(recipe(), [over])
 
 
-@pytest.mark.slow
 def test_a_wrong_value_is_left_out_and_more_can_be_added(tmp_path):
     asked = recipe(f"output={tmp_path}")
     done = sweep_recipe(asked, ["lora.r=4,-1"], seeds=[0], folder=tmp_path / "s")
@@ -74,7 +73,6 @@ def test_a_wrong_value_is_left_out_and_more_can_be_added(tmp_path):
     assert r"\begin{tabular}" in (done.folder / "comparison.tex").read_text()
 
 
-@pytest.mark.slow
 def test_processes_end_as_one_process_does_and_one_that_fails_ends_alone(tmp_path):
     asked = recipe(f"output={tmp_path}")
     over = ["data.source=embedded:arithmetic,./none.jsonl", "lora.r=2,4"]
@@ -86,7 +84,6 @@ def test_processes_end_as_one_process_does_and_one_that_fails_ends_alone(tmp_pat
         assert one.quality.tolist() == other.quality.tolist()
 
 
-@pytest.mark.slow
 def test_a_process_that_dies_is_said_so(tmp_path, monkeypatch):
     monkeypatch.setattr("airtune.compare.jobs._heard", lambda ours: None)
     with pytest.raises(TrainingError, match=r"its process ended with code 0; .*resume"):
@@ -100,7 +97,6 @@ def test_a_finished_sweep_is_read_back(tmp_path):
     assert done.is_whole
 
 
-@pytest.mark.slow
 def test_a_study_goes_on_from_another_folder_and_loses_no_run_that_had_rounds(
     tmp_path, monkeypatch
 ):

@@ -114,7 +114,6 @@ def rows_of(record: RunRecord, device: int) -> list[tuple[int, str]]:
     ]
 
 
-@pytest.mark.slow
 def test_a_device_that_is_at_work_holds_nobody_up_and_gets_no_second_task(
     streamed: Streamed, recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -131,7 +130,6 @@ def test_a_device_that_is_at_work_holds_nobody_up_and_gets_no_second_task(
     assert not rows_of(record, SLOW)
 
 
-@pytest.mark.slow
 def test_an_update_that_comes_late_counts_in_the_round_in_which_it_comes(
     streamed: Streamed, recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -163,7 +161,6 @@ def test_an_update_that_comes_late_counts_in_the_round_in_which_it_comes(
     assert record.rounds[came]["validation_before"]["loss"] > 0
 
 
-@pytest.mark.slow
 def test_a_device_that_dies_at_work_costs_the_others_nothing(
     streamed: Streamed, recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,7 +187,6 @@ def test_a_device_that_dies_at_work_costs_the_others_nothing(
     assert [row["counts"]["ok"] >= 1 for row in record.rounds] == [True] * 5
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_and_who_was_at_work_begins_anew(
     streamed: Streamed, recipe: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -18,7 +18,6 @@ from airtune.wire.message import Message
 Bend = Callable[[Message], Message]
 
 
-@pytest.mark.slow
 def test_a_device_that_comes_back_with_other_data_is_told_and_reported(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:

@@ -17,7 +17,6 @@ from airtune.deploy.memory import floor_bytes
 from airtune.records import read_run
 from airtune.units import MIB
 
-pytestmark = pytest.mark.slow
 BLOCKS, LEFT_BYTES = 6, 170 * MIB
 RECIPE = """
 name: capped

@@ -92,7 +92,6 @@ def test_without_a_cap_nothing_is_written(recipe: Any, nodes: Any, tmp_path: Pat
     assert not (folder / TRAFFIC_FILE).exists()
 
 
-@pytest.mark.slow
 def test_the_next_month_goes_on(recipe: Any, nodes: Any, tmp_path: Path) -> None:
     limited = recipe(**QUICK | {"limits.device_bytes_per_month": CAP})
     fleet = nodes(["a"])
@@ -120,7 +119,6 @@ def test_a_device_that_would_send_too_much_does_not(
     assert "were set aside for it" in record.devices["reason"][0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [

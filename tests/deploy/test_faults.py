@@ -23,7 +23,6 @@ from airtune.errors import ConnectionFailedError, StorageError
 from airtune.records import read_run
 from airtune.wire.message import Message, Response
 
-pytestmark = pytest.mark.slow
 NAMES = ["board", "laptop", "phone"]
 CULPRIT, ROUND = 1, 1
 

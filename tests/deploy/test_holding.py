@@ -77,7 +77,6 @@ def _asked(nodes: Any, kind: str) -> set[int]:
     }
 
 
-@pytest.mark.slow
 def test_a_small_device_trains_its_part_and_judges_nothing(
     split: Any, nodes: Any, server: StreamServer, tmp_path: Path, small_bytes: float
 ) -> None:
@@ -94,7 +93,6 @@ def test_a_small_device_trains_its_part_and_judges_nothing(
     assert "small holds the first 1" in note
 
 
-@pytest.mark.slow
 def test_where_nobody_holds_the_whole_the_run_is_judged_by_the_server_alone(
     split: Any, nodes: Any, server: StreamServer, tmp_path: Path, small_bytes: float
 ) -> None:

@@ -22,7 +22,6 @@ def go(nodes, recipe, folder, clock, **changes):
     return run, kinds
 
 
-@pytest.mark.slow
 def test_it_is_the_judgement_of_a_task_of_its_own(nodes, recipe, tmp_path):
     along, kinds = go(nodes, recipe, tmp_path / "along", "real")
     apart, more = go(nodes, recipe, tmp_path / "apart", "replay")
@@ -35,7 +34,6 @@ def test_it_is_the_judgement_of_a_task_of_its_own(nodes, recipe, tmp_path):
     assert (along.devices["judging_s"] > 0).all()
 
 
-@pytest.mark.slow
 def test_a_round_that_is_not_judged_has_no_judgement(nodes, recipe, tmp_path):
     run, _ = go(nodes, recipe, tmp_path, "real", **{"evaluation.every": 2, "train.rounds": 3})
     judged = [row["validation"] is not None for row in run.rounds]
@@ -43,7 +41,6 @@ def test_a_round_that_is_not_judged_has_no_judgement(nodes, recipe, tmp_path):
     assert run.rounds[0]["initial"]["loss"] > 0
 
 
-@pytest.mark.slow
 def test_a_target_is_noticed_with_the_next_tasks(nodes, recipe, tmp_path):
     run, kinds = go(
         nodes,
@@ -57,7 +54,6 @@ def test_a_target_is_noticed_with_the_next_tasks(nodes, recipe, tmp_path):
     assert kinds.count("evaluate") == len(NAMES)
 
 
-@pytest.mark.slow
 def test_a_judgement_that_cannot_be_is_left_out(nodes, recipe, tmp_path):
     there = nodes(NAMES)
 
@@ -73,7 +69,6 @@ def test_a_judgement_that_cannot_be_is_left_out(nodes, recipe, tmp_path):
     assert all(row["validation"]["loss"] > 0 for row in run.rounds)
 
 
-@pytest.mark.slow
 def test_every_second_is_in_a_part(nodes, recipe, tmp_path):
     run, _ = go(nodes, recipe, tmp_path, "real")
     first = run.rounds[0]["measured"]

@@ -69,7 +69,6 @@ def test_a_start_that_dies_is_told(small_floor):
         start_capped(["false"], cap_bytes=50 * MIB)
 
 
-@pytest.mark.slow
 def test_a_cap_under_the_measured_floor_is_refused_and_one_above_it_holds_a_worker():
     floor = floor_bytes()
     assert 150 * MIB < floor < 2000 * MIB

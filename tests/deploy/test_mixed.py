@@ -13,7 +13,6 @@ import pytest
 from airtune.recipe import Recipe, dump_recipe
 from airtune.records import read_run
 
-pytestmark = pytest.mark.slow
 NAMES = ("far", "small", "strong")
 LONG_S = 1200
 

@@ -13,7 +13,6 @@ import pytest
 from tests.deploy.conftest import AIRTUNE, LONG_S, Site, environment
 from tests.deploy.test_server import RECIPE
 
-pytestmark = pytest.mark.slow
 RECIPE = RECIPE.replace("source: pocket, devices: 2", "source: pocket, devices: 5")
 NORTH, SOUTH = ("n1", "n2", "n3"), ("s1", "s2")
 

@@ -60,7 +60,6 @@ def test_a_share_of_nothing_is_refused():
         Pacer()(1, 0.0)
 
 
-@pytest.mark.slow
 def test_on_a_real_clock_the_rate_is_kept_within_two_percent():
     pacer, rate = Pacer(), 20e6
     pay = pacer.at(rate)

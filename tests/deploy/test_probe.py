@@ -52,7 +52,6 @@ def test_power_that_cannot_be_read_is_left_out():
     assert "power_w" not in probe_document("x", figures, shape=shape, workload=workload)
 
 
-@pytest.mark.slow
 def test_this_machine_can_be_measured(tmp_path):
     speed = measure_speed(seconds=0.2, meter=PowerMeter(root=tmp_path))
     assert 1e7 < speed.profile.flops_per_s < 1e15
@@ -218,7 +217,6 @@ def test_the_kept_probe_stands_in_for_one_that_an_agent_does_not_name(tmp_path):
         assert uplink_bps(links, np.ones(1), np.zeros(1, int))[0] == up_mbps * 1e6
 
 
-@pytest.mark.slow
 def test_the_command_measures_the_link_and_the_server_keeps_the_file(served, tmp_path):
     client, kept = served
     output, proof = tmp_path / "probe.json", client.proof

@@ -50,7 +50,6 @@ def test_a_run_on_the_real_clock_has_what_devices_measured(
     assert told[-1]["result"]["test"]["loss"] > 0
 
 
-@pytest.mark.slow
 def test_a_device_that_starts_again_is_sent_the_second_moments_once_more(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
@@ -89,7 +88,6 @@ def test_a_device_that_starts_again_is_sent_the_second_moments_once_more(
     assert record.rounds[0]["download_bytes"] == asked_bytes.sum()
 
 
-@pytest.mark.slow
 def test_a_run_in_which_no_device_sends_second_moments_ends_with_the_reason(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
@@ -105,7 +103,6 @@ def test_a_run_in_which_no_device_sends_second_moments_ends_with_the_reason(
         run_with(asked, there, tmp_path)
 
 
-@pytest.mark.slow
 def test_devices_time_their_own_steps_and_one_that_claims_too_many_is_refused(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
@@ -163,9 +160,9 @@ def _grown(device: int, reply: Message) -> Message:
 @pytest.mark.parametrize(
     ("bend", "why"),
     [
-        pytest.param(_cut_off, "truncated", marks=pytest.mark.slow),
-        pytest.param(_as_another, "'a', 'b' was asked", marks=pytest.mark.slow),
-        pytest.param(_huge, "at most", marks=pytest.mark.slow),
+        (_cut_off, "truncated"),
+        (_as_another, "'a', 'b' was asked"),
+        (_huge, "at most"),
         (_grown, "rank left must be between 0 and"),
     ],
 )
@@ -179,7 +176,6 @@ def test_a_device_that_lies_is_refused_and_the_others_count(
     assert why in record.devices["reason"][1]
 
 
-@pytest.mark.slow
 def test_scores_that_are_not_finite_are_not_pooled(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
@@ -201,7 +197,6 @@ def test_scores_that_are_not_finite_are_not_pooled(
     assert "channels has 1 scores that are not finite" in fault
 
 
-@pytest.mark.slow
 def test_an_answer_of_the_last_round_is_refused(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
@@ -297,7 +292,6 @@ def test_what_devices_elsewhere_cannot_do_is_refused_before_they_are_asked(
     assert there.mail.sent == []
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_killed(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path
 ) -> None:
@@ -340,7 +334,6 @@ def test_what_is_no_run_is_not_resumed(quick: Any, nodes: Any, tmp_path: Path) -
         run_with(quick, nodes(["a"]), tmp_path, resume=tmp_path)
 
 
-@pytest.mark.slow
 def test_a_run_keeps_the_calibration_that_it_began_with(
     recipe: Callable[..., Any], nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

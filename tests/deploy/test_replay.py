@@ -46,7 +46,6 @@ def same(alone: Any, replayed: Any, weights: Any, tmp_path: Path) -> Callable[[R
     return compare
 
 
-@pytest.mark.slow
 def test_codecs_that_change_hands_are_replayed_with_what_they_owe(
     recipe: Any, same: Any, tmp_path: Path
 ) -> None:
@@ -58,25 +57,16 @@ def test_codecs_that_change_hands_are_replayed_with_what_they_owe(
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param(
-            {
-                "method.name": "jcpba",
-                "method.budget": 0.25,
-                "download.kind": "topk",
-                "download.keep": 1.0,
-                "download.bits": 8,
-            },
-            marks=pytest.mark.slow,
-        ),
-        pytest.param({"method.name": "fedspine"}, marks=pytest.mark.slow),
-        pytest.param(
-            {"method.name": "jcpba", "method.budget": 0.25, "train.mend": "least-squares"},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {"method.name": "fedspine", "train.mend": "least-squares", "method.sparsity": 0.3},
-            marks=pytest.mark.slow,
-        ),
+        {
+            "method.name": "jcpba",
+            "method.budget": 0.25,
+            "download.kind": "topk",
+            "download.keep": 1.0,
+            "download.bits": 8,
+        },
+        {"method.name": "fedspine"},
+        {"method.name": "jcpba", "method.budget": 0.25, "train.mend": "least-squares"},
+        {"method.name": "fedspine", "train.mend": "least-squares", "method.sparsity": 0.3},
         {
             "method.name": "fedavg-lora",
             "upload.kind": "topk",
@@ -95,7 +85,6 @@ def test_same_plans_payloads_and_losses(changes: dict[str, Any], recipe: Any, sa
     same(recipe(**changes))
 
 
-@pytest.mark.slow
 def test_whole_and_cut_devices_side_by_side_are_replayed(
     mixed: Any, same: Any, tmp_path: Path
 ) -> None:
@@ -109,7 +98,6 @@ def test_whole_and_cut_devices_side_by_side_are_replayed(
     assert (devices["server_s"].reshape(2, 3)[:, 1] > 0).all()
 
 
-@pytest.mark.slow
 def test_who_is_asked_at_random_is_the_same_elsewhere(
     mixed: Any, same: Any, tmp_path: Path
 ) -> None:

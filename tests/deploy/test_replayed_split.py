@@ -15,20 +15,14 @@ PRICED = ("upload_s", "download_s", "compute_s", "finish_s", "upload_bytes", "do
 @pytest.mark.parametrize(
     "settings",
     [
-        pytest.param({"method.name": "splitlora"}, marks=pytest.mark.slow),
-        pytest.param({"method.name": "splitfed-v1"}, marks=pytest.mark.slow),
-        pytest.param({"method.name": "splitfed-v2"}, marks=pytest.mark.slow),
-        pytest.param({"method.name": "sft", "method.codec": "quantised"}, marks=pytest.mark.slow),
-        pytest.param(
-            {"method.name": "sft", "method.codec": "quantised", "method.predict": True},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            {"method.name": "sft", "method.codec": "none", "method.device_frozen": True},
-            marks=pytest.mark.slow,
-        ),
+        {"method.name": "splitlora"},
+        {"method.name": "splitfed-v1"},
+        {"method.name": "splitfed-v2"},
+        {"method.name": "sft", "method.codec": "quantised"},
+        {"method.name": "sft", "method.codec": "quantised", "method.predict": True},
+        {"method.name": "sft", "method.codec": "none", "method.device_frozen": True},
         {"method.name": "sft", "method.device_frozen": True, "upload.kind": "deadzone"},
-        pytest.param({"method.name": "sft", "upload.kind": "deadzone"}, marks=pytest.mark.slow),
+        {"method.name": "sft", "upload.kind": "deadzone"},
     ],
 )
 def test_plans_bytes_and_losses_are_those_of_one_process(
@@ -79,7 +73,6 @@ class Own:
 """
 
 
-@pytest.mark.slow
 def test_ranks_and_codecs_of_their_own_are_replayed(
     recipe: Any, alone: Any, replayed: Any, tmp_path: Path
 ) -> None:
@@ -100,7 +93,6 @@ def test_without_a_stream_a_cut_is_refused(recipe: Any, replayed: Any, tmp_path:
         replayed(recipe(**{"method.name": "splitlora"}), tmp_path, may_serve=False)
 
 
-@pytest.mark.slow
 def test_devices_that_vanish_cannot_be_replayed(recipe: Any, replayed: Any, tmp_path: Path) -> None:
     with pytest.raises(MethodError, match=r"fleet\.dropout"):
         replayed(recipe(**{"method.name": "splitlora", "fleet.dropout": 0.9}), tmp_path)

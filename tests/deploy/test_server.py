@@ -72,7 +72,6 @@ def test_a_key_that_the_server_does_not_know_is_refused(site: Any, done: Any) ->
     assert "does not know the key" in refused.stderr
 
 
-@pytest.mark.slow
 def test_another_servers_certificate_is_refused(site: Any) -> None:
     stranger = site.folder / "stranger-2"
     site.airtune("device", "add", "c", "--state", str(stranger))
@@ -95,7 +94,6 @@ def test_another_servers_certificate_is_refused(site: Any) -> None:
     assert "does not prove itself" in asked.stderr
 
 
-@pytest.mark.slow
 def test_a_device_probes_its_link_and_plans_and_runs_read_it(site: Any, done: Any) -> None:
     probed = site.airtune(
         "probe",
@@ -118,7 +116,6 @@ def test_a_device_probes_its_link_and_plans_and_runs_read_it(site: Any, done: An
     assert taken["up_mbps"] == kept["up_mbps"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "apart"),
     [
@@ -154,7 +151,6 @@ def test_on_the_replayed_clock_the_run_is_that_of_one_process(
                 assert mine == pytest.approx(its, rel=apart), figure
 
 
-@pytest.mark.slow
 def test_devices_and_server_split_the_model_over_tls(site: Any, done: Any) -> None:
     halves = site.folder / "halves.yaml"
     halves.write_text(
@@ -171,7 +167,6 @@ def test_devices_and_server_split_the_model_over_tls(site: Any, done: Any) -> No
     assert record.results["validation_best"]["loss"] < record.results["initial"]["loss"]
 
 
-@pytest.mark.slow
 def test_a_revoked_key_is_refused_by_name(site: Any, done: Any) -> None:
     assert site.airtune("device", "add", "late").returncode == 0
     assert site.airtune("device", "revoke", "late").returncode == 0
@@ -197,7 +192,6 @@ def _await_answer(address: str) -> None:
             time.sleep(0.5)
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_after_the_server_was_killed(site: Any, done: Any) -> None:
     import signal
 

@@ -50,7 +50,6 @@ def _run(recipe: Any, nodes: Any, server: Any, root: Path, cache: Path | None) -
     return [event["note"] for event in told if "note" in event]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("lacking")
 def test_devices_fetch_the_base_once_and_train(
     recipe: Any, nodes: Any, server: Any, tmp_path: Path

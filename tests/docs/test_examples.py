@@ -81,7 +81,6 @@ def test_every_command_of_one_machine_ends_well(command, desk):
     assert invoke(words) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("command", [c for c in commands() if reads_evaluation_data(c)], ids=str)
 def test_every_command_of_the_results_runs_on_a_small_share(command, small_share):
@@ -89,7 +88,6 @@ def test_every_command_of_the_results_runs_on_a_small_share(command, small_share
     assert invoke([*words, "--seeds", "0", *small_share(words[1])]) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_recipe_runs_on_a_small_share(path, small_share):
@@ -106,7 +104,6 @@ def test_every_recipe_of_a_page_is_read(example, desk):
     load_recipe(desk / "page.yaml")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("example", recipes(), ids=str)
 def test_every_recipe_of_a_page_runs(example, desk):
     (desk / "page.yaml").write_text(example.text)

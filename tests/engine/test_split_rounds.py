@@ -21,7 +21,7 @@ from airtune.work.jobs import TrainSettings
 
 PLAIN, TOPK, DEADZONE = CodecSpec(), CodecSpec("topk", keep=0.3, bits=4), CodecSpec("deadzone")
 SERVERS = ("shared", "copies", "sequential")
-ONE_OF_SERVERS = ["copies", *(pytest.param(one, marks=pytest.mark.slow) for one in SERVERS[::2])]
+ONE_OF_SERVERS = ["copies", *(one for one in SERVERS[::2])]
 """For what costs more than a second each: one in the gate."""
 
 

@@ -33,10 +33,7 @@ from airtune.deploy.server.authority import ensure_certificates  # noqa: E402
 
 
 @pytest.mark.parametrize("labels", ["travel", "stay"])
-@pytest.mark.parametrize(
-    "codec",
-    [pytest.param(CodecSpec(), marks=pytest.mark.slow), CodecSpec("topk", keep=0.5, bits=8)],
-)
+@pytest.mark.parametrize("codec", [CodecSpec(), CodecSpec("topk", keep=0.5, bits=8)])
 def test_a_barrier_round_is_that_of_one_process(streams, labels, codec):
     jobs = [
         streams.job(0, 1, codec=codec),

@@ -40,17 +40,17 @@ def anew(streams):
 @pytest.mark.parametrize(
     ("work", "codec"),
     [
-        pytest.param(FROZEN, None, marks=pytest.mark.slow),
+        (FROZEN, None),
         (FROZEN, CodecSpec("topk", keep=0.5, bits=8)),
-        pytest.param(replace(FROZEN, labels="stay"), None, marks=pytest.mark.slow),
-        pytest.param(replace(FROZEN, server="copies"), None, marks=pytest.mark.slow),
-        pytest.param(replace(FROZEN, server="sequential"), None, marks=pytest.mark.slow),
-        pytest.param(WorkSpec(), DEADZONE, marks=pytest.mark.slow),
+        (replace(FROZEN, labels="stay"), None),
+        (replace(FROZEN, server="copies"), None),
+        (replace(FROZEN, server="sequential"), None),
+        (WorkSpec(), DEADZONE),
         (
             WorkSpec(labels="stay", reuse_mask=True),
             CodecSpec("topk", keep=0.5, bits=8, predict=True),
         ),
-        pytest.param(WorkSpec(server="sequential"), EXACT, marks=pytest.mark.slow),
+        (WorkSpec(server="sequential"), EXACT),
     ],
 )
 def test_rounds_that_remember_are_those_of_one_process(streams, run, work, codec):

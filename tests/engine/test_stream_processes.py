@@ -132,7 +132,6 @@ def parts_in(folder, devices):
     }
 
 
-@pytest.mark.slow
 def test_two_processes_and_a_server_are_one_process(streams, world, begin, tmp_path):
     task, jobs, opened = opened_world(streams, world, 2)
     devices = [begin(opened, device, 2) for device in range(2)]
@@ -141,7 +140,6 @@ def test_two_processes_and_a_server_are_one_process(streams, world, begin, tmp_p
     streams.assert_same_updates(outcomes, streams.alone(task, jobs).outcomes)
 
 
-@pytest.mark.slow
 def test_a_process_killed_mid_round_leaves_the_rest_right(streams, world, begin, tmp_path):
     task, jobs, opened = opened_world(streams, world, 3)
     devices = [begin(opened, device, 3) for device in range(3)]

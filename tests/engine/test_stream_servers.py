@@ -23,10 +23,7 @@ from airtune.split import DeviceEnd, Kind, StepMessage
 
 
 @pytest.mark.parametrize("labels", ["travel", "stay"])
-@pytest.mark.parametrize(
-    "codec",
-    [pytest.param(CodecSpec(), marks=pytest.mark.slow), CodecSpec("topk", keep=0.5, bits=8)],
-)
+@pytest.mark.parametrize("codec", [CodecSpec(), CodecSpec("topk", keep=0.5, bits=8)])
 def test_copies_are_those_of_one_process(streams, labels, codec):
     jobs = [
         streams.job(0, 1, codec=codec),
@@ -131,7 +128,6 @@ def test_the_turn_of_who_died_goes_to_the_next_even_before_it_has_come():
     assert [session.column for session in turns.queue] == [2, 0, 1]
 
 
-@pytest.mark.slow
 def test_who_dies_in_its_turn_stalls_nobody(streams):
     jobs = [streams.job(0, 1), streams.job(1, 2), streams.job(2, 3)]
     task = streams.task(jobs, WorkSpec(server="sequential"))
@@ -180,7 +176,6 @@ def test_who_is_late_in_its_turn_is_served_after_the_others(streams, step):
     assert [outcome.status for outcome in streams.joined(task, result, parts)] == ["ok"] * 3
 
 
-@pytest.mark.slow
 def test_who_comes_late_for_its_turn_is_served_after_the_others(streams):
     jobs = [streams.job(0, 1), streams.job(1, 2), streams.job(2, 3)]
     task = streams.task(jobs, WorkSpec(server="sequential"), window_s=0.2)
@@ -190,7 +185,7 @@ def test_who_comes_late_for_its_turn_is_served_after_the_others(streams):
     assert result.order[-1] == first
 
 
-@pytest.mark.parametrize("server", ["shared", pytest.param("sequential", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("server", ["shared", "sequential"])
 def test_what_was_learnt_until_the_deadline_counts(streams, server):
     class Waits(DeviceEnd):
         def send(self, step, **part):
@@ -231,14 +226,8 @@ def test_a_step_in_flight_at_the_deadline_is_given_up(streams):
     assert (one.update.part, other.update.part) == (1.0, 2 / 3)
 
 
-@pytest.mark.parametrize(
-    "server",
-    ["shared", *(pytest.param(one, marks=pytest.mark.slow) for one in ("copies", "sequential"))],
-)
-@pytest.mark.parametrize(
-    "codec",
-    [pytest.param(CodecSpec(), marks=pytest.mark.slow), CodecSpec("topk", keep=0.5, bits=8)],
-)
+@pytest.mark.parametrize("server", ["shared", *(one for one in ("copies", "sequential"))])
+@pytest.mark.parametrize("codec", [CodecSpec(), CodecSpec("topk", keep=0.5, bits=8)])
 def test_micro_batches_add_up_to_the_batch(streams, server, codec):
     workload = replace(streams.workload, batch=4, micro_batches=2)
     there = replace(streams, workload=workload)
@@ -277,7 +266,6 @@ def test_the_second_micro_batch_is_sent_before_the_first_is_answered(streams):
     assert calls == [("send", 0), ("send", 1), ("learn", 0), ("learn", 1)]
 
 
-@pytest.mark.slow
 def test_a_device_that_keeps_the_rest_of_its_step_is_let_go(streams):
     there = replace(streams, workload=replace(streams.workload, micro_batches=2))
 

@@ -45,14 +45,7 @@ def roomy():
     return replace(sample_problem().devices, memory_bytes=np.full(9, 1e12))
 
 
-@pytest.mark.parametrize(
-    ("name", "number"),
-    [
-        pytest.param("jcpba", 0, marks=pytest.mark.slow),
-        ("sft", 2),
-        pytest.param("fedavg-lora", 0, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("name", "number"), [("jcpba", 0), ("sft", 2), ("fedavg-lora", 0)])
 def test_its_plan_is_never_slower_than_those_of_the_others(decided, name, number):
     found = decided(number=number)
     other = decided(name=name, number=number)
@@ -118,7 +111,6 @@ def test_whole_devices_take_the_steps_that_are_worth_their_time(decided):
     assert set(unmeasured.assignments.local_steps.tolist()) == {usual}
 
 
-@pytest.mark.slow
 def test_no_more_rounds_than_allowed_are_asked_for(decided):
     free, _, _, _ = decided()
     tight, _, _, _ = decided({"quality": {"rounds": 1.02}})
@@ -168,7 +160,6 @@ def test_a_server_too_small_is_told_what_would_serve(decided):
         decided(knobs, number=1, server_memory_bytes=0.9 * parse_bytes(said[1]))
 
 
-@pytest.mark.slow
 def test_lines_are_kept_while_others_save_little(decided):
     method = build_method("auto", {"hysteresis": 0.9})
     problem = replace(sample_problem(), work=method.work)
@@ -186,7 +177,6 @@ def test_lines_are_kept_while_others_save_little(decided):
         assert np.array_equal(one, other)
 
 
-@pytest.mark.slow
 def test_no_device_falls_to_a_lower_rank_than_it_had(decided):
     """What it trained beyond that rank would still count, but nobody would train with it."""
     method = build_method("auto", {"hysteresis": 0.0})

@@ -12,22 +12,14 @@ from airtune.plan import Method
 
 BUILDABLE = [name for name, row in METHODS.items() if row.settings is not None]
 VARIANTS = [
-    pytest.param("jcpba", {"solver": "bcd"}, marks=pytest.mark.slow),
-    pytest.param(
-        "jcpba", {"solver": "bcd", "bcd_start": "bandwidth-first"}, marks=pytest.mark.slow
-    ),
+    ("jcpba", {"solver": "bcd"}),
+    ("jcpba", {"solver": "bcd", "bcd_start": "bandwidth-first"}),
     ("jcpba", {"budget": 0.3}), ("jcpba", {"quality_budget": "2%"}),
     ("auto", {"knobs": ["prune", "rank", "share"]}),
 ]  # fmt: skip
 
 
-def with_slow(*names):
-    return [
-        pytest.param(name, marks=pytest.mark.slow) if name in names else name for name in BUILDABLE
-    ]
-
-
-@pytest.mark.parametrize("name", with_slow("auto"))
+@pytest.mark.parametrize("name", BUILDABLE)
 def test_every_registered_method_keeps_the_contract(name):
     check_method(build_method(name))
 
@@ -37,7 +29,7 @@ def test_so_do_their_forms(name, settings):
     check_method(build_method(name, settings))
 
 
-@pytest.mark.parametrize("name", with_slow("auto", "sft"))
+@pytest.mark.parametrize("name", BUILDABLE)
 def test_every_method_works_without_a_calibration(name, problem):
     check_method(build_method(name), replace(problem, measurements=None))
 

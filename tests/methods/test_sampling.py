@@ -69,7 +69,6 @@ def test_auto_asks_all_at_first_and_then_some_each_with_a_reason():
     assert left
 
 
-@pytest.mark.slow
 def test_a_method_that_asks_some_keeps_the_contract():
     check_method(build_method("auto", {"sampling_rate": 0.5}))
 

@@ -19,13 +19,7 @@ FORMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param(form, id=next(iter(form)), marks=[pytest.mark.slow] if row else [])
-        for row, form in enumerate(FORMS)
-    ],
-)
+@pytest.mark.parametrize("settings", FORMS, ids=lambda form: next(iter(form)))
 def test_its_variants_are_settings_that_keep_the_contract(settings):
     check_method(build_method("sft", settings))
 

@@ -166,11 +166,7 @@ def near(one, other):
 
 @pytest.mark.parametrize("stay", [False, True], ids=["travel", "stay"])
 @pytest.mark.parametrize(
-    "cuts",
-    [
-        pytest.param((1, 1), id="equal", marks=pytest.mark.slow),
-        pytest.param((2, 1, 2), id="unequal"),
-    ],
+    "cuts", [pytest.param((1, 1), id="equal"), pytest.param((2, 1, 2), id="unequal")]
 )
 def test_two_halves_have_the_gradients_of_the_whole_model(base, state, batch_of, cuts, stay):
     batches = [batch_of(device) for device in range(len(cuts))]

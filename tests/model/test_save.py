@@ -113,8 +113,8 @@ def check_pruned(base, kept, batch, workload_of, folder, mending=None):
     return loaded
 
 
-@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2, 3])
-@pytest.mark.parametrize("labels", [0, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+@pytest.mark.parametrize("labels", [0, 3])
 @pytest.mark.parametrize("name", ANY_HEADS)
 def test_any_number_of_heads_is_loaded_by_plain_transformers(
     make_base, make_batch, workload_of, tmp_path, name, labels, groups

@@ -57,14 +57,12 @@ def test_a_plan_is_beaten_only_by_what_gives_up_less_and_costs_as_little():
         assert _beats(one, other, AXES) == (less and one.total_s <= 1.1 * other.total_s)
 
 
-@pytest.mark.slow
 def test_a_method_with_a_budget_has_it_as_a_knob():
     points = plan_front(setting_of(recipe("lora.r=1")), ("time", "bytes")).points
     assert {one.knobs["budget"] for one in points} >= {"0", "0.1"}
     assert {one.knobs["rank"] for one in points} == {"1"}
 
 
-@pytest.mark.slow
 def test_a_limit_on_rounds_is_no_knob_while_nothing_says_what_rounds_are_needed():
     points = plan_front(setting_of(recipe("method.name=auto", "lora.r=1")), AXES).points
     assert {knob for one in points for knob in one.knobs} == {"upload", "rank"}

@@ -65,7 +65,6 @@ def test_more_that_costs_time_says_why():
     assert not prices["10 % more uplink"].trains_more
 
 
-@pytest.mark.slow
 def test_a_quantile_is_that_of_the_drawn_rounds():
     setting = setting_of(recipe())
     plan = plan_of(setting, quantile=0.95)
@@ -85,7 +84,6 @@ def test_money_is_energy_and_bytes_at_the_tariff():
     assert plan_recipe(recipe()).money is None
 
 
-@pytest.mark.slow
 def test_plans_to_choose_among_cost_what_their_own_plans_cost():
     tariff = "tariff={per_kwh: 0.5, per_gb: 2e6, currency: EUR}"
     front = plan_front(setting_of(recipe(tariff, "lora.r=1")), ("time", "bytes"))

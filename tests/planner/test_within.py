@@ -69,9 +69,7 @@ def test_the_device_left_out_first_is_the_one_without_which_the_run_is_shortest(
     assert answer.amount == 4
 
 
-@pytest.mark.parametrize(
-    "method", ["fedavg-lora", pytest.param("best-bandwidth", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("method", ["fedavg-lora", "best-bandwidth"])
 def test_memory_is_not_spared_at_the_price_of_a_device_or_of_pruning(method):
     now = setting(f"method.name={method}", "train.local_steps=1")
     (answer,) = plan_within(now, 1e9, vary=["memory"]).answers
@@ -90,7 +88,6 @@ def test_a_server_that_serves_nobody_changes_nothing(shared):
     assert plan_within(shared, 1.1 * now, vary=["server"]).shortfall == ""
 
 
-@pytest.mark.slow
 def test_a_server_fast_enough_for_cut_devices_is_found():
     slow = setting("method.name=splitlora", "train.local_steps=1")
     slow = slow.on(replace(slow.fleet, server=replace(slow.fleet.server, flops_per_s=2e9)))

@@ -85,7 +85,6 @@ def look(page, folder, *, width, flags=()):
     return json.loads(base64.b64decode(found.group(1))), console
 
 
-@pytest.mark.slow
 def test_a_comparison_reads_well_on_a_phone(comparison, tmp_path):
     page = write_report([comparison], tmp_path)
     seen, console = look(page, tmp_path, width=380)
@@ -118,7 +117,6 @@ def test_a_run_draws_its_charts_and_answers_in_either_scheme(build_run, tmp_path
         assert light[name] != dark[name], name
 
 
-@pytest.mark.slow
 def test_a_bandit_reads_well_on_a_phone_in_the_dark(bandits, tmp_path):
     page = write_report([bandits], tmp_path)
     dark = ("--blink-settings=preferredColorScheme=0",)
@@ -131,7 +129,6 @@ def test_a_bandit_reads_well_on_a_phone_in_the_dark(bandits, tmp_path):
     assert contrast(seen["tick"], seen["back"]) >= 4.5
 
 
-@pytest.mark.slow
 def test_a_split_reads_well_on_a_phone(build_split, tmp_path):
     page = write_report([build_split(devices=6, rounds=6)], tmp_path / "out")
     seen, console = look(page, tmp_path, width=380)

@@ -32,7 +32,7 @@ def writer(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-@pytest.mark.parametrize("format", ["adapter", pytest.param("merged", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("format", ["adapter", "merged"])
 @pytest.mark.parametrize("which", ["sentiment", "writer"])
 def test_the_cards_program_loads_the_model_and_its_texts_name_no_folder(
     which, format, request, tmp_path, monkeypatch, capsys

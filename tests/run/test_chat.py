@@ -71,7 +71,6 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_a_chat_file_goes_from_init_to_export_and_its_answers_end(folder, monkeypatch, capsys):
     assert invoke(["init", "--model", "./base", "--data", "./chat.jsonl", "--fleet", "pocket"]) == 0

@@ -95,7 +95,6 @@ def memory_answer(run):
         return tuned.network(ids).logits.flatten()[:5].numpy()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("which", "auto"),
     [("run", "AutoModelForCausalLM"), ("classifier", "AutoModelForSequenceClassification")],
@@ -121,13 +120,12 @@ def test_a_pruned_run_is_loaded_by_plain_transformers_and_answers_the_same(which
     np.testing.assert_allclose(np.array(theirs, float), ours, atol=TOLERANCE * spread)
 
 
-@pytest.mark.slow
 def test_the_adapters_of_a_pruned_model_are_no_adapters_of_the_base(run):
     with pytest.raises(ModelError, match="pruned the model for good"):
         export_run(run, "adapter", accept_worse=True)
 
 
-@pytest.mark.parametrize("format", [pytest.param("merged", marks=pytest.mark.slow), "pruned"])
+@pytest.mark.parametrize("format", ["merged", "pruned"])
 def test_a_cut_that_the_run_did_not_evaluate_needs_force(dense, tmp_path, format):
     with pytest.raises(
         ModelError, match=r"prune 0\.5 cuts into.*was not measured.*--force, or accept_worse=True"
@@ -153,7 +151,6 @@ def test_a_prune_that_would_do_nothing_is_refused(run, format, said):
         export_run(run, format, prune=0.9, accept_worse=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("format", ["merged", "gguf"])
 def test_a_failed_self_check_leaves_what_was_there(dense, tmp_path, monkeypatch, format):
     if format == "gguf":
@@ -195,7 +192,6 @@ def manifest_of(run, place):
     )
 
 
-@pytest.mark.slow
 def test_the_manifest_names_the_base_and_the_template_that_was_used(dense, tmp_path):
     said = manifest_of(dense, tmp_path / "m")
     header = json.loads((dense / "run.json").read_text())
@@ -205,7 +201,6 @@ def test_the_manifest_names_the_base_and_the_template_that_was_used(dense, tmp_p
     assert said["template_from"].startswith("the tokenizer's chat template")
 
 
-@pytest.mark.slow
 def test_the_manifest_names_the_commit_of_a_base_from_the_hub(dense, tmp_path):
     """Its files lie in the hub's cache in a folder of that name."""
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -226,7 +221,6 @@ def test_the_manifest_names_the_commit_of_a_base_from_the_hub(dense, tmp_path):
     assert (said["template"], said["template_from"][:9]) == ("{prompt}\n{completion}", "airtune's")
 
 
-@pytest.mark.slow
 def test_what_is_worse_than_untuned_needs_force(tmp_path):
     run = run_of(tmp_path, "train.learning_rate=0.3", method=["method.name=fedavg-lora"])
     for format in ("adapter", "merged"):
@@ -274,7 +268,6 @@ def test_gguf_holds_the_pruned_model_and_answers_the_same(run, tmp_path):
         export_run(run, "gguf", output=tmp_path / "file", accept_worse=True)
 
 
-@pytest.mark.slow
 def test_a_classifier_is_no_gguf(classifier, tmp_path):
     with pytest.raises(ModelError, match="language models of llama"):
         export_run(classifier, "gguf", output=tmp_path / "file", accept_worse=True)

@@ -126,7 +126,6 @@ def test_a_file_in_the_way_is_called_no_run(tmp_path):
         run_recipe(recipe(), folder=tmp_path / "notes")
 
 
-@pytest.mark.slow
 def test_an_interrupted_calibration_goes_on_where_it_was(tmp_path, assets, monkeypatch):
     from airtune.loop import rounds as loop
 

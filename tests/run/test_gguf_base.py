@@ -95,14 +95,12 @@ def test_the_pruned_model_is_smaller_and_loads(run):
     assert torch.isfinite(answer(place)).all()
 
 
-@pytest.mark.slow
 def test_the_file_is_the_merged_model_and_a_quantised_one_nearly(run, merged, file, tmp_path):
     torch.testing.assert_close(answer(file, "model.gguf"), answer(merged), atol=1e-4, rtol=0)
     small = export_run(run, "gguf", output=tmp_path / "f", quantise="q8_0", accept_worse=True)
     torch.testing.assert_close(answer(small, "model.gguf"), answer(merged), atol=0.2, rtol=0)
 
 
-@pytest.mark.slow
 def test_the_adapters_file_is_what_the_merged_file_has_more_than_the_base(run, file):
     place = export_run(run, "adapter-gguf", accept_worse=True)
     before, after = tensors(run.parent / "base.gguf"), tensors(file / "model.gguf")

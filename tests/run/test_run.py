@@ -86,7 +86,6 @@ def test_the_header_says_what_was_run(assets, tmp_path):
     assert "wall_s" not in json.dumps(header)
 
 
-@pytest.mark.slow
 def test_calibration_is_measured_once_and_used_again(assets, tmp_path):
     output = f"output={tmp_path}/out"
     stages = []
@@ -184,7 +183,6 @@ def final(compared, label, seed=0):
     return record.rounds[-1]
 
 
-@pytest.mark.slow
 def test_controls_begin_at_the_same_model(compared):
     rows = [
         read_run(compared.folder / "runs" / f"{label}-s0").rounds[0]

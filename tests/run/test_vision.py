@@ -96,7 +96,6 @@ def test_the_adapter_is_loaded_by_peft(trained):
         )
 
 
-@pytest.mark.slow
 def test_a_split_run_says_what_its_cut_gives_away(assets, tmp_path):
     (tmp_path / "cutter.py").write_text(CUTTER)
     mine = recipe(f"method.name={tmp_path}/cutter.py:Cutter", "evaluation.leakage=true")

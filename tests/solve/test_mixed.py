@@ -141,12 +141,7 @@ def test_a_mixed_round_takes_what_a_general_solver_finds(seed):
 
 
 @pytest.mark.parametrize(
-    ("seed", "more"),
-    [
-        pytest.param(0, {}, marks=pytest.mark.slow),
-        (2, {"steps": 1}),
-        pytest.param(4, {"links": 2, "dedicated": 0.5}, marks=pytest.mark.slow),
-    ],
+    ("seed", "more"), [(0, {}), (2, {"steps": 1}), (4, {"links": 2, "dedicated": 0.5})]
 )
 def test_three_devices_are_chosen_as_brute_force_chooses(seed, more):
     problem = problem_of(3, seed, levels=2, codecs=2, **more)

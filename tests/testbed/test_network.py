@@ -67,7 +67,6 @@ def send(device, size):
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("device", [0, 1])
 def test_a_link_has_its_rate_and_its_delay(sink, device):
     spec = SPEC.devices[device]
@@ -76,7 +75,6 @@ def test_a_link_has_its_rate_and_its_delay(sink, device):
     assert 2e-3 * spec.delay_ms <= trip_s < 2e-3 * spec.delay_ms + 0.03
 
 
-@pytest.mark.slow
 def test_a_link_goes_down_and_up(sink):
     set_link(SPEC, 0, is_up=False)
     assert send(0, 1000).returncode != 0

@@ -280,7 +280,6 @@ def test_a_chunk_holds_what_its_hash_says() -> None:
         open_chunk(pack_chunk(5, b"abc"), 5, left_bytes=2)
 
 
-@pytest.mark.slow  # a second start of all libraries
 def test_plans_need_no_locks_that_only_some_systems_have() -> None:
     program = "import sys; sys.modules['fcntl'] = None; import airtune.planner.extra"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
