@@ -50,8 +50,8 @@ def marks_of(page):
 
 
 def here():
-    """Return the commands of one machine; studies and plans of many are for `make check-all`."""
-    studies = ("compare", "sweep")
+    """Return the commands of one machine; studies, pruning and plans of many are for `make check-all`."""
+    studies = ("compare", "sweep", "prune")
 
     def is_long(command):
         words = words_of(command)
@@ -75,7 +75,9 @@ def test_every_command_of_one_machine_ends_well(command, desk):
         words = [STAND_IN.get(word, word) for word in words]
     if words[0] == "init":
         (desk / "recipe.yaml").unlink()
-    quick = words[0] in ("run", "calibrate", "compare", "sweep") and "--resume" not in words
+    quick = (
+        words[0] in ("run", "calibrate", "compare", "sweep", "prune") and "--resume" not in words
+    )
     if quick or (words[0] == "plan" and "--device" not in words):
         words += ["--set", *QUICK]
     assert invoke(words) == 0

@@ -14,7 +14,7 @@ import airtune.model.base as base_module
 from airtune.errors import MissingExtraError, ModelError
 from airtune.model.base import fingerprint, load_base, load_shape
 from airtune.model.kept import keep_all
-from airtune.model.save import plain_config
+from airtune.model.plain import plain_config
 
 
 @pytest.fixture

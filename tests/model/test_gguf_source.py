@@ -14,7 +14,8 @@ from airtune.model.base import load_base, load_shape
 from airtune.model.gguf.write import write_gguf
 from airtune.model.kept import keep_all
 from airtune.model.lora import init_adapters
-from airtune.model.save import plain_config, save_pruned
+from airtune.model.plain import plain_config
+from airtune.model.save import save_pruned
 from airtune.model.source import load_tokenizer
 from airtune.plan import Workload
 

@@ -21,7 +21,8 @@ from airtune.model.kept import Kept, keep_all
 from airtune.model.lora import attach, head_of, init_adapters, take
 from airtune.model.loss import class_logits
 from airtune.model.mending import Mending, biased_layers, measure_grams
-from airtune.model.save import plain_config, save_adapter, save_pruned, whole_folder
+from airtune.model.plain import plain_config
+from airtune.model.save import save_adapter, save_pruned, whole_folder
 from airtune.model.slicing import slice_network
 
 SCALE = 2.0

@@ -1,7 +1,7 @@
 """What the knobs cost this model on these data: short runs, or forward passes."""
 
 from airtune.calibrate.measured import from_header, load, store
-from airtune.calibrate.sensitivity import SensitivityProbe, measure_sensitivity
+from airtune.calibrate.sensitivity import SensitivityProbe, measure_sensitivity, scored_state
 from airtune.calibrate.short import CalibrationSetting, chosen_devices
 from airtune.calibrate.tables import (
     measure_codecs,
@@ -25,5 +25,6 @@ __all__ = [
     "measure_sensitivity",
     "measure_steps",
     "measure_uploads",
+    "scored_state",
     "store",
 ]

@@ -55,14 +55,18 @@ class SensitivityProbe:
     seed: int
 
 
-def measure_sensitivity(probe: SensitivityProbe) -> Sensitivity:
+def measure_sensitivity(probe: SensitivityProbe, scored: GlobalState | None = None) -> Sensitivity:
     """Measure what heads and channels cost this model on these data.
+
+    Args:
+        probe: what is measured on.
+        scored: its `scored_state`, where it is known; None = measured now.
 
     Raises:
         DataError: if a device has no example.
         ModelError: if a Gram matrix cannot be solved for.
     """
-    shape, scored = probe.base.shape, _scored(probe)
+    shape, scored = probe.base.shape, scored or scored_state(probe)
     dense = _Dense(probe)
     groups, channels = _counts(shape.kv_groups, GROUP_POINTS), _counts(shape.ffn, CHANNEL_POINTS)
     heads_cost = [dense.cost(scored, int(count), shape.ffn) for count in groups]
@@ -83,8 +87,12 @@ def _counts(count: int, points: int) -> Ints:
     return np.unique(np.maximum(kept, 1).astype(np.int64))[::-1]
 
 
-def _scored(probe: SensitivityProbe) -> GlobalState:
-    """Return a state that holds what slices are made by: scores, means, second moments."""
+def scored_state(probe: SensitivityProbe) -> GlobalState:
+    """Return a state that holds what slices are made by: scores, means, second moments.
+
+    Raises:
+        DataError: if a device has no example.
+    """
     batches = measured_batches(probe.work, probe.batch)
     held = [(device, part.train, 1.0) for device, part in enumerate(probe.data.devices)]
     reports = [

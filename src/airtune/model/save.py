@@ -1,16 +1,6 @@
 """Writing what was trained so that other tools load it: adapters, merged and pruned models.
 
-Pruned models become plain configs of their family, or of a neighbour that can say what is left:
-
-| family | heads | FFN channels |
-|---|---|---|
-| Mistral, Qwen2, Qwen3, ViT | any count | any count |
-| Llama | any count; as Mistral, or with biases as Granite, where the heads left do not divide the width | any count |
-| GPT-2, BERT, RoBERTa | all of them | any count |
-
-with the same counts in every block. Constants that make up for what is removed become biases: GPT-2,
-BERT, RoBERTa and ViT have them, Llama's config has a switch for them, Qwen3's for its attention; the
-other biases that a switch brings are zero. A folder appears whole or not at all.
+A folder appears whole or not at all; `plain` has the configs of pruned models.
 """
 
 from __future__ import annotations
@@ -18,7 +8,7 @@ from __future__ import annotations
 import errno
 import re
 import tempfile
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,19 +17,19 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
-from transformers import GenerationConfig, GraniteConfig, MistralConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from airtune.errors import AirtuneError, ModelError, RunExistsError, StorageError
 from airtune.model.base import BaseModel, auto_class
-from airtune.model.families import Config, Family
+from airtune.model.families import Config
 from airtune.model.frame import PREPROCESSOR
-from airtune.model.kept import Kept, check_kept
+from airtune.model.kept import Kept
 from airtune.model.lora import Adapters, Head, layer_names, merged
 from airtune.model.mending import Mending
+from airtune.model.plain import plain_config
 from airtune.model.screen import off_screen
 from airtune.model.slicing import slice_network
-from airtune.model.weights import bias_of
 from airtune.plan import ModelShape
 
 
@@ -125,115 +115,40 @@ def save_pruned(
         StorageError: if it cannot be written.
     """
     constants = frozenset() if mending is None else mending.biased
-    config = plain_config(base, kept, constants=constants)
+    plain_config(base, kept, constants=constants)  # refused before anything is sliced
     sliced = slice_network(base, kept, mending=mending)
-    network = _plain_network(
-        merged(sliced, base.family, adapters, scale=scale, head=head), config, base.shape
-    )
-    with whole_folder(Path(folder), overwrite=overwrite) as stage, off_screen():
-        _save_network(network, stage)
-        _save_reader(base, stage)
+    network = merged(sliced, base.family, adapters, scale=scale, head=head)
+    save_slice(folder, base, kept, network, constants=constants, overwrite=overwrite)
 
 
-def plain_config(base: BaseModel, kept: Kept, *, constants: frozenset[str] = frozenset()) -> Config:
-    """Return the config under which plain transformers loads a slice.
+def save_slice(
+    folder: str | Path,
+    base: BaseModel,
+    kept: Kept,
+    network: nn.Module,
+    *,
+    constants: frozenset[str] = frozenset(),
+    overwrite: bool = False,
+) -> None:
+    """Write a slice as a plain model, with whatever weights it has now.
 
     Args:
+        folder: Where to; appears whole or not at all.
         base: The unpruned model.
-        kept: What is left.
+        kept: What is left of it: the same number of groups, and of channels, in every block.
+        network: The slice.
         constants: Output projections that hold one for what they lost, which takes a bias.
+        overwrite: Replace a folder that is there.
 
     Raises:
-        ModelError: if there is none: counts differ over blocks, the family cannot have fewer
-            heads, or a bias where a constant is, or the base is held in 4 bits.
+        ModelError: as `plain_config`.
+        RunExistsError: if the folder is there and must not be replaced.
+        StorageError: if it cannot be written.
     """
-    check_kept(kept, base.shape)
-    groups, channels = _uniform("groups", kept.groups), _uniform("channels", kept.channels)
-    if getattr(base.network, "is_quantized", False):
-        raise ModelError(
-            "a 4-bit base cannot be saved merged or pruned; save the adapter, or load the base "
-            "with load_in_4bit: false"
-        )
-    settings = base.network.config.to_dict()
-    settings.pop("auto_map", None)  # code that is not there and was not run
-    config = type(base.network.config).from_dict(settings)
-    setattr(config, base.family.ffn_field, channels)
-    lost = {
-        base.family.attention_output: groups < base.shape.kv_groups,
-        base.family.ffn_output: channels < base.shape.ffn,
-    }
-    for name in sorted(constants):
-        if lost[name] and bias_of(base.family.linear(base.network, 0, name)) is None:
-            setattr(config, _bias_switch(base.family, name), True)
-    if groups == base.shape.kv_groups:
-        return config
-    if not base.family.any_head_count:
-        raise ModelError(
-            f"a plain {base.family.name} config cannot have fewer heads, got {groups} of "
-            f"{base.shape.kv_groups}; prune FFN channels only for an export, or save the adapter"
-        )
-    heads = groups * (base.shape.heads // base.shape.kv_groups)
-    if base.family.heads_divide_width and base.shape.width % heads:
-        return _as_neighbour(config, base.shape, heads, groups)
-    config.head_dim = base.shape.head_dim
-    config.num_attention_heads = heads
-    if hasattr(config, "num_key_value_heads"):
-        config.num_key_value_heads = groups
-    return config
-
-
-def _bias_switch(family: Family, name: str) -> str:
-    if name not in family.bias_switches:
-        raise ModelError(
-            f"{name} of a {family.name} model has no bias, and its config no switch for one, to hold "
-            "the mean of what was removed; save it without means, or with least squares, which "
-            "needs no bias"
-        )
-    return family.bias_switches[name]
-
-
-def _as_neighbour(config: Config, shape: ModelShape, heads: int, groups: int) -> Config:
-    """Return Llama's config under a name that allows any number of heads and computes the same.
-
-    Gemma 3 has no such neighbour.
-
-    A Mistral without a window; with biases, which Mistral lacks, a Granite whose multipliers are
-    Llama's.
-    """
-    if config.model_type != "llama":
-        raise ModelError(
-            f"{heads} heads do not divide a width of {shape.width}, which a plain "
-            f"{config.model_type} config demands; keep a number of groups whose heads divide it, or "
-            "prune FFN channels only"
-        )
-    settings = config.to_dict()
-    has_bias = bool(config.attention_bias or config.mlp_bias)
-    if has_bias and shape.labels:
-        raise ModelError(
-            f"{heads} heads do not divide a width of {shape.width}, which Llama's config demands, "
-            "and of the configs that do not, none has both biases and a classification head; keep "
-            "a number of groups whose heads divide the width, or set train.mend to none"
-        )
-    own = {
-        "model_type",
-        "architectures",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "pretraining_tp",
-        "sliding_window",
-    }
-    if not has_bias:
-        own |= {"attention_bias", "mlp_bias"}
-    given = {name: value for name, value in settings.items() if name not in own}
-    given |= {
-        "num_attention_heads": heads,
-        "num_key_value_heads": groups,
-        "head_dim": shape.head_dim,
-    }
-    if has_bias:
-        return GraniteConfig(**given, attention_multiplier=shape.head_dim**-0.5)
-    return MistralConfig(**given, sliding_window=None)
+    plain = _plain_network(network, plain_config(base, kept, constants=constants), base.shape)
+    with whole_folder(Path(folder), overwrite=overwrite) as stage, off_screen():
+        _save_network(plain, stage)
+        _save_reader(base, stage)
 
 
 def _plain_network(network: nn.Module, config: Config, shape: ModelShape) -> PreTrainedModel:
@@ -250,16 +165,6 @@ def _plain_network(network: nn.Module, config: Config, shape: ModelShape) -> Pre
     if generation is not None:
         plain.generation_config = generation
     return plain.eval()
-
-
-def _uniform(name: str, rows: tuple[Sized, ...]) -> int:
-    counts = sorted({len(row) for row in rows})
-    if len(counts) > 1:
-        raise ModelError(
-            f"a plain config has one number of {name} for all blocks, got {counts}; "
-            "prune uniformly over the blocks for an export"
-        )
-    return counts[0]
 
 
 def _adapter_config(

@@ -14,12 +14,14 @@ from airtune.run.folders import new_folder, saved_recipe
 from airtune.run.load import Assets, load_assets, longest_input
 from airtune.run.measurement import stored_measurements, tables_of
 from airtune.run.method import Chosen, choose_method
+from airtune.run.prune import PrunedBase, prune_base
 from airtune.run.sensitivity import known_sensitivity, remembered_sensitivity, stored_sensitivity
 
 __all__ = [
     "Assets",
     "Chosen",
     "Pieces",
+    "PrunedBase",
     "RunResult",
     "Watch",
     "build_pieces",
@@ -32,6 +34,7 @@ __all__ = [
     "longest_input",
     "new_folder",
     "problem_of",
+    "prune_base",
     "remembered_sensitivity",
     "resume_run",
     "run_recipe",

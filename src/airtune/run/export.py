@@ -13,7 +13,7 @@ from torch import nn
 from airtune.cost import counts_for, pruning_path
 from airtune.data.samples import TextRows, read_samples
 from airtune.engine.checkpoint import Checkpoint, load_checkpoint
-from airtune.errors import CheckpointError, ModelError, RecipeError, RunExistsError
+from airtune.errors import CheckpointError, ModelError, RecipeError
 from airtune.model.base import BaseModel
 from airtune.model.gguf.fields import check_gguf
 from airtune.model.gguf.write import Quantisation
@@ -33,7 +33,16 @@ from airtune.run.card import CARD, Exported, card_of
 from airtune.run.folders import check_moved, saved_recipe
 from airtune.run.gguf import adapter_file, check_quantise, model_file
 from airtune.run.load import load_model
-from airtune.run.manifest import ANYWAY, MANIFEST, check_better, manifest_of, quality_of, unmeasured
+from airtune.run.manifest import (
+    ANYWAY,
+    MANIFEST,
+    check_better,
+    check_place,
+    manifest_of,
+    quality_of,
+    slice_of,
+    unmeasured,
+)
 from airtune.run.method import choose_method
 from airtune.run.replay import replay
 from airtune.run.selfcheck import self_check
@@ -92,7 +101,7 @@ def export_run(
     check_quantise(format, quantise)
     target = output or folder / f"export-{format}"
     if overwrite:
-        _check_place(target)
+        check_place(target)
     trained = replace(_trained(folder, round), quantise=quantise)
     kept = _kept(trained, format, prune)
     if prune is not None:
@@ -189,7 +198,7 @@ def _write_model(stage: Path, trained: _Trained, kept: Kept) -> dict[str, Any]:
         overwrite=True,
     )
     saved = load_saved(stage, base)
-    found = {"slice": _slice(base, kept)} | _asked(stage, saved, trained, state, work)
+    found = {"slice": slice_of(base, kept)} | _asked(stage, saved, trained, state, work)
     if base.frame is not None:
         read_batches_(saved)
     return {**found, "self_check": asdict(self_check(saved, base))}
@@ -237,21 +246,6 @@ _WRITERS = {
     "gguf": _write_gguf,
     "adapter-gguf": _write_adapter_gguf,
 }
-
-
-def _slice(base: BaseModel, kept: Kept) -> dict[str, Any]:
-    shape, groups, channels = base.shape, len(kept.groups[0]), len(kept.channels[0])
-    pruned = shape.pruned_fraction(1.0 - groups / shape.kv_groups, 1.0 - channels / shape.ffn)
-    found: dict[str, Any] = {
-        "groups": groups,
-        "of_groups": shape.kv_groups,
-        "channels": channels,
-        "of_channels": shape.ffn,
-        "pruned": float(pruned),
-    }
-    if channels < shape.ffn and not base.family.any_head_count:
-        found["heads"] = f"kept: a plain {base.family.name} config cannot have fewer"
-    return found
 
 
 def _check_asked(format: str, prune: float | None, round: str) -> None:
@@ -319,21 +313,6 @@ def _check_base(folder: Path, base: BaseModel, trained_on: str, recipe: Recipe) 
         raise ModelError(
             f"{recipe.model.source} holds other weights now than when {folder} was run; get those "
             "back, by model.revision for instance"
-        )
-
-
-def _check_place(target: Path) -> None:
-    """Refuse to replace what is no export.
-
-    Raises:
-        RunExistsError: naming the folder.
-    """
-    if target.is_file() or (
-        target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file()
-    ):
-        raise RunExistsError(
-            f"{target} is there and no export of airtune, so it is never replaced; choose another "
-            "folder"
         )
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from airtune.data import TOPICS
 from airtune.data.exchange import chosen_template
-from airtune.errors import ModelError
+from airtune.errors import ModelError, RunExistsError
 from airtune.model.base import BaseModel
 from airtune.model.classes import class_names
 from airtune.model.gguf.source import is_gguf
+from airtune.model.kept import Kept
 from airtune.recipe import Recipe
 from airtune.records import RunRecord
 from airtune.run.load import base_folder
@@ -96,6 +97,37 @@ def check_better(folder: Path, quality: Mapping[str, Any], prune: float | None) 
         raise ModelError(
             f"the model of {folder} has a validation loss of {tuned:.4g}, the untuned one "
             f"{untuned:.4g}; tune it longer, or export it all the same: {ANYWAY}"
+        )
+
+
+def slice_of(base: BaseModel, kept: Kept) -> dict[str, Any]:
+    """Return what is left of the model, in counts."""
+    shape, groups, channels = base.shape, len(kept.groups[0]), len(kept.channels[0])
+    pruned = shape.pruned_fraction(1.0 - groups / shape.kv_groups, 1.0 - channels / shape.ffn)
+    found: dict[str, Any] = {
+        "groups": groups,
+        "of_groups": shape.kv_groups,
+        "channels": channels,
+        "of_channels": shape.ffn,
+        "pruned": float(pruned),
+    }
+    if channels < shape.ffn and not base.family.any_head_count:
+        found["heads"] = f"kept: a plain {base.family.name} config cannot have fewer"
+    return found
+
+
+def check_place(target: Path) -> None:
+    """Refuse to replace what is no export.
+
+    Raises:
+        RunExistsError: naming the folder.
+    """
+    if target.is_file() or (
+        target.is_dir() and any(target.iterdir()) and not (target / MANIFEST).is_file()
+    ):
+        raise RunExistsError(
+            f"{target} is there and no export of airtune, so it is never replaced; choose another "
+            "folder"
         )
 
 

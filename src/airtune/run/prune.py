@@ -1,0 +1,187 @@
+"""A smaller base before anything is tuned: pruned, mended, and taught by the dense model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from airtune.calibrate import SensitivityProbe, chosen_devices, measure_sensitivity, scored_state
+from airtune.cost import counts_for, pruning_path
+from airtune.errors import ModelError, RecipeError, RunInterruptedError
+from airtune.model.base import BaseModel
+from airtune.model.batch import Sequences
+from airtune.model.kept import Kept
+from airtune.model.mending import biased_layers
+from airtune.model.save import save_slice, whole_folder
+from airtune.model.saved import load_saved
+from airtune.model.slicing import choose_kept, slice_network
+from airtune.plan import WorkSpec
+from airtune.recipe import Recipe
+from airtune.records import write_atomically
+from airtune.run.execute import Watch
+from airtune.run.load import Assets, load_assets
+from airtune.run.manifest import MANIFEST, check_place, manifest_of, slice_of
+from airtune.work.batches import join
+from airtune.work.distil import distil_
+from airtune.work.evaluate import evaluate
+from airtune.work.network import mending_of
+
+STEPS = 100
+_DEVICES = 4
+"""Devices on whose data heads and channels are measured."""
+_WORK = WorkSpec(mend="least-squares", cumulative=True)
+
+
+@dataclass(frozen=True, slots=True)
+class PrunedBase:
+    """A smaller base that was written, and how good it is."""
+
+    folder: Path
+    parameters: int
+    of_parameters: int
+    """Of the dense model."""
+    steps: int
+    """Of distillation."""
+    dense: float
+    """Loss of the dense model on the test rows, in nats a scored token."""
+    mended: float
+    """Of the slice, mended by least squares."""
+    written: float
+    """Of what is in the folder, read back by plain transformers."""
+
+
+def prune_base(
+    recipe: Recipe,
+    prune: float,
+    *,
+    steps: int = STEPS,
+    output: Path | None = None,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+) -> PrunedBase:
+    """Write a smaller base model, which `model.source` takes in place of the dense one.
+
+    The recipe's training rows are read on this machine: to measure which heads and channels matter,
+    and as texts on which the slice learns to answer as the dense model does. Labels are not used.
+
+    Args:
+        recipe: checked; its model, data, batch size and seed are used.
+        prune: fraction of the blocks' weights to remove.
+        steps: of distillation, eight texts each; 0 = none.
+        output: folder to write; None = `pruned-<prune>` in the recipe's output folder.
+        overwrite: replace what is there.
+        watch: receives the progress.
+
+    Raises:
+        RecipeError: if `prune` or `steps` is out of range, or the task is not causal-lm.
+        DataError: if the data are missing, malformed or too few.
+        ModelError: if no plain config can say what is left, or what was written reads otherwise.
+        TrainingError: if the distillation diverges.
+        RunExistsError: if the output is there, or is nothing that `overwrite` may replace.
+        RunInterruptedError: on Ctrl-C; nothing is written then.
+        StorageError: if it cannot be written.
+    """
+    _check(recipe, prune, steps)
+    watch = watch or Watch()
+    target = output or Path(recipe.output) / f"pruned-{prune:g}"
+    if overwrite:
+        check_place(target)
+    watch.on_begin(target.name, 0)
+    try:
+        with whole_folder(target, overwrite=overwrite) as stage:
+            return replace(_written(stage, recipe, prune, steps, watch), folder=target)
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError("interrupted; nothing was written") from error
+
+
+def _check(recipe: Recipe, prune: float, steps: int) -> None:
+    if not 0.0 < prune < 1.0:
+        raise RecipeError(f"the fraction to prune must be above 0 and below 1, got {prune:g}")
+    if steps < 0:
+        raise RecipeError(f"steps must be 0 or more, got {steps}")
+    if recipe.data.task != "causal-lm":
+        raise RecipeError(
+            f"a base is pruned before tuning where data.task is causal-lm, got {recipe.data.task}: a "
+            "classifier's head has learnt nothing yet; tune with a method that prunes, fedspine for "
+            "instance"
+        )
+
+
+def _written(stage: Path, recipe: Recipe, prune: float, steps: int, watch: Watch) -> PrunedBase:
+    watch.on_stage("loading model and data")
+    whole = recipe.model.model_copy(update={"dtype": "float32", "load_in_4bit": False})
+    assets = load_assets(recipe.model_copy(update={"model": whole}))
+    base, test = assets.base, assets.data.test
+    watch.on_stage("measuring what heads and channels cost")
+    kept, student = _slice(recipe, assets, prune)
+    dense, mended = (evaluate(network, test).loss for network in (base.network, student))
+
+    def told(step: int, divergence: float) -> None:
+        if step % -(-steps // 10) == 0 or step == steps:
+            watch.on_stage(f"distilled {step} of {steps} steps, {divergence:.3f} nats from dense")
+
+    if steps:
+        watch.on_stage(f"distilling in {steps} steps")
+        held = [(part.train, range(len(part.train))) for part in assets.data.devices]
+        distil_(
+            student,
+            base.network,
+            join((rows, each) for rows, each in held if isinstance(rows, Sequences)),
+            steps=steps,
+            batch=recipe.train.per_device_train_batch_size,
+            seed=recipe.seed,
+            on_step=told,
+        )
+    save_slice(
+        stage, base, kept, student, constants=biased_layers(base, saved=True), overwrite=True
+    )
+    saved = load_saved(stage, base)
+    found = PrunedBase(stage, _size(saved), _size(base.network), steps, dense, mended, math.nan)
+    found = replace(found, written=evaluate(saved, test).loss)
+    in_memory = evaluate(student, test).loss
+    if not math.isclose(found.written, in_memory, rel_tol=1e-3):
+        raise ModelError(
+            f"the written model has a loss of {found.written:.4g} on the test rows, the one in memory "
+            f"{in_memory:.4g}; nothing is kept, report this"
+        )
+    _describe(stage, recipe, base, kept, found)
+    return found
+
+
+def _slice(recipe: Recipe, assets: Assets, prune: float) -> tuple[Kept, nn.Module]:
+    """Return what is left, and a slice mended by least squares whose tensors are its own."""
+    base, batch = assets.base, recipe.train.per_device_train_batch_size
+    few = chosen_devices(assets.data, _DEVICES)
+    probe = SensitivityProbe(base, few, _WORK, batch, recipe.seed)
+    scored = scored_state(probe)
+    if scored.importance is None:
+        raise ModelError("no device has rows to measure on; give data with more rows")
+    costs = measure_sensitivity(probe, scored)
+    path = pruning_path(base.shape, costs, heads=base.family.any_head_count)
+    counts = counts_for(base.shape, path, prune)
+    if counts is None:
+        raise RecipeError(
+            f"pruning {prune:g} would leave nothing of a block; the most is {path.pruned[-1]:.3f}"
+        )
+    kept = choose_kept(scored.importance, base.shape, *counts)
+    sliced = slice_network(base, kept, mending=mending_of(base, scored, _WORK))
+    return kept, copy.deepcopy(sliced)
+
+
+def _size(network: nn.Module) -> int:
+    return sum(one.numel() for one in network.parameters())
+
+
+def _describe(stage: Path, recipe: Recipe, base: BaseModel, kept: Kept, found: PrunedBase) -> None:
+    losses = {name: asdict(found)[name] for name in ("dense", "mended", "written")}
+    quality = {"loss": losses, "measured_on": "the test rows", "distilled_steps": found.steps}
+    about = manifest_of(recipe, base, "pruned", quality) | {
+        "method": "prune",
+        "slice": slice_of(base, kept),
+    }
+    write_atomically(stage / MANIFEST, json.dumps(about, indent=1) + "\n")
