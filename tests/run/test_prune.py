@@ -57,6 +57,8 @@ def test_distilling_changes_what_is_mended(small, tmp_path):
             1,
             "got classification: a classifier",
         ),
+        (["data=devices"], 0.3, 1, "rows of this machine; name a file"),
+        ([], 0.001, 0, "pruning 0.001 removes less than the constants"),
         ([], 0.9999, 0, "would leave nothing of a block; the most is"),
     ],
 )

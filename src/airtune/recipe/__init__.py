@@ -9,11 +9,12 @@ from airtune.recipe.read import (
     parse_yaml,
     sent_recipe,
 )
-from airtune.recipe.schema import EMBEDDED, Recipe
+from airtune.recipe.schema import EMBEDDED, ON_DEVICE, Recipe
 from airtune.recipe.template import commented_recipe, default_fleet
 
 __all__ = [
     "EMBEDDED",
+    "ON_DEVICE",
     "Recipe",
     "check_recipe",
     "commented_recipe",

@@ -20,6 +20,8 @@ from airtune.recipe.values import Duration, Energy, Name, Section, Share, Size, 
 
 EMBEDDED = "embedded"
 """`model.source` of the small model that is shipped."""
+ON_DEVICE = "devices"
+"""`data.source: devices`: every device has its own data, named by `airtune agent --data`."""
 
 TargetMetric = Literal["loss", "perplexity", "accuracy"]
 

@@ -21,7 +21,7 @@ from airtune.model.save import save_slice, whole_folder
 from airtune.model.saved import load_saved
 from airtune.model.slicing import choose_kept, slice_network
 from airtune.plan import WorkSpec
-from airtune.recipe import Recipe
+from airtune.recipe import ON_DEVICE, Recipe
 from airtune.records import write_atomically
 from airtune.run.execute import Watch
 from airtune.run.load import Assets, load_assets
@@ -111,6 +111,12 @@ def _check(recipe: Recipe, prune: float, steps: int) -> None:
             "instance"
         )
 
+    if recipe.data.source == ON_DEVICE:
+        raise RecipeError(
+            "data.source is devices, and a base is pruned on rows of this machine; name a file with "
+            "rows of the same kind: data.source=rows.jsonl"
+        )
+
 
 def _written(stage: Path, recipe: Recipe, prune: float, steps: int, watch: Watch) -> PrunedBase:
     watch.on_stage("loading model and data")
@@ -142,6 +148,11 @@ def _written(stage: Path, recipe: Recipe, prune: float, steps: int, watch: Watch
     )
     saved = load_saved(stage, base)
     found = PrunedBase(stage, _size(saved), _size(base.network), steps, dense, mended, math.nan)
+    if found.parameters >= found.of_parameters:
+        raise RecipeError(
+            f"pruning {prune:g} removes less than the constants of the mending add; prune more, 0.1 "
+            "for instance"
+        )
     found = replace(found, written=evaluate(saved, test).loss)
     in_memory = evaluate(student, test).loss
     if not math.isclose(found.written, in_memory, rel_tol=1e-3):

@@ -16,11 +16,8 @@ from airtune.model.batch import Sequences
 from airtune.model.frame import load_frame
 from airtune.model.images import Examples
 from airtune.plan import Ints
-from airtune.recipe import Recipe
+from airtune.recipe import ON_DEVICE, Recipe
 from airtune.run.load import is_vision, model_source, read_tokenizer
-
-ON_DEVICE = "devices"
-"""`data.source: devices`: every device has its own data, named by `airtune agent --data`."""
 
 
 @dataclass(frozen=True, slots=True)
