@@ -31,7 +31,6 @@ from airtune.work.distil import distil_
 from airtune.work.evaluate import evaluate
 from airtune.work.network import mending_of
 
-STEPS = 100
 _DEVICES = 4
 """Devices on whose data heads and channels are measured."""
 _WORK = WorkSpec(mend="least-squares", cumulative=True)
@@ -59,7 +58,7 @@ def prune_base(
     recipe: Recipe,
     prune: float,
     *,
-    steps: int = STEPS,
+    steps: int,
     output: Path | None = None,
     overwrite: bool = False,
     watch: Watch | None = None,
@@ -110,7 +109,6 @@ def _check(recipe: Recipe, prune: float, steps: int) -> None:
             "classifier's head has learnt nothing yet; tune with a method that prunes, fedspine for "
             "instance"
         )
-
     if recipe.data.source == ON_DEVICE:
         raise RecipeError(
             "data.source is devices, and a base is pruned on rows of this machine; name a file with "
@@ -126,42 +124,31 @@ def _written(stage: Path, recipe: Recipe, prune: float, steps: int, watch: Watch
     watch.on_stage("measuring what heads and channels cost")
     kept, student = _slice(recipe, assets, prune)
     dense, mended = (evaluate(network, test).loss for network in (base.network, student))
-
-    def told(step: int, divergence: float) -> None:
-        if step % -(-steps // 10) == 0 or step == steps:
-            watch.on_stage(f"distilled {step} of {steps} steps, {divergence:.3f} nats from dense")
-
     if steps:
-        watch.on_stage(f"distilling in {steps} steps")
-        held = [(part.train, range(len(part.train))) for part in assets.data.devices]
-        distil_(
-            student,
-            base.network,
-            join((rows, each) for rows, each in held if isinstance(rows, Sequences)),
-            steps=steps,
-            batch=recipe.train.per_device_train_batch_size,
-            seed=recipe.seed,
-            on_step=told,
-        )
+        _distil_(student, recipe, assets, steps, watch)
     save_slice(
         stage, base, kept, student, constants=biased_layers(base, saved=True), overwrite=True
     )
     saved = load_saved(stage, base)
-    found = PrunedBase(stage, _size(saved), _size(base.network), steps, dense, mended, math.nan)
+    written = evaluate(saved, test).loss
+    found = PrunedBase(stage, _size(saved), _size(base.network), steps, dense, mended, written)
+    _check_written(found, prune, in_memory=evaluate(student, test).loss)
+    _describe(stage, recipe, base, kept, found)
+    return found
+
+
+def _check_written(found: PrunedBase, prune: float, *, in_memory: float) -> None:
+    """Refuse a model that is no smaller, or answers otherwise when it is read back."""
     if found.parameters >= found.of_parameters:
         raise RecipeError(
             f"pruning {prune:g} removes less than the constants of the mending add; prune more, 0.1 "
             "for instance"
         )
-    found = replace(found, written=evaluate(saved, test).loss)
-    in_memory = evaluate(student, test).loss
     if not math.isclose(found.written, in_memory, rel_tol=1e-3):
         raise ModelError(
             f"the written model has a loss of {found.written:.4g} on the test rows, the one in memory "
             f"{in_memory:.4g}; nothing is kept, report this"
         )
-    _describe(stage, recipe, base, kept, found)
-    return found
 
 
 def _slice(recipe: Recipe, assets: Assets, prune: float) -> tuple[Kept, nn.Module]:
@@ -182,6 +169,26 @@ def _slice(recipe: Recipe, assets: Assets, prune: float) -> tuple[Kept, nn.Modul
     kept = choose_kept(scored.importance, base.shape, *counts)
     sliced = slice_network(base, kept, mending=mending_of(base, scored, _WORK))
     return kept, copy.deepcopy(sliced)
+
+
+def _distil_(student: nn.Module, recipe: Recipe, assets: Assets, steps: int, watch: Watch) -> None:
+    """Let a slice learn from the dense model on the training rows of all devices."""
+
+    def told(step: int, divergence: float) -> None:
+        if step % -(-steps // 10) == 0 or step == steps:
+            watch.on_stage(f"distilled {step} of {steps} steps, {divergence:.3f} nats from dense")
+
+    watch.on_stage(f"distilling in {steps} steps")
+    held = [part.train for part in assets.data.devices if isinstance(part.train, Sequences)]
+    distil_(
+        student,
+        assets.base.network,
+        join((rows, range(len(rows))) for rows in held),
+        steps=steps,
+        batch=recipe.train.per_device_train_batch_size,
+        seed=recipe.seed,
+        on_step=told,
+    )
 
 
 def _size(network: nn.Module) -> int:
