@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from torch import nn
 
-from airtune.cost import counts_for, pruning_path
 from airtune.data.samples import TextRows, read_samples
 from airtune.engine.checkpoint import Checkpoint, load_checkpoint
 from airtune.errors import CheckpointError, ModelError, RecipeError
@@ -23,7 +22,6 @@ from airtune.model.lora import take
 from airtune.model.save import save_adapter, save_pruned, whole_folder
 from airtune.model.saved import load_adapted, load_saved
 from airtune.model.server import evaluated
-from airtune.model.slicing import choose_kept
 from airtune.model.state import GlobalState, current_base
 from airtune.plan import Sensitivity, WorkSpec
 from airtune.recipe import Recipe
@@ -40,13 +38,13 @@ from airtune.run.manifest import (
     check_place,
     manifest_of,
     quality_of,
-    slice_of,
     unmeasured,
 )
 from airtune.run.method import choose_method
 from airtune.run.replay import replay
 from airtune.run.selfcheck import self_check
 from airtune.run.sensitivity import remembered_sensitivity
+from airtune.run.slices import check_fraction, kept_at, slice_of
 from airtune.work.network import mending_of, tuned_network
 
 Format = Literal["adapter", "merged", "pruned", "gguf", "adapter-gguf"]
@@ -256,8 +254,7 @@ def _check_asked(format: str, prune: float | None, round: str) -> None:
         raise RecipeError(f"round must be best or last, got {round!r}")
     if prune is None:
         return
-    if not 0.0 < prune < 1.0:
-        raise RecipeError(f"prune must be above 0 and below 1, got {prune:g}")
+    check_fraction(prune)
     if format in ("adapter", "adapter-gguf"):
         raise RecipeError(
             f"prune {prune:g} is for merged, pruned and gguf: an adapter holds nothing of the "
@@ -339,10 +336,4 @@ def _kept(trained: _Trained, format: Format, prune: float | None) -> Kept:
             "the run never pruned, so it measured no importance to prune by; export merged, or tune "
             "with a method that prunes, jcpba or uniform-prune for instance"
         )
-    path = pruning_path(shape, trained.sensitivity, heads=trained.base.family.any_head_count)
-    counts = counts_for(shape, path, prune)
-    if counts is None:
-        raise RecipeError(
-            f"prune {prune:g} would leave nothing of a block; the most is {path.pruned[-1]:.3f}"
-        )
-    return choose_kept(state.importance, shape, *counts)
+    return kept_at(trained.base, state.importance, trained.sensitivity, prune)

@@ -14,7 +14,6 @@ from airtune.errors import ModelError, RunExistsError
 from airtune.model.base import BaseModel
 from airtune.model.classes import class_names
 from airtune.model.gguf.source import is_gguf
-from airtune.model.kept import Kept
 from airtune.recipe import Recipe
 from airtune.records import RunRecord
 from airtune.run.load import base_folder
@@ -98,22 +97,6 @@ def check_better(folder: Path, quality: Mapping[str, Any], prune: float | None) 
             f"the model of {folder} has a validation loss of {tuned:.4g}, the untuned one "
             f"{untuned:.4g}; tune it longer, or export it all the same: {ANYWAY}"
         )
-
-
-def slice_of(base: BaseModel, kept: Kept) -> dict[str, Any]:
-    """Return what is left of the model, in counts."""
-    shape, groups, channels = base.shape, len(kept.groups[0]), len(kept.channels[0])
-    pruned = shape.pruned_fraction(1.0 - groups / shape.kv_groups, 1.0 - channels / shape.ffn)
-    found: dict[str, Any] = {
-        "groups": groups,
-        "of_groups": shape.kv_groups,
-        "channels": channels,
-        "of_channels": shape.ffn,
-        "pruned": float(pruned),
-    }
-    if channels < shape.ffn and not base.family.any_head_count:
-        found["heads"] = f"kept: a plain {base.family.name} config cannot have fewer"
-    return found
 
 
 def check_place(target: Path) -> None:

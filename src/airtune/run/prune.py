@@ -11,7 +11,6 @@ from pathlib import Path
 from torch import nn
 
 from airtune.calibrate import SensitivityProbe, chosen_devices, measure_sensitivity, scored_state
-from airtune.cost import counts_for, pruning_path
 from airtune.errors import ModelError, RecipeError, RunInterruptedError
 from airtune.model.base import BaseModel
 from airtune.model.batch import Sequences
@@ -19,20 +18,21 @@ from airtune.model.kept import Kept
 from airtune.model.mending import biased_layers
 from airtune.model.save import save_slice, whole_folder
 from airtune.model.saved import load_saved
-from airtune.model.slicing import choose_kept, slice_network
+from airtune.model.slicing import slice_network
 from airtune.plan import WorkSpec
 from airtune.recipe import ON_DEVICE, Recipe
 from airtune.records import write_atomically
 from airtune.run.execute import Watch
 from airtune.run.load import Assets, load_assets
-from airtune.run.manifest import MANIFEST, check_place, manifest_of, slice_of
+from airtune.run.manifest import MANIFEST, check_place, manifest_of
+from airtune.run.selfcheck import count_parameters
+from airtune.run.sensitivity import DEVICES
+from airtune.run.slices import check_fraction, kept_at, slice_of
 from airtune.work.batches import join
 from airtune.work.distil import distil_
 from airtune.work.evaluate import evaluate
 from airtune.work.network import mending_of
 
-_DEVICES = 4
-"""Devices on whose data heads and channels are measured."""
 _WORK = WorkSpec(mend="least-squares", cumulative=True)
 
 
@@ -99,8 +99,7 @@ def prune_base(
 
 
 def _check(recipe: Recipe, prune: float, steps: int) -> None:
-    if not 0.0 < prune < 1.0:
-        raise RecipeError(f"the fraction to prune must be above 0 and below 1, got {prune:g}")
+    check_fraction(prune)
     if steps < 0:
         raise RecipeError(f"steps must be 0 or more, got {steps}")
     if recipe.data.task != "causal-lm":
@@ -131,7 +130,15 @@ def _written(stage: Path, recipe: Recipe, prune: float, steps: int, watch: Watch
     )
     saved = load_saved(stage, base)
     written = evaluate(saved, test).loss
-    found = PrunedBase(stage, _size(saved), _size(base.network), steps, dense, mended, written)
+    found = PrunedBase(
+        stage,
+        count_parameters(saved),
+        count_parameters(base.network),
+        steps,
+        dense,
+        mended,
+        written,
+    )
     _check_written(found, prune, in_memory=evaluate(student, test).loss)
     _describe(stage, recipe, base, kept, found)
     return found
@@ -154,19 +161,12 @@ def _check_written(found: PrunedBase, prune: float, *, in_memory: float) -> None
 def _slice(recipe: Recipe, assets: Assets, prune: float) -> tuple[Kept, nn.Module]:
     """Return what is left, and a slice mended by least squares whose tensors are its own."""
     base, batch = assets.base, recipe.train.per_device_train_batch_size
-    few = chosen_devices(assets.data, _DEVICES)
+    few = chosen_devices(assets.data, DEVICES)
     probe = SensitivityProbe(base, few, _WORK, batch, recipe.seed)
     scored = scored_state(probe)
     if scored.importance is None:
         raise ModelError("no device has rows to measure on; give data with more rows")
-    costs = measure_sensitivity(probe, scored)
-    path = pruning_path(base.shape, costs, heads=base.family.any_head_count)
-    counts = counts_for(base.shape, path, prune)
-    if counts is None:
-        raise RecipeError(
-            f"pruning {prune:g} would leave nothing of a block; the most is {path.pruned[-1]:.3f}"
-        )
-    kept = choose_kept(scored.importance, base.shape, *counts)
+    kept = kept_at(base, scored.importance, measure_sensitivity(probe, scored), prune)
     sliced = slice_network(base, kept, mending=mending_of(base, scored, _WORK))
     return kept, copy.deepcopy(sliced)
 
@@ -189,10 +189,6 @@ def _distil_(student: nn.Module, recipe: Recipe, assets: Assets, steps: int, wat
         seed=recipe.seed,
         on_step=told,
     )
-
-
-def _size(network: nn.Module) -> int:
-    return sum(one.numel() for one in network.parameters())
 
 
 def _describe(stage: Path, recipe: Recipe, base: BaseModel, kept: Kept, found: PrunedBase) -> None:

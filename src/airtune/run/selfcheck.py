@@ -57,8 +57,8 @@ def self_check(saved: nn.Module, base: BaseModel) -> SelfCheck:
         taken_s = _times([partial(_written, network, ids) for network in both])
         token_s, dense_token_s = (each / WRITTEN for each in taken_s)
     return SelfCheck(
-        _count(saved),
-        _count(base.network),
+        count_parameters(saved),
+        count_parameters(base.network),
         _bytes(saved),
         _bytes(base.network),
         forward_s,
@@ -99,7 +99,8 @@ def _written(network: Any, ids: torch.Tensor) -> object:
     return write_greedily(network, prompt, tokens=WRITTEN, ends=None, pad=0, at_least=WRITTEN)
 
 
-def _count(network: nn.Module) -> int:
+def count_parameters(network: nn.Module) -> int:
+    """Return how many numbers a network holds; a tied weight counts once."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 
