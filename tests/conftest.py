@@ -1,6 +1,7 @@
 """What holds for every test."""
 
 import os
+import re
 
 # One thread a process: the tests run in as many processes as there are cores, and start more.
 # It is set before torch is imported, and processes that a test starts inherit it.
@@ -16,7 +17,7 @@ settings.load_profile("any machine")
 
 
 def slow_tests() -> set[str]:
-    """Return the files, tests and cases that `slow.txt` names."""
+    """Return the files, tests and cases that `slow.txt` names, and the words in brackets."""
     names, file = set(), ""
     for line in Path(__file__).with_name("slow.txt").read_text().splitlines():
         if line.startswith("  "):
@@ -38,7 +39,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     found = set()
     for item in items:
         file, _, test = item.nodeid.partition("::")
-        names = {file, f"{file}::{test.partition('[')[0]}", item.nodeid} & slow
+        function, _, case = test.partition("[")
+        words = {f"[{word}]" for word in re.split(r"[-\s\]]", case)}
+        names = ({file, f"{file}::{function}", item.nodeid} | words) & slow
         if names:
             item.add_marker(pytest.mark.slow)
         found |= names
@@ -48,7 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[UNKNOWN] = {
         name
         for name in slow - found
-        if (file := name.partition("::")[0]) in whole or not (config.rootpath / file).is_file()
+        if not name.startswith("[")
+        and ((file := name.partition("::")[0]) in whole or not (config.rootpath / file).is_file())
     }
 
 

@@ -19,7 +19,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, ndtri
 
 from airtune.plan import CodecSpec, Floats
 
@@ -114,6 +113,8 @@ def _bound_bits(kind: str, keep: float, bits: int, step: float, row: int = 0) ->
     """Return the bound in bits an entry; rows of so many entries have a largest level of their own."""
     if kind == "topk":
         return binary_entropy(keep) + keep * (1.0 + _level_entropy(keep, bits, row))
+    from scipy.special import ndtr
+
     edges = (np.arange(-128, 128) + 0.5) * step
     share = np.diff(ndtr(edges))
     entropy = _entropy(share)
@@ -140,6 +141,8 @@ def _level_entropy(keep: float, bits: int, row: int) -> float:
 
 
 def _half_normal_quantile(probability: Floats) -> Floats:
+    from scipy.special import ndtri
+
     return np.asarray(ndtri(0.5 + 0.5 * probability))
 
 

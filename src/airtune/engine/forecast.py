@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from airtune.cost import Prediction
 from airtune.engine.base import ExpectedRound
@@ -247,6 +246,8 @@ def _where(chosen: Bools, seconds: Floats) -> Floats:
 
 def _last(mu: Floats, sigma: Floats) -> tuple[float, float, float]:
     """Return quantiles of the largest of independent log-normal variables, by bisection."""
+    from scipy.special import ndtr
+
     goals = np.array([LOW, 0.5, HIGH])
     low = np.full(3, float(np.min(mu - 9 * sigma)))
     high = np.full(3, float(np.max(mu + 9 * sigma)))

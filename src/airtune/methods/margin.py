@@ -15,8 +15,9 @@ moves z is this project's.
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
-from scipy.special import ndtri
 
 from airtune.plan import Floats, Ints, Results, State
 
@@ -38,7 +39,7 @@ def no_reports(devices: int, quantile: float) -> State:
         "late_variance": np.full(devices, _FIRST**2),
         "late_reports": np.zeros(devices, np.int64),
         "expected_s": np.full(devices, np.nan),
-        "late_z": float(ndtri(quantile ** (1.0 / devices))),
+        "late_z": NormalDist().inv_cdf(quantile ** (1.0 / devices)),
         "planned_s": float("nan"),
     }
 

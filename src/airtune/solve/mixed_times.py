@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from scipy.optimize import brentq
 
 from airtune.plan import Bools, Floats, Ints
 from airtune.solve.mixed_problem import MixedProblem
@@ -139,6 +138,8 @@ def round_times(
     if over(ends[1]) > 0.0:
         return late
     if over(ends[0]) > 0.0:
+        from scipy.optimize import brentq
+
         root = brentq(over, *ends, xtol=tolerance, rtol=1e-14)
         high = min(float(np.exp(root + 2.0 * tolerance)), high)
     else:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import nnls
 
 from airtune.plan import Floats, PrunedRounds
 from airtune.solve.bandwidth import divide_min_max
@@ -60,6 +59,8 @@ def convex_rounds(rows: Sequence[PrunedRounds]) -> tuple[Floats, Floats]:
     """
     if len(rows) < 2:
         return np.zeros(1), np.zeros(1)
+    from scipy.optimize import nnls
+
     rate = np.array([row.pruned for row in rows])
     hinges = np.maximum(rate[:, None] - rate[None, :-1], 0.0)
     slopes, _ = nnls(hinges, np.array([row.log_rounds for row in rows]))

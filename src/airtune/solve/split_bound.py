@@ -12,7 +12,6 @@ import heapq
 import itertools
 
 import numpy as np
-from scipy.optimize import linprog
 
 from airtune.plan import Floats
 from airtune.solve.split_menu import Prices, SplitMenu
@@ -99,6 +98,8 @@ def _flat(prices: Prices) -> Floats:
 
 def highest(menu: SplitMenu, cuts: list[Floats], unit: Floats, best: Prices) -> Prices | None:
     """Return the prices halfway to where the least of the cuts is highest; None = no progress."""
+    from scipy.optimize import linprog
+
     links, table = best.link.shape[0], np.array(cuts)
     answer = linprog(
         np.append(np.zeros(unit.size), -1.0),
