@@ -15,7 +15,7 @@ from airtune.data.conversation import join_prompts, read_conversations
 from airtune.data.draw import at_most, set_aside
 from airtune.data.embedded import EMBEDDED_PREFIX
 from airtune.data.labels import label_keys, label_map, spelling_ledger
-from airtune.data.ledger import DataLedger, RowCounts
+from airtune.data.ledger import UNSUPPORTED, DataLedger, RowCounts
 from airtune.data.nested import with_nested
 from airtune.data.read import read_rows
 from airtune.data.spec import DataSpec
@@ -150,7 +150,7 @@ def _usable(table: Table, columns: Mapping[str, str]) -> tuple[Table, RowCounts]
         if "messages" in columns:
             why.append("has no answer to train on")
         if unsupported.any():
-            why.append("has a turn of a tool, of an unknown role, or without text")
+            why.append(f"has {UNSUPPORTED}")
         raise DataError(f"every row of {table.source} {', or '.join(why)}")
     counts = RowCounts(
         read=len(table),

@@ -45,6 +45,8 @@ class CountKind:
     """What to do about it, said where the share is large."""
 
 
+UNSUPPORTED = "a turn of a tool, of an unknown role, or without text"
+
 KINDS: Mapping[str, CountKind] = {
     "blank": CountKind("left out: no text or image", "fill or remove them"),
     "unlabelled": CountKind("left out: no label", "label or remove them"),
@@ -52,8 +54,7 @@ KINDS: Mapping[str, CountKind] = {
         "left out: no answer of the assistant to a user", "answer or remove them"
     ),
     "unsupported": CountKind(
-        "left out: a turn of a tool, of an unknown role, or without text",
-        "take those turns out of the conversations",
+        f"left out: {UNSUPPORTED}", "take those turns out of the conversations"
     ),
     "dropped": CountKind(
         "left out: the prompt alone fills data.max_length",

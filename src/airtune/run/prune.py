@@ -15,7 +15,7 @@ from airtune.errors import ModelError, RecipeError, RunInterruptedError
 from airtune.model.base import BaseModel
 from airtune.model.batch import Sequences
 from airtune.model.kept import Kept
-from airtune.model.mending import biased_layers
+from airtune.model.mending import Mending
 from airtune.model.save import save_slice, whole_folder
 from airtune.model.saved import load_saved
 from airtune.model.slicing import slice_network
@@ -121,13 +121,11 @@ def _written(stage: Path, recipe: Recipe, prune: float, steps: int, watch: Watch
     assets = load_assets(recipe.model_copy(update={"model": whole}))
     base, test = assets.base, assets.data.test
     watch.on_stage("measuring what heads and channels cost")
-    kept, student = _slice(recipe, assets, prune)
+    kept, mending, student = _slice(recipe, assets, prune)
     dense, mended = (evaluate(network, test).loss for network in (base.network, student))
     if steps:
         _distil_(student, recipe, assets, steps, watch)
-    save_slice(
-        stage, base, kept, student, constants=biased_layers(base, saved=True), overwrite=True
-    )
+    save_slice(stage, base, kept, student, constants=mending.biased, overwrite=True)
     saved = load_saved(stage, base)
     written = evaluate(saved, test).loss
     found = PrunedBase(
@@ -139,7 +137,7 @@ def _written(stage: Path, recipe: Recipe, prune: float, steps: int, watch: Watch
         mended,
         written,
     )
-    _check_written(found, prune, in_memory=evaluate(student, test).loss)
+    _check_written(found, prune, in_memory=evaluate(student, test).loss if steps else mended)
     _describe(stage, recipe, base, kept, found)
     return found
 
@@ -158,17 +156,17 @@ def _check_written(found: PrunedBase, prune: float, *, in_memory: float) -> None
         )
 
 
-def _slice(recipe: Recipe, assets: Assets, prune: float) -> tuple[Kept, nn.Module]:
-    """Return what is left, and a slice mended by least squares whose tensors are its own."""
+def _slice(recipe: Recipe, assets: Assets, prune: float) -> tuple[Kept, Mending, nn.Module]:
+    """Return what is left, how it is mended, and the slice, whose tensors are its own."""
     base, batch = assets.base, recipe.train.per_device_train_batch_size
     few = chosen_devices(assets.data, DEVICES)
     probe = SensitivityProbe(base, few, _WORK, batch, recipe.seed)
     scored = scored_state(probe)
-    if scored.importance is None:
+    mending = mending_of(base, scored, _WORK)
+    if mending is None or scored.importance is None:
         raise ModelError("no device has rows to measure on; give data with more rows")
     kept = kept_at(base, scored.importance, measure_sensitivity(probe, scored), prune)
-    sliced = slice_network(base, kept, mending=mending_of(base, scored, _WORK))
-    return kept, copy.deepcopy(sliced)
+    return kept, mending, copy.deepcopy(slice_network(base, kept, mending=mending))
 
 
 def _distil_(student: nn.Module, recipe: Recipe, assets: Assets, steps: int, watch: Watch) -> None:
