@@ -64,7 +64,8 @@ def distil_(
     drawn = draw_batches(len(texts), steps=steps, batch=ROWS, stream=generator(seed, "distil"))
     device = next(student.parameters()).device
     for step, rows in enumerate(drawn, 1):
-        parts = np.array_split(rows, -(-ROWS // batch))
+        by_length = sorted(rows, key=lambda row: len(texts.tokens[row]))  # which pads least
+        parts = np.array_split(by_length, -(-ROWS // batch))
         batches = [_everywhere(collate(texts, part, device=device)) for part in parts]
         divergence = _gradients_(student, teacher, batches)
         if not math.isfinite(divergence):
