@@ -20,8 +20,8 @@ def small(tmp_path_factory):
 
 def test_plain_transformers_loads_it_with_the_loss_that_is_told(small, assets):
     network = AutoModelForCausalLM.from_pretrained(small.folder).eval()
-    assert sum(one.numel() for one in network.parameters()) == small.parameters
-    assert small.parameters < small.of_parameters
+    assert sum(one.numel() for one in network.parameters()) == small.check.parameters
+    assert small.check.parameters < small.check.dense_parameters
     assert evaluate(network, assets.data.test).loss == pytest.approx(small.written, rel=1e-5)
     assert evaluate(assets.base.network, assets.data.test).loss == pytest.approx(small.dense)
     tokenizer = AutoTokenizer.from_pretrained(small.folder)
@@ -30,6 +30,7 @@ def test_plain_transformers_loads_it_with_the_loss_that_is_told(small, assets):
     told = json.loads((small.folder / "airtune.json").read_text())
     assert told["slice"]["pruned"] == pytest.approx(0.3, abs=0.02)
     assert told["quality"]["loss"]["written"] == small.written
+    assert told["self_check"]["tensor_bytes"] < told["self_check"]["dense_tensor_bytes"]
 
 
 def test_a_run_tunes_it(small, tmp_path):

@@ -25,7 +25,7 @@ from airtune.records import write_atomically
 from airtune.run.execute import Watch
 from airtune.run.load import Assets, load_assets
 from airtune.run.manifest import MANIFEST, check_place, manifest_of
-from airtune.run.selfcheck import count_parameters
+from airtune.run.selfcheck import SelfCheck, self_check
 from airtune.run.sensitivity import DEVICES
 from airtune.run.slices import check_fraction, kept_at, slice_of
 from airtune.work.batches import join
@@ -41,9 +41,8 @@ class PrunedBase:
     """A smaller base that was written, and how good it is."""
 
     folder: Path
-    parameters: int
-    of_parameters: int
-    """Of the dense model."""
+    check: SelfCheck
+    """What it weighs and how fast it is, beside the dense model."""
     steps: int
     """Of distillation."""
     dense: float
@@ -128,15 +127,7 @@ def _written(stage: Path, recipe: Recipe, prune: float, steps: int, watch: Watch
     save_slice(stage, base, kept, student, constants=mending.biased, overwrite=True)
     saved = load_saved(stage, base)
     written = evaluate(saved, test).loss
-    found = PrunedBase(
-        stage,
-        count_parameters(saved),
-        count_parameters(base.network),
-        steps,
-        dense,
-        mended,
-        written,
-    )
+    found = PrunedBase(stage, self_check(saved, base), steps, dense, mended, written)
     _check_written(found, prune, in_memory=evaluate(student, test).loss if steps else mended)
     _describe(stage, recipe, base, kept, found)
     return found
@@ -144,7 +135,7 @@ def _written(stage: Path, recipe: Recipe, prune: float, steps: int, watch: Watch
 
 def _check_written(found: PrunedBase, prune: float, *, in_memory: float) -> None:
     """Refuse a model that is no smaller, or answers otherwise when it is read back."""
-    if found.parameters >= found.of_parameters:
+    if found.check.parameters >= found.check.dense_parameters:
         raise RecipeError(
             f"pruning {prune:g} removes less than the constants of the mending add; prune more, 0.1 "
             "for instance"
@@ -195,5 +186,6 @@ def _describe(stage: Path, recipe: Recipe, base: BaseModel, kept: Kept, found: P
     about = manifest_of(recipe, base, "pruned", quality) | {
         "method": "prune",
         "slice": slice_of(base, kept),
+        "self_check": asdict(found.check),
     }
     write_atomically(stage / MANIFEST, json.dumps(about, indent=1) + "\n")
