@@ -11,6 +11,7 @@ import typer
 from airtune.cli.console import print_json, print_line
 from airtune.cli.options import AsJson, Settings, Words, split_words
 from airtune.recipe import load_recipe
+from airtune.units import format_bytes
 
 
 def prune(
@@ -59,8 +60,8 @@ def prune(
         return
     check = found.check
     print_line(
-        f"{check.parameters:,} of {check.dense_parameters:,} parameters are left; a batch takes "
-        f"{check.forward_s / check.dense_forward_s:.0%} of the dense model's time on this machine"
+        f"{check.parameters:,} of {check.dense_parameters:,} parameters are left, "
+        f"{format_bytes(check.tensor_bytes)} of {format_bytes(check.dense_tensor_bytes)}"
     )
     print_line(
         f"loss on the test rows: dense {found.dense:.4g}, pruned and mended {found.mended:.4g}, "
