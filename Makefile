@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Tests start hundreds of processes; where this is set, each compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test style types quick check-all chaos bench lint clean
+.PHONY: demo test lint types check-all chaos bench clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,22 +20,17 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## fine-tune the embedded model over the embedded fleet and write a report
 	$(BIN)/airtune demo
 
-test: style  ## the gate: format, lint, types, doctests, tests
-	$(MAKE) --no-print-directory --jobs=2 types quick
+test: lint  ## the gate: format, lint, doctests, tests
+	$(PYTEST) -m "not slow"
 
-lint: style types
-
-style: $(READY)
+lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
 types: $(READY)
 	$(BIN)/mypy
 
-quick: $(READY)
-	$(PYTEST) -m "not slow"
-
-check-all: lint  ## the gate and the slow tests, and the lines that none of them runs
+check-all: lint types  ## the gate, types and the slow tests, and the lines that none of them runs
 	$(PYTEST) --cov
 
 chaos: $(READY)  ## the fault table: devices, servers, links and disks that fail or lie
