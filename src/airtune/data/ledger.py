@@ -46,6 +46,7 @@ class CountKind:
 
 
 UNSUPPORTED = "a turn of a tool, of an unknown role, or without text"
+"""What leaves out a conversation, in words."""
 
 KINDS: Mapping[str, CountKind] = {
     "blank": CountKind("left out: no text or image", "fill or remove them"),
